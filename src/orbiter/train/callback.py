@@ -1,0 +1,79 @@
+"""Calling the user's code: sync or async alike, many at once, politely, with a time limit.
+
+Left out: retries and rate control. Whoever calls knows whether a second try is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def is_async(fn: Callable[..., object]) -> bool:
+    """Say whether calling `fn` gives an awaitable, as far as its definition tells."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
+        getattr(fn, "__call__", None)  # noqa: B004 - the method's definition is wanted, not a yes or no
+    )
+
+
+async def call(
+    fn: Callable[..., R | Awaitable[R]], *args: object, timeout_seconds: float | None = None
+) -> R:
+    """Await `fn(*args)`, whether it is a coroutine function or a plain one.
+
+    A plain function runs in a worker thread, so that a slow one does not hold up the event loop;
+    context variables are carried over. What a plain function returns may itself be awaitable.
+
+    Raises:
+        TimeoutError: after `timeout_seconds`. A thread cannot be killed: a plain function that
+            was given up goes on in the background, and its answer is thrown away.
+    """
+    async with asyncio.timeout(timeout_seconds):
+        if is_async(fn):
+            result = fn(*args)
+        else:
+            context = contextvars.copy_context()
+            result = await asyncio.to_thread(context.run, fn, *args)
+        if inspect.isawaitable(result):
+            return await result
+        return result
+
+
+async def call_here(fn: Callable[..., R | Awaitable[R]], *args: object) -> R:
+    """Like `call`, but a plain function runs on the event loop itself: for quick checks."""
+    result = fn(*args)
+    if inspect.isawaitable(result):
+        return await result
+    return result
+
+
+async def map_bounded(
+    items: Sequence[T], fn: Callable[[T], Awaitable[R]], *, concurrency: int
+) -> list[R]:
+    """Await `fn` on every item, `concurrency` at once at most; results in the items' order.
+
+    The first failure cancels the rest and is raised as it is, not as a group.
+    """
+    queue = iter(enumerate(items))
+    results: dict[int, R] = {}
+
+    async def worker() -> None:
+        for index, item in queue:
+            results[index] = await fn(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(concurrency, len(items))):
+                group.create_task(worker())
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures.exceptions[0].__cause__
+    return [results[index] for index in range(len(items))]

@@ -1,0 +1,202 @@
+"""Files that survive: an atomic write, an append-only log, a single-writer lock.
+
+Everything durable in this package (trajectories, journals of pipelines, metrics, checkpoints)
+stands on these three. Left out: formats; a record is bytes here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+from orbiter.train.errors import StorageError
+
+Durability = Literal["process", "group", "disk"]
+"""What an acknowledged record survives: the death of the process; of the machine but for the last
+group of records; of the machine."""
+
+GROUP_SIZE = 64
+"""Records between two fsyncs with durability "group"."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Write a file that is either wholly there or not at all.
+
+    The bytes go to a temporary file beside `path`, are fsynced, and take the name in one rename.
+    An error inside the block leaves what stood at `path` untouched and no temporary file behind.
+    """
+    target = Path(path)
+    staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with staged.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(target)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    fsync_directory(target.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the renames and new names inside a folder durable, where the system knows how."""
+    if os.name == "nt":
+        return  # Windows has no handle on a folder; NTFS journals the rename itself
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Recovered(NamedTuple):
+    """What opening a log found."""
+
+    records: int
+    """Whole records."""
+    torn_bytes: int
+    """Length of an unfinished last record, moved aside to `<name>.torn`; 0 where there was none."""
+
+
+class AppendLog:
+    """An append-only file of lines: one `write` a record, so that a kill loses nothing acknowledged.
+
+    A record must not contain a newline byte. A kill in the middle of a write can leave an
+    unfinished last line: it is found at the next opening, moved aside and counted in `recovered`.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, durability: Durability = "process"
+    ) -> None:
+        """Open or create the log at `path`; its folder is made where it is missing.
+
+        Raises:
+            StorageError: another live process has the log open for writing, or it is no file.
+        """
+        self.path = Path(path)
+        self.durability = durability
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
+        self.recovered = _set_torn_tail_aside(self.path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._file = os.open(self.path, flags, 0o666)
+        self._unsynced = 0
+        if durability != "process":
+            fsync_directory(self.path.parent)
+
+    def append(self, record: bytes) -> None:
+        """Add one record; when this returns, the record is as safe as `durability` says."""
+        line = record + b"\n"
+        written = os.write(self._file, line)
+        while written < len(line):  # a full disk or a signal can cut a write short
+            written += os.write(self._file, line[written:])
+        if self.durability == "process":
+            return
+        self._unsynced += 1
+        if self.durability == "disk" or self._unsynced >= GROUP_SIZE:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force everything appended so far onto the disk."""
+        os.fsync(self._file)
+        self._unsynced = 0
+
+    def close(self) -> None:
+        """Sync where the durability promises it, and let go of the file and the lock."""
+        if self._file >= 0:
+            if self._unsynced:
+                self.sync()
+            os.close(self._file)
+            self._file = -1
+            self._lock.release()
+
+    def __enter__(self) -> AppendLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Yield the whole records of a log, without the newline; an unfinished last line is left out.
+
+    Needs no lock: a log can be read while another process writes it. A missing file has none.
+    """
+    with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield line[:-1]
+
+
+def _set_torn_tail_aside(path: Path) -> Recovered:
+    if not path.exists():
+        return Recovered(0, 0)
+    if not path.is_file():
+        raise StorageError(f"{path} is not a file, so it cannot be a log")
+    count, whole = 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                count, whole = count + 1, whole + len(line)
+            else:
+                with path.with_name(path.name + ".torn").open("ab") as torn:
+                    torn.write(line + b"\n")
+    torn_bytes = path.stat().st_size - whole
+    if torn_bytes:
+        os.truncate(path, whole)
+    return Recovered(count, torn_bytes)
+
+
+class FileLock:
+    """Says "I am the writer"; let go by the system when the process dies, however it dies."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Take the lock at `path`.
+
+        Raises:
+            StorageError: another living process holds it; the message names its process id.
+        """
+        self.path = Path(path)
+        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(self._handle)
+        except OSError as error:
+            owner = os.pread(self._handle, 32, 1).decode("ascii", "replace").strip() if (
+                hasattr(os, "pread")
+            ) else "?"
+            os.close(self._handle)
+            raise StorageError(
+                f"{self.path} is held by process {owner or '?'}: only one process may write here "
+                "at a time"
+            ) from error
+        os.ftruncate(self._handle, 0)
+        os.write(self._handle, f" {os.getpid()}\n".encode("ascii"))
+
+    def release(self) -> None:
+        """Let another process (or another object in this one) become the writer."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+
+if os.name == "nt":
+    import msvcrt
+
+    def _lock(handle: int) -> None:
+        # Only byte 0 is locked: the process id behind it stays readable for the refusal's message.
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(handle: int) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
