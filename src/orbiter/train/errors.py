@@ -2,7 +2,7 @@
 
     TrainError
     ├── ConfigError        (ValueError)    a setting that cannot mean anything
-    ├── DataError          (ValueError)    an item, a file or a data set that is not what it should be
+    ├── DataError          (ValueError)    an item, a file or a data set that is not right
     ├── StateError         (RuntimeError)  a call that the lifecycle does not allow now
     ├── CallbackError      (RuntimeError)  the user's own code raised, or answered with nonsense
     ├── TrainingError      (RuntimeError)  a run that cannot learn, or that diverged

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -45,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 def fsync_directory(path: Path) -> None:
     """Make the renames and new names inside a folder durable, where the system knows how."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return  # Windows has no handle on a folder; NTFS journals the rename itself
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -64,15 +65,13 @@ class Recovered(NamedTuple):
 
 
 class AppendLog:
-    """An append-only file of lines: one `write` a record, so that a kill loses nothing acknowledged.
+    """An append-only file of lines: one `write` a record, so a kill loses nothing acknowledged.
 
     A record must not contain a newline byte. A kill in the middle of a write can leave an
     unfinished last line: it is found at the next opening, moved aside and counted in `recovered`.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, durability: Durability = "process"
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "process") -> None:
         """Open or create the log at `path`; its folder is made where it is missing.
 
         Raises:
@@ -97,14 +96,27 @@ class AppendLog:
     def append(self, record: bytes) -> None:
         """Add one record; when this returns, the record is as safe as `durability` says."""
         line = record + b"\n"
-        written = os.write(self._file, line)
-        while written < len(line):  # a full disk or a signal can cut a write short
-            written += os.write(self._file, line[written:])
+        try:
+            written = os.write(self._file, line)
+            if written < len(line):
+                self._complete(line, written)
+        except OSError as error:
+            raise StorageError(f"cannot append to {self.path}: {error.strerror}") from error
         if self.durability == "process":
             return
         self._unsynced += 1
         if self.durability == "disk" or self._unsynced >= GROUP_SIZE:
             self.sync()
+
+    def _complete(self, line: bytes, written: int) -> None:
+        """Finish a write that was cut short, or take its first part back: no half record stays."""
+        start = os.lseek(self._file, 0, os.SEEK_END) - written
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError:
+            os.ftruncate(self._file, start)
+            raise
 
     def sync(self) -> None:
         """Force everything appended so far onto the disk."""
@@ -171,9 +183,11 @@ class FileLock:
         try:
             _lock(self._handle)
         except OSError as error:
-            owner = os.pread(self._handle, 32, 1).decode("ascii", "replace").strip() if (
-                hasattr(os, "pread")
-            ) else "?"
+            owner = (
+                os.pread(self._handle, 32, 1).decode("ascii", "replace").strip()
+                if (hasattr(os, "pread"))
+                else "?"
+            )
             os.close(self._handle)
             raise StorageError(
                 f"{self.path} is held by process {owner or '?'}: only one process may write here "
@@ -189,7 +203,7 @@ class FileLock:
             self._handle = -1
 
 
-if os.name == "nt":
+if sys.platform == "win32":
     import msvcrt
 
     def _lock(handle: int) -> None:
