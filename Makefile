@@ -1,0 +1,49 @@
+# The same words locally and in CI. Each target sets itself up from nothing into .venv; needs python3 with venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test check bench bench-engine docs clean
+.DEFAULT_GOAL := test
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo-ok: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) -e '.[demo]'
+	touch $@
+
+.venv/.dev-ok: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+.venv/.bench-ok: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP_INSTALL) -e '.[dev,bench]'
+	touch $@
+
+# The main job: a small pretrained model learns to call tools, from captured traces to a report.
+demo: .venv/.demo-ok
+	$(BIN)/python examples/tool_calling/main.py
+
+# Everything but the tests that run for longer than anybody waits (marked nightly).
+test: .venv/.dev-ok
+	$(BIN)/python -m pytest -m 'not nightly and not gpu' -n 2 --dist worksteal
+
+# Style, types, storeys and the fast tests: what every commit must pass.
+check: .venv/.dev-ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m 'not slow and not nightly and not gpu' -n 2 --dist worksteal
+
+# Every figure that the README claims: peer and ours in one run.
+bench: .venv/.bench-ok
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-engine: .venv/.bench-ok
+	$(BIN)/python benchmarks/engine.py
+
+clean:
+	rm -rf .venv dist build runs
