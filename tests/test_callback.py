@@ -100,3 +100,8 @@ async def test_cancelling_map_bounded_is_a_cancellation_not_a_group() -> None:
 
 async def test_nothing_to_do_is_an_empty_list() -> None:
     assert await map_bounded([], double, concurrency=4) == []
+
+
+async def test_a_stop_iteration_comes_out_instead_of_hanging() -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await call(next, iter(()), timeout_seconds=5)

@@ -42,10 +42,18 @@ async def call(
             result = fn(*args)
         else:
             context = contextvars.copy_context()
-            result = await asyncio.to_thread(context.run, fn, *args)
+            result = await asyncio.to_thread(context.run, _run_plain, fn, *args)
         if inspect.isawaitable(result):
             return await result
         return result
+
+
+def _run_plain(fn: Callable[..., R], *args: object) -> R:
+    """Run `fn`; a StopIteration, which no future can carry and which would hang us, is renamed."""
+    try:
+        return fn(*args)
+    except StopIteration as error:
+        raise RuntimeError(f"StopIteration: {error}") from error
 
 
 async def call_here(fn: Callable[..., R | Awaitable[R]], *args: object) -> R:
