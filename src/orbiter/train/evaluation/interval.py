@@ -1,0 +1,162 @@
+"""A mean with its bootstrap interval, and the paired comparison of two sets of scores.
+
+The interval is the *expanded* percentile bootstrap: Hesterberg 2015, "What Teachers Should Know
+About the Bootstrap", section 3.3, https://arxiv.org/abs/1411.5279. Resample the values n by n, take
+the means, and cut their distribution at
+
+    alpha' = Phi(-sqrt(n / (n - 1)) * t_{1 - alpha/2, n-1})        on either side.
+
+The plain percentile interval cuts at alpha/2 and is too narrow for small n: of its 95 % intervals
+over 10 normal values 89 % hold the true mean, of these 94 %. BCa corrects for skew and not for that
+narrowness (90 %); from 20 values on, skewed or not, both of them cover less or no better.
+
+Left out: hierarchical resampling. Values that belong together (the steps of one episode, the
+samples of one task) are not independent: average them first, and give one value for each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+
+from orbiter.train.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RESAMPLES = 5_000
+"""Resampled means an interval is cut from: its ends then vary by about 2 % of its width."""
+
+LARGE = 5_000
+"""Values from which on the bootstrap's own limit, the normal interval, is taken instead."""
+
+_CHUNK = 2_000_000
+"""Values resampled at once: bounds the memory to some 50 MB."""
+
+_NORMAL = NormalDist()
+
+
+class Interval(NamedTuple):
+    """A mean, where it may lie, and how many values say so."""
+
+    mean: float
+    low: float
+    """Lower end; -inf where one value says nothing about the spread."""
+    high: float
+    """Upper end; inf where one value says nothing about the spread."""
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}] (n={self.n})"
+
+
+def mean_interval(values: Iterable[float], *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Return the mean of `values` and the interval that holds the true mean with `confidence`.
+
+    The same values give the same interval, in whatever order they come. One value: the interval is
+    infinite. All equal: its width is zero, since resampling cannot show what never happened; ten
+    passes of ten tasks are no proof of a perfect agent.
+
+    Raises:
+        DataError: no values, or one that is not a finite number; the message names its index.
+        ConfigError: a confidence outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence must lie in (0, 1), got {confidence!r}")
+    ordered = sorted(finite_values(values))
+    n = len(ordered)
+    if n == 1:
+        return Interval(ordered[0], -math.inf, math.inf, 1)
+    if ordered[0] == ordered[-1]:
+        return Interval(ordered[0], ordered[0], ordered[0], n)
+    # A power of two scales exactly, and keeps the sums of rewards near 1e308 from overflowing.
+    exponent = math.frexp(max(-ordered[0], ordered[-1]))[1]
+    scaled = [math.ldexp(value, -exponent) for value in ordered]
+    mean = math.fsum(scaled) / n
+    low, high = _ends(scaled, confidence, seed)
+    return Interval(
+        math.ldexp(mean, exponent),
+        math.ldexp(min(low, mean), exponent),
+        math.ldexp(max(high, mean), exponent),
+        n,
+    )
+
+
+def paired_difference(
+    a: Iterable[float], b: Iterable[float], *, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Return the mean of `a[i] - b[i]` with its interval: is `a` better than `b` on the same items?
+
+    An interval that leaves out 0 is a difference at that confidence. Pairing takes out what makes
+    some items harder than others for both, and so shows what two separate intervals would hide.
+
+    Raises:
+        DataError: `a` and `b` differ in length, are empty, or hold something not finite.
+    """
+    first, second = finite_values(a, "a"), finite_values(b, "b")
+    if len(first) != len(second):
+        raise DataError(
+            f"a paired comparison needs the same items on both sides, got {len(first)} values in a "
+            f"and {len(second)} in b"
+        )
+    differences = [x - y for x, y in zip(first, second, strict=True)]
+    return mean_interval(differences, confidence=confidence, seed=seed)
+
+
+def finite_values(values: Iterable[float], name: str = "values") -> list[float]:
+    """Return the values as floats; refuse an empty lot and whatever is no finite number."""
+    numbers = []
+    for index, value in enumerate(values):
+        if not is_finite_number(value):
+            raise DataError(f"{name}[{index}] must be a finite number, got {value!r}")
+        numbers.append(float(value))
+    if not numbers:
+        raise DataError(f"{name} is empty: there is nothing to take the mean of")
+    return numbers
+
+
+def is_finite_number(value: object) -> TypeGuard[float]:
+    """Say whether `value` is a real number (bool and NumPy's included), and neither NaN nor inf."""
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _ends(ordered: list[float], confidence: float, seed: int) -> tuple[float, float]:
+    import numpy as np
+
+    values = np.array(ordered)
+    n, tail = len(ordered), (1 - confidence) / 2
+    if n >= LARGE:
+        mean, half = values.mean(), -_NORMAL.inv_cdf(tail) * values.std(ddof=1) / math.sqrt(n)
+        return float(max(mean - half, ordered[0])), float(min(mean + half, ordered[-1]))
+    expanded = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * _student_quantile(1 - tail, n - 1))
+    low, high = np.quantile(_resampled_means(values, seed), [expanded, 1 - expanded])
+    return float(low), float(high)
+
+
+def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    n = len(values)
+    rows = max(1, _CHUNK // n)
+    means = [
+        values[generator.integers(0, n, (min(rows, RESAMPLES - start), n))].mean(axis=1)
+        for start in range(0, RESAMPLES, rows)
+    ]
+    return np.concatenate(means)
+
+
+def _student_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t, by the Cornish-Fisher expansion: Abramowitz and Stegun, 26.7.5.
+
+    Below 3 degrees of freedom it is too small, where the interval spans all means in any case.
+    """
+    z = _NORMAL.inv_cdf(probability)
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
