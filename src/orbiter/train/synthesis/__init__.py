@@ -1,0 +1,1 @@
+"""Make more data, keep the good, split it without leaks."""

@@ -1,0 +1,232 @@
+"""Rows to curate, seen through one view: a `TrajectoryDataset`, items, or plain mappings.
+
+A mapping speaks of `state`, `action` and `reward`, or of `input`, `output` and `score`. Whatever
+kind goes in comes out again, and no row is ever changed: a derived row is a new one that names its
+parent. Left out: every other shape of row, which `formats` reads and writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Generic, NamedTuple, TypeAlias, TypeVar, cast
+
+from orbiter.train.errors import DataError
+from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
+
+Row: TypeAlias = TrajectoryItem | Mapping[str, object]
+"""One example: an item, or a mapping in one of the two forms."""
+
+D = TypeVar(
+    "D", bound="TrajectoryDataset | Sequence[TrajectoryItem] | Sequence[Mapping[str, object]]"
+)
+"""The kind of the data: what a curation function takes is what it gives back."""
+
+
+class Form(NamedTuple):
+    """How a mapping calls the three things that every row has."""
+
+    state: str
+    action: str
+    reward: str
+
+
+SAR = Form("state", "action", "reward")
+IO = Form("input", "output", "score")
+
+_TOLD_BY_STATE = ("messages", "prompt_token_ids", "logprobs")
+_TOLD_BY_ACTION = ("messages", "tool_calls", "token_ids", "logprobs")
+
+
+def form_of(row: Mapping[str, object]) -> Form:
+    """Return the names that a mapping uses.
+
+    Raises:
+        DataError: the mapping has neither `state` nor `input`.
+    """
+    if SAR.state in row:
+        return SAR
+    if IO.state in row:
+        return IO
+    raise DataError(
+        f"a mapping needs the key 'state' (with 'action', 'reward') or 'input' (with 'output', "
+        f"'score'); this one has {sorted(map(str, row))}"
+    )
+
+
+def state_of(row: Row) -> str:
+    """Return what was seen: the item's state, or the mapping's `state` or `input`."""
+    if isinstance(row, TrajectoryItem):
+        return row.state
+    name = form_of(row).state
+    return _text(row[name], name)
+
+
+def action_of(row: Row) -> str:
+    """Return what was done: the item's action, or the mapping's `action` or `output`, "" if absent."""
+    if isinstance(row, TrajectoryItem):
+        return row.action
+    name = form_of(row).action
+    return _text(row.get(name, ""), name)
+
+
+def score_of(row: Row) -> float | None:
+    """Return what it was worth: `reward` or `score`; None where nobody has judged it yet."""
+    if isinstance(row, TrajectoryItem):
+        return row.reward
+    name = form_of(row).reward
+    if name not in row:
+        name = SAR.reward if name == IO.reward else IO.reward
+    value = row.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise DataError(f"{name!r} must be a number or None, got {value!r}")
+    return float(value)
+
+
+def metadata_of(row: Row) -> Mapping[str, object]:
+    """Return the row's metadata; a mapping without any has none."""
+    if isinstance(row, TrajectoryItem):
+        return row.metadata
+    value = row.get("metadata")
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+
+
+def value_of(row: Row, name: str) -> object:
+    """Return a field by name: the row's own, under either form's name, or else its metadata's."""
+    if isinstance(row, TrajectoryItem):
+        name = SAR[IO.index(name)] if name in IO else name
+        own = getattr(row, name) if name in _ITEM_FIELDS else None
+    else:
+        form = form_of(row)
+        name = form[(SAR if name in SAR else IO).index(name)] if name in SAR + IO else name
+        own = row.get(name)
+    return metadata_of(row).get(name) if own is None else own
+
+
+def id_of(row: Row) -> str:
+    """Return a stable name for the row, made from its content alone."""
+    if isinstance(row, TrajectoryItem):
+        return row.id
+    content = json.dumps(row, sort_keys=True, default=repr)
+    return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class Lineage(NamedTuple):
+    """Where a derived row comes from."""
+
+    parent: str
+    root: str
+    op: str
+    seed: int
+
+
+def lineage_of(row: Row) -> Mapping[str, object]:
+    """Return the lineage in the row's metadata; an original has none."""
+    value = metadata_of(row).get("lineage")
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+
+
+def derive(row: Row, changes: Mapping[str, object], *, op: str, seed: int) -> Row:
+    """Make a new row of the same kind from `row`, with `changes` and its lineage.
+
+    `changes` speaks of `state`, `action` and `reward` whatever the row's own names are. What was
+    recorded for the former text and does not hold for the new one (chat messages, token ids,
+    log-probabilities, tool calls) is left out of the new row.
+    """
+    parent = id_of(row)
+    root = lineage_of(row).get("root", parent)
+    lineage = Lineage(parent, str(root), op, seed)._asdict()
+    metadata = {**metadata_of(row), "lineage": lineage}
+    stale = (_TOLD_BY_STATE if "state" in changes else ()) + (
+        _TOLD_BY_ACTION if "action" in changes else ()
+    )
+    if isinstance(row, TrajectoryItem):
+        fresh = {**dict.fromkeys(stale), **changes, "metadata": metadata}
+        return dataclasses.replace(row, **fresh)  # type: ignore[arg-type]  # names checked by replace
+    form = form_of(row)
+    kept = {name: value for name, value in row.items() if name not in stale}
+    named = {form[SAR.index(name)]: value for name, value in changes.items()}
+    return {**kept, **named, "metadata": metadata}
+
+
+@dataclass(frozen=True, slots=True)
+class Records(Generic[D]):
+    """The rows of some data, and the way back to the data's own kind."""
+
+    data: D
+    """What the caller handed in; never changed."""
+    rows: Sequence[Row]
+    """Its rows, in its order."""
+
+    @classmethod
+    def of(cls, data: D) -> Records[D]:
+        """View `data`, having looked at every row.
+
+        Raises:
+            DataError: `data` is of another kind, or a row is; the message names the row's index.
+        """
+        if not isinstance(data, TrajectoryDataset | list | tuple):
+            raise DataError(
+                "data must be a TrajectoryDataset, a list of TrajectoryItem or a list of mappings, "
+                f"got {type(data).__name__}"
+            )
+        rows: Sequence[Row] = data.items if isinstance(data, TrajectoryDataset) else data
+        for index, row in enumerate(rows):
+            if not isinstance(row, TrajectoryItem):
+                _check(row, index)
+        return cls(data, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def states(self) -> list[str]:
+        """Return every row's state, in order."""
+        return [r.state if isinstance(r, TrajectoryItem) else state_of(r) for r in self.rows]
+
+    def actions(self) -> list[str]:
+        """Return every row's action, in order."""
+        return [r.action if isinstance(r, TrajectoryItem) else action_of(r) for r in self.rows]
+
+    def scores(self) -> list[float | None]:
+        """Return every row's reward or score, in order; None where it has none."""
+        return [r.reward if isinstance(r, TrajectoryItem) else score_of(r) for r in self.rows]
+
+    def take(self, indices: Iterable[int]) -> D:
+        """Return the rows at `indices`, as the kind of data that came in."""
+        return self.rebuild([self.rows[index] for index in indices])
+
+    def rebuild(self, rows: Iterable[Row]) -> D:
+        """Return `rows` as the kind of data that came in: a fresh data set in memory, or a list."""
+        if isinstance(self.data, TrajectoryDataset):
+            fresh = TrajectoryDataset()
+            fresh.extend(cast("Iterable[TrajectoryItem]", rows))
+            return cast("D", fresh)
+        return cast("D", tuple(rows) if isinstance(self.data, tuple) else list(rows))
+
+
+def _check(row: object, index: int) -> None:
+    if not isinstance(row, Mapping):
+        raise DataError(
+            f"row {index} must be a TrajectoryItem or a mapping, got {type(row).__name__}"
+        )
+    try:
+        state_of(row)
+        action_of(row)
+        score_of(row)
+    except DataError as error:
+        raise DataError(f"row {index}: {error}") from None
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{name!r} must be text, got {type(value).__name__} {value!r:.60}")
+    return value
+
+
+_ITEM_FIELDS = frozenset(field.name for field in dataclasses.fields(TrajectoryItem))
