@@ -1,0 +1,186 @@
+"""What a field of an item may hold: each check returns the value to keep, or names what is wrong.
+
+The bound is JSON in UTF-8, since that is what every file of items comes down to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral, Real
+from typing import cast
+
+import msgspec
+
+from orbiter.train.errors import DataError
+
+
+def text(name: str, value: object) -> str:
+    """Accept a string that UTF-8 can hold; a subclass (NumPy's, an enum's) becomes a plain one."""
+    if not isinstance(value, str):
+        raise _wrong(name, "a str", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{name} holds half a surrogate pair at character {error.start}, which is no text: "
+            "clean it with s.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        ) from error
+    return str.__str__(value)
+
+
+def number(name: str, value: object) -> float:
+    """Accept a finite real number, NumPy's and bool included, that a float holds exactly."""
+    if not isinstance(value, Real):
+        raise _wrong(name, "a number", value)
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise DataError(f"{name} must be finite, got {shown(value)}")
+    if isinstance(value, Integral) and int(value) != result:
+        raise DataError(f"{name} is {shown(value)}, which a float would round to {result!r}")
+    return result
+
+
+def whole(name: str, value: object) -> int:
+    """Accept an integer, NumPy's included; not a bool."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise _wrong(name, "an int", value)
+    return int(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Accept True or False."""
+    if not isinstance(value, bool):
+        raise _wrong(name, "True or False", value)
+    return value
+
+
+def json_object(name: str, value: object) -> Mapping[str, object]:
+    """Accept a mapping that comes back from JSON as it went in."""
+    if not isinstance(value, Mapping):
+        raise _wrong(name, "a dict", value)
+    _check_json(name, value)
+    return value
+
+
+def json_objects(name: str, value: object) -> Sequence[Mapping[str, object]]:
+    """Accept a list of mappings that come back from JSON as they went in."""
+    for index, inner in enumerate(_listed(name, value)):
+        if type(inner) is not dict and not isinstance(inner, Mapping):
+            raise _wrong(f"{name}[{index}]", "a dict", inner)
+    _check_json(name, value)
+    return cast("Sequence[Mapping[str, object]]", value)
+
+
+def token_ids(name: str, value: object) -> Sequence[int]:
+    """Accept a list of ints."""
+    ids = _listed(name, value)
+    if not set(map(type, ids)) <= {int}:
+        index, wrong = next((i, v) for i, v in enumerate(ids) if type(v) is not int)
+        raise _wrong(f"{name}[{index}]", "an int", wrong)
+    return cast("Sequence[int]", value)
+
+
+def numbers(name: str, value: object) -> Sequence[float]:
+    """Accept a list of finite numbers."""
+    given = _listed(name, value)
+    if not set(map(type, given)) <= {float, int} or not all(map(math.isfinite, given)):  # type: ignore[arg-type]  # the first half says that they are numbers
+        for index, inner in enumerate(given):
+            number(f"{name}[{index}]", inner)
+    return cast("Sequence[float]", value)
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: its repr, cut short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def encode(value: object) -> bytes:
+    """Return a checked value as one line of JSON, keys in their order."""
+    return _ENCODER.encode(value)
+
+
+def encode_sorted(value: object) -> bytes:
+    """Return a checked value as JSON with sorted keys, so that equal content gives equal bytes."""
+    return _SORTED_ENCODER.encode(value)
+
+
+def _wrong(name: str, expected: str, value: object) -> DataError:
+    return DataError(f"{name} must be {expected}, got {type(value).__name__} {shown(value)}")
+
+
+def _listed(name: str, value: object) -> Collection[object]:
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(name, "a list", value)
+    return value
+
+
+def _check_json(name: str, value: object) -> None:
+    try:
+        if not _is_json(value):
+            _refuse(name, value)
+    except RecursionError:
+        raise DataError(f"{name} is nested too deep, or holds itself") from None
+
+
+def _is_json(value: object) -> bool:
+    """Say whether a value is surely fine: quick, since every captured message passes here."""
+    kind = type(value)
+    if kind is dict:
+        for key, inner in value.items():  # type: ignore[attr-defined]  # kind is its type
+            if type(key) is not str or not key.isascii():
+                return False
+            if type(inner) is str and inner.isascii():
+                continue
+            if type(inner) not in _ATOMS and not _is_json(inner):
+                return False
+        return True
+    if kind is list or kind is tuple:
+        return all(map(_is_json, value))  # type: ignore[call-overload]  # kind is its type
+    return kind in _ATOMS or (kind is str and value.isascii())  # type: ignore[attr-defined]
+
+
+def _refuse(name: str, value: object) -> None:
+    """Walk again, naming the way, and raise at the first value that JSON cannot hold, if any."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if type(key) is not str:
+                raise _wrong(f"a key of {name}", "a str", key)
+            text(f"a key of {name}", key)
+            _refuse(f"{name}[{key!r}]", inner)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _refuse(f"{name}[{index}]", inner)
+    elif isinstance(value, str):
+        text(name, value)
+    elif isinstance(value, Real):
+        if not math.isfinite(value):
+            raise DataError(f"{name} must be finite, got {shown(value)}: JSON has no such number")
+    elif value is not None:
+        raise _wrong(name, "something that JSON can hold", value)
+
+
+_ATOMS = frozenset((int, bool, type(None)))
+
+
+def _plain(value: object) -> object:
+    """For msgspec, which knows the exact types of JSON only."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+_SORTED_ENCODER = msgspec.json.Encoder(enc_hook=_plain, order="sorted")
