@@ -1,0 +1,112 @@
+"""A byte-level model built in code: for tests, examples and the first minute after installation.
+
+It needs no download and no account, starts untrained from a seed, and is in every respect a
+Hugging Face model with a Hugging Face tokenizer: it is saved, loaded and trained like a real one.
+Left out: any knowledge. It has read nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orbiter.train.errors import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+BYTES = 256
+"""Token ids 0 to 255 are the bytes themselves."""
+SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
+"""What stands behind the bytes: ids 256, 257 and 258."""
+VOCABULARY = BYTES + len(SPECIAL_TOKENS)
+CONTEXT = 1024
+"""Positions that the tiny model knows, in tokens."""
+INIT_STD = 0.02
+"""Standard deviation of the untrained weights: so small that all bytes start equally likely."""
+
+CHAT_TEMPLATE = """\
+{%- macro turn(role, content) -%}
+{{ bos_token + role + '\\n' + content + eos_token + '\\n' }}
+{%- endmacro -%}
+{%- if tools -%}
+{{ turn('tools', tools | tojson) }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- set calls = message.tool_calls | tojson if message.tool_calls else '' -%}
+{{ turn(message.role, (message.content or '') + calls) }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ bos_token + 'assistant\\n' }}
+{%- endif -%}
+"""
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer whose token ids are the bytes of the text in UTF-8.
+
+    A turn of a chat is `<|bos|>role`, a newline, the content, `<|eos|>`, a newline. Every text
+    round-trips; ids that are no valid UTF-8 decode to the replacement character.
+    """
+    transformers = require("transformers", extra="train")
+    tokenizers = require("tokenizers", extra="train")
+    vocabulary = {character: byte for byte, character in enumerate(_byte_alphabet())}
+    core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
+    core.decoder = tokenizers.decoders.ByteLevel()
+    bos, eos, pad = SPECIAL_TOKENS
+    core.add_special_tokens([bos, eos, pad])
+    tokenizer: PreTrainedTokenizerFast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_model(seed: int = 0) -> PreTrainedModel:
+    """Build an untrained Llama of 0.4 million parameters in float32; same seed, same weights.
+
+    The weights come from a generator of their own, filled in by name: they depend neither on
+    the version of transformers nor on the global random state, which is left as it was found.
+    """
+    torch = require("torch", extra="train")
+    transformers = require("transformers", extra="train")
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=BYTES,
+        eos_token_id=BYTES + 1,
+        pad_token_id=BYTES + 2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = transformers.LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)  # the scale of a normalisation
+            else:
+                parameter.normal_(0.0, INIT_STD, generator=generator)
+    return model.eval()
+
+
+def _byte_alphabet() -> list[str]:
+    """Return the printable character that the byte-level pre-tokenizer uses for each byte.
+
+    Bytes with a visible Latin-1 character keep it; the others take the characters from 256 on.
+    """
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in visible else next(others)) for byte in range(BYTES)]
