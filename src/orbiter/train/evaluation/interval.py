@@ -6,9 +6,10 @@ the means, and cut their distribution at
 
     alpha' = Phi(-sqrt(n / (n - 1)) * t_{1 - alpha/2, n-1})        on either side.
 
-The plain percentile interval cuts at alpha/2 and is too narrow for small n: of its 95 % intervals
-over 10 normal values 89 % hold the true mean, of these 94 %. BCa corrects for skew and not for that
-narrowness (90 %); from 20 values on, skewed or not, both of them cover less or no better.
+The plain percentile interval cuts at alpha/2 and is too narrow for small n, and BCa corrects for
+skew, not for that. Share of 4,000 intervals at 95 % that held the true mean, of 10 normal, 20
+exponential and 20 pass-or-fail values: percentile 0.896, 0.903, 0.947; BCa 0.893, 0.907, 0.979;
+expanded percentile 0.943, 0.922, 0.961.
 
 Left out: hierarchical resampling. Values that belong together (the steps of one episode, the
 samples of one task) are not independent: average them first, and give one value for each.
