@@ -1,0 +1,48 @@
+"""The mathematics of learning by reward: pure functions of tensors, no files, no config.
+
+Every `[B, T]` argument is aligned with the token ids: entry t speaks of the token at t. Where
+`mask` is False the entries may hold anything, NaN included; none of it reaches a value or a
+gradient. The equations with their sources stand in docs/algorithms.md.
+"""
+
+from orbiter.train.rl.advantage import (
+    Gae,
+    explained_variance,
+    gae,
+    group_relative_advantage,
+    token_reward,
+    whiten,
+)
+from orbiter.train.rl.kl import kl_k1, kl_k2, kl_k3
+from orbiter.train.rl.loss import (
+    Aggregation,
+    PolicyLoss,
+    ValueLoss,
+    aggregate,
+    clipped_surrogate,
+    clipped_value_loss,
+    entropy,
+)
+from orbiter.train.rl.masked import masked_mean, masked_sum, masked_var
+
+__all__ = [
+    "Aggregation",
+    "Gae",
+    "PolicyLoss",
+    "ValueLoss",
+    "aggregate",
+    "clipped_surrogate",
+    "clipped_value_loss",
+    "entropy",
+    "explained_variance",
+    "gae",
+    "group_relative_advantage",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "masked_mean",
+    "masked_sum",
+    "masked_var",
+    "token_reward",
+    "whiten",
+]

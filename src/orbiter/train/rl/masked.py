@@ -1,0 +1,42 @@
+"""Sums, means and variances over the entries that count.
+
+Left out: anything about reinforcement learning.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def only(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Put zero where the mask is False, in the value and in the gradient, NaN or not.
+
+    Applied to inputs rather than to results: zero times the gradient of a NaN is still NaN.
+    """
+    return x.masked_fill(~mask, 0.0)
+
+
+def masked_sum(
+    x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"], *, dim: int | None = None
+) -> Float[Tensor, "..."]:
+    """Sum the entries whose mask is True, over all axes or over `dim`."""
+    return only(x, mask).sum(dim=dim)
+
+
+def masked_mean(
+    x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"], *, dim: int | None = None
+) -> Float[Tensor, "..."]:
+    """Average the entries whose mask is True; the average of none is 0."""
+    return masked_sum(x, mask, dim=dim) / mask.sum(dim=dim).clamp(min=1)
+
+
+def masked_var(
+    x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"], *, dim: int | None = None
+) -> Float[Tensor, "..."]:
+    """Return the sample variance (divided by n - 1) of the entries whose mask is True.
+
+    The variance of fewer than two entries is 0: nothing is known of their spread.
+    """
+    x = only(x, mask)
+    mean = masked_mean(x, mask, dim=dim)
+    centred = x - (mean if dim is None else mean.unsqueeze(dim))
+    return masked_sum(centred.square(), mask, dim=dim) / (mask.sum(dim=dim) - 1).clamp(min=1)
