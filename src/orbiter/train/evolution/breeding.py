@@ -1,0 +1,179 @@
+"""Making children: parents chosen by keyed draws, known children varied once more.
+
+A child that equals anything ever born is not evaluated again; it is varied further, and after
+`ATTEMPTS` tries its place stays free.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+from orbiter.train.callback import call, call_here, map_bounded
+from orbiter.train.errors import CallbackError, TrainError, boundary
+from orbiter.train.evolution.journal import Birth
+from orbiter.train.evolution.member import Member, Origin
+from orbiter.train.evolution.state import State
+from orbiter.train.evolution.strategy import CURRENT
+from orbiter.train.seeding import sub_random
+
+C = TypeVar("C")
+
+ATTEMPTS = 8
+"""How many times a child that is known already is varied once more."""
+
+
+@runtime_checkable
+class Crossing(Protocol):
+    """A strategy that can also make a child of two."""
+
+    def crossover(self, first: object, second: object) -> object:
+        """Return a child of both parents, not mutated yet; quick, for it holds up the loop."""
+
+
+@dataclass(slots=True)
+class Place(Generic[C]):
+    """A free place, its parents and the child that is being made for it."""
+
+    slot: int
+    parents: tuple[Member[C], ...]
+    origin: Origin = "mutate"
+    child: C | None = None
+    key: str = ""
+    error: str | None = None
+
+
+class Nursery(Generic[C]):
+    """Fills free places with children that nobody has seen."""
+
+    def __init__(self, state: State[C]) -> None:
+        self.state = state
+        self.slots = 0
+        """Places handed out over the run."""
+        self._crosses = isinstance(state.strategy, Crossing)
+
+    async def fill(self, count: int, parents: Sequence[Member[C]]) -> list[Member[C]]:
+        """Make `count` children of `parents`, each parent in its turn; fewer where none are new.
+
+        All places are varied at once, then compared in the order of their slots, then those whose
+        child is known are varied once more: the result does not depend on who was ready first.
+        """
+        places = [self._place(parents[i % len(parents)], parents) for i in range(count)]
+        open_places, born = places, {}
+        for attempt in range(ATTEMPTS + 1):
+            await self._vary_all(open_places, attempt)
+            still_open = []
+            for place in open_places:
+                if place.error is None and place.key in self.state.known:
+                    still_open.append(place)
+                elif place.error is None:
+                    born[place.slot] = self._admit(place)
+            open_places = still_open
+            if not open_places:
+                break
+        self._see_that_some_worked(places)
+        return [born[place.slot] for place in places if place.slot in born]
+
+    async def one(self, population: Sequence[Member[C]]) -> Member[C] | None:
+        """Make one child of parents that won a tournament; None where it cannot be new."""
+        random_ = sub_random(self.state.config.seed, "parents", self.slots)
+        size = max(1, round(1 / self.state.config.selection_ratio))
+        first = _tournament(population, size, random_)
+        place = self._place(first, population, lambda: _tournament(population, size, random_))
+        for attempt in range(ATTEMPTS + 1):
+            await self._vary(place, attempt)
+            if place.error is not None:
+                self._see_that_some_worked([place])
+            if place.key not in self.state.known:
+                return self._admit(place)
+        return None
+
+    def _place(
+        self,
+        first: Member[C],
+        population: Sequence[Member[C]],
+        partner: Callable[[], Member[C]] | None = None,
+    ) -> Place[C]:
+        slot, config = self.slots, self.state.config
+        self.slots += 1
+        if self._crosses and len(population) > 1 and config.crossover_rate > 0:
+            random_ = sub_random(config.seed, "crossover", slot)
+            if random_.random() < config.crossover_rate:
+                second = partner() if partner else random_.choice(population)
+                return Place(slot, (first, second), "crossover")
+        return Place(slot, (first,))
+
+    async def _vary_all(self, places: Sequence[Place[C]], attempt: int) -> None:
+        async def vary(place: Place[C]) -> None:
+            await self._vary(place, attempt)
+
+        await map_bounded(places, vary, concurrency=self.state.config.concurrency)
+
+    async def _vary(self, place: Place[C], attempt: int) -> None:
+        """Cross and mutate for a place, or take what the journal says was made."""
+        state = self.state
+        recorded = state.journal.births.get((place.slot, attempt))
+        if recorded is not None:
+            child = state.codec.read(recorded.candidate)
+            state.budget.spend(recorded.cost)
+            place.parents = self._named(recorded.parents) or place.parents
+            place.child = child  # type: ignore[assignment] # the codec gives back what it was given
+            place.key, _ = state.identify(place.child)  # type: ignore[arg-type]
+            return
+        scores = place.parents[0].scores
+        context = state.context("mutate", place.slot, attempt, parent=scores[0] if scores else None)
+        token = CURRENT.set(context)
+        try:
+            place.child = await self._make(place, attempt)
+        except TrainError as error:
+            place.error = str(error)
+            return
+        finally:
+            CURRENT.reset(token)
+            state.budget.spend(context.cost)
+        place.key, written = state.identify(place.child)
+        if written is not None:
+            parents = tuple(parent.name for parent in place.parents)
+            state.journal.write_birth(Birth(place.slot, attempt, written, context.cost, parents))
+
+    async def _make(self, place: Place[C], attempt: int) -> C:
+        strategy = self.state.strategy
+        source: C = place.parents[0].candidate
+        if attempt and place.child is not None:
+            source = place.child
+        elif place.origin == "crossover":
+            crossover: Callable[[C, C], Awaitable[C] | C] = strategy.crossover  # type: ignore[attr-defined] # it is Crossing
+            with boundary("crossover"):
+                source = await call_here(crossover, source, place.parents[1].candidate)
+        with boundary("mutate"):
+            return await call(strategy.mutate, source)
+
+    def _admit(self, place: Place[C]) -> Member[C]:
+        assert place.child is not None
+        parents = tuple(parent.number for parent in place.parents)
+        return self.state.admit(
+            place.child,
+            place.key,
+            origin=place.origin,
+            name=f"child {place.slot}",
+            parents=parents,
+        )
+
+    def _named(self, names: tuple[str, ...]) -> tuple[Member[C], ...]:
+        by_name = self.state.by_name
+        return tuple(by_name[name] for name in names if name in by_name)
+
+    def _see_that_some_worked(self, places: Sequence[Place[C]]) -> None:
+        broken = [place.error for place in places if place.error is not None]
+        for error in broken:
+            self.state.failures += 1
+            self.state.tell("failed", message=error)
+        if broken and (len(broken) == len(places) or self.state.config.on_error == "raise"):
+            raise CallbackError(f"{len(broken)} of {len(places)} mutations failed; {broken[0]}")
+
+
+def _tournament(population: Sequence[Member[C]], size: int, random_: random.Random) -> Member[C]:
+    """Return the best of `size` members drawn with replacement; the population is best first."""
+    return population[min(random_.randrange(len(population)) for _ in range(size))]

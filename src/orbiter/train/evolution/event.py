@@ -1,0 +1,86 @@
+"""What a run tells while it goes on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from orbiter.train.errors import boundary
+from orbiter.train.evolution.config import EvolutionPhase
+
+EventKind = Literal["phase", "evaluated", "failed", "epoch", "warning", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened: given to `on_event`, in order."""
+
+    kind: EventKind
+    phase: EvolutionPhase
+    epoch: int
+    message: str = ""
+    """What happened, in words, for a warning, a failure or the end."""
+    score: float | None = None
+    """The score of an evaluation, or the best score at the end of an epoch."""
+
+
+class Listener(Protocol):
+    """Hears of everything that happens in a run."""
+
+    def hear(self, event: Event) -> None:
+        """Take notice of an event."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Caller:
+    """Passes events on to the user's `on_event`."""
+
+    def __init__(self, on_event: Callable[[Event], None]) -> None:
+        self._on_event = on_event
+
+    def hear(self, event: Event) -> None:
+        """Call the user's function; an error in it ends the run, named."""
+        with boundary("on_event"):
+            self._on_event(event)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Bar:
+    """A progress line on stderr; only made where stderr is a terminal."""
+
+    def __init__(self, epochs: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("evolving"),
+            BarColumn(),
+            TextColumn("epoch {task.completed}/{task.total} {task.fields[best]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("evolving", total=epochs, best="")
+        self._progress.start()
+
+    def hear(self, event: Event) -> None:
+        """Move on at the end of an epoch."""
+        if event.kind == "epoch" and event.score is not None:
+            self._progress.update(self._task, completed=event.epoch, best=f"best {event.score:.4g}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+def listeners(on_event: Callable[[Event], None] | None, epochs: int) -> list[Listener]:
+    """Return who hears of a run: the user's function, and a progress line on a terminal."""
+    heard: list[Listener] = [Caller(on_event)] if on_event else []
+    if sys.stderr.isatty():
+        heard.append(Bar(epochs))
+    return heard

@@ -1,0 +1,79 @@
+"""One candidate with its birth, its scores and its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from orbiter.train.evolution.strategy import Score
+
+C = TypeVar("C")
+Origin = Literal["initial", "mutate", "crossover", "select"]
+
+
+@dataclass(slots=True, eq=False)
+class Member(Generic[C]):
+    """A candidate in its place in the family."""
+
+    number: int
+    """Order of birth over the whole run, from 0; decides between equal scores."""
+    candidate: C
+    key: str
+    """What makes two candidates equal."""
+    name: str
+    """Where it came from: "initial 3", "child 17" (of the places handed out), "select 25". The same
+    in a resumed run, whoever was ready first."""
+    origin: Origin
+    epoch: int
+    """The epoch in which it was made, from 1."""
+    parents: tuple[int, ...] = ()
+    """Numbers of the members it was made from."""
+    scores: list[Score] = field(default_factory=list)
+    """One for each evaluation; more than one with `replicates` or `contenders`."""
+    error: str | None = None
+    """Why it has no score, where an evaluation failed."""
+
+    @property
+    def score(self) -> float:
+        """Mean over its evaluations; minus infinity where it failed or was never scored."""
+        if self.error is not None or not self.scores:
+            return -math.inf
+        return math.fsum(score.value for score in self.scores) / len(self.scores)
+
+    @property
+    def cost(self) -> float:
+        """What its evaluations cost together."""
+        return math.fsum(score.cost for score in self.scores)
+
+
+def ranked(members: Iterable[Member[C]]) -> list[Member[C]]:
+    """Return the members best first; of equal scores the oldest. Candidates are never compared."""
+    return sorted(members, key=lambda member: (-member.score, member.number))
+
+
+def noise(members: Iterable[Member[C]]) -> float:
+    """Return the standard deviation of one evaluation, pooled over members evaluated repeatedly.
+
+    s^2 = sum_m sum_i (x_mi - mean_m)^2 / sum_m (n_m - 1); 0 where nobody was evaluated twice.
+    """
+    squares, freedom = 0.0, 0
+    for member in members:
+        if len(member.scores) > 1 and member.error is None:
+            mean = member.score
+            squares += math.fsum((score.value - mean) ** 2 for score in member.scores)
+            freedom += len(member.scores) - 1
+    return math.sqrt(squares / freedom) if freedom else 0.0
+
+
+def most_surely_best(members: Sequence[Member[C]], sigma: float) -> Member[C]:
+    """Return the member with the highest lower bound, mean - sigma / sqrt(n).
+
+    Under noise the highest mean belongs to whoever was lucky; one standard error below it does
+    not. Without noise (sigma 0) this is the highest score, the oldest of equals.
+    """
+    return min(
+        members,
+        key=lambda m: (-(m.score - sigma / math.sqrt(max(1, len(m.scores)))), m.number),
+    )

@@ -1,0 +1,169 @@
+"""What an evolution found, how it got there and how sure it is."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from orbiter.train.errors import DataError
+from orbiter.train.evaluation import Interval, mean_interval
+
+if TYPE_CHECKING:
+    from orbiter.train.evolution.config import StopReason
+    from orbiter.train.evolution.member import Member
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One finished epoch; the counts are those since the run began."""
+
+    epoch: int
+    best: float
+    """Best score so far."""
+    mean: float | None
+    """Over the population's members that have a score."""
+    median: float | None
+    unique: int
+    """Different candidates in the population."""
+    evaluations: int
+    failures: int
+    cost: float
+    seconds: float
+
+
+class Ancestor(NamedTuple):
+    """A step on the way from an initial candidate to another."""
+
+    number: int
+    candidate: Any
+    score: float
+    origin: str
+    diff: str
+    """Unified diff of the candidate's text against its first parent's; empty for the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvolutionResult(Generic[C]):
+    """The outcome of `EvolutionPipeline.run`."""
+
+    best: C | None
+    """The best candidate ever evaluated; None where none was."""
+    best_score: float
+    """Mean over its evaluations; NaN where there is no best."""
+    best_interval: Interval | None
+    """95 % interval of `best_score`, over its evaluations or the instances in them; None for one
+    bare number, which says nothing about its own spread."""
+    initial_score: float
+    """Best score among the initial candidates: what not evolving would have given."""
+    epochs_completed: int
+    evaluations: int
+    """Evaluations begun, those taken from the journal included."""
+    cache_hits: int
+    failures: int
+    cost: float
+    stop_reason: StopReason
+    history: Sequence[EpochRecord]
+    population: Sequence[C]
+    """The candidates alive at the end, best first."""
+    holdout_score: float | None
+    """The best candidate's score by `holdout`, which the search never saw; None without one."""
+    members: Sequence[Member[C]]
+    """Everybody ever born, in order of birth."""
+
+    def lineage(self, candidate: C) -> list[Ancestor]:
+        """Return the line from an initial candidate to this one, each with what changed.
+
+        Raises:
+            DataError: the candidate is not of this run.
+        """
+        by_identity = (m for m in self.members if m.candidate is candidate)
+        by_value = (m for m in self.members if m.candidate == candidate)
+        member = next(by_identity, None) or next(by_value, None)
+        if member is None:
+            raise DataError(f"no member of this run is the candidate {candidate!r:.80}")
+        line = [member]
+        while line[-1].parents:
+            line.append(self.members[line[-1].parents[0]])
+        line.reverse()
+        befores = [None, *line[:-1]]
+        return [
+            Ancestor(m.number, m.candidate, m.score, m.origin, _diff(before, m))
+            for before, m in zip(befores, line, strict=True)
+        ]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one row for each member ever born: for a table, a frame, a file."""
+        return [
+            {
+                "number": m.number,
+                "candidate": m.candidate,
+                "score": None if math.isinf(m.score) else m.score,
+                "evaluations": len(m.scores),
+                "epoch": m.epoch,
+                "origin": m.origin,
+                "parents": list(m.parents),
+                "cost": m.cost,
+                "error": m.error,
+            }
+            for m in self.members
+        ]
+
+    def history_dicts(self) -> list[dict[str, Any]]:
+        """Return one row for each finished epoch."""
+        return [asdict(record) for record in self.history]
+
+    def __str__(self) -> str:
+        sure = f" {self.best_interval}" if self.best_interval else ""
+        return (
+            f"best {self.best_score:.4g}{sure} (initial {self.initial_score:.4g}) after "
+            f"{self.epochs_completed} epochs, {self.evaluations} evaluations, "
+            f"{self.failures} failures; ended by {self.stop_reason}"
+        )
+
+
+def interval_of(member: Member[C]) -> Interval | None:
+    """Return the 95 % interval of a member's score, or None where one number is all there is.
+
+    Instances, where every evaluation names the same ones and they average to its value, count
+    each as one observation: its mean over the evaluations.
+    """
+    names = member.scores[0].instances or {}
+    if len(names) > 1 and all(_is_mean_of_instances(s.instances, s.value) for s in member.scores):
+        of_each = [
+            math.fsum((s.instances or {}).get(name, math.nan) for s in member.scores)
+            / len(member.scores)
+            for name in names
+        ]
+        if not any(map(math.isnan, of_each)):
+            return mean_interval(of_each)
+    if len(member.scores) > 1:
+        return mean_interval([score.value for score in member.scores])
+    return None
+
+
+def _is_mean_of_instances(instances: object, value: float) -> bool:
+    if not isinstance(instances, dict) or not instances:
+        return False
+    mean = math.fsum(instances.values()) / len(instances)
+    return math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def _diff(before: Member[C] | None, member: Member[C]) -> str:
+    if before is None:
+        return ""
+    old, new = _lines(before.candidate), _lines(member.candidate)
+    names = (f"candidate {before.number}", f"candidate {member.number}")
+    return "\n".join(difflib.unified_diff(old, new, *names, lineterm=""))
+
+
+def _lines(candidate: object) -> list[str]:
+    if isinstance(candidate, str):
+        return candidate.splitlines()
+    if isinstance(candidate, dict):
+        return [f"{name}: {line}" for name, part in candidate.items() for line in _lines(part)]
+    return [repr(candidate)]

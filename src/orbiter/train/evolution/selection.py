@@ -1,0 +1,82 @@
+"""Who lives on: the default, or the user's own `select` with its answer taken as far as it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+from orbiter.train.callback import call_here
+from orbiter.train.errors import CallbackError, boundary
+from orbiter.train.evolution.member import Member, ranked
+from orbiter.train.evolution.state import State
+from orbiter.train.evolution.strategy import CURRENT, EvolutionStrategy
+
+C = TypeVar("C")
+
+
+async def survivors(state: State[C], population: Sequence[Member[C]]) -> list[Member[C]]:
+    """Return who survives the epoch, best first; the best ever are always among them."""
+    if type(state.strategy).select is EvolutionStrategy.select:
+        chosen = _best_share(state, population)
+    else:
+        chosen = await _by_the_user(state, population)
+    elite = ranked(m for m in (*population, *_best_ever(state)) if m.error is None and m.scores)
+    kept = list(dict.fromkeys([*elite[: state.config.elite], *chosen]))
+    return ranked(kept)[: max(state.config.population_size, 1)]
+
+
+def _best_share(state: State[C], population: Sequence[Member[C]]) -> list[Member[C]]:
+    alive = [member for member in ranked(population) if member.error is None and member.scores]
+    count = min(len(population), state.config.population_size)
+    return alive[: max(1, math.ceil(state.config.selection_ratio * count - 1e-9))]
+
+
+def _best_ever(state: State[C]) -> list[Member[C]]:
+    return [] if state.best is None else [state.best]
+
+
+async def _by_the_user(state: State[C], population: Sequence[Member[C]]) -> list[Member[C]]:
+    candidates = [member.candidate for member in population]
+    scores = [member.score for member in population]
+    token = CURRENT.set(state.context("select", state.epoch))
+    try:
+        with boundary("select"):
+            answer = list(await _call_select(state.strategy, candidates, scores))
+    finally:
+        CURRENT.reset(token)
+    chosen = _back_to_members(state, population, answer)
+    if not chosen:
+        state.tell("warning", message="select returned nobody: only the elite lives on")
+    return chosen[: state.config.population_size]
+
+
+async def _call_select(
+    strategy: EvolutionStrategy[C], candidates: list[C], scores: list[float]
+) -> Sequence[C]:
+    try:
+        return await call_here(strategy.select, candidates, scores)
+    except TypeError as error:
+        if "not supported between instances" not in str(error):
+            raise
+        raise CallbackError(
+            f"select compared candidates of type {type(candidates[0]).__name__}, which have no "
+            f"order ({error}). Equal scores let sorted(zip(scores, population)) look at the "
+            "candidates; sort by the score alone: sorted(zip(scores, population), "
+            "key=lambda pair: pair[0], reverse=True), or leave select out: the default does so"
+        ) from error
+
+
+def _back_to_members(
+    state: State[C], population: Sequence[Member[C]], answer: Sequence[C]
+) -> list[Member[C]]:
+    """Find the members behind the answer, by identity, then by content; strangers are admitted."""
+    by_identity = {id(member.candidate): member for member in population}
+    chosen = []
+    for candidate in answer:
+        member = by_identity.get(id(candidate))
+        if member is None:
+            key, _ = state.identify(candidate)
+            member = state.known.get(key) or state.admit(candidate, key, origin="select")
+        chosen.append(member)
+    return list(dict.fromkeys(chosen))

@@ -1,0 +1,149 @@
+"""What both loops share: the family, the budget, the journal, and how to tell of it."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from orbiter.train.evolution.budget import Budget
+from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, StopReason
+from orbiter.train.evolution.event import Event, EventKind, Listener
+from orbiter.train.evolution.identity import Codec, content_key, fallback_key
+from orbiter.train.evolution.journal import Journal
+from orbiter.train.evolution.member import Member, Origin, most_surely_best, noise, ranked
+from orbiter.train.evolution.result import EpochRecord
+from orbiter.train.evolution.strategy import Context, EvolutionStrategy, Score
+from orbiter.train.seeding import sub_seed
+
+C = TypeVar("C")
+
+
+@dataclass(slots=True)
+class State(Generic[C]):
+    """A run under way."""
+
+    config: EvolutionConfig
+    strategy: EvolutionStrategy[C]
+    budget: Budget
+    listeners: Sequence[Listener] = ()
+    journal: Journal = field(default_factory=Journal)
+    codec: Codec = field(default_factory=Codec)
+    members: list[Member[C]] = field(default_factory=list)
+    """Everybody ever born, in order of birth."""
+    known: dict[str, Member[C]] = field(default_factory=dict)
+    """The first member of each key."""
+    by_name: dict[str, Member[C]] = field(default_factory=dict)
+    best: Member[C] | None = None
+    phase: EvolutionPhase = EvolutionPhase.INIT
+    epoch: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+    stop: StopReason | None = None
+    cache_hits: int = 0
+    failures: int = 0
+    said_no_content: bool = False
+
+    def tell(self, kind: EventKind, message: str = "", score: float | None = None) -> None:
+        """Let every listener hear of something."""
+        if self.listeners:
+            event = Event(kind, self.phase, self.epoch, message, score)
+            for listener in self.listeners:
+                listener.hear(event)
+
+    def enter(self, phase: EvolutionPhase) -> None:
+        """Move on to another phase."""
+        if phase is not self.phase:
+            self.phase = phase
+            self.tell("phase")
+
+    def identify(self, candidate: C) -> tuple[str, bytes | None]:
+        """Return what makes the candidate equal to others, and how it is written down."""
+        written = self.codec.write(candidate)
+        own = self.strategy.key(candidate)
+        if own is not None:
+            return f"own:{own}", written
+        if written is not None:
+            return content_key(written), written
+        if not self.said_no_content:
+            self.said_no_content = True
+            warnings.warn(
+                f"candidates of type {type(candidate).__name__} have no content that can be "
+                "written down: define `key` on the strategy, or a resumed run makes them anew",
+                stacklevel=2,
+            )
+        return fallback_key(candidate, len(self.members)), None
+
+    def admit(
+        self,
+        candidate: C,
+        key: str,
+        *,
+        origin: Origin,
+        name: str = "",
+        parents: tuple[int, ...] = (),
+    ) -> Member[C]:
+        """Give a candidate its place in the family."""
+        number = len(self.members)
+        name = name or f"{origin} {number}"
+        member = Member(number, candidate, key, name, origin, max(1, self.epoch), parents)
+        self.members.append(member)
+        self.by_name[name] = member
+        self.known.setdefault(key, member)
+        return member
+
+    def context(self, *key: str | int, replicate: int = 0, parent: Score | None = None) -> Context:
+        """Return what the strategy is told about the call named by `key`."""
+        return Context(
+            rate=self.config.mutation_rate,
+            seed=sub_seed(self.config.seed, *key),
+            epoch=self.epoch,
+            history=self.history,
+            replicate=replicate,
+            parent_score=parent,
+        )
+
+    def crown(self, contestants: Iterable[Member[C]]) -> None:
+        """Make the best of the crowned one and the contestants the best of the run."""
+        scored = [member for member in contestants if member.error is None and member.scores]
+        if not scored:
+            return
+        if self.config.contenders:
+            self.best = most_surely_best(
+                [m for m in self.members if m.error is None and m.scores], noise(self.members)
+            )
+            return
+        self.best = ranked(scored if self.best is None else [self.best, *scored])[0]
+
+    def close_epoch(self, population: Sequence[Member[C]]) -> None:
+        """Record a finished epoch, and see whether the run has reached what it was made for."""
+        scores = [member.score for member in population if member.error is None and member.scores]
+        assert self.best is not None
+        self.history.append(
+            EpochRecord(
+                epoch=self.epoch,
+                best=self.best.score,
+                mean=statistics.fmean(scores) if scores else None,
+                median=statistics.median(scores) if scores else None,
+                unique=len({member.key for member in population}),
+                evaluations=self.budget.evaluations,
+                failures=self.failures,
+                cost=self.budget.cost,
+                seconds=self.budget.seconds,
+            )
+        )
+        self.journal.sync()
+        self.tell("epoch", score=self.best.score)
+        if self.stop is None:
+            self.stop = self._reached()
+
+    def _reached(self) -> StopReason | None:
+        config = self.config
+        if config.target is not None and self.history[-1].best >= config.target:
+            return StopReason.TARGET
+        if config.patience is not None and len(self.history) > config.patience:
+            before = max(record.best for record in self.history[: -config.patience])
+            if self.history[-1].best <= before + config.min_delta:
+                return StopReason.PATIENCE
+        return StopReason.EPOCHS if self.epoch >= config.epochs else None

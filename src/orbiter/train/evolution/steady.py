@@ -1,0 +1,118 @@
+"""Without a barrier: a child starts as soon as a place is free, and replaces the worst.
+
+(mu + 1) with tournaments: parents are drawn from the population as it is at that moment, so that
+results depend on who was ready first. An epoch is `population_size` finished evaluations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from orbiter.train.errors import TrainingError
+from orbiter.train.evolution.breeding import Nursery
+from orbiter.train.evolution.config import EvolutionPhase, StopReason
+from orbiter.train.evolution.member import Member, ranked
+from orbiter.train.evolution.referee import Referee
+from orbiter.train.evolution.selection import survivors
+from orbiter.train.evolution.state import State
+from orbiter.train.evolution.strategy import EvolutionStrategy
+
+C = TypeVar("C")
+
+
+async def run_steadily(state: State[C], initial: Sequence[Member[C]]) -> list[Member[C]]:
+    """Run to the end of the budget or of the epochs; return the last population, best first."""
+    state.epoch = 1
+    state.enter(EvolutionPhase.EVALUATING)
+    stream = _Stream(state, initial)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(state.config.concurrency):
+                group.create_task(stream.work())
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures.exceptions[0].__cause__
+    return stream.population
+
+
+class _Stream(Generic[C]):
+    """The population that all workers draw from and put back to."""
+
+    def __init__(self, state: State[C], initial: Sequence[Member[C]]) -> None:
+        self.state = state
+        self.population: list[Member[C]] = []
+        self._referee, self._nursery = Referee(state), Nursery(state)
+        self._waiting = list(reversed(initial))
+        self._changed = asyncio.Event()
+        self._under_way = 0
+        self._finished = 0
+        self._epoch_finished = 0
+        self._epoch_failed = 0
+
+    async def work(self) -> None:
+        """Take the next candidate, score it, put it into the population; until the end."""
+        while self.state.stop is None:
+            if not self._waiting and not self.population:
+                if not self._under_way:
+                    return
+                await self._change()
+                continue
+            self._under_way += 1
+            try:
+                member = await self._next()
+                if member is None:
+                    await self._nothing_new()
+                    continue
+                await self._referee.score_one(member)
+            finally:
+                self._under_way -= 1
+                self._changed.set()
+            if member.scores or member.error is not None:
+                await self._put(member)
+
+    async def _next(self) -> Member[C] | None:
+        if self._waiting:
+            return self._waiting.pop()
+        if self.state.config.mutation_rate == 0:
+            return None
+        return await self._nursery.one(self.population)
+
+    async def _nothing_new(self) -> None:
+        if self._under_way == 1:
+            self.state.stop = self.state.stop or StopReason.STAGNANT
+        else:
+            await self._change()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _put(self, member: Member[C]) -> None:
+        state = self.state
+        if member.error is None:
+            bisect.insort(self.population, member, key=lambda m: (-m.score, m.number))
+            del self.population[state.config.population_size :]
+            state.crown([member])
+        self._epoch_finished += 1
+        self._epoch_failed += member.error is not None
+        if self._epoch_finished >= state.config.population_size and state.stop is None:
+            await self._end_epoch(member)
+
+    async def _end_epoch(self, last: Member[C]) -> None:
+        state = self.state
+        if self._epoch_failed == self._epoch_finished:
+            raise TrainingError(
+                f"all {self._epoch_finished} evaluations of epoch {state.epoch} failed; the last: "
+                f"{last.error}"
+            )
+        self._epoch_finished = self._epoch_failed = 0
+        if state.config.contenders:
+            await self._referee.score_again(self.population)
+            state.crown(self.population)
+            self.population = ranked(self.population)
+        if type(state.strategy).select is not EvolutionStrategy.select:
+            self.population = await survivors(state, self.population)
+        state.close_epoch(self.population)
+        state.epoch += 1

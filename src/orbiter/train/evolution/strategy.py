@@ -1,0 +1,140 @@
+"""What a user writes: how to score a candidate and how to vary it. Everything else has a default.
+
+A candidate is anything: a text, a dict of texts, numbers, a dataclass. It is never modified, never
+deep-copied and never compared with another one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar
+
+from orbiter.train.errors import DataError, StateError
+
+if TYPE_CHECKING:
+    from orbiter.train.evolution.result import EpochRecord
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """An evaluation that says more than one number."""
+
+    value: float
+    """Higher is better."""
+    instances: Mapping[str, float] | None = None
+    """The score on each instance (a task, a question) by name, where there are several."""
+    feedback: str | None = None
+    """What went wrong, in words; a reflective `mutate` reads it."""
+    cost: float = 0.0
+    """What this evaluation cost, in the unit of `max_cost`."""
+
+
+class Context:
+    """What the loop tells the strategy about the call under way; reached as `self.context`."""
+
+    __slots__ = ("_rng", "_seed", "cost", "epoch", "history", "parent_score", "rate", "replicate")
+
+    def __init__(
+        self,
+        *,
+        rate: float,
+        seed: int,
+        epoch: int,
+        history: Sequence[EpochRecord],
+        replicate: int = 0,
+        parent_score: Score | None = None,
+    ) -> None:
+        """Made by the pipeline, once for each call."""
+        self.rate = rate
+        """`mutation_rate` of the configuration: how strongly to vary."""
+        self.epoch = epoch
+        """From 1."""
+        self.history = history
+        """One record for each finished epoch."""
+        self.replicate = replicate
+        """Which of several evaluations of the same candidate this is, from 0."""
+        self.parent_score = parent_score
+        """In `mutate`: how the candidate to be varied scored."""
+        self.cost = 0.0
+        """What the call cost, in the unit of `max_cost`; add to it where there is no `Score`."""
+        self._seed = seed
+        self._rng: random.Random | None = None
+
+    @property
+    def rng(self) -> random.Random:
+        """A generator of this call's own: the same draws at any concurrency and after a resume."""
+        if self._rng is None:
+            self._rng = random.Random(self._seed)
+        return self._rng
+
+
+CURRENT: ContextVar[Context] = ContextVar("orbiter_evolution_context")
+
+
+class EvolutionStrategy(ABC, Generic[C]):
+    """Score candidates and vary them; write `evaluate` and `mutate`, the rest is optional.
+
+    Each method may be `async def` or plain; a plain `evaluate` or `mutate` runs in a thread.
+    """
+
+    @property
+    def context(self) -> Context:
+        """The call under way: rate, rng, epoch, history.
+
+        Raises:
+            StateError: outside of a call by the pipeline.
+        """
+        try:
+            return CURRENT.get()
+        except LookupError:
+            raise StateError(
+                "strategy.context exists only while an EvolutionPipeline calls the strategy"
+            ) from None
+
+    @abstractmethod
+    async def evaluate(self, candidate: C) -> float | Score:
+        """Score a candidate: a finite number, higher is better, or a `Score`."""
+
+    @abstractmethod
+    async def mutate(self, candidate: C) -> C:
+        """Return a variant as a new object; `self.context.rng` makes it repeatable."""
+
+    async def select(
+        self,
+        population: Sequence[C],  # noqa: ARG002 - the signature is for those who override it
+        scores: Sequence[float],  # noqa: ARG002
+    ) -> Sequence[C]:
+        """Return the survivors: the best `selection_ratio` of the population, by default.
+
+        The default never compares candidates: equal scores are decided by birth, the older first.
+        An override sees failed members with a score of minus infinity.
+        """
+        raise StateError("the pipeline selects by itself where `select` is not overridden")
+
+    def key(self, candidate: C) -> str | None:  # noqa: ARG002 - likewise
+        """Return what makes two candidates equal, or None to let the content decide."""
+        return None
+
+
+def as_score(answer: Any) -> Score:  # noqa: ANN401 - the user's own answer can be anything
+    """Return what `evaluate` answered as a `Score`.
+
+    Raises:
+        DataError: it is no number, or not a finite one.
+    """
+    if isinstance(answer, Score):
+        as_score(answer.value)
+        return answer
+    if not isinstance(answer, SupportsFloat) or isinstance(answer, str | bytes):
+        raise DataError(f"evaluate returned {answer!r:.80}, not a number")
+    value = float(answer)
+    if not math.isfinite(value):
+        raise DataError(f"evaluate returned {value}, which ranks nothing")
+    return Score(value)
