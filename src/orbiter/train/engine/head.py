@@ -1,0 +1,132 @@
+"""From hidden states to log probabilities, without ever holding more logits than needed.
+
+Only the states in front of trained tokens come here; their logits are made a chunk at a time, and
+of them only the softmax is kept for the way back, in the arithmetic's own type. The entropy falls
+out of the same pass. Left out: the loss; it is whatever is made of the log probabilities.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK_ELEMENTS = 1 << 22
+"""Logits made at once: 16 MiB in float32, so that a chunk's passes run in the cache."""
+
+
+class TokenScores(NamedTuple):
+    """What the model thinks of N tokens that were taken."""
+
+    logprob: Float[Tensor, "N"]
+    """log pi(token), in nats."""
+    entropy: Float[Tensor, "N"]
+    """Entropy of the distribution it was taken from, in nats."""
+
+
+def token_scores(
+    hidden: Float[Tensor, "N H"],
+    weight: Float[Tensor, "V H"],
+    token_ids: Int[Tensor, "N"],
+    *,
+    temperature: float = 1.0,
+) -> TokenScores:
+    """Return log softmax(hidden W^T / temperature) at the tokens, and its entropy.
+
+        d logprob / d z_j = [j = token] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
+
+    The products run in `hidden`'s type; everything behind them in float32. Backward may be run
+    once: it works in the place of the softmax that forward kept.
+    """
+    logprob, entropy = _TokenScores.apply(  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        hidden, weight, token_ids, temperature
+    )
+    return TokenScores(logprob, entropy)
+
+
+def scores_of_logits(
+    logits: Float[Tensor, "N V"], token_ids: Int[Tensor, "N"], *, temperature: float = 1.0
+) -> TokenScores:
+    """Return the same from logits that a model made by itself: plain autograd, more memory."""
+    log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
+    entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
+    return TokenScores(log_softmax.gather(1, token_ids[:, None])[:, 0], entropy)
+
+
+class _Context(torch.autograd.function.FunctionCtx):
+    """What torch hands from forward to backward, as far as it is used here."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+    probability: Tensor
+    """Not among the saved tensors, since backward overwrites it."""
+    temperature: float
+
+
+class _TokenScores(torch.autograd.Function):
+    """The pair of passes behind `token_scores`."""
+
+    @staticmethod
+    def forward(
+        ctx: _Context,
+        hidden: Tensor,
+        weight: Tensor,
+        token_ids: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Score chunk by chunk; keep the softmax if anybody will ask for a gradient."""
+        narrow = weight.to(hidden.dtype)
+        wanted = any(ctx.needs_input_grad[:2])
+        probability = hidden.new_empty(len(hidden) if wanted else 0, len(weight))
+        logprob = hidden.new_empty(len(hidden), dtype=torch.float32)
+        entropy = torch.empty_like(logprob)
+        for rows in _chunks(len(hidden), len(weight)):
+            logits = functional.linear(hidden[rows], narrow).float()
+            if temperature != 1:
+                logits /= temperature
+            largest = logits.amax(dim=-1)
+            mass = torch.sub(logits, largest[:, None]).exp_()
+            total = mass.sum(dim=-1)
+            norm = largest + total.log()
+            logprob[rows] = logits.gather(1, token_ids[rows, None])[:, 0] - norm
+            entropy[rows] = norm - torch.einsum("nv,nv->n", mass, logits) / total
+            if wanted:
+                torch.div(mass, total[:, None], out=mass)
+                probability[rows] = mass
+        ctx.save_for_backward(hidden, narrow, token_ids, entropy)
+        ctx.probability = probability
+        ctx.temperature = temperature
+        return logprob, entropy
+
+    @staticmethod
+    def backward(
+        ctx: _Context, d_logprob: Tensor, d_entropy: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Turn the kept softmax into the gradient of the logits, in place, then multiply."""
+        hidden, narrow, token_ids, entropy = ctx.saved_tensors
+        d_logits: Tensor = ctx.probability
+        with_entropy = bool(d_entropy.any())
+        for rows in _chunks(*d_logits.shape):
+            part = d_logits[rows]
+            slope = d_logprob[rows, None]
+            if with_entropy:
+                surprise = torch.special.xlogy(part.float(), part.float())
+                surprise += part.float() * entropy[rows, None]
+                part.copy_(-slope * part - d_entropy[rows, None] * surprise)
+            else:
+                part.mul_(-slope.to(part.dtype))
+            part.scatter_add_(1, token_ids[rows, None], slope.to(part.dtype))
+        if ctx.temperature != 1:
+            d_logits /= ctx.temperature
+        d_hidden = d_logits @ narrow if ctx.needs_input_grad[0] else None
+        d_weight = (d_logits.t() @ hidden).float() if ctx.needs_input_grad[1] else None
+        return d_hidden, d_weight, None, None
+
+
+def _chunks(rows: int, width: int) -> list[slice]:
+    """Cut `rows` into slices of about `CHUNK_ELEMENTS` / `width` rows."""
+    size = max(1, CHUNK_ELEMENTS // width)
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]

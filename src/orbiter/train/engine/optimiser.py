@@ -1,0 +1,105 @@
+"""AdamW over a policy's trained tensors, whose state goes in and out as named tensors.
+
+Left out: schedules. Whoever runs the loop sets `learning_rate` before a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from orbiter.train.engine.policy import Policy
+from orbiter.train.errors import DataError, TrainingError
+
+STATE = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW remembers about each tensor."""
+
+
+class Optimiser:
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), in one fused pass."""
+
+    def __init__(self, named: Mapping[str, nn.Parameter], adamw: torch.optim.AdamW) -> None:
+        """Step these parameters; made by `make_optimiser`."""
+        self.named = dict(named)
+        self.adamw = adamw
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the next step."""
+        return float(self.adamw.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = value
+
+    def step(self, *, max_grad_norm: float) -> float:
+        """Clip the gradients to `max_grad_norm` together, step, and return their norm before.
+
+        Raises:
+            TrainingError: the norm is not finite; nothing has been changed then.
+        """
+        gradients = [p.grad for p in self.named.values() if p.grad is not None]
+        if not gradients:
+            return 0.0
+        norms = torch._foreach_norm(gradients)
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        if not torch.isfinite(torch.tensor(norm)):
+            raise TrainingError(f"the gradient is not finite (norm {norm}): lower learning_rate")
+        if norm > max_grad_norm:
+            torch._foreach_mul_(gradients, max_grad_norm / norm)
+        self.adamw.step()
+        self.zero()
+        return norm
+
+    def zero(self) -> None:
+        """Forget the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what AdamW remembers, as "<parameter>.<name>"; empty before the first step."""
+        return {
+            f"{name}.{key}": self.adamw.state[parameter][key]
+            for name, parameter in self.named.items()
+            for key in STATE
+            if key in self.adamw.state[parameter]
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a saved state: every tensor of it must belong to a trained parameter."""
+        left = dict(tensors)
+        for name, parameter in self.named.items():
+            saved = {key: left.pop(f"{name}.{key}", None) for key in STATE}
+            if any(tensor is None for tensor in saved.values()):
+                continue  # a parameter that has not had a gradient yet
+            self.adamw.state[parameter] = {
+                key: tensor.to(parameter.device, copy=True)
+                for key, tensor in saved.items()
+                if tensor is not None
+            }
+        if left:
+            raise DataError(f"the saved optimiser has tensors of no parameter: {sorted(left)[:4]}")
+
+
+def make_optimiser(
+    policy: Policy,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Optimiser:
+    """Make AdamW over everything that the policy trains."""
+    named = policy.named_trainable()
+    fused = policy.device.type in ("cpu", "cuda", "mps")
+    adamw = torch.optim.AdamW(
+        list(named.values()),
+        lr=learning_rate,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        fused=fused,
+    )
+    return Optimiser(named, adamw)

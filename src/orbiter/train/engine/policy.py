@@ -1,0 +1,174 @@
+"""The policy: a Hugging Face causal LM with its tokenizer, and what reinforcement adds to it.
+
+That is: which weights are trained (all, or LoRA adapters), a value head, a frozen reference, the
+arithmetic, and the forward pass it runs on. The weights are the model's own float32 tensors, so
+that saving, loading and anybody's tools work as ever.
+
+The value function is one linear layer on the final hidden state of the shared trunk, not a critic
+of its own: no second copy of weights, gradients and optimiser state, and one pass gives both
+log probabilities and values. Its price is that the value loss reaches the trunk; `vf_coef`
+weighs it. Left out: where models come from (`models.py`) and where they are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from orbiter.train.engine.forward import Forward, GenericForward
+from orbiter.train.engine.lora import add_lora
+from orbiter.train.errors import ConfigError, DataError, StateError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""The arithmetics on offer; the weights that are trained stay in float32 in both."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Policy:
+    """A language model that is being trained; made by `make_policy`."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    forward: Forward
+    """How the model is run."""
+    reference_forward: Forward | None
+    """How the frozen copy is run; None with LoRA, whose adapters are switched off instead."""
+    value_head: nn.Linear | None
+    """Hidden state to value; starts at zero, so that the first advantages are the returns."""
+    dtype: str
+    """Arithmetic of the matrix products: float32 or bfloat16."""
+    device: torch.device
+    stop_token_ids: frozenset[int]
+    """Tokens that end an answer."""
+
+    @property
+    def path(self) -> str:
+        """Which forward pass it runs on: "fast" or "generic"."""
+        return self.forward.name
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and answer may fill together."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether LoRA adapters are trained instead of the weights."""
+        return hasattr(self.model, "peft_config")
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name, in a stable order: weights or adapters, value head."""
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if self.value_head is not None:
+            named |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        return named
+
+    @torch.no_grad()
+    def load_trainable(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over saved weights, in place; names and shapes must be exactly these."""
+        mine = self.named_trainable()
+        if set(mine) != set(tensors):
+            odd = sorted(set(mine) ^ set(tensors))
+            raise DataError(
+                f"the saved weights do not fit this policy: {odd[:4]} stand in one only"
+            )
+        for name, parameter in mine.items():
+            if parameter.shape != tensors[name].shape:
+                got, want = tuple(tensors[name].shape), tuple(parameter.shape)
+                raise DataError(f"{name} has shape {got} in the saved weights, {want} in the model")
+            parameter.copy_(tensors[name])
+
+    @contextmanager
+    def reference(self) -> Iterator[Forward]:
+        """Give the forward pass of the frozen reference.
+
+        With LoRA that is the same model with its adapters switched off: no second copy.
+        """
+        if self.reference_forward is not None:
+            yield self.reference_forward
+        elif self.adapted:
+            with self.model.disable_adapter():
+                yield self.forward
+        else:
+            raise StateError("this policy has no reference: make it with reference=True, or LoRA")
+
+
+def make_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lora_rank: int = 0,
+    lora_alpha: float | None = None,
+    value_head: bool = False,
+    reference: bool = False,
+    dtype: str = "float32",
+    device: str = "auto",
+    seed: int = 0,
+    path: Literal["auto", "generic"] = "auto",
+) -> Policy:
+    """Make a policy of a model: freeze or not, adapters, value head, reference, forward pass.
+
+    `lora_rank` 0 trains all weights. `reference` keeps a frozen copy, which LoRA does not need.
+    `path="generic"` insists on Hugging Face's own forward; "auto" takes the fast one where the
+    model is of a family it knows and both agree on a probe.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    place = torch.device(best_device() if device == "auto" else device)
+    model = model.to(device=place, dtype=torch.float32).eval()
+    model.config.use_cache = False
+    frozen = copy.deepcopy(model).requires_grad_(False) if reference and not lora_rank else None
+    model.requires_grad_(True)
+    trained: Any = (
+        add_lora(model, rank=lora_rank, alpha=lora_alpha, seed=seed) if lora_rank else model
+    )
+    head = None
+    if value_head:
+        width = model.get_output_embeddings().weight.shape[-1]
+        head = nn.Linear(width, 1, device=place)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    return Policy(
+        model=trained,
+        tokenizer=tokenizer,
+        forward=_make_forward(model, DTYPES[dtype], path),
+        reference_forward=frozen and _make_forward(frozen, DTYPES[dtype], path),
+        value_head=head,
+        dtype=dtype,
+        device=place,
+        stop_token_ids=_stop_token_ids(model, tokenizer),
+    )
+
+
+def best_device() -> str:
+    """Return the accelerator that is there: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _make_forward(
+    model: PreTrainedModel, dtype: torch.dtype, path: Literal["auto", "generic"]
+) -> Forward:
+    """Choose the forward pass."""
+    return GenericForward(model, dtype=dtype)
+
+
+def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Collect what ends an answer: the model's own list, and the tokenizer's end of turn."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in (*listed, tokenizer.eos_token_id) if i is not None)

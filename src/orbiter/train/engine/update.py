@@ -1,0 +1,197 @@
+"""One step of learning: micro-batches, loss, backward, clip, step; and looking without learning.
+
+A batch of any size goes through in micro-batches of a token budget. Each contributes its exact
+share of the loss, so that how a batch is split changes nothing but the memory it takes.
+Left out: what the loss is (`objective.py`) and how often to step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from orbiter.train.engine.batch import Batch
+from orbiter.train.engine.forward import Forward, place
+from orbiter.train.engine.optimiser import Optimiser
+from orbiter.train.engine.policy import Policy
+from orbiter.train.errors import DataError, StateError, TrainingError
+
+MICRO_BATCH_TOKENS = 4096
+"""Tokens in one forward and backward: enough to keep the cores busy, little enough to fit."""
+
+
+class Scored(NamedTuple):
+    """What the policy in training says about a batch; 0 where the mask is False."""
+
+    logprob: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+    value: Float[Tensor, "B T"] | None
+    """V of the state in which the token was chosen; None without a value head."""
+
+
+class Part(NamedTuple):
+    """How much of the whole batch a micro-batch is: what a mean over it must be weighted with."""
+
+    tokens: float
+    """Its share of the trained tokens, in [0, 1]."""
+    rows: float
+    """Its share of the rows that have a trained token, in [0, 1]."""
+
+
+class Objective(Protocol):
+    """What an update minimises."""
+
+    def __call__(
+        self, scored: Scored, batch: Batch, part: Part
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return this part's contribution to the loss, and metrics as means over its tokens."""
+
+    def idle(self, batch: Batch) -> Bool[Tensor, "B"]:
+        """Tell the rows that cannot move the loss, which need not be computed."""
+
+
+def update(
+    policy: Policy,
+    batch: Batch,
+    optimiser: Optimiser,
+    objective: Objective,
+    *,
+    max_grad_norm: float = 1.0,
+    temperature: float = 1.0,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+) -> dict[str, float]:
+    """Take one optimiser step on the whole batch and return what was seen on the way.
+
+    The metrics are the objective's, as means over the tokens that were computed, and "loss",
+    "grad_norm" (before clipping) and "tokens" (trained ones, idle rows included). Where every row
+    is idle, nothing is computed or stepped, and only those three are there.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; the weights are untouched then.
+    """
+    tokens, rows_trained = int(batch.mask.sum()), int(batch.mask.any(dim=-1).sum())
+    if tokens == 0:
+        raise DataError("the batch has no token to train on: its mask is False everywhere")
+    busy = (batch.mask.any(dim=-1) & ~objective.idle(batch)).nonzero()[:, 0]
+    loss, seen, totals = 0.0, 0, dict[str, Tensor]()
+    optimiser.zero()
+    for rows in split_rows(policy.forward, batch, busy, micro_batch_tokens):
+        part = batch.select(rows)
+        trained = int(part.mask.sum())
+        share = Part(tokens=trained / tokens, rows=len(rows) / rows_trained)
+        contribution, metrics = objective(score(policy, part, temperature=temperature), part, share)
+        loss += _finite(contribution)
+        contribution.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        seen += trained
+        for name, metric in metrics.items():
+            totals[name] = totals.get(name, torch.zeros(())) + metric.detach().cpu() * trained
+    norm = optimiser.step(max_grad_norm=max_grad_norm)
+    means = {name: float(total) / seen for name, total in totals.items()}
+    return means | {"loss": loss, "grad_norm": norm, "tokens": float(tokens)}
+
+
+def score(policy: Policy, batch: Batch, *, temperature: float = 1.0) -> Scored:
+    """Run the policy over the batch, with gradients: log probabilities, entropy, values."""
+    scores = policy.forward.score(batch, temperature=temperature)
+    value = None
+    if policy.value_head is not None:
+        value = place(policy.value_head(scores.hidden)[:, 0], batch.mask)
+    return Scored(
+        logprob=place(scores.tokens.logprob, batch.mask),
+        entropy=place(scores.tokens.entropy, batch.mask),
+        value=value,
+    )
+
+
+def logprob(
+    policy: Policy,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+) -> Float[Tensor, "B T"]:
+    """Return the present policy's log probability of every trained token, in nats."""
+
+    def look(part: Batch) -> Tensor:
+        return policy.forward.score(part, temperature=temperature).tokens.logprob
+
+    return _look(policy.forward, batch, look, micro_batch_tokens)
+
+
+def ref_logprob(
+    policy: Policy,
+    batch: Batch,
+    *,
+    temperature: float = 1.0,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+) -> Float[Tensor, "B T"]:
+    """Return the frozen reference's log probability of every trained token, in nats."""
+    with policy.reference() as forward:
+
+        def look(part: Batch) -> Tensor:
+            return forward.score(part, temperature=temperature).tokens.logprob
+
+        return _look(forward, batch, look, micro_batch_tokens)
+
+
+def value(
+    policy: Policy, batch: Batch, *, micro_batch_tokens: int = MICRO_BATCH_TOKENS
+) -> Float[Tensor, "B T"]:
+    """Return the value of the state in which each trained token was chosen: no vocabulary head."""
+    head = policy.value_head
+    if head is None:
+        raise StateError("this policy has no value head: make it with value_head=True")
+
+    def look(part: Batch) -> Tensor:
+        values: Tensor = head(policy.forward.hidden(part))[:, 0]
+        return values
+
+    return _look(policy.forward, batch, look, micro_batch_tokens)
+
+
+@torch.no_grad()
+def _look(
+    forward: Forward, batch: Batch, look: Callable[[Batch], Tensor], micro_batch_tokens: int
+) -> Float[Tensor, "B T"]:
+    """Run `look` over the batch in micro-batches and put its answers in place."""
+    answer = torch.zeros(batch.mask.shape, device=batch.mask.device)
+    trained = batch.mask.any(dim=-1).nonzero()[:, 0]
+    for rows in split_rows(forward, batch, trained, micro_batch_tokens):
+        part = batch.select(rows)
+        answer[rows, : part.mask.shape[1]] = place(look(part), part.mask)
+    return answer
+
+
+def split_rows(
+    forward: Forward, batch: Batch, rows: Int[Tensor, "R"], micro_batch_tokens: int
+) -> Iterator[Int[Tensor, "r"]]:
+    """Cut rows into micro-batches of at most `micro_batch_tokens` tokens, or one row.
+
+    Groups stay together where they fit, since the fast path runs a shared prompt once.
+    """
+    rows = rows[torch.argsort(batch.group[rows], stable=True)]
+    cost = forward.cost(batch)[rows].tolist()
+    first, used = 0, 0
+    for index, tokens in enumerate(cost):
+        if index > first and used + tokens > micro_batch_tokens:
+            yield rows[first:index]
+            first, used = index, 0
+        used += tokens
+    if first < len(rows):
+        yield rows[first:]
+
+
+def _finite(contribution: Tensor) -> float:
+    """Return the loss as a number, or stop before it reaches the weights."""
+    number = float(contribution.detach())
+    if not math.isfinite(number):
+        raise TrainingError(
+            f"the loss is {number}: the run has diverged; lower learning_rate, and look for "
+            "extreme rewards"
+        )
+    return number
