@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM = false
 
 # The main job: a small pretrained model learns to call tools, from captured traces to a report.
 demo: .venv/.demo-ok
-	$(BIN)/python examples/tool_calling/main.py
+	$(BIN)/python -m orbiter.train.demo
 
 # Everything but the tests that run for longer than anybody waits (marked nightly).
 test: .venv/.dev-ok
