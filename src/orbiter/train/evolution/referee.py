@@ -50,14 +50,14 @@ class Referee(Generic[C]):
             state.cache_hits += bool(first.scores)
             return
         done = asyncio.get_running_loop().create_future()
-        self._under_way[member.key] = done
+        self._under_way[member.name] = done
         try:
             for replicate in range(len(member.scores), state.config.replicates):
                 if member.error is not None or not await self._evaluate(member, replicate):
                     break
         finally:
             done.set_result(None)
-            del self._under_way[member.key]
+            del self._under_way[member.name]
 
     async def score_again(self, population: Sequence[Member[C]]) -> None:
         """Evaluate the leading members once more, and pool: the lucky ones come down."""
@@ -70,7 +70,7 @@ class Referee(Generic[C]):
         await map_bounded(leading[: config.contenders], again, concurrency=config.concurrency)
 
     async def _wait_for(self, first: Member[C]) -> None:
-        pending = self._under_way.get(first.key)
+        pending = self._under_way.get(first.name)
         if pending is not None:
             await asyncio.shield(pending)
 

@@ -1,0 +1,121 @@
+"""Killed at any evaluation, a run goes on in its folder: same result, nothing paid twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orbiter.train.errors import ConfigError, StorageError
+from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
+from tests.evolution.problems import OneMax, population
+
+ROOT = Path(__file__).parents[2]
+KILL_POINTS = 34
+
+PROGRAM = """
+import asyncio, json, os, sys
+from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
+from tests.evolution.problems import OneMax, population
+
+run_dir, mode, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+class Logged(OneMax):
+    async def evaluate(self, candidate):
+        score = await super().evaluate(candidate)
+        await asyncio.sleep(0)
+        if len(self.evaluated) == kill_at:
+            os.kill(os.getpid(), 9)
+        return score
+
+async def main():
+    config = EvolutionConfig(epochs=6, population_size=12, seed=5, concurrency=3, mode=mode,
+                             run_dir=run_dir, target=None)
+    result = await EvolutionPipeline(config, Logged()).run(population(6))
+    rows = [[m.name, list(m.candidate), m.score] for m in result.members]
+    print(json.dumps({"best": result.best, "rows": rows, "evaluations": result.evaluations}))
+
+asyncio.run(main())
+"""
+
+
+def start(run_dir: Path, mode: str, kill_at: int) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(run_dir), mode, str(kill_at)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def paid_trials(run_dir: Path) -> list[tuple[str, int]]:
+    lines = (run_dir / "evolution.jsonl").read_text().splitlines()
+    return [(r["m"], r["r"]) for r in map(json.loads, lines) if "m" in r]
+
+
+@pytest.mark.slow
+def test_killed_at_every_evaluation_it_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = json.loads(start(tmp_path / "whole", "generation", 0).stdout)
+    assert whole["evaluations"] >= KILL_POINTS
+    for kill_at in range(1, KILL_POINTS + 1):
+        run_dir = tmp_path / f"killed at {kill_at}"
+        killed = start(run_dir, "generation", kill_at)
+        assert killed.returncode == -signal.SIGKILL
+        resumed = start(run_dir, "generation", 0)
+        assert json.loads(resumed.stdout) == whole, f"killed at {kill_at}: {resumed.stderr}"
+        paid = paid_trials(run_dir)
+        assert len(paid) == len(set(paid)) == whole["evaluations"]
+
+
+@pytest.mark.slow
+def test_killed_without_a_barrier_nothing_finished_is_evaluated_again(tmp_path: Path) -> None:
+    for kill_at in range(1, KILL_POINTS + 1, 3):
+        run_dir = tmp_path / f"killed at {kill_at}"
+        assert start(run_dir, "steady", kill_at).returncode == -signal.SIGKILL
+        before = paid_trials(run_dir)
+        resumed = start(run_dir, "steady", 0)
+        after = paid_trials(run_dir)
+        assert resumed.returncode == 0, resumed.stderr
+        assert after[: len(before)] == before
+        assert len(after) == len(set(after)) == json.loads(resumed.stdout)["evaluations"]
+
+
+async def test_a_finished_run_can_be_prolonged_and_pays_only_for_the_new(tmp_path: Path) -> None:
+    def config(epochs: int) -> EvolutionConfig:
+        return EvolutionConfig(epochs=epochs, population_size=8, run_dir=tmp_path)
+
+    first, second = OneMax(), OneMax()
+    short = await EvolutionPipeline(config(3), first).run(population(8))
+    long = await EvolutionPipeline(config(6), second).run(population(8))
+    whole = await EvolutionPipeline(EvolutionConfig(epochs=6, population_size=8), OneMax()).run(
+        population(8)
+    )
+    assert len(first.evaluated) + len(second.evaluated) == long.evaluations
+    assert long.to_dicts() == whole.to_dicts()
+    assert short.evaluations < long.evaluations
+
+
+async def test_another_runs_folder_is_refused_with_what_differs(tmp_path: Path) -> None:
+    await EvolutionPipeline(
+        EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path), OneMax()
+    ).run(population(4))
+    other = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path, seed=1)
+    with pytest.raises(ConfigError, match="seed was 0, is 1"):
+        await EvolutionPipeline(other, OneMax()).run(population(4))
+
+
+async def test_a_damaged_journal_names_file_and_line(tmp_path: Path) -> None:
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    await EvolutionPipeline(config, OneMax()).run(population(4))
+    path = tmp_path / "evolution.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
+    with pytest.raises(StorageError, match=r"evolution\.jsonl:2"):
+        await EvolutionPipeline(config, OneMax()).run(population(4))
