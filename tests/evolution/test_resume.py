@@ -29,7 +29,8 @@ class Logged(OneMax):
     async def evaluate(self, candidate):
         score = await super().evaluate(candidate)
         await asyncio.sleep(0)
-        if len(self.evaluated) == kill_at:
+        self.finished = getattr(self, "finished", 0) + 1
+        if self.finished == kill_at:
             os.kill(os.getpid(), 9)
         return score
 
