@@ -1,0 +1,8 @@
+"""A trainer's lifecycle, its settings, and what it measured."""
+
+from orbiter.train.trainer.config import TrainConfig
+from orbiter.train.trainer.lifecycle import TrainerState
+from orbiter.train.trainer.metrics import TrainMetrics
+from orbiter.train.trainer.trainer import Trainer
+
+__all__ = ["TrainConfig", "TrainMetrics", "Trainer", "TrainerState"]

@@ -1,0 +1,60 @@
+"""What a training or an evaluation measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orbiter.train.errors import DataError
+from orbiter.train.evaluation import Interval
+from orbiter.train.evaluation.interval import is_finite_number
+
+
+@dataclass(frozen=True, slots=True)
+class TrainMetrics:
+    """What a training or an evaluation measured; None where it was not measured.
+
+    `metrics["kl"]` finds a metric by name, in the fields and in `extra`. NaN and infinity are no
+    results and are refused.
+    """
+
+    loss: float | None = None
+    accuracy: float | None = None
+    reward: float | None = None
+    """Mean reward."""
+    reward_interval: Interval | None = field(default=None, kw_only=True)
+    """Where the true mean reward may lie."""
+    extra: Mapping[str, float] = field(default_factory=dict[str, float], kw_only=True, hash=False)
+    """Whatever else was measured, by name."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "extra", dict(self.extra))
+        named = {"loss": self.loss, "accuracy": self.accuracy, "reward": self.reward}
+        for name in self.extra:
+            if name in {*TrainMetrics.__dataclass_fields__, "reward_low", "reward_high"}:
+                raise DataError(f"{name!r} is taken: it cannot be the name of an extra metric")
+        for name, value in {**named, **self.extra}.items():
+            if not is_finite_number(value) and not (value is None and name in named):
+                raise DataError(f"metric {name!r} must be a finite number, got {value!r}")
+
+    def measured(self) -> dict[str, float]:
+        """Return what was measured, flat: like `to_dict`, without the fields that are None."""
+        return {name: value for name, value in self.to_dict().items() if value is not None}
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return everything flat: fields, `reward_low` and `reward_high`, and the extra ones."""
+        metrics: dict[str, float | None] = {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "reward": self.reward,
+        }
+        if self.reward_interval is not None:
+            _, metrics["reward_low"], metrics["reward_high"], _ = self.reward_interval
+        return {**metrics, **self.extra}
+
+    def __getitem__(self, name: str) -> float:
+        measured = self.measured()
+        if name not in measured:
+            were = ", ".join(measured) or "none"
+            raise KeyError(f"{name!r} was not measured; these were: {were}")
+        return measured[name]

@@ -1,0 +1,219 @@
+"""A trainer to subclass: four checks, a training and an evaluation under one lifecycle.
+
+Left out: the loop itself, checkpoints and devices, which belong to the trainers.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from orbiter.train.callback import call_here
+from orbiter.train.errors import CallbackError, ConfigError, StateError
+from orbiter.train.trainer.config import TrainConfig
+from orbiter.train.trainer.lifecycle import Lifecycle, OnStateChange, TrainerState
+from orbiter.train.trainer.metrics import TrainMetrics
+
+_Method = Callable[..., TrainMetrics | Awaitable[TrainMetrics]]
+
+_UNDER_LIFECYCLE = "__orbiter_under_lifecycle__"
+
+
+class Trainer(ABC):
+    """Checks, training and evaluation, whoever calls them, in the states of `TrainerState`.
+
+    A subclass writes the abstract methods, async or plain; plain ones run on the event loop's own
+    thread. It needs no `__init__`. Inside its `train` it may call `super().train()` and
+    `self.evaluate()`: they are part of the training, and the state stays TRAINING. A `dataset`
+    given to `train()` becomes `self.dataset` before the checks look at it.
+    """
+
+    agent: Any = None  # what is trained, on what and for what: a subclass may narrow these types
+    dataset: Any = None
+    reward_fn: Any = None
+    config: TrainConfig = TrainConfig()
+    on_state_change: OnStateChange | None = None
+    """Called with the old and the new state at each change; plain, quick, and it must not raise."""
+
+    train_metrics: TrainMetrics | None = None
+    """What the last training measured."""
+    evaluate_metrics: TrainMetrics | None = None
+    """What the last evaluation measured."""
+
+    def __init__(
+        self,
+        agent: object = None,
+        dataset: object = None,
+        reward_fn: object = None,
+        config: TrainConfig | None = None,
+        *,
+        on_state_change: OnStateChange | None = None,
+    ) -> None:
+        """Take what to train; an absent `config` is `TrainConfig()`."""
+        self.agent, self.dataset, self.reward_fn = agent, dataset, reward_fn
+        if config is not None:
+            self.config = config
+        if on_state_change is not None:
+            self.on_state_change = on_state_change
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        """Put the lifecycle around the `train` and `evaluate` that the subclass ends up with."""
+        super().__init_subclass__(**kwargs)
+        for name, start in (("train", _train), ("evaluate", _evaluate)):
+            method = getattr(cls, name)
+            entered = getattr(method, _UNDER_LIFECYCLE, None) is method
+            if not entered and not getattr(method, "__isabstractmethod__", False):
+                setattr(cls, name, _under_lifecycle(name, method, start))
+
+    @property
+    def state(self) -> TrainerState:
+        """Where this trainer stands."""
+        return self._lifecycle.state
+
+    @property
+    def error(self) -> Exception | None:
+        """What led to ERROR, until `reset()`."""
+        return self._lifecycle.error
+
+    @abstractmethod
+    async def check_agent(self) -> bool:
+        """Say whether there is an agent (or a model) that can be trained."""
+
+    @abstractmethod
+    async def check_dataset(self) -> bool:
+        """Say whether the data can be trained on."""
+
+    @abstractmethod
+    async def check_reward(self) -> bool:
+        """Say whether what is to be learnt (a reward, a target) is there."""
+
+    @abstractmethod
+    async def check_config(self) -> bool:
+        """Say whether the settings make sense together, and with the data."""
+
+    @abstractmethod
+    async def train(self) -> TrainMetrics:
+        """Train, and return what was measured."""
+
+    @abstractmethod
+    async def evaluate(self) -> TrainMetrics:
+        """Measure how good the agent is now."""
+
+    async def run(self) -> TrainMetrics:
+        """Validate, train, evaluate; return what the evaluation measured.
+
+        What the training measured is in `train_metrics`.
+
+        Raises:
+            StateError: the trainer is at work, or stopped with an error.
+        """
+        self._lifecycle.refuse_unless_idle("run")
+        await self.validate()
+        await self.train()
+        return await self.evaluate()
+
+    async def validate(self) -> None:
+        """Run all four checks; the trainer is then VALIDATED.
+
+        Raises:
+            ConfigError: checks returned False or raised; the message lists every one of them. What
+                they raised stands behind as `__cause__`: the exception, or a group of several.
+            StateError: the trainer is at work, or stopped with an error.
+        """
+        if self._lifecycle.is_inside():
+            await self._run_checks()
+            return
+        with self._lifecycle.validating():
+            await self._run_checks()
+
+    def reset(self) -> None:
+        """Go back to CREATED, from ERROR or from any state at rest, and forget the error."""
+        self._lifecycle.reset()
+
+    async def _run_checks(self) -> None:
+        checks: tuple[Callable[[], bool | Awaitable[bool]], ...] = (
+            self.check_agent,
+            self.check_dataset,
+            self.check_reward,
+            self.check_config,
+        )
+        failed: list[str] = []
+        raised: list[Exception] = []
+        for check in checks:
+            try:
+                answer = await call_here(check)
+            except Exception as error:
+                raised.append(error)
+                failed.append(f"{check.__name__} raised {type(error).__name__}: {error}")
+            else:
+                if not answer:
+                    failed.append(f"{check.__name__} returned {answer!r}, not True")
+        if failed:
+            cause = raised[0] if len(raised) == 1 else None
+            if len(raised) > 1:
+                cause = ExceptionGroup("checks that raised", raised)
+            raise ConfigError(
+                f"{type(self).__name__} is not ready, {len(failed)} of {len(checks)} checks "
+                f"failed: {'; '.join(failed)}"
+            ) from cause
+
+    @functools.cached_property
+    def _lifecycle(self) -> Lifecycle:
+        """Made when first needed, so that a subclass may leave out `super().__init__()`."""
+        return Lifecycle(self._tell)
+
+    def _tell(self, old: TrainerState, new: TrainerState) -> None:
+        if self.on_state_change is not None:
+            self.on_state_change(old, new)
+
+
+def _under_lifecycle(
+    name: str, method: _Method, start: Callable[..., Awaitable[TrainMetrics]]
+) -> _Method:
+    """Let `start` call the method, unless the trainer's own work is what calls it."""
+
+    @functools.wraps(method)
+    def entered(
+        self: Trainer, *args: object, **kwargs: object
+    ) -> TrainMetrics | Awaitable[TrainMetrics]:
+        if not self._lifecycle.is_inside():
+            return start(self, method, inspect.signature(method).bind(self, *args, **kwargs))
+        if name == "train" and self.state is not TrainerState.TRAINING:
+            raise StateError(f"cannot train while {self.state}: training is no part of that")
+        return method(self, *args, **kwargs)
+
+    # Itself and not True: a decorator that copies attributes does not pass for a lifecycle.
+    setattr(entered, _UNDER_LIFECYCLE, entered)
+    return entered
+
+
+async def _train(trainer: Trainer, method: _Method, call: inspect.BoundArguments) -> TrainMetrics:
+    lifecycle = trainer._lifecycle
+    lifecycle.refuse_unless_idle("train")
+    dataset = call.arguments.get("dataset")
+    if dataset is not None:
+        trainer.dataset = dataset
+    if dataset is not None or trainer.state is not TrainerState.VALIDATED:
+        await trainer.validate()
+    with lifecycle.training():
+        trainer.train_metrics = await _metrics(method, call)
+    return trainer.train_metrics
+
+
+async def _evaluate(
+    trainer: Trainer, method: _Method, call: inspect.BoundArguments
+) -> TrainMetrics:
+    with trainer._lifecycle.evaluating():
+        trainer.evaluate_metrics = await _metrics(method, call)
+    return trainer.evaluate_metrics
+
+
+async def _metrics(method: _Method, call: inspect.BoundArguments) -> TrainMetrics:
+    """Call the user's method and see that it returned what it must."""
+    metrics = await call_here(functools.partial(method, *call.args, **call.kwargs))
+    if not isinstance(metrics, TrainMetrics):
+        raise CallbackError(f"{method.__qualname__} must return TrainMetrics, got {metrics!r}")
+    return metrics
