@@ -1,0 +1,170 @@
+"""A model's reply, read as one Python call: `area(base=10, height=5)` → a name and its arguments.
+
+The reply is only ever parsed, never run. What is accepted is what the Berkeley leaderboard's own
+decoder accepts for its Python categories, with its habits, so that verdicts agree:
+
+- code fences and blank space around the call are dropped, and so are square brackets;
+- positional arguments are ignored, since the accepted answers are kept by name;
+- a bare name is its own text (`unit=metres`), a call without keywords is its source;
+- any sign or `not` before a literal negates it.
+
+Left out: names inside arithmetic, which the leaderboard would evaluate and this module will not.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from orbiter.train.errors import DataError
+
+MAX_CHARS = 4000
+"""Replies beyond this length are refused unread: no request of the set needs a tenth of it."""
+MAX_POWER = 64
+"""Largest exponent that is worked out in `base ** exponent`."""
+
+_ARITHMETIC: dict[type[ast.operator], Callable[[object, object], object]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: which function, and what for each of its named arguments."""
+
+    name: str
+    """Dotted where the reply is dotted: `math.gcd`."""
+    arguments: Mapping[str | None, object]
+    """Plain Python values by name; None is the name of a `**mapping`."""
+
+
+def parse_call(reply: str) -> Call:
+    """Read a reply as exactly one call.
+
+    Raises:
+        DataError: the reply is no Python, holds no call or more than one, or an argument is not a
+            literal.
+    """
+    calls = parse_calls(reply)
+    if len(calls) != 1:
+        raise DataError(f"expected one call, got {len(calls)}: {reply[:60]!r}")
+    return calls[0]
+
+
+def parse_calls(reply: str) -> list[Call]:
+    """Read a reply as a list of calls; the brackets around it may be missing."""
+    if len(reply) > MAX_CHARS:
+        raise DataError(f"a reply of {len(reply)} characters is no call (at most {MAX_CHARS})")
+    text = reply.strip("`\n ")
+    text = text if text.startswith("[") else "[" + text
+    text = text if text.endswith("]") else text + "]"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # '\d' in a string is the model's affair
+            body = ast.parse(text.strip().strip("'"), mode="eval").body
+        return [_call(node) for node in _elements(body)]
+    except (SyntaxError, ValueError, TypeError, ArithmeticError) as error:
+        raise DataError(f"not a call: {reply[:60]!r} ({error})") from error
+    except (RecursionError, MemoryError) as error:
+        raise DataError(f"nested too deeply to be a call: {reply[:60]!r}") from error
+
+
+def _elements(body: ast.expr) -> list[ast.expr]:
+    if isinstance(body, ast.Call):
+        return [body]
+    if isinstance(body, ast.List | ast.Tuple | ast.Set):
+        return body.elts
+    raise DataError(f"a {type(body).__name__} is no call")
+
+
+def _call(node: ast.expr) -> Call:
+    if not isinstance(node, ast.Call):
+        raise DataError(f"a {type(node).__name__} is no call")
+    parts: list[str] = []
+    function = node.func
+    while isinstance(function, ast.Attribute):
+        parts.append(function.attr)
+        function = function.value
+    if isinstance(function, ast.Name):
+        parts.append(function.id)
+    arguments = {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    return Call(".".join(reversed(parts)), arguments)
+
+
+def _value(node: ast.expr) -> object:
+    match node:
+        case ast.Constant(value=value):
+            return "..." if value is ... else value
+        case ast.UnaryOp(operand=ast.Constant(value=int() | float() | complex() as number)):
+            return -number
+        case ast.BinOp():
+            return _arithmetic(node)
+        case ast.List() | ast.Tuple() | ast.Dict():
+            return _container(node)
+    return _source(node)
+
+
+def _container(node: ast.List | ast.Tuple | ast.Dict) -> object:
+    match node:
+        case ast.List(elts=elements):
+            return [_value(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_value(element) for element in elements)
+    return {_key(key): _value(one) for key, one in zip(node.keys, node.values, strict=True)}
+
+
+def _source(node: ast.expr) -> object:
+    """Return what is no literal as its own text, where the leaderboard does so."""
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Call(keywords=[]):
+            return ast.unparse(node)
+        case ast.Call():
+            inner = _call(node)
+            return {inner.name: inner.arguments}
+        case ast.Subscript():
+            return f"{ast.unparse(node.value)}[{ast.unparse(node.slice)}]"
+    raise DataError(f"a {type(node).__name__} is no value")
+
+
+def _key(node: ast.expr | None) -> object:
+    if node is None:
+        raise DataError("a dict with ** in it is no literal")
+    key = _value(node)
+    hash(key)
+    return key
+
+
+def _arithmetic(node: ast.expr) -> object:
+    """Work out literals joined by operators; numbers, and + between strings."""
+    match node:
+        case ast.Constant(value=bool() | int() | float() | complex() | str() as value):
+            return value
+        case ast.UnaryOp(op=ast.USub()):
+            return operator.neg(_number(_arithmetic(node.operand)))
+        case ast.UnaryOp(op=ast.UAdd()):
+            return operator.pos(_number(_arithmetic(node.operand)))
+        case ast.BinOp(op=ast.Add()):
+            left, right = _arithmetic(node.left), _arithmetic(node.right)
+            return operator.add(left, right)
+        case ast.BinOp(op=op) if type(op) in _ARITHMETIC:
+            left, right = _number(_arithmetic(node.left)), _number(_arithmetic(node.right))
+            if isinstance(op, ast.Pow) and abs(right) > MAX_POWER:
+                raise DataError(f"the exponent {right} is beyond {MAX_POWER}")
+            return _ARITHMETIC[type(op)](left, right)
+    raise DataError(f"a {type(node).__name__} has no place in arithmetic on literals")
+
+
+def _number(value: object) -> int | float | complex:
+    if isinstance(value, int | float | complex):
+        return value
+    raise DataError(f"{value!r} is no number")
