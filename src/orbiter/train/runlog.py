@@ -242,9 +242,7 @@ def _number(what: str, value: object) -> float | str:
     """Return a plain number, or the name of one that JSON has no number for."""
     if not isinstance(value, Real):
         raise DataError(f"{what} must be a number, got {value!r}")
-    if isinstance(value, Integral):
-        return int(value)
-    number = float(value)
+    number = int(value) if isinstance(value, Integral) else float(value)
     if math.isfinite(number):
         return number
     return "NaN" if math.isnan(number) else ("Infinity" if number > 0 else "-Infinity")
