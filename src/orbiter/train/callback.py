@@ -6,11 +6,10 @@ Left out: retries and rate control. Whoever calls knows whether a second try is 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,15 +36,22 @@ async def call(
         TimeoutError: after `timeout_seconds`. A thread cannot be killed: a plain function that
             was given up goes on in the background, and its answer is thrown away.
     """
+    if timeout_seconds is None:
+        return await prepare(fn)(*args)
     async with asyncio.timeout(timeout_seconds):
-        if is_async(fn):
-            result = fn(*args)
-        else:
-            context = contextvars.copy_context()
-            result = await asyncio.to_thread(context.run, _run_plain, fn, *args)
-        if inspect.isawaitable(result):
-            return await result
-        return result
+        return await prepare(fn)(*args)
+
+
+def prepare(fn: Callable[..., R | Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+    """Return `fn` as what can always be awaited: looked at once, for who calls it often."""
+    if is_async(fn):
+        return cast("Callable[..., Awaitable[R]]", fn)
+
+    async def in_a_thread(*args: object) -> R:
+        result = await asyncio.to_thread(_run_plain, fn, *args)
+        return await result if inspect.isawaitable(result) else result
+
+    return in_a_thread
 
 
 def _run_plain(fn: Callable[..., R], *args: object) -> R:
@@ -71,6 +77,8 @@ async def map_bounded(
 
     The first failure cancels the rest and is raised as it is, not as a group.
     """
+    if len(items) == 1:
+        return [await fn(items[0])]
     queue = iter(enumerate(items))
     results: dict[int, R] = {}
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
-from orbiter.train.callback import call, call_here, map_bounded
+from orbiter.train.callback import call_here, map_bounded, prepare
 from orbiter.train.errors import CallbackError, TrainError, boundary
 from orbiter.train.evolution.journal import Birth
 from orbiter.train.evolution.member import Member, Origin
@@ -52,6 +52,7 @@ class Nursery(Generic[C]):
         self.state = state
         self.slots = 0
         """Places handed out over the run."""
+        self._mutate = prepare(state.strategy.mutate)
         self._crosses = isinstance(state.strategy, Crossing)
 
     async def fill(self, count: int, parents: Sequence[Member[C]]) -> list[Member[C]]:
@@ -148,7 +149,7 @@ class Nursery(Generic[C]):
             with boundary("crossover"):
                 source = await call_here(crossover, source, place.parents[1].candidate)
         with boundary("mutate"):
-            return await call(strategy.mutate, source)
+            return await self._mutate(source)
 
     def _admit(self, place: Place[C]) -> Member[C]:
         assert place.child is not None

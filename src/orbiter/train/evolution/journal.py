@@ -8,6 +8,7 @@ many stand before it. Left out: the state of the loop; it follows from the lines
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from orbiter.train.evolution.strategy import Score
 from orbiter.train.storage import AppendLog, read_records
 
 FILE_NAME = "evolution.jsonl"
+
+SYNC_SECONDS = 1.0
+"""Seconds between two fsyncs: what a power cut can cost. A killed process costs nothing."""
 
 
 class Birth(NamedTuple):
@@ -58,8 +62,8 @@ class Journal:
     def write_birth(self, birth: Birth) -> None:
         """Note a child."""
 
-    def sync(self) -> None:
-        """Make everything noted safe against a power cut."""
+    def sync_now_and_then(self) -> None:
+        """Make everything noted safe against a power cut, once a second at most."""
 
     def close(self) -> None:
         """Let go of the file."""
@@ -79,6 +83,7 @@ class FileJournal(Journal):
         self.trials: dict[tuple[str, int], Trial] = {}
         self.births: dict[tuple[int, int], Birth] = {}
         self._log = AppendLog(path)
+        self._synced = time.monotonic()
         try:
             self._read(path, fingerprint)
         except BaseException:
@@ -117,13 +122,16 @@ class FileJournal(Journal):
         )
 
     @override
-    def sync(self) -> None:
-        """Force everything onto the disk."""
-        self._log.sync()
+    def sync_now_and_then(self) -> None:
+        """Force everything onto the disk where the last time is a second ago."""
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self._log.sync()
+            self._synced = time.monotonic()
 
     @override
     def close(self) -> None:
-        """Let go of the file, so that another run can open it."""
+        """Force everything onto the disk, and let go of the file."""
+        self._log.sync()
         self._log.close()
 
     def _append(self, line: Mapping[str, object]) -> None:

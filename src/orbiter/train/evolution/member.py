@@ -40,6 +40,8 @@ class Member(Generic[C]):
         """Mean over its evaluations; minus infinity where it failed or was never scored."""
         if self.error is not None or not self.scores:
             return -math.inf
+        if len(self.scores) == 1:
+            return self.scores[0].value
         return math.fsum(score.value for score in self.scores) / len(self.scores)
 
     @property

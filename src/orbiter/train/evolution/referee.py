@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from orbiter.train.callback import call, map_bounded
+from orbiter.train.callback import map_bounded, prepare
 from orbiter.train.errors import CallbackError, DataError, TrainError, boundary
 from orbiter.train.evolution.journal import Trial
 from orbiter.train.evolution.member import Member, ranked
@@ -30,6 +30,7 @@ class Referee(Generic[C]):
         self.state = state
         self._under_way: dict[str, asyncio.Future[None]] = {}
         self._first_cost = asyncio.Event()
+        self._ask = prepare(state.strategy.evaluate)
 
     async def score_new(self, members: Sequence[Member[C]]) -> list[Member[C]]:
         """Score members that have no score; return those that were, in order of birth.
@@ -139,8 +140,11 @@ class Referee(Generic[C]):
     async def _in_time(self, candidate: C) -> float | Score:
         limit = self.state.config.timeout
         if limit is None:
-            return await call(self.state.strategy.evaluate, candidate)
+            return await self._ask(candidate)
         try:
-            return await call(self.state.strategy.evaluate, candidate, timeout_seconds=limit)
+            async with asyncio.timeout(limit) as timeout:
+                return await self._ask(candidate)
         except TimeoutError:
+            if not timeout.expired():
+                raise
             raise CallbackError(f"evaluate did not end within {limit:g} s") from None

@@ -16,7 +16,6 @@ from orbiter.train.evolution.journal import Journal
 from orbiter.train.evolution.member import Member, Origin, most_surely_best, noise, ranked
 from orbiter.train.evolution.result import EpochRecord
 from orbiter.train.evolution.strategy import Context, EvolutionStrategy, Score
-from orbiter.train.seeding import sub_seed
 
 C = TypeVar("C")
 
@@ -97,7 +96,8 @@ class State(Generic[C]):
         """Return what the strategy is told about the call named by `key`."""
         return Context(
             rate=self.config.mutation_rate,
-            seed=sub_seed(self.config.seed, *key),
+            seed=self.config.seed,
+            key=key,
             epoch=self.epoch,
             history=self.history,
             replicate=replicate,
@@ -133,7 +133,7 @@ class State(Generic[C]):
                 seconds=self.budget.seconds,
             )
         )
-        self.journal.sync()
+        self.journal.sync_now_and_then()
         self.tell("epoch", score=self.best.score)
         if self.stop is None:
             self.stop = self._reached()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar
 
 from orbiter.train.errors import DataError, StateError
+from orbiter.train.seeding import sub_random
 
 if TYPE_CHECKING:
     from orbiter.train.evolution.result import EpochRecord
@@ -39,13 +40,24 @@ class Score:
 class Context:
     """What the loop tells the strategy about the call under way; reached as `self.context`."""
 
-    __slots__ = ("_rng", "_seed", "cost", "epoch", "history", "parent_score", "rate", "replicate")
+    __slots__ = (
+        "_key",
+        "_rng",
+        "_seed",
+        "cost",
+        "epoch",
+        "history",
+        "parent_score",
+        "rate",
+        "replicate",
+    )
 
     def __init__(
         self,
         *,
         rate: float,
         seed: int,
+        key: tuple[str | int, ...],
         epoch: int,
         history: Sequence[EpochRecord],
         replicate: int = 0,
@@ -64,14 +76,14 @@ class Context:
         """In `mutate`: how the candidate to be varied scored."""
         self.cost = 0.0
         """What the call cost, in the unit of `max_cost`; add to it where there is no `Score`."""
-        self._seed = seed
+        self._seed, self._key = seed, key
         self._rng: random.Random | None = None
 
     @property
     def rng(self) -> random.Random:
         """A generator of this call's own: the same draws at any concurrency and after a resume."""
         if self._rng is None:
-            self._rng = random.Random(self._seed)
+            self._rng = sub_random(self._seed, *self._key)
         return self._rng
 
 
@@ -129,6 +141,8 @@ def as_score(answer: Any) -> Score:  # noqa: ANN401 - the user's own answer can 
     Raises:
         DataError: it is no number, or not a finite one.
     """
+    if type(answer) is float and math.isfinite(answer):
+        return Score(answer)
     if isinstance(answer, Score):
         as_score(answer.value)
         return answer
