@@ -52,7 +52,7 @@ class Nursery(Generic[C]):
         self.state = state
         self.slots = 0
         """Places handed out over the run."""
-        self._mutate = prepare(state.strategy.mutate)
+        self._mutate: Callable[[C], Awaitable[C]] = prepare(state.strategy.mutate)
         self._crosses = isinstance(state.strategy, Crossing)
 
     async def fill(self, count: int, parents: Sequence[Member[C]]) -> list[Member[C]]:

@@ -7,7 +7,7 @@ cause and without a score, and the run goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from orbiter.train.callback import map_bounded, prepare
@@ -30,7 +30,7 @@ class Referee(Generic[C]):
         self.state = state
         self._under_way: dict[str, asyncio.Future[None]] = {}
         self._first_cost = asyncio.Event()
-        self._ask = prepare(state.strategy.evaluate)
+        self._ask: Callable[[C], Awaitable[float | Score]] = prepare(state.strategy.evaluate)
 
     async def score_new(self, members: Sequence[Member[C]]) -> list[Member[C]]:
         """Score members that have no score; return those that were, in order of birth.
