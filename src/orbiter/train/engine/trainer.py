@@ -1,0 +1,268 @@
+"""What the trainers of the local engine share: one model, loaded once, asked, saved and described.
+
+Left out: what is learned and how (`verl/`, `sft/`). This file loads no torch by itself; a trainer
+can be made and checked without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orbiter.train.engine.config import EngineConfig
+from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
+from orbiter.train.errors import ConfigError, DataError, TrainingError, require
+from orbiter.train.evaluation import Interval
+from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
+from orbiter.train.trajectory import TrajectoryItem
+
+if TYPE_CHECKING:
+    from orbiter.train.engine.export import Card
+    from orbiter.train.engine.policy import Policy
+    from orbiter.train.engine.session import Session
+
+
+class ModelTrainer(Trainer):
+    """A trainer of a causal language model on this machine."""
+
+    config: EngineConfig
+    method = "training"
+    """How it trains, in a word, for the model card."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        dataset: object = None,
+        eval_dataset: object = None,
+        agent: object = None,
+        on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
+    ) -> None:
+        """Take what to train on; nothing is loaded before it is needed."""
+        super().__init__(agent, dataset, None, config, on_state_change=on_state_change)
+        self.eval_dataset = eval_dataset
+        self.history: list[dict[str, float]] = []
+        """The metrics of every step of the last training, in order."""
+        self._policy: Policy | None = None
+        self._results: dict[str, float] = {}
+        self._data = ""
+
+    # The checks: all before a model is loaded.
+
+    async def check_agent(self) -> bool:
+        """Make sure that an agent's instructions can stand before every prompt."""
+        self.system_prompt  # noqa: B018 - asked for its error
+        return True
+
+    async def check_dataset(self) -> bool:
+        """Make sure that there is something to learn from, and to validate on where asked for."""
+        if self.dataset is None:
+            raise DataError("there is no data set; give train() one, or dataset= at construction")
+        as_items(self.dataset)
+        if self.eval_dataset is not None:
+            as_items(self.eval_dataset)
+        return True
+
+    async def check_config(self) -> bool:
+        """Make sure that a validation during training has data of its own."""
+        if self.config.eval_every and self.eval_dataset is None:
+            raise ConfigError(
+                f"eval_every={self.config.eval_every} needs eval_dataset=, the held-out items to "
+                "validate on"
+            )
+        return True
+
+    @property
+    def system_prompt(self) -> str | None:
+        """What stands before every prompt: the config's words, else the agent's instructions."""
+        if self.config.system_prompt is not None or self.agent is None:
+            return self.config.system_prompt
+        instructions = getattr(self.agent, "instructions", None)
+        if not isinstance(instructions, str):
+            raise ConfigError(
+                "agent must have `instructions` as a text, which become the system prompt; "
+                f"{type(self.agent).__name__} has {instructions!r}"
+            )
+        return instructions
+
+    async def generate(
+        self,
+        prompts: Sequence[str | TrajectoryItem],
+        *,
+        temperature: float = 0.0,
+        max_response_length: int | None = None,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answer every prompt; `samples` answers each stand side by side. Temperature 0 is greedy.
+
+        Raises:
+            DataError: a prompt does not fit the model's context.
+        """
+        if isinstance(prompts, str):
+            raise DataError("generate() takes a list of prompts; put this one into a list")
+        if not prompts:
+            return []
+        policy = await self.policy()
+        from orbiter.train.engine.rollout import sample
+        from orbiter.train.engine.session import work
+
+        room = max_response_length or self.config.max_response_length
+        tasks = await work(
+            make_tasks,
+            as_items(prompts),
+            self._encoder(policy),
+            longest=policy.context_length - room,
+        )
+        rollouts = await work(
+            sample,
+            policy,
+            tasks.prompts,
+            n=samples,
+            max_new_tokens=room,
+            temperature=temperature,
+            seed=seed,
+        )
+        return [rollout.text for rollout in rollouts]
+
+    async def save(self, path: str | os.PathLike[str], *, merge: bool = False) -> Path:
+        """Write the model as it stands now, with tokenizer and model card; return the folder.
+
+        Full weights are in Hugging Face's layout. LoRA adapters are in PEFT's, or merged into full
+        weights with `merge=True`.
+        """
+        policy = await self.policy()
+        from orbiter.train.engine.export import save_policy
+        from orbiter.train.engine.session import work
+
+        return await work(save_policy, policy, path, self._card(), merge=merge)
+
+    async def policy(self) -> Policy:
+        """Return the model, which is loaded at the first call.
+
+        Raises:
+            StorageError: it cannot be had; says what was tried.
+            MissingExtraError: torch or transformers is not installed.
+        """
+        require("torch", extra="train")
+        from orbiter.train.engine.session import work
+
+        if self._policy is None:
+            self._policy = await work(self._load)
+        return self._policy
+
+    def _load(self) -> Policy:
+        from orbiter.train.engine.models import load_model
+        from orbiter.train.engine.policy import make_policy
+
+        config = self.config
+        loaded = load_model(config.model, device=config.device, seed=config.seed)
+        return make_policy(
+            loaded.model,
+            loaded.tokenizer,
+            lora_rank=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            dtype=config.dtype,
+            device=str(loaded.model.device),
+            seed=config.seed,
+            **self._policy_parts(),
+        )
+
+    def _policy_parts(self) -> dict[str, Any]:
+        """Say what the policy needs beside its weights."""
+        return {}
+
+    def _encoder(self, policy: Policy) -> Callable[[TrajectoryItem], list[int]]:
+        from orbiter.train.engine.prompt import render
+
+        system = self.system_prompt
+        return lambda item: render(policy.tokenizer, item, system=system)
+
+    async def _tasks(self, dataset: object) -> Tasks:
+        """Encode a data set's prompts, as far as they fit beside the response."""
+        policy = await self.policy()
+        from orbiter.train.engine.session import work
+
+        return await work(
+            make_tasks,
+            as_items(dataset),
+            self._encoder(policy),
+            longest=self._longest_prompt(policy),
+            on_long_prompt=self.config.on_long_prompt,
+        )
+
+    def _longest_prompt(self, policy: Policy) -> int:
+        config = self.config
+        room = policy.context_length - config.max_response_length
+        wanted = room if config.max_prompt_length is None else config.max_prompt_length
+        if wanted > room or room < 1:
+            raise ConfigError(
+                f"max_prompt_length={wanted} + max_response_length={config.max_response_length} = "
+                f"{wanted + config.max_response_length} tokens, and the context of {config.model} "
+                f"holds {policy.context_length}; lower one of them"
+            )
+        return wanted
+
+    async def _run(self, session: Session, loop: Callable[[], Awaitable[None]]) -> TrainMetrics:
+        """Run the loop on an open session, and close it whatever happens.
+
+        A cancelled run is saved where it stands; a diverged model is thrown away.
+        """
+        from orbiter.train.engine.session import work
+
+        self.history = session.history
+        try:
+            await loop()
+            if self.config.save_every:
+                await work(session.save)
+        except asyncio.CancelledError:
+            if self.config.save_every:
+                await work(session.save)
+            raise
+        except TrainingError:
+            self._policy = None
+            raise
+        finally:
+            session.close()
+        means = session.epoch_means
+        self._results = means
+        return as_metrics(means)
+
+    def _card(self) -> Card:
+        from orbiter.train.engine.export import Card
+
+        quiet = ("progress", "output_dir", "resume", "save_every", "keep_checkpoints", "model")
+        settings = {k: v for k, v in asdict(self.config).items() if k not in quiet}
+        return Card(
+            base_model=self.config.model,
+            method=self.method,
+            settings=settings,
+            results=self._results,
+            data=self._data,
+        )
+
+    async def _keep_best(self, session: Session, score: float) -> None:
+        """Save the model to `output_dir`/best where a validation came out better than ever."""
+        best = session.position.best
+        if best is not None and score <= best:
+            return
+        session.position.best = score
+        if self.config.output_dir is not None:
+            await self.save(Path(self.config.output_dir) / "best")
+
+
+def as_metrics(
+    measured: Mapping[str, float], *, reward_interval: Interval | None = None
+) -> TrainMetrics:
+    """Return named numbers as TrainMetrics: its own fields apart, all others in `extra`."""
+    return TrainMetrics(
+        measured.get("loss"),
+        measured.get("accuracy"),
+        measured.get("reward"),
+        reward_interval=reward_interval,
+        extra={k: v for k, v in measured.items() if k not in ("loss", "accuracy", "reward")},
+    )

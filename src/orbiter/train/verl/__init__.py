@@ -1,0 +1,14 @@
+"""Better weights by reward: PPO and GRPO on this machine. Loads no torch until it trains."""
+
+from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
+from orbiter.train.verl.reward import OnRewardError, RewardFn, RewardSpec
+from orbiter.train.verl.trainer import VeRLTrainer
+
+__all__ = [
+    "OnRewardError",
+    "RewardFn",
+    "RewardSpec",
+    "VeRLAlgorithm",
+    "VeRLConfig",
+    "VeRLTrainer",
+]

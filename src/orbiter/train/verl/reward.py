@@ -1,0 +1,176 @@
+"""What a sample is worth: the user's reward functions, called politely and trusted with nothing.
+
+Left out: advantages (rl/) and what a skipped sample means for its group (local.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, SupportsFloat
+
+from orbiter.train.callback import call, map_bounded
+from orbiter.train.errors import CallbackError, ConfigError, TrainError, boundary
+from orbiter.train.trajectory import TrajectoryItem
+
+RewardFn = Callable[..., SupportsFloat | Awaitable[SupportsFloat]]
+"""`fn(output)`, or `fn(output, item)` where the second parameter is named `item`; sync or async."""
+
+OnRewardError = Literal["raise", "skip"] | float
+"""What a fault does: stop the run; leave the sample out; or count as this value."""
+
+LARGEST = 1e18
+"""Rewards beyond this cannot be squared in float32, so their group's spread would be infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """One reward signal: a name for the logs, a weight in the total, and the function itself."""
+
+    name: str
+    weight: float = 1.0
+    fn: RewardFn = None  # type: ignore[assignment] # refused below; weight may thus be left out
+    """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and with it the
+    truth to compare with. May be async. A plain one runs in a worker thread, several at once."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError(f"a reward's name must be a text to log under, got {self.name!r}")
+        if not _is_number(self.weight) or not math.isfinite(self.weight):
+            raise ConfigError(f"weight of reward {self.name!r} must be finite, got {self.weight!r}")
+        if not callable(self.fn):
+            raise ConfigError(
+                f"reward {self.name!r} needs fn=, a function from the output to a number, "
+                f"got {self.fn!r}"
+            )
+        _check_signature(self.name, self.fn)
+
+    @property
+    def wants_item(self) -> bool:
+        """Whether `fn` has a parameter named `item`."""
+        return "item" in _parameters(self.fn)
+
+
+class Scores(NamedTuple):
+    """What a list of outputs is worth; None where a sample is skipped."""
+
+    total: list[float | None]
+    """Sum over the rewards of weight · fn(output)."""
+    by_name: dict[str, list[float | None]]
+    """Each reward's own answers, unweighted."""
+    faults: int
+    """Answers that were no finite number, or that never came."""
+
+
+async def score(
+    outputs: Sequence[str],
+    items: Sequence[TrajectoryItem],
+    rewards: Sequence[RewardSpec],
+    *,
+    on_error: OnRewardError = "raise",
+    timeout_seconds: float | None = 60.0,
+    concurrency: int = 16,
+) -> Scores:
+    """Ask every reward about every output, `concurrency` at once; `items[i]` belongs to output i.
+
+    Raises:
+        CallbackError: with `on_error="raise"`, at the first fault: a function that raised, took
+            too long, or returned anything but a finite number. Names reward, item and output.
+    """
+
+    async def ask(pair: tuple[int, RewardSpec]) -> float | None:
+        index, spec = pair
+        try:
+            return await _ask(spec, index, outputs[index], items[index], timeout_seconds)
+        except TrainError:
+            if on_error == "raise":
+                raise
+            faults.append(index)
+            return None if on_error == "skip" else on_error
+
+    faults: list[int] = []
+    pairs = [(index, spec) for index in range(len(outputs)) for spec in rewards]
+    answers = await map_bounded(pairs, ask, concurrency=concurrency)
+    by_name = {spec.name: answers[at :: len(rewards)] for at, spec in enumerate(rewards)}
+    total = [
+        _total(rewards, [by_name[spec.name][i] for spec in rewards]) for i in range(len(outputs))
+    ]
+    return Scores(total, by_name, len(faults))
+
+
+def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> float | None:
+    """Sum weight · answer; None as soon as one reward skipped the sample."""
+    known = [answer for answer in answers if answer is not None]
+    if len(known) < len(answers):
+        return None
+    return math.fsum(spec.weight * answer for spec, answer in zip(rewards, known, strict=True))
+
+
+async def _ask(
+    spec: RewardSpec, index: int, output: str, item: TrajectoryItem, timeout_seconds: float | None
+) -> float:
+    where = (
+        f"reward {spec.name!r} on item {index} "
+        f"(state {_excerpt(item.state)}, output {_excerpt(output)})"
+    )
+    fn = functools.partial(spec.fn, output, **({"item": item} if spec.wants_item else {}))
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            with boundary(where):
+                answer: object = await call(fn)
+    except TimeoutError as error:
+        raise CallbackError(f"{where} gave no answer within {timeout_seconds:g} s") from error
+    value = _as_float(answer)
+    if value is None or not abs(value * spec.weight) <= LARGEST:
+        raise CallbackError(
+            f"{where} returned {_excerpt(answer)}, and a reward must be one finite number; to go "
+            "on without such samples set on_reward_error='skip', or a number to count instead"
+        )
+    return value
+
+
+def _as_float(answer: object) -> float | None:
+    """Read a number of Python's, numpy's or torch's; None for anything else, arrays included."""
+    if _is_number(answer) or (
+        getattr(answer, "shape", None) == () and isinstance(answer, SupportsFloat)
+    ):
+        return float(answer)  # type: ignore[arg-type] # a Real or a 0-d array has __float__
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real)
+
+
+def _excerpt(value: object, length: int = 60) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    short = text if len(text) <= length else f"{text[:length]}..."
+    return repr(short) if isinstance(value, str) else short
+
+
+def _parameters(fn: RewardFn) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(fn).parameters)
+    except ValueError:  # a few built-ins do not tell theirs
+        return frozenset()
+
+
+def _check_signature(name: str, fn: RewardFn) -> None:
+    """Refuse a function that cannot be called as `fn(output)` before a model is loaded for it."""
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:
+        return
+    keywords = {"item": None} if "item" in signature.parameters else {}
+    try:
+        signature.bind("output", **keywords)
+    except TypeError as error:
+        raise ConfigError(
+            f"reward {name!r} must be callable as fn(output) or fn(output, item), "
+            f"but its signature is {signature} ({error})"
+        ) from None
