@@ -84,9 +84,11 @@ def test_the_files_are_strict_json_even_where_a_run_diverged(tmp_path: Path) -> 
 
 def test_numpy_numbers_and_booleans_are_metrics(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
-        measured = {"loss": np.float32(0.5), "count": np.int64(3), "solved": True}
+        measured = {"loss": np.float32(0.5), "count": np.int64(3), "solved": True, "big": 10**400}
         log.write(1, cast("Mapping[str, float]", measured))
-    assert read_run(tmp_path).metrics == ({"step": 1, "loss": 0.5, "count": 3, "solved": 1},)
+    assert read_run(tmp_path).metrics == (
+        {"step": 1, "loss": 0.5, "count": 3, "solved": 1, "big": 10**400},
+    )
 
 
 def test_a_metric_that_is_no_number_is_refused_by_name_and_leaves_no_trace(tmp_path: Path) -> None:
@@ -298,7 +300,14 @@ def test_reading_what_is_no_run_or_is_damaged_names_the_place(tmp_path: Path) ->
     with RunLog(tmp_path, CONFIG) as log:
         steps(log, 1, 2)
     good = (tmp_path / "metrics.jsonl").read_bytes()
-    for line in (b"not json\n", b"[1]\n", b'{"loss": 1}\n', b"\xff\n"):
+    for line in (
+        b"not json\n",
+        b"[1]\n",
+        b'{"loss": 1}\n',
+        b"\xff\n",
+        b'{"step": 2, "loss": "low"}\n',
+        b'{"step": 2, "loss": [1]}\n',
+    ):
         (tmp_path / "metrics.jsonl").write_bytes(good + line)
         with pytest.raises(StorageError, match=r"metrics.jsonl:3 is not a record"):
             read_run(tmp_path)

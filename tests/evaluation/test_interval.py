@@ -119,7 +119,7 @@ def test_no_values_are_refused() -> None:
         mean_interval([])
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, None, "0.5"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 10**400, None, "0.5"])
 def test_what_is_no_finite_number_is_refused_with_its_index(bad: object) -> None:
     with pytest.raises(DataError, match=r"values\[2\] must be a finite number, got"):
         mean_interval([0.0, 1.0, bad])  # type: ignore[list-item] # the mistake under test

@@ -121,8 +121,11 @@ def finite_values(values: Iterable[float], name: str = "values") -> list[float]:
 
 
 def is_finite_number(value: object) -> TypeGuard[float]:
-    """Say whether `value` is a real number (bool and NumPy's included), and neither NaN nor inf."""
-    return isinstance(value, Real) and math.isfinite(value)
+    """Say whether `value` is a real number that a float can hold; NaN and infinity are none."""
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an int beyond every float
+        return False
 
 
 def _ends(ordered: list[float], confidence: float, seed: int) -> tuple[float, float]:

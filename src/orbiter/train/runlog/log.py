@@ -8,9 +8,6 @@ Steps only go forward, so that a resumed run can cut off what it is about to do 
 then equal, byte for byte, to those of a run that was never interrupted. For that they hold no time
 of day. The name is `run.json` because `config.json` is a model's, and both may share a folder.
 
-Secrets stay out: what stands under a key such as `api_key`, what looks like a known kind of token,
-and what an environment variable such as OPENAI_API_KEY holds are written as "***".
-
 Left out: anything live. Whoever wants a run on a screen reads the folder while it is written.
 """
 
@@ -18,35 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
-from numbers import Integral, Real
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import cast
 
 from orbiter.train.errors import ConfigError, DataError, StateError, StorageError
+from orbiter.train.runlog.plain import NAMED, number, plain, secrets_of_the_environment
 from orbiter.train.storage import AppendLog, Durability, atomic_write, read_records
 
 RUN_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.jsonl"
-
-MASK = "***"
-"""What is written where a secret stood."""
-
-_SECRET_KEY = re.compile(
-    r"(?:^|_)(?:(?:api|access|secret|private|auth|signing)_?key"
-    r"|(?:hf|hub|api|access|auth|bearer|refresh|session|github|gh|wandb|personal)_?token"
-    r"|secret|password|passwd|passphrase|credential|authorization|cookie)s?$|^token$"
-)
-_SECRET_TEXT = re.compile(
-    r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,})|(?<=Bearer )[\w.~+/=-]{16,}|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"
-)
-_SHORTEST_SECRET = 8
-"""Characters below which an environment variable holds no secret worth searching for."""
 
 
 class RunLog:
@@ -74,8 +54,8 @@ class RunLog:
             StorageError: another process writes this run, or the folder cannot be written.
         """
         self.folder = Path(folder)
-        self._secrets = _secrets_of_the_environment()
-        described = None if config is None else _plain(config, "config", self._secrets)
+        self._secrets = secrets_of_the_environment()
+        described = None if config is None else plain(config, "config", self._secrets)
         with contextlib.ExitStack() as opened:
             metrics = AppendLog(self.folder / METRICS_FILE, durability=durability)
             opened.callback(metrics.close)
@@ -95,9 +75,7 @@ class RunLog:
             DataError: a metric is no number, or `step` lies before the last one written.
         """
         measured = {name: value for name, value in metrics.items() if value is not None}
-        row = {
-            name: _number(f"metric {name!r} of step {step}", measured[name]) for name in measured
-        }
+        row = {name: number(f"metric {name!r} of step {step}", measured[name]) for name in measured}
         self._metrics.append(step, row)
 
     def sample(self, step: int, record: Mapping[str, object]) -> None:
@@ -107,7 +85,7 @@ class RunLog:
             DataError: the record holds something that JSON cannot say, or `step` lies before the
                 last one written.
         """
-        self._samples.append(step, _plain(record, f"sample of step {step}", self._secrets))
+        self._samples.append(step, plain(record, f"sample of step {step}", self._secrets))
 
     def close(self) -> None:
         """Let go of the folder; what is written afterwards is refused."""
@@ -146,16 +124,25 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     place = Path(folder)
     if not (place / RUN_FILE).is_file():
         raise StorageError(f"{place} holds no run: {RUN_FILE} is missing")
-    metrics = tuple(
-        {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
-        for _, row in _rows(place / METRICS_FILE)
-    )
+    metrics = place / METRICS_FILE
     return Run(
         folder=place,
         config=_read_config(place / RUN_FILE),
-        metrics=cast("tuple[Mapping[str, float], ...]", metrics),
+        metrics=tuple(_measured(metrics, n, row) for n, (_, row) in enumerate(_rows(metrics), 1)),
         samples=tuple(row for _, row in _rows(place / SAMPLES_FILE)),
     )
+
+
+def _measured(path: Path, line: int, row: Mapping[str, object]) -> Mapping[str, float]:
+    """Return the record's numbers; those that JSON has no number for stand there by name."""
+    numbers = {
+        name: NAMED.get(value, value) if isinstance(value, str) else value
+        for name, value in row.items()
+    }
+    for name, value in numbers.items():
+        if not isinstance(value, int | float):
+            raise StorageError(f"{path}:{line} is not a record of a run: {name} is {value!r}")
+    return cast("Mapping[str, float]", numbers)
 
 
 class _Steps:
@@ -194,19 +181,16 @@ def _settle(path: Path, config: Mapping[str, object] | None) -> None:
     found = _read_config(path)
     if config is None or found == config:
         return
+    there, here = ({k: repr(v) for k, v in side.items()} for side in (found, config))
     differences = [
-        f"{name} is {_shown(found, name)} there and {_shown(config, name)} here"
-        for name in sorted(found.keys() | config.keys())
-        if _shown(found, name) != _shown(config, name)
+        f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
     ]
     raise ConfigError(
         f"{path.parent} holds a run of another configuration: {'; '.join(differences)}. "
         "Choose a new folder, or the same configuration"
     )
-
-
-def _shown(config: Mapping[str, object], name: str) -> str:
-    return repr(config[name]) if name in config else "absent"
 
 
 def _read_config(path: Path) -> Mapping[str, object]:
@@ -220,12 +204,12 @@ def _read_config(path: Path) -> Mapping[str, object]:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Yield each whole record with the byte at which its line starts."""
     start = 0
-    for number, line in enumerate(read_records(path), 1):
+    for at, line in enumerate(read_records(path), 1):
         try:
             row = json.loads(line)
             int(row["step"])
         except (ValueError, TypeError, KeyError) as error:
-            raise StorageError(f"{path}:{number} is not a record of a run: {error}") from error
+            raise StorageError(f"{path}:{at} is not a record of a run: {error}") from error
         yield start, row
         start += len(line) + 1
 
@@ -236,64 +220,3 @@ def _json(value: Mapping[str, object], *, indent: int | None = None) -> bytes:
         return text.encode()
     except UnicodeEncodeError:  # half a surrogate pair can only be written as an escape
         return json.dumps(value, allow_nan=False, indent=indent).encode()
-
-
-def _number(what: str, value: object) -> float | str:
-    """Return a plain number, or the name of one that JSON has no number for."""
-    if not isinstance(value, Real):
-        raise DataError(f"{what} must be a number, got {value!r}")
-    number = int(value) if isinstance(value, Integral) else float(value)
-    if math.isfinite(number):
-        return number
-    return "NaN" if math.isnan(number) else ("Infinity" if number > 0 else "-Infinity")
-
-
-def _plain(value: Mapping[str, object], where: str, secrets: Sequence[str]) -> dict[str, object]:
-    """Return the mapping in the words of JSON, without secrets; refuse what JSON cannot say."""
-    plain: dict[str, object] = {}
-    for key, entry in value.items():
-        if not isinstance(key, str):
-            raise DataError(f"{where} has the key {key!r}: keys must be text")
-        inside = _plain_value(entry, f"{where}.{key}", secrets)
-        plain[key] = MASK if _is_secret_key(key) and isinstance(inside, str | list) else inside
-    return plain
-
-
-def _plain_value(value: object, where: str, secrets: Sequence[str]) -> object:
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str | os.PathLike):
-        return _without_secrets(str(value), secrets)
-    if isinstance(value, Real):
-        if not math.isfinite(value):
-            raise DataError(f"{where} must be finite, got {value!r}")
-        return int(value) if isinstance(value, Integral) else float(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return _plain(value, where, secrets)
-    if isinstance(value, list | tuple):
-        return [_plain_value(each, f"{where}[{i}]", secrets) for i, each in enumerate(value)]
-    raise DataError(
-        f"{where} is of type {type(value).__name__}, which a run's folder cannot hold: "
-        "give text, numbers, lists and mappings"
-    )
-
-
-def _is_secret_key(key: str) -> bool:
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").lower()
-    return _SECRET_KEY.search(snake) is not None
-
-
-def _without_secrets(text: str, secrets: Sequence[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, MASK)
-    return _SECRET_TEXT.sub(MASK, text)
-
-
-def _secrets_of_the_environment() -> list[str]:
-    """Return the values of variables that are named like secrets, the longest first."""
-    values = {value for name, value in os.environ.items() if _is_secret_key(name.lower())}
-    return sorted((v for v in values if len(v) >= _SHORTEST_SECRET), key=len, reverse=True)

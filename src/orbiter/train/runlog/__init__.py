@@ -1,0 +1,6 @@
+"""A run's folder: what it was asked to do, what it measured, what it said."""
+
+from orbiter.train.runlog.log import Run, RunLog, read_run
+from orbiter.train.runlog.plain import MASK
+
+__all__ = ["MASK", "Run", "RunLog", "read_run"]
