@@ -62,8 +62,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: None if v is None else v.to(device) for k, v in moved.items()})
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            stream: Tensor | None = getattr(self, field.name)
+            moved[field.name] = None if stream is None else stream.to(device)
+        return Batch(**moved)
 
 
 def collate(

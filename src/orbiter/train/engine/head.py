@@ -7,6 +7,7 @@ out of the same pass. Left out: the loss; it is whatever is made of the log prob
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -41,9 +42,8 @@ def token_scores(
     The products run in `hidden`'s type; everything behind them in float32. Backward may be run
     once: it works in the place of the softmax that forward kept.
     """
-    logprob, entropy = _TokenScores.apply(  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        hidden, weight, token_ids, temperature
-    )
+    apply: Callable[..., tuple[Tensor, Tensor]] = _TokenScores.apply
+    logprob, entropy = apply(hidden, weight, token_ids, temperature)
     return TokenScores(logprob, entropy)
 
 

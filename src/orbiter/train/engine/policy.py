@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from orbiter.train.engine.fast import FastForward, misfit
 from orbiter.train.engine.forward import Forward, GenericForward
 from orbiter.train.engine.lora import add_lora
 from orbiter.train.errors import ConfigError, DataError, StateError
@@ -163,7 +164,12 @@ def best_device() -> str:
 def _make_forward(
     model: PreTrainedModel, dtype: torch.dtype, path: Literal["auto", "generic"]
 ) -> Forward:
-    """Choose the forward pass."""
+    """Choose the forward pass: the fast one where it is wanted and fits."""
+    if path == "auto":
+        reason = misfit(model)
+        if reason is None:
+            return FastForward(model, dtype=dtype)
+        log.info("taking Hugging Face's own forward pass for this model: %s", reason)
     return GenericForward(model, dtype=dtype)
 
 

@@ -86,7 +86,7 @@ def update(
         share = Part(tokens=trained / tokens, rows=len(rows) / rows_trained)
         contribution, metrics = objective(score(policy, part, temperature=temperature), part, share)
         loss += _finite(contribution)
-        contribution.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        contribution.backward()
         seen += trained
         for name, metric in metrics.items():
             totals[name] = totals.get(name, torch.zeros(())) + metric.detach().cpu() * trained

@@ -1,0 +1,239 @@
+"""A decoder layer of the Llama and Qwen families, written once for learning and for sampling.
+
+`live_layers` reads the model's own parameters, so that gradients arrive where the optimiser and
+the file formats expect them. `packed_layers` makes a copy for sampling: adapters merged, cast once
+instead of once a step, and laid out as the CPU's matrix kernels want it. `trunk` runs either.
+Left out: attention, which differs between the two and stands in `attention.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+Linear = Callable[[Tensor], Tensor]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""From a layer's number and its rotated queries, keys, values [N heads D] to [N heads*D]."""
+
+PREPACK_FROM = 1 << 17
+"""Weights with so many elements gain from oneDNN's layout; below, its calling costs more."""
+PREPACK_ROWS = 32
+"""Rows that the layout is made for: what a step of sampling typically has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers of an architecture."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:  # noqa: ANN401 - every family has a config class of its own
+        """Read them from a Hugging Face config."""
+        heads: int = config.num_attention_heads
+        return cls(
+            heads=heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            eps=config.rms_norm_eps,
+        )
+
+
+class Layer(NamedTuple):
+    """One layer: two norms and four products. Inputs are normalised states [N H]."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    """To queries, keys and values at once, [N (heads + 2 kv_heads)*D]."""
+    head_norms: tuple[Tensor, Tensor] | None
+    """Qwen3's norms of each query and each key; None elsewhere."""
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    """To gate and up at once, [N 2*I]."""
+    down: Linear
+
+
+class Rotary(NamedTuple):
+    """Rotary position embedding of N tokens, in float32."""
+
+    cos: Float[Tensor, "N 1 D"]
+    signed_sin: Float[Tensor, "N 1 D"]
+    """The first half negated, so that a roll does for rotate-half."""
+
+    def at(self, position: Int[Tensor, "N"]) -> Rotary:
+        """Pick rows of a table."""
+        return Rotary(self.cos[position], self.signed_sin[position])
+
+    def turn(self, x: Float[Tensor, "N heads D"]) -> Float[Tensor, "N heads D"]:
+        """Rotate queries or keys by their positions."""
+        return x * self.cos + torch.roll(x, x.shape[-1] // 2, -1) * self.signed_sin
+
+
+@torch.no_grad()
+def rotary_table(body: Any, positions: int) -> Rotary:  # noqa: ANN401 - as in Shape.of
+    """Let Hugging Face's own module say what the rotation at each position is."""
+    weight = body.embed_tokens.weight
+    index = torch.arange(positions, device=weight.device)[None]
+    cos, sin = body.rotary_emb(weight[:1].float(), index)
+    half = sin.shape[-1] // 2
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    return Rotary(cos[0, :, None], signed[0, :, None])
+
+
+def trunk(
+    layers: Sequence[Layer],
+    x: Float[Tensor, "N H"],
+    shape: Shape,
+    *,
+    rotary: Rotary,
+    attend: Attend,
+    dtype: torch.dtype,
+) -> Float[Tensor, "N H"]:
+    """Run all layers over N packed tokens; the residual stream stays in float32."""
+    turned = shape.heads + shape.kv_heads
+    for number, layer in enumerate(layers):
+        h = rms_norm(x, layer.attention_norm, shape.eps).to(dtype)
+        h = layer.qkv(h).view(len(x), -1, shape.head_dim)
+        qk, v = h.split([turned, shape.kv_heads], dim=1)
+        if layer.head_norms is not None:
+            q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
+            q_norm, k_norm = layer.head_norms
+            q, k = rms_norm(q, q_norm, shape.eps), rms_norm(k, k_norm, shape.eps)
+            qk = torch.cat([q, k], dim=1)
+        qk = rotary.turn(qk).to(dtype)
+        q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
+        x = x + layer.out(attend(number, q, k, v))
+        h = rms_norm(x, layer.mlp_norm, shape.eps).to(dtype)
+        gate, up = layer.gate_up(h).chunk(2, dim=-1)
+        x = x + layer.down(functional.silu(gate) * up)
+    return x
+
+
+def rms_norm(x: Float[Tensor, "*axes D"], weight: Float[Tensor, "D"], eps: float) -> Tensor:
+    """Return x / sqrt(mean x^2 + eps) * weight, in float32 (Zhang and Sennrich 2019)."""
+    return functional.rms_norm(x.float(), weight.shape, weight.float(), eps)
+
+
+def live_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 - as in Shape.of
+    """Read the layers in place: gradients reach the model's own parameters and adapters."""
+    return [_layer(block, lambda modules: _live_linear(modules, dtype)) for block in body.layers]
+
+
+@torch.no_grad()
+def packed_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 - as in Shape.of
+    """Copy the layers for sampling."""
+    return [
+        _layer(block, lambda modules: packed_linear(*merged(modules), dtype))
+        for block in body.layers
+    ]
+
+
+def _layer(block: Any, fuse: Callable[[list[nn.Module]], Linear]) -> Layer:  # noqa: ANN401
+    """Sort a Hugging Face layer's modules, products that share their input fused by `fuse`."""
+    attention, mlp = block.self_attn, block.mlp
+    norms = None
+    if hasattr(attention, "q_norm"):
+        norms = (attention.q_norm.weight, attention.k_norm.weight)
+    return Layer(
+        attention_norm=block.input_layernorm.weight,
+        qkv=fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
+        head_norms=norms,
+        out=fuse([attention.o_proj]),
+        mlp_norm=block.post_attention_layernorm.weight,
+        gate_up=fuse([mlp.gate_proj, mlp.up_proj]),
+        down=fuse([mlp.down_proj]),
+    )
+
+
+class Adapter(NamedTuple):
+    """A LoRA adapter: W + scale * B A."""
+
+    a: Float[Tensor, "r in"]
+    b: Float[Tensor, "out r"]
+    scale: float
+
+
+def _adapters(module: Any) -> Iterator[Adapter]:  # noqa: ANN401 - peft's classes, or torch's own
+    """Give the adapters that are switched on, in peft's layout; none for a plain layer."""
+    if not hasattr(module, "lora_A") or module.disable_adapters:
+        return
+    for name in module.active_adapters:
+        yield Adapter(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+
+
+def _base(module: Any) -> nn.Linear:  # noqa: ANN401 - peft's classes, or torch's own
+    """Return the linear layer underneath."""
+    linear: nn.Linear = module.base_layer if hasattr(module, "lora_A") else module
+    return linear
+
+
+def _biases(modules: Sequence[nn.Module]) -> Tensor | None:
+    """Join the biases of layers that share their input; all of them have one, or none."""
+    biases: list[Tensor] = [_base(module).bias for module in modules]
+    return None if any(bias is None for bias in biases) else torch.cat(biases)
+
+
+def _live_linear(modules: Sequence[nn.Module], dtype: torch.dtype) -> Linear:
+    """Multiply by several layers' own weights at once, in `dtype`, and add their adapters."""
+    bases = [_base(module) for module in modules]
+    adapters = [list(_adapters(module)) for module in modules]
+    weights = [base.weight.to(dtype) for base in bases]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    bias = _biases(modules)
+    bias = None if bias is None else bias.to(dtype)
+
+    def plain(x: Tensor) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+    def adapted(x: Tensor) -> Tensor:
+        parts = [
+            sum(
+                functional.linear(functional.linear(x, a.to(dtype)), b.to(dtype)) * scale
+                for a, b, scale in of_layer
+            )
+            for of_layer in adapters
+        ]
+        return plain(x) + torch.cat(parts, dim=-1)  # type: ignore[arg-type]  # sum() of tensors
+
+    return adapted if all(adapters) else plain
+
+
+def merged(modules: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None]:
+    """Return the joint weight and bias of layers that share their input, adapters merged in."""
+    weights: list[Tensor] = []
+    for module in modules:
+        weight: Tensor = _base(module).weight
+        for a, b, scale in _adapters(module):
+            weight = torch.addmm(weight, b, a, alpha=scale)
+        weights.append(weight)
+    return weights[0] if len(weights) == 1 else torch.cat(weights), _biases(modules)
+
+
+def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    """Make the fastest product with a weight that will not change: for a few rows at a time.
+
+    Large weights on a CPU are reordered once into oneDNN's blocks, which halves the time of a
+    step (docs/engine.md); small ones are transposed, and accelerators take them as they are.
+    """
+    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    if weight.device.type != "cpu":
+        return lambda x: functional.linear(x, weight, bias)
+    if weight.numel() >= PREPACK_FROM and torch.backends.mkldnn.is_available():
+        mkldnn = torch.ops.mkldnn
+        blocks = mkldnn._reorder_linear_weight(weight, PREPACK_ROWS)
+        run = mkldnn._linear_pointwise.default
+        return lambda x: run(x, blocks, bias, "none", [], "")
+    transposed = weight.t().contiguous()
+    if bias is None:
+        return lambda x: torch.mm(x, transposed)
+    return lambda x: torch.addmm(bias, x, transposed)
