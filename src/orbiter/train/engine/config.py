@@ -37,6 +37,10 @@ class EngineConfig(TrainConfig):
     """Arithmetic of the forward and backward pass; the weights being trained stay float32."""
     device: str = "auto"
     """ "cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator there is."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up the learning rate stays, or falls in a line to 0 at the last step."""
+    max_seconds: float | None = None
+    """The run ends with the step that passes this much time in the present process."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this norm where it is longer."""
     weight_decay: float = 0.0
@@ -59,21 +63,26 @@ class EngineConfig(TrainConfig):
         if not self.model:
             raise ConfigError('model must name one: a folder, a hub name, "smollm2-135m" or "tiny"')
         one_of("on_long_prompt", self.on_long_prompt, ("error", "drop", "truncate-left"))
+        one_of("lr_schedule", self.lr_schedule, ("constant", "linear"))
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
         for name in ("max_response_length", "micro_batch_tokens", "keep_checkpoints"):
             whole(name, getattr(self, name), at_least=1)
         for name in ("lora_rank", "save_every"):
             whole(name, getattr(self, name), at_least=0)
-        if self.max_prompt_length is not None:
-            whole("max_prompt_length", self.max_prompt_length, at_least=1)
-        if self.lora_alpha is not None:
-            number("lora_alpha", self.lora_alpha, above=0)
-        number("max_grad_norm", self.max_grad_norm, above=0)
-        number("weight_decay", self.weight_decay, at_least=0)
         for name in ("resume", "progress"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if (self.save_every or self.resume) and self.output_dir is None:
+        number("max_grad_norm", self.max_grad_norm, above=0)
+        number("weight_decay", self.weight_decay, at_least=0)
+        self._check_optional()
+
+    def _check_optional(self) -> None:
+        if self.max_prompt_length is not None:
+            whole("max_prompt_length", self.max_prompt_length, at_least=1)
+        for name in ("lora_alpha", "max_seconds"):
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), above=0)
+        if self.output_dir is None and (self.save_every or self.resume):
             knob = "save_every" if self.save_every else "resume"
             raise ConfigError(f"{knob} needs output_dir=, the folder that keeps the checkpoints")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.update import Objective, update
 from orbiter.train.errors import DataError, StorageError, TrainingError
 from orbiter.train.runlog import RunLog
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-NOT_SETTINGS = ("resume", "progress", "output_dir", "save_every", "keep_checkpoints")
+NOT_SETTINGS = ("resume", "progress", "output_dir", "save_every", "keep_checkpoints", "max_seconds")
 """Fields of a config that say nothing about what is learned: a resumed run may change them."""
 
 
@@ -92,7 +94,7 @@ class Session:
     """A policy in training with its optimiser, its position, its log and its checkpoints."""
 
     def __init__(
-        self, config: EngineConfig, policy: Policy, items: Sequence[TrajectoryItem]
+        self, config: EngineConfig, policy: Policy, tasks: Tasks, *, steps_per_epoch: int
     ) -> None:
         """Start the run, or take it up from its newest checkpoint where `config.resume` says so.
 
@@ -102,6 +104,9 @@ class Session:
             DataError: the run in `output_dir` learned from other data.
         """
         self.config, self.policy = config, policy
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = config.epochs * steps_per_epoch
+        """Steps of the whole run."""
         self.optimiser = make_optimiser(
             policy, learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -109,7 +114,8 @@ class Session:
         self.batch: Batch | None = None
         """The samples of the step under way, credited; None until they are drawn."""
         self.history: list[dict[str, float]] = []
-        self._data = _fingerprint(items)
+        self._data = _fingerprint(tasks.items)
+        self._began = self._step_began = perf_counter()
         self._saved_update = 0
         self._checkpoints: Checkpoints | None = None
         self._log: RunLog | None = None
@@ -154,8 +160,7 @@ class Session:
             TrainingError: loss, gradient or weights are not finite; names the likely cause.
         """
         config, position = self.config, self.position
-        warm_up = min(1.0, (position.update + 1) / max(1, config.warmup_steps))
-        self.optimiser.learning_rate = config.learning_rate * warm_up
+        self.optimiser.learning_rate = self._learning_rate()
         try:
             seen = update(
                 self.policy,
@@ -174,6 +179,13 @@ class Session:
         position.within += 1
         position.update += 1
 
+    def _learning_rate(self) -> float:
+        """Return that of the next update: warm-up by updates, then constant or down by steps."""
+        config, position = self.config, self.position
+        warm_up = min(1.0, (position.update + 1) / max(1, config.warmup_steps))
+        left = 1 - position.step / self.steps if config.lr_schedule == "linear" else 1.0
+        return config.learning_rate * warm_up * left
+
     def explain(self, error: TrainingError) -> TrainingError:
         """Say where the run diverged, and what it looked like just before."""
         before = self.history[-1] if self.history else {}
@@ -185,11 +197,15 @@ class Session:
             f"the step before: {story or 'none'}]"
         )
 
-    def finish_step(self, further: Mapping[str, float], *, starts_epoch: bool) -> dict[str, float]:
-        """Close the step under way: its metrics go to the log, and the position moves on."""
+    def finish_step(self, further: Mapping[str, float]) -> dict[str, float]:
+        """Close the step under way: its metrics go to the log, and the position moves on.
+
+        How long it took is in what is returned and in `history`, but not in the log, which is the
+        same for every run of the same seed.
+        """
         position = self.position
-        row = position.row | mean_of(position.seen) | dict(further)
-        if starts_epoch:
+        row = mean_of(position.seen) | position.row | dict(further)
+        if position.step % self.steps_per_epoch == 0:
             position.epoch = {}
         for name, value in row.items():
             total, count = position.epoch.get(name, [0.0, 0])
@@ -201,8 +217,16 @@ class Session:
                 self._log.sample(position.step, sample)
         position.within, position.row, position.seen, position.samples = 0, {}, [], []
         self.batch = None
-        self.history.append({"step": position.step, **row})
-        return row
+        seconds, self._step_began = perf_counter() - self._step_began, perf_counter()
+        timed = row | {"seconds": seconds, "tokens_per_second": row.get("tokens", 0) / seconds}
+        self.history.append({"step": position.step, **timed})
+        return timed
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether this process has trained for `max_seconds`."""
+        limit = self.config.max_seconds
+        return limit is not None and perf_counter() - self._began >= limit
 
     @property
     def epoch_means(self) -> dict[str, float]:

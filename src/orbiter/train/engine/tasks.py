@@ -5,6 +5,7 @@ Left out: how a chat becomes tokens (`prompt.py`).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -66,26 +67,35 @@ class Tasks:
         """Return the tasks at these places."""
         return Tasks([self.items[i] for i in indices], [self.prompts[i] for i in indices])
 
-    def batch(self, step: int, size: int, *, seed: int) -> Tasks:
-        """Return the tasks of a step: each epoch is a shuffle of its own, its last batch a rest."""
+    def order(self, step: int, size: int, *, seed: int) -> list[int]:
+        """Return the places of a step's tasks.
+
+        Each epoch is a shuffle of its own, whose last batch is what is left.
+        """
         epoch, place = divmod(step, self.steps_per_epoch(size))
-        order = list(range(len(self)))
-        sub_random(seed, "order", epoch).shuffle(order)
-        return self.select(order[place * size : (place + 1) * size])
+        return _shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
 
     def steps_per_epoch(self, size: int) -> int:
         """Return how many batches of `size` hold every task once."""
         return -(-len(self) // size)
 
 
+@functools.lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """Return an epoch's order; kept, since every step of the epoch asks for its part of it."""
+    order = list(range(count))
+    sub_random(seed, "order", epoch).shuffle(order)
+    return order
+
+
 def make_tasks(
     items: Sequence[TrajectoryItem],
     encode: Callable[[TrajectoryItem], list[int]],
     *,
-    longest: int,
+    room: Callable[[TrajectoryItem], int],
     on_long_prompt: OnLongPrompt = "error",
 ) -> Tasks:
-    """Encode every prompt, and treat those of more than `longest` tokens as the policy says.
+    """Encode every prompt, and treat those with more tokens than `room(item)` as the policy says.
 
     Raises:
         DataError: a prompt is too long and the policy is "error", or none is left.
@@ -94,11 +104,11 @@ def make_tasks(
     prompts: list[list[int]] = []
     dropped = truncated = 0
     for index, item in enumerate(items):
-        token_ids = encode(item)
+        token_ids, longest = encode(item), room(item)
         if len(token_ids) > longest:
             if on_long_prompt == "error":
                 raise DataError(_too_long(index, item, len(token_ids), longest))
-            if on_long_prompt == "drop":
+            if on_long_prompt == "drop" or longest < 1:
                 dropped += 1
                 continue
             truncated += 1
@@ -106,11 +116,11 @@ def make_tasks(
         prompts.append(token_ids[-longest:])
     if dropped or truncated:
         log.warning(
-            "%d of %d prompts have more than %d tokens: %d left out, %d cut on the left",
-            *(dropped + truncated, len(items), longest, dropped, truncated),
+            "%d of %d prompts have more tokens than fit: %d left out, %d cut on the left",
+            *(dropped + truncated, len(items), dropped, truncated),
         )
     if not kept:
-        raise DataError(f"no prompt has at most {longest} tokens: all {dropped} were left out")
+        raise DataError(f"no prompt fits: all {dropped} were left out as too long")
     return Tasks(kept, prompts, dropped, truncated)
 
 

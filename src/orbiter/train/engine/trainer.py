@@ -116,7 +116,7 @@ class ModelTrainer(Trainer):
             make_tasks,
             as_items(prompts),
             self._encoder(policy),
-            longest=policy.context_length - room,
+            room=lambda item: policy.context_length - room,  # noqa: ARG005 - the same for all
         )
         rollouts = await work(
             sample,
@@ -187,11 +187,12 @@ class ModelTrainer(Trainer):
         policy = await self.policy()
         from orbiter.train.engine.session import work
 
+        longest = self._longest_prompt(policy)
         return await work(
             make_tasks,
             as_items(dataset),
             self._encoder(policy),
-            longest=self._longest_prompt(policy),
+            room=lambda item: longest,  # noqa: ARG005 - the same for all
             on_long_prompt=self.config.on_long_prompt,
         )
 

@@ -92,7 +92,7 @@ def _check_choices(config: VeRLConfig) -> None:
     try:
         object.__setattr__(config, "algorithm", VeRLAlgorithm(config.algorithm))
     except ValueError:
-        near = did_you_mean(str(config.algorithm).lower(), [*VeRLAlgorithm])
+        near = did_you_mean(str(config.algorithm).lower(), [str(a) for a in VeRLAlgorithm])
         raise ConfigError(
             f"algorithm must be 'ppo' or 'grpo', got {config.algorithm!r}{near}"
         ) from None

@@ -56,10 +56,9 @@ async def fit(job: Job) -> None:
     """
     config, session, tasks = job.config, job.session, job.tasks
     objective = make_objective(config)
-    per_epoch = tasks.steps_per_epoch(config.batch_size)
-    for step in range(session.position.step, config.epochs * per_epoch):
+    for step in range(session.position.step, session.steps):
         if session.batch is None:  # else a resumed run stands inside a step, its samples in hand
-            asked = tasks.batch(step, config.batch_size, seed=config.seed)
+            asked = tasks.select(tasks.order(step, config.batch_size, seed=config.seed))
             rollouts = await work(
                 sample,
                 session.policy,
@@ -76,13 +75,14 @@ async def fit(job: Job) -> None:
             if session.save_due:
                 await work(session.save)
             await work(session.take, minibatch, objective, temperature=config.temperature)
-        further = await job.validate(step + 1)
-        row = session.finish_step(further, starts_epoch=step % per_epoch == 0)
+        row = session.finish_step(await job.validate(step + 1))
         job.progress.step(step + 1, row)
         if session.save_due:
             await work(session.save)
         if session.position.flat_steps >= config.max_flat_steps:
             stop_without_signal(session, row)
+            break
+        if session.out_of_time:
             break
 
 

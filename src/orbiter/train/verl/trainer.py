@@ -98,7 +98,8 @@ class VeRLTrainer(ModelTrainer):
         from orbiter.train.engine.session import Session, work
         from orbiter.train.verl.local import Job, fit
 
-        session = await work(Session, self.config, policy, tasks.items)
+        per_epoch = tasks.steps_per_epoch(self.config.batch_size)
+        session = await work(Session, self.config, policy, tasks, steps_per_epoch=per_epoch)
         self._data = f"{len(tasks)} prompts"
 
         async def validate(step: int) -> Mapping[str, float]:
@@ -108,11 +109,10 @@ class VeRLTrainer(ModelTrainer):
             await self._keep_best(session, measured.reward or 0.0)
             return {f"eval/{k}": v for k, v in measured.measured().items() if math.isfinite(v)}
 
-        total = self.config.epochs * tasks.steps_per_epoch(self.config.batch_size)
         with make_progress(
-            self.method, total, done=session.position.step, wanted=self.config.progress
+            self.method, session.steps, done=session.position.step, wanted=self.config.progress
         ) as progress:
-            for line in self._opening(policy, tasks, total):
+            for line in self._opening(policy, tasks, session.steps):
                 progress.say(line)
             job = Job(
                 config=self.config,

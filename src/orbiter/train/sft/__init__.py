@@ -1,0 +1,6 @@
+"""Better weights by imitation of captured actions. Loads no torch until it trains."""
+
+from orbiter.train.sft.config import SFTConfig
+from orbiter.train.sft.trainer import SFTTrainer
+
+__all__ = ["SFTConfig", "SFTTrainer"]

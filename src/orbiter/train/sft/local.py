@@ -1,0 +1,87 @@
+"""Imitation on one machine: batches of captured answers, one update each.
+
+Left out: loading, checks and the lifecycle (`trainer.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from orbiter.train.engine.batch import Batch, collate
+from orbiter.train.engine.objective import ImitationObjective
+from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.progress import Progress
+from orbiter.train.engine.rollout import given
+from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.update import logprob
+from orbiter.train.sft.config import SFTConfig
+
+ROWS_AT_ONCE = 64
+"""Items looked at between two looks at whether an evaluation was cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What there is to imitate: prompts, the answer to each, and how much each counts."""
+
+    tasks: Tasks
+    answers: Sequence[list[int]]
+    weights: Sequence[float] | None
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Lay out these rows; only the answers are trained on."""
+        picked = [given(self.tasks.prompts[row], self.answers[row]) for row in rows]
+        batch = collate(picked)
+        if self.weights is None:
+            return batch
+        weight = torch.tensor([self.weights[row] for row in rows])
+        return replace(batch, weight=weight[:, None] * batch.mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that a run by imitation needs."""
+
+    config: SFTConfig
+    lessons: Lessons
+    session: Session
+    progress: Progress
+    validate: Callable[[int], Awaitable[Mapping[str, float]]]
+    """Given the number of finished steps: the metrics of a validation, or none."""
+
+
+async def fit(job: Job) -> None:
+    """Imitate until `epochs` passes are done, or the time is up.
+
+    Raises:
+        TrainingError: the run diverged.
+    """
+    config, session, tasks = job.config, job.session, job.lessons.tasks
+    objective = ImitationObjective()
+    for step in range(session.position.step, session.steps):
+        if session.position.within == 0:  # else cancelled behind the update of this step
+            rows = tasks.order(step, config.batch_size, seed=config.seed)
+            batch = job.lessons.batch(rows).to(session.policy.device)
+            await work(session.take, batch, objective)
+        row = session.finish_step(await job.validate(step + 1))
+        job.progress.step(step + 1, row)
+        if session.save_due:
+            await work(session.save)
+        if session.out_of_time:
+            break
+
+
+async def negative_log_likelihood(policy: Policy, config: SFTConfig, lessons: Lessons) -> float:
+    """Return the mean over all answer tokens, in nats a token."""
+    total, tokens = 0.0, 0
+    for first in range(0, len(lessons.tasks), ROWS_AT_ONCE):
+        rows = range(first, min(first + ROWS_AT_ONCE, len(lessons.tasks)))
+        batch = lessons.batch(rows).to(policy.device)
+        said = await work(logprob, policy, batch, micro_batch_tokens=config.micro_batch_tokens)
+        total -= float(said.double().sum())
+        tokens += int(batch.mask.sum())
+    return total / tokens

@@ -1,0 +1,200 @@
+"""SFTTrainer: better weights by imitating captured actions, on this machine.
+
+Left out: the loop (`local.py`), and the model with its files (`engine/trainer.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from orbiter.train.engine.progress import make_progress
+from orbiter.train.engine.tasks import as_items, make_tasks
+from orbiter.train.engine.trainer import ModelTrainer, as_metrics
+from orbiter.train.errors import DataError
+from orbiter.train.sft.config import SFTConfig
+from orbiter.train.trainer import TrainerState, TrainMetrics
+from orbiter.train.trajectory import TrajectoryItem
+
+if TYPE_CHECKING:
+    from orbiter.train.engine.policy import Policy
+    from orbiter.train.engine.session import Session
+    from orbiter.train.sft.local import Lessons
+
+log = logging.getLogger(__name__)
+
+
+class SFTTrainer(ModelTrainer):
+    """Trains a language model to say what was said: each item's `action` in answer to its `state`.
+
+    The loss is the negative log likelihood of the action's tokens and of the token that ends the
+    turn; the prompt is read, not learned.
+    """
+
+    config: SFTConfig
+    method = "SFT"
+
+    def __init__(
+        self,
+        config: SFTConfig | None = None,
+        *,
+        dataset: object = None,
+        eval_dataset: object = None,
+        agent: object = None,
+        on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
+    ) -> None:
+        """Take what to imitate; nothing is loaded before it is needed.
+
+        Args:
+            config: How the run goes; absent means `SFTConfig()`.
+            dataset: The items; may also be given to `train()`.
+            eval_dataset: Held-out items, for `eval_every` and `evaluate()`.
+            agent: An object whose `instructions` become the system prompt.
+            on_state_change: Called with the old and the new state of the lifecycle.
+        """
+        super().__init__(
+            SFTConfig() if config is None else config,
+            dataset=dataset,
+            eval_dataset=eval_dataset,
+            agent=agent,
+            on_state_change=on_state_change,
+        )
+
+    async def check_reward(self) -> bool:
+        """Make sure that the items have the rewards that the config asks for."""
+        if self.dataset is not None:
+            self._chosen(as_items(self.dataset))
+        return True
+
+    async def train(self, dataset: object = None) -> TrainMetrics:  # noqa: ARG002 - the lifecycle takes it
+        """Train, and return the means of every metric over the last epoch.
+
+        Raises:
+            TrainingError: the run diverged.
+            DataError: an item does not fit, and `on_long_prompt` is "error"; or none is left.
+        """
+        policy = await self.policy()
+        from orbiter.train.engine.session import Session, work
+        from orbiter.train.sft.local import Job, fit
+
+        items = self._chosen(as_items(self.dataset))
+        lessons = await self._lessons(policy, items)
+        held_out = None
+        if self.eval_dataset is not None:
+            held_out = await self._lessons(policy, as_items(self.eval_dataset))
+        per_epoch = lessons.tasks.steps_per_epoch(self.config.batch_size)
+        session = await work(Session, self.config, policy, lessons.tasks, steps_per_epoch=per_epoch)
+        self._data = f"{len(lessons.tasks)} items"
+
+        async def validate(step: int) -> Mapping[str, float]:
+            if held_out is None or not self.config.eval_every or step % self.config.eval_every:
+                return {}
+            measured = await self._measure(policy, held_out)
+            await self._keep_best(session, -measured["loss"])
+            return {f"eval/{name}": value for name, value in measured.items()}
+
+        with make_progress(
+            self.method, session.steps, done=session.position.step, wanted=self.config.progress
+        ) as progress:
+            for line in self._opening(policy, lessons, session):
+                progress.say(line)
+            job = Job(
+                config=self.config,
+                lessons=lessons,
+                session=session,
+                progress=progress,
+                validate=validate,
+            )
+            return await self._run(session, lambda: fit(job))
+
+    async def evaluate(self, dataset: object = None) -> TrainMetrics:
+        """Say how likely the model finds the answers of held-out items: `loss` in nats a token.
+
+        `dataset` absent means `eval_dataset`, else the data trained on.
+        """
+        chosen = next(
+            (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
+        )
+        if chosen is None:
+            raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+        policy = await self.policy()
+        lessons = await self._lessons(policy, as_items(chosen))
+        return as_metrics(await self._measure(policy, lessons))
+
+    async def _measure(self, policy: Policy, lessons: Lessons) -> dict[str, float]:
+        from orbiter.train.sft.local import negative_log_likelihood
+
+        loss = await negative_log_likelihood(policy, self.config, lessons)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    def _chosen(self, items: Sequence[TrajectoryItem]) -> list[TrajectoryItem]:
+        """Return the items to imitate: those that are good enough.
+
+        Raises:
+            DataError: a reward that the config asks for is missing or unfit, or none is left.
+        """
+        config = self.config
+        if config.min_reward is None and not config.reward_weighted:
+            return list(items)
+        for index, item in enumerate(items):
+            if item.reward is None or (config.reward_weighted and item.reward < 0):
+                raise DataError(
+                    f"item {index} has reward {item.reward}; min_reward and reward_weighted need a "
+                    "reward for every item, and weights must not be negative"
+                )
+        least = -math.inf if config.min_reward is None else config.min_reward
+        kept = [item for item in items if item.reward is not None and item.reward >= least]
+        if not kept or (config.reward_weighted and not any(item.reward for item in kept)):
+            raise DataError(
+                f"none of {len(items)} items is left to imitate with min_reward={least:g} and a "
+                "weight above 0"
+            )
+        log.info("imitating %d of %d items", len(kept), len(items))
+        return kept
+
+    async def _lessons(self, policy: Policy, items: Sequence[TrajectoryItem]) -> Lessons:
+        from orbiter.train.engine.session import work
+
+        return await work(self._encode, policy, items)
+
+    def _encode(self, policy: Policy, items: Sequence[TrajectoryItem]) -> Lessons:
+        """Encode prompts and answers, and leave out or refuse what does not fit the context."""
+        from orbiter.train.engine.prompt import render_action
+
+        from orbiter.train.sft.local import Lessons
+
+        answers = {id(item): render_action(policy.tokenizer, item) for item in items}
+        limit = self.config.max_prompt_length or policy.context_length
+        tasks = make_tasks(
+            items,
+            self._encoder(policy),
+            room=lambda item: min(limit, policy.context_length - len(answers[id(item)])),
+            on_long_prompt=self.config.on_long_prompt,
+        )
+        weights = None
+        if self.config.reward_weighted:
+            rewards = [item.reward or 0.0 for item in tasks.items]
+            mean = sum(rewards) / len(rewards)
+            weights = [reward / mean for reward in rewards] if mean else None
+        return Lessons(tasks, [answers[id(item)] for item in tasks.items], weights)
+
+    def _opening(self, policy: Policy, lessons: Lessons, session: Session) -> list[str]:
+        """Say what is about to happen, and what memory it takes."""
+        from orbiter.train.engine.memory import memory_estimate
+
+        pairs = zip(lessons.tasks.prompts, lessons.answers, strict=True)
+        estimate = memory_estimate(
+            policy,
+            prompts=min(self.config.batch_size, len(lessons.tasks)),
+            n=1,
+            prompt_tokens=max(len(prompt) + len(answer) for prompt, answer in pairs),
+            new_tokens=0,
+            micro_batch_tokens=self.config.micro_batch_tokens,
+        )
+        plan = (
+            f"SFT of {self.config.model}: {len(lessons.tasks)} items, {session.steps} updates on "
+            f"{self.config.batch_size}"
+        )
+        return [plan, str(estimate)]
