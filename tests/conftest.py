@@ -7,9 +7,13 @@ import socket
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# The shapes in the signatures of the formulas are checked while the tests run, and only then.
+install_import_hook("orbiter.train.rl", "beartype.beartype")
 
 settings.register_profile(
     "repeatable",
