@@ -67,7 +67,7 @@ def state_of(row: Row) -> str:
 
 
 def action_of(row: Row) -> str:
-    """Return what was done: the item's action, or the mapping's `action` or `output`, "" if absent."""
+    """Return what was done: the item's action, or the mapping's `action` or `output`, or ""."""
     if isinstance(row, TrajectoryItem):
         return row.action
     name = form_of(row).action
@@ -176,7 +176,7 @@ class Records(Generic[D]):
                 "data must be a TrajectoryDataset, a list of TrajectoryItem or a list of mappings, "
                 f"got {type(data).__name__}"
             )
-        rows: Sequence[Row] = data.items if isinstance(data, TrajectoryDataset) else data
+        rows: Sequence[Row] = list(data.items) if isinstance(data, TrajectoryDataset) else data
         for index, row in enumerate(rows):
             if not isinstance(row, TrajectoryItem):
                 _check(row, index)

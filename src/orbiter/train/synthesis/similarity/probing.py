@@ -1,0 +1,300 @@
+"""The join of sets of tokens, compiled: whom is a set close to, and who hangs together.
+
+The prefix join of Xiao et al. 2011 ("Efficient similarity joins for near-duplicate detection",
+https://doi.org/10.1145/2000824.2000825): with the tokens of every set in one global order, rarest
+first, two sets that are similar enough share a token among their first few. On top stand a length,
+a position and a bitmap filter (Sandes et al. 2017, https://doi.org/10.14778/3025111.3025123). No
+filter ever loses a pair: the join is exact but for collisions of the hashes, which the caller
+rules out by comparing real shingles.
+
+Left out: the order of the tokens, which `hashing` brings them into; any order gives the same
+answers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from orbiter.train.synthesis.similarity.kernels import (
+    ODD,
+    ONES,
+    Int32s,
+    Int64s,
+    Sets,
+    Uint64s,
+    compiled,
+    inlined,
+    signed,
+)
+
+_U = np.uint64
+
+
+class Limits(NamedTuple):
+    """A threshold as two tables, so that the loops never divide."""
+
+    partner: Int64s
+    """By a set's size: how large a partner is at the very least."""
+    shared: Int64s
+    """By two sets' total size: how much they must share."""
+
+
+class Postings(NamedTuple):
+    """An inverted index of prefixes: an open-addressed table of chains.
+
+    A prefix has two parts. Two sets that are similar enough share a token that lies in the short
+    part of the longer one or of the shorter one, so tokens in both long parts need no visit.
+    """
+
+    key: Uint64s
+    short_head: Int32s
+    long_head: Int32s
+    next: Int32s
+    owner: Int32s
+    place: Int32s
+    used: Int64s
+    """One number: how many of the entries are taken."""
+
+
+class Join(NamedTuple):
+    """Everything that a probe needs."""
+
+    sets: Sets
+    limits: Limits
+    postings: Postings
+    seen: Int32s
+    """By set: which set was compared with it last, so that no pair is compared twice."""
+    skip: int
+    """Tokens of this rank or lower have no match: `ONCE` where all sets are known, or `NEVER`."""
+
+
+ONCE = 1
+NEVER = -1
+
+
+class Found(NamedTuple):
+    """The best match so far."""
+
+    owner: int
+    shared: int
+    union: int
+
+
+@compiled
+def prefix_total(join: Join, first: int) -> int:
+    """Count the index entries that the sets from `first` on can need."""
+    total = 0
+    for one in range(first, join.sets.size.shape[0]):
+        for place in range(_prefix(join, one)):
+            total += _rank(_token(join, one, place)) > join.skip
+    return total
+
+
+@compiled
+def enter(join: Join, chosen: Int64s) -> None:
+    """Put the chosen sets into the index, whatever they are close to."""
+    for one in chosen:
+        _enter(join, one)
+
+
+@compiled
+def look_up(join: Join, chosen: Int64s) -> Int64s:
+    """Find each chosen set's closest indexed one; rows of owner (-1: none), shared, union."""
+    found = np.empty((chosen.shape[0], 3), np.int64)
+    for row in range(chosen.shape[0]):
+        best = _closest(join, chosen[row])
+        found[row, 0], found[row, 1], found[row, 2] = best.owner, best.shared, best.union
+    return found
+
+
+@compiled
+def admit(join: Join, chosen: Int64s) -> Int64s:
+    """Like `look_up`, but a set without a match enters the index before the next one is tried."""
+    found = np.empty((chosen.shape[0], 3), np.int64)
+    for row in range(chosen.shape[0]):
+        best = _closest(join, chosen[row])
+        found[row, 0], found[row, 1], found[row, 2] = best.owner, best.shared, best.union
+        if best.owner < 0:
+            _enter(join, chosen[row])
+    return found
+
+
+@compiled
+def connect(join: Join, parent: Int64s) -> Int64s:
+    """Unite every two sets that are close enough, in `parent`; return the ties that did it.
+
+    A tie is a row of two sets and what they share.
+    """
+    ties = np.empty((join.sets.size.shape[0], 3), np.int64)
+    count = 0
+    for one in range(join.sets.size.shape[0]):
+        short = _short_prefix(join, one)
+        for place in range(_prefix(join, one)):
+            token = _token(join, one, place)
+            if _rank(token) <= join.skip:
+                continue
+            slot = _slot(join.postings.key, token)
+            visit = (one, place, join.postings.short_head[slot])
+            count = _tie(join, visit, parent, ties, count)
+            if place < short:
+                visit = (one, place, join.postings.long_head[slot])
+                count = _tie(join, visit, parent, ties, count)
+        _enter(join, one)
+    return ties[:count]
+
+
+@inlined
+def _closest(join: Join, one: int) -> Found:
+    """Look one set up among the indexed ones."""
+    best = Found(signed(-1), signed(0), signed(1))
+    short = _short_prefix(join, one)
+    for place in range(_prefix(join, one)):
+        token = _token(join, one, place)
+        if _rank(token) <= join.skip:
+            continue
+        slot = _slot(join.postings.key, token)
+        best = _walk(join, (one, place, join.postings.short_head[slot]), best)
+        if place < short:
+            best = _walk(join, (one, place, join.postings.long_head[slot]), best)
+    return best
+
+
+@inlined
+def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
+    """Follow one chain and return the best match, closest first and then earliest."""
+    one, place, entry = visit
+    while entry != -1:
+        other = signed(join.postings.owner[entry])
+        if join.seen[other] != one:
+            join.seen[other] = one
+            shared = _compare(join, one, other, (place, join.postings.place[entry]))
+            union = join.sets.size[one] + join.sets.size[other] - shared
+            gain = shared * best.union - best.shared * union
+            if shared > 0 and (gain > 0 or (gain == 0 and other < best.owner)):
+                best = Found(other, shared, union)
+        entry = join.postings.next[entry]
+    return best
+
+
+@inlined
+def _tie(join: Join, visit: tuple[int, int, int], parent: Int64s, ties: Int64s, count: int) -> int:
+    """Follow one chain and unite with whoever is close enough and not yet with us."""
+    one, place, entry = visit
+    mine = _leader(parent, one)
+    while entry != -1:
+        other = signed(join.postings.owner[entry])
+        if join.seen[other] != one and _leader(parent, other) != mine:
+            join.seen[other] = one
+            shared = _compare(join, one, other, (place, join.postings.place[entry]))
+            if shared > 0:
+                parent[_leader(parent, other)] = mine
+                ties[count, 0], ties[count, 1], ties[count, 2] = one, other, shared
+                count += 1
+        entry = join.postings.next[entry]
+    return count
+
+
+@inlined
+def _leader(parent: Int64s, one: int) -> int:
+    while parent[one] != one:
+        parent[one] = parent[parent[one]]
+        one = parent[one]
+    return one
+
+
+@inlined
+def _enter(join: Join, one: int) -> None:
+    """Put one set's prefix into the index."""
+    postings = join.postings
+    short = _short_prefix(join, one)
+    for place in range(_prefix(join, one)):
+        token = _token(join, one, place)
+        if _rank(token) <= join.skip:
+            continue
+        slot = _slot(postings.key, token)
+        entry = postings.used[0]
+        postings.used[0] = entry + 1
+        postings.key[slot] = token
+        postings.owner[entry], postings.place[entry] = one, place
+        head = postings.short_head if place < short else postings.long_head
+        postings.next[entry] = head[slot]
+        head[slot] = entry
+
+
+@inlined
+def _prefix(join: Join, one: int) -> int:
+    """How many of the first tokens hold one that every close enough set shares."""
+    size = signed(join.sets.size[one])
+    prefix: int = size - join.limits.partner[size] + 1
+    return prefix
+
+
+@inlined
+def _short_prefix(join: Join, one: int) -> int:
+    """How many of them are enough for a set that is not longer than its partner."""
+    size = signed(join.sets.size[one])
+    prefix: int = size - join.limits.shared[2 * size] + 1
+    return prefix
+
+
+@inlined
+def _token(join: Join, one: int, place: int) -> np.uint64:
+    token: np.uint64 = join.sets.tokens[join.sets.start[one] + place]
+    return token
+
+
+@inlined
+def _rank(token: np.uint64) -> int:
+    return signed(token >> _U(56))
+
+
+@inlined
+def _slot(key: Uint64s, token: np.uint64) -> int:
+    """Find the token's slot in the table, or the empty one where it would go."""
+    mask = _U(key.shape[0] - 1)
+    slot = (token * ODD) >> _U(20) & mask
+    while key[slot] != 0 and key[slot] != token:
+        slot = (slot + _U(1)) & mask
+    return signed(slot)
+
+
+@inlined
+def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
+    """Count what two sets share, or answer 0 where that is too little: cheapest test first."""
+    sets = join.sets
+    mine, its = sets.size[one], sets.size[other]
+    if its < join.limits.partner[mine] or mine < join.limits.partner[its]:
+        return 0
+    least = join.limits.shared[mine + its]
+    if min(mine - places[0], its - places[1]) < least:
+        return 0
+    if (mine + its - _differing(sets.bitmap[one], sets.bitmap[other])) // 2 < least:
+        return 0
+    return _shared(sets, one, other, places, least)
+
+
+@inlined
+def _differing(left: np.uint64, right: np.uint64) -> int:
+    bits = left ^ right
+    bits -= (bits >> _U(1)) & _U(0x5555555555555555)
+    bits = (bits & _U(0x3333333333333333)) + ((bits >> _U(2)) & _U(0x3333333333333333))
+    bits = (bits + (bits >> _U(4))) & _U(0x0F0F0F0F0F0F0F0F)
+    return signed((bits * ONES) >> _U(56))
+
+
+@inlined
+def _shared(sets: Sets, one: int, other: int, places: tuple[int, int], least: int) -> int:
+    """Count the tokens two sets share, given their first common one; 0 if fewer than `least`."""
+    left, right = sets.start[one] + places[0] + 1, sets.start[other] + places[1] + 1
+    left_end, right_end = sets.start[one] + sets.size[one], sets.start[other] + sets.size[other]
+    shared = 1
+    while left < left_end and right < right_end:
+        if shared + min(left_end - left, right_end - right) < least:
+            return 0
+        mine, its = sets.tokens[left], sets.tokens[right]
+        shared += mine == its
+        left += mine <= its
+        right += its <= mine
+    return shared if shared >= least else 0
