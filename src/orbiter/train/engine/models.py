@@ -64,7 +64,7 @@ def load_model(
     target = pick_device(device)
     wanted = _pick_dtype(dtype)
     text = os.fspath(name)
-    with _no_progress_bars():
+    with no_progress_bars():
         if text == TINY:
             model, tokenizer = tiny_model(seed), tiny_tokenizer()
             source = f"built in code, untrained, seed {seed}"
@@ -173,7 +173,7 @@ def _from_pretrained(name: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Keep the loader's bars off the terminal: a load takes about a second."""
     logging = require("transformers", extra="train").utils.logging
     if not logging.is_progress_bar_enabled():
