@@ -250,6 +250,15 @@ def test_no_secret_reaches_the_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     RunLog(tmp_path, secrets).close()  # masked, it is still the same run
 
 
+def test_a_secret_that_holds_another_is_masked_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AAA_API_KEY", "canary-short")
+    monkeypatch.setenv("ZZZ_API_KEY", "canary-short-and-the-rest")
+    RunLog(tmp_path, {"note": "canary-short-and-the-rest"}).close()
+    assert read_run(tmp_path).config == {"note": MASK}
+
+
 def test_what_only_sounds_like_a_secret_is_kept(tmp_path: Path) -> None:
     config = {
         "pad_token": "<pad>",

@@ -2,6 +2,7 @@ import math
 import random
 import sys
 from fractions import Fraction
+from itertools import product
 from subprocess import run
 
 import numpy as np
@@ -64,6 +65,17 @@ def test_the_interval_of_many_values_is_the_normal_one_and_meets_the_bootstrap(
     resampled = mean_interval(values)
     assert resampled.low == pytest.approx(normal.low, abs=0.1 * half)
     assert resampled.high == pytest.approx(normal.high, abs=0.1 * half)
+
+
+def test_the_ends_are_the_expanded_quantiles_of_all_resamples() -> None:
+    # Student's t at 0.9 with 4 degrees is 1.5332; times sqrt(5/4), the tail is Phi(-1.7142).
+    values = [0.0, 0.13, 0.41, 0.77, 1.0]
+    every = [sum(resample) / 5 for resample in product(values, repeat=5)]
+    low, high = np.quantile(every, [0.04325, 1 - 0.04325])
+    unexpanded = float(np.quantile(every, 0.0626))  # without the square root
+    interval = mean_interval(values, confidence=0.8)
+    assert interval.low == pytest.approx(low, abs=(unexpanded - float(low)) / 3)
+    assert interval.high == pytest.approx(high, abs=(unexpanded - float(low)) / 3)
 
 
 def test_chunks_are_no_part_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:

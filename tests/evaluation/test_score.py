@@ -81,7 +81,7 @@ async def test_nothing_to_score_and_no_workers_are_refused() -> None:
 
 
 def test_scores_carry_their_interval() -> None:
-    values = (0.0, 1.0, 1.0, 0.5)
+    values = (0.0, 0.11, 0.92, 0.53, 0.37, 0.71, 0.29, 0.18, 0.84, 0.66, 0.45, 0.07)
     assert Scores(values).interval(confidence=0.8, seed=4) == mean_interval(
         values, confidence=0.8, seed=4
     )

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import pickle
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import wraps
 
 import pytest
@@ -439,6 +440,39 @@ async def test_one_trainer_may_train_another() -> None:
     outer = Outer()
     await outer.run()
     assert outer.state is inner.state is S.COMPLETE
+
+
+async def test_work_inside_anothers_work_is_part_of_both() -> None:
+    class Outer(Ready):
+        async def train(self) -> TrainMetrics:
+            return await Inner(agent=self).train()
+
+    class Inner(Ready):
+        async def train(self) -> TrainMetrics:
+            metrics: TrainMetrics = await self.agent.evaluate()
+            return metrics
+
+    outer = Outer()
+    assert (await outer.train()).accuracy == 0.90
+    assert outer.state is S.TRAINED
+
+
+async def test_ended_work_leaves_nothing_behind_in_the_task() -> None:
+    trainer = ready()
+    before = dict(copy_context())
+    await trainer.run()
+    after = {variable: value for variable, value in copy_context().items() if value != ()}
+    assert after == before
+
+
+async def test_the_hook_hears_of_changes_only() -> None:
+    trainer = ready()
+    seen = watched(trainer)
+    trainer.reset()
+    assert seen == []
+    await trainer.run()
+    trainer.reset()
+    assert seen == [*WHOLE_RUN, S.CREATED]
 
 
 async def test_super_chains_are_one_training() -> None:

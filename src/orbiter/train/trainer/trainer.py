@@ -152,9 +152,8 @@ class Trainer(ABC):
                 if not answer:
                     failed.append(f"{check.__name__} returned {answer!r}, not True")
         if failed:
-            cause = raised[0] if len(raised) == 1 else None
-            if len(raised) > 1:
-                cause = ExceptionGroup("checks that raised", raised)
+            several = ExceptionGroup("checks that raised", raised) if len(raised) > 1 else None
+            cause = several or next(iter(raised), None)
             raise ConfigError(
                 f"{type(self).__name__} is not ready, {len(failed)} of {len(checks)} checks "
                 f"failed: {'; '.join(failed)}"
