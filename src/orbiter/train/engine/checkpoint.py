@@ -1,0 +1,154 @@
+"""A run's checkpoints: named tensors and a tree of JSON, whole or not at all, found again.
+
+A checkpoint is a folder `step-00000012` with one safetensors file a group of tensors, a
+`state.json`, and a manifest with the size and SHA-256 of each. Nothing in it can run code. Left
+out: what the groups mean (weights, optimiser, random state, the samples under way), which the run
+knows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from orbiter.train.engine.folder import disk_errors, staged_folder, sweep_partials, verify_folder
+from orbiter.train.errors import DataError, StorageError, TrainingError
+
+log = logging.getLogger(__name__)
+
+STATE = "state.json"
+GROUP = re.compile(r"[a-z][a-z0-9_-]*")
+FOLDER = re.compile(r"step-(\d{8,})")
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on as if nothing had happened."""
+
+    step: int
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    """By group, then by name; on the CPU."""
+    state: dict[str, Any]
+    """The tree that was saved: numbers, texts, lists and dicts, floats to the last bit."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder, written by one process at a time."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        """Look after `folder`, which need not exist yet; what a kill left unfinished is removed.
+
+        Args:
+            folder: Holds nothing but checkpoints.
+            keep: How many of the newest stay. With 2, damage to one leaves another.
+        """
+        self.folder = folder
+        self.keep = keep
+        self.skipped: list[str] = []
+        """Why each folder that `latest` passed over could not be used."""
+        if folder.is_dir():
+            for stale in sweep_partials(folder):
+                log.info("removed %s, which was never finished", stale.name)
+
+    def save(
+        self,
+        step: int,
+        *,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, object],
+    ) -> Path:
+        """Write a checkpoint; when this returns, it survives the death of the machine.
+
+        Raises:
+            TrainingError: a tensor holds NaN or an infinity: such a run is not worth going on with.
+            DataError: `state` is no JSON.
+            StorageError: the disk is full or not writable; the checkpoints before are untouched.
+        """
+        for group, named in tensors.items():
+            _check_group(group, named)
+        text = _encode_state(state)
+        target = self.folder / f"step-{step:08d}"
+        needed = sum(t.numel() * t.element_size() for g in tensors.values() for t in g.values())
+        with disk_errors(target, needed=needed), staged_folder(target) as staged:
+            for group, named in tensors.items():
+                _write_group(staged / f"{group}.safetensors", named)
+            (staged / STATE).write_text(text, encoding="utf-8")
+        self._drop_old(step)
+        return target
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, or None; a damaged one is logged and skipped."""
+        self.skipped = []
+        for step in sorted(self.steps(), reverse=True):
+            try:
+                return self.read(step)
+            except StorageError as error:
+                self.skipped.append(str(error))
+                log.warning("checkpoint step-%08d cannot be used: %s", step, error)
+        return None
+
+    def read(self, step: int) -> Checkpoint:
+        """Read the checkpoint of one step.
+
+        Raises:
+            StorageError: it is not there, or a byte of it is not what was written.
+        """
+        path = self.folder / f"step-{step:08d}"
+        if path.is_symlink() or not path.is_dir():
+            raise StorageError(f"there is no checkpoint {path}")
+        verify_folder(path)
+        try:
+            tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise StorageError(f"{path} cannot be read: {error}") from error
+        return Checkpoint(step, path, tensors, state)
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a folder, in order, whole or not."""
+        if not self.folder.is_dir():
+            return []
+        names = (FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def _drop_old(self, newest: int) -> None:
+        """Remove all but the newest ones up to the one just written."""
+        for step in [step for step in self.steps() if step <= newest][: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
+
+
+def _check_group(group: str, named: Mapping[str, Tensor]) -> None:
+    if not GROUP.fullmatch(group):
+        raise DataError(f"a group of tensors must be named like 'weights', got {group!r}")
+    for name, tensor in named.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(f"{group}/{name} is no longer finite: no checkpoint was written")
+
+
+def _encode_state(state: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(state, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the state of a checkpoint must be JSON: {error}") from error
+
+
+def _write_group(path: Path, named: Mapping[str, Tensor]) -> None:
+    """Write a group; tensors that share memory are written out each."""
+    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    seen: set[int] = set()
+    for name, tensor in owned.items():
+        place = tensor.untyped_storage().data_ptr()
+        if place in seen:
+            owned[name] = tensor.clone()
+        seen.add(place)
+    save_file(owned, path)

@@ -1,0 +1,233 @@
+"""From an item to token ids: what the model reads, and what it should have answered.
+
+The chat template decides where the tokenizer has one; where it has none, the text stands as it
+is. What a template cannot say (a system turn, tools, calls) is said in the text instead, never
+left out in silence. Left out: token ids that came with an item, since they belong to the
+tokenizer of the model that was captured; images; and what to do with a prompt that is too long,
+which is the trainer's to decide (`shorten` cuts it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from orbiter.train.errors import DataError, require
+from orbiter.train.trajectory import TrajectoryItem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn = dict[str, Any]
+"""One message of a chat, with text as its content."""
+
+TOOLS_IN_WORDS = (
+    "You may call these tools:\n{tools}\n"
+    'To call one, answer with <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>.'
+)
+"""Stands in the system turn where the chat template has no place for tools."""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem | str, *, system: str | None = None
+) -> list[int]:
+    """Return the prompt of an item in token ids, up to where the model's answer begins.
+
+    Args:
+        tokenizer: Its chat template is used where it has one.
+        item: Its `messages` where it has them, else its `state` as the user's turn; with its
+            `tools`. A text is a state.
+        system: Takes the place of the system turn, or becomes one.
+
+    Raises:
+        DataError: the template refuses the chat, or nothing is left to read.
+    """
+    item = TrajectoryItem(state=item, action="") if isinstance(item, str) else item
+    if tokenizer.chat_template is None:
+        text = f"{system}\n\n{item.state}" if system else item.state
+        token_ids: list[int] = tokenizer(text).input_ids
+    else:
+        text = _through_template(tokenizer, item, _turns(tokenizer, item, system), prompt=True)
+        token_ids = _encode(tokenizer, text)
+    if not token_ids:
+        raise DataError("the prompt has no tokens: its state is empty")
+    return token_ids
+
+
+def render_action(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> list[int]:
+    """Return the answer of an item in token ids, with the token that ends the turn.
+
+    It begins where `render` ends. `tool_calls` go through a template that has a place for them,
+    and then stand for the whole action; otherwise the answer is `action` as it was written.
+    """
+    if tokenizer.chat_template is None:
+        return _ended(tokenizer, _encode(tokenizer, item.action))
+    turns = _turns(tokenizer, item, None)
+    prompt = _through_template(tokenizer, item, turns, prompt=True)
+    whole = _through_template(tokenizer, item, [*turns, _answer(tokenizer, item)], prompt=False)
+    if not whole.startswith(prompt):
+        return _ended(tokenizer, _encode(tokenizer, item.action))
+    # Templates write a line break behind the turn's end; sampling stops before it.
+    return _ended(tokenizer, _encode(tokenizer, whole.removeprefix(prompt).rstrip("\n")))
+
+
+def shorten(
+    tokenizer: PreTrainedTokenizerBase,
+    item: TrajectoryItem | str,
+    longest: int,
+    *,
+    system: str | None = None,
+) -> list[int]:
+    """Return the prompt in at most `longest` token ids, cut on the left.
+
+    What the template writes before the first words of the conversation (the marks of the turn and
+    the system turn) stays; the oldest words go. Where that head alone is too long, it goes too.
+    """
+    token_ids = render(tokenizer, item, system=system)
+    if len(token_ids) <= longest:
+        return token_ids
+    head = _head_length(tokenizer, item, token_ids, system)
+    if head >= longest:
+        return token_ids[-longest:]
+    return token_ids[:head] + token_ids[head - longest :]
+
+
+def _head_length(
+    tokenizer: PreTrainedTokenizerBase,
+    item: TrajectoryItem | str,
+    token_ids: list[int],
+    system: str | None,
+) -> int:
+    """Count the tokens that the prompt shares with one that says something else."""
+    given = TrajectoryItem(state=item, action="") if isinstance(item, str) else item
+    turns = [*(given.messages or ())]
+    kept = [turn for turn in turns if turn.get("role") == "system"]
+    shared = []
+    for other in ("\x00", "\x01"):
+        talk = [*kept, {"role": "user", "content": other}]
+        changed = TrajectoryItem(state=other, action="", messages=talk, tools=given.tools)
+        shared.append(_common_prefix(token_ids, render(tokenizer, changed, system=system)))
+    return min(shared)
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
+
+
+def _turns(
+    tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem, system: str | None
+) -> list[Turn]:
+    """Return the chat as the template can take it: text contents, a system turn, calls."""
+    template = _template(tokenizer, item)
+    plain = item.messages or [{"role": "user", "content": item.state}]
+    turns = [_turn(message, calls="tool_calls" in template) for message in plain]
+    first = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
+    instructions = [system if system is not None else first]
+    if item.tools and "tools" not in template:
+        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in item.tools)
+        instructions.append(TOOLS_IN_WORDS.format(tools=listed))
+    text = "\n\n".join(part for part in instructions if part)
+    return [{"role": "system", "content": text}, *turns] if text else turns
+
+
+def _turn(message: Mapping[str, object], *, calls: bool) -> Turn:
+    """Return a message with its content as text, and its calls where the template wants them."""
+    turn: Turn = dict(message) | {"content": _text(message.get("content"))}
+    made = turn.pop("tool_calls", None)
+    if made:
+        ready = [_call(call) for call in made] if isinstance(made, Sequence) else []
+        if calls:
+            turn["tool_calls"] = ready
+        else:
+            said = [turn["content"]] if turn["content"] else []
+            turn["content"] = "\n".join([*said, *map(_in_words, ready)])
+    return turn
+
+
+def _text(content: object) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"a message's content must be text, or parts of text, got {content!r:.80}")
+    return "".join(map(str, texts))
+
+
+def _call(call: Mapping[str, Any]) -> Turn:
+    """Return a call with its arguments as an object: OpenAI writes them as a text of JSON."""
+    function = dict(call.get("function", call))
+    if isinstance(function.get("arguments"), str):
+        with contextlib.suppress(ValueError):  # a model's broken call stays as it was written
+            function["arguments"] = json.loads(function["arguments"])
+    return dict(call) | {"function": function} if "function" in call else function
+
+
+def _in_words(call: Turn) -> str:
+    function = call.get("function", call)
+    spoken = {name: function[name] for name in ("name", "arguments") if name in function}
+    return f"<tool_call>{json.dumps(spoken, ensure_ascii=False)}</tool_call>"
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> Turn:
+    if item.tool_calls and "tool_calls" in _template(tokenizer, item):
+        calls = [_call(call) for call in item.tool_calls]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+    return {"role": "assistant", "content": item.action}
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> str:
+    template: str = tokenizer.get_chat_template(tools=item.tools)
+    return template
+
+
+def _through_template(
+    tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem, turns: list[Turn], *, prompt: bool
+) -> str:
+    errors = require("jinja2.exceptions", extra="train")
+    tools = list(item.tools) if item.tools and "tools" in _template(tokenizer, item) else None
+
+    def apply(chat: list[Turn]) -> str:
+        text: str = tokenizer.apply_chat_template(
+            chat, tools=tools, tokenize=False, add_generation_prompt=prompt
+        )
+        return text
+
+    try:
+        return _or_without_system(apply, turns, errors.TemplateError)
+    except errors.TemplateError as error:
+        raise DataError(
+            f"the chat template refuses these turns ({[turn['role'] for turn in turns]}): {error}"
+        ) from error
+
+
+def _or_without_system(
+    apply: Callable[[list[Turn]], str], turns: list[Turn], refusal: type[Exception]
+) -> str:
+    """Put the system turn's text into the user's first turn where the template has no system."""
+    try:
+        return apply(turns)
+    except refusal:
+        if turns[0]["role"] != "system" or len(turns) < 2:
+            raise
+        first = f"{turns[0]['content']}\n\n{turns[1]['content']}"
+        return apply([turns[1] | {"content": first}, *turns[2:]])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    token_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return token_ids
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int]:
+    """Append the end-of-text token, unless the answer ends with a mark of its own."""
+    if token_ids and token_ids[-1] in tokenizer.all_special_ids:
+        return token_ids
+    return token_ids if tokenizer.eos_token_id is None else [*token_ids, tokenizer.eos_token_id]
