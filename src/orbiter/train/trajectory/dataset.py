@@ -1,66 +1,294 @@
-"""The data set: takes items in while agents run, keeps them, gives them out."""
+"""The data set: takes items in while agents run, keeps them, gives them out.
+
+Left out: how items look in files (`files.py`, `csv_files.py`), on disk while they come
+(`journal.py`) and in memory (`store.py`).
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
-from collections.abc import Iterable, Iterator
-from typing import overload
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Self, overload
 
-from orbiter.train.errors import CallbackError, boundary
+from orbiter.train.errors import ConfigError, DataError, did_you_mean
+from orbiter.train.storage import Durability
+from orbiter.train.trajectory import csv_files, fields, files, summary
+from orbiter.train.trajectory.files import Extra, OnError, Skipped
 from orbiter.train.trajectory.item import TrajectoryItem
-from orbiter.train.trajectory.strategy import DefaultStrategy, TrajectoryStrategy
+from orbiter.train.trajectory.journal import Recovery
+from orbiter.train.trajectory.ledger import Ledger
+from orbiter.train.trajectory.store import ItemsView
+from orbiter.train.trajectory.strategy import DefaultStrategy, TrajectoryStrategy, decide
+from orbiter.train.trajectory.turns import restore
+
+Path = str | os.PathLike[str]
+
+log = logging.getLogger(__name__)
 
 
-class TrajectoryDataset:
-    """Items in the order of their capture; safe to fill from many threads and tasks at once."""
+class TrajectoryDataset(Sequence[TrajectoryItem]):
+    """Items in the order of their capture; safe to fill from many threads and tasks at once.
 
-    def __init__(self, strategy: TrajectoryStrategy | None = None) -> None:
+    An item whose reward is not known yet waits, unseen by the strategy and not counted by `len`,
+    until `assign_reward` gives its episode one.
+    """
+
+    def __init__(
+        self,
+        strategy: TrajectoryStrategy | None = None,
+        path: Path | None = None,
+        durability: Durability = "process",
+    ) -> None:
+        """Make a data set in memory, or with `path` open or create one on disk.
+
+        Args:
+            strategy: decides what is kept, and in what shape; everything, unless given.
+            path: the journal's file; it and its folder need not exist. One process writes at a
+                time.
+            durability: what a returned `capture` survives: "process", the death of this process;
+                "group", of the machine too, but for the latest 64 records; "disk", of the machine.
+
+        Raises:
+            ConfigError: `strategy` is no strategy (perhaps its class), or `durability` is unknown.
+            StorageError: the journal is held by another process, damaged, or no journal.
+        """
+        if strategy is not None and not isinstance(strategy, TrajectoryStrategy):
+            raise ConfigError(
+                f"strategy must be a TrajectoryStrategy, got {strategy!r}"
+                + (": did you forget the ()?" if isinstance(strategy, type) else "")
+            )
+        if durability not in {"process", "group", "disk"}:
+            raise ConfigError(
+                f"durability must be 'process', 'group' or 'disk', got {durability!r}"
+            )
         self.strategy = strategy if strategy is not None else DefaultStrategy()
-        self._items: list[TrajectoryItem] = []
-        self._waiting: list[TrajectoryItem] = []
+        self.skipped: list[Skipped] = []
+        """What an import with on_error="skip" left out."""
         self._lock = threading.RLock()
+        self._ledger = Ledger(path, durability)
+        self._store = self._ledger.store
 
     def capture(self, item: TrajectoryItem) -> TrajectoryItem | None:
-        """Keep an item, or drop it, as the strategy says; return what was kept, or None."""
+        """Take in an item; return what was kept of it, or None if it was dropped or has to wait.
+
+        Raises:
+            CallbackError: the strategy raised or answered with nonsense; names the item, which is
+                not kept.
+            StorageError: the journal could not be written; the item is not kept.
+        """
+        if not isinstance(item, TrajectoryItem):
+            raise DataError(f"capture takes a TrajectoryItem, got {fields.shown(item)}")
         with self._lock:
-            if item.reward is None:
-                self._waiting.append(item)
+            kept = item if item.reward is None else decide(self.strategy, item)
+            if kept is None:
                 return None
-            with boundary(f"{type(self.strategy).__name__} on {item.state[:40]!r}"):
-                if not self.strategy.should_capture(item):
-                    return None
-                kept = self.strategy.process(item)
-            if not isinstance(kept, TrajectoryItem):
-                raise CallbackError(f"process returned {type(kept).__name__}")
-            self._items.append(kept)
-            return kept
+            self._ledger.take_in(kept)
+            return kept if kept.reward is not None else None
 
     def extend(self, items: Iterable[TrajectoryItem]) -> list[TrajectoryItem]:
-        """Capture several; return those that were kept."""
+        """Capture several items in order; return those that were kept."""
         return [kept for item in items if (kept := self.capture(item)) is not None]
 
+    def assign_reward(
+        self, episode_id: str, reward: float, gamma: float = 1.0
+    ) -> list[TrajectoryItem]:
+        """Give the waiting steps of an episode what its end was worth, and return those then kept.
+
+            reward of a step = reward * gamma ** (how many steps before the last one it stands)
+
+        Counted by `step` where every waiting item has one (agents that share a step number share
+        a reward), else by the order of capture. Steps that had a reward of their own keep it. All
+        of the episode changes at once, in one record of the journal.
+
+        Raises:
+            DataError: nothing of that episode waits, or the reward is not finite.
+            ConfigError: gamma is outside [0, 1].
+            CallbackError: the strategy raised; the whole episode goes on waiting.
+        """
+        if not 0 <= gamma <= 1:
+            raise ConfigError(f"gamma must lie in [0, 1], got {gamma!r}")
+        final = fields.number("reward", reward)
+        with self._lock:
+            numbers = self._store.waiting_in(episode_id)
+            if not numbers:
+                raise DataError(
+                    f"no step of episode {episode_id!r} waits for a reward"
+                    + did_you_mean(str(episode_id), self._store.waiting_episodes())
+                )
+            waiting = [restore(self._store.waiting[number]) for number in numbers]
+            outcomes = [
+                (number, decide(self.strategy, replace(item, reward=final * gamma**distance)))
+                for number, item, distance in zip(
+                    numbers, waiting, _to_the_end(waiting), strict=True
+                )
+            ]
+            self._ledger.settle(outcomes)
+            return [kept for _, kept in outcomes if kept is not None]
+
     @property
-    def items(self) -> tuple[TrajectoryItem, ...]:
-        """The kept items."""
-        return tuple(self._items)
+    def items(self) -> ItemsView:
+        """The kept items: a live, read-only view."""
+        return ItemsView(self._store.kept)
+
+    @property
+    def waiting(self) -> list[TrajectoryItem]:
+        """The items that wait for a reward, in the order of their capture."""
+        with self._lock:
+            return [restore(stored) for stored in self._store.waiting.values()]
 
     def episodes(self) -> dict[str, list[TrajectoryItem]]:
-        """Return the items of each episode, in the order of their steps."""
+        """Return the kept items of each episode, by `step` where all have one, else as captured.
+
+        Episodes stand in the order of their first item; items of no episode are left out.
+        """
         found: dict[str, list[TrajectoryItem]] = {}
-        for item in self._items:
+        for item in self:
             if item.episode_id is not None:
                 found.setdefault(item.episode_id, []).append(item)
+        for steps in found.values():
+            if all(item.step is not None for item in steps):
+                steps.sort(key=lambda item: item.step or 0)
         return found
 
+    def summary(self) -> summary.Summary:
+        """Return counts and mean rewards with their 95 % intervals: of all, per agent, per task."""
+        return summary.summarise(self, waiting=len(self._store.waiting))
+
+    def export_json(self, path: Path) -> int:
+        """Write the kept items as one JSON array of objects named by the fields; return how many.
+
+        This file, like the other two, is wholly there or not at all; waiting items stay out of it.
+        """
+        return files.export_json(self._to_export(path), path)
+
+    def export_jsonl(self, path: Path) -> int:
+        """Write the kept items as JSON, one object a line; return how many."""
+        return files.export_jsonl(self._to_export(path), path)
+
+    def export_csv(self, path: Path) -> int:
+        """Write the kept items as CSV, nested fields as JSON text; return how many.
+
+        A text that a spreadsheet would run as a formula gets a `'` in front; `from_csv` takes it
+        away again.
+        """
+        return csv_files.export_csv(self._to_export(path), path)
+
+    @classmethod
+    def from_json(
+        cls,
+        path: Path,
+        *,
+        strategy: TrajectoryStrategy | None = None,
+        on_error: OnError = "raise",
+        extra: Extra = "error",
+    ) -> Self:
+        """Read a JSON array of items.
+
+        Args:
+            path: the file.
+            strategy: decides on every item that is read, as on one that is captured.
+            on_error: "raise" stops at the first bad item; "skip" leaves it out, logs it and notes
+                it in `skipped`.
+            extra: "error" refuses a field that items do not have; "metadata" puts it there.
+
+        Raises:
+            DataError: names the file, the line (from 1), the field and what was expected.
+            StorageError: the file cannot be read.
+        """
+        dataset = cls(strategy)
+        dataset.extend(files.read_json(path, on_error, extra, dataset.skipped))
+        return dataset
+
+    @classmethod
+    def from_jsonl(
+        cls,
+        path: Path,
+        *,
+        strategy: TrajectoryStrategy | None = None,
+        on_error: OnError = "raise",
+        extra: Extra = "error",
+    ) -> Self:
+        """Read JSON lines of items; arguments and errors as for `from_json`."""
+        dataset = cls(strategy)
+        dataset.extend(files.read_jsonl(path, on_error, extra, dataset.skipped))
+        return dataset
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: Path,
+        *,
+        strategy: TrajectoryStrategy | None = None,
+        on_error: OnError = "raise",
+        extra: Extra = "error",
+    ) -> Self:
+        """Read CSV with the fields' names in its first row; arguments and errors as `from_json`."""
+        dataset = cls(strategy)
+        dataset.extend(csv_files.read_csv(path, on_error, extra, dataset.skipped))
+        return dataset
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """What opening the journal found; None for a data set in memory."""
+        journal = self._ledger.journal
+        return journal.recovery if journal is not None else None
+
+    def close(self) -> None:
+        """Let another process write the journal; the items stay readable here."""
+        with self._lock:
+            if self._ledger.journal is not None:
+                self._ledger.journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._store.kept)
 
     def __iter__(self) -> Iterator[TrajectoryItem]:
-        return iter(self._items)
+        return iter(self.items)
 
     @overload
     def __getitem__(self, index: int) -> TrajectoryItem: ...
     @overload
     def __getitem__(self, index: slice) -> list[TrajectoryItem]: ...
     def __getitem__(self, index: int | slice) -> TrajectoryItem | list[TrajectoryItem]:
-        return self._items[index]
+        return self.items[index]
+
+    def __repr__(self) -> str:
+        return f"<TrajectoryDataset: {', '.join(self._facts())}>"
+
+    def _repr_html_(self) -> str:
+        return summary.as_html(self.items, self._facts())
+
+    def _facts(self) -> list[str]:
+        facts = [f"{len(self)} items"]
+        if self._store.waiting:
+            facts.append(f"{len(self._store.waiting)} waiting for a reward")
+        if self._ledger.journal is not None:
+            facts.append(f"journal {self._ledger.journal.path}")
+        if type(self.strategy) is not DefaultStrategy:
+            facts.append(f"strategy {type(self.strategy).__name__}")
+        return facts
+
+    def _to_export(self, path: Path) -> ItemsView:
+        if self._store.waiting:
+            log.warning(
+                "%s: %d items that wait for a reward are not exported",
+                path,
+                len(self._store.waiting),
+            )
+        return self.items
+
+
+def _to_the_end(items: Sequence[TrajectoryItem]) -> list[int]:
+    steps = [item.step for item in items if item.step is not None]
+    if len(steps) == len(items):
+        return [max(steps) - step for step in steps]
+    return list(range(len(items) - 1, -1, -1))

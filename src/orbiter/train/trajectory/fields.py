@@ -6,7 +6,7 @@ The bound is JSON in UTF-8, since that is what every file of items comes down to
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import cast
 
@@ -46,7 +46,7 @@ def number(name: str, value: object) -> float:
 
 def whole(name: str, value: object) -> int:
     """Accept an integer, NumPy's included; not a bool."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise _wrong(name, "an int", value)
     return int(value)
 
@@ -66,31 +66,33 @@ def json_object(name: str, value: object) -> Mapping[str, object]:
     return value
 
 
-def json_objects(name: str, value: object) -> Sequence[Mapping[str, object]]:
-    """Accept a list of mappings that come back from JSON as they went in."""
-    for index, inner in enumerate(_listed(name, value)):
+def json_objects(name: str, value: object) -> list[Mapping[str, object]]:
+    """Accept a list of mappings that come back from JSON as they went in; returns a new list.
+
+    A new list, since a live conversation goes on growing after the step was recorded.
+    """
+    given = _listed(name, value)
+    for index, inner in enumerate(given):
         if type(inner) is not dict and not isinstance(inner, Mapping):
             raise _wrong(f"{name}[{index}]", "a dict", inner)
-    _check_json(name, value)
-    return cast("Sequence[Mapping[str, object]]", value)
+    _check_json(name, given)
+    return cast("list[Mapping[str, object]]", list(given))
 
 
-def token_ids(name: str, value: object) -> Sequence[int]:
-    """Accept a list of ints."""
-    ids = _listed(name, value)
-    if not set(map(type, ids)) <= {int}:
-        index, wrong = next((i, v) for i, v in enumerate(ids) if type(v) is not int)
-        raise _wrong(f"{name}[{index}]", "an int", wrong)
-    return cast("Sequence[int]", value)
-
-
-def numbers(name: str, value: object) -> Sequence[float]:
-    """Accept a list of finite numbers."""
+def token_ids(name: str, value: object) -> list[int]:
+    """Accept a list of ints; returns a new list."""
     given = _listed(name, value)
-    if not set(map(type, given)) <= {float, int} or not all(map(math.isfinite, given)):  # type: ignore[arg-type]  # the first half says that they are numbers
-        for index, inner in enumerate(given):
-            number(f"{name}[{index}]", inner)
-    return cast("Sequence[float]", value)
+    if not set(map(type, given)) <= {int}:
+        return [whole(f"{name}[{index}]", inner) for index, inner in enumerate(given)]
+    return cast("list[int]", list(given))
+
+
+def numbers(name: str, value: object) -> list[float]:
+    """Accept a list of finite numbers; returns a new list."""
+    given = _listed(name, value)
+    if set(map(type, given)) <= {float} and all(map(math.isfinite, cast("list[float]", given))):
+        return cast("list[float]", list(given))
+    return [number(f"{name}[{index}]", inner) for index, inner in enumerate(given)]
 
 
 def shown(value: object) -> str:
@@ -113,7 +115,7 @@ def _wrong(name: str, expected: str, value: object) -> DataError:
     return DataError(f"{name} must be {expected}, got {type(value).__name__} {shown(value)}")
 
 
-def _listed(name: str, value: object) -> Collection[object]:
+def _listed(name: str, value: object) -> list[object] | tuple[object, ...]:
     if not isinstance(value, (list, tuple)):
         raise _wrong(name, "a list", value)
     return value
@@ -131,17 +133,17 @@ def _is_json(value: object) -> bool:
     """Say whether a value is surely fine: quick, since every captured message passes here."""
     kind = type(value)
     if kind is dict:
-        for key, inner in value.items():  # type: ignore[attr-defined]  # kind is its type
+        for key, inner in cast("dict[object, object]", value).items():
             if type(key) is not str or not key.isascii():
                 return False
-            if type(inner) is str and inner.isascii():
-                continue
-            if type(inner) not in _ATOMS and not _is_json(inner):
+            if not (type(inner) is str and inner.isascii()) and not _is_json(inner):
                 return False
         return True
     if kind is list or kind is tuple:
-        return all(map(_is_json, value))  # type: ignore[call-overload]  # kind is its type
-    return kind in _ATOMS or (kind is str and value.isascii())  # type: ignore[attr-defined]
+        return all(map(_is_json, cast("list[object]", value)))
+    if kind is str:
+        return cast("str", value).isascii()
+    return kind in _ATOMS or (kind is float and math.isfinite(cast("float", value)))
 
 
 def _refuse(name: str, value: object) -> None:
@@ -157,10 +159,9 @@ def _refuse(name: str, value: object) -> None:
             _refuse(f"{name}[{index}]", inner)
     elif isinstance(value, str):
         text(name, value)
-    elif isinstance(value, Real):
-        if not math.isfinite(value):
-            raise DataError(f"{name} must be finite, got {shown(value)}: JSON has no such number")
-    elif value is not None:
+    elif isinstance(value, Real) and not math.isfinite(value):
+        raise DataError(f"{name} must be finite, got {shown(value)}: JSON has no such number")
+    elif value is not None and not isinstance(value, Real):
         raise _wrong(name, "something that JSON can hold", value)
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Any
 
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import fields
@@ -21,8 +22,8 @@ from orbiter.train.trajectory import fields
 class TrajectoryItem:
     """One step an agent took: what it saw, what it did, what that was worth.
 
-    Lists and dicts are kept as given, not copied. A tuple may stand where a list may; a file
-    gives it back as a list.
+    Lists are copied, so that a conversation may go on growing; the dicts inside them, and
+    `metadata`, are kept as given.
 
     Raises:
         DataError: a field's value cannot be kept; the message names the field and the value.
@@ -90,20 +91,8 @@ class TrajectoryItem:
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields by name, as files hold them; optional ones that are None stay out."""
-        result: dict[str, object] = {
-            "state": self.state,
-            "action": self.action,
-            "reward": self.reward,
-            "metadata": self.metadata,
-        }
-        given = _optional_values(self)
-        if given != _ALL_ABSENT:
-            result.update(
-                (name, value)
-                for name, value in zip(OPTIONAL, given, strict=True)
-                if value is not None
-            )
-        return result
+        pairs = zip(NAMES, values_of(self), strict=True)
+        return {name: value for name, value in pairs if value is not None or name == "reward"}
 
     @property
     def id(self) -> str:
@@ -133,5 +122,21 @@ OPTIONAL: Mapping[str, Callable[[str, object], object]] = {
 NAMES = ("state", "action", "reward", "metadata", *OPTIONAL)
 """All fields, in order."""
 
-_optional_values: Callable[[TrajectoryItem], tuple[object, ...]] = attrgetter(*OPTIONAL)
+Values = tuple[Any, ...]
+"""The values of all fields, in the order of `NAMES`."""
+
+values_of: Callable[[TrajectoryItem], Values] = attrgetter(*NAMES)
+"""Return an item's fields as a tuple."""
+
+
+def from_values(values: Values) -> TrajectoryItem:
+    """Make an item of values known to be fine: they came out of an item, or were decoded."""
+    item = object.__new__(TrajectoryItem)
+    for put, value in zip(_SETTERS, values, strict=True):
+        put(item, value)
+    return item
+
+
+_SETTERS = [getattr(TrajectoryItem, name).__set__ for name in NAMES]
+_optional_values: Callable[[TrajectoryItem], Values] = attrgetter(*OPTIONAL)
 _ALL_ABSENT = (None,) * len(OPTIONAL)

@@ -1,0 +1,177 @@
+"""One item as one line of JSON, both ways; a line that is wrong says what, and in which field."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from orbiter.train.errors import DataError, did_you_mean
+from orbiter.train.trajectory import fields
+from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, from_values, values_of
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An item's fields as JSON has them, in the order of `item.NAMES`."""
+
+    state: str
+    action: str
+    reward: int | float | None
+    metadata: dict[str, Any] | None = None
+    task_id: str | None = None
+    episode_id: str | None = None
+    step: int | None = None
+    agent: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    done: bool | None = None
+    timestamp: int | float | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
+    logprobs: list[float] | None = None
+
+
+def encode_item(item: TrajectoryItem) -> bytes:
+    """Return an item as one line of JSON, without the newline."""
+    return fields.encode(Line(*values_of(item)))
+
+
+def decode_item(line: bytes, *, extra_to_metadata: bool = False) -> TrajectoryItem:
+    """Return the item in a line of JSON.
+
+    Raises:
+        DataError: names the field, what was expected and what is there; not the place of the line.
+    """
+    try:
+        decoded = _DECODER.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if extra_to_metadata and "unknown field" in str(error):
+            decoded = _with_extra_in_metadata(_as_object(line))
+        else:
+            raise _explained(line, error) from error
+    else:
+        if _may_repeat_a_key(line, decoded):
+            _as_object(line)
+    return from_values(values_in(decoded))
+
+
+def values_in(line: Line) -> Values:
+    """Return the fields of a decoded line, in the form in which an item has them."""
+    if type(line.reward) is int:
+        line.reward = fields.number("reward", line.reward)
+    if type(line.timestamp) is int:
+        line.timestamp = fields.number("timestamp", line.timestamp)
+    if line.metadata is None:
+        line.metadata = {}
+    if line.logprobs is not None and len(line.logprobs) != len(line.token_ids or ()):
+        raise DataError("field 'logprobs': expected one number for each of token_ids")
+    return msgspec.structs.astuple(line)
+
+
+def _may_repeat_a_key(line: bytes, decoded: Line) -> bool:
+    """Say whether a key may be there twice, the second hiding the first.
+
+    Decoding drops repeated keys, so that encoding again gives fewer `":` than the line has. What
+    could hide that (a space before a colon, an escaped quote or colon) counts as a maybe.
+    """
+    if b'"metadata"' not in line:
+        decoded.metadata = None
+    return (
+        line.count(b'":') != fields.encode(decoded).count(b'":')
+        or b'" :' in line
+        or b'"\t:' in line
+        or b'"\n' in line
+        or b"\\u0022" in line
+        or b"\\u003" in line
+    )
+
+
+def _as_object(line: bytes) -> dict[str, Any]:
+    """Read a line slowly, refusing a key that stands twice in one object."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"field {twice!r}: expected once, got {keys.count(twice)} times")
+        return result
+
+    result: dict[str, Any] = json.loads(line, object_pairs_hook=unique)
+    return result
+
+
+def _with_extra_in_metadata(given: dict[str, Any]) -> Line:
+    extra = {key: given.pop(key) for key in list(given) if key not in NAMES}
+    metadata = given.get("metadata") or {}
+    if isinstance(metadata, Mapping):
+        if both := sorted(extra.keys() & metadata.keys()):
+            raise DataError(f"field {both[0]!r}: stands both in the item and in its metadata")
+        given["metadata"] = {**metadata, **extra}
+    try:
+        return msgspec.convert(given, Line)
+    except msgspec.ValidationError as error:
+        raise _explained(b"", error) from error
+
+
+def _explained(line: bytes, error: Exception) -> DataError:
+    if isinstance(error, RecursionError):
+        return DataError("nested too deep to be an item")
+    if isinstance(error, UnicodeDecodeError):
+        return _not_unicode(line)
+    if isinstance(error, msgspec.ValidationError):
+        return _wrong_field(str(error))
+    return _malformed(line, str(error))
+
+
+def _wrong_field(message: str) -> DataError:
+    if unknown := re.search(r"unknown field `(.*?)`", message):
+        name = unknown[1]
+        return DataError(
+            f"field {name!r}: no such field{did_you_mean(name, NAMES)} "
+            '(extra="metadata" keeps unknown fields in metadata)'
+        )
+    if missing := re.search(r"missing required field `(.*?)`", message):
+        hint = "; write null where it is not known yet" if missing[1] == "reward" else ""
+        return DataError(f"field {missing[1]!r}: missing{hint}")
+    what, _, where = message.replace("`", "").partition(" - at ")
+    what = what[:1].lower() + what[1:]
+    return DataError(f"field {where.removeprefix('$.')!r}: {what}" if where else what)
+
+
+def _not_unicode(line: bytes) -> DataError:
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        place = _field_before(line[: error.start])
+        return DataError(f"{place}byte 0x{line[error.start]:02x} is not UTF-8")
+    return DataError("a text in it is not UTF-8")
+
+
+def _malformed(line: bytes, message: str) -> DataError:
+    if "truncated" in message:
+        return DataError(f"{_field_before(line)}ends in the middle of an item")
+    found = re.search(r"\(byte (\d+)\)", message)
+    at = int(found[1]) if found else len(line)
+    place = _field_before(line[:at])
+    if re.match(rb"-?(NaN|Inf)", line[at:]):
+        return DataError(f"{place}expected a finite number, got {_excerpt(line, at)}")
+    what = message.removeprefix("JSON is malformed: ").partition(" (byte")[0]
+    return DataError(f"{place}not JSON at byte {at + 1}, {_excerpt(line, at)}: {what}")
+
+
+def _excerpt(line: bytes, at: int) -> str:
+    return repr(line[at : at + 20].decode("utf-8", "replace"))
+
+
+def _field_before(text: bytes) -> str:
+    names = re.findall(rb'"([a-z_]+)"\s*:', text)
+    known = [name.decode() for name in names if name.decode() in NAMES]
+    return f"field {known[-1]!r}: " if known else ""
+
+
+_DECODER = msgspec.json.Decoder(Line)

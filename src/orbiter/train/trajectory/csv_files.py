@@ -1,0 +1,184 @@
+"""Items in CSV files, both ways, safe to open in a spreadsheet.
+
+The first row names the fields. Numbers stand bare, nested fields are JSON text, and an empty cell
+is None (in `state` and `action`, which cannot be None, the empty text). A text that begins with one
+of = + - @ tab return or ' would be run as a formula, or lose its first character: it gets a ' in
+front, which reading takes away. So does an empty text where an empty cell means None.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from orbiter.train.errors import DataError, did_you_mean
+from orbiter.train.trajectory import fields
+from orbiter.train.trajectory.files import CHUNK, Extra, OnError, Skipped, Source, writing
+from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
+
+ALWAYS = ("state", "action", "reward", "metadata")
+"""Columns that are there even where no item has a value."""
+_TEXT = ("state", "action", "task_id", "episode_id", "agent")
+_RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) -> int:
+    """Write one row an item, with the columns that some item has a value for; return how many."""
+    used = set(ALWAYS)
+    for item in items:
+        used.update(
+            name for name, value in zip(NAMES, values_of(item), strict=True) if value is not None
+        )
+    columns = [name for name in NAMES if name in used]
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\r\n")
+    writer.writerow(columns)
+    count = 0
+    with writing(path) as file:
+        for count, item in enumerate(items, start=1):
+            writer.writerow([_cell(name, getattr(item, name)) for name in columns])
+            if count % CHUNK == 0:
+                file.write(_taken(buffer))
+        file.write(_taken(buffer))
+    return count
+
+
+def read_csv(
+    path: str | os.PathLike[str], on_error: OnError, extra: Extra, skipped: list[Skipped]
+) -> Iterator[TrajectoryItem]:
+    """Yield the items of a CSV file; a byte order mark is fine."""
+    source = Source(path, on_error, extra, skipped)
+    # A cell may be longer than the 128 kB that the standard reader takes by default; the limit is
+    # one for the whole process, and is only ever raised here.
+    csv.field_size_limit(2**31 - 1)
+    with (
+        source.open() as raw,
+        io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file,
+    ):
+        rows = csv.reader(file, strict=True)
+        columns = next(_rows(source, rows), (1, []))[1]
+        _check_columns(source, columns)
+        for line, row in _rows(source, rows):
+            try:
+                yield _item(columns, row)
+            except DataError as error:
+                source.refuse(line, str(error), error)
+
+
+def _rows(source: Source, rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row with the line that it starts on; blank lines are left out."""
+    line = rows.line_num + 1  # type: ignore[attr-defined]  # csv.reader's
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            source.refuse(line, f"not CSV: {error}: the rest is not read", error)
+            return
+        if row is None:
+            return
+        if row:
+            yield line, row
+        line = rows.line_num + 1  # type: ignore[attr-defined]  # as above
+
+
+def _check_columns(source: Source, columns: list[str]) -> None:
+    where = f"{source.path}:1: "
+    if missing := [name for name in ALWAYS[:3] if name not in columns]:
+        raise DataError(
+            f"{where}field {missing[0]!r}: no such column among {', '.join(columns) or 'none'}"
+        )
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise DataError(f"{where}field {twice[0]!r}: expected one column, got several")
+    unknown = [name for name in columns if name not in NAMES]
+    if unknown and not source.extra_to_metadata:
+        raise DataError(
+            f"{where}field {unknown[0]!r}: no such field{did_you_mean(unknown[0], NAMES)} "
+            '(extra="metadata" keeps unknown fields in metadata)'
+        )
+
+
+def _item(columns: list[str], row: list[str]) -> TrajectoryItem:
+    if len(row) != len(columns):
+        raise DataError(f"expected {len(columns)} cells, got {len(row)}")
+    if foreign := next((cell for cell in row if _NOT_UTF8.search(cell)), None):
+        byte = ord(_NOT_UTF8.findall(foreign)[0]) - 0xDC00
+        name = columns[row.index(foreign)]
+        raise DataError(f"field {name!r}: byte 0x{byte:02x} is not UTF-8")
+    cells = dict(zip(columns, row, strict=True))
+    values = {name: _value(name, cells.pop(name)) for name in NAMES if name in cells}
+    metadata = values.pop("metadata", None) or {}
+    if both := sorted(cells.keys() & metadata.keys()):
+        raise DataError(f"field {both[0]!r}: stands both in the item and in its metadata")
+    extra = {name: _unguarded(cell) for name, cell in cells.items() if cell}
+    return TrajectoryItem(**values, metadata={**metadata, **extra})
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if name in _TEXT:
+        return _guarded(str(value), optional=name not in ALWAYS)
+    return fields.encode(value).decode()
+
+
+def _guarded(text: str, *, optional: bool) -> str:
+    return "'" + text if text.startswith(_RISKY) or (optional and not text) else text
+
+
+def _unguarded(cell: str) -> str:
+    return cell.removeprefix("'")
+
+
+def _value(name: str, cell: str) -> Any:  # noqa: ANN401 - as the field has it
+    if name in _TEXT:
+        return _unguarded(cell) if cell or name in ALWAYS else None
+    if not cell:
+        return None
+    try:
+        return _PARSERS[name](cell)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        reason = str(error).replace("`", "")
+        raise DataError(f"field {name!r}: {fields.shown(cell)} cannot be read: {reason}") from error
+
+
+def _number(cell: str) -> float:
+    """Read a number as a spreadsheet may have left it."""
+    if "_" in cell:
+        raise ValueError("not a number")
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)
+
+
+def _taken(buffer: io.StringIO) -> bytes:
+    data = buffer.getvalue().encode()
+    buffer.seek(0)
+    buffer.truncate()
+    return data
+
+
+def _json(kind: object) -> Callable[[str], Any]:
+    return msgspec.json.Decoder(kind).decode
+
+
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "reward": _number,
+    "metadata": _json(dict[str, Any]),
+    "step": _json(int),
+    "messages": _json(list[dict[str, Any]]),
+    "tools": _json(list[dict[str, Any]]),
+    "tool_calls": _json(list[dict[str, Any]]),
+    "done": lambda cell: _json(bool)(cell.lower()),
+    "timestamp": _number,
+    "prompt_token_ids": _json(list[int]),
+    "token_ids": _json(list[int]),
+    "logprobs": _json(list[float]),
+}

@@ -1,0 +1,205 @@
+"""Items in JSON files: an array, or one object a line. What is read is checked line by line.
+
+Left out: CSV (`csv_files.py`), and the formats of other tools (`orbiter.train.formats`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+import msgspec
+
+from orbiter.train.errors import ConfigError, DataError, StorageError
+from orbiter.train.storage import atomic_write
+from orbiter.train.trajectory.codec import decode_item, encode_item
+from orbiter.train.trajectory.item import TrajectoryItem
+
+OnError = Literal["raise", "skip"]
+"""What a bad item in a file does: stop the import, or be left out and reported."""
+Extra = Literal["error", "metadata"]
+"""What becomes of a field that items do not have."""
+
+CHUNK = 512
+"""Lines written at once."""
+
+log = logging.getLogger(__name__)
+
+
+class Skipped(NamedTuple):
+    """An item of a file that was left out."""
+
+    path: str
+    line: int
+    """From 1."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}"
+
+
+class Source:
+    """A file that is being read: turns its parts into items, and knows what to do with bad ones."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        on_error: OnError,
+        extra: Extra,
+        skipped: list[Skipped],
+    ) -> None:
+        if on_error not in {"raise", "skip"}:
+            raise ConfigError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        if extra not in {"error", "metadata"}:
+            raise ConfigError(f"extra must be 'error' or 'metadata', got {extra!r}")
+        self.path = os.fspath(path)
+        self.extra_to_metadata = extra == "metadata"
+        self._on_error = on_error
+        self._skipped = skipped
+
+    def open(self) -> IO[bytes]:
+        """Open the file, or say why it cannot be read."""
+        try:
+            return Path(self.path).open("rb")
+        except OSError as error:
+            raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
+        """Report a bad item: as an error, or as skipped."""
+        skipped = Skipped(self.path, line, reason)
+        if self._on_error == "raise":
+            raise DataError(str(skipped)) from cause
+        log.warning("skipped %s", skipped)
+        self._skipped.append(skipped)
+
+
+def export_jsonl(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
+    """Write one object a line; return how many."""
+    with writing(path) as file:
+        return _write_chunks(file, map(encode_item, items), b"\n", b"\n")
+
+
+def export_json(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
+    """Write one array, an object a line; return how many."""
+    with writing(path) as file:
+        file.write(b"[\n")
+        count = _write_chunks(file, map(encode_item, items), b",\n", b"")
+        file.write(b"\n]\n" if count else b"]\n")
+    return count
+
+
+def read_jsonl(
+    path: str | os.PathLike[str], on_error: OnError, extra: Extra, skipped: list[Skipped]
+) -> Iterator[TrajectoryItem]:
+    """Yield the items of a file of JSON lines; a byte order mark and blank lines are fine."""
+    source = Source(path, on_error, extra, skipped)
+    metadata = source.extra_to_metadata
+    empty = True
+    with source.open() as file:
+        for number, raw in enumerate(file, start=1):
+            line = (raw.removeprefix(BOM) if number == 1 else raw).rstrip()
+            if not line:
+                continue
+            empty = False
+            try:
+                yield decode_item(line, extra_to_metadata=metadata)
+            except DataError as error:
+                source.refuse(number, str(error), error)
+    if empty:
+        raise DataError(f"{source.path}:1: holds no items: expected one JSON object a line")
+
+
+def read_json(
+    path: str | os.PathLike[str], on_error: OnError, extra: Extra, skipped: list[Skipped]
+) -> Iterator[TrajectoryItem]:
+    """Yield the items of a JSON array; a byte order mark is fine."""
+    source = Source(path, on_error, extra, skipped)
+    with source.open() as file:
+        data = file.read().removeprefix(BOM)
+    if not data.lstrip().startswith(b"["):
+        raise DataError(
+            f"{source.path}:1: expected a JSON array of items"
+            + (" (from_jsonl reads one object a line)" if data.lstrip()[:1] == b"{" else "")
+        )
+    try:
+        elements = _ARRAY.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        yield from _read_broken_array(source, data)
+        return
+    offset, line = 0, 1
+    for element in elements:
+        part = bytes(element)
+        start = data.index(part, offset)
+        line += data.count(b"\n", offset, start)
+        try:
+            yield decode_item(part, extra_to_metadata=source.extra_to_metadata)
+        except DataError as error:
+            source.refuse(line, str(error), error)
+        line += part.count(b"\n")
+        offset = start + len(part)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Write a file atomically; where that fails, what stood at `path` stands there still."""
+    try:
+        with atomic_write(path) as file:
+            yield file
+    except OSError as error:
+        raise StorageError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
+
+
+def _write_chunks(file: IO[bytes], lines: Iterator[bytes], between: bytes, after: bytes) -> int:
+    count = 0
+    while chunk := list(islice(lines, CHUNK)):
+        if count:
+            file.write(between)
+        file.write(between.join(chunk))
+        count += len(chunk)
+    if count:
+        file.write(after)
+    return count
+
+
+def _read_broken_array(source: Source, data: bytes) -> Iterator[TrajectoryItem]:
+    """Read as far as can be: an element that is only not to our rules is left, not the rest."""
+    text = data.decode("utf-8", "surrogateescape")
+    position = _SPACE.match(text).end() + 1  # type: ignore[union-attr]  # matches always
+    expected = True
+    while True:
+        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # as above
+        line = text.count("\n", 0, position) + 1
+        if not expected or text.startswith("]", position):
+            break
+        end = _element_end(text, position)
+        part = text[position:end].encode("utf-8", "surrogateescape")
+        try:
+            yield decode_item(part, extra_to_metadata=source.extra_to_metadata)
+        except DataError as error:
+            source.refuse(line, str(error), error)
+        position = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # as above
+        expected = text.startswith(",", position)
+        position += expected
+    if text[position:].strip() != "]":
+        rest = text[position : position + 20]
+        source.refuse(line, f"expected the end of the array, got {rest!r}: the rest is not read")
+
+
+def _element_end(text: str, start: int) -> int:
+    try:
+        return json.JSONDecoder().raw_decode(text, start)[1]
+    except (ValueError, RecursionError):
+        return len(text)
+
+
+BOM = codecs.BOM_UTF8
+_ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
+_SPACE = re.compile(r"\s*")

@@ -1,0 +1,53 @@
+"""Memory and journal in step: what a data set takes in is written first, then stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from orbiter.train.storage import Durability
+from orbiter.train.trajectory.item import TrajectoryItem
+from orbiter.train.trajectory.journal import Journal
+from orbiter.train.trajectory.store import Place, Store
+
+
+class Ledger:
+    """A store, and the journal behind it where there is one. One caller at a time."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, durability: Durability) -> None:
+        self.store = Store()
+        self.journal = Journal(path, self.store, durability) if path is not None else None
+
+    def take_in(self, item: TrajectoryItem) -> None:
+        """Keep an item, or let it wait where it has no reward."""
+        place = self.store.place(item)
+        if self.journal is None:
+            self.store.add(place, item)
+            return
+        with self.journal.one_change():
+            self.journal.write_entry(place)
+            self.store.add(place, item)
+
+    def settle(self, outcomes: Sequence[tuple[int, TrajectoryItem | None]]) -> None:
+        """End the waiting of entries: each gives way to the item kept for it, or to nothing."""
+        kept = {
+            number: (self.store.place_after(item, number), item)
+            for number, item in outcomes
+            if item is not None
+        }
+        if self.journal is None:
+            self._settle(outcomes, kept)
+            return
+        places = [(number, kept[number][0] if number in kept else None) for number, _ in outcomes]
+        with self.journal.one_change():
+            self.journal.write_scored(places)
+            self._settle(outcomes, kept)
+
+    def _settle(
+        self,
+        outcomes: Sequence[tuple[int, TrajectoryItem | None]],
+        kept: dict[int, tuple[Place, TrajectoryItem]],
+    ) -> None:
+        for place, item in kept.values():
+            self.store.add(place, item)
+        self.store.stop_waiting(number for number, _ in outcomes)

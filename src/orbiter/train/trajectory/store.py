@@ -1,0 +1,105 @@
+"""What a data set holds in memory: kept items, items that wait for a reward, who follows whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, overload
+
+from orbiter.train.trajectory.item import TrajectoryItem
+from orbiter.train.trajectory.turns import Stored, restore, shorten
+
+
+class Place(NamedTuple):
+    """An item ready to be stored."""
+
+    stored: Stored
+    base: int
+    """Number of the entry that its first parts are taken over from; -1 where it stands alone."""
+
+
+class Store:
+    """Entries numbered from 0 in the order of their coming; a journal numbers them alike."""
+
+    def __init__(self) -> None:
+        self.kept: list[Stored] = []
+        self.waiting: dict[int, Stored] = {}
+        self.entries = 0
+        self._waiting_of: dict[str | None, list[int]] = {}
+        self._last: dict[tuple[str, str | None], tuple[int, Stored]] = {}
+
+    def place(self, item: TrajectoryItem) -> Place:
+        """Shorten an item against the latest turn of its episode; changes nothing."""
+        if item.episode_id is not None:
+            number, previous = self._last.get((item.episode_id, item.agent), (-1, None))
+            if previous is not None:
+                return _placed(shorten(item, previous), number)
+        return Place(item, -1)
+
+    def place_after(self, item: TrajectoryItem, number: int) -> Place:
+        """Shorten an item against the waiting entry that it came from; changes nothing."""
+        return _placed(shorten(item, self.waiting[number]), number)
+
+    def add(self, place: Place, item: TrajectoryItem) -> None:
+        """Take in `item`, stored as `place` says: kept if it has a reward, else waiting."""
+        number = self.entries
+        self.entries += 1
+        if item.reward is None:
+            self.waiting[number] = place.stored
+            self._waiting_of.setdefault(item.episode_id, []).append(number)
+        else:
+            self.kept.append(place.stored)
+        if item.episode_id is not None:
+            self._last[item.episode_id, item.agent] = (number, place.stored)
+
+    def waiting_in(self, episode_id: str) -> list[int]:
+        """Return the numbers of an episode's waiting entries."""
+        return self._waiting_of.get(episode_id, [])
+
+    def waiting_episodes(self) -> Iterable[str]:
+        """Return the episodes that wait for a reward."""
+        return [episode for episode in self._waiting_of if episode is not None]
+
+    def stop_waiting(self, numbers: Iterable[int]) -> None:
+        """Take entries out of those that wait."""
+        for number in numbers:
+            episode_id = restore(self.waiting.pop(number)).episode_id
+            left = self._waiting_of[episode_id]
+            left.remove(number)
+            if not left:
+                del self._waiting_of[episode_id]
+
+
+class ItemsView(Sequence[TrajectoryItem]):
+    """A data set's items, read-only and live: costs nothing to make, and grows with the data."""
+
+    def __init__(self, stored: Sequence[Stored]) -> None:
+        self._stored = stored
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __iter__(self) -> Iterator[TrajectoryItem]:
+        return map(restore, self._stored)
+
+    @overload
+    def __getitem__(self, index: int) -> TrajectoryItem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TrajectoryItem]: ...
+    def __getitem__(self, index: int | slice) -> TrajectoryItem | list[TrajectoryItem]:
+        if isinstance(index, slice):
+            return [restore(stored) for stored in self._stored[index]]
+        return restore(self._stored[index])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=False))
+
+    __hash__ = None  # type: ignore[assignment]  # a view that grows has no hash
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} items>"
+
+
+def _placed(stored: Stored, number: int) -> Place:
+    return Place(stored, -1 if isinstance(stored, TrajectoryItem) else number)

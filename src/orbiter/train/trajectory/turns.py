@@ -1,0 +1,134 @@
+"""Episodes kept without repetition: a turn holds only what its predecessor does not.
+
+The state of turn n + 1 mostly starts with the state of turn n, and so do its messages, its tools
+and its prompt's tokens. A `Turn` says how much of each it takes over from which stored item, and
+holds the rest: 50 turns then cost their own text, not the sum of 50 growing prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from orbiter.train.trajectory import fields
+from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, from_values, values_of
+
+SHARED = tuple(
+    NAMES.index(name)
+    for name in (
+        "state",
+        "action",
+        "messages",
+        "tools",
+        "tool_calls",
+        "prompt_token_ids",
+        "token_ids",
+        "logprobs",
+    )
+)
+"""Places, among an item's fields, of those that may begin like the predecessor's."""
+
+WORTH_SHARING = 64
+"""Characters of text below which sharing saves nothing."""
+
+
+class Turn(NamedTuple):
+    """An item whose shared fields lack their first part."""
+
+    tail: Values
+    """All fields; of a shared one only what follows the part taken over."""
+    cut: tuple[int, ...]
+    """For each of `SHARED`, the length of the part taken over."""
+    previous: Stored
+    """Whom it is taken over from."""
+
+
+Stored = TrajectoryItem | Turn
+
+
+def shorten(item: TrajectoryItem, previous: Stored) -> Stored:
+    """Return `item` without what `previous` already holds, or as it is where that is too little."""
+    values, before = values_of(item), values_of(restore(previous))
+    cut = tuple(_common_length(before[place], values[place]) for place in SHARED)
+    if not any(cut):
+        return item
+    tail = list(values)
+    for place, length in zip(SHARED, cut, strict=True):
+        if length:
+            tail[place] = values[place][length:]
+    return Turn(tuple(tail), cut, previous)
+
+
+def restore(stored: Stored) -> TrajectoryItem:
+    """Return the whole item."""
+    if isinstance(stored, TrajectoryItem):
+        return stored
+    values = list(stored.tail)
+    for index, place in enumerate(SHARED):
+        if stored.cut[index]:
+            values[place] = _whole(stored, index, place)
+    return from_values(tuple(values))
+
+
+def _whole(stored: Stored, index: int, place: int) -> object:
+    """Collect a field from the last turn backwards, each giving what its follower still lacks."""
+    pieces: list[Sequence[object]] = []
+    needed = None
+    while not isinstance(stored, TrajectoryItem):
+        start = stored.cut[index]
+        if needed is None or needed > start:
+            tail = stored.tail[place]
+            pieces.append(tail if needed is None else tail[: needed - start])
+            needed = start
+        if needed == 0:
+            break
+        stored = stored.previous
+    else:
+        pieces.append(values_of(stored)[place][:needed])
+    pieces.reverse()
+    if isinstance(pieces[0], str):
+        return "".join(pieces)  # type: ignore[arg-type]  # a field's pieces are of one type
+    return list(chain.from_iterable(pieces))
+
+
+def _common_length(before: object, now: object) -> int:
+    if not before or not now:
+        return 0
+    if isinstance(before, str) and isinstance(now, str):
+        length = _common_text(before, now)
+        return length if length >= WORTH_SHARING else 0
+    if isinstance(before, list) and isinstance(now, list):
+        return _common_elements(before, now)
+    return 0
+
+
+def _common_text(before: str, now: str) -> int:
+    if now.startswith(before):
+        return len(before)
+    low, high = 0, min(len(before), len(now))
+    if before[:WORTH_SHARING] != now[:WORTH_SHARING]:
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        if before[low:middle] == now[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _common_elements(before: list[object], now: list[object]) -> int:
+    if now[: len(before)] == before and type(now[0]) is int:
+        return len(before)
+    length = 0
+    for old, new in zip(before, now, strict=False):
+        if old is not new and not _same(old, new):
+            break
+        length += 1
+    return length
+
+
+def _same(old: object, new: object) -> bool:
+    # 1 == True == 1.0 in Python, and not in a file.
+    return old == new and fields.encode(old) == fields.encode(new)
