@@ -21,9 +21,10 @@ from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 Row: TypeAlias = TrajectoryItem | Mapping[str, object]
 """One example: an item, or a mapping in one of the two forms."""
 
-D = TypeVar(
-    "D", bound="TrajectoryDataset | Sequence[TrajectoryItem] | Sequence[Mapping[str, object]]"
-)
+Data: TypeAlias = TrajectoryDataset | Sequence[TrajectoryItem] | Sequence[Mapping[str, object]]
+"""Many examples, in any of the three kinds."""
+
+D = TypeVar("D", bound=Data)
 """The kind of the data: what a curation function takes is what it gives back."""
 
 

@@ -1,0 +1,249 @@
+"""Keep the good rows: by score, and one of each kind.
+
+Every function is pure, keeps the data's kind and order, and tells what it left out to the
+`CurationReport` that it is handed. Left out: splitting, which `split` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Literal, TypeAlias
+
+from orbiter.train.errors import ConfigError, DataError, boundary, did_you_mean
+from orbiter.train.synthesis.records import (
+    D,
+    Data,
+    Records,
+    Row,
+    value_of,
+)
+from orbiter.train.synthesis.report import CurationReport, Dropped
+from orbiter.train.synthesis.similarity import Match, Measure, near_duplicates
+
+Missing: TypeAlias = Literal["drop", "keep", "raise"]
+Keep: TypeAlias = Literal["best", "first", "last", "longest"]
+
+_log = logging.getLogger(__name__)
+
+
+# ── by score ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def filter_by_score(
+    data: D,
+    min_score: float | None = None,
+    *,
+    top_k: int | None = None,
+    quantile: float | None = None,
+    key: str | Callable[[Row], float | None] | None = None,
+    missing: Missing = "drop",
+    report: CurationReport | None = None,
+) -> D:
+    """Return the rows that score well enough, in their order.
+
+    A row is kept that meets every criterion given.
+
+    Args:
+        data: a `TrajectoryDataset`, a list of `TrajectoryItem` or a list of mappings.
+        min_score: keep scores from this one on, itself included.
+        top_k: keep the k best of what is left; of equal ones the earlier.
+        quantile: keep the best scores but this share: 0.75 keeps the best quarter, and whoever
+            ties with its last.
+        key: where the score is: the name of a field or of an entry in the metadata, or a function
+            of the row. Without it, the reward or score.
+        missing: what becomes of a row whose score is None or NaN. A kept one passes every
+            criterion.
+        report: takes down every row left out.
+
+    Raises:
+        ConfigError: no criterion, or one that cannot mean anything.
+        DataError: a score that is no number; or a missing one, with `missing="raise"`.
+    """
+    _check_criteria(min_score, top_k, quantile, missing)
+    records = Records.of(data)
+    scores = _scores(records, key)
+    why: dict[int, tuple[str, str]] = {}
+    judged = _set_missing_aside(scores, missing, why)
+    floor = _floor(judged, min_score, quantile)
+    for index, score in judged.items():
+        if score < floor:
+            why[index] = ("score", f"score {score:g} is below {floor:g}")
+    if top_k is not None:
+        passed = [index for index in judged if index not in why]
+        for index in sorted(passed, key=lambda index: -judged[index])[top_k:]:
+            why[index] = ("rank", f"score {judged[index]:g} is not among the {top_k} best")
+    if report is not None:
+        for index in sorted(why):
+            report.dropped.append(Dropped(index, records.rows[index], *why[index]))
+    return records.take(index for index in range(len(records)) if index not in why)
+
+
+def _check_criteria(
+    min_score: float | None, top_k: int | None, quantile: float | None, missing: str
+) -> None:
+    if min_score is None and top_k is None and quantile is None:
+        raise ConfigError("filter_by_score needs min_score, top_k or quantile")
+    if min_score is not None and math.isnan(min_score):
+        raise ConfigError("min_score must be a number, got nan")
+    if top_k is not None and top_k < 0:
+        raise ConfigError(f"top_k must not be negative, got {top_k}")
+    if quantile is not None and not 0 <= quantile <= 1:
+        raise ConfigError(f"quantile must lie in [0, 1], got {quantile}")
+    _check_choice("missing", missing, ("drop", "keep", "raise"))
+
+
+def _scores(
+    records: Records[D], key: str | Callable[[Row], float | None] | None
+) -> list[float | None]:
+    if key is None:
+        return records.scores()
+    found = [_by_key(row, key) for row in records.rows]
+    scores: list[float | None] = []
+    for index, value in enumerate(found):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise DataError(f"row {index}: a score must be a number or None, got {value!r:.60}")
+        scores.append(value)
+    return scores
+
+
+def _by_key(row: Row, key: str | Callable[[Row], object]) -> object:
+    if isinstance(key, str):
+        return value_of(row, key)
+    with boundary("key function"):
+        return key(row)
+
+
+def _set_missing_aside(
+    scores: Sequence[float | None], missing: Missing, why: dict[int, tuple[str, str]]
+) -> dict[int, float]:
+    judged = {i: s for i, s in enumerate(scores) if s is not None and not math.isnan(s)}
+    absent = [index for index in range(len(scores)) if index not in judged]
+    if absent and missing == "raise":
+        raise DataError(
+            f"row {absent[0]} has no score ({len(absent)} of {len(scores)} rows have none); score "
+            "them, or say missing='drop' or missing='keep'"
+        )
+    if missing == "drop":
+        why |= dict.fromkeys(absent, ("missing", "has no score"))
+        if absent:
+            _log.info("%d of %d rows have no score and are dropped", len(absent), len(scores))
+    return judged
+
+
+def _floor(judged: dict[int, float], min_score: float | None, quantile: float | None) -> float:
+    floor = -math.inf if min_score is None else min_score
+    if quantile is None or not judged:
+        return floor
+    ordered = sorted(judged.values())
+    # The quantile as the decimal written: 0.07 of 100 rows are 7, not the 8 of a float's dust.
+    place = math.ceil(Fraction(str(quantile)) * len(ordered))
+    return max(floor, ordered[min(place, len(ordered) - 1)])
+
+
+# ── one of each kind ──────────────────────────────────────────────────────────────────────────────
+
+
+def deduplicate(
+    data: D,
+    threshold: float | Fraction = 0.9,
+    *,
+    ngram: int = 3,
+    key: str | Callable[[Row], str] | None = None,
+    keep: Keep = "best",
+    against: Data | None = None,
+    report: CurationReport | None = None,
+) -> D:
+    """Return the rows without near-duplicates, in their order.
+
+    Two rows are near-duplicates if the sets of their word n-grams have a Jaccard similarity of
+    `threshold` or more: after NFKC and case folding, split at white space; a text of fewer than n
+    words is one n-gram, all of it. The answer is exact: no two kept rows reach the threshold, and
+    every row left out reaches it with a kept one, which the report names. Likeness is not passed
+    on: where A is like B and B like C but A not like C, A and C stay.
+
+    Args:
+        data: a `TrajectoryDataset`, a list of `TrajectoryItem` or a list of mappings.
+        threshold: in (0, 1], the decimal as written; 1.0 asks for the same set of n-grams.
+        ngram: words to an n-gram.
+        key: the text to compare: the name of a field, or a function of the row. Without it, state
+            and action together, so that several answers to one question all stay.
+        keep: which row of several alike: the one with the best score (unscored ones last, of equal
+            ones the first), the first, the last, or the longest.
+        against: rows that must not come back, such as a test set: whatever is like one of them is
+            left out too. They are no part of the answer.
+        report: takes down every row left out, with its witness.
+
+    Raises:
+        ConfigError: a threshold, `ngram` or `keep` that cannot mean anything.
+        DataError: a row of another shape, or a key that gives no text.
+    """
+    measure = Measure(threshold, ngram)
+    records = Records.of(data)
+    reference = Records.of([] if against is None else against)
+    texts = _texts(records, key)
+    order = _order(records, texts, keep)
+    in_order = _texts(reference, key) + [texts[index] for index in order]
+    found = near_duplicates(in_order, measure, reference=len(reference))
+    numbers = [*range(len(reference)), *order]
+    dropped = {
+        numbers[place]: Match(numbers[match.witness], match.shared, match.union)
+        for place, match in found.items()
+    }
+    if report is not None:
+        outside = {numbers[p] for p, match in found.items() if match.witness < len(reference)}
+        report.dropped += [
+            _duplicate(index, records.rows[index], dropped[index], index in outside)
+            for index in sorted(dropped)
+        ]
+    return records.take(index for index in range(len(records)) if index not in dropped)
+
+
+def _texts(records: Records[D], key: str | Callable[[Row], str] | None) -> list[str]:
+    if key is None:
+        pairs = zip(records.states(), records.actions(), strict=True)
+        return [f"{state}\n{action}" for state, action in pairs]
+    texts: list[str] = []
+    for index, row in enumerate(records.rows):
+        text = _by_key(row, key)
+        if not isinstance(text, str):
+            raise DataError(f"row {index}: key {key!r} must give text, got {text!r:.60}")
+        texts.append(text)
+    return texts
+
+
+def _order(records: Records[D], texts: Sequence[str], keep: str) -> list[int]:
+    """Return the rows' indices, those to be kept first."""
+    _check_choice("keep", keep, ("best", "first", "last", "longest"))
+    indices = list(range(len(texts)))
+    if keep == "last":
+        indices.reverse()
+    elif keep == "longest":
+        indices.sort(key=lambda index: -len(texts[index]))
+    elif keep == "best":
+        worth = [_worth(score) for score in records.scores()]
+        indices.sort(key=worth.__getitem__)
+    return indices
+
+
+def _worth(score: float | None) -> float:
+    return math.inf if score is None or math.isnan(score) else -score
+
+
+def _duplicate(index: int, row: Row, match: Match, outside: bool) -> Dropped:
+    reason, where = ("duplicate_of_reference", "reference row") if outside else ("duplicate", "row")
+    detail = (
+        f"shares {match.shared} of {match.union} n-grams ({match.similarity:.3f}) with "
+        f"{where} {match.witness}"
+    )
+    return Dropped(index, row, reason, detail, match.witness, match.similarity)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ConfigError(
+            f"{name} must be one of {listed}, got {value!r}{did_you_mean(value, choices)}"
+        )
