@@ -1,5 +1,82 @@
-"""From an agent's traces to a better agent: the names of the public guide, and nothing heavy."""
+"""From an agent's traces to a better agent: the names of the public guide, and nothing heavy.
 
-from orbiter.train.trajectory import TrajectoryItem
+Capture what an agent does, curate it, improve the words or the weights, evaluate. Importing this
+loads no torch, no numpy and no model; what needs them loads them when it is called.
+"""
 
-__all__ = ["TrajectoryItem"]
+from orbiter.train.errors import (
+    CallbackError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    StateError,
+    StorageError,
+    TrainError,
+    TrainingError,
+)
+from orbiter.train.evaluation import Interval, mean_interval, paired_difference, pass_at_k
+from orbiter.train.evolution import (
+    EvolutionConfig,
+    EvolutionPhase,
+    EvolutionPipeline,
+    EvolutionResult,
+    EvolutionStrategy,
+)
+from orbiter.train.runlog import RunLog, read_run
+from orbiter.train.sft import SFTConfig, SFTTrainer
+from orbiter.train.synthesis import (
+    CurationReport,
+    SplitReport,
+    deduplicate,
+    filter_by_score,
+    split_dataset,
+)
+from orbiter.train.trainer import TrainConfig, Trainer, TrainerState, TrainMetrics
+from orbiter.train.trajectory import (
+    DefaultStrategy,
+    TrajectoryDataset,
+    TrajectoryItem,
+    TrajectoryStrategy,
+)
+from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
+
+__all__ = [
+    "CallbackError",
+    "ConfigError",
+    "CurationReport",
+    "DataError",
+    "DefaultStrategy",
+    "EvolutionConfig",
+    "EvolutionPhase",
+    "EvolutionPipeline",
+    "EvolutionResult",
+    "EvolutionStrategy",
+    "Interval",
+    "MissingExtraError",
+    "RewardSpec",
+    "RunLog",
+    "SFTConfig",
+    "SFTTrainer",
+    "SplitReport",
+    "StateError",
+    "StorageError",
+    "TrainConfig",
+    "TrainError",
+    "TrainMetrics",
+    "Trainer",
+    "TrainerState",
+    "TrainingError",
+    "TrajectoryDataset",
+    "TrajectoryItem",
+    "TrajectoryStrategy",
+    "VeRLAlgorithm",
+    "VeRLConfig",
+    "VeRLTrainer",
+    "deduplicate",
+    "filter_by_score",
+    "mean_interval",
+    "paired_difference",
+    "pass_at_k",
+    "read_run",
+    "split_dataset",
+]
