@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
 
@@ -83,5 +82,7 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known name, or "" when none is near."""
+    from difflib import get_close_matches  # 10 ms that only a mistake is worth
+
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -20,12 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
-from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from orbiter.train.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from statistics import NormalDist
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -37,8 +38,6 @@ LARGE = 5_000
 
 _CHUNK = 2_000_000
 """Values resampled at once: bounds the memory to some 50 MB."""
-
-_NORMAL = NormalDist()
 
 
 class Interval(NamedTuple):
@@ -128,15 +127,21 @@ def is_finite_number(value: object) -> TypeGuard[float]:
         return False
 
 
+def _normal() -> NormalDist:
+    from statistics import NormalDist  # 8 ms that only an interval is worth
+
+    return NormalDist()
+
+
 def _ends(ordered: list[float], confidence: float, seed: int) -> tuple[float, float]:
     import numpy as np
 
     values = np.array(ordered)
     n, tail = len(ordered), (1 - confidence) / 2
     if n >= LARGE:
-        mean, half = values.mean(), -_NORMAL.inv_cdf(tail) * values.std(ddof=1) / math.sqrt(n)
+        mean, half = values.mean(), -_normal().inv_cdf(tail) * values.std(ddof=1) / math.sqrt(n)
         return float(max(mean - half, ordered[0])), float(min(mean + half, ordered[-1]))
-    expanded = _NORMAL.cdf(-math.sqrt(n / (n - 1)) * _student_quantile(1 - tail, n - 1))
+    expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * _student_quantile(1 - tail, n - 1))
     low, high = np.quantile(_resampled_means(values, seed), [expanded, 1 - expanded])
     return float(low), float(high)
 
@@ -159,7 +164,7 @@ def _student_quantile(probability: float, degrees: int) -> float:
 
     Below 3 degrees of freedom it is too small, where the interval spans all means in any case.
     """
-    z = _NORMAL.inv_cdf(probability)
+    z = _normal().inv_cdf(probability)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384

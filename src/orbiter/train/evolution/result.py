@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -156,6 +155,8 @@ def _is_mean_of_instances(instances: object, value: float) -> bool:
 def _diff(before: Member[C] | None, member: Member[C]) -> str:
     if before is None:
         return ""
+    import difflib  # 10 ms that only a reader of diffs is worth
+
     old, new = _lines(before.candidate), _lines(member.candidate)
     names = (f"candidate {before.number}", f"candidate {member.number}")
     return "\n".join(difflib.unified_diff(old, new, *names, lineterm=""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -124,8 +124,8 @@ class State(Generic[C]):
             EpochRecord(
                 epoch=self.epoch,
                 best=self.best.score,
-                mean=statistics.fmean(scores) if scores else None,
-                median=statistics.median(scores) if scores else None,
+                mean=math.fsum(scores) / len(scores) if scores else None,
+                median=_median(scores) if scores else None,
                 unique=len({member.key for member in population}),
                 evaluations=self.budget.evaluations,
                 failures=self.failures,
@@ -147,3 +147,8 @@ class State(Generic[C]):
             if self.history[-1].best <= before + config.min_delta:
                 return StopReason.PATIENCE
         return StopReason.EPOCHS if self.epoch >= config.epochs else None
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
