@@ -1,16 +1,35 @@
 """Make more data, keep the good, split it without leaks."""
 
+from orbiter.train.synthesis.augment import augment_add_noise, augment_swap_io
+from orbiter.train.synthesis.augment_noise import NoiseOp
 from orbiter.train.synthesis.curate import deduplicate, filter_by_score
+from orbiter.train.synthesis.pipeline import SynthesisPipeline
+from orbiter.train.synthesis.pipeline_asking import Verdict
+from orbiter.train.synthesis.pipeline_config import SynthesisConfig
+from orbiter.train.synthesis.pipeline_result import Rejection, SynthesisResult
 from orbiter.train.synthesis.report import CurationReport, Dropped
 from orbiter.train.synthesis.similarity import Match, NearDuplicateIndex
 from orbiter.train.synthesis.split import SplitReport, split_dataset
+from orbiter.train.synthesis.synthesiser import DataSynthesiser, SynthesisContext
+from orbiter.train.synthesis.template import TemplateSynthesiser
 
 __all__ = [
     "CurationReport",
+    "DataSynthesiser",
     "Dropped",
     "Match",
     "NearDuplicateIndex",
+    "NoiseOp",
+    "Rejection",
     "SplitReport",
+    "SynthesisConfig",
+    "SynthesisContext",
+    "SynthesisPipeline",
+    "SynthesisResult",
+    "TemplateSynthesiser",
+    "Verdict",
+    "augment_add_noise",
+    "augment_swap_io",
     "deduplicate",
     "filter_by_score",
     "split_dataset",
