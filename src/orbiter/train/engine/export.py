@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.engine.folder import staged_folder
+from orbiter.train.engine.models import no_progress_bars
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.session import require_finite
 from orbiter.train.errors import StorageError
@@ -57,7 +58,7 @@ def save_policy(
     target = Path(path)
     if target.exists() and not _replaceable(target):
         raise StorageError(f"{target} is there already and is no saved model; choose another path")
-    with staged_folder(target) as folder:
+    with staged_folder(target) as folder, no_progress_bars():
         if policy.adapted and not merge:
             _save_adapter(policy, folder, card.base_model)
         else:

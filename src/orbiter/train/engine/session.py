@@ -20,10 +20,10 @@ from time import perf_counter
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from orbiter.train.engine.checkpoint import Checkpoint, Checkpoints
 from torch import Tensor
 
 from orbiter.train.engine.batch import Batch
+from orbiter.train.engine.checkpoint import Checkpoint, Checkpoints
 from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy
@@ -116,7 +116,8 @@ class Session:
         self.history: list[dict[str, float]] = []
         self._data = _fingerprint(tasks.items)
         self._began = self._step_began = perf_counter()
-        self._saved_update = 0
+        self._saved = (0, 0)
+        """Step and update of the newest checkpoint."""
         self._checkpoints: Checkpoints | None = None
         self._log: RunLog | None = None
         if config.output_dir is not None:
@@ -145,7 +146,7 @@ class Session:
         self.policy.load_trainable(found.tensors["weights"])
         self.optimiser.load_state(found.tensors.get("optimiser", {}))
         self.position = Position(**state["position"])
-        self._saved_update = self.position.update
+        self._saved = (self.position.step, self.position.update)
         if "buffer" in found.tensors:
             self.batch = Batch(**found.tensors["buffer"]).to(self.policy.device)
         version, internal, gauss = state["random"]
@@ -237,11 +238,12 @@ class Session:
     def save_due(self) -> bool:
         """Whether so many updates have been taken that a checkpoint is wanted."""
         every, taken = self.config.save_every, self.position.update
-        return every > 0 and taken - self._saved_update >= every
+        return every > 0 and taken - self._saved[1] >= every
 
     def save(self) -> None:
         """Write a checkpoint from which the run goes on as if nothing had happened."""
-        if self._checkpoints is None:
+        place = (self.position.step, self.position.update)
+        if self._checkpoints is None or place == self._saved:
             return
         tensors: dict[str, Mapping[str, Tensor]] = {
             "weights": {n: p.detach() for n, p in self.policy.named_trainable().items()},
@@ -258,7 +260,7 @@ class Session:
             "random": [version, list(internal), gauss],
         }
         self._checkpoints.save(self.position.update, tensors=tensors, state=state)
-        self._saved_update = self.position.update
+        self._saved = place
 
     def close(self) -> None:
         """Let go of the run's folder."""

@@ -90,12 +90,18 @@ def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
 
 def make_tasks(
     items: Sequence[TrajectoryItem],
-    encode: Callable[[TrajectoryItem], list[int]],
+    encode: Callable[[TrajectoryItem, int | None], list[int]],
     *,
     room: Callable[[TrajectoryItem], int],
     on_long_prompt: OnLongPrompt = "error",
 ) -> Tasks:
     """Encode every prompt, and treat those with more tokens than `room(item)` as the policy says.
+
+    Args:
+        items: The tasks.
+        encode: Gives a prompt in token ids: all of them, or cut on the left to so many.
+        room: Tells how many tokens an item's prompt may have.
+        on_long_prompt: What becomes of the longer ones.
 
     Raises:
         DataError: a prompt is too long and the policy is "error", or none is left.
@@ -104,7 +110,7 @@ def make_tasks(
     prompts: list[list[int]] = []
     dropped = truncated = 0
     for index, item in enumerate(items):
-        token_ids, longest = encode(item), room(item)
+        token_ids, longest = encode(item, None), room(item)
         if len(token_ids) > longest:
             if on_long_prompt == "error":
                 raise DataError(_too_long(index, item, len(token_ids), longest))
@@ -112,8 +118,9 @@ def make_tasks(
                 dropped += 1
                 continue
             truncated += 1
+            token_ids = encode(item, longest)
         kept.append(item)
-        prompts.append(token_ids[-longest:])
+        prompts.append(token_ids)
     if dropped or truncated:
         log.warning(
             "%d of %d prompts have more tokens than fit: %d left out, %d cut on the left",

@@ -176,11 +176,17 @@ class ModelTrainer(Trainer):
         """Say what the policy needs beside its weights."""
         return {}
 
-    def _encoder(self, policy: Policy) -> Callable[[TrajectoryItem], list[int]]:
-        from orbiter.train.engine.prompt import render
+    def _encoder(self, policy: Policy) -> Callable[[TrajectoryItem, int | None], list[int]]:
+        from orbiter.train.engine.prompt import render, shorten
 
         system = self.system_prompt
-        return lambda item: render(policy.tokenizer, item, system=system)
+
+        def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
+            if longest is None:
+                return render(policy.tokenizer, item, system=system)
+            return shorten(policy.tokenizer, item, longest, system=system)
+
+        return encode
 
     async def _tasks(self, dataset: object) -> Tasks:
         """Encode a data set's prompts, as far as they fit beside the response."""

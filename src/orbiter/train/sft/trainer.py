@@ -62,6 +62,17 @@ class SFTTrainer(ModelTrainer):
             on_state_change=on_state_change,
         )
 
+    async def check_dataset(self) -> bool:
+        """Make sure that every item has something to imitate."""
+        await super().check_dataset()
+        for dataset in (self.dataset, self.eval_dataset):
+            for index, item in enumerate([] if dataset is None else as_items(dataset)):
+                if not item.action and not item.tool_calls:
+                    raise DataError(
+                        f"item {index} has no action to imitate (state {item.state[:60]!r})"
+                    )
+        return True
+
     async def check_reward(self) -> bool:
         """Make sure that the items have the rewards that the config asks for."""
         if self.dataset is not None:
@@ -162,7 +173,6 @@ class SFTTrainer(ModelTrainer):
     def _encode(self, policy: Policy, items: Sequence[TrajectoryItem]) -> Lessons:
         """Encode prompts and answers, and leave out or refuse what does not fit the context."""
         from orbiter.train.engine.prompt import render_action
-
         from orbiter.train.sft.local import Lessons
 
         answers = {id(item): render_action(policy.tokenizer, item) for item in items}

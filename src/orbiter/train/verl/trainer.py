@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from orbiter.train.verl.local import Judged
 
 NEAR_ZERO = (
-    "GRPO's loss is near 0 by construction while the policy is the one that sampled (the "
-    "advantages of a group sum to 0): watch reward, KL, entropy and gradient norm instead"
+    "GRPO's loss is near 0 by construction while the policy is the one that sampled: the "
+    "advantages of a group sum to 0, and only unequal lengths leave a rest. Watch reward, KL, "
+    "entropy and gradient norm instead"
 )
 
 

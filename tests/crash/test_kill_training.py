@@ -1,0 +1,112 @@
+"""Training processes that die of SIGKILL, and what is left of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
+
+KILLED = -9
+SETTINGS = {
+    "model": "tiny",
+    "epochs": 1,
+    "batch_size": 2,
+    "group_size": 4,
+    "max_response_length": 6,
+    "learning_rate": 1e-2,
+    "ppo_epochs": 2,
+    "minibatch_size": 4,
+    "kl_coef": 0.05,
+    "save_every": 1,
+    "resume": True,
+    "progress": False,
+}
+"""Three steps of four updates each, but the last, which has two: most kills fall inside a step."""
+
+MOMENTS = [
+    ("before update", 1),
+    ("reward", 3),
+    ("after update", 1),
+    ("before update", 2),
+    ("after update", 2),
+    ("file operation", 1),
+    ("before update", 3),
+    ("after update", 1),
+    ("file operation", 9),
+    ("after update", 2),
+]
+"""Each link of a chain resumes what the one before left, and dies at its own moment."""
+
+
+class Runs:
+    """The process that forks the runs."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("training_runs.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def __call__(self, folder: Path, kill: object = None, **settings: object) -> dict[str, Any]:
+        config = SETTINGS | settings | {"output_dir": str(folder)}
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps({"config": config, "kill": kill}) + "\n")
+        self.process.stdin.flush()
+        ended: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return ended
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    started = Runs()
+    yield started
+    assert started.process.stdin
+    assert started.process.stdout
+    started.process.stdin.close()
+    started.process.wait(timeout=10)
+    started.process.stdout.close()
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_run_killed_ten_times_ends_as_one_that_was_never_interrupted(
+    runs: Runs, tmp_path: Path, algorithm: str, lora_rank: int
+) -> None:
+    settings = {"algorithm": algorithm, "lora_rank": lora_rank}
+    whole = runs(tmp_path / "whole", **settings)
+    assert whole["code"] == 0
+    deaths = [runs(tmp_path / "killed", kill, **settings)["code"] for kill in MOMENTS]
+    assert deaths == [KILLED] * len(MOMENTS)
+    assert runs(tmp_path / "killed", **settings) == whole
+
+
+def test_a_kill_at_any_file_operation_of_a_save_is_resumed_from_by_itself(
+    runs: Runs, tmp_path: Path
+) -> None:
+    settings = {"ppo_epochs": 1, "minibatch_size": 0}  # three steps, a checkpoint behind each
+    whole = runs(tmp_path / "whole", **settings)
+    assert runs(tmp_path / "begun", ("before update", 3), **settings)["code"] == KILLED
+    counted = shutil.copytree(tmp_path / "begun", tmp_path / "counted")
+    operations = runs(counted, ("file operation", 0), **settings)["result"]["file_operations"]
+    assert operations >= 10
+    for number in range(1, operations + 1):
+        folder = shutil.copytree(tmp_path / "begun", tmp_path / f"at{number}")
+        assert runs(folder, ("file operation", number), **settings)["code"] == KILLED, number
+        assert runs(folder, **settings) == whole, f"killed at file operation {number}"
+        shutil.rmtree(folder)

@@ -1,0 +1,132 @@
+"""Runs of training to be killed: a process that has torch in memory and forks one child a run.
+
+A line of JSON on standard input asks for a run, a line on standard output tells how it ended.
+Importing torch takes seconds, forking takes milliseconds: so a hundred processes can die in a
+minute. The child kills itself, with the SIGKILL that a machine would send, at the n-th moment of a
+kind; nothing of the package is replaced, a moment is only counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orbiter.train.engine import checkpoint, export, models, prompt  # noqa: F401 - before the fork
+from orbiter.train.engine.session import Session
+from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer, local  # noqa: F401 - as above
+
+PROMPTS = ["Say something.", "Name a colour.", "Sing.", "Count.", "Rhyme."]
+
+
+class Countdown:
+    """Dies at the n-th call."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(moment: str, number: int) -> Countdown:
+    """Set the moment of death; "reward" is left to the reward function."""
+    count = Countdown(number)
+    take, save = Session.take, Session.save
+
+    def counted_take(self: Session, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
+        if moment == "before update":
+            count()
+        take(self, *args, **kwargs)
+        if moment == "after update":
+            count()
+
+    def counted_save(self: Session) -> None:
+        watching.append(True)
+        save(self)
+        watching.clear()
+
+    watching: list[bool] = []
+
+    def look(event: str, _: tuple[object, ...]) -> None:
+        if watching and event in FILE_EVENTS:
+            count()
+
+    Session.take = counted_take  # type: ignore[method-assign] # to count, see above
+    Session.save = counted_save  # type: ignore[method-assign]
+    if moment == "file operation":
+        sys.addaudithook(look)
+    return count
+
+
+FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+
+
+def run(order: dict[str, Any]) -> dict[str, Any]:
+    moment, number = order["kill"] or ("never", 0)
+    count = arm(moment, number)
+
+    def spread(output: str) -> float:
+        if moment == "reward":
+            count()
+        return (sum(output.encode("utf-8", "replace")) % 97) / 97
+
+    config = VeRLConfig(**order["config"])
+    trainer = VeRLTrainer(config, [RewardSpec("spread", 1.0, spread)])
+    weights = asyncio.run(trained(trainer))
+    folder = Path(str(config.output_dir))
+    return {
+        "weights": weights,
+        "metrics": hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest(),
+        "samples": hashlib.sha256((folder / "samples.jsonl").read_bytes()).hexdigest(),
+        "file_operations": -count.left if moment == "file operation" else 0,
+    }
+
+
+async def trained(trainer: VeRLTrainer) -> str:
+    await trainer.train(PROMPTS)
+    digest = hashlib.sha256()
+    for name, parameter in (await trainer.policy()).named_trainable().items():
+        digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def child(order: dict[str, Any], answer: int) -> None:
+    torch.set_num_threads(1)
+    os.write(answer, json.dumps(run(order)).encode())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        reading, writing = os.pipe()
+        process = os.fork()
+        if process == 0:
+            code = 1
+            try:
+                child(json.loads(line), writing)
+                code = 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(code)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            said = pipe.read()
+        _, status = os.waitpid(process, 0)
+        ended = {"code": os.waitstatus_to_exitcode(status), "result": said and json.loads(said)}
+        sys.stdout.write(json.dumps(ended) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
