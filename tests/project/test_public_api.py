@@ -1,0 +1,45 @@
+"""The front door: the guide's names, as the guide spells them, and modules where it puts them."""
+
+import importlib
+
+import pytest
+
+import orbiter.train
+
+GUIDE = {
+    "TrajectoryItem", "TrajectoryDataset", "TrajectoryStrategy", "DefaultStrategy",
+    "TrainConfig", "Trainer", "TrainerState", "TrainMetrics",
+    "SynthesisConfig", "SynthesisPipeline", "DataSynthesiser", "TemplateSynthesiser",
+    "EvolutionConfig", "EvolutionPipeline", "EvolutionStrategy", "EvolutionPhase",
+    "VeRLConfig", "VeRLTrainer", "VeRLAlgorithm", "RewardSpec",
+    "augment_add_noise", "augment_swap_io", "filter_by_score", "deduplicate", "split_dataset",
+}  # fmt: skip
+
+
+def test_all_25_names_of_the_guide_are_exported() -> None:
+    assert len(GUIDE) == 25
+    assert set(orbiter.train.__all__) >= GUIDE
+
+
+def test_what_all_names_is_there_documented_and_sorted() -> None:
+    names = orbiter.train.__all__
+    assert sorted(names, key=str.casefold) == sorted(set(names), key=str.casefold)
+    for name in names:
+        assert getattr(orbiter.train, name).__doc__, name
+
+
+@pytest.mark.parametrize("name", ["trajectory", "synthesis", "evolution", "trainer", "verl"])
+def test_the_modules_of_the_guide_can_be_imported(name: str) -> None:
+    module = importlib.import_module(f"orbiter.train.{name}")
+    assert module.__doc__
+
+
+def test_the_enumerations_have_the_guides_values() -> None:
+    assert [state.name for state in orbiter.train.TrainerState] == [
+        "CREATED", "VALIDATING", "VALIDATED", "TRAINING", "TRAINED", "EVALUATING", "COMPLETE",
+        "ERROR",
+    ]  # fmt: skip
+    assert [phase.name for phase in orbiter.train.EvolutionPhase] == [
+        "INIT", "EVALUATING", "SELECTING", "MUTATING", "COMPLETE",
+    ]  # fmt: skip
+    assert {a.name: a.value for a in orbiter.train.VeRLAlgorithm} == {"PPO": "ppo", "GRPO": "grpo"}
