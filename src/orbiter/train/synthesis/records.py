@@ -163,7 +163,7 @@ class Records(Generic[D]):
     data: D
     """What the caller handed in; never changed."""
     rows: Sequence[Row]
-    """Its rows, in its order."""
+    """Its rows, in its order; a data set's items that wait for a reward come last."""
 
     @classmethod
     def of(cls, data: D) -> Records[D]:
@@ -177,7 +177,9 @@ class Records(Generic[D]):
                 "data must be a TrajectoryDataset, a list of TrajectoryItem or a list of mappings, "
                 f"got {type(data).__name__}"
             )
-        rows: Sequence[Row] = list(data.items) if isinstance(data, TrajectoryDataset) else data
+        rows: Sequence[Row] = (
+            [*data.items, *data.waiting] if isinstance(data, TrajectoryDataset) else data
+        )
         for index, row in enumerate(rows):
             if not isinstance(row, TrajectoryItem):
                 _check(row, index)
@@ -203,7 +205,10 @@ class Records(Generic[D]):
         return self.rebuild([self.rows[index] for index in indices])
 
     def rebuild(self, rows: Iterable[Row]) -> D:
-        """Return `rows` as the kind of data that came in: a fresh data set in memory, or a list."""
+        """Return `rows` as the kind of data that came in: a fresh data set in memory, or a list.
+
+        In a data set, a row without a reward waits for one: see its `waiting`.
+        """
         if isinstance(self.data, TrajectoryDataset):
             fresh = TrajectoryDataset()
             fresh.extend(cast("Iterable[TrajectoryItem]", rows))
