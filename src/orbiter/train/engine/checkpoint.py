@@ -56,7 +56,7 @@ class Checkpoints:
         self.keep = keep
         self.skipped: list[str] = []
         """Why each folder that `latest` passed over could not be used."""
-        if folder.is_dir():
+        with disk_errors(folder):
             for stale in sweep_partials(folder):
                 log.info("removed %s, which was never finished", stale.name)
 
@@ -79,15 +79,16 @@ class Checkpoints:
         text = _encode_state(state)
         target = self.folder / f"step-{step:08d}"
         needed = sum(t.numel() * t.element_size() for g in tensors.values() for t in g.values())
-        with disk_errors(target, needed=needed), staged_folder(target) as staged:
+        with staged_folder(target, needed=needed) as staged:
             for group, named in tensors.items():
                 _write_group(staged / f"{group}.safetensors", named)
             (staged / STATE).write_text(text, encoding="utf-8")
-        self._drop_old(step)
+        with disk_errors(self.folder):
+            self._drop_old(step)
         return target
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, or None; a damaged one is logged and skipped."""
+        """Return the newest checkpoint that is whole, or None; the damaged ones are logged."""
         self.skipped = []
         for step in sorted(self.steps(), reverse=True):
             try:
@@ -108,7 +109,7 @@ class Checkpoints:
             raise StorageError(f"there is no checkpoint {path}")
         verify_folder(path)
         try:
-            tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+            tensors = {file.stem: _read_group(file) for file in sorted(path.glob("*.safetensors"))}
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError, SafetensorError) as error:
             raise StorageError(f"{path} cannot be read: {error}") from error
@@ -152,3 +153,8 @@ def _write_group(path: Path, named: Mapping[str, Tensor]) -> None:
             owned[name] = tensor.clone()
         seen.add(place)
     save_file(owned, path)
+
+
+def _read_group(path: Path) -> dict[str, Tensor]:
+    """Read a group into memory of its own: the file may be dropped while the tensors are in use."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}

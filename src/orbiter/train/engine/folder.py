@@ -12,8 +12,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
@@ -25,6 +26,7 @@ FORMAT = 1
 """Raised when a folder's files change in a way that older code cannot read."""
 PARTIAL = ".partial"
 """How the name of an unfinished folder ends."""
+_WRITER = re.compile(r"\.(\d+)(?:\.old)?\.partial$")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -37,8 +39,10 @@ class FileEntry(TypedDict):
 
 
 @contextlib.contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, *, needed: int | None = None) -> Iterator[Path]:
     """Fill the folder that is yielded; at the end of the block it takes the place of `target`.
+
+    `needed` is how many bytes it will take, for the message about a full disk.
 
     An error inside the block leaves what stood at `target` untouched and nothing else behind. A
     kill leaves at most an unfinished folder whose name starts with a dot: see `sweep_partials`.
@@ -47,7 +51,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
         StorageError: the disk is full or not writable; names the path, and the bytes free.
     """
     staged = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
-    with disk_errors(target):
+    with disk_errors(target, needed=needed):
         try:
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir(parents=True)
@@ -94,11 +98,11 @@ def file_sha256(path: Path) -> str:
 
 
 def sweep_partials(parent: Path) -> list[Path]:
-    """Remove the unfinished folders that a killed process left in `parent`; return which.
+    """Remove the unfinished folders that killed processes left in `parent`; return which.
 
-    For whoever holds the lock on `parent`: a dead writer's folder looks like a live one's.
+    The folder of a process that lives is left alone, unless it is this one's.
     """
-    stale = sorted(parent.glob(f".*{PARTIAL}"))
+    stale = [folder for folder in sorted(parent.glob(f".*{PARTIAL}")) if not _in_use(folder)]
     for folder in stale:
         shutil.rmtree(folder, ignore_errors=True)
     return stale
@@ -135,6 +139,20 @@ def _explain(error: Exception, target: Path, needed: int | None) -> str:
     )
 
 
+def _in_use(partial: Path) -> bool:
+    """Say whether another living process is writing an unfinished folder."""
+    writer = _WRITER.search(partial.name)
+    if writer is None or int(writer[1]) == os.getpid() or os.name == "nt":
+        return False
+    try:
+        os.kill(int(writer[1]), 0)  # signal 0 asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except (OverflowError, PermissionError):
+        return True
+    return True
+
+
 def _write_manifest(folder: Path) -> None:
     """List every file with size and SHA-256, and force all of it onto the disk."""
     entries: dict[str, FileEntry] = {}
@@ -144,27 +162,34 @@ def _write_manifest(folder: Path) -> None:
         entries[path.relative_to(folder).as_posix()] = FileEntry(
             size=stat.st_size, sha256=file_sha256(path), mtime_ns=stat.st_mtime_ns
         )
-    text = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True)
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(_manifest_text(entries), encoding="utf-8")
     _fsync(folder / MANIFEST)
     for inner in (path for path in folder.rglob("*") if path.is_dir()):
         fsync_directory(inner)
     fsync_directory(folder)
 
 
+def _manifest_text(entries: Mapping[str, FileEntry]) -> str:
+    """Return the one text that a manifest of these files can have: its own digest is in it."""
+    files = json.dumps(entries, sort_keys=True)
+    digest = hashlib.sha256(files.encode()).hexdigest()
+    document = {"format": FORMAT, "digest": digest, "files": entries}
+    return json.dumps(document, indent=1, sort_keys=True)
+
+
 def _read_manifest(folder: Path) -> dict[str, FileEntry]:
     path = folder / MANIFEST
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT:
-            raise StorageError(
-                f"{path} has format {document['format']}; this version reads {FORMAT}"
-            )
-        return {_inside(name, path): _entry(entry) for name, entry in document["files"].items()}
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text)
+        entries = {_inside(name, path): _entry(it) for name, it in document["files"].items()}
     except FileNotFoundError as error:
         raise StorageError(f"{folder} has no {MANIFEST}: it was never finished") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if text != _manifest_text(entries):
+        raise StorageError(f"{path} was altered, or written by another version of this package")
+    return entries
 
 
 def _entry(entry: dict[str, object]) -> FileEntry:
