@@ -9,9 +9,12 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from orbiter.train.errors import DataError
 from orbiter.train.seeding import sub_random
+
+L = TypeVar("L", bound=Hashable)
 
 _log = logging.getLogger(__name__)
 
@@ -106,14 +109,12 @@ class _Parts:
         return shares
 
 
-def share_out(
-    totals: Mapping[Hashable, int], weights: Mapping[Hashable, Sequence[float]]
-) -> dict[Hashable, list[int]]:
+def share_out(totals: Mapping[L, int], weights: Mapping[L, Sequence[float]]) -> dict[L, list[int]]:
     """Share whole numbers out by largest remainder, carrying what is rounded to the next label.
 
     So the parts' sums over all labels are right too, within one.
     """
-    shares: dict[Hashable, list[int]] = {}
+    shares: dict[L, list[int]] = {}
     carried: list[float] = []
     for label, total in totals.items():
         weight = weights[label]
