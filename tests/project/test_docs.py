@@ -1,0 +1,48 @@
+"""Every Python block of the README and the guide runs as it stands, page by page."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = {"README.md", "train.md", "evolve.md", "engine.md", "demo.md"}
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def cases() -> list[object]:
+    return [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
+        for page in PAGES
+        if blocks(page)
+    ]
+
+
+def run(source: str, namespace: dict[str, object], name: str, runner: asyncio.Runner) -> None:
+    """Run a block as a notebook would: `await` may stand at its top."""
+    code = compile(source, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    done = eval(code, namespace)
+    if inspect.iscoroutine(done):
+        runner.run(done)
+
+
+@pytest.mark.parametrize("page", cases())
+def test_the_blocks_of_a_page_run_in_their_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__page__"}
+    with asyncio.Runner() as runner:
+        for number, source in enumerate(blocks(page), start=1):
+            run(source, namespace, f"{page.name}, block {number}", runner)
