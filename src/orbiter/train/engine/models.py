@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,10 @@ def _from_adapter(folder: Path, *, cache_dir: str | os.PathLike[str] | None) -> 
         )
     loaded = load_model(base, device="cpu", cache_dir=cache_dir)
     peft = require("peft", extra="train")
-    merged = peft.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
+    with warnings.catch_warnings():
+        # peft asks transformers 5.23 under a name that 6 will not know any more.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        merged = peft.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
     if not (folder / "tokenizer_config.json").is_file():
         return merged, loaded.tokenizer
     tokenizer = require("transformers", extra="train").AutoTokenizer.from_pretrained(folder)

@@ -160,7 +160,7 @@ class ModelTrainer(Trainer):
         from orbiter.train.engine.policy import make_policy
 
         config = self.config
-        loaded = load_model(config.model, device=config.device, seed=config.seed)
+        loaded = load_model(config.model, device=config.device)
         return make_policy(
             loaded.model,
             loaded.tokenizer,

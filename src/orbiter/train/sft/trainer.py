@@ -207,4 +207,4 @@ class SFTTrainer(ModelTrainer):
             f"SFT of {self.config.model}: {len(lessons.tasks)} items, {session.steps} updates on "
             f"{self.config.batch_size}"
         )
-        return [plan, str(estimate)]
+        return [plan, f"memory: {estimate}"]

@@ -173,7 +173,7 @@ class VeRLTrainer(ModelTrainer):
             f"{self.method} of {config.model}: {len(tasks)} prompts, {total} steps of {asked} "
             f"prompts x {config.group_size} samples"
         )
-        lines = [plan, str(estimate)]
+        lines = [plan, f"memory: {estimate}"]
         return lines if config.algorithm is VeRLAlgorithm.PPO else [*lines, NEAR_ZERO]
 
 
