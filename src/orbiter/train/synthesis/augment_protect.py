@@ -90,7 +90,7 @@ _CODE_LINE = re.compile(
     r"|(?:if|elif|else|for|while|with|try|except|finally)\b.*:$"
     r"|(?:SELECT|INSERT\ INTO|UPDATE|DELETE\ FROM|CREATE\ TABLE)\ "
     r"|\ *[\w.\[\]\"']+\ ?[-+*/|&]?=\ ?\S.*$"
-    r"|.*[;{}]$).*",
+    r"|.*[{}]$|.*[(){}\[\]=<>+].*;$|(?:\S+\ ){0,2}\S+;$).*",
     re.MULTILINE | re.VERBOSE,
 )
 _FENCE = re.compile(r"(`{3,}|~{3,})(?:.*?(?:\1|\Z))", re.DOTALL)

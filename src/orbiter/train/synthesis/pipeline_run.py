@@ -7,6 +7,7 @@ any concurrency. What a round is asked for depends only on what was decided befo
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import warnings
 from collections import deque
@@ -23,6 +24,9 @@ from orbiter.train.synthesis.pipeline_result import (
 )
 from orbiter.train.synthesis.similarity import NearDuplicateIndex
 from orbiter.train.trajectory import TrajectoryItem
+
+_AHEAD = 8
+"""Batches answered or waiting behind the one to be decided next, for each call at once."""
 
 
 @dataclass(slots=True)
@@ -117,13 +121,16 @@ class Run:
     async def _round(self, ask: int) -> AsyncIterator[Answered]:
         """Ask for `ask` candidates in batches and yield the answers in the batches' order."""
         accepted, size = tuple(self.accepted), self.desk.config.batch_size
-        for start in range(0, ask, size):
-            count = min(size, ask - start)
-            batch = Batch(self._batches, count, self._asked, self.rounds, accepted)
-            self._tasks.append(asyncio.create_task(self.desk.answer(batch)))
-            self._batches += 1
-            self._asked += count
-        while self._tasks:
+        starts = iter(range(0, ask, size))
+        while True:
+            for start in itertools.islice(starts, self._room()):
+                count = min(size, ask - start)
+                batch = Batch(self._batches, count, self._asked, self.rounds, accepted)
+                self._tasks.append(asyncio.create_task(self.desk.answer(batch)))
+                self._batches += 1
+                self._asked += count
+            if not self._tasks:
+                return
             await asyncio.wait({self._tasks[0]})
             if self._stopping:
                 return
@@ -132,6 +139,10 @@ class Run:
                 self._broke = True
                 return
             yield answered
+
+    def _room(self) -> int:
+        """Return how many batches may be begun: enough that a slow one holds up no other."""
+        return _AHEAD * self.desk.config.concurrency - len(self._tasks)
 
     def _decide(self, answered: Answered) -> Iterator[TrajectoryItem]:
         """Accept or reject the candidates of one batch, in their order."""

@@ -1,0 +1,129 @@
+"""The strength of the noise is what was asked for, measured by true edit distance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from orbiter.train.errors import ConfigError
+from orbiter.train.synthesis import augment_add_noise
+from orbiter.train.synthesis.augment_noise import ALL_OPS, Noise, NoiseOp
+
+SENTENCES = (
+    "The quick agent wrote an answer about decorators while another reader asked for examples.",
+    "Why does the weather tool fail, and what should a careful user try before giving up?",
+    "Memory ordering is subtle; please explain it slowly, with words that a beginner knows.",
+    "Because of an earlier mistake the order was sent to the wrong town, so they called again.",
+)
+
+
+def prose(seed: int, count: int) -> list[str]:
+    rng = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        words = " ".join(rng.sample(SENTENCES, rng.randint(1, 3))).split()
+        rng.shuffle(words)
+        texts.append(" ".join(words))
+    return texts
+
+
+def levenshtein(one: str, other: str) -> int:
+    """Myers' bit-parallel distance (as Hyyrö wrote it): one big integer a column."""
+    places: dict[str, int] = {}
+    for index, char in enumerate(one):
+        places[char] = places.get(char, 0) | 1 << index
+    full, last = (1 << len(one)) - 1, 1 << max(0, len(one) - 1)
+    up, down, distance = full, 0, len(one)
+    for char in other:
+        equal = places.get(char, 0)
+        vertical = equal | down
+        horizontal = (((equal & up) + up) ^ up) | equal
+        rise, fall = down | (~(horizontal | up) & full), up & horizontal
+        distance += bool(rise & last) - bool(fall & last)
+        rise, fall = (rise << 1 | 1) & full, (fall << 1) & full
+        up, down = fall | (~(vertical | rise) & full), rise & vertical
+    return distance
+
+
+def error_rate(texts: Sequence[str], level: float, ops: Sequence[NoiseOp] = ALL_OPS) -> float:
+    rows = [{"input": text} for text in texts]
+    noisy = [str(row["input"]) for row in augment_add_noise(rows, level, ops=ops, seed=1)]
+    edits = sum(map(levenshtein, texts, noisy))
+    return edits / sum(map(len, texts))
+
+
+def test_the_distance_used_here_is_levenshteins() -> None:
+    assert levenshtein("kitten", "sitting") == 3
+    assert levenshtein("ab", "ba") == 2
+    assert levenshtein("abc", "") == 3
+    assert levenshtein("", "") == 0
+
+
+@pytest.mark.parametrize("level", [0.02, 0.1, 0.3, 0.5])
+def test_the_error_rate_is_the_level(level: float) -> None:
+    assert error_rate(prose(0, 800), level) == pytest.approx(level, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.2])
+def test_the_error_rate_is_the_level_over_ten_thousand_texts(level: float) -> None:
+    assert error_rate(prose(1, 10_000), level) == pytest.approx(level, rel=0.015)
+
+
+@pytest.mark.parametrize("op", ALL_OPS)
+def test_every_kind_of_slip_alone_reaches_the_level(op: NoiseOp) -> None:
+    assert error_rate(prose(2, 500), 0.1, [op]) == pytest.approx(0.1, rel=0.06)
+
+
+def test_every_level_up_to_one_can_be_asked_for() -> None:
+    rates = [error_rate(prose(3, 60), level) for level in (0.6, 0.8, 1.0)]
+    assert rates == sorted(rates)
+    assert rates[-1] > 0.6
+
+
+def test_deletions_alone_only_shorten() -> None:
+    texts = prose(4, 20)
+    noise = Noise.of(0.2, ["delete"])
+    for text in texts:
+        noisy = noise.apply(text, [(0, len(text))], "k")
+        rest = iter(text)
+        assert len(noisy) < len(text)
+        assert all(char in rest for char in noisy)
+
+
+def test_swaps_alone_keep_every_character() -> None:
+    text = " ".join(SENTENCES)
+    noisy = Noise.of(0.2, ["swap"]).apply(text.lower(), [(0, len(text))], "k")
+    lost = sum((a != b) for a, b in zip(sorted(text.lower()), sorted(noisy), strict=False))
+    assert noisy != text.lower()
+    assert len(noisy) == len(text)
+    assert lost < 0.1 * len(text)  # at a text's end or between equal letters a swap substitutes
+
+
+def test_slips_speak_the_texts_own_script() -> None:
+    text = "Почему погода сегодня такая холодная, зачем это надо делать дальше " * 4
+    noisy = Noise.of(0.3, ["substitute"]).apply(text, [(0, len(text))], "k")
+    latin = sum(char.isascii() and char.isalpha() for char in noisy)
+    assert 0 < latin < 0.1 * len(text)
+
+
+def test_a_short_stream_of_draws_is_made_longer() -> None:
+    noise = Noise.of(0.9, ["insert"])
+    text = "a" * 5000
+    noisy = noise.apply(text, [(0, 5000)], "k")
+    assert len(noisy) == pytest.approx(9500, rel=0.02)
+
+
+@pytest.mark.parametrize("level", [-0.1, 1.1, float("nan"), True])
+def test_a_level_that_is_no_rate_is_refused(level: float) -> None:
+    with pytest.raises(ConfigError, match="noise_level"):
+        Noise.of(level)
+
+
+def test_unknown_slips_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ops"):
+        Noise.of(0.1, ["teleport"])  # type: ignore[list-item]  # what is refused
+    with pytest.raises(ConfigError, match="ops"):
+        Noise.of(0.1, [])
