@@ -4,7 +4,6 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from orbiter.train.errors import ConfigError, DataError, StorageError, TrainError
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
+from orbiter.train.trajectory.files import OnError
 from tests.trajectory.generated import items
 
 FORMATS = ["json", "jsonl", "csv"]
@@ -32,13 +32,13 @@ def export(dataset: TrajectoryDataset, path: Path) -> int:
     return writers[path.suffix](path)
 
 
-def read(path: Path, **how: Any) -> TrajectoryDataset:
+def read(path: Path) -> TrajectoryDataset:
     readers: dict[str, Callable[..., TrajectoryDataset]] = {
         ".json": TrajectoryDataset.from_json,
         ".jsonl": TrajectoryDataset.from_jsonl,
         ".csv": TrajectoryDataset.from_csv,
     }
-    return readers[path.suffix](path, **how)
+    return readers[path.suffix](path)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -255,7 +255,7 @@ def test_a_repeated_key_is_found_however_it_hides(line: bytes, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_unknown_fields_go_to_metadata_on_request(on_error: Any, tmp_path: Path) -> None:
+def test_unknown_fields_go_to_metadata_on_request(on_error: OnError, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_bytes(b'{"state":"s","action":"a","reward":1,"colour":"red","metadata":{"k":1}}\n')
     dataset = TrajectoryDataset.from_jsonl(path, extra="metadata", on_error=on_error)

@@ -47,7 +47,7 @@ def test_empty_text_is_legal_and_the_reward_may_be_unknown() -> None:
     ("given_reward", "kept"),
     [(1, 1.0), (True, 1.0), (np.float32(0.5), 0.5), (np.int64(2), 2.0), (Fraction(1, 4), 0.25)],
 )
-def test_every_real_number_is_a_reward(given_reward: Any, kept: float) -> None:
+def test_every_real_number_is_a_reward(given_reward: float, kept: float) -> None:
     reward = TrajectoryItem("s", "a", given_reward).reward
     assert (type(reward), reward) == (float, kept)
 
@@ -65,9 +65,9 @@ def test_every_real_number_is_a_reward(given_reward: Any, kept: float) -> None:
         ([1.0], "reward must be a number, got list"),
     ],
 )
-def test_a_reward_that_is_no_finite_number_is_refused(bad: Any, message: str) -> None:
+def test_a_reward_that_is_no_finite_number_is_refused(bad: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        TrajectoryItem("s", "a", bad)
+        TrajectoryItem("s", "a", bad)  # type: ignore[arg-type]  # the mistake under test
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,13 @@ class Journal:
                 f"{self.path} was opened by process {self._owner}, and this is its child "
                 f"{os.getpid()}: give every process a journal of its own"
             )
-        self._log.append(b"%08x " % zlib.crc32(record) + record)
+        try:
+            self._log.append(b"%08x " % zlib.crc32(record) + record)
+        except StorageError:
+            raise
+        except OSError as error:
+            self._doubtful = True  # written, but a failed sync may have thrown it away
+            raise StorageError(f"cannot sync {self.path}: {error.strerror}") from error
 
 
 def _open(path: Path, durability: Durability) -> AppendLog:
