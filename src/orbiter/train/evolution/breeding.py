@@ -16,7 +16,7 @@ from orbiter.train.errors import CallbackError, TrainError, boundary
 from orbiter.train.evolution.journal import Birth
 from orbiter.train.evolution.member import Member, Origin
 from orbiter.train.evolution.state import State
-from orbiter.train.evolution.strategy import CURRENT
+from orbiter.train.evolution.strategy import CURRENT, EvolutionStrategy
 from orbiter.train.seeding import sub_random
 
 C = TypeVar("C")
@@ -44,6 +44,11 @@ class Place(Generic[C]):
     key: str = ""
     error: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Name of the member that will stand here."""
+        return f"child {self.slot}"
+
 
 class Nursery(Generic[C]):
     """Fills free places with children that nobody has seen."""
@@ -54,6 +59,9 @@ class Nursery(Generic[C]):
         """Places handed out over the run."""
         self._mutate: Callable[[C], Awaitable[C]] = prepare(state.strategy.mutate)
         self._crosses = isinstance(state.strategy, Crossing)
+        kind = type(state.strategy)
+        self._chooses = kind.choose_parent is not EvolutionStrategy.choose_parent
+        self._failed_running = 0
 
     async def fill(self, count: int, parents: Sequence[Member[C]]) -> list[Member[C]]:
         """Make `count` children of `parents`, each parent in its turn; fewer where none are new.
@@ -61,7 +69,8 @@ class Nursery(Generic[C]):
         All places are varied at once, then compared in the order of their slots, then those whose
         child is known are varied once more: the result does not depend on who was ready first.
         """
-        places = [self._place(parents[i % len(parents)], parents) for i in range(count)]
+        choose = self._chooser(parents)
+        places = [self._place(choose(parents[i % len(parents)]), parents) for i in range(count)]
         open_places, born = places, {}
         for attempt in range(ATTEMPTS + 1):
             await self._vary_all(open_places, attempt)
@@ -74,22 +83,59 @@ class Nursery(Generic[C]):
             open_places = still_open
             if not open_places:
                 break
-        self._see_that_some_worked(places)
+        broken = [place.error for place in places if place.error is not None]
+        for error in broken:
+            self._count_failure(error)
+        if broken and len(broken) == len(places):
+            raise CallbackError(f"all {len(places)} mutations of an epoch failed; {broken[0]}")
         return [born[place.slot] for place in places if place.slot in born]
 
     async def one(self, population: Sequence[Member[C]]) -> Member[C] | None:
-        """Make one child of parents that won a tournament; None where it cannot be new."""
-        random_ = sub_random(self.state.config.seed, "parents", self.slots)
-        size = max(1, round(1 / self.state.config.selection_ratio))
-        first = _tournament(population, size, random_)
-        place = self._place(first, population, lambda: _tournament(population, size, random_))
-        for attempt in range(ATTEMPTS + 1):
-            await self._vary(place, attempt)
-            if place.error is not None:
-                self._see_that_some_worked([place])
-            if place.key not in self.state.known:
-                return self._admit(place)
+        """Make one child of a parent that won a tournament; None where it cannot be new.
+
+        A mutation that fails is data; as many in a row as the population has members end the run.
+        """
+        config = self.state.config
+        size = max(1, round(1 / config.selection_ratio))
+        while self.state.stop is None:
+            random_ = sub_random(config.seed, "parents", self.slots)
+            first = self._chooser(population)(_tournament(population, size, random_))
+            place = self._place(first, population, lambda: _tournament(population, size, random_))  # noqa: B023 - used before the next draw
+            for attempt in range(ATTEMPTS + 1):
+                await self._vary(place, attempt)
+                if place.error is not None:
+                    break
+                self._failed_running = 0
+                if place.key not in self.state.known:
+                    return self._admit(place)
+            if place.error is None:
+                return None
+            self._count_failure(place.error)
+            self._failed_running += 1
+            if self._failed_running >= config.population_size:
+                raise CallbackError(
+                    f"{self._failed_running} mutations failed running; {place.error}"
+                )
         return None
+
+    def _chooser(self, population: Sequence[Member[C]]) -> Callable[[Member[C]], Member[C]]:
+        """Return the strategy's choice of a parent, or what keeps to the loop's."""
+        state = self.state
+        if not self._chooses:
+            return lambda member: member
+        candidates = [member.candidate for member in population]
+        scores = [member.pooled() for member in population]
+
+        def choose(member: Member[C]) -> Member[C]:
+            token = CURRENT.set(state.context("choose", self.slots, scores=scores))
+            try:
+                with boundary("choose_parent"):
+                    index = state.strategy.choose_parent(candidates, scores)
+                    return member if index is None else population[index]
+            finally:
+                CURRENT.reset(token)
+
+        return choose
 
     def _place(
         self,
@@ -123,8 +169,9 @@ class Nursery(Generic[C]):
             place.child = child  # type: ignore[assignment] # the codec gives back what it was given
             place.key, _ = state.identify(place.child)  # type: ignore[arg-type]
             return
-        scores = place.parents[0].scores
-        context = state.context("mutate", place.slot, attempt, parent=scores[0] if scores else None)
+        context = state.context(
+            "mutate", place.slot, attempt, child=place.name, parent=place.parents[0]
+        )
         token = CURRENT.set(context)
         try:
             place.child = await self._make(place, attempt)
@@ -148,6 +195,8 @@ class Nursery(Generic[C]):
             crossover: Callable[[C, C], Awaitable[C] | C] = strategy.crossover  # type: ignore[attr-defined] # it is Crossing
             with boundary("crossover"):
                 source = await call_here(crossover, source, place.parents[1].candidate)
+            if not strategy.mutates_crossed:
+                return source
         with boundary("mutate"):
             return await self._mutate(source)
 
@@ -158,7 +207,7 @@ class Nursery(Generic[C]):
             place.child,
             place.key,
             origin=place.origin,
-            name=f"child {place.slot}",
+            name=place.name,
             parents=parents,
         )
 
@@ -166,13 +215,11 @@ class Nursery(Generic[C]):
         by_name = self.state.by_name
         return tuple(by_name[name] for name in names if name in by_name)
 
-    def _see_that_some_worked(self, places: Sequence[Place[C]]) -> None:
-        broken = [place.error for place in places if place.error is not None]
-        for error in broken:
-            self.state.failures += 1
-            self.state.tell("failed", message=error)
-        if broken and (len(broken) == len(places) or self.state.config.on_error == "raise"):
-            raise CallbackError(f"{len(broken)} of {len(places)} mutations failed; {broken[0]}")
+    def _count_failure(self, error: str) -> None:
+        self.state.failures += 1
+        self.state.tell("failed", message=error)
+        if self.state.config.on_error == "raise":
+            raise CallbackError(f"a mutation failed; {error}")
 
 
 def _tournament(population: Sequence[Member[C]], size: int, random_: random.Random) -> Member[C]:

@@ -18,6 +18,7 @@ class Budget:
         self._config = config
         self._begin = time.monotonic()
         self._dearest: float | None = None
+        self._confirm = config.confirm
         self.under_way = 0
         self.evaluations = 0
         """Begun so far, replayed ones included."""
@@ -27,15 +28,25 @@ class Budget:
     def refuses(self) -> StopReason | None:
         """Return why no further evaluation may begin, or None where one may."""
         config = self._config
-        if config.max_evaluations is not None and self.evaluations >= config.max_evaluations:
+        most = config.max_evaluations
+        if most is not None and self.evaluations + self._confirm >= most:
             return StopReason.EVALUATIONS
         if config.max_seconds is not None and self.seconds >= config.max_seconds:
             return StopReason.TIME
         if config.max_cost is not None:
-            held_back = (self.under_way + 1) * (self._dearest or 0.0)
+            held_back = (self.under_way + 1 + self._confirm) * (self._dearest or 0.0)
             if self.cost + held_back > config.max_cost:
                 return StopReason.COST
         return None
+
+    def refuses_to_confirm(self) -> bool:
+        """Take one evaluation of those held back; say whether there is no budget even for it."""
+        config, most = self._config, self._config.max_evaluations
+        self._confirm -= 1
+        cost = self.cost + (self.under_way + 1) * (self._dearest or 0.0)
+        return (most is not None and self.evaluations >= most) or (
+            config.max_cost is not None and cost > config.max_cost
+        )
 
     @property
     def must_wait(self) -> bool:

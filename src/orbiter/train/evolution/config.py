@@ -66,13 +66,17 @@ class EvolutionConfig:
     retries: int = 0
     """Further tries after an exception or a timeout; never after a NaN."""
     elite: int = 1
-    """Best members ever that stay whatever `select` answers."""
+    """Best members ever that stay whatever `select` answers; `result.best` is kept in any case."""
     cache: bool = True
     """Share one evaluation among equal candidates. Off: each member pays for its own."""
     replicates: int = 1
     """Evaluations of every candidate; its score is their mean."""
     contenders: int = 0
     """Noisy scores: the leading members evaluated once more each epoch, their scores pooled."""
+    confirm: int = 0
+    """Noisy scores: fresh evaluations of the winner at the end, whose mean alone is `best_score`.
+    The search had no part in them, so no luck is left in it. They are held back from
+    `max_evaluations` and `max_cost`, and come on top of `max_seconds`."""
     target: float | None = None
     """Stop once the best score reaches it."""
     patience: int | None = None
@@ -106,6 +110,11 @@ class EvolutionConfig:
         _one_of("on_error", self.on_error, ("drop", "raise"))
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
             raise ConfigError(f"min_delta must be a number of at least 0, got {self.min_delta!r}")
+        if self.max_evaluations is not None and self.confirm >= self.max_evaluations:
+            raise ConfigError(
+                f"confirm ({self.confirm}) leaves nothing of max_evaluations "
+                f"({self.max_evaluations}) for the search"
+            )
         if self.elite > self.population_size:
             raise ConfigError(
                 f"elite ({self.elite}) cannot exceed population_size ({self.population_size})"
@@ -118,9 +127,10 @@ _LEAST = {
     "seed": 0,
     "concurrency": 1,
     "retries": 0,
-    "elite": 1,
+    "elite": 0,
     "replicates": 1,
     "contenders": 0,
+    "confirm": 0,
 }
 
 

@@ -28,7 +28,8 @@ async def run_generations(state: State[C], initial: Sequence[Member[C]]) -> list
     state.epoch = 1
     while True:
         children = await _children(state, nursery, parents, free)
-        population = [*parents, *children]
+        renewed = children and state.strategy.renews and state.epoch > 1
+        population = children if renewed else [*parents, *children]
         state.enter(EvolutionPhase.EVALUATING)
         scored = await _evaluate(state, referee, population)
         if state.stop is not None:
@@ -38,7 +39,7 @@ async def run_generations(state: State[C], initial: Sequence[Member[C]]) -> list
         state.crown(scored)
         parents = await survivors(state, population)
         state.close_epoch(parents)
-        free = state.config.population_size - len(parents)
+        free = state.config.population_size - (0 if state.strategy.renews else len(parents))
         if state.stop is None and free and not children and state.epoch > 1:
             state.stop = _nothing_new(state)
         if state.stop is not None:

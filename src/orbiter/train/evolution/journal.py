@@ -48,6 +48,7 @@ class Trial(NamedTuple):
     replicate: int
     score: Score | None
     error: str | None
+    cost: float = 0.0
 
 
 class Journal:
@@ -102,10 +103,12 @@ class FileJournal(Journal):
                 line["i"] = dict(trial.score.instances)
             if trial.score.feedback is not None:
                 line["f"] = trial.score.feedback
-            if trial.score.cost:
-                line["c"] = trial.score.cost
+            if trial.score.traces is not None:
+                line["t"] = dict(trial.score.traces)
         else:
             line["x"] = trial.error
+        if trial.cost:
+            line["c"] = trial.cost
         self._append(line)
 
     @override
@@ -159,8 +162,10 @@ class FileJournal(Journal):
         else:
             score = None
             if "s" in line:
-                score = Score(line["s"], line.get("i"), line.get("f"), line.get("c", 0.0))
-            trial = Trial(line["m"], line["r"], score, line.get("x"))
+                score = Score(
+                    line["s"], line.get("i"), line.get("f"), line.get("t"), line.get("c", 0.0)
+                )
+            trial = Trial(line["m"], line["r"], score, line.get("x"), line.get("c", 0.0))
             self.trials[trial.name, trial.replicate] = trial
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
 
 from orbiter.train.evolution.strategy import Score
@@ -32,22 +32,49 @@ class Member(Generic[C]):
     """Numbers of the members it was made from."""
     scores: list[Score] = field(default_factory=list)
     """One for each evaluation; more than one with `replicates` or `contenders`."""
+    tried: int = 0
+    """Evaluations begun, failed ones included."""
     error: str | None = None
-    """Why it has no score, where an evaluation failed."""
+    """Why it has no score, where its first evaluation failed. A later one that fails is counted
+    among the failures, and takes nothing from the scores that are there."""
 
     @property
     def score(self) -> float:
         """Mean over its evaluations; minus infinity where it failed or was never scored."""
         if self.error is not None or not self.scores:
             return -math.inf
+        return mean_score(self.scores)
+
+    def pooled(self) -> Score:
+        """Return its evaluations as one: means of the value and of each instance, words as last."""
+        if not self.scores:
+            return Score(-math.inf)
         if len(self.scores) == 1:
-            return self.scores[0].value
-        return math.fsum(score.value for score in self.scores) / len(self.scores)
+            return self.scores[0]
+        return replace(self.scores[-1], value=self.score, instances=mean_instances(self.scores))
 
     @property
     def cost(self) -> float:
         """What its evaluations cost together."""
         return math.fsum(score.cost for score in self.scores)
+
+
+def mean_score(scores: Sequence[Score]) -> float:
+    """Return the mean value; NaN of none."""
+    if len(scores) == 1:
+        return scores[0].value
+    return math.fsum(score.value for score in scores) / len(scores) if scores else math.nan
+
+
+def mean_instances(scores: Sequence[Score]) -> dict[str, float] | None:
+    """Return each instance's mean over several evaluations; None where they name different ones."""
+    names = (scores[0].instances or {}).keys()
+    if not names or any((score.instances or {}).keys() != names for score in scores):
+        return None
+    return {
+        name: math.fsum((score.instances or {})[name] for score in scores) / len(scores)
+        for name in names
+    }
 
 
 def ranked(members: Iterable[Member[C]]) -> list[Member[C]]:

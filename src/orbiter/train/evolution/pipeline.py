@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, DataError, StateError, boundary
@@ -14,13 +15,23 @@ from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, Stop
 from orbiter.train.evolution.event import listeners
 from orbiter.train.evolution.generation import run_generations
 from orbiter.train.evolution.journal import FileJournal
-from orbiter.train.evolution.member import Member
-from orbiter.train.evolution.result import EvolutionResult, interval_of
+from orbiter.train.evolution.member import Member, mean_score, ranked
+from orbiter.train.evolution.referee import Referee
+from orbiter.train.evolution.result import Baseline, EvolutionResult, interval_of
 from orbiter.train.evolution.state import State
 from orbiter.train.evolution.steady import run_steadily
 from orbiter.train.evolution.strategy import EvolutionStrategy, Score, as_score
 
 C = TypeVar("C")
+
+
+class Rival(Protocol[C]):
+    """Makes a simpler search of the same candidates: `BestOfN`, `RandomSearch`, or your own."""
+
+    def __call__(
+        self, strategy: EvolutionStrategy[C], initial: Sequence[C], /
+    ) -> EvolutionStrategy[C]:
+        """Return the strategy of the simpler search."""
 
 
 class EvolutionPipeline(Generic[C]):
@@ -36,6 +47,7 @@ class EvolutionPipeline(Generic[C]):
         strategy: EvolutionStrategy[C],
         *,
         holdout: Callable[[C], float | Score | Awaitable[float | Score]] | None = None,
+        baseline: Rival[C] | None = None,
     ) -> None:
         """Set up an evolution.
 
@@ -43,6 +55,8 @@ class EvolutionPipeline(Generic[C]):
             config: how long, how wide, how hard.
             strategy: the user's `evaluate` and `mutate`.
             holdout: scores the best candidate once, at the end, on what the search never saw.
+            baseline: a simpler search, `BestOfN` or `RandomSearch`, which then runs on the same
+                initial candidates for as many evaluations (and as much cost) as were used.
         """
         if not isinstance(strategy, EvolutionStrategy):
             raise ConfigError(
@@ -51,6 +65,7 @@ class EvolutionPipeline(Generic[C]):
         self.config = config
         self.strategy = strategy
         self._holdout = holdout
+        self._baseline = baseline
         self._state: State[C] | None = None
 
     @property
@@ -81,9 +96,7 @@ class EvolutionPipeline(Generic[C]):
             initial = self._initial(state, initial_population)
             self._open_journal(state, initial)
             population = await self._evolve(state, initial)
-            state.enter(EvolutionPhase.COMPLETE)
-            state.tell("stop", message=str(state.stop))
-            return await self._result(state, initial, population)
+            result = await self._result(state, initial, population)
         except BaseException:
             self._state = None  # whatever ended it, the pipeline can be run again
             raise
@@ -91,6 +104,29 @@ class EvolutionPipeline(Generic[C]):
             state.journal.close()
             for listener in state.listeners:
                 listener.close()
+        if self._baseline is None:
+            return result
+        rival = await self._compete(self._baseline, result, [m.candidate for m in initial])
+        return replace(result, baseline=rival)
+
+    async def _compete(
+        self, rival: Rival[C], result: EvolutionResult[C], initial: list[C]
+    ) -> Baseline:
+        """Run the baseline on an equal budget, in a folder of its own."""
+        folder = self.config.run_dir
+        config = replace(
+            self.config,
+            epochs=max(1, result.evaluations),
+            max_evaluations=max(1, result.evaluations),
+            max_cost=result.cost or None,
+            mode="generation",
+            patience=None,
+            run_dir=None if folder is None else Path(folder) / "baseline",
+            on_event=None,
+        )
+        other = await EvolutionPipeline(config, rival(self.strategy, initial)).run(initial)
+        name = getattr(rival, "__name__", type(rival).__name__)
+        return Baseline(name, other.best_score, other.best_interval, other.evaluations)
 
     def _initial(self, state: State[C], population: Iterable[C]) -> list[Member[C]]:
         members = []
@@ -119,10 +155,16 @@ class EvolutionPipeline(Generic[C]):
     ) -> EvolutionResult[C]:
         assert state.stop is not None
         best = state.best
+        scores = best.scores if best else []
+        if best and self.config.confirm:
+            scores = await Referee(state).confirm(best) or scores
+        state.enter(EvolutionPhase.COMPLETE)
+        state.tell("stop", message=str(state.stop))
         return EvolutionResult(
             best=best.candidate if best else None,
-            best_score=best.score if best else math.nan,
-            best_interval=interval_of(best) if best else None,
+            best_score=mean_score(scores),
+            best_interval=interval_of(scores) if best else None,
+            baseline=_of_first_epoch(state),
             initial_score=max((m.score for m in initial if m.scores), default=math.nan),
             epochs_completed=len(state.history),
             evaluations=state.budget.evaluations,
@@ -141,6 +183,15 @@ class EvolutionPipeline(Generic[C]):
             return None
         with boundary("holdout"):
             return as_score(await call(self._holdout, best.candidate)).value
+
+
+def _of_first_epoch(state: State[C]) -> Baseline:
+    """Return the best of the initial candidates and their first variants: best-of-N for nothing."""
+    first = [m for m in state.members if m.epoch == 1 and m.error is None and m.scores]
+    if not first:
+        return Baseline("best of the first epoch", math.nan, None, 0)
+    best = ranked(first)[0]
+    return Baseline("best of the first epoch", best.score, interval_of(best.scores), len(first))
 
 
 def _fingerprint(

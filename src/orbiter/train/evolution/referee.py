@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from orbiter.train.callback import map_bounded, prepare
 from orbiter.train.errors import CallbackError, DataError, TrainError, boundary
+from orbiter.train.evolution.config import EvolutionPhase
 from orbiter.train.evolution.journal import Trial
 from orbiter.train.evolution.member import Member, ranked
 from orbiter.train.evolution.state import State
-from orbiter.train.evolution.strategy import CURRENT, Score, as_score
+from orbiter.train.evolution.strategy import CURRENT, Context, Score, as_score
 
 C = TypeVar("C")
 
@@ -53,8 +55,8 @@ class Referee(Generic[C]):
         done = asyncio.get_running_loop().create_future()
         self._under_way[member.name] = done
         try:
-            for replicate in range(len(member.scores), state.config.replicates):
-                if member.error is not None or not await self._evaluate(member, replicate):
+            while member.tried < state.config.replicates and member.error is None:
+                if not await self._evaluate(member):
                     break
         finally:
             done.set_result(None)
@@ -65,17 +67,34 @@ class Referee(Generic[C]):
         leading = [m for m in ranked(population) if m.error is None and m.scores]
 
         async def again(member: Member[C]) -> None:
-            await self._evaluate(member, len(member.scores))
+            await self._evaluate(member)
 
         config = self.state.config
         await map_bounded(leading[: config.contenders], again, concurrency=config.concurrency)
+
+    async def confirm(self, winner: Member[C]) -> list[Score]:
+        """Evaluate the winner afresh, as often as `confirm` says; return these scores alone."""
+
+        async def once(number: int) -> Score | None:
+            if state.budget.refuses_to_confirm():
+                return None
+            trial = await self._run(winner, f"{winner.name}, confirmed", number)
+            if trial.error is not None:
+                self._count_failure(trial.error)
+            return trial.score
+
+        state = self.state
+        state.enter(EvolutionPhase.EVALUATING)
+        numbers = range(state.config.confirm)
+        scores = await map_bounded(numbers, once, concurrency=state.config.concurrency)
+        return [score for score in scores if score is not None]
 
     async def _wait_for(self, first: Member[C]) -> None:
         pending = self._under_way.get(first.name)
         if pending is not None:
             await asyncio.shield(pending)
 
-    async def _evaluate(self, member: Member[C], replicate: int) -> bool:
+    async def _evaluate(self, member: Member[C]) -> bool:
         """Run one evaluation; return False where the budget no longer allows it."""
         state = self.state
         while state.budget.must_wait:
@@ -83,52 +102,63 @@ class Referee(Generic[C]):
         state.stop = state.stop or state.budget.refuses()
         if state.stop is not None:
             return False
-        state.budget.begin()
-        trial = state.journal.trials.get((member.name, replicate))
-        if trial is None:
-            cost = 0.0
-            try:
-                trial = await self._try(member, replicate)
-                cost = trial.score.cost if trial.score else 0.0
-            finally:
-                state.budget.end(cost)
-            state.journal.write_trial(trial)
-        else:
-            state.budget.end(trial.score.cost if trial.score else 0.0)
-        self._first_cost.set()
-        self._take(member, trial)
+        member.tried += 1
+        self._take(member, await self._run(member, member.name, member.tried - 1))
         return True
 
-    def _take(self, member: Member[C], trial: Trial) -> None:
+    async def _run(self, member: Member[C], name: str, replicate: int) -> Trial:
+        """Return how an evaluation ended, from the journal where it stands there."""
         state = self.state
+        state.budget.begin()
+        trial = state.journal.trials.get((name, replicate))
+        cost = trial.cost if trial else 0.0
+        try:
+            if trial is None:
+                trial = await self._try(member, name, replicate)
+                cost = trial.cost
+                state.journal.write_trial(trial)
+        finally:
+            state.budget.end(cost)
+            self._first_cost.set()
+        return trial
+
+    def _take(self, member: Member[C], trial: Trial) -> None:
         if trial.score is not None:
             member.scores.append(trial.score)
-            state.tell("evaluated", score=trial.score.value)
+            self.state.tell("evaluated", score=trial.score.value)
             return
-        member.error = trial.error
-        state.failures += 1
-        state.tell("failed", message=trial.error or "")
-        if state.config.on_error == "raise":
+        if not member.scores:
+            member.error = trial.error
+        self._count_failure(trial.error or "")
+        if self.state.config.on_error == "raise":
             raise CallbackError(f"candidate {member.number}: {trial.error}")
 
-    async def _try(self, member: Member[C], replicate: int) -> Trial:
-        state = self.state
+    def _count_failure(self, error: str) -> None:
+        self.state.failures += 1
+        self.state.tell("failed", message=error)
+
+    async def _try(self, member: Member[C], name: str, replicate: int) -> Trial:
+        state, cost = self.state, 0.0
+        parent = state.members[member.parents[0]] if member.parents else None
         for attempt in range(state.config.retries + 1):
-            score, error, again = await self._call(member, replicate)
+            context = state.context(
+                "evaluate", name, replicate, child=member.name, replicate=replicate, parent=parent
+            )
+            score, error, again = await self._call(member.candidate, context)
+            cost += context.cost + (score.cost if score else 0.0)
             if not again or attempt == state.config.retries:
                 break
             await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
-        return Trial(member.name, replicate, score, error)
+        if score is not None and cost != score.cost:
+            score = replace(score, cost=cost)
+        return Trial(name, replicate, score, error, cost)
 
-    async def _call(
-        self, member: Member[C], replicate: int
-    ) -> tuple[Score | None, str | None, bool]:
+    async def _call(self, candidate: C, context: Context) -> tuple[Score | None, str | None, bool]:
         """Return the score, or the cause and whether another try makes sense."""
-        state = self.state
-        token = CURRENT.set(state.context("evaluate", member.name, replicate, replicate=replicate))
+        token = CURRENT.set(context)
         try:
             with boundary("evaluate"):
-                answer = await self._in_time(member.candidate)
+                answer = await self._in_time(candidate)
             return as_score(answer), None, False
         except DataError as error:
             return None, str(error), False

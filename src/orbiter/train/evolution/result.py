@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Interval, mean_interval
+from orbiter.train.evolution.member import mean_instances
 
 if TYPE_CHECKING:
     from orbiter.train.evolution.config import StopReason
     from orbiter.train.evolution.member import Member
+    from orbiter.train.evolution.strategy import Score
 
 C = TypeVar("C")
 
@@ -46,6 +48,18 @@ class Ancestor(NamedTuple):
     """Unified diff of the candidate's text against its first parent's; empty for the first."""
 
 
+class Baseline(NamedTuple):
+    """What a simpler search reached: the number that `best_score` has to beat."""
+
+    name: str
+    score: float
+    interval: Interval | None
+    evaluations: int
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.score:.4g} in {self.evaluations} evaluations"
+
+
 @dataclass(frozen=True, slots=True)
 class EvolutionResult(Generic[C]):
     """The outcome of `EvolutionPipeline.run`."""
@@ -53,10 +67,13 @@ class EvolutionResult(Generic[C]):
     best: C | None
     """The best candidate ever evaluated; None where none was."""
     best_score: float
-    """Mean over its evaluations; NaN where there is no best."""
+    """Mean over its evaluations, with `confirm` over the fresh ones alone; NaN without a best."""
     best_interval: Interval | None
     """95 % interval of `best_score`, over its evaluations or the instances in them; None for one
     bare number, which says nothing about its own spread."""
+    baseline: Baseline
+    """The baseline asked for, at as many evaluations; else the best of the first epoch, which is
+    best-of-N for what that epoch spent."""
     initial_score: float
     """Best score among the initial candidates: what not evolving would have given."""
     epochs_completed: int
@@ -119,29 +136,24 @@ class EvolutionResult(Generic[C]):
     def __str__(self) -> str:
         sure = f" {self.best_interval}" if self.best_interval else ""
         return (
-            f"best {self.best_score:.4g}{sure} (initial {self.initial_score:.4g}) after "
+            f"best {self.best_score:.4g}{sure} (initial {self.initial_score:.4g}; "
+            f"{self.baseline}) after "
             f"{self.epochs_completed} epochs, {self.evaluations} evaluations, "
             f"{self.failures} failures; ended by {self.stop_reason}"
         )
 
 
-def interval_of(member: Member[C]) -> Interval | None:
-    """Return the 95 % interval of a member's score, or None where one number is all there is.
+def interval_of(scores: Sequence[Score]) -> Interval | None:
+    """Return the 95 % interval of the mean of `scores`, or None where one number is all there is.
 
     Instances, where every evaluation names the same ones and they average to its value, count
     each as one observation: its mean over the evaluations.
     """
-    names = member.scores[0].instances or {}
-    if len(names) > 1 and all(_is_mean_of_instances(s.instances, s.value) for s in member.scores):
-        of_each = [
-            math.fsum((s.instances or {}).get(name, math.nan) for s in member.scores)
-            / len(member.scores)
-            for name in names
-        ]
-        if not any(map(math.isnan, of_each)):
-            return mean_interval(of_each)
-    if len(member.scores) > 1:
-        return mean_interval([score.value for score in member.scores])
+    of_each = mean_instances(scores) or {}
+    if len(of_each) > 1 and all(_is_mean_of_instances(s.instances, s.value) for s in scores):
+        return mean_interval(of_each.values())
+    if len(scores) > 1:
+        return mean_interval([score.value for score in scores])
     return None
 
 

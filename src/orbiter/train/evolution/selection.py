@@ -39,7 +39,8 @@ def _best_ever(state: State[C]) -> list[Member[C]]:
 async def _by_the_user(state: State[C], population: Sequence[Member[C]]) -> list[Member[C]]:
     candidates = [member.candidate for member in population]
     scores = [member.score for member in population]
-    token = CURRENT.set(state.context("select", state.epoch))
+    full = [member.pooled() for member in population]
+    token = CURRENT.set(state.context("select", state.epoch, scores=full))
     try:
         with boundary("select"):
             answer = list(await _call_select(state.strategy, candidates, scores))

@@ -1,4 +1,4 @@
-"""A space of settings: numbers, whole numbers and choices, each drawn, varied and kept in bounds."""
+"""A space of settings: numbers, whole numbers and choices, drawn, varied and kept in bounds."""
 
 from __future__ import annotations
 

@@ -92,7 +92,14 @@ class State(Generic[C]):
         self.known.setdefault(key, member)
         return member
 
-    def context(self, *key: str | int, replicate: int = 0, parent: Score | None = None) -> Context:
+    def context(
+        self,
+        *key: str | int,
+        child: str = "",
+        replicate: int = 0,
+        parent: Member[C] | None = None,
+        scores: Sequence[Score] = (),
+    ) -> Context:
         """Return what the strategy is told about the call named by `key`."""
         return Context(
             rate=self.config.mutation_rate,
@@ -100,8 +107,10 @@ class State(Generic[C]):
             key=key,
             epoch=self.epoch,
             history=self.history,
+            child=child,
             replicate=replicate,
-            parent_score=parent,
+            parent_score=parent.scores[0] if parent and parent.scores else None,
+            scores=scores,
         )
 
     def crown(self, contestants: Iterable[Member[C]]) -> None:

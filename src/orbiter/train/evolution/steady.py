@@ -46,8 +46,9 @@ class _Stream(Generic[C]):
         self._referee, self._nursery = Referee(state), Nursery(state)
         self._waiting = list(reversed(initial))
         self._changed = asyncio.Event()
+        self._own_select = type(state.strategy).select is not EvolutionStrategy.select
         self._under_way = 0
-        self._finished = 0
+        self._closing = asyncio.Lock()  # of two workers that end an epoch, one waits
         self._epoch_finished = 0
         self._epoch_failed = 0
 
@@ -93,26 +94,31 @@ class _Stream(Generic[C]):
         state = self.state
         if member.error is None:
             bisect.insort(self.population, member, key=lambda m: (-m.score, m.number))
-            del self.population[state.config.population_size :]
+            if not self._own_select:
+                del self.population[state.config.population_size :]
             state.crown([member])
         self._epoch_finished += 1
         self._epoch_failed += member.error is not None
         if self._epoch_finished >= state.config.population_size and state.stop is None:
-            await self._end_epoch(member)
+            if self._epoch_failed == self._epoch_finished:
+                raise TrainingError(
+                    f"all {self._epoch_finished} evaluations of epoch {state.epoch} failed; the "
+                    f"last: {member.error}"
+                )
+            self._epoch_finished = self._epoch_failed = 0
+            async with self._closing:
+                await self._end_epoch()
 
-    async def _end_epoch(self, last: Member[C]) -> None:
+    async def _end_epoch(self) -> None:
         state = self.state
-        if self._epoch_failed == self._epoch_finished:
-            raise TrainingError(
-                f"all {self._epoch_finished} evaluations of epoch {state.epoch} failed; the last: "
-                f"{last.error}"
-            )
-        self._epoch_finished = self._epoch_failed = 0
         if state.config.contenders:
             await self._referee.score_again(self.population)
             state.crown(self.population)
             self.population = ranked(self.population)
-        if type(state.strategy).select is not EvolutionStrategy.select:
-            self.population = await survivors(state, self.population)
+        if self._own_select:
+            seen = list(self.population)
+            kept = await survivors(state, seen)
+            late = [member for member in self.population if member not in seen]
+            self.population = ranked([*kept, *late])
         state.close_epoch(self.population)
         state.epoch += 1

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, SupportsFloat, TypeVar
 
 from orbiter.train.errors import DataError, StateError
 from orbiter.train.seeding import sub_random
@@ -33,6 +33,8 @@ class Score:
     """The score on each instance (a task, a question) by name, where there are several."""
     feedback: str | None = None
     """What went wrong, in words; a reflective `mutate` reads it."""
+    traces: Mapping[str, str] | None = None
+    """What happened on an instance, by its name: the words that a reflective `mutate` reads."""
     cost: float = 0.0
     """What this evaluation cost, in the unit of `max_cost`."""
 
@@ -44,12 +46,14 @@ class Context:
         "_key",
         "_rng",
         "_seed",
+        "child",
         "cost",
         "epoch",
         "history",
         "parent_score",
         "rate",
         "replicate",
+        "scores",
     )
 
     def __init__(
@@ -60,8 +64,10 @@ class Context:
         key: tuple[str | int, ...],
         epoch: int,
         history: Sequence[EpochRecord],
+        child: str = "",
         replicate: int = 0,
         parent_score: Score | None = None,
+        scores: Sequence[Score] = (),
     ) -> None:
         """Made by the pipeline, once for each call."""
         self.rate = rate
@@ -73,7 +79,12 @@ class Context:
         self.replicate = replicate
         """Which of several evaluations of the same candidate this is, from 0."""
         self.parent_score = parent_score
-        """In `mutate`: how the candidate to be varied scored."""
+        """How the parent scored: in `mutate`, and in the `evaluate` of a child; else None."""
+        self.child = child
+        """Name of the child that is being made or scored: the same in its `mutate` and its
+        `evaluate`, so that `rng_for` gives both the same draws."""
+        self.scores = scores
+        """In `select`: the population's scores in full, failed members with an empty one."""
         self.cost = 0.0
         """What the call cost, in the unit of `max_cost`; add to it where there is no `Score`."""
         self._seed, self._key = seed, key
@@ -85,6 +96,10 @@ class Context:
         if self._rng is None:
             self._rng = sub_random(self._seed, *self._key)
         return self._rng
+
+    def rng_for(self, *name: str | int) -> random.Random:
+        """Return a generator keyed by `name` alone: equal names, equal draws, in any call."""
+        return sub_random(self._seed, "named", *name)
 
 
 CURRENT: ContextVar[Context] = ContextVar("orbiter_evolution_context")
@@ -134,6 +149,25 @@ class EvolutionStrategy(ABC, Generic[C]):
         """Return what makes two candidates equal, or None to let the content decide."""
         return None
 
+    def choose_parent(
+        self,
+        population: Sequence[C],  # noqa: ARG002 - likewise
+        scores: Sequence[Score],  # noqa: ARG002 - likewise
+    ) -> int | None:
+        """Return the index of the next child's parent, or None for the loop's own choice.
+
+        That is each survivor in its turn in generation mode, and a tournament in steady mode.
+        Quick and plain, for it holds up the loop; `self.context.rng` makes it repeatable.
+        """
+        return None
+
+    renews: ClassVar[bool] = False
+    """True: children take the place of everybody (mu, lambda); the best ever is kept aside. False:
+    they fill the places that `select` left free (mu + lambda)."""
+
+    mutates_crossed: ClassVar[bool] = True
+    """False: what `crossover` returned is the child, and is not mutated."""
+
 
 def as_score(answer: Any) -> Score:  # noqa: ANN401 - the user's own answer can be anything
     """Return what `evaluate` answered as a `Score`.
@@ -145,6 +179,8 @@ def as_score(answer: Any) -> Score:  # noqa: ANN401 - the user's own answer can 
         return Score(answer)
     if isinstance(answer, Score):
         as_score(answer.value)
+        if not (math.isfinite(answer.cost) and answer.cost >= 0):
+            raise DataError(f"evaluate returned a cost of {answer.cost!r}")
         return answer
     if not isinstance(answer, SupportsFloat) or isinstance(answer, str | bytes):
         raise DataError(f"evaluate returned {answer!r:.80}, not a number")
