@@ -34,6 +34,7 @@ def test_the_split_follows_the_seed(requests: list[ToolRequest]) -> None:
     assert split_requests(requests, Plan(seed=1)) != split_requests(requests, Plan())
 
 
+@pytest.mark.slow
 async def test_only_right_traces_become_lessons(
     requests: list[ToolRequest], tmp_path: Path
 ) -> None:
@@ -48,6 +49,7 @@ async def test_only_right_traces_become_lessons(
     assert not {i.episode_id for i in lessons.train} & {i.episode_id for i in lessons.validation}
 
 
+@pytest.mark.slow
 async def test_the_whole_way_leaves_a_page_a_model_and_a_result(
     requests: list[ToolRequest], tmp_path: Path
 ) -> None:

@@ -30,9 +30,13 @@ def test_a_request_is_its_text_its_function_and_what_counts_as_right() -> None:
 
 def test_the_prompt_is_a_signature_and_the_request() -> None:
     (request,) = parse_requests([QUESTION], [ANSWER])
-    assert render(request).startswith("Function: add(n: integer, to: array[integer] = None)\n")
-    assert "n: What to add.\n" in render(request)
-    assert "Request: Add 1\n" in render(request)
+    assert render(request) == "add(n: integer, to: array[integer] = None)\nAdd 1"
+
+
+def test_the_prompt_lists_the_values_of_a_choice() -> None:
+    question = QUESTION.replace(b'"integer", ', b'"string", "enum": ["one", "two"], ', 1)
+    (request,) = parse_requests([question], [ANSWER])
+    assert render(request).startswith("add(n: 'one' | 'two', to:")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from orbiter.train.demo.check import score, verdict
 from orbiter.train.demo.outcome import Exam, Outcome, Question
 from orbiter.train.demo.page import write_page
 from orbiter.train.demo.plan import Plan
-from orbiter.train.demo.prompt import render
+from orbiter.train.demo.prompt import INSTRUCTION, render
 from orbiter.train.demo.requests import ToolRequest, load_requests
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.sft import SFTConfig, SFTTrainer
@@ -259,6 +259,7 @@ def _engine(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         "max_response_length": plan.max_response_length,
         "dtype": "bfloat16",
+        "system_prompt": INSTRUCTION,
     }
 
 
