@@ -20,10 +20,10 @@ class Ledger:
 
     def take_in(self, item: TrajectoryItem) -> None:
         """Keep an item, or let it wait where it has no reward."""
-        place = self.store.place(item)
         if self.journal is None:
-            self.store.add(place, item)
+            self.store.add(self.store.place(item), item)
             return
+        place = self.store.place(item)
         with self.journal.one_change():
             self.journal.write_entry(place)
             self.store.add(place, item)

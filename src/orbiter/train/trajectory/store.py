@@ -29,7 +29,7 @@ class Store:
 
     def place(self, item: TrajectoryItem) -> Place:
         """Shorten an item against the latest turn of its episode; changes nothing."""
-        if item.episode_id is not None:
+        if item.episode_id is not None and _is_long(item):
             number, previous = self._last.get((item.episode_id, item.agent), (-1, None))
             if previous is not None:
                 return _placed(shorten(item, previous), number)
@@ -99,6 +99,16 @@ class ItemsView(Sequence[TrajectoryItem]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} items>"
+
+
+def _is_long(item: TrajectoryItem) -> bool:
+    """Say whether sharing can pay: comparing costs more than a short turn's whole text."""
+    return (
+        item.tools is not None
+        or len(item.state) >= 512
+        or len(item.messages or ()) >= 8
+        or len(item.prompt_token_ids or ()) >= 256
+    )
 
 
 def _placed(stored: Stored, number: int) -> Place:
