@@ -196,16 +196,14 @@ def _live_linear(modules: Sequence[nn.Module], dtype: torch.dtype) -> Linear:
         return functional.linear(x, weight, bias)
 
     def adapted(x: Tensor) -> Tensor:
-        parts = [
-            sum(
-                functional.linear(functional.linear(x, a.to(dtype)), b.to(dtype)) * scale
-                for a, b, scale in of_layer
-            )
-            for of_layer in adapters
-        ]
-        return plain(x) + torch.cat(parts, dim=-1)  # type: ignore[arg-type]  # sum() of tensors
+        parts = list(plain(x).split([len(w) for w in weights], dim=-1))
+        for index, of_layer in enumerate(adapters):
+            for a, b, scale in of_layer:
+                low = functional.linear(x, a.to(dtype)) * scale
+                parts[index] = torch.addmm(parts[index], low, b.to(dtype).t())
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
 
-    return adapted if all(adapters) else plain
+    return adapted if any(adapters) else plain
 
 
 def merged(modules: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None]:

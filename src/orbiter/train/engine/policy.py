@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from orbiter.train.engine.fast import FastForward, misfit
 from orbiter.train.engine.forward import Forward, GenericForward
 from orbiter.train.engine.lora import add_lora
+from orbiter.train.engine.models import pick_device
 from orbiter.train.errors import ConfigError, DataError, StateError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def make_policy(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    place = torch.device(best_device() if device == "auto" else device)
+    place = pick_device(device)
     model = model.to(device=place, dtype=torch.float32).eval()
     model.config.use_cache = False
     frozen = copy.deepcopy(model).requires_grad_(False) if reference and not lora_rank else None
@@ -152,13 +153,6 @@ def make_policy(
         device=place,
         stop_token_ids=_stop_token_ids(model, tokenizer),
     )
-
-
-def best_device() -> str:
-    """Return the accelerator that is there: "cuda", "mps" or "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _make_forward(

@@ -21,7 +21,7 @@ from orbiter.train.engine.optimiser import Optimiser
 from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import DataError, StateError, TrainingError
 
-MICRO_BATCH_TOKENS = 4096
+MICRO_BATCH_TOKENS = 2048
 """Tokens in one forward and backward: enough to keep the cores busy, little enough to fit."""
 
 
