@@ -28,9 +28,13 @@ class Problem:
     space: Mapping[str, Knob]
     score: Callable[[Values], float]
     target: float
+    starts: Callable[[random.Random], Values] | None = None
+    """Where the problem says where to start from."""
 
     def sample(self, random_: random.Random) -> list[Any]:
-        """Return a candidate from anywhere."""
+        """Return a candidate to start from."""
+        if self.starts is not None:
+            return list(self.starts(random_))
         return [draw(knob, random_) for knob in self.space.values()]
 
 
@@ -79,6 +83,11 @@ class Snippets:
         return sum(self.passes(on, i) for i in range(self.instances)) / self.instances
 
 
+def _few(random_: random.Random) -> Values:
+    """Return a short prompt: 15 % of the instructions."""
+    return [int(random_.random() < 0.15) for _ in range(Snippets.count)]
+
+
 def _tuning(values: Values) -> float:
     """Settings of an imaginary training: smooth in the numbers, two interactions, wide plateaus."""
     rate, batch, width, layers, dropout, momentum, warmup, clip = values[:8]
@@ -124,7 +133,7 @@ def _leading(values: Values) -> float:
 
 
 STRING = Problem("string", knobs(len(TEXT), Choice(LETTERS)), _string, 1.0)
-TOKENS = Problem("tokens", knobs(60, Choice([0, 1])), Snippets().score, 1.0)
+TOKENS = Problem("tokens", knobs(60, Choice([0, 1])), Snippets().score, 1.0, _few)
 RASTRIGIN = Problem("rastrigin-10", knobs(10, Float(-5.12, 5.12)), _rastrigin, -1.0)
 TUNING = Problem("tuning", _TUNING, _tuning, 0.98)
 LEADING = Problem("leading", knobs(40, Choice([0, 1])), _leading, 1.0)

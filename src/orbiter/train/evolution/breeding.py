@@ -30,7 +30,10 @@ class Crossing(Protocol):
     """A strategy that can also make a child of two."""
 
     def crossover(self, first: object, second: object) -> object:
-        """Return a child of both parents, not mutated yet; quick, for it holds up the loop."""
+        """Return a child of both parents, not mutated yet; quick, for it holds up the loop.
+
+        None: these two cannot be crossed, and the first is mutated instead.
+        """
 
 
 @dataclass(slots=True)
@@ -192,11 +195,15 @@ class Nursery(Generic[C]):
         if attempt and place.child is not None:
             source = place.child
         elif place.origin == "crossover":
-            crossover: Callable[[C, C], Awaitable[C] | C] = strategy.crossover  # type: ignore[attr-defined] # it is Crossing
+            crossover: Callable[[C, C], Awaitable[C | None] | C | None] = strategy.crossover  # type: ignore[attr-defined] # it is Crossing
             with boundary("crossover"):
-                source = await call_here(crossover, source, place.parents[1].candidate)
-            if not strategy.mutates_crossed:
-                return source
+                crossed = await call_here(crossover, source, place.parents[1].candidate)
+            if crossed is None:
+                place.parents, place.origin = place.parents[:1], "mutate"
+            elif not strategy.mutates_crossed:
+                return crossed
+            else:
+                source, CURRENT.get().crossed = crossed, True
         with boundary("mutate"):
             return await self._mutate(source)
 

@@ -16,6 +16,8 @@ C = TypeVar("C")
 class CallableEvolution(EvolutionStrategy[C]):
     """Evolution by two functions, plain or async.
 
+    Example::
+
         def score(text: str) -> float:
             return -abs(len(text) - 40)
 
@@ -41,8 +43,8 @@ class CallableEvolution(EvolutionStrategy[C]):
             mutate: returns a variant; the context brings `rng` and `rate`.
             select: returns the survivors of a population, given its scores; None: the best share.
         """
-        self._evaluate = prepare(evaluate)
-        self._mutate = prepare(mutate)
+        self._evaluate: Callable[[C], Awaitable[float | Score]] = prepare(evaluate)
+        self._mutate: Callable[[C, Context], Awaitable[C]] = prepare(mutate)
         self._select = select
 
     @override
@@ -55,6 +57,9 @@ class CallableEvolution(EvolutionStrategy[C]):
 
     @override
     async def select(self, population: Sequence[C], scores: Sequence[float]) -> Sequence[C]:
-        if self._select is None:
-            return await super().select(population, scores)
+        assert self._select is not None  # the loop asks `selects` first
         return await call_here(self._select, population, scores)
+
+    @override
+    def selects(self) -> bool:
+        return self._select is not None

@@ -56,7 +56,7 @@ class EvolutionConfig:
     mutation_rate: float = 0.1
     """0: nothing is ever mutated, the population only shrinks. Above 0: every free place gets a
     mutated child, and the rate is the intensity that reaches the strategy as `context.rate`."""
-    crossover_rate: float = 0.5
+    crossover_rate: float = 0.8
     """Share of children with two parents, where the strategy defines `crossover`."""
     seed: int = 0
     concurrency: int = 16

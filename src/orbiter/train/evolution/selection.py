@@ -17,10 +17,10 @@ C = TypeVar("C")
 
 async def survivors(state: State[C], population: Sequence[Member[C]]) -> list[Member[C]]:
     """Return who survives the epoch, best first; the best ever are always among them."""
-    if type(state.strategy).select is EvolutionStrategy.select:
-        chosen = _best_share(state, population)
-    else:
+    if state.strategy.selects():
         chosen = await _by_the_user(state, population)
+    else:
+        chosen = _best_share(state, population)
     elite = ranked(m for m in (*population, *_best_ever(state)) if m.error is None and m.scores)
     kept = list(dict.fromkeys([*elite[: state.config.elite], *chosen]))
     return ranked(kept)[: max(state.config.population_size, 1)]
@@ -28,8 +28,13 @@ async def survivors(state: State[C], population: Sequence[Member[C]]) -> list[Me
 
 def _best_share(state: State[C], population: Sequence[Member[C]]) -> list[Member[C]]:
     alive = [member for member in ranked(population) if member.error is None and member.scores]
-    count = min(len(population), state.config.population_size)
-    return alive[: max(1, math.ceil(state.config.selection_ratio * count - 1e-9))]
+    return alive[: _places(state, len(population))]
+
+
+def _places(state: State[C], alive: int) -> int:
+    """Return how many of a population survive; the population was counted before its dead left."""
+    count = min(alive, state.config.population_size)
+    return max(1, math.ceil(state.config.selection_ratio * count - 1e-9))
 
 
 def _best_ever(state: State[C]) -> list[Member[C]]:
@@ -40,7 +45,8 @@ async def _by_the_user(state: State[C], population: Sequence[Member[C]]) -> list
     candidates = [member.candidate for member in population]
     scores = [member.score for member in population]
     full = [member.pooled() for member in population]
-    token = CURRENT.set(state.context("select", state.epoch, scores=full))
+    places = _places(state, len(population))
+    token = CURRENT.set(state.context("select", state.epoch, scores=full, places=places))
     try:
         with boundary("select"):
             answer = list(await _call_select(state.strategy, candidates, scores))

@@ -99,6 +99,7 @@ class State(Generic[C]):
         replicate: int = 0,
         parent: Member[C] | None = None,
         scores: Sequence[Score] = (),
+        places: int = 0,
     ) -> Context:
         """Return what the strategy is told about the call named by `key`."""
         return Context(
@@ -111,6 +112,7 @@ class State(Generic[C]):
             replicate=replicate,
             parent_score=parent.scores[0] if parent and parent.scores else None,
             scores=scores,
+            places=places,
         )
 
     def crown(self, contestants: Iterable[Member[C]]) -> None:

@@ -18,7 +18,6 @@ from orbiter.train.evolution.member import Member, ranked
 from orbiter.train.evolution.referee import Referee
 from orbiter.train.evolution.selection import survivors
 from orbiter.train.evolution.state import State
-from orbiter.train.evolution.strategy import EvolutionStrategy
 
 C = TypeVar("C")
 
@@ -46,7 +45,7 @@ class _Stream(Generic[C]):
         self._referee, self._nursery = Referee(state), Nursery(state)
         self._waiting = list(reversed(initial))
         self._changed = asyncio.Event()
-        self._own_select = type(state.strategy).select is not EvolutionStrategy.select
+        self._own_select = state.strategy.selects()
         self._under_way = 0
         self._closing = asyncio.Lock()  # of two workers that end an epoch, one waits
         self._epoch_finished = 0

@@ -48,9 +48,11 @@ class Context:
         "_seed",
         "child",
         "cost",
+        "crossed",
         "epoch",
         "history",
         "parent_score",
+        "places",
         "rate",
         "replicate",
         "scores",
@@ -68,6 +70,7 @@ class Context:
         replicate: int = 0,
         parent_score: Score | None = None,
         scores: Sequence[Score] = (),
+        places: int = 0,
     ) -> None:
         """Made by the pipeline, once for each call."""
         self.rate = rate
@@ -83,6 +86,10 @@ class Context:
         self.child = child
         """Name of the child that is being made or scored: the same in its `mutate` and its
         `evaluate`, so that `rng_for` gives both the same draws."""
+        self.places = places
+        """In `select`: how many survivors the default would keep."""
+        self.crossed = False
+        """In `mutate`: the candidate was just crossed out of two, and may be new as it is."""
         self.scores = scores
         """In `select`: the population's scores in full, failed members with an empty one."""
         self.cost = 0.0
@@ -144,6 +151,10 @@ class EvolutionStrategy(ABC, Generic[C]):
         An override sees failed members with a score of minus infinity.
         """
         raise StateError("the pipeline selects by itself where `select` is not overridden")
+
+    def selects(self) -> bool:
+        """Say whether `select` is the strategy's own; where not, the loop selects by itself."""
+        return type(self).select is not EvolutionStrategy.select
 
     def key(self, candidate: C) -> str | None:  # noqa: ARG002 - likewise
         """Return what makes two candidates equal, or None to let the content decide."""
