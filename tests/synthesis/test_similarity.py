@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.synthesis.brute_force import close_pairs, components, corpus, greedy, skeletons
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.synthesis.similarity import (
@@ -17,11 +16,13 @@ from orbiter.train.synthesis.similarity import (
     compiled,
     hashing,
     join,
+    kernels,
     near_duplicates,
     plain,
     ties,
 )
 from orbiter.train.synthesis.similarity.compiled_index import CompiledEngine
+from tests.synthesis.brute_force import close_pairs, components, corpus, greedy, skeletons
 
 LETTERS = list("abcdefgh")
 ODD_WORDS = [
@@ -263,3 +264,14 @@ def test_long_texts_are_sorted_and_compared_like_short_ones() -> None:
     texts = [" ".join(words) for words in (long, near, far)]
     for engine in (plain, compiled):
         assert engine.near_duplicates(texts, Measure(0.9, 3)).keys() == {1}
+
+
+def test_a_machine_without_a_writable_folder_compiles_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+
+    def twice(number: int) -> int:
+        return 2 * number
+
+    assert kernels.compiled(twice)(21) == 42

@@ -101,12 +101,10 @@ def metadata_of(row: Row) -> Mapping[str, object]:
 def value_of(row: Row, name: str) -> object:
     """Return a field by name: the row's own, under either form's name, or else its metadata's."""
     if isinstance(row, TrajectoryItem):
-        name = SAR[IO.index(name)] if name in IO else name
-        own = getattr(row, name) if name in _ITEM_FIELDS else None
-    else:
-        form = form_of(row)
-        name = form[(SAR if name in SAR else IO).index(name)] if name in SAR + IO else name
-        own = row.get(name)
+        own = getattr(row, _ITEM_FIELDS[name]) if name in _ITEM_FIELDS else None
+        return row.metadata.get(name) if own is None else own
+    form = form_of(row)
+    own = row.get(form[(SAR if name in SAR else IO).index(name)] if name in SAR + IO else name)
     return metadata_of(row).get(name) if own is None else own
 
 
@@ -130,6 +128,8 @@ class Lineage(NamedTuple):
 def lineage_of(row: Row) -> Mapping[str, object]:
     """Return the lineage in the row's metadata; an original has none."""
     value = metadata_of(row).get("lineage")
+    if value is None:  # so for most rows, and quicker told than that it is no mapping
+        return {}
     return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
@@ -235,4 +235,6 @@ def _text(value: object, name: str) -> str:
     return value
 
 
-_ITEM_FIELDS = frozenset(field.name for field in dataclasses.fields(TrajectoryItem))
+_ITEM_FIELDS = {field.name: field.name for field in dataclasses.fields(TrajectoryItem)} | dict(
+    zip(IO, SAR, strict=True)
+)

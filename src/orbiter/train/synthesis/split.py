@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from orbiter.train.errors import ConfigError, DataError, boundary
 from orbiter.train.seeding import sub_seed
@@ -21,6 +21,7 @@ from orbiter.train.synthesis.placing import place
 from orbiter.train.synthesis.records import D, Records, Row, id_of, lineage_of, state_of, value_of
 from orbiter.train.synthesis.similarity import Measure, crossing, ties
 
+H = TypeVar("H", bound=Hashable)
 Key: TypeAlias = str | Callable[[Row], Hashable]
 LINEAGE = "lineage"
 """Groups a row with its ancestors and all that were derived from them."""
@@ -120,11 +121,13 @@ def _values(rows: Sequence[Row], key: Key) -> list[Hashable]:
         return [str(lineage_of(row).get("root") or id_of(row)) for row in rows]
     with boundary(f"key {key!r}"):
         values = [value_of(row, key) if isinstance(key, str) else key(row) for row in rows]
-    for index, value in enumerate(values):
-        if not isinstance(value, Hashable):
-            raise DataError(
-                f"row {index}: key {key!r} gives {value!r:.60}, which cannot be compared"
-            )
+    try:
+        set(values)
+    except TypeError:
+        index = next(i for i, value in enumerate(values) if not isinstance(value, Hashable))
+        raise DataError(
+            f"row {index}: key {key!r} gives {values[index]!r:.60}, which cannot be compared"
+        ) from None
     return values
 
 
@@ -137,28 +140,34 @@ def _groups(
     """Return for every row the first row of its group."""
     leader = list(range(count))
     for values in keys:
-        _unite(leader, _repeats(values))
+        _unite(leader, _repeats(values, _first(values)))
     if measure is not None:
-        _unite(leader, _repeats(states))
-        first = {state: index for index, state in reversed(list(enumerate(states)))}
-        alone = sorted(first.values())
-        close = ties([states[index] for index in alone], measure)
-        _unite(leader, ((alone[one], alone[other]) for one, other in close))
-    return [_leader(leader, index) for index in range(count)]
+        first = _first(states)
+        _unite(leader, _repeats(states, first))
+        close = ties(list(first), measure)
+        rows = list(first.values())
+        _unite(leader, ((rows[one], rows[other]) for one, other in close))
+    for index in range(count):  # a leader stands before its followers, so one pass finds them all
+        leader[index] = leader[leader[index]]
+    return leader
 
 
-def _repeats(values: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+def _first(values: Sequence[H]) -> dict[H, int]:
+    """Return where each value stands first."""
+    return dict(zip(reversed(values), range(len(values) - 1, -1, -1), strict=True))
+
+
+def _repeats(values: Sequence[H], first: Mapping[H, int]) -> Iterator[tuple[int, int]]:
     """Yield each row whose value was there before, with the row that had it first."""
-    first: dict[Hashable, int] = {}
-    for index, value in enumerate(values):
-        if value is not None and (earlier := first.setdefault(value, index)) != index:
+    for index, (value, earlier) in enumerate(zip(values, map(first.get, values), strict=True)):
+        if earlier is not None and earlier != index and value is not None:
             yield earlier, index
 
 
 def _unite(leader: list[int], pairs: Iterable[tuple[int, int]]) -> None:
     for one, other in pairs:
-        low, high = sorted((_leader(leader, one), _leader(leader, other)))
-        leader[high] = low
+        mine, its = _leader(leader, one), _leader(leader, other)
+        leader[max(mine, its)] = min(mine, its)
 
 
 def _leader(leader: list[int], index: int) -> int:
