@@ -74,7 +74,7 @@ def _encode(text: str) -> bytes:
 def limits(measure: Measure, largest: int) -> Limits:
     """Tabulate the threshold for sets of up to `largest` tokens."""
     sizes = np.arange(2 * largest + 1).astype(object)
-    numerator, denominator = measure.fraction.as_integer_ratio()
+    numerator, denominator = measure.ratio
     partner = -(-numerator * sizes[: largest + 1] // denominator)
     shared = -(-numerator * sizes // (numerator + denominator))
     return Limits(partner.astype(np.int64), shared.astype(np.int64))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from orbiter.train.errors import ConfigError
@@ -58,9 +59,9 @@ class Measure:
             raise ConfigError(f"ngram must be at least 1 word, got {self.ngram}")
 
     @property
-    def fraction(self) -> Fraction:
-        """Return the threshold as the fraction that its decimal writing says."""
-        return Fraction(str(self.threshold))
+    def ratio(self) -> tuple[int, int]:
+        """Return the threshold as numerator and denominator of what its decimal writing says."""
+        return _as_written(self.threshold)
 
     def shingles(self, text: str) -> frozenset[Shingle]:
         """Return the set of shingles that stands for `text`."""
@@ -71,7 +72,7 @@ class Measure:
 
     def least_partner(self, size: int) -> int:
         """Return how many shingles a partner of a set of `size` needs at the very least."""
-        numerator, denominator = self.fraction.as_integer_ratio()
+        numerator, denominator = self.ratio
         return -(-numerator * size // denominator)
 
     def least_shared(self, total: int) -> int:
@@ -79,5 +80,10 @@ class Measure:
 
         |A & B| / |A | B| >= p/q is the same as (p + q) |A & B| >= p (|A| + |B|).
         """
-        numerator, denominator = self.fraction.as_integer_ratio()
+        numerator, denominator = self.ratio
         return -(-numerator * total // (numerator + denominator))
+
+
+@lru_cache
+def _as_written(number: float | Fraction) -> tuple[int, int]:
+    return Fraction(str(number)).as_integer_ratio()
