@@ -209,6 +209,7 @@ def test_the_index_goes_over_to_the_large_engine_unnoticed(monkeypatch: pytest.M
     want = plain.near_duplicates(texts, Measure(0.8, 2), reference=10)
     assert {n: match for n, match in enumerate(answers, 10) if match} == want
     assert len(index) == 200 - len(want)
+    assert type(index._engine) is CompiledEngine
 
 
 def test_small_and_large_input_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
