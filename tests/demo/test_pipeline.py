@@ -13,6 +13,7 @@ from orbiter.train.demo.outcome import Outcome
 from orbiter.train.demo.pipeline import Run, capture, curate, run_demo, split_requests
 from orbiter.train.demo.plan import QUICK, Plan
 from orbiter.train.demo.requests import ToolRequest
+from orbiter.train.errors import StorageError
 
 
 def an_account() -> Account:
@@ -63,6 +64,12 @@ async def test_the_whole_way_leaves_a_page_a_model_and_a_result(
     assert kept["exams"]["grpo"]["right"] == outcome.exams["grpo"].right
     assert isinstance(account.console.file, io.StringIO)
     assert str(tmp_path / "model") in account.console.file.getvalue().replace("\n", "")
+
+
+async def test_a_run_never_writes_into_another_ones_folder(tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").write_text("")
+    with pytest.raises(StorageError, match="needs a folder of its own"):
+        await run_demo(QUICK, tmp_path, an_account())
 
 
 def test_a_plan_is_fixed() -> None:

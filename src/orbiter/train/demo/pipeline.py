@@ -29,6 +29,7 @@ from orbiter.train.demo.plan import Plan
 from orbiter.train.demo.prompt import INSTRUCTION, render
 from orbiter.train.demo.requests import ToolRequest, load_requests
 from orbiter.train.engine.trainer import ModelTrainer
+from orbiter.train.errors import StorageError
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.storage import atomic_write
 from orbiter.train.synthesis import deduplicate, filter_by_score, split_dataset
@@ -71,8 +72,10 @@ async def run_demo(plan: Plan, folder: Path, account: Account) -> Outcome:
     """Run every stage, write the page, and return what was found.
 
     Raises:
-        StorageError: the requests or the model are not at hand and cannot be fetched.
+        StorageError: the requests or the model are not at hand and cannot be fetched, or `folder`
+            holds something already.
     """
+    _require_empty(folder)
     requests = load_requests()[: plan.requests]
     run = Run(plan, folder, account, {request.id: request for request in requests})
     parts = split_requests(requests, plan)
@@ -87,6 +90,11 @@ async def run_demo(plan: Plan, folder: Path, account: Account) -> Outcome:
     with atomic_write(folder / "result.json") as file:
         file.write(msgspec.json.encode(run.outcome))
     return run.outcome
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise StorageError(f"{folder} is not empty: a run of the demo needs a folder of its own")
 
 
 def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
@@ -142,7 +150,7 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
     """Keep what is right, once each, and set validation traces aside."""
     plan, account = run.plan, run.account
     with account.stage("curate", "filter by reward, deduplicate, split"):
-        right = filter_by_score(traces, min_score=1.0)
+        right = filter_by_score(traces.items[:], min_score=1.0)
         distinct = deduplicate(right, threshold=0.9)
         shares = (1 - plan.validation, plan.validation)
         parts = split_dataset(distinct, shares, seed=plan.seed)
