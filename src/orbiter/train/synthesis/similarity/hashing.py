@@ -28,6 +28,75 @@ _TOP = _U(0x8080808080808080)
 _HASH = _U((1 << 56) - 1)
 
 
+@compiled
+def shingle(data: Uint64s, start: Int64s, recent: Uint64s, salt: np.uint64, out: Uint64s) -> Int64s:
+    """Hash every text's word n-grams into `out`, one after the other; return where each begins.
+
+    Text i stands in the bytes from start[i] to start[i + 1] and ends in white space. Words are
+    split where `str.split` splits ASCII, and A to Z are made small, eight bytes at a time.
+    `recent` has n places.
+    """
+    begin = np.empty(start.shape[0], np.int64)
+    written = 0
+    for text in range(start.shape[0] - 1):
+        begin[text] = written
+        written = _shingle_one(data, (start[text], start[text + 1]), recent, salt, (out, written))
+    begin[-1] = written
+    return begin
+
+
+@inlined
+def _shingle_one(
+    data: Uint64s,
+    span: tuple[int, int],
+    recent: Uint64s,
+    salt: np.uint64,
+    output: tuple[Uint64s, int],
+) -> int:
+    """Hash one text's n-grams as its words go by, and return where the next text's go."""
+    out, written = output
+    ngram = recent.shape[0]
+    outgoing = _U(1)
+    for _ in range(ngram):
+        outgoing *= ODD
+    recent[:] = _U(0)
+    rolling, words, slot = _U(0), 0, 0
+    hashed, at = _next_word(data, span[0], span[1], salt)
+    while at > 0:
+        rolling = rolling * ODD + hashed - recent[slot] * outgoing
+        recent[slot] = hashed
+        words += 1
+        slot = slot + 1 if slot + 1 < ngram else 0
+        if words >= ngram:
+            out[written] = _scramble(rolling)
+            written += 1
+        hashed, at = _next_word(data, at, span[1], salt)
+    if words < ngram:
+        out[written] = _scramble(rolling + _U(words + 1))
+        written += 1
+    return written
+
+
+@inlined
+def _next_word(data: Uint64s, at: int, end: int, salt: np.uint64) -> tuple[np.uint64, int]:
+    """Hash the next word from `at` on; return the hash and where to go on, or 0 for no more."""
+    hashed, inside = salt, False
+    while at < end:
+        block = _eight_bytes(data, at)
+        space = _between(block, 9, 13) | _between(block, 28, 32)
+        block |= _between(block, 65, 90) >> _U(2)
+        if space == 0:
+            hashed, at, inside = _step(hashed, block), at + 8, True
+            continue
+        below = ((space & (~space + _U(1))) >> _U(7)) - _U(1)
+        count = signed(((below & ONES) * ONES) >> _U(56))
+        at += count + 1
+        if count > 0 or inside:
+            # The length stands above the bytes, so that a word's end is part of its hash.
+            return _step(hashed, (block & below) | (_U(count + 1) << _U(56))), at
+    return hashed, 0
+
+
 @inlined
 def _eight_bytes(data: Uint64s, at: int) -> np.uint64:
     shift = _U((at & 7) * 8)
@@ -55,64 +124,6 @@ def _step(hashed: np.uint64, block: np.uint64) -> np.uint64:
 def _scramble(token: np.uint64) -> np.uint64:
     token = (token ^ (token >> _U(30))) * _ODD_2
     return token ^ (token >> _U(29))
-
-
-@compiled
-def shingle(data: Uint64s, start: Int64s, recent: Uint64s, salt: np.uint64, out: Uint64s) -> Int64s:
-    """Hash every text's word n-grams into `out`, one after the other; return where each begins.
-
-    Text i stands in the bytes from start[i] to start[i + 1] and ends in white space. Words are
-    split where `str.split` splits ASCII, and A to Z are made small, eight bytes at a time.
-    `recent` has n places.
-    """
-    begin = np.empty(start.shape[0], np.int64)
-    written = 0
-    for text in range(start.shape[0] - 1):
-        begin[text] = written
-        written = _shingle_one(data, (start[text], start[text + 1]), recent, salt, (out, written))
-    begin[-1] = written
-    return begin
-
-
-@inlined
-def _shingle_one(
-    data: Uint64s,
-    span: tuple[int, int],
-    recent: Uint64s,
-    salt: np.uint64,
-    output: tuple[Uint64s, int],
-) -> int:
-    out, written = output
-    ngram = recent.shape[0]
-    outgoing = _U(1)
-    for _ in range(ngram):
-        outgoing *= ODD
-    recent[:] = _U(0)
-    rolling, words, slot, at, hashed, inside = _U(0), 0, 0, span[0], salt, False
-    while at < span[1]:
-        block = _eight_bytes(data, at)
-        space = _between(block, 9, 13) | _between(block, 28, 32)
-        block |= _between(block, 65, 90) >> _U(2)
-        if space == 0:
-            hashed, at, inside = _step(hashed, block), at + 8, True
-            continue
-        below = ((space & (~space + _U(1))) >> _U(7)) - _U(1)
-        count = signed(((below & ONES) * ONES) >> _U(56))
-        at += count + 1
-        if count == 0 and not inside:
-            continue
-        hashed = _step(hashed, (block & below) | (_U(count + 1) << _U(56)))
-        rolling = rolling * ODD + hashed - recent[slot] * outgoing
-        recent[slot] = hashed
-        words, hashed, inside = words + 1, salt, False
-        slot = slot + 1 if slot + 1 < ngram else 0
-        if words >= ngram:
-            out[written] = _scramble(rolling)
-            written += 1
-    if words < ngram:
-        out[written] = _scramble(rolling + _U(words + 1))
-        written += 1
-    return written
 
 
 @compiled
