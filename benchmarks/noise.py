@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from orbiter.train.synthesis.augment import augment_add_noise
+from orbiter.train.synthesis import augment_add_noise
 
 ROUNDS, TEXTS, LEVEL = 7, 2000, 0.1
 TARGET = 5.0
@@ -70,12 +70,13 @@ def cpu_seconds(fn: Callable[[list[str]], list[str]], texts: list[str]) -> float
     return time.process_time() - start
 
 
-def parses(text: str) -> bool:
+def call_in(text: str) -> object:
+    """Return the JSON call in a text, or None where it does not parse any more."""
     found = re.search(r"\{.*\}", text, re.DOTALL)
     try:
-        return found is not None and isinstance(json.loads(found.group()), dict)
+        return json.loads(found.group()) if found else None
     except ValueError:
-        return False
+        return None
 
 
 def main() -> None:
@@ -99,9 +100,14 @@ def main() -> None:
         )
     print(f"  target: each peer takes at least {TARGET} x our time")
     calls = [f"{prose(rng, 100)} {call(rng)} {prose(rng, 60)}" for _ in range(TEXTS)]
-    print(f"JSON tool calls that still parse, of {TEXTS} (target for ours: all)")
+    before = list(map(call_in, calls))
+    print(f"JSON tool calls that still parse, and that still say the same, of {TEXTS}")
     for name, fn in engines.items():
-        print(f"  {name:22} {sum(map(parses, fn(calls))) / TEXTS:8.1%}")
+        after = list(map(call_in, fn(calls)))
+        whole = sum(call is not None for call in after)
+        same = sum(one == other for one, other in zip(before, after, strict=True))
+        print(f"  {name:22} {whole / TEXTS:8.1%} {same / TEXTS:8.1%}")
+    print("  target: all of ours, both")
 
 
 if __name__ == "__main__":
