@@ -39,7 +39,7 @@ def token_scores(
 
         d logprob / d z_j = [j = token] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
 
-    The products run in `hidden`'s type; everything behind them in float32. Backward may be run
+    The products run in `hidden`'s type; everything behind them in float32 at least. Backward may be run
     once: it works in the place of the softmax that forward kept.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _TokenScores.apply
@@ -51,7 +51,8 @@ def scores_of_logits(
     logits: Float[Tensor, "N V"], token_ids: Int[Tensor, "N"], *, temperature: float = 1.0
 ) -> TokenScores:
     """Return the same from logits that a model made by itself: plain autograd, more memory."""
-    log_softmax = torch.log_softmax(logits.float() / temperature, dim=-1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_softmax = torch.log_softmax(logits.to(wide) / temperature, dim=-1)
     entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
     return TokenScores(log_softmax.gather(1, token_ids[:, None])[:, 0], entropy)
 
@@ -79,12 +80,13 @@ class _TokenScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Score chunk by chunk; keep the softmax if anybody will ask for a gradient."""
         narrow = weight.to(hidden.dtype)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
         wanted = any(ctx.needs_input_grad[:2])
         probability = hidden.new_empty(len(hidden) if wanted else 0, len(weight))
-        logprob = hidden.new_empty(len(hidden), dtype=torch.float32)
+        logprob = hidden.new_empty(len(hidden), dtype=wide)
         entropy = torch.empty_like(logprob)
         for rows in _chunks(len(hidden), len(weight)):
-            logits = functional.linear(hidden[rows], narrow).float()
+            logits = functional.linear(hidden[rows], narrow).to(wide)
             if temperature != 1:
                 logits /= temperature
             largest = logits.amax(dim=-1)
@@ -113,8 +115,8 @@ class _TokenScores(torch.autograd.Function):
             part = d_logits[rows]
             slope = d_logprob[rows, None]
             if with_entropy:
-                surprise = torch.special.xlogy(part.float(), part.float())
-                surprise += part.float() * entropy[rows, None]
+                p = part.to(entropy.dtype)
+                surprise = torch.special.xlogy(p, p) + p * entropy[rows, None]
                 part.copy_(-slope * part - d_entropy[rows, None] * surprise)
             else:
                 part.mul_(-slope.to(part.dtype))
@@ -122,7 +124,7 @@ class _TokenScores(torch.autograd.Function):
         if ctx.temperature != 1:
             d_logits /= ctx.temperature
         d_hidden = d_logits @ narrow if ctx.needs_input_grad[0] else None
-        d_weight = (d_logits.t() @ hidden).float() if ctx.needs_input_grad[1] else None
+        d_weight = (d_logits.t() @ hidden).to(entropy.dtype) if ctx.needs_input_grad[1] else None
         return d_hidden, d_weight, None, None
 
 

@@ -142,5 +142,6 @@ def _resident(policy: Policy) -> int:
         return int(torch.cuda.memory_allocated(policy.device))
     statistics = Path("/proc/self/statm")
     if statistics.exists():
-        return int(statistics.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return FLOAT32 * sum(p.numel() for p in policy.model.parameters())
+        pages = int(statistics.read_text(encoding="ascii").split()[1])
+        return pages * int(os.sysconf("SC_PAGE_SIZE"))
+    return FLOAT32 * int(sum(p.numel() for p in policy.model.parameters()))
