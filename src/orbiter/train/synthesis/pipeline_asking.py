@@ -108,37 +108,46 @@ class Desk:
         return Answered(made, judged)
 
     async def _make(self, batch: Batch) -> Made:
-        by_step: list[int] = []
-        items: Sequence[object] = ()
-        spent = 0.0
+        spent: list[float] = []
 
         def spend(amount: float) -> None:
-            nonlocal spent
-            spent += amount
+            if not 0 <= amount < math.inf:
+                raise DataError(f"a cost must be finite and not negative, got {amount!r}")
+            spent.append(amount)
             self.cost += amount
 
+        by_step: list[int] = []
+        candidates: list[Candidate] = []
         failure = None
+        try:
+            candidates = await self._chain(batch, spend, by_step)
+        except CallbackError as error:
+            if self.config.on_error == "raise":
+                raise
+            failure = f"batch {batch.number}: {error}"
+        made = Made.of(batch.number, batch.count, candidates, by_step)
+        made.cost, made.failure = sum(spent), failure
+        return made
+
+    async def _chain(
+        self, batch: Batch, spend: Callable[[float], None], by_step: list[int]
+    ) -> list[Candidate]:
+        """Ask one step after the other; `by_step` is told how many items each made."""
+        made: list[Candidate] = []
         for place, step in enumerate(self.steps):
-            ready = [item for item in map(_as_item, items) if isinstance(item, TrajectoryItem)]
             context = SynthesisContext(
                 seeds=self.seeds,
                 accepted=batch.accepted,
-                items=ready,
+                items=[item for item in made if isinstance(item, TrajectoryItem)],
                 round=batch.round,
                 offset=batch.offset,
                 seed=sub_seed(self.config.seed, "step", place, batch.number),
                 spend=spend,
             )
-            count = len(ready) if place else batch.count
-            try:
-                items = await _generate(step, count, context) if count else ()
-            except CallbackError as error:
-                if self.config.on_error == "raise":
-                    raise
-                items, failure = (), f"batch {batch.number}: {error}"
-            by_step.append(len(items))
-        made = Made.of(batch.number, batch.count, [_as_item(item) for item in items], by_step)
-        made.cost, made.failure = spent, failure
+            count = len(context.items) if place else batch.count
+            answer = await _generate(step, count, context) if count else ()
+            made = [_as_item(item) for item in answer]
+            by_step.append(len(made))
         return made
 
     async def _judge(
