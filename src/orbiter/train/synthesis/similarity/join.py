@@ -77,4 +77,5 @@ def is_true(measure: Measure, text: str, witness: str, match: Match) -> bool:
     if text == witness:
         return match.shared == match.union
     one, other = measure.shingles(text), measure.shingles(witness)
-    return len(one & other) == match.shared and len(one | other) == match.union
+    shared = len(one & other)
+    return (shared, len(one) + len(other) - shared) == (match.shared, match.union)
