@@ -70,11 +70,11 @@ def filter_by_score(
     floor = _floor(judged, min_score, quantile)
     for index, score in judged.items():
         if score < floor:
-            why[index] = ("score", f"score {score:g} is below {floor:g}")
+            why[index] = ("score", f"score {score} is below {floor}")
     if top_k is not None:
         passed = [index for index in judged if index not in why]
         for index in sorted(passed, key=lambda index: -judged[index])[top_k:]:
-            why[index] = ("rank", f"score {judged[index]:g} is not among the {top_k} best")
+            why[index] = ("rank", f"score {judged[index]} is not among the {top_k} best")
     if report is not None:
         for index in sorted(why):
             report.dropped.append(Dropped(index, records.rows[index], *why[index]))
