@@ -88,6 +88,15 @@ def test_padding_never_reaches_the_gradient() -> None:
     assert gradient(loss, logprob).tolist() == [[-0.5, -0.5, 0.0]]
 
 
+def test_only_the_policy_and_the_value_in_training_get_a_gradient() -> None:
+    new, old, credit, target = (torch.rand(2, 3, requires_grad=True) for _ in range(4))
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    surrogate = clipped_surrogate(new, old, credit, mask, clip_range=0.2).loss
+    error = clipped_value_loss(new, old, target, mask, clip_range=0.2).loss
+    found = torch.autograd.grad(surrogate + error, (new, old, credit, target), allow_unused=True)
+    assert [slope is None for slope in found] == [False, True, True, True]
+
+
 @every_aggregation
 @given(seed=SEEDS, lengths=LENGTHS)
 def test_more_padding_and_another_order_of_rows_change_nothing(
