@@ -85,10 +85,20 @@ async def test_a_stopped_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
 
 
 async def test_a_finished_run_is_read_and_not_made_again(tmp_path: Path) -> None:
-    first = await pipeline(tmp_path, Numbered()).run()
+    scored: list[TrajectoryItem] = []
+
+    def scorer(item: TrajectoryItem) -> float:
+        scored.append(item)
+        return 0.5
+
+    config = SynthesisConfig(target_size=20, batch_size=4, min_score=0.3)
     step = Numbered()
-    assert await pipeline(tmp_path, step).run() == first
-    assert step.asked == []
+    pipeline = SynthesisPipeline(config, scorer=scorer, run_dir=tmp_path).add_step(step)
+    first = await pipeline.run()
+    asked = list(step.asked)
+    assert len(scored) == first.generated_count
+    assert await pipeline.run() == first
+    assert (step.asked, len(scored)) == (asked, first.generated_count)
 
 
 async def test_a_journal_does_not_change_the_data(tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ class Counting(DataSynthesiser):
             await asyncio.sleep(0.01 * rng.random())
         numbers = range(context.offset, min(context.offset + count, self.limit))
         return [
-            TrajectoryItem(text(self.original(n)), "", (n * 37 % 101) / 100, {"n": n})
+            TrajectoryItem(
+                text(self.original(n)), "", (n * 37 % 101) / 100, {"n": n, "drawn": rng.random()}
+            )
             for n in numbers
         ]
 
@@ -488,3 +490,68 @@ async def test_progress_shows_on_a_terminal_only(
     monkeypatch.setenv("TERM", "xterm")
     await run(Counting(), target_size=5)
     assert ("accepted" in screen.getvalue()) is terminal
+
+
+async def test_repetitions_of_seeds_and_of_items_are_told_apart() -> None:
+    first, second = TrajectoryItem("a first thing said", ""), TrajectoryItem("another was", "")
+    result = await run(Fixed(first, second, second), [first], target_size=5, patience=1)
+    assert [rejection.reason for rejection in result.rejections[:2]] == [
+        "duplicate_of_seed",
+        "duplicate",
+    ]
+
+
+async def test_a_score_that_equals_the_least_is_enough() -> None:
+    result = await run(Fixed({"input": "x", "score": 0.7}), target_size=1, min_score=0.7)
+    assert len(result.items) == 1
+
+
+async def test_a_barren_round_is_followed_by_a_larger_one() -> None:
+    result = await run(Counting(), target_size=10, min_score=2.0)
+    assert (result.stop_reason, result.generated_count) == ("exhausted", 10 + 20 + 40)
+
+
+async def test_a_dry_source_is_asked_once_more_and_not_again() -> None:
+    result = await run(Counting(limit=40), target_size=100)
+    assert result.rounds == 2
+
+
+async def test_a_slow_batch_holds_up_no_other_and_what_was_made_is_counted() -> None:
+    others_made = asyncio.Event()
+
+    class SlowFirst(Counting):
+        @override
+        async def generate(
+            self, count: int, *, context: SynthesisContext | None = None
+        ) -> list[TrajectoryItem]:
+            made = await super().generate(count, context=context)
+            if made[0].metadata["n"] == 0:
+                await asyncio.Event().wait()
+            if len(self.asked) == 12:
+                others_made.set()
+            return made
+
+    config = SynthesisConfig(target_size=500, batch_size=5, concurrency=2)
+    pipeline = SynthesisPipeline(config).add_step(SlowFirst())
+    task = asyncio.create_task(pipeline.run())
+    await asyncio.wait_for(others_made.wait(), 5)
+    await asyncio.sleep(0.01)
+    pipeline.stop()
+    result = await task
+    check_ledger(result)
+    assert len(result.items) == 0
+    assert result.generated_count == result.trimmed_count >= 50
+
+
+async def test_a_cost_that_is_none_is_refused() -> None:
+    class Odd(Counting):
+        @override
+        async def generate(
+            self, count: int, *, context: SynthesisContext | None = None
+        ) -> list[TrajectoryItem]:
+            assert context is not None
+            context.spend(float("nan"))
+            return []
+
+    with pytest.raises(DataError, match="cost"):
+        await run(Odd())
