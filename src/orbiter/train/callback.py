@@ -81,15 +81,29 @@ async def map_bounded(
         return [await fn(items[0])]
     queue = iter(enumerate(items))
     results: dict[int, R] = {}
+    stopped = False
 
     async def worker() -> None:
-        for index, item in queue:
-            results[index] = await fn(item)
+        nonlocal stopped
+        try:
+            for index, item in queue:
+                if index + 1 < concurrency:
+                    loop.call_soon(start_another)
+                results[index] = await fn(item)
+        except BaseException:
+            stopped = True
+            raise
+        stopped = True
 
+    def start_another() -> None:
+        # Comes when the last worker waits; what never waits has been done by the first until then.
+        if not stopped:
+            group.create_task(worker())
+
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(items))):
-                group.create_task(worker())
+            group.create_task(worker())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     return [results[index] for index in range(len(items))]

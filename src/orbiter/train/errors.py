@@ -15,8 +15,7 @@ expect. Left out on purpose: a class per message; the message says what happened
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
 
@@ -53,19 +52,25 @@ class MissingExtraError(TrainError, ImportError):
     """An optional dependency is not installed; the message is the command that installs it."""
 
 
-@contextmanager
-def boundary(what: str) -> Iterator[None]:
+class boundary:  # noqa: N801 - it reads as what it does, like contextlib's own
     """Run the user's own code: an error from it comes out as a `CallbackError` that names `what`.
 
     Errors of this package pass through unchanged, and so do cancellation and Ctrl-C, which are no
     errors. The original stands behind as `__cause__`.
     """
-    try:
-        yield
-    except TrainError:
-        raise
-    except Exception as error:
-        raise CallbackError(f"{what} raised {type(error).__name__}: {error}") from error
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Enter the user's code."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Leave it, the error named."""
+        if isinstance(error, Exception) and not isinstance(error, TrainError):
+            raise CallbackError(f"{self._what} raised {type(error).__name__}: {error}") from error
 
 
 def require(module: str, *, extra: str) -> ModuleType:
