@@ -39,8 +39,8 @@ def token_scores(
 
         d logprob / d z_j = [j = token] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
 
-    The products run in `hidden`'s type; everything behind them in float32 at least. Backward may be run
-    once: it works in the place of the softmax that forward kept.
+    The products run in `hidden`'s type; everything behind them in float32 at least. Backward may
+    be run once: it works in the place of the softmax that forward kept.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _TokenScores.apply
     logprob, entropy = apply(hidden, weight, token_ids, temperature)

@@ -58,8 +58,8 @@ class Layer(NamedTuple):
     """Qwen3's norms of each query and each key; None elsewhere."""
     out: Linear
     mlp_norm: Tensor
-    gate_up: Linear
-    """To gate and up at once, [N 2*I]."""
+    gate_up: Callable[[Tensor], tuple[Tensor, ...]]
+    """To gate and up, each [N I]."""
     down: Linear
 
 
@@ -114,7 +114,7 @@ def trunk(
         q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
         x = x + layer.out(attend(number, q, k, v))
         h = rms_norm(x, layer.mlp_norm, shape.eps).to(dtype)
-        gate, up = layer.gate_up(h).chunk(2, dim=-1)
+        gate, up = layer.gate_up(h)
         x = x + layer.down(functional.silu(gate) * up)
     return x
 
@@ -126,20 +126,38 @@ def rms_norm(x: Float[Tensor, "*axes D"], weight: Float[Tensor, "D"], eps: float
 
 def live_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 - as in Shape.of
     """Read the layers in place: gradients reach the model's own parameters and adapters."""
-    return [_layer(block, lambda modules: _live_linear(modules, dtype)) for block in body.layers]
+
+    def fuse(modules: list[nn.Module]) -> Linear:
+        return _live_linear(modules, dtype)
+
+    def apart(modules: list[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        # One product would be joined again on the way back, which costs more than it saves.
+        parts = [_live_linear([module], dtype) for module in modules]
+        return lambda x: tuple(part(x) for part in parts)
+
+    return [_layer(block, fuse, apart) for block in body.layers]
 
 
 @torch.no_grad()
 def packed_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 - as in Shape.of
     """Copy the layers for sampling."""
-    return [
-        _layer(block, lambda modules: packed_linear(*merged(modules), dtype))
-        for block in body.layers
-    ]
+
+    def fuse(modules: list[nn.Module]) -> Linear:
+        return packed_linear(*merged(modules), dtype)
+
+    def halves(modules: list[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        both = fuse(modules)
+        return lambda x: both(x).chunk(2, dim=-1)
+
+    return [_layer(block, fuse, halves) for block in body.layers]
 
 
-def _layer(block: Any, fuse: Callable[[list[nn.Module]], Linear]) -> Layer:  # noqa: ANN401
-    """Sort a Hugging Face layer's modules, products that share their input fused by `fuse`."""
+def _layer(
+    block: Any,  # noqa: ANN401 - as in Shape.of
+    fuse: Callable[[list[nn.Module]], Linear],
+    pair: Callable[[list[nn.Module]], Callable[[Tensor], tuple[Tensor, ...]]],
+) -> Layer:
+    """Sort a Hugging Face layer's modules; `fuse` and `pair` say how they are multiplied by."""
     attention, mlp = block.self_attn, block.mlp
     norms = None
     if hasattr(attention, "q_norm"):
@@ -150,7 +168,7 @@ def _layer(block: Any, fuse: Callable[[list[nn.Module]], Linear]) -> Layer:  # n
         head_norms=norms,
         out=fuse([attention.o_proj]),
         mlp_norm=block.post_attention_layernorm.weight,
-        gate_up=fuse([mlp.gate_proj, mlp.up_proj]),
+        gate_up=pair([mlp.gate_proj, mlp.up_proj]),
         down=fuse([mlp.down_proj]),
     )
 
