@@ -9,7 +9,8 @@ import pytest
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.synthesis import augment_add_noise
-from orbiter.train.synthesis.augment_noise import ALL_OPS, Noise, NoiseOp
+from orbiter.train.synthesis.augment_noise import ALL_OPS, Noise, NoiseOp, _draws
+from orbiter.train.synthesis.augment_protect import free_spans
 
 SENTENCES = (
     "The quick agent wrote an answer about decorators while another reader asked for examples.",
@@ -72,6 +73,18 @@ def test_the_error_rate_is_the_level_over_ten_thousand_texts(level: float) -> No
     assert error_rate(prose(1, 10_000), level) == pytest.approx(level, rel=0.015)
 
 
+def test_between_protected_spans_the_error_rate_is_the_level_too() -> None:
+    texts = []
+    for text in prose(5, 600):
+        words = text.split()
+        texts.append(" 42 ".join(" ".join(words[at : at + 3]) for at in range(0, len(words), 3)))
+    rows = [{"input": text} for text in texts]
+    noisy = [str(row["input"]) for row in augment_add_noise(rows, 0.1)]
+    free = sum(end - start for text in texts for start, end in free_spans(text))
+    assert free < 0.85 * sum(map(len, texts))
+    assert sum(map(levenshtein, texts, noisy)) / free == pytest.approx(0.1, rel=0.05)
+
+
 @pytest.mark.parametrize("op", ALL_OPS)
 def test_every_kind_of_slip_alone_reaches_the_level(op: NoiseOp) -> None:
     assert error_rate(prose(2, 500), 0.1, [op]) == pytest.approx(0.1, rel=0.06)
@@ -109,11 +122,11 @@ def test_slips_speak_the_texts_own_script() -> None:
     assert 0 < latin < 0.1 * len(text)
 
 
-def test_a_short_stream_of_draws_is_made_longer() -> None:
-    noise = Noise.of(0.9, ["insert"])
-    text = "a" * 5000
-    noisy = noise.apply(text, [(0, 5000)], "k")
-    assert len(noisy) == pytest.approx(9500, rel=0.02)
+def test_too_few_draws_are_noticed_and_more_begin_with_the_same() -> None:
+    noise, text = Noise.of(0.9, ["insert"]), "a" * 500
+    assert noise._edit(text, [(0, 500)], _draws("k", 300)) is None
+    assert len(noise._edit(text, [(0, 500)], _draws("k", 600)) or "") > 900
+    assert _draws("k", 600)[:300] == _draws("k", 300)
 
 
 @pytest.mark.parametrize("level", [-0.1, 1.1, float("nan"), True])
