@@ -16,6 +16,7 @@ PROTECTED = [
     "```python\ndef f(x,  y):\n    return {'a': 1}\n```",
     "~~~\nplain code here\n~~~",
     '{"name": "search", "arguments": {"query": "a {b} \\" c", "k": [1, 2]}}',
+    '{"note": "one lone } in it", "query": "words that one could spoil"}',
     "{'name': 'search', 'nested': {'a': 'b'}}",
     '["one", "two", {"three": null}]',
     'search(query="python decorators", options=(1, 2))',
