@@ -343,6 +343,12 @@ async def test_ctrl_c_ends_the_run_with_what_is_there() -> None:
     assert signal.getsignal(signal.SIGINT) is former
 
 
+async def test_after_a_run_ctrl_c_means_what_it_meant_before() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    await run(Counting(), target_size=3)
+    assert signal.getsignal(signal.SIGINT) is former
+
+
 async def test_cancelling_the_task_propagates_and_leaves_nothing_running() -> None:
     pipeline = SynthesisPipeline(SynthesisConfig(target_size=1000, batch_size=5))
     pipeline.add_step(Counting(slow=True))
