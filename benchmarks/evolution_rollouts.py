@@ -10,6 +10,7 @@ towards passing it; else it changes something at random. Target: at most 0.9 of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import random
 import re
@@ -19,7 +20,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from evolution_problems import TOKENS, Snippets
-
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
 from orbiter.train.evolution.prompt import PromptEvolution
 
@@ -28,7 +28,7 @@ SNIPPETS = Snippets()
 NAMES = [str(i) for i in range(SNIPPETS.instances)]
 
 
-class Enough(Exception):
+class Enough(Exception):  # noqa: N818 - a signal, no error
     """The target or the cap is reached."""
 
 
@@ -90,7 +90,7 @@ def ours(seed: int) -> Meter:
 
     async def model(messages: Any) -> str:  # noqa: ANN401 - chat messages
         question = str(messages[1]["content"])
-        text = question.split("<instructions>")[1].split("</instructions>")[0]
+        text = question.split("<instructions>")[1].split("</instructions>", maxsplit=1)[0]
         return reflect(text, [int(n) for n in re.findall(r"^\[(\d+)\]", question, re.M)], draws)
 
     strategy = PromptEvolution(agent, dict(zip(NAMES, NAMES, strict=True)), metric, model)
@@ -111,7 +111,7 @@ def gepas(seed: int, acceptance: str) -> Meter:
     class Adapter:
         propose_new_texts = None
 
-        def evaluate(self, batch: Any, candidate: Any, capture_traces: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - gepa's signature
+        def evaluate(self, batch: Any, candidate: Any, capture_traces: bool = False) -> Any:  # noqa: ANN401 - gepa's signature
             if meter.reached:
                 raise Enough
             scores = [meter.run(candidate["text"], name) for name in batch]
@@ -129,15 +129,13 @@ def gepas(seed: int, acceptance: str) -> Meter:
         def log(self, *_args: object, **_kwargs: object) -> None: ...
 
     start = text_of(TOKENS.sample(random.Random(1000 + seed)))
-    try:
+    with contextlib.suppress(Enough):
         gepa.optimize(
             seed_candidate={"text": start}, trainset=NAMES, valset=NAMES,
             adapter=Adapter(), custom_candidate_proposer=propose, max_metric_calls=CAP,
             logger=Silent(), seed=seed, acceptance_criterion=acceptance,
             reflection_minibatch_size=3, track_best_outputs=False,
         )  # fmt: skip
-    except Enough:
-        pass
     return meter
 
 

@@ -43,6 +43,8 @@ class Member(Generic[C]):
         """Mean over its evaluations; minus infinity where it failed or was never scored."""
         if self.error is not None or not self.scores:
             return -math.inf
+        if len(self.scores) == 1:
+            return self.scores[0].value
         return mean_score(self.scores)
 
     def pooled(self) -> Score:

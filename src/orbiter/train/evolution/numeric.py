@@ -26,7 +26,6 @@ from orbiter.train.evolution.space import (
 )
 from orbiter.train.evolution.strategy import EvolutionStrategy, Score
 
-
 LONGEST, DECADES = 4.0, 2.5
 """The deviation of a step is rate * LONGEST * 10^-U, with U drawn evenly from 0 to DECADES."""
 
@@ -114,8 +113,9 @@ def _vary(knob: Float | Int | Choice, value: Value, rate: float, random_: random
     if isinstance(knob, Choice):
         others = [option for option in knob.options if option != value]
         return others[random_.randrange(len(others))]
+    assert not isinstance(value, str)  # check_settings saw to it
     step = random_.gauss(0.0, LONGEST * rate * 10 ** -random_.uniform(0.0, DECADES))
-    varied = knob.at(knob.share(value) + step)  # type: ignore[arg-type] # a number by check_settings
+    varied = knob.at(knob.share(value) + step)
     if isinstance(knob, Int) and varied == value:
-        return min(knob.high, max(knob.low, value + random_.choice((-1, 1))))  # type: ignore[operator] # likewise
+        return min(knob.high, max(knob.low, value + random_.choice((-1, 1))))
     return varied

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from orbiter.train.errors import DataError
@@ -83,12 +83,12 @@ class EvolutionResult(Generic[C]):
     failures: int
     cost: float
     stop_reason: StopReason
-    history: Sequence[EpochRecord]
-    population: Sequence[C]
+    history: Sequence[EpochRecord] = field(repr=False)
+    population: Sequence[C] = field(repr=False)
     """The candidates alive at the end, best first."""
     holdout_score: float | None
     """The best candidate's score by `holdout`, which the search never saw; None without one."""
-    members: Sequence[Member[C]]
+    members: Sequence[Member[C]] = field(repr=False)
     """Everybody ever born, in order of birth."""
 
     def lineage(self, candidate: C) -> list[Ancestor]:

@@ -59,7 +59,7 @@ class Int:
         number = low + min(1.0, max(0.0, share)) * (high - low)
         return min(self.high, max(self.low, round(math.exp(number) if self.log else number)))
 
-    def share(self, value: int) -> float:
+    def share(self, value: float) -> float:
         """Return how far from low to high a whole number lies, 0 to 1."""
         low, high = _span(self.low - 0.5, self.high + 0.5, log=self.log)
         return ((math.log(value) if self.log else value) - low) / (high - low)

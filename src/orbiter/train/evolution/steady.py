@@ -47,6 +47,7 @@ class _Stream(Generic[C]):
         self._changed = asyncio.Event()
         self._own_select = state.strategy.selects()
         self._under_way = 0
+        self._barren = 0
         self._closing = asyncio.Lock()  # of two workers that end an epoch, one waits
         self._epoch_finished = 0
         self._epoch_failed = 0
@@ -80,10 +81,13 @@ class _Stream(Generic[C]):
         return await self._nursery.one(self.population)
 
     async def _nothing_new(self) -> None:
-        if self._under_way == 1:
-            self.state.stop = self.state.stop or StopReason.STAGNANT
-        else:
+        """Give up once an epoch's worth of places found no new child, and nobody is under way."""
+        self._barren += 1
+        hopeless = self.state.config.mutation_rate == 0
+        if self._under_way > 1:
             await self._change()
+        elif hopeless or self._barren >= self.state.config.population_size:
+            self.state.stop = self.state.stop or StopReason.STAGNANT
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -91,6 +95,7 @@ class _Stream(Generic[C]):
 
     async def _put(self, member: Member[C]) -> None:
         state = self.state
+        self._barren = 0
         if member.error is None:
             bisect.insort(self.population, member, key=lambda m: (-m.score, m.number))
             if not self._own_select:
