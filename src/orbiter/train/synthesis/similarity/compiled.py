@@ -18,8 +18,10 @@ from orbiter.train.synthesis.similarity.kernels import Int64s, Sets, Uint64s
 from orbiter.train.synthesis.similarity.measure import Match, Measure, normalise
 from orbiter.train.synthesis.similarity.probing import ONCE, Join, Limits, Postings
 
-CHUNK_CHARACTERS = 1 << 22
-"""How much text is laid out as bytes at a time."""
+CHUNK_CHARACTERS = 1 << 18
+"""How much text is laid out as bytes at a time; small enough to stay in the cache."""
+PADDING = "\n" * 24
+"""Behind the last text, so that eight bytes can be read wherever a word may begin."""
 
 
 class Hashed(NamedTuple):
@@ -51,17 +53,16 @@ def hash_texts(texts: Sequence[str], measure: Measure, salt: int) -> Iterator[Ha
 
 
 def _lay_out(texts: Sequence[str], length: Int64s) -> tuple[Uint64s, Int64s]:
-    joined = "\n".join(texts)
+    joined = "\n".join([*texts, PADDING])
     if joined.isascii():
         data = joined.encode("ascii")
     else:
         encoded = [_encode(text) for text in texts]
         length = np.fromiter(map(len, encoded), np.int64, count=len(encoded))
-        data = b"\n".join(encoded)
+        data = b"\n".join([*encoded, PADDING.encode("ascii")])
     start = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(length + 1, out=start[1:])
-    padded = data.ljust((len(data) // 8 + 3) * 8, b"\n")
-    return np.frombuffer(padded, np.uint64), start
+    return np.frombuffer(data, np.uint64, count=len(data) // 8), start
 
 
 def _encode(text: str) -> bytes:
