@@ -500,10 +500,10 @@ async def test_progress_shows_on_a_terminal_only(
 
 async def test_repetitions_of_seeds_and_of_items_are_told_apart() -> None:
     first, second = TrajectoryItem("a first thing said", ""), TrajectoryItem("another was", "")
-    result = await run(Fixed(first, second, second), [first], target_size=5, patience=1)
+    result = await run(Fixed(second, second, first), [first], target_size=5, patience=1)
     assert [rejection.reason for rejection in result.rejections[:2]] == [
-        "duplicate_of_seed",
         "duplicate",
+        "duplicate_of_seed",
     ]
 
 
