@@ -121,7 +121,10 @@ def test_every_json_call_still_parses() -> None:
     for _ in range(2000):
         call = {
             "name": "get",
-            "arguments": {"q": "a lone } and " + " ".join(rng.sample(words, 4)), "n": rng.random()},
+            "arguments": {
+                "q": "two lone }} and " + " ".join(rng.sample(words, 4)),
+                "n": rng.random(),
+            },
         }
         prose = [" ".join(rng.sample(words, 8)) for _ in range(2)]
         rows.append({"input": f"{prose[0]} {json.dumps(call)} {prose[1]}", "call": call})
