@@ -79,7 +79,7 @@ def runs() -> Iterator[Runs]:
     assert started.process.stdin
     assert started.process.stdout
     started.process.stdin.close()
-    started.process.wait(timeout=10)
+    started.process.wait(timeout=60)
     started.process.stdout.close()
 
 

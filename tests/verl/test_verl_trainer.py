@@ -406,6 +406,14 @@ async def test_the_first_update_is_on_policy() -> None:
         assert row["grad_norm"] > 0
 
 
+async def test_the_value_function_learns_what_a_sample_is_worth() -> None:
+    run = trainer(algorithm="ppo", epochs=6, learning_rate=1e-2, clip_range_value=None)
+    await run.train(PROMPTS)
+    wrong = [abs(row["value"] - row["reward"]) for row in run.history]
+    assert run.history[0]["value"] == 0
+    assert sum(wrong[-4:]) / 4 < wrong[0] / 2, "a frozen value function stays as wrong as it was"
+
+
 async def test_a_kl_price_holds_the_policy_back() -> None:
     for algorithm in ("grpo", "ppo"):
         ends = []
