@@ -1,5 +1,27 @@
-"""Asking a language model: one Protocol for all of them."""
+"""Asking a language model: one Protocol for all of them, here or behind an endpoint."""
 
-from orbiter.train.llm.chat import Answer, ChatModel, Message, Sampling, ask, sample_of
+from orbiter.train.llm.chat import Answer, ChatModel, Message, Sampling, ask, name_of, sample_of
+from orbiter.train.llm.client import RemoteChatModel
+from orbiter.train.llm.config import ClientConfig, Price, Usage
+from orbiter.train.llm.failure import BudgetError, ChatError
+from orbiter.train.llm.local import LocalChatModel
+from orbiter.train.llm.structured import Structured, ask_for
 
-__all__ = ["Answer", "ChatModel", "Message", "Sampling", "ask", "sample_of"]
+__all__ = [
+    "Answer",
+    "BudgetError",
+    "ChatError",
+    "ChatModel",
+    "ClientConfig",
+    "LocalChatModel",
+    "Message",
+    "Price",
+    "RemoteChatModel",
+    "Sampling",
+    "Structured",
+    "Usage",
+    "ask",
+    "ask_for",
+    "name_of",
+    "sample_of",
+]

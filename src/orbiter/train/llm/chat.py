@@ -46,6 +46,28 @@ class Sampling(Protocol):
         """Return the model whose answers are the `index`-th sample, from 0."""
 
 
+@runtime_checkable
+class Shaping(Protocol):
+    """A model whose server can hold answers to a JSON schema."""
+
+    def shaped(self, schema: Mapping[str, object]) -> ChatModel:
+        """Return the model that answers with JSON of this schema."""
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A model that says what it is called."""
+
+    @property
+    def name(self) -> str:
+        """What tells its answers from those of another model."""
+
+
+def name_of(model: ChatModel) -> str:
+    """Return what a model is called; its type where it does not say."""
+    return model.name if isinstance(model, Named) else type(model).__qualname__
+
+
 def sample_of(model: ChatModel, index: int) -> ChatModel:
     """Return the model to ask for the `index`-th of several answers to the same messages."""
     return model.sample(index) if isinstance(model, Sampling) else model

@@ -1,0 +1,205 @@
+"""A model on this machine as a `ChatModel`: SmolLM2 or any Hugging Face model, in batches.
+
+    model = LocalChatModel("smollm2-135m")
+    answer = await model([{"role": "user", "content": "What is a monad?"}])
+
+Questions that wait at the same time are answered in one batch, by the engine that also trains. What
+is drawn depends on the messages, the seed and the sample index, not on who else was asking. Left
+out: grammars, so a small model's JSON has to be checked (`ask_for` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from orbiter.train.errors import ConfigError, DataError, require
+from orbiter.train.llm.chat import Answer, ChatModel, Message
+from orbiter.train.seeding import sub_seed
+
+if TYPE_CHECKING:
+    from orbiter.train.engine.policy import Policy
+    from orbiter.train.engine.rollout import Rollout
+
+GATHER_SECONDS = 0.005
+"""For so long a first question waits for others to come along."""
+
+
+class LocalChatModel:
+    """A `ChatModel` on this machine; loaded when it is asked for the first time."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "smollm2-135m",
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        seed: int = 0,
+        batch_size: int = 32,
+        device: str = "auto",
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            model: "smollm2-135m", "tiny", a folder, or a name on the hub.
+            max_tokens: Length of an answer at most.
+            temperature: 0 takes the likeliest token; then all samples are the same.
+            top_p: Share of the probability that is drawn from.
+            seed: What is drawn.
+            batch_size: Questions answered together at most: memory against speed.
+            device: "cpu", "cuda", "mps", or "auto".
+        """
+        if max_tokens < 1 or batch_size < 1 or temperature < 0 or not 0 < top_p <= 1:
+            raise ConfigError(
+                "max_tokens and batch_size must be at least 1, temperature at least 0 and top_p in "
+                f"(0, 1], got {max_tokens=}, {batch_size=}, {temperature=}, {top_p=}"
+            )
+        self._source = model
+        self._max_tokens, self._temperature, self._top_p = max_tokens, temperature, top_p
+        self._seed, self._batch_size, self._device = seed, batch_size, device
+        self._policy: Policy | None = None
+        self._waiting: list[_Question] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return os.fspath(self._source)
+
+    async def __call__(self, messages: Sequence[Message], /) -> Answer:
+        """Return the answer to the conversation so far.
+
+        Raises:
+            DataError: the conversation is too long for the model, or cannot be rendered.
+            StorageError: the model cannot be loaded.
+        """
+        return await self.answer(messages, index=0)
+
+    def sample(self, index: int) -> ChatModel:
+        """Return the model whose answers are the `index`-th sample, from 0."""
+        return _Sample(self, index)
+
+    async def answer(self, messages: Sequence[Message], *, index: int) -> Answer:
+        """Return the `index`-th answer."""
+        reply: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Question([dict(m) for m in messages], index, reply))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await reply
+
+    async def _work(self) -> None:
+        """Answer whatever waits, batch after batch, until nobody does."""
+        await asyncio.sleep(GATHER_SECONDS)
+        while self._waiting:
+            waiting = [question for question in self._waiting if not question.reply.done()]
+            batch, self._waiting = waiting[: self._batch_size], waiting[self._batch_size :]
+            if not batch:
+                return
+            try:
+                answers = await asyncio.to_thread(self._answer_all, batch)
+            except BaseException as error:  # whoever asked gets it, whatever it is
+                answers = [error] * len(batch)
+            for question, answer in zip(batch, answers, strict=True):
+                question.resolve(answer)
+
+    def _answer_all(self, batch: Sequence[_Question]) -> list[Answer | BaseException]:
+        """Answer a batch in one go; a question that cannot be rendered fails alone."""
+        from orbiter.train.engine.rollout import sample
+
+        policy = self._policy = self._policy or _load(self._source, self._device)
+        prompts = [_rendered(policy, question, self._max_tokens) for question in batch]
+        good = [place for place, prompt in enumerate(prompts) if not isinstance(prompt, DataError)]
+        rollouts = sample(
+            policy,
+            [prompt for prompt in prompts if not isinstance(prompt, DataError)],
+            max_new_tokens=self._max_tokens,
+            temperature=self._temperature,
+            top_p=self._top_p,
+            seed=[self._seed_of(batch[place]) for place in good],
+            max_rows=self._batch_size,
+        )
+        drawn = iter(rollouts)
+        return [p if isinstance(p, DataError) else _as_answer(next(drawn)) for p in prompts]
+
+    def _seed_of(self, question: _Question) -> int:
+        asked = msgspec.json.encode(question.messages, order="deterministic").decode()
+        return sub_seed(self._seed, "chat", asked, question.index)
+
+
+@dataclass(slots=True)
+class _Question:
+    """Somebody who waits for an answer."""
+
+    messages: list[Message]
+    index: int
+    reply: asyncio.Future[Answer]
+
+    def resolve(self, answer: Answer | BaseException) -> None:
+        if self.reply.done():
+            return  # whoever asked has left
+        if isinstance(answer, Answer):
+            self.reply.set_result(answer)
+        else:
+            self.reply.set_exception(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One of several answers to the same messages."""
+
+    model: LocalChatModel
+    index: int
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    async def __call__(self, messages: Sequence[Message], /) -> Answer:
+        return await self.model.answer(messages, index=self.index)
+
+    def sample(self, index: int) -> ChatModel:
+        return _Sample(self.model, index)
+
+
+def _load(source: str | os.PathLike[str], device: str) -> Policy:
+    require("torch", extra="train")
+    from orbiter.train.engine.models import load_model
+    from orbiter.train.engine.policy import make_policy
+
+    loaded = load_model(source, device=device)
+    policy = make_policy(loaded.model, loaded.tokenizer, device=device)
+    policy.model.requires_grad_(False)
+    return policy
+
+
+def _rendered(policy: Policy, question: _Question, max_tokens: int) -> list[int] | DataError:
+    """Return the conversation in tokens, or why that cannot be."""
+    from orbiter.train.engine.prompt import render
+    from orbiter.train.trajectory import TrajectoryItem
+
+    try:
+        said = str(question.messages[-1].get("content")) if question.messages else ""
+        token_ids = render(policy.tokenizer, TrajectoryItem(said, "", messages=question.messages))
+    except DataError as error:
+        return error
+    room = policy.context_length - max_tokens
+    if len(token_ids) > room:
+        return DataError(
+            f"the conversation has {len(token_ids)} tokens, and the model's context leaves room "
+            f"for {room} beside an answer of {max_tokens}"
+        )
+    return token_ids
+
+
+def _as_answer(rollout: Rollout) -> Answer:
+    return Answer(
+        rollout.text.strip(),
+        prompt_tokens=rollout.prompt_length,
+        completion_tokens=len(rollout.completion_ids),
+    )

@@ -1,0 +1,134 @@
+"""How fast an endpoint lets itself be asked, learned from its refusals.
+
+Until the first 429 only the concurrency bounds the rate. A 429 marks a moment at which the server's
+allowance is used up; what was let through between two such moments, over the time between them, is
+the rate it allows. We stay a little below, and try a little more after a while: additive increase,
+multiplicative decrease, with the measured rate in the place of a blind half (compare CUBIC,
+https://www.rfc-editor.org/rfc/rfc9438). Times are seconds of a monotonic clock, passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right, insort
+
+SLACK = 0.02
+"""Seconds by which a late timer may be made good."""
+WINDOW = 1.0
+"""Seconds over which the first rate is measured."""
+SEARCH_GROWTH = (10.0, 1.25)
+"""Growth a second while one refusal is known, and while two are."""
+MARGIN = 0.97
+"""Share of the measured rate that is used."""
+LEAST_COUNT, MARGIN_UNMEASURED = 10, 0.85
+"""Fewer requests in a shorter time measure nothing: the former rate is cut to this share."""
+HOLD_SECONDS, HOLD_PAUSES = 5.0, 15.0
+"""The found rate is kept so long before more is tried: a refusal costs a pause."""
+PROBE_GROWTH, LATE_GROWTH, LATE_SECONDS = 1.02, 1.2, 20.0
+"""Growth a second after that; and after so many seconds without a refusal: the limit has moved."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+"""Seconds of silence after a refusal that names none; doubled while nothing is let through."""
+REMEMBERED = 4096
+"""Requests whose time is kept."""
+LEAST_RATE = 0.01
+"""Requests a second; less is not worth learning."""
+
+
+class Pacer:
+    """When the next request may go."""
+
+    def __init__(self) -> None:
+        """Begin without a limit."""
+        self.rate = math.inf
+        """Requests a second at most."""
+        self._next_at = -math.inf
+        self._paused_until = -math.inf
+        self._grown_at = -math.inf
+        self._let_through: list[float] = []
+        self._begin: float | None = None
+        self._event: float | None = None
+        self._known_from = -math.inf
+        self._since = 0.0
+        self._resumed = 0.0
+        self._allowance = 0
+        self._events = 0
+        self._barren = 0
+        self._hold = HOLD_SECONDS
+        self._base = math.inf
+
+    def delay(self, now: float) -> float:
+        """Return for how many seconds the next request must wait; 0 or less: it may go."""
+        return max(self._next_at, self._paused_until) - now
+
+    def sent(self, now: float) -> None:
+        """Take note that a request goes now."""
+        self._begin = now - SLACK if self._begin is None else self._begin
+        insort(self._let_through, now)
+        if len(self._let_through) > REMEMBERED:
+            self._known_from = self._let_through[REMEMBERED // 2 - 1]
+            del self._let_through[: REMEMBERED // 2]
+        if self._event is None:
+            return
+        self._grow(now)
+        self._next_at = max(self._next_at, now - SLACK) + 1 / self.rate
+
+    def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
+        """Take note of a 429 to a request sent at `sent_at`, and of the pause it asks for."""
+        place = bisect_right(self._let_through, sent_at) - 1
+        if place >= 0 and self._let_through[place] == sent_at:
+            del self._let_through[place]
+        if self._event is None or sent_at > self._event:
+            self._begin_event(now, retry_after)
+            return
+        self._measure(self._event)  # one of the same burst: fewer came through than it seemed
+        if retry_after is not None:
+            self._paused_until = max(self._paused_until, now + retry_after)
+
+    def _begin_event(self, now: float, retry_after: float | None) -> None:
+        assert self._begin is not None, "what is refused has been sent"
+        since = self._begin if self._event is None else self._event
+        self._since = max(since, self._known_from)
+        self._resumed = max(self._since, min(self._paused_until, now))
+        self._event, self._events = now, self._events + 1
+        self._barren = 0 if self._count(self._since, now) else self._barren + 1
+        self._base = self.rate
+        self._measure(now)
+        pause = min(FIRST_PAUSE * 2**self._barren, LONGEST_PAUSE)
+        pause = pause if retry_after is None else retry_after
+        self._paused_until = max(self._paused_until, now + pause)
+        self._hold = max(HOLD_SECONDS, HOLD_PAUSES * min(pause, LONGEST_PAUSE))
+        self._next_at = self._grown_at = self._paused_until
+
+    def _measure(self, now: float) -> None:
+        """Set the rate by what came through before the event at `now`; nothing teaches nothing."""
+        count = self._count(self._since, now)
+        if self._events == 1:
+            self._allowance = self._count(max(self._since, now - WINDOW), now)
+            self.rate = max(count, 1) / max(now - self._since, WINDOW)
+        elif now - self._since < WINDOW and count < LEAST_COUNT:
+            self.rate = max(MARGIN_UNMEASURED * self._base, LEAST_RATE)
+        elif count:
+            # What came through in a time is at most rate x time + allowance, and all of it since
+            # the last refusal unless some was left unused: each is a lower bound of the rate.
+            bounds = [
+                (self._count(start, now) - self._allowance) / (now - start)
+                for start in (self._resumed, now - WINDOW)
+                if self._since <= start < now
+            ]
+            measured = max(count / (now - self._since), *bounds, 0.0)
+            self.rate = max(MARGIN * min(self._base, measured), LEAST_RATE)
+
+    def _count(self, since: float, until: float) -> int:
+        return bisect_right(self._let_through, until) - bisect_right(self._let_through, since)
+
+    def _grow(self, now: float) -> None:
+        assert self._event is not None, "there is a rate only after a refusal"
+        seconds, self._grown_at = max(0.0, now - self._grown_at), max(now, self._grown_at)
+        late = now - self._event - self._hold
+        if self._next_at < now - 1 / self.rate - SLACK:
+            return  # nobody was waiting: the rate was not what held us up
+        if self._events <= len(SEARCH_GROWTH):
+            self.rate *= SEARCH_GROWTH[self._events - 1] ** min(seconds, 0.5)
+        elif late > 0:
+            growth = LATE_GROWTH if late > LATE_SECONDS else PROBE_GROWTH
+            self.rate *= growth ** min(seconds, 1.0)
