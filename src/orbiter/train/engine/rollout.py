@@ -96,7 +96,7 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     max_rows: int = 256,
 ) -> list[Rollout]:
     """Draw `n` answers to each prompt; answer g to prompt p stands at index p * n + g.
@@ -105,6 +105,8 @@ def sample(
     numbers depend neither on `max_rows` nor on which rows have finished. `top_p` restricts what
     may be drawn, but not `old_logprob`, which is that of the full softmax. Temperature 0 takes
     the likeliest token and records its log probability at temperature 1.
+
+    A sequence as `seed` has one number for each prompt, which then draws as if it stood alone.
 
     Raises:
         DataError: a prompt is empty, or does not leave room for `max_new_tokens`.
@@ -152,8 +154,7 @@ def _draw(
     logprob = torch.zeros_like(noise)
     length = torch.full((rows,), room, device=noise.device)
     alive = torch.arange(rows, device=noise.device)
-    finished = torch.zeros_like(alive, dtype=torch.bool)
-    stopped = torch.zeros_like(finished)
+    stopped, finished = torch.zeros(2, rows, dtype=torch.bool, device=noise.device)
     logits = decoder.start()
     for t in range(room):
         chosen = choose(logits, noise[alive, t], temperature=temperature, top_p=top_p)
@@ -213,12 +214,14 @@ def _nucleus(mass: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
     return torch.zeros_like(mass).scatter_(1, index, ordered)
 
 
-def _noise(prompts: int, n: int, tokens: int, seed: int) -> Float[Tensor, "B T"]:
+def _noise(prompts: int, n: int, tokens: int, seed: int | Sequence[int]) -> Float[Tensor, "B T"]:
     """Draw the uniform numbers of every row, each row from a generator of its own."""
+    keys = [(seed, p) for p in range(prompts)] if isinstance(seed, int) else [(s, 0) for s in seed]
     noise = torch.empty(prompts * n, tokens)
     generator = torch.Generator()
     for row in range(prompts * n):
-        generator.manual_seed(sub_seed(seed, "sample", row // n, row % n))
+        own, place = keys[row // n]
+        generator.manual_seed(sub_seed(own, "sample", place, row % n))
         noise[row].uniform_(generator=generator)
     return noise.clamp_(max=JUST_BELOW_ONE)
 
