@@ -155,6 +155,7 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
         shares = (1 - plan.validation, plan.validation)
         parts = split_dataset(distinct, shares, seed=plan.seed)
         lessons = Lessons(*parts)
+        traces.close()
         account.say(
             f"{len(traces)} traces → {len(right)} right → {len(distinct)} distinct → "
             f"{len(lessons.train)} to imitate, {len(lessons.validation)} for validation"
@@ -192,6 +193,7 @@ async def learn_by_reward(run: Run, parts: Parts) -> None:
             epochs=plan.grpo_epochs,
             group_size=plan.group_size,
             learning_rate=plan.grpo_learning_rate,
+            warmup_steps=3,
             output_dir=run.folder / "grpo",
             **_engine(plan),
         )
@@ -206,7 +208,10 @@ async def learn_by_reward(run: Run, parts: Parts) -> None:
 
 
 async def imitate_further(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
-    """Give SFT the seconds that GRPO had, from the same start: what would they have brought?"""
+    """Give SFT the seconds that GRPO had, from the same start: what would they have brought?
+
+    Here too the best pass by validation counts, not the last.
+    """
     seconds = run.outcome.seconds.pop("grpo training")
     with run.account.stage("further sft", f"the control: {seconds:.0f} s more of SFT"):
         start = str(run.folder / "sft" / "best")
@@ -215,7 +220,8 @@ async def imitate_further(run: Run, lessons: Lessons, held_out: Sequence[Traject
         )
         trainer = SFTTrainer(config, dataset=lessons.train, eval_dataset=lessons.validation)
         await trainer.train()
-        await examine(run, "further sft", trainer, held_out)
+        _keep_curve(run, "further sft validation loss", trainer, "eval/loss")
+        await examine(run, "further sft", _asker(run, run.folder / "further" / "best"), held_out)
     shutil.rmtree(run.folder / "further" / "best", ignore_errors=True)
 
 
@@ -253,6 +259,7 @@ def _sft_config(
         epochs=epochs,
         learning_rate=run.plan.sft_learning_rate,
         warmup_steps=3,
+        lr_schedule="linear",
         eval_every=math.ceil(len(lessons.train) / run.plan.batch_size),
         output_dir=run.folder / folder,
         max_seconds=max_seconds,

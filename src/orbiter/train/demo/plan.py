@@ -27,11 +27,11 @@ class Plan:
     """Calls that the model tries for each request of a GRPO step."""
     sft_epochs: int = 4
     """Passes over the good traces; the best by validation is kept."""
-    sft_learning_rate: float = 1e-4
-    """AdamW's step size in SFT."""
+    sft_learning_rate: float = 5e-5
+    """AdamW's step size in SFT at its highest; it goes down to 0 over the passes."""
     grpo_epochs: int = 2
     """Passes over the requests for the model's own calls."""
-    grpo_learning_rate: float = 1e-4
+    grpo_learning_rate: float = 4e-5
     """AdamW's step size in GRPO."""
     max_response_length: int = 64
     """Tokens a call may have; the longest right one of the training requests has fewer."""
