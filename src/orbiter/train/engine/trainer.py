@@ -7,6 +7,7 @@ can be made and checked without it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orbiter.train.engine.config import EngineConfig
+from orbiter.train.engine.progress import Progress, make_progress
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
 from orbiter.train.errors import ConfigError, DataError, TrainingError, require
 from orbiter.train.evaluation import Interval
@@ -130,10 +132,9 @@ class ModelTrainer(Trainer):
         return [rollout.text for rollout in rollouts]
 
     async def save(self, path: str | os.PathLike[str], *, merge: bool = False) -> Path:
-        """Write the model as it stands now, with tokenizer and model card; return the folder.
+        """Write the model as it stands, with tokenizer and model card; return the folder.
 
-        Full weights are in Hugging Face's layout. LoRA adapters are in PEFT's, or merged into full
-        weights with `merge=True`.
+        Hugging Face's layout; adapters in PEFT's, or merged into full weights with `merge=True`.
         """
         policy = await self.policy()
         from orbiter.train.engine.export import save_policy
@@ -151,26 +152,27 @@ class ModelTrainer(Trainer):
         require("torch", extra="train")
         from orbiter.train.engine.session import work
 
-        if self._policy is None:
-            self._policy = await work(self._load)
-        return self._policy
+        return await work(self._loaded)
 
-    def _load(self) -> Policy:
+    def _loaded(self) -> Policy:
+        """Load the model at the first call; on the engine's thread, so that it is loaded once."""
         from orbiter.train.engine.models import load_model
         from orbiter.train.engine.policy import make_policy
 
-        config = self.config
-        loaded = load_model(config.model, device=config.device)
-        return make_policy(
-            loaded.model,
-            loaded.tokenizer,
-            lora_rank=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            dtype=config.dtype,
-            device=str(loaded.model.device),
-            seed=config.seed,
-            **self._policy_parts(),
-        )
+        if self._policy is None:
+            config = self.config
+            loaded = load_model(config.model, device=config.device)
+            self._policy = make_policy(
+                loaded.model,
+                loaded.tokenizer,
+                lora_rank=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                dtype=config.dtype,
+                device=str(loaded.model.device),
+                seed=config.seed,
+                **self._policy_parts(),
+            )
+        return self._policy
 
     def _policy_parts(self) -> dict[str, Any]:
         """Say what the policy needs beside its weights."""
@@ -214,20 +216,28 @@ class ModelTrainer(Trainer):
             )
         return wanted
 
-    async def _run(self, session: Session, loop: Callable[[], Awaitable[None]]) -> TrainMetrics:
-        """Run the loop on an open session, and close it whatever happens.
+    async def _learn(
+        self, session: Session, opening: Sequence[str], loop: Callable[[Progress], Awaitable[None]]
+    ) -> TrainMetrics:
+        """Run the loop on an open session under a progress bar, and close it whatever happens.
 
         A cancelled run is saved where it stands; a diverged model is thrown away.
         """
         from orbiter.train.engine.session import work
 
+        config = self.config
         self.history = session.history
         try:
-            await loop()
-            if self.config.save_every:
+            with make_progress(
+                self.method, session.steps, done=session.position.step, wanted=config.progress
+            ) as progress:
+                for line in opening:
+                    progress.say(line)
+                await loop(progress)
+            if config.save_every:
                 await work(session.save)
         except asyncio.CancelledError:
-            if self.config.save_every:
+            if config.save_every:
                 await work(session.save)
             raise
         except TrainingError:
@@ -235,19 +245,35 @@ class ModelTrainer(Trainer):
             raise
         finally:
             session.close()
-        means = session.epoch_means
-        self._results = means
-        return as_metrics(means)
+        self._results = session.epoch_means
+        return as_metrics(self._results)
+
+    def _validation(
+        self,
+        session: Session,
+        measure: Callable[[], Awaitable[Mapping[str, float]]],
+        score: Callable[[Mapping[str, float]], float],
+    ) -> Callable[[int], Awaitable[Mapping[str, float]]]:
+        """Return what a loop asks behind every step: a validation, which keeps the best model."""
+
+        async def validate(step: int) -> Mapping[str, float]:
+            if not self.config.eval_every or step % self.config.eval_every:
+                return {}
+            measured = await measure()
+            await self._keep_best(session, score(measured))
+            return {f"eval/{k}": v for k, v in measured.items() if math.isfinite(v)}
+
+        return validate
 
     def _card(self) -> Card:
         from orbiter.train.engine.export import Card
+        from orbiter.train.engine.session import NOT_SETTINGS
 
-        quiet = ("progress", "output_dir", "resume", "save_every", "keep_checkpoints", "model")
-        settings = {k: v for k, v in asdict(self.config).items() if k not in quiet}
+        settings = asdict(self.config)
         return Card(
-            base_model=self.config.model,
+            base_model=settings.pop("model"),
             method=self.method,
-            settings=settings,
+            settings={k: v for k, v in settings.items() if k not in NOT_SETTINGS},
             results=self._results,
             data=self._data,
         )
@@ -255,11 +281,10 @@ class ModelTrainer(Trainer):
     async def _keep_best(self, session: Session, score: float) -> None:
         """Save the model to `output_dir`/best where a validation came out better than ever."""
         best = session.position.best
-        if best is not None and score <= best:
-            return
-        session.position.best = score
-        if self.config.output_dir is not None:
-            await self.save(Path(self.config.output_dir) / "best")
+        if best is None or score > best:
+            if self.config.output_dir is not None:
+                await self.save(Path(self.config.output_dir) / "best")
+            session.position.best = score
 
 
 def as_metrics(

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from orbiter.train.engine.progress import make_progress
 from orbiter.train.engine.tasks import as_items, make_tasks
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import DataError
@@ -20,7 +19,7 @@ from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
-    from orbiter.train.engine.session import Session
+    from orbiter.train.engine.progress import Progress
     from orbiter.train.sft.local import Lessons
 
 log = logging.getLogger(__name__)
@@ -90,35 +89,30 @@ class SFTTrainer(ModelTrainer):
         from orbiter.train.engine.session import Session, work
         from orbiter.train.sft.local import Job, fit
 
-        items = self._chosen(as_items(self.dataset))
-        lessons = await self._lessons(policy, items)
-        held_out = None
+        config = self.config
+        lessons = await self._lessons(policy, self._chosen(as_items(self.dataset)))
+        held_out = lessons
         if self.eval_dataset is not None:
             held_out = await self._lessons(policy, as_items(self.eval_dataset))
-        per_epoch = lessons.tasks.steps_per_epoch(self.config.batch_size)
-        session = await work(Session, self.config, policy, lessons.tasks, steps_per_epoch=per_epoch)
+        per_epoch = lessons.tasks.steps_per_epoch(config.batch_size)
+        opening = self._opening(policy, lessons, config.epochs * per_epoch)
+        session = await work(Session, config, policy, lessons.tasks, steps_per_epoch=per_epoch)
         self._data = f"{len(lessons.tasks)} items"
 
-        async def validate(step: int) -> Mapping[str, float]:
-            if held_out is None or not self.config.eval_every or step % self.config.eval_every:
-                return {}
-            measured = await self._measure(policy, held_out)
-            await self._keep_best(session, -measured["loss"])
-            return {f"eval/{name}": value for name, value in measured.items()}
+        def measure() -> Awaitable[Mapping[str, float]]:
+            return self._measure(policy, held_out)
 
-        with make_progress(
-            self.method, session.steps, done=session.position.step, wanted=self.config.progress
-        ) as progress:
-            for line in self._opening(policy, lessons, session):
-                progress.say(line)
+        def loop(progress: Progress) -> Awaitable[None]:
             job = Job(
-                config=self.config,
+                config=config,
                 lessons=lessons,
                 session=session,
                 progress=progress,
-                validate=validate,
+                validate=self._validation(session, measure, lambda measured: -measured["loss"]),
             )
-            return await self._run(session, lambda: fit(job))
+            return fit(job)
+
+        return await self._learn(session, opening, loop)
 
     async def evaluate(self, dataset: object = None) -> TrainMetrics:
         """Say how likely the model finds the answers of held-out items: `loss` in nats a token.
@@ -134,7 +128,7 @@ class SFTTrainer(ModelTrainer):
         lessons = await self._lessons(policy, as_items(chosen))
         return as_metrics(await self._measure(policy, lessons))
 
-    async def _measure(self, policy: Policy, lessons: Lessons) -> dict[str, float]:
+    async def _measure(self, policy: Policy, lessons: Lessons) -> Mapping[str, float]:
         from orbiter.train.sft.local import negative_log_likelihood
 
         loss = await negative_log_likelihood(policy, self.config, lessons)
@@ -190,7 +184,7 @@ class SFTTrainer(ModelTrainer):
             weights = [reward / mean for reward in rewards] if mean else None
         return Lessons(tasks, [answers[id(item)] for item in tasks.items], weights)
 
-    def _opening(self, policy: Policy, lessons: Lessons, session: Session) -> list[str]:
+    def _opening(self, policy: Policy, lessons: Lessons, total: int) -> list[str]:
         """Say what is about to happen, and what memory it takes."""
         from orbiter.train.engine.memory import memory_estimate
 
@@ -204,7 +198,7 @@ class SFTTrainer(ModelTrainer):
             micro_batch_tokens=self.config.micro_batch_tokens,
         )
         plan = (
-            f"SFT of {self.config.model}: {len(lessons.tasks)} items, {session.steps} updates on "
+            f"SFT of {self.config.model}: {len(lessons.tasks)} items, {total} updates on "
             f"{self.config.batch_size}"
         )
         return [plan, f"memory: {estimate}"]

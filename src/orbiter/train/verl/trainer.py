@@ -5,12 +5,10 @@ Left out: the loop (`local.py`), and the model with its files (`engine/trainer.p
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from orbiter.train.engine.progress import make_progress
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k
@@ -20,6 +18,7 @@ from orbiter.train.verl.reward import RewardSpec
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
+    from orbiter.train.engine.progress import Progress
     from orbiter.train.engine.tasks import Tasks
     from orbiter.train.verl.local import Judged
 
@@ -94,36 +93,32 @@ class VeRLTrainer(ModelTrainer):
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
         """
         policy = await self.policy()
-        tasks = await self._tasks(self.dataset)
-        held_out = None if self.eval_dataset is None else await self._tasks(self.eval_dataset)
         from orbiter.train.engine.session import Session, work
         from orbiter.train.verl.local import Job, fit
 
-        per_epoch = tasks.steps_per_epoch(self.config.batch_size)
-        session = await work(Session, self.config, policy, tasks, steps_per_epoch=per_epoch)
+        config = self.config
+        tasks = await self._tasks(self.dataset)
+        held_out = None if self.eval_dataset is None else await self._tasks(self.eval_dataset)
+        per_epoch = tasks.steps_per_epoch(config.batch_size)
+        opening = self._opening(policy, tasks, config.epochs * per_epoch)
+        session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
         self._data = f"{len(tasks)} prompts"
 
-        async def validate(step: int) -> Mapping[str, float]:
-            if held_out is None or not self.config.eval_every or step % self.config.eval_every:
-                return {}
-            measured = await self._judge(held_out, samples=0)
-            await self._keep_best(session, measured.reward or 0.0)
-            return {f"eval/{k}": v for k, v in measured.measured().items() if math.isfinite(v)}
+        async def measure() -> Mapping[str, float]:
+            return (await self._judge(held_out or tasks, samples=0)).measured()
 
-        with make_progress(
-            self.method, session.steps, done=session.position.step, wanted=self.config.progress
-        ) as progress:
-            for line in self._opening(policy, tasks, session.steps):
-                progress.say(line)
+        def loop(progress: Progress) -> Awaitable[None]:
             job = Job(
-                config=self.config,
+                config=config,
                 rewards=self.rewards,
                 tasks=tasks,
                 session=session,
                 progress=progress,
-                validate=validate,
+                validate=self._validation(session, measure, lambda measured: measured["reward"]),
             )
-            return await self._run(session, lambda: fit(job))
+            return fit(job)
+
+        return await self._learn(session, opening, loop)
 
     async def evaluate(
         self, dataset: object = None, *, samples: int = 0, success: float = 1.0
