@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from evolution_problems import PROBLEMS, STRING, Problem
-
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
 from orbiter.train.evolution.numeric import NumericEvolution
 from orbiter.train.evolution.space import Choice, Float, Int

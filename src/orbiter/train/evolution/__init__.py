@@ -1,12 +1,22 @@
 """Improve the words: evolution of prompts, parameters, code and settings."""
 
+from orbiter.train.evolution.baselines import BestOfN, RandomSearch
+from orbiter.train.evolution.callables import CallableEvolution
 from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, StopReason
 from orbiter.train.evolution.event import Event
+from orbiter.train.evolution.numeric import NumericEvolution
 from orbiter.train.evolution.pipeline import EvolutionPipeline
-from orbiter.train.evolution.result import EpochRecord, EvolutionResult
+from orbiter.train.evolution.population import PopulationTraining, Trainee
+from orbiter.train.evolution.prompt import PromptEvolution, Verdict
+from orbiter.train.evolution.result import Baseline, EpochRecord, EvolutionResult
+from orbiter.train.evolution.space import Choice, Float, Int
 from orbiter.train.evolution.strategy import Context, EvolutionStrategy, Score
 
 __all__ = [
+    "Baseline",
+    "BestOfN",
+    "CallableEvolution",
+    "Choice",
     "Context",
     "EpochRecord",
     "Event",
@@ -15,6 +25,14 @@ __all__ = [
     "EvolutionPipeline",
     "EvolutionResult",
     "EvolutionStrategy",
+    "Float",
+    "Int",
+    "NumericEvolution",
+    "PopulationTraining",
+    "PromptEvolution",
+    "RandomSearch",
     "Score",
     "StopReason",
+    "Trainee",
+    "Verdict",
 ]

@@ -130,7 +130,9 @@ class Nursery(Generic[C]):
         scores = [member.pooled() for member in population]
 
         def choose(member: Member[C]) -> Member[C]:
-            token = CURRENT.set(state.context("choose", self.slots, scores=scores))
+            token = CURRENT.set(
+                state.context("choose", self.slots, child=f"child {self.slots}", scores=scores)
+            )
             try:
                 with boundary("choose_parent"):
                     index = state.strategy.choose_parent(candidates, scores)

@@ -24,7 +24,7 @@ async def run_generations(state: State[C], initial: Sequence[Member[C]]) -> list
     referee, nursery = Referee(state), Nursery(state)
     population: list[Member[C]] = []
     parents = list(initial)
-    free = state.config.population_size - len(parents)
+    free = 0 if state.strategy.needs_scores else state.config.population_size - len(parents)
     state.epoch = 1
     while True:
         children = await _children(state, nursery, parents, free)

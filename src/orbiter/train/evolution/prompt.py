@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from typing_extensions import override
 
@@ -168,7 +168,8 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         taken = random_.sample(differ, random_.randrange(1, len(differ)))
         return {**first, **{name: second[name] for name in taken}}
 
-    mutates_crossed = False
+    mutates_crossed: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = True
 
     @override
     async def select(self, population: Sequence[Texts], scores: Sequence[float]) -> list[Texts]:

@@ -149,9 +149,14 @@ class State(Generic[C]):
         if self.stop is None:
             self.stop = self._reached()
 
+    def has_reached_target(self) -> bool:
+        """Say whether the best score is as good as was asked for."""
+        target, best = self.config.target, self.best
+        return target is not None and best is not None and best.score >= target
+
     def _reached(self) -> StopReason | None:
         config = self.config
-        if config.target is not None and self.history[-1].best >= config.target:
+        if self.has_reached_target():
             return StopReason.TARGET
         if config.patience is not None and len(self.history) > config.patience:
             before = max(record.best for record in self.history[: -config.patience])

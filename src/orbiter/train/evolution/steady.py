@@ -112,6 +112,8 @@ class _Stream(Generic[C]):
             self._epoch_finished = self._epoch_failed = 0
             async with self._closing:
                 await self._end_epoch()
+        elif state.has_reached_target() and not state.config.contenders and state.stop is None:
+            await self._end_epoch()
 
     async def _end_epoch(self) -> None:
         state = self.state

@@ -176,6 +176,10 @@ class EvolutionStrategy(ABC, Generic[C]):
     """True: children take the place of everybody (mu, lambda); the best ever is kept aside. False:
     they fill the places that `select` left free (mu + lambda)."""
 
+    needs_scores: ClassVar[bool] = False
+    """True: nobody is varied before it was scored, so that an initial population that is short
+    begins as it is. False: it is filled with variants first."""
+
     mutates_crossed: ClassVar[bool] = True
     """False: what `crossover` returned is the child, and is not mutated."""
 
