@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -74,6 +75,7 @@ def test_a_wrong_call_scores_by_what_is_right_in_it(reply: str, expected: float)
         ("string", ["New York, NY"], "f(x='new-york NY')", True),
         ("string", ["a", ""], "f()", True),
         ("string", ["a"], "f()", False),
+        ("integer", [""], "f(x='')", False),
         ("dict", [{"a": [1, 2]}], "f(x={'a': 2})", True),
         ("dict", [{"a": [1, 2]}], "f(x={'a': 3})", False),
         ("dict", [{"a": [1]}], "f(x={'a': 1, 'b': 1})", False),
@@ -92,6 +94,14 @@ def test_a_value_is_compared_by_its_kind(
 def test_a_list_keeps_its_order(reply: str, right: bool) -> None:
     request = a_request("array", [["ab", "c"]], items={"type": "string"})
     assert verdict(reply, request).right is right
+
+
+def test_what_the_schema_requires_may_not_be_left_away() -> None:
+    free = a_request("integer", [3, ""])
+    parameters = replace(free.function.parameters, required=["x"])
+    bound = replace(free, function=replace(free.function, parameters=parameters))
+    assert verdict("f()", free).right
+    assert not verdict("f()", bound).right
 
 
 def test_a_wrong_reply_comes_with_its_reason() -> None:

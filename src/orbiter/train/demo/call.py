@@ -69,7 +69,7 @@ def parse_calls(reply: str) -> list[Call]:
     text = text if text.endswith("]") else text + "]"
     try:
         with warnings.catch_warnings(action="ignore"):  # '\d' in a string is the model's affair
-            body = ast.parse(text.strip().strip("'"), mode="eval").body
+            body = ast.parse(text, mode="eval").body
         return [_call(node) for node in _elements(body)]
     except (SyntaxError, ValueError, TypeError, ArithmeticError) as error:
         raise DataError(f"not a call: {reply[:60]!r} ({error})") from error
@@ -78,11 +78,9 @@ def parse_calls(reply: str) -> list[Call]:
 
 
 def _elements(body: ast.expr) -> list[ast.expr]:
-    if isinstance(body, ast.Call):
-        return [body]
-    if isinstance(body, ast.List | ast.Tuple | ast.Set):
+    if isinstance(body, ast.List):
         return body.elts
-    raise DataError(f"a {type(body).__name__} is no call")
+    raise DataError(f"a {type(body).__name__} is no list of calls")
 
 
 def _call(node: ast.expr) -> Call:
