@@ -1,6 +1,6 @@
 """GRPO on this machine: TRL's GRPOTrainer and this engine, step by step in turn.
 
-    python benchmarks/engine.py                          # every case, 6 steps each, the first dropped
+    python benchmarks/engine.py                        # every case, 6 steps, the first dropped
     python benchmarks/engine.py --cases tiny bf16 --steps 6
 
 Both run the same model, prompts, group size, lengths, threads and arithmetic, each in a process
@@ -8,6 +8,8 @@ of its own (so that peak memory can be told apart) and only when it is its turn.
 checkpointing is off in both and there is no KL. TRL is the `bench` extra (trl==1.16.0).
 CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
 """
+
+# ruff: noqa: ANN401 - what TRL, torch and a JSON line hand over has no types
 
 from __future__ import annotations
 
@@ -96,7 +98,9 @@ def compare(name: str, steps: int) -> None:
         rates[engine] = report(engine, seen[engine][1:], peak)
     wall, cpu = (a / b for a, b in zip(rates["ours"], rates["trl"], strict=True))
     wanted = f", asked for {case.target:g}" if case.target else ""
-    print(f"  ours / TRL, tokens a second: {wall:.2f} by wall, {cpu:.2f} by CPU{wanted}", flush=True)
+    print(
+        f"  ours / TRL, tokens a second: {wall:.2f} by wall, {cpu:.2f} by CPU{wanted}", flush=True
+    )
 
 
 def report(engine: str, steps: list[dict[str, float]], peak: float) -> tuple[float, float]:

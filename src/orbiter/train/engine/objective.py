@@ -59,31 +59,35 @@ class PolicyObjective:
             aggregation=self.aggregation,
             max_length=self.max_length,
         )
-        entropy = masked_mean(scored.entropy, batch.mask)
-        loss = policy.loss * (part.tokens if self.aggregation == "token" else part.rows)
-        metrics = {
+        share = part.tokens if self.aggregation == "token" else part.rows
+        beside = self._beside(scored, batch)
+        weight = {"entropy": -self.ent_coef, "kl": self.kl_coef, "vf_loss": self.vf_coef}
+        loss = policy.loss * share
+        for name, term in beside.items():
+            if weight[name]:
+                loss = loss + weight[name] * term * part.tokens
+        return loss, {
             "pg_loss": policy.loss,
             "clip_fraction": policy.clip_fraction,
             "approx_kl": policy.approx_kl,
-            "entropy": entropy,
+            **beside,
         }
-        if self.ent_coef:
-            loss = loss - self.ent_coef * entropy * part.tokens
-        if batch.ref_logprob is not None:
-            metrics["kl"] = masked_mean(
-                kl_k3(scored.logprob, batch.ref_logprob, batch.mask), batch.mask
-            )
-            loss = loss + self.kl_coef * metrics["kl"] * part.tokens
-        if self.vf_coef:
-            metrics["vf_loss"] = self._value_loss(scored, batch)
-            loss = loss + self.vf_coef * metrics["vf_loss"] * part.tokens
-        return loss, metrics
 
     def idle(self, batch: Batch) -> Bool[Tensor, "B"]:
         """A row without advantage moves nothing, unless another term is on."""
         if self.ent_coef or self.vf_coef or self.kl_coef:
             return torch.zeros_like(batch.length, dtype=torch.bool)
         return (_needed(batch.advantage, "advantage") == 0).all(dim=-1)
+
+    def _beside(self, scored: Scored, batch: Batch) -> dict[str, Tensor]:
+        """Return the means over tokens of what may stand beside the surrogate."""
+        terms = {"entropy": masked_mean(scored.entropy, batch.mask)}
+        if batch.ref_logprob is not None:
+            kl = kl_k3(scored.logprob, batch.ref_logprob, batch.mask)
+            terms["kl"] = masked_mean(kl, batch.mask)
+        if self.vf_coef:
+            terms["vf_loss"] = self._value_loss(scored, batch)
+        return terms
 
     def _value_loss(self, scored: Scored, batch: Batch) -> Tensor:
         """Score the value head against the returns."""

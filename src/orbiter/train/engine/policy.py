@@ -137,22 +137,24 @@ def make_policy(
     trained: Any = (
         add_lora(model, rank=lora_rank, alpha=lora_alpha, seed=seed) if lora_rank else model
     )
-    head = None
-    if value_head:
-        width = model.get_output_embeddings().weight.shape[-1]
-        head = nn.Linear(width, 1, device=place)
-        nn.init.zeros_(head.weight)
-        nn.init.zeros_(head.bias)
     return Policy(
         model=trained,
         tokenizer=tokenizer,
         forward=_make_forward(model, DTYPES[dtype], path),
         reference_forward=frozen and _make_forward(frozen, DTYPES[dtype], path),
-        value_head=head,
+        value_head=_value_head(model, place) if value_head else None,
         dtype=dtype,
         device=place,
         stop_token_ids=_stop_token_ids(model, tokenizer),
     )
+
+
+def _value_head(model: PreTrainedModel, device: torch.device) -> nn.Linear:
+    """Make the linear layer from the final hidden state to its value, at zero."""
+    head = nn.Linear(model.get_output_embeddings().weight.shape[-1], 1, device=device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _make_forward(
