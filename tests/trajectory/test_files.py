@@ -116,7 +116,7 @@ def test_a_failed_export_leaves_the_old_file_and_nothing_else(suffix: str, tmp_p
     path = tmp_path / f"items.{suffix}"
     path.write_text("old")
     mutable: dict[str, object] = {"k": "v"}
-    dataset = dataset_of(TrajectoryItem("s", "a", 1.0, mutable))
+    dataset = dataset_of(TrajectoryItem("s", "a", 1.0, {"nested": mutable}))
     mutable["k"] = object()
     with pytest.raises(TypeError, match="object is no JSON"):
         export(dataset, path)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from orbiter.train.trajectory.item import values_of
-from orbiter.train.trajectory.turns import Stored, Turn, restore, shorten
+from orbiter.train.trajectory.turns import Stored, Turn, packed, restore, shorten
 from tests.trajectory.generated import items
 
 LONG = "x" * 100
@@ -20,14 +20,14 @@ def turn(state: str, number: int = 0) -> TrajectoryItem:
 
 def test_a_turn_holds_only_what_its_predecessor_does_not() -> None:
     first, second = turn(LONG), turn(LONG + "more", 1)
-    stored = shorten(second, first)
+    stored = shorten(second, packed(first))
     assert isinstance(stored, Turn)
     assert stored.tail[0] == "more"
     assert restore(stored) == second
 
 
 def test_a_changed_ending_still_shares_the_beginning() -> None:
-    stored = shorten(turn(LONG + "abc]"), turn(LONG + "abd]"))
+    stored = shorten(turn(LONG + "abc]"), packed(turn(LONG + "abd]")))
     assert isinstance(stored, Turn)
     assert stored.tail[0] == "c]"
 
@@ -42,7 +42,7 @@ def test_a_chain_is_followed_through_shorter_and_longer_turns() -> None:
         "new",
         LONG,
     ]
-    previous: Stored = turn(states[0])
+    previous: Stored = packed(turn(states[0]))
     for state in states[1:]:
         previous = shorten(turn(state), previous)
         assert restore(previous).state == state
@@ -56,7 +56,7 @@ def test_values_that_only_python_calls_equal_are_not_shared(
 ) -> None:
     first = replace(turn(LONG), messages=[before])
     second = replace(turn(LONG), messages=[now])
-    messages = restore(shorten(second, first)).messages
+    messages = restore(shorten(second, packed(first))).messages
     assert messages is not None
     assert repr(messages[0]["n"]) == repr(now["n"])
 

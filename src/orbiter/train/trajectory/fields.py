@@ -60,6 +60,8 @@ def flag(name: str, value: object) -> bool:
 
 def json_object(name: str, value: object) -> Mapping[str, object]:
     """Accept a mapping that comes back from JSON as it went in."""
+    if type(value) is dict and _is_flat(value):
+        return value
     if not isinstance(value, Mapping):
         raise _wrong(name, "a dict", value)
     _check_json(name, value)
@@ -127,6 +129,19 @@ def _check_json(name: str, value: object) -> None:
             _refuse(name, value)
     except RecursionError:
         raise DataError(f"{name} is nested too deep, or holds itself") from None
+
+
+def _is_flat(value: dict[object, object]) -> bool:
+    """Say whether a dict surely holds names and plain values only, as metadata mostly does."""
+    for key, inner in value.items():
+        if type(key) is not str or not key.isascii():
+            return False
+        if type(inner) is str:
+            if not inner.isascii():
+                return False
+        elif type(inner) not in _ATOMS:
+            return False
+    return True
 
 
 def _is_json(value: object) -> bool:

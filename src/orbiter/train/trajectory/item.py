@@ -12,13 +12,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import fields
 
+_NOTHING: Mapping[str, object] = MappingProxyType({})
+"""Stands for metadata that was not given: each item has a dict of its own."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, init=False)
 class TrajectoryItem:
     """One step an agent took: what it saw, what it did, what that was worth.
 
@@ -62,29 +66,47 @@ class TrajectoryItem:
     logprobs: Sequence[float] | None = field(default=None, kw_only=True)
     """Log-probability of each of `token_ids`, in nats."""
 
-    def __post_init__(self) -> None:
-        if type(self.state) is not str or not self.state.isascii():
-            object.__setattr__(self, "state", fields.text("state", self.state))
-        if type(self.action) is not str or not self.action.isascii():
-            object.__setattr__(self, "action", fields.text("action", self.action))
-        reward = self.reward
-        if reward is not None and not (type(reward) is float and math.isfinite(reward)):
-            object.__setattr__(self, "reward", fields.number("reward", reward))
-        if self.metadata or type(self.metadata) is not dict:
-            fields.json_object("metadata", self.metadata)
-        given = _optional_values(self)
-        if given != _ALL_ABSENT:
-            self._check_optional(given)
-
-    def _check_optional(self, given: tuple[object, ...]) -> None:
-        for (name, check), value in zip(OPTIONAL.items(), given, strict=True):
-            if value is not None:
-                object.__setattr__(self, name, check(name, value))
-        if self.logprobs is not None and len(self.logprobs) != len(self.token_ids or ()):
-            raise DataError(
-                f"logprobs must have one number for each of token_ids, got {len(self.logprobs)} "
-                f"for {len(self.token_ids or ())}"
-            )
+    def __init__(
+        self,
+        state: str,
+        action: str,
+        reward: float | None = None,
+        metadata: Mapping[str, object] = _NOTHING,
+        *,
+        task_id: str | None = None,
+        episode_id: str | None = None,
+        step: int | None = None,
+        agent: str | None = None,
+        messages: Sequence[Mapping[str, object]] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        tool_calls: Sequence[Mapping[str, object]] | None = None,
+        done: bool | None = None,
+        timestamp: float | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        token_ids: Sequence[int] | None = None,
+        logprobs: Sequence[float] | None = None,
+    ) -> None:
+        """Make an item; the fields say what each argument means."""
+        # Sixteen times object.__setattr__ takes three times as long as all that follows here: until
+        # it is whole, the item is of a class with the same slots that may be written to.
+        kind = type(self)
+        _set(self, "__class__", _DRAFTS.get(kind) or _draft_of(kind))
+        item: Any = self
+        item.state, item.action, item.reward = state, action, reward
+        item.metadata = {} if metadata is _NOTHING else metadata
+        item.task_id, item.episode_id, item.step, item.agent = task_id, episode_id, step, agent
+        item.messages, item.tools, item.tool_calls = messages, tools, tool_calls
+        item.done, item.timestamp = done, timestamp
+        item.prompt_token_ids, item.token_ids, item.logprobs = prompt_token_ids, token_ids, logprobs
+        item.__class__ = kind
+        _check_common(item)
+        if not (
+            task_id is None and episode_id is None and step is None and agent is None
+            and messages is None and tools is None and tool_calls is None and done is None
+            and timestamp is None and prompt_token_ids is None and token_ids is None
+            and logprobs is None
+        ):  # fmt: skip
+            _check_optional(item)
 
     def __hash__(self) -> int:
         return hash((self.state, self.action, self.reward))
@@ -131,12 +153,54 @@ values_of: Callable[[TrajectoryItem], Values] = attrgetter(*NAMES)
 
 def from_values(values: Values) -> TrajectoryItem:
     """Make an item of values known to be fine: they came out of an item, or were decoded."""
-    item = object.__new__(TrajectoryItem)
-    for put, value in zip(_SETTERS, values, strict=True):
-        put(item, value)
-    return item
+    item: Any = _new(_Draft)
+    (
+        item.state, item.action, item.reward, item.metadata, item.task_id, item.episode_id,
+        item.step, item.agent, item.messages, item.tools, item.tool_calls, item.done,
+        item.timestamp, item.prompt_token_ids, item.token_ids, item.logprobs,
+    ) = values  # fmt: skip
+    item.__class__ = TrajectoryItem
+    return cast("TrajectoryItem", item)
 
 
-_SETTERS = [getattr(TrajectoryItem, name).__set__ for name in NAMES]
+class _Draft:
+    """An item under construction."""
+
+    __slots__ = NAMES
+
+
+_DRAFTS: dict[type, type] = {TrajectoryItem: _Draft}
+_set = object.__setattr__
+_new = object.__new__
+
+
+def _draft_of(kind: type) -> type:
+    """Return the class that an item of a subclass is of while it is made: one that can be set."""
+    _DRAFTS[kind] = type(kind.__name__, (kind,), {"__slots__": (), "__setattr__": _set})
+    return _DRAFTS[kind]
+
+
+def _check_common(item: TrajectoryItem) -> None:
+    if type(item.state) is not str or not item.state.isascii():
+        _set(item, "state", fields.text("state", item.state))
+    if type(item.action) is not str or not item.action.isascii():
+        _set(item, "action", fields.text("action", item.action))
+    reward = item.reward
+    if reward is not None and not (type(reward) is float and math.isfinite(reward)):
+        _set(item, "reward", fields.number("reward", reward))
+    if item.metadata or type(item.metadata) is not dict:
+        fields.json_object("metadata", item.metadata)
+
+
+def _check_optional(item: TrajectoryItem) -> None:
+    for (name, check), value in zip(OPTIONAL.items(), _optional_values(item), strict=True):
+        if value is not None:
+            _set(item, name, check(name, value))
+    if item.logprobs is not None and len(item.logprobs) != len(item.token_ids or ()):
+        raise DataError(
+            f"logprobs must have one number for each of token_ids, got {len(item.logprobs)} "
+            f"for {len(item.token_ids or ())}"
+        )
+
+
 _optional_values: Callable[[TrajectoryItem], Values] = attrgetter(*OPTIONAL)
-_ALL_ABSENT = (None,) * len(OPTIONAL)

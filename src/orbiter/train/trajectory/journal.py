@@ -15,7 +15,6 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from orbiter.train.trajectory import fields
 from orbiter.train.trajectory.codec import Line, values_in
 from orbiter.train.trajectory.item import TrajectoryItem, from_values, values_of
 from orbiter.train.trajectory.store import Place, Store
-from orbiter.train.trajectory.turns import Stored, Turn
+from orbiter.train.trajectory.turns import Stored, Turn, packed, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -99,25 +98,20 @@ class Journal:
                 path,
             )
 
-    def write_entry(self, place: Place) -> None:
+    def write_entry(self, place: Place, item: TrajectoryItem) -> None:
         """Record an item before the store takes it in."""
-        self._append(fields.encode(Record(entry=_entry(place))))
+        self._append(fields.encode(Record(entry=_entry(place, item))))
 
-    def write_scored(self, outcomes: Sequence[tuple[int, Place | None]]) -> None:
+    def write_scored(
+        self, outcomes: Sequence[tuple[int, tuple[Place, TrajectoryItem] | None]]
+    ) -> None:
         """Record, at once, what became of an episode's waiting entries."""
-        scored = [Outcome(number, place and _entry(place)) for number, place in outcomes]
+        scored = [Outcome(number, kept and _entry(*kept)) for number, kept in outcomes]
         self._append(fields.encode(Record(scored=scored)))
 
-    @contextmanager
-    def one_change(self) -> Iterator[None]:
-        """Write and store within: after an interruption in between, nothing more can be written."""
-        try:
-            yield
-        except StorageError:
-            raise  # refused as a whole: file and memory still agree
-        except BaseException:
-            self._doubtful = True
-            raise
+    def doubt(self) -> None:
+        """Write nothing more: what was written last may not stand in memory."""
+        self._doubtful = True
 
     def close(self) -> None:
         """Sync where that is promised, and let another process write."""
@@ -153,10 +147,10 @@ def _open(path: Path, durability: Durability) -> AppendLog:
         raise
 
 
-def _entry(place: Place) -> Entry:
-    if isinstance(place.stored, TrajectoryItem):
-        return Entry(Line(*values_of(place.stored)), -1, ())
-    return Entry(Line(*place.stored.tail), place.base, place.stored.cut)
+def _entry(place: Place, item: TrajectoryItem) -> Entry:
+    if isinstance(place.stored, Turn):
+        return Entry(Line(*unpacked(place.stored.tail)), place.base, place.stored.cut)
+    return Entry(Line(*values_of(item)), -1, ())
 
 
 def _replay(path: Path, store: Store) -> None:
@@ -182,9 +176,9 @@ def _apply(record: Record, store: Store, entries: list[Stored]) -> None:
 
 def _add(entry: Entry, store: Store, entries: list[Stored]) -> None:
     item = from_values(values_in(entry.item))
-    stored: Stored = item
+    stored: Stored = packed(item)
     if entry.base >= 0:
-        stored = Turn(values_of(item), entry.cut, entries[entry.base])
+        stored = Turn(packed(item), entry.cut, entries[entry.base])
     store.add(Place(stored, entry.base), item)
     entries.append(stored)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from orbiter.train.errors import StorageError
 from orbiter.train.storage import Durability
 from orbiter.train.trajectory.item import TrajectoryItem
 from orbiter.train.trajectory.journal import Journal
@@ -24,9 +25,14 @@ class Ledger:
             self.store.add(self.store.place(item), item)
             return
         place = self.store.place(item)
-        with self.journal.one_change():
-            self.journal.write_entry(place)
+        try:
+            self.journal.write_entry(place, item)
             self.store.add(place, item)
+        except StorageError:
+            raise  # refused as a whole: file and memory still agree
+        except BaseException:
+            self.journal.doubt()
+            raise
 
     def settle(self, outcomes: Sequence[tuple[int, TrajectoryItem | None]]) -> None:
         """End the waiting of entries: each gives way to the item kept for it, or to nothing."""
@@ -38,10 +44,15 @@ class Ledger:
         if self.journal is None:
             self._settle(outcomes, kept)
             return
-        places = [(number, kept[number][0] if number in kept else None) for number, _ in outcomes]
-        with self.journal.one_change():
-            self.journal.write_scored(places)
+        written = [(number, kept.get(number)) for number, _ in outcomes]
+        try:
+            self.journal.write_scored(written)
             self._settle(outcomes, kept)
+        except StorageError:
+            raise
+        except BaseException:
+            self.journal.doubt()
+            raise
 
     def _settle(
         self,

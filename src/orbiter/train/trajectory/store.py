@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 from orbiter.train.trajectory.item import TrajectoryItem
-from orbiter.train.trajectory.turns import Stored, restore, shorten
+from orbiter.train.trajectory.turns import Stored, Turn, packed, restore, shorten
 
 
 class Place(NamedTuple):
@@ -33,7 +33,7 @@ class Store:
             number, previous = self._last.get((item.episode_id, item.agent), (-1, None))
             if previous is not None:
                 return _placed(shorten(item, previous), number)
-        return Place(item, -1)
+        return Place(packed(item), -1)
 
     def place_after(self, item: TrajectoryItem, number: int) -> Place:
         """Shorten an item against the waiting entry that it came from; changes nothing."""
@@ -112,4 +112,4 @@ def _is_long(item: TrajectoryItem) -> bool:
 
 
 def _placed(stored: Stored, number: int) -> Place:
-    return Place(stored, -1 if isinstance(stored, TrajectoryItem) else number)
+    return Place(stored, number if isinstance(stored, Turn) else -1)

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, from_values, values_of
+from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, from_values
 
 SHARED = tuple(
     NAMES.index(name)
@@ -44,15 +44,25 @@ class Turn(NamedTuple):
     """Whom it is taken over from."""
 
 
-Stored = TrajectoryItem | Turn
+Stored = Values | Turn
+"""An item in memory: its values, in an exact tuple, or a `Turn`.
+
+Not the item itself: the garbage collector goes on visiting a million objects, but lets go of a
+tuple of texts and numbers at its first visit. For the same reason metadata of plain values stands
+there as a flat tuple (name, value, name, value, ...).
+"""
+
+ATOMS = frozenset((str, int, float, bool, type(None)))
+"""The types of values that hold no others."""
+_METADATA = NAMES.index("metadata")
 
 
 def shorten(item: TrajectoryItem, previous: Stored) -> Stored:
     """Return `item` without what `previous` already holds, or as it is where that is too little."""
-    values, before = values_of(item), values_of(restore(previous))
+    values, before = packed(item), _values(previous)
     cut = tuple(_common_length(before[place], values[place]) for place in SHARED)
     if not any(cut):
-        return item
+        return values
     tail = list(values)
     for place, length in zip(SHARED, cut, strict=True):
         if length:
@@ -60,22 +70,47 @@ def shorten(item: TrajectoryItem, previous: Stored) -> Stored:
     return Turn(tuple(tail), cut, previous)
 
 
+def packed(item: TrajectoryItem) -> Values:
+    """Return the values of an item as they are kept in memory."""
+    metadata: object = item.metadata
+    if type(metadata) is dict and ATOMS.issuperset(map(type, metadata.values())):
+        metadata = tuple(chain.from_iterable(metadata.items()))
+    return (
+        item.state, item.action, item.reward, metadata, item.task_id, item.episode_id, item.step,
+        item.agent, item.messages, item.tools, item.tool_calls, item.done, item.timestamp,
+        item.prompt_token_ids, item.token_ids, item.logprobs,
+    )  # fmt: skip
+
+
+def unpacked(values: Values) -> Values:
+    """Undo `packed`."""
+    flat = values[_METADATA]
+    if type(flat) is tuple:
+        metadata = dict(zip(flat[::2], flat[1::2], strict=True))
+        return (*values[:_METADATA], metadata, *values[_METADATA + 1 :])
+    return values
+
+
 def restore(stored: Stored) -> TrajectoryItem:
     """Return the whole item."""
-    if isinstance(stored, TrajectoryItem):
+    return from_values(unpacked(_values(stored)))
+
+
+def _values(stored: Stored) -> Values:
+    if not isinstance(stored, Turn):
         return stored
     values = list(stored.tail)
     for index, place in enumerate(SHARED):
         if stored.cut[index]:
             values[place] = _whole(stored, index, place)
-    return from_values(tuple(values))
+    return tuple(values)
 
 
 def _whole(stored: Stored, index: int, place: int) -> object:
     """Collect a field from the last turn backwards, each giving what its follower still lacks."""
     pieces: list[Sequence[object]] = []
     needed = None
-    while not isinstance(stored, TrajectoryItem):
+    while isinstance(stored, Turn):
         start = stored.cut[index]
         if needed is None or needed > start:
             tail = stored.tail[place]
@@ -85,7 +120,7 @@ def _whole(stored: Stored, index: int, place: int) -> object:
             break
         stored = stored.previous
     else:
-        pieces.append(values_of(stored)[place][:needed])
+        pieces.append(stored[place][:needed])
     pieces.reverse()
     if isinstance(pieces[0], str):
         return "".join(pieces)  # type: ignore[arg-type]  # a field's pieces are of one type
