@@ -6,11 +6,11 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.synthesis.brute_force import close_pairs, corpus, shingle_set
 
 from orbiter.train.errors import CallbackError, ConfigError, DataError
 from orbiter.train.synthesis import CurationReport, deduplicate
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
+from tests.synthesis.brute_force import close_pairs, corpus, shingle_set
 
 LONG = "please look up the weather in Vienna for tomorrow and tell me what to wear"
 

@@ -8,13 +8,13 @@ from typing import cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.synthesis.brute_force import close_pairs, corpus
 
 from orbiter.train.errors import CallbackError, ConfigError, DataError
 from orbiter.train.synthesis import SplitReport, split_dataset
 from orbiter.train.synthesis.placing import share_out
 from orbiter.train.synthesis.records import derive, value_of
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
+from tests.synthesis.brute_force import close_pairs, corpus
 
 RATIOS = [0.8, 0.1, 0.1]
 
