@@ -1,0 +1,38 @@
+"""Every example runs as its first line says, in an empty folder, and prints something."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[0-9]*.py"))
+ASKS_FOR_MORE = {
+    "08_teacher.py": "asks a real model some hundred times",
+    "09_evolve_a_real_agent.py": "asks a real model some hundred times",
+    "10_evolve_over_an_endpoint.py": "needs an endpoint",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_runs_and_prints(example: Path, tmp_path: Path) -> None:
+    if example.name in ASKS_FOR_MORE:
+        pytest.skip(ASKS_FOR_MORE[example.name])
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_an_example_is_short() -> None:
+    assert {path.name for path in EXAMPLES if len(path.read_text().splitlines()) > 60} == set()
