@@ -11,7 +11,8 @@ class Budget:
     """Hard limits: an evaluation that might pass one is not begun.
 
     The cost of an evaluation is known only when it ends. While any is under way, as much as the
-    dearest so far is held back for it; before the first cost is known, one runs alone.
+    dearest so far is held back for it, and what finds no room waits; before the first cost is
+    known, one runs alone.
     """
 
     def __init__(self, config: EvolutionConfig) -> None:
@@ -34,7 +35,7 @@ class Budget:
         if config.max_seconds is not None and self.seconds >= config.max_seconds:
             return StopReason.TIME
         if config.max_cost is not None:
-            held_back = (self.under_way + 1 + self._confirm) * (self._dearest or 0.0)
+            held_back = (1 + self._confirm) * (self._dearest or 0.0)
             if self.cost + held_back > config.max_cost:
                 return StopReason.COST
         return None
@@ -50,8 +51,12 @@ class Budget:
 
     @property
     def must_wait(self) -> bool:
-        """Say whether the next one has to wait until the first cost is known."""
-        return self._config.max_cost is not None and self._dearest is None and self.under_way > 0
+        """Say whether the next one has to wait until it is known what those under way cost."""
+        most = self._config.max_cost
+        if most is None or self.under_way == 0 or self.refuses() is not None:
+            return False
+        held_back = (self.under_way + 1 + self._confirm) * (self._dearest or 0.0)
+        return self._dearest is None or self.cost + held_back > most
 
     @property
     def seconds(self) -> float:

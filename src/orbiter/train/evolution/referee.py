@@ -31,7 +31,7 @@ class Referee(Generic[C]):
     def __init__(self, state: State[C]) -> None:
         self.state = state
         self._under_way: dict[str, asyncio.Future[None]] = {}
-        self._first_cost = asyncio.Event()
+        self._ended = asyncio.Event()
         self._ask: Callable[[C], Awaitable[float | Score]] = prepare(state.strategy.evaluate)
 
     async def score_new(self, members: Sequence[Member[C]]) -> list[Member[C]]:
@@ -98,7 +98,8 @@ class Referee(Generic[C]):
         """Run one evaluation; return False where the budget no longer allows it."""
         state = self.state
         while state.budget.must_wait:
-            await self._first_cost.wait()
+            self._ended.clear()
+            await self._ended.wait()
         state.stop = state.stop or state.budget.refuses()
         if state.stop is not None:
             return False
@@ -119,7 +120,7 @@ class Referee(Generic[C]):
                 state.journal.write_trial(trial)
         finally:
             state.budget.end(cost)
-            self._first_cost.set()
+            self._ended.set()
         return trial
 
     def _take(self, member: Member[C], trial: Trial) -> None:
