@@ -1,7 +1,7 @@
 """Evolve a prompt with any OpenAI-compatible endpoint, which both answers and reflects.
 
-    MODEL=qwen3-32b OPENAI_BASE_URL=http://localhost:8000/v1 \\
-        python examples/10_evolve_over_an_endpoint.py
+    export MODEL=qwen3-32b OPENAI_BASE_URL=http://localhost:8000/v1
+    python examples/10_evolve_over_an_endpoint.py
 
 Every call is cached in answers.sqlite and every evaluation journalled in runs/capitals: stopped and
 started again, it goes on without paying for anything twice.
