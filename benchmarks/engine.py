@@ -155,8 +155,9 @@ def tell(**numbers: float) -> None:
 
 
 def await_turn() -> None:
-    """Wait until the parent says go."""
-    sys.stdin.readline()
+    """Wait until the parent says go; end with it."""
+    if not sys.stdin.readline():
+        raise SystemExit
 
 
 def say_peak() -> None:

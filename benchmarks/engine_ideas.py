@@ -26,7 +26,7 @@ from orbiter.train.engine.rollout import choose, given, sample
 from orbiter.train.engine.tiny import tiny_tokenizer
 from orbiter.train.engine.update import Part, logprob, ref_logprob, score, value
 
-ROUNDS = 4
+ROUNDS = 3
 GROUP = 8
 CONFIG = transformers.LlamaConfig(
     vocab_size=16384,
@@ -46,7 +46,7 @@ Act = Callable[[], object]
 def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, load average {os.getloadavg()[0]:.1f}")
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("bfloat16", "float32"):
         policy = policy_in(dtype)
         batch = ragged()
         print(f"\n{dtype}                                        without     with   gain")
