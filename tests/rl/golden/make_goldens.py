@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from trl import GRPOTrainer  # type: ignore[import-not-found] # lives elsewhere
-from trl.trainer.utils import nanstd  # type: ignore[import-not-found] # lives elsewhere
-from verl.trainer.ppo import core_algos  # type: ignore[import-not-found] # lives elsewhere
-from verl.utils import torch_functional  # type: ignore[import-not-found] # lives elsewhere
-from verl.workers.config import ActorConfig  # type: ignore[import-not-found] # lives elsewhere
+from trl import GRPOTrainer
+from trl.trainer.utils import nanstd
+from verl.trainer.ppo import core_algos
+from verl.utils import torch_functional
+from verl.workers.config import ActorConfig
 
 HERE = Path(__file__).parent
 ROWS, LENGTH, MAX_LENGTH = 5, 7, 12
