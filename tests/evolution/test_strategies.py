@@ -168,7 +168,7 @@ async def evolve(
     start: str | dict[str, str],
     agent: Agent,
     model: ChatModel,
-    **settings: Any,
+    **settings: Any,  # noqa: ANN401 - of the strategy and of the configuration
 ) -> EvolutionResult[Any]:
     limits = {k: settings.pop(k) for k in ("max_chars", "copied_words") if k in settings}
     strategy = PromptEvolution(agent, WORDS, exact, model, **limits)
