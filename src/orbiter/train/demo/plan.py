@@ -31,7 +31,7 @@ class Plan:
     """AdamW's step size in SFT at its highest; it goes down to 0 over the passes."""
     grpo_epochs: int = 2
     """Passes over the requests for the model's own calls."""
-    grpo_learning_rate: float = 4e-5
+    grpo_learning_rate: float = 2e-5
     """AdamW's step size in GRPO."""
     max_response_length: int = 64
     """Tokens a call may have; the longest right one of the training requests has fewer."""
