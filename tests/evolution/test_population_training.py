@@ -32,7 +32,7 @@ async def train(settings: Mapping[str, Any], start: Path | None, folder: Path) -
     trainer = VeRLTrainer(config=config, rewards=[RewardSpec("vowels", fn=vowels)])
     await trainer.train(["Say something."] * 16)
     await trainer.save(folder)
-    return (await trainer.evaluate(["Say something."], samples=16)).reward
+    return (await trainer.evaluate(["Say something."], samples=16)).reward or 0.0
 
 
 @pytest.mark.nightly
