@@ -97,13 +97,14 @@ async def map_bounded(
 
     def start_another() -> None:
         # Comes when the last worker waits; what never waits has been done by the first until then.
-        if not stopped:
+        # A group that was cancelled from outside takes no more before its workers know of it.
+        if not stopped and not first.cancelling():
             group.create_task(worker())
 
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(worker())
+            first = group.create_task(worker())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     return [results[index] for index in range(len(items))]
