@@ -1,4 +1,4 @@
-"""A server with an allowance and clients that wait for it, in virtual time: seconds cost nothing."""
+"""A server with an allowance and clients that wait for it, in virtual time that costs none."""
 
 from __future__ import annotations
 

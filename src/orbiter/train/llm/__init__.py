@@ -5,7 +5,7 @@ from orbiter.train.llm.client import RemoteChatModel
 from orbiter.train.llm.config import ClientConfig, Price, Usage
 from orbiter.train.llm.failure import BudgetError, ChatError
 from orbiter.train.llm.local import LocalChatModel
-from orbiter.train.llm.structured import Structured, ask_for
+from orbiter.train.llm.structured import Structured, UnfitAnswersError, ask_for
 
 __all__ = [
     "Answer",
@@ -19,6 +19,7 @@ __all__ = [
     "RemoteChatModel",
     "Sampling",
     "Structured",
+    "UnfitAnswersError",
     "Usage",
     "ask",
     "ask_for",

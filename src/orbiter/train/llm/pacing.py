@@ -22,9 +22,9 @@ MARGIN = 0.97
 """Share of the measured rate that is used."""
 LEAST_COUNT, MARGIN_UNMEASURED = 10, 0.85
 """Fewer requests in a shorter time measure nothing: the former rate is cut to this share."""
-HOLD_SECONDS, HOLD_PAUSES = 5.0, 15.0
+HOLD_SECONDS, HOLD_PAUSES = 3.0, 15.0
 """The found rate is kept so long before more is tried: a refusal costs a pause."""
-PROBE_GROWTH, LATE_GROWTH, LATE_SECONDS = 1.02, 1.2, 20.0
+PROBE_GROWTH, LATE_GROWTH, LATE_SECONDS = 1.04, 1.2, 15.0
 """Growth a second after that; and after so many seconds without a refusal: the limit has moved."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
 """Seconds of silence after a refusal that names none; doubled while nothing is let through."""
@@ -47,6 +47,7 @@ class Pacer:
         self._let_through: list[float] = []
         self._begin: float | None = None
         self._event: float | None = None
+        self._burst_until = -math.inf
         self._known_from = -math.inf
         self._since = 0.0
         self._resumed = 0.0
@@ -77,27 +78,37 @@ class Pacer:
         place = bisect_right(self._let_through, sent_at) - 1
         if place >= 0 and self._let_through[place] == sent_at:
             del self._let_through[place]
-        if self._event is None or sent_at > self._event:
-            self._begin_event(now, retry_after)
+        if sent_at <= self._burst_until:
+            if self._event is not None and self._event >= sent_at:
+                self._measure(self._event)  # fewer came through than it seemed
+            if retry_after is not None:
+                self._paused_until = max(self._paused_until, now + retry_after)
             return
-        self._measure(self._event)  # one of the same burst: fewer came through than it seemed
-        if retry_after is not None:
-            self._paused_until = max(self._paused_until, now + retry_after)
+        since = self._burst_until
+        self._barren = 0 if self._count(since, now) else self._barren + 1
+        pause = min(FIRST_PAUSE * 2**self._barren, LONGEST_PAUSE)
+        pause = pause if retry_after is None else retry_after
+        if self._teaches(now):
+            self._begin_event(now, pause)
+        self._burst_until = now
+        self._paused_until = max(self._paused_until, now + pause)
+        self._next_at = self._grown_at = self._paused_until
 
-    def _begin_event(self, now: float, retry_after: float | None) -> None:
+    def _teaches(self, now: float) -> bool:
+        """Say whether a refusal is worth measuring by: not if nothing came through before it."""
+        if self._event is None:
+            return True
+        return not self._barren and (self._events == 1 or now - self._event >= WINDOW)
+
+    def _begin_event(self, now: float, pause: float) -> None:
         assert self._begin is not None, "what is refused has been sent"
         since = self._begin if self._event is None else self._event
         self._since = max(since, self._known_from)
         self._resumed = max(self._since, min(self._paused_until, now))
         self._event, self._events = now, self._events + 1
-        self._barren = 0 if self._count(self._since, now) else self._barren + 1
         self._base = self.rate
         self._measure(now)
-        pause = min(FIRST_PAUSE * 2**self._barren, LONGEST_PAUSE)
-        pause = pause if retry_after is None else retry_after
-        self._paused_until = max(self._paused_until, now + pause)
         self._hold = max(HOLD_SECONDS, HOLD_PAUSES * min(pause, LONGEST_PAUSE))
-        self._next_at = self._grown_at = self._paused_until
 
     def _measure(self, now: float) -> None:
         """Set the rate by what came through before the event at `now`; nothing teaches nothing."""

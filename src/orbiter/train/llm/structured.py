@@ -31,6 +31,15 @@ MOST_REASKS = 2
 _FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 
 
+class UnfitAnswersError(DataError):
+    """No answer fitted the shape, and asking has cost something all the same."""
+
+    def __init__(self, message: str, *, cost: float) -> None:
+        """Say what was wrong with the last one, and what all of them have cost."""
+        super().__init__(message)
+        self.cost = cost
+
+
 class Structured(NamedTuple, Generic[T]):
     """A value that a model gave, and what that took."""
 
@@ -49,7 +58,7 @@ async def ask_for(
     """Ask for a value of a type.
 
     Raises:
-        DataError: no answer fitted; the message says what was wrong with the last one.
+        UnfitAnswersError: no answer fitted; the message says what was wrong with the last one.
         CallbackError: the model raised.
     """
     schema = schema_of(shape)
@@ -68,7 +77,7 @@ async def ask_for(
             {"role": "assistant", "content": answer.text},
             {"role": "user", "content": f"{objection}. Answer again, with the JSON alone."},
         ]
-    raise DataError(f"no usable JSON after {reasks + 1} answers: {objection}")
+    raise UnfitAnswersError(f"no usable JSON after {reasks + 1} answers: {objection}", cost=cost)
 
 
 def schema_of(shape: Any) -> dict[str, object]:  # noqa: ANN401 - any type that msgspec knows

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias, cast
 
 from orbiter.train.callback import call, call_here, map_bounded
 from orbiter.train.errors import CallbackError, DataError, boundary
+from orbiter.train.llm.failure import BudgetError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.synthesis.journal import Candidate, Journal, Made, Scored
 from orbiter.train.synthesis.pipeline_config import SynthesisConfig
@@ -85,6 +86,12 @@ class Desk:
 
     async def answer(self, batch: Batch) -> Answered | None:
         """Return the answer to `batch`: the journal's or a new one; None if no money is left."""
+        try:
+            return await self._answer(batch)
+        except BudgetError:
+            return None
+
+    async def _answer(self, batch: Batch) -> Answered | None:
         made = self.journal.made(batch.number)
         if made is None:
             async with self._asking:
@@ -204,6 +211,8 @@ async def _generate(
 
 def _as_item(candidate: object) -> Candidate:
     """Return what a step made as an item, or say why it is none."""
+    if isinstance(candidate, Rejection):
+        return candidate.detail
     try:
         item = item_of(candidate)
     except DataError as error:

@@ -61,6 +61,11 @@ class SynthesisResult:
         return len(self.rejections)
 
     @property
+    def cost_per_item(self) -> float | None:
+        """What an accepted item has cost, rejected candidates included; None without any."""
+        return self.cost / len(self.items) if self.items else None
+
+    @property
     def rejected(self) -> dict[RejectReason, int]:
         """How many candidates each reason took."""
         return dict(Counter(rejection.reason for rejection in self.rejections))

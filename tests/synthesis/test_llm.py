@@ -1,0 +1,228 @@
+"""The synthesisers and the judge, on scripted models: any async callable is one."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orbiter.train.errors import ConfigError
+from orbiter.train.llm import Answer, ClientConfig, Message, Price, RemoteChatModel
+from orbiter.train.llm.cache import ResponseCache
+from orbiter.train.synthesis import SynthesisConfig, SynthesisContext, SynthesisPipeline
+from orbiter.train.synthesis.llm import BackTranslate, Evolve, Respond, SelfInstruct, task_in
+from orbiter.train.synthesis.llm_judge import Judge, agreement_of
+from orbiter.train.synthesis.llm_novelty import nearest, rouge_l
+from orbiter.train.synthesis.pipeline_result import Rejection
+from orbiter.train.trajectory import TrajectoryItem
+from tests.llm.server import ChatServer
+
+SEEDS = [
+    TrajectoryItem(f"Explain {topic}", f"{topic} is fine") for topic in ("fire", "ice", "salt")
+]
+
+
+@dataclass
+class Scripted:
+    """Answers in turn, and remembers what it was asked."""
+
+    answers: Sequence[str]
+    asked: list[str] = field(default_factory=list[str])
+
+    async def __call__(self, messages: Sequence[Message], /) -> Answer:
+        self.asked.append(str(messages[-1]["content"]))
+        return Answer(self.answers[(len(self.asked) - 1) % len(self.answers)], cost=0.5)
+
+
+def context(**given_: object) -> SynthesisContext:
+    return SynthesisContext(**{"seeds": SEEDS, "seed": 3, **given_})  # type: ignore[arg-type] # each test its own
+
+
+async def test_self_instruct_shows_the_pool_and_turns_down_what_is_like_it() -> None:
+    model = Scripted(["Task: Compare two rivers", "explain FIRE", "Compare two rivers"])
+    made = await SelfInstruct(model, shown=3).generate(3, context=context())
+    assert all(seed.state in asked for seed in SEEDS for asked in model.asked)
+    assert isinstance(made[0], TrajectoryItem)
+    assert (made[0].state, made[0].action, made[0].reward) == ("Compare two rivers", "", None)
+    assert [type(m) for m in made[1:]] == [Rejection, Rejection]
+    assert made[0].metadata["lineage"]["op"] == "self-instruct"  # type: ignore[index] # a mapping
+
+
+async def test_evolve_works_on_the_items_of_the_step_before() -> None:
+    model = Scripted(["Explain fire to a child and say why it is hot"])
+    (made,) = await Evolve(model).generate(1, context=context(items=SEEDS[:1]))
+    assert isinstance(made, TrajectoryItem)
+    assert made.state == "Explain fire to a child and say why it is hot"
+    assert "Explain fire" in model.asked[0]
+    (same,) = await Evolve(Scripted(["Explain fire"])).generate(1, context=context(items=SEEDS[:1]))
+    assert isinstance(same, Rejection)
+
+
+async def test_back_translation_keeps_the_action_and_uses_each_seed_once() -> None:
+    model = Scripted(["What is it?"])
+    made = await BackTranslate(model).generate(9, context=context())
+    assert [(m.state, m.action) for m in made if isinstance(m, TrajectoryItem)] == [
+        ("What is it?", seed.action) for seed in SEEDS
+    ]
+    assert await BackTranslate(model).generate(9, context=context(offset=3)) == []
+
+
+async def test_respond_stops_at_the_first_answer_that_passes() -> None:
+    model = Scripted(["3", "4", "5"])
+    step = Respond(model, samples=3, verifier=lambda item: item.action == "4")
+    (made,) = await step.generate(1, context=context(items=SEEDS[:1]))
+    assert isinstance(made, TrajectoryItem)
+    assert (made.action, len(model.asked)) == ("4", 2)
+
+
+async def test_respond_turns_a_task_down_when_no_answer_passes() -> None:
+    step = Respond(Scripted(["3"]), samples=2, verifier=lambda _: False)
+    (made,) = await step.generate(1, context=context(items=SEEDS[:1]))
+    assert isinstance(made, Rejection)
+    assert "none of 2 answers passed" in made.detail
+
+
+async def test_what_is_spent_is_told() -> None:
+    spent: list[float] = []
+    await Respond(Scripted(["a"])).generate(3, context=context(spend=spent.append))
+    assert spent == [0.5, 0.5, 0.5]
+
+
+async def test_the_median_of_the_votes_is_the_score() -> None:
+    votes = [json.dumps({"score": score, "reason": f"r{score}"}) for score in (0.2, 0.9, 0.8)]
+    judge = Judge(Scripted(votes), "Is it right?", votes=3)
+    verdict = await judge(SEEDS[0])
+    assert (verdict.score, verdict.cost) == (0.8, 1.5)
+    assert verdict.reason == "r0.8 (votes: 0.2 0.9 0.8)"
+    assert judge.agreement == pytest.approx(1 - (0.7 + 0.6 + 0.1) / 3)
+
+
+async def test_a_vote_is_asked_for_again_twice_and_then_abstains() -> None:
+    model = Scripted(["good!", '{"score": 7, "reason": "x"}', '{"score": 0.5, "reason": "ok"}'])
+    assert (await Judge(model, "Is it right?")(SEEDS[0])).score == 0.5
+    assert "there is no JSON" in model.asked[1]
+    assert "Expected `float` <= 1" in model.asked[2]
+    never = Scripted(["good!"])
+    verdict = await Judge(never, "Is it right?")(SEEDS[0])
+    assert (verdict.score, verdict.cost, len(never.asked)) == (None, 1.5, 3)
+
+
+def test_agreement_needs_two() -> None:
+    assert agreement_of([0.4]) is None
+    assert agreement_of([0.4, 0.4]) == 1.0
+
+
+@given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abc")))
+def test_rouge_l_is_the_longest_common_subsequence(one: list[str], other: list[str]) -> None:
+    def lcs(i: int, j: int) -> int:
+        if i == len(one) or j == len(other):
+            return 0
+        if one[i] == other[j]:
+            return 1 + lcs(i + 1, j + 1)
+        return max(lcs(i + 1, j), lcs(i, j + 1))
+
+    one, other = one[:6], other[:6]
+    expected = 2 * lcs(0, 0) / (len(one) + len(other)) if one and other else 0.0
+    assert rouge_l(" ".join(one), " ".join(other)) == expected
+    assert nearest(" ".join(one), [" ".join(other)]).similarity == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "task"),
+    [
+        ("Task: Do it\n\nSure!", "Do it"),
+        ("9. Do it", "Do it"),
+        ('"Do it"', "Do it"),
+        ("New task 2: Do it", "Do it"),
+        ("Do 9.5 of it", "Do 9.5 of it"),
+        ("", ""),
+    ],
+)
+def test_a_task_is_taken_out_of_its_wrapping(answer: str, task: str) -> None:
+    assert task_in(answer) == task
+
+
+async def test_nothing_to_start_from_is_said() -> None:
+    with pytest.raises(ConfigError, match="nothing to start from"):
+        await SelfInstruct(Scripted(["x"])).generate(1)
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    model = Scripted(["x"])
+    with pytest.raises(ConfigError, match=re.escape("must hold {shown}")):
+        SelfInstruct(model, instruction="Write a task")
+    with pytest.raises(ConfigError, match="with a verifier"):
+        Respond(model, samples=2)
+    with pytest.raises(ConfigError, match="rubric"):
+        Judge(model, " ")
+
+
+def test_other_words_are_another_fingerprint() -> None:
+    model = Scripted(["x"])
+    assert Respond(model).fingerprint != Respond(model, system="Be brief").fingerprint
+    assert Respond(model).fingerprint == Respond(model).fingerprint
+
+
+def teacher(text: str) -> str:
+    """Tell tasks, answers and judgements apart by what is asked."""
+    number = zlib.crc32(text.encode()) % 997
+    if "Judge the answer" in text:
+        return json.dumps({"score": 0.9 if number % 3 else 0.1, "reason": "so"})
+    if "Write one more task" in text:
+        return f"Describe matter {number} {number * 7} {number * 11} to child {number * 13}"
+    return f"It is number {number}"
+
+
+async def run(server: ChatServer, folder: Path, budget: float) -> tuple[SynthesisPipeline, int]:
+    config = ClientConfig(
+        model="m",
+        base_url=server.url,
+        price=Price(input=1.0, output=1.0),
+        parameters={"max_tokens": 5},
+        budget=budget,
+    )
+    async with RemoteChatModel(config, cache=folder / "answers.sqlite") as model:
+        pipeline = SynthesisPipeline(
+            SynthesisConfig(target_size=20, min_score=0.5, batch_size=4),
+            scorer=Judge(model, "Is it right?"),
+            run_dir=folder,
+        )
+        await pipeline.add_step(SelfInstruct(model)).add_step(Respond(model)).run(SEEDS)
+        return pipeline, model.usage.answers
+
+
+async def test_a_pipeline_of_all_of_it_adds_up_and_stops_at_the_budget(tmp_path: Path) -> None:
+    with ChatServer(reply=teacher) as server:
+        poor, answered = await run(server, tmp_path, budget=0.003)
+        assert poor.result is not None
+        assert poor.result.stop_reason == "budget"
+        assert answered * 15e-6 <= 0.003
+        rich, more = await run(server, tmp_path, budget=1.0)
+    result = rich.result
+    assert result is not None
+    assert (result.stop_reason, len(result.items)) == ("target", 20)
+    counted = len(result.items) + result.filtered_count + result.trimmed_count
+    assert result.generated_count == counted
+    assert len(server.paid) <= answered + more + 16, "only what was under way when it stopped"
+    with closing(ResponseCache(tmp_path / "answers.sqlite")) as kept:
+        assert len(kept) == answered + more, "none was paid twice"
+    assert result.cost_per_item == pytest.approx(result.cost / 20)
+    assert {item.metadata["score_reason"] for item in result.items} == {"so"}
+
+
+async def test_a_model_that_fails_is_a_failed_batch_where_that_is_wanted() -> None:
+    with ChatServer(lambda *_: "refuse") as server:
+        config = ClientConfig(model="m", base_url=server.url)
+        async with RemoteChatModel(config) as model:
+            pipeline = SynthesisPipeline(SynthesisConfig(target_size=2, on_error="drop"))
+            result = await pipeline.add_step(SelfInstruct(model)).run(SEEDS)
+    assert result.stop_reason == "exhausted"
+    assert "HTTP 400" in result.failures[0]
