@@ -79,7 +79,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
                 not kept.
             StorageError: the journal could not be written; the item is not kept.
         """
-        if not isinstance(item, TrajectoryItem):
+        if type(item) is not TrajectoryItem and not isinstance(item, TrajectoryItem):
             raise DataError(f"capture takes a TrajectoryItem, got {fields.shown(item)}")
         with self._lock:
             kept = item if item.reward is None else decide(self.strategy, item)

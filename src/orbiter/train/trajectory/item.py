@@ -8,9 +8,9 @@ find. Left out: where items are kept (`dataset.py`) and what files look like (`f
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, cast
@@ -87,19 +87,28 @@ class TrajectoryItem:
         logprobs: Sequence[float] | None = None,
     ) -> None:
         """Make an item; the fields say what each argument means."""
+        if type(state) is not str or not state.isascii():
+            state = fields.text("state", state)
+        if type(action) is not str or not action.isascii():
+            action = fields.text("action", action)
+        if reward is not None and not (type(reward) is float and isfinite(reward)):
+            reward = fields.number("reward", reward)
+        if metadata is _NOTHING:
+            metadata = {}
+        elif metadata or type(metadata) is not dict:
+            metadata = fields.json_object("metadata", metadata)
         # Sixteen times object.__setattr__ takes three times as long as all that follows here: until
         # it is whole, the item is of a class with the same slots that may be written to.
         kind = type(self)
-        _set(self, "__class__", _DRAFTS.get(kind) or _draft_of(kind))
+        _set(self, "__class__", _Draft if kind is TrajectoryItem else _draft_of(kind))
         item: Any = self
         item.state, item.action, item.reward = state, action, reward
-        item.metadata = {} if metadata is _NOTHING else metadata
+        item.metadata = metadata
         item.task_id, item.episode_id, item.step, item.agent = task_id, episode_id, step, agent
         item.messages, item.tools, item.tool_calls = messages, tools, tool_calls
         item.done, item.timestamp = done, timestamp
         item.prompt_token_ids, item.token_ids, item.logprobs = prompt_token_ids, token_ids, logprobs
         item.__class__ = kind
-        _check_common(item)
         if not (
             task_id is None and episode_id is None and step is None and agent is None
             and messages is None and tools is None and tool_calls is None and done is None
@@ -169,27 +178,16 @@ class _Draft:
     __slots__ = NAMES
 
 
-_DRAFTS: dict[type, type] = {TrajectoryItem: _Draft}
+_DRAFTS: dict[type, type] = {}
 _set = object.__setattr__
 _new = object.__new__
 
 
 def _draft_of(kind: type) -> type:
     """Return the class that an item of a subclass is of while it is made: one that can be set."""
-    _DRAFTS[kind] = type(kind.__name__, (kind,), {"__slots__": (), "__setattr__": _set})
+    if kind not in _DRAFTS:
+        _DRAFTS[kind] = type(kind.__name__, (kind,), {"__slots__": (), "__setattr__": _set})
     return _DRAFTS[kind]
-
-
-def _check_common(item: TrajectoryItem) -> None:
-    if type(item.state) is not str or not item.state.isascii():
-        _set(item, "state", fields.text("state", item.state))
-    if type(item.action) is not str or not item.action.isascii():
-        _set(item, "action", fields.text("action", item.action))
-    reward = item.reward
-    if reward is not None and not (type(reward) is float and math.isfinite(reward)):
-        _set(item, "reward", fields.number("reward", reward))
-    if item.metadata or type(item.metadata) is not dict:
-        fields.json_object("metadata", item.metadata)
 
 
 def _check_optional(item: TrajectoryItem) -> None:

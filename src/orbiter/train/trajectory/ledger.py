@@ -22,7 +22,10 @@ class Ledger:
     def take_in(self, item: TrajectoryItem) -> None:
         """Keep an item, or let it wait where it has no reward."""
         if self.journal is None:
-            self.store.add(self.store.place(item), item)
+            if item.episode_id is None and item.reward is not None:
+                self.store.add_alone(item)
+            else:
+                self.store.add(self.store.place(item), item)
             return
         place = self.store.place(item)
         try:

@@ -51,6 +51,11 @@ class Store:
         if item.episode_id is not None:
             self._last[item.episode_id, item.agent] = (number, place.stored)
 
+    def add_alone(self, item: TrajectoryItem) -> None:
+        """Take in a scored item of no episode, which shares nothing: the shortest way."""
+        self.entries += 1
+        self.kept.append(packed(item))
+
     def waiting_in(self, episode_id: str) -> list[int]:
         """Return the numbers of an episode's waiting entries."""
         return self._waiting_of.get(episode_id, [])

@@ -49,7 +49,7 @@ Stored = Values | Turn
 
 Not the item itself: the garbage collector goes on visiting a million objects, but lets go of a
 tuple of texts and numbers at its first visit. For the same reason metadata of plain values stands
-there as a flat tuple (name, value, name, value, ...).
+there as a flat tuple, all names before all values.
 """
 
 ATOMS = frozenset((str, int, float, bool, type(None)))
@@ -74,7 +74,7 @@ def packed(item: TrajectoryItem) -> Values:
     """Return the values of an item as they are kept in memory."""
     metadata: object = item.metadata
     if type(metadata) is dict and ATOMS.issuperset(map(type, metadata.values())):
-        metadata = tuple(chain.from_iterable(metadata.items()))
+        metadata = (*metadata, *metadata.values())
     return (
         item.state, item.action, item.reward, metadata, item.task_id, item.episode_id, item.step,
         item.agent, item.messages, item.tools, item.tool_calls, item.done, item.timestamp,
@@ -86,7 +86,8 @@ def unpacked(values: Values) -> Values:
     """Undo `packed`."""
     flat = values[_METADATA]
     if type(flat) is tuple:
-        metadata = dict(zip(flat[::2], flat[1::2], strict=True))
+        half = len(flat) // 2
+        metadata = dict(zip(flat[:half], flat[half:], strict=True))
         return (*values[:_METADATA], metadata, *values[_METADATA + 1 :])
     return values
 
