@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right, insort
 
-SLACK = 0.02
+SLACK = 0.05
 """Seconds by which a late timer may be made good."""
 WINDOW = 1.0
-"""Seconds over which the first rate is measured."""
+"""Seconds after which what came through measures a rate, however little it was."""
+FIRST_WINDOW = 0.3
+"""The same for the first rate, which only starts the search."""
 SEARCH_GROWTH = (10.0, 1.25)
 """Growth a second while one refusal is known, and while two are."""
 MARGIN = 0.97
@@ -115,7 +117,7 @@ class Pacer:
         count = self._count(self._since, now)
         if self._events == 1:
             self._allowance = self._count(max(self._since, now - WINDOW), now)
-            self.rate = max(count, 1) / max(now - self._since, WINDOW)
+            self.rate = max(count, 1) / max(now - self._since, FIRST_WINDOW)
         elif now - self._since < WINDOW and count < LEAST_COUNT:
             self.rate = max(MARGIN_UNMEASURED * self._base, LEAST_RATE)
         elif count:
