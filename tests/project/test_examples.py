@@ -12,8 +12,6 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[0-9]*.py"))
 ASKS_FOR_MORE = {
     "08_teacher.py": "asks a real model some hundred times",
-    "09_evolve_a_real_agent.py": "asks a real model some hundred times",
-    "10_evolve_over_an_endpoint.py": "needs an endpoint",
 }
 
 

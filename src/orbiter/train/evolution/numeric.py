@@ -2,7 +2,7 @@
 
 Children inherit each knob from one of two parents, or have a knob or two varied, or both; the
 sizes of the steps are spread over orders of magnitude, so that none has to be tuned. Left out:
-learning which knobs go together; `CmaEvolution` does that for numbers.
+learning which knobs go together, as covariance matrix adaptation does for numbers.
 """
 
 from __future__ import annotations
