@@ -6,7 +6,8 @@
 rejected: {'invalid': 5}
 
 All 50 stand in 08_teacher.txt beside this file, good and bad alike. The model has 135 million
-parameters: it shows how the parts work together, not what good data looks like. With a `RemoteChatModel` in its place the same lines ask a model that knows better.
+parameters: it shows how the parts work together, not what good data looks like. With a
+`RemoteChatModel` in its place the same lines ask a model that knows better.
 """
 
 import asyncio
