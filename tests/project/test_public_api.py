@@ -1,6 +1,8 @@
 """The front door: the guide's names, as the guide spells them, and modules where it puts them."""
 
+import ast
 import importlib
+import inspect
 
 import pytest
 
@@ -43,3 +45,22 @@ def test_the_enumerations_have_the_guides_values() -> None:
         "INIT", "EVALUATING", "SELECTING", "MUTATING", "COMPLETE",
     ]  # fmt: skip
     assert {a.name: a.value for a in orbiter.train.VeRLAlgorithm} == {"PPO": "ppo", "GRPO": "grpo"}
+
+
+def test_every_name_comes_from_the_home_that_the_type_checker_reads() -> None:
+    tree = ast.parse(inspect.getsource(orbiter.train))
+    written = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("orbiter.")
+        for alias in node.names
+    }
+    assert set(written) == set(orbiter.train.__all__) == set(orbiter.train._HOME_OF)
+    for name, module in written.items():
+        assert module == f"orbiter.train.{orbiter.train._HOME_OF[name]}"
+        assert name in dir(orbiter.train)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'TrajectoryDatset'"):
+        _ = orbiter.train.TrajectoryDatset  # type: ignore[attr-defined] # the fault itself

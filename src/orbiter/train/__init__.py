@@ -1,51 +1,56 @@
 """From an agent's traces to a better agent: the names of the public guide, and nothing heavy.
 
-Capture what an agent does, curate it, improve the words or the weights, evaluate. Importing this
-loads no torch, no numpy and no model; what needs them loads them when it is called.
+Capture what an agent does, curate it, improve the words or the weights, evaluate. A name is
+imported from its file when it is first asked for (PEP 562): all of them together take 0.1 s, which
+who only captures need not wait for. None loads torch, numpy or a model before it is called.
 """
 
-from orbiter.train.errors import (
-    CallbackError,
-    ConfigError,
-    DataError,
-    MissingExtraError,
-    StateError,
-    StorageError,
-    TrainError,
-    TrainingError,
-)
-from orbiter.train.evaluation import Interval, mean_interval, paired_difference, pass_at_k
-from orbiter.train.evolution import (
-    EvolutionConfig,
-    EvolutionPhase,
-    EvolutionPipeline,
-    EvolutionResult,
-    EvolutionStrategy,
-)
-from orbiter.train.runlog import RunLog, read_run
-from orbiter.train.sft import SFTConfig, SFTTrainer
-from orbiter.train.synthesis import (
-    CurationReport,
-    DataSynthesiser,
-    SplitReport,
-    SynthesisConfig,
-    SynthesisPipeline,
-    SynthesisResult,
-    TemplateSynthesiser,
-    augment_add_noise,
-    augment_swap_io,
-    deduplicate,
-    filter_by_score,
-    split_dataset,
-)
-from orbiter.train.trainer import TrainConfig, Trainer, TrainerState, TrainMetrics
-from orbiter.train.trajectory import (
-    DefaultStrategy,
-    TrajectoryDataset,
-    TrajectoryItem,
-    TrajectoryStrategy,
-)
-from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orbiter.train.errors import (
+        CallbackError,
+        ConfigError,
+        DataError,
+        MissingExtraError,
+        StateError,
+        StorageError,
+        TrainError,
+        TrainingError,
+    )
+    from orbiter.train.evaluation import Interval, mean_interval, paired_difference, pass_at_k
+    from orbiter.train.evolution import (
+        EvolutionConfig,
+        EvolutionPhase,
+        EvolutionPipeline,
+        EvolutionResult,
+        EvolutionStrategy,
+    )
+    from orbiter.train.runlog import RunLog, read_run
+    from orbiter.train.sft import SFTConfig, SFTTrainer
+    from orbiter.train.synthesis import (
+        CurationReport,
+        DataSynthesiser,
+        SplitReport,
+        SynthesisConfig,
+        SynthesisPipeline,
+        SynthesisResult,
+        TemplateSynthesiser,
+        augment_add_noise,
+        augment_swap_io,
+        deduplicate,
+        filter_by_score,
+        split_dataset,
+    )
+    from orbiter.train.trainer import TrainConfig, Trainer, TrainerState, TrainMetrics
+    from orbiter.train.trajectory import (
+        DefaultStrategy,
+        TrajectoryDataset,
+        TrajectoryItem,
+        TrajectoryStrategy,
+    )
+    from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
 
 __all__ = [
     "CallbackError",
@@ -94,3 +99,87 @@ __all__ = [
     "read_run",
     "split_dataset",
 ]
+
+_HOMES = {
+    "errors": (
+        "CallbackError",
+        "ConfigError",
+        "DataError",
+        "MissingExtraError",
+        "StateError",
+        "StorageError",
+        "TrainError",
+        "TrainingError",
+    ),
+    "evaluation": (
+        "Interval",
+        "mean_interval",
+        "paired_difference",
+        "pass_at_k",
+    ),
+    "evolution": (
+        "EvolutionConfig",
+        "EvolutionPhase",
+        "EvolutionPipeline",
+        "EvolutionResult",
+        "EvolutionStrategy",
+    ),
+    "runlog": (
+        "RunLog",
+        "read_run",
+    ),
+    "sft": (
+        "SFTConfig",
+        "SFTTrainer",
+    ),
+    "synthesis": (
+        "CurationReport",
+        "DataSynthesiser",
+        "SplitReport",
+        "SynthesisConfig",
+        "SynthesisPipeline",
+        "SynthesisResult",
+        "TemplateSynthesiser",
+        "augment_add_noise",
+        "augment_swap_io",
+        "deduplicate",
+        "filter_by_score",
+        "split_dataset",
+    ),
+    "trainer": (
+        "TrainConfig",
+        "Trainer",
+        "TrainerState",
+        "TrainMetrics",
+    ),
+    "trajectory": (
+        "DefaultStrategy",
+        "TrajectoryDataset",
+        "TrajectoryItem",
+        "TrajectoryStrategy",
+    ),
+    "verl": (
+        "RewardSpec",
+        "VeRLAlgorithm",
+        "VeRLConfig",
+        "VeRLTrainer",
+    ),
+}
+
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+if not TYPE_CHECKING:  # a checker that saw it would take any misspelt name for a public one
+
+    def __getattr__(name: str) -> object:
+        """Import a public name from its home, once."""
+        home = _HOME_OF.get(name)
+        if home is None:
+            raise AttributeError(f"module 'orbiter.train' has no attribute {name!r}")
+        value: object = getattr(import_module(f"orbiter.train.{home}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
