@@ -340,7 +340,7 @@ async def test_two_thousand_calls_among_all_troubles_all_end(tmp_path: Path) -> 
     assert usage.answers == ended["answered"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # a rate in wall time: says nothing where other tests share the cores
 @pytest.mark.parametrize("retry_after", [None, "0.1"])
 async def test_the_client_goes_as_fast_as_the_server_lets_it_and_no_faster(
     retry_after: str | None,
