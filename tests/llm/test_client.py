@@ -305,7 +305,7 @@ DEEDS: list[Deed] = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # its limits are seconds of wall time
 async def test_two_thousand_calls_among_all_troubles_all_end(tmp_path: Path) -> None:
     began: list[float] = []
 
