@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.outcome import Outcome
@@ -19,9 +22,26 @@ from orbiter.train.demo.pipeline import run_demo
 from orbiter.train.demo.plan import QUICK, Plan
 from orbiter.train.errors import TrainError
 
+INTERRUPTED = 128 + signal.SIGINT
+"""What a shell expects of a process that Ctrl-C has ended."""
+STOPPING = b"\nstopping behind the work in hand; Ctrl-C again ends the run at once\n"
+SHOW_CURSOR = b"\x1b[?25h"
+"""Progress bars hide it."""
+KEPT = {
+    "traces.jsonl": "the captured traces",
+    "sft/best": "the best model of SFT",
+    "model": "the trained model",
+}
+"""What an interrupted run may leave that is whole and worth keeping."""
+
 
 def main() -> int:
-    """Run the demo; 1 where something that it needs is missing, with what to do about it."""
+    """Run the demo.
+
+    Returns:
+        0, or 1 where something that it needs is missing, with what to do about it; 130 after
+        Ctrl-C, with what the run leaves.
+    """
     parser = argparse.ArgumentParser(prog="python -m orbiter.train.demo", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model and few requests")
     parser.add_argument("--control", action="store_true", help="further SFT, to compare with")
@@ -32,12 +52,49 @@ def main() -> int:
     plan = replace(QUICK if options.quick else Plan(), control=options.control, seed=options.seed)
     account = Account(Outcome())
     try:
-        asyncio.run(run_demo(plan, folder, account))
+        finished = asyncio.run(_run(plan, folder, account))
     except TrainError as error:
         account.console.print(f"error: {error}", style="red", markup=False)
         return 1
+    if not finished:
+        account.console.print(f"interrupted: {left_behind(folder)}", markup=False, soft_wrap=True)
+        return INTERRUPTED
     account.summary()
     return 0
+
+
+async def _run(plan: Plan, folder: Path, account: Account) -> bool:
+    """Run the demo, and say whether it came to its end.
+
+    Ctrl-C ends it behind the work in hand, so that no file is left half written that another run
+    would trip over; a second one ends the process.
+    """
+    loop, run = asyncio.get_running_loop(), asyncio.ensure_future(run_demo(plan, folder, account))
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
+        if run.cancelling():
+            os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
+            os._exit(INTERRUPTED)
+        os.write(2, STOPPING)  # past Python's buffers, which the signal may have found half written
+        run.cancel()
+        loop.call_soon_threadsafe(lambda: None)  # which wakes it
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        await run
+    except (asyncio.CancelledError, TrainError):
+        # Ctrl-C reaches a download's process too, whose failure is then no news.
+        if not run.cancelling():
+            raise
+        return False
+    return True
+
+
+def left_behind(folder: Path) -> str:
+    """Say what an interrupted run has left, and how to go on."""
+    kept = [f"{folder / name} ({what})" for name, what in KEPT.items() if (folder / name).exists()]
+    left = f"{', '.join(kept)} stay" if kept else "nothing worth keeping was made yet"
+    return f"{left}; a run cannot be taken up again, a new one begins in a folder of its own"
 
 
 if __name__ == "__main__":
