@@ -4,8 +4,10 @@
     python benchmarks/engine.py --cases tiny bf16 --steps 6
 
 Both run the same model, prompts, group size, lengths, threads and arithmetic, each in a process
-of its own (so that peak memory can be told apart) and only when it is its turn. Gradient
-checkpointing is off in both and there is no KL. TRL is the `bench` extra (trl==1.16.0).
+of its own (so that peak memory can be told apart) and only when it is its turn. There is no KL,
+and gradient checkpointing is off in both but for `demo`, which has TRL's default, where it is on;
+`demo-best` is the same without. Those two take the demo's real requests and its policy behind SFT
+(made on first use), four other requests a step. TRL is the `bench` extra (trl==1.16.0).
 CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
 """
 
@@ -14,24 +16,29 @@ CPU seconds stand beside wall seconds: on a shared machine they are the steadier
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import resource
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from demo_policy import demo_policy, demo_prompts, demo_reward
+from orbiter.train.engine.batch import collate
+from orbiter.train.engine.fast import FastDecoder
+from orbiter.train.engine.forward import GenericDecoder
+from orbiter.train.engine.models import load_model
+from orbiter.train.engine.objective import PolicyObjective
+from orbiter.train.engine.optimiser import make_optimiser
+from orbiter.train.engine.policy import Policy, make_policy
+from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.update import update
+from orbiter.train.rl.advantage import group_relative_advantage
+from turns import Race, await_turn, race, say_peak, tell, timed, versions, wrap
+
 GROUP = 8
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
-"""Of the workers: nothing is looked up on the way."""
-ANSWER = "answer: "
-"""Marks a worker's lines among those that libraries print."""
 TEXT = (
     "The history of computing is full of surprising turns, and each of them was made by people "
     "who wanted to know a little more than they were told. "
@@ -50,11 +57,18 @@ class Case:
     new_tokens: int = 64
     lora_rank: int = 0
     path: str = "auto"
+    checkpointing: bool = False
+    """Whether TRL computes activations anew on the way back, which it does unless told not to."""
     target: float = 0.0
-    """How many times TRL's tokens a second are asked for."""
+    """How many times TRL's tokens a second (the demo's: samples a second) are asked for."""
+
+    @property
+    def real(self) -> bool:
+        """Whether it is the demo's own workload."""
+        return self.model == DEMO
 
 
-SMOL = "smollm2-135m"
+SMOL, DEMO = "smollm2-135m", "demo"
 CASES = {
     "tiny": Case("tiny", "float32", 1, prompts=4, prompt_tokens=32, target=2.2),
     "bf16": Case(SMOL, "bfloat16", 1, target=4.0),
@@ -62,7 +76,8 @@ CASES = {
     "lora": Case(SMOL, "bfloat16", 1, lora_rank=16, target=4.0),
     "bf16-2t": Case(SMOL, "bfloat16", 2, target=3.0),
     "fp32": Case(SMOL, "float32", 1, target=2.0),
-    "demo": Case(SMOL, "bfloat16", 2, prompts=4, prompt_tokens=350, new_tokens=96, target=6.0),
+    "demo": Case(DEMO, "bfloat16", 2, prompts=4, new_tokens=96, checkpointing=True, target=6.0),
+    "demo-best": Case(DEMO, "bfloat16", 2, prompts=4, new_tokens=96),
     "generic": Case(SMOL, "bfloat16", 1, path="generic", target=1.2),
     "long": Case(SMOL, "bfloat16", 1, prompt_tokens=16, new_tokens=256),
 }
@@ -80,92 +95,18 @@ def main() -> None:
         return
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {versions()}")
     for name in options.cases:
-        compare(name, options.steps)
+        case = CASES[name]
+        if case.real:
+            demo_policy()
+        title = f"{name}: {case}"
+        measure = "samples" if case.real else "tokens"
+        parts = (case.threads, case.dtype, case.target, measure)
+        race(Race(__file__, name, title, *parts), options.steps)
 
 
-def compare(name: str, steps: int) -> None:
-    """Run both engines in turn and print what they took."""
-    case = CASES[name]
-    print(f"\n{name}: {case}\n  load average {os.getloadavg()[0]:.1f}", flush=True)
-    print("  " + floor(case.dtype, case.threads), flush=True)
-    workers = {engine: start(engine, name, steps) for engine in ("trl", "ours")}
-    seen: dict[str, list[dict[str, float]]] = {engine: [] for engine in workers}
-    for _ in range(steps):
-        for engine, worker in workers.items():
-            seen[engine].append(turn(worker))
-    rates = {}
-    for engine, worker in workers.items():
-        peak = turn(worker)["peak_gb"]
-        worker.wait()
-        rates[engine] = report(engine, seen[engine][1:], peak)
-    wall, cpu = (a / b for a, b in zip(rates["ours"], rates["trl"], strict=True))
-    wanted = f", asked for {case.target:g}" if case.target else ""
-    print(
-        f"  ours / TRL, tokens a second: {wall:.2f} by wall, {cpu:.2f} by CPU{wanted}", flush=True
-    )
-
-
-def report(engine: str, steps: list[dict[str, float]], peak: float) -> tuple[float, float]:
-    """Print one engine's medians; return its tokens a second, by wall and by CPU."""
-    wall = [s["tokens"] / s["wall"] for s in steps]
-    cpu = [s["tokens"] / s["cpu"] for s in steps]
-    parts = [key for key in steps[0] if key not in ("tokens", "samples", "wall", "cpu")]
-    split = ", ".join(f"{key} {statistics.median(s[key] for s in steps):.2f}" for key in parts)
-    seconds = statistics.median(s["wall"] for s in steps)
-    samples = statistics.median(s["samples"] / s["wall"] for s in steps)
-    print(
-        f"  {engine:4}: {seconds:.2f} s a step [{min(s['wall'] for s in steps):.2f}, "
-        f"{max(s['wall'] for s in steps):.2f}] ({split}), {samples:.2f} samples/s, "
-        f"{statistics.median(wall):.1f} tokens/s, {statistics.median(cpu):.1f} tokens/CPU s, "
-        f"{statistics.median(s['tokens'] for s in steps):.0f} tokens, peak {peak:.2f} GB",
-        flush=True,
-    )
-    return statistics.median(wall), statistics.median(cpu)
-
-
-def start(engine: str, name: str, steps: int) -> subprocess.Popen[str]:
-    """Start a worker, which waits for its first turn."""
-    threads = str(CASES[name].threads)
-    command = [sys.executable, __file__, "--worker", engine, name, "--steps", str(steps)]
-    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": threads}
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL if not os.environ.get("BENCH_DEBUG") else None,
-        env=environment,
-        text=True,
-    )
-
-
-def turn(worker: subprocess.Popen[str]) -> dict[str, float]:
-    """Let a worker take one step and tell about it."""
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write("go\n")
-    worker.stdin.flush()
-    for line in worker.stdout:
-        if line.startswith(ANSWER):
-            told: dict[str, float] = json.loads(line.removeprefix(ANSWER))
-            return told
-    raise SystemExit("a worker died; is trl installed? (pip install 'orbiter-train[bench]')")
-
-
-def tell(**numbers: float) -> None:
-    """Answer the parent."""
-    print(ANSWER + json.dumps(numbers), flush=True)
-
-
-def await_turn() -> None:
-    """Wait until the parent says go; end with it."""
-    if not sys.stdin.readline():
-        raise SystemExit
-
-
-def say_peak() -> None:
-    """Tell the largest resident set at the end."""
-    await_turn()
-    tell(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+def reward_of(case: Case) -> Callable[[str, str], float]:
+    """Return what judges an answer to a prompt."""
+    return demo_reward() if case.real else lambda _, text: reward(text)
 
 
 def reward(text: str) -> float:
@@ -173,50 +114,21 @@ def reward(text: str) -> float:
     return sum(letter in "aeiou" for letter in text) / max(1, len(text))
 
 
-def prompts_of(case: Case, tokenizer: Any) -> list[str]:
-    """Make prompts of about the wanted number of tokens, each ending in its own way."""
+def prompts_of(case: Case, tokenizer: Any, steps: int) -> list[str]:
+    """Return every step's prompts: the demo's own, or of about the wanted number of tokens."""
+    if case.real:
+        return demo_prompts()[: case.prompts * steps]
     made = []
     for index in range(case.prompts):
         token_ids = tokenizer(TEXT)["input_ids"][: case.prompt_tokens - 10 + index % 4]
         made.append(tokenizer.decode(token_ids) + f"\nTell me more about number {index}:")
-    return made
+    return made * steps
 
 
-@contextmanager
-def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    """Add the time spent inside to `part`."""
-    began = time.perf_counter()
-    yield
-    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - began
-
-
-def wrap(owner: Any, method: str, seconds: dict[str, float], part: str) -> None:
-    """Time every call of a method."""
-    inner: Callable[..., Any] = getattr(owner, method)
-
-    def outer(*args: Any, **kwargs: Any) -> Any:
-        with timed(seconds, part):
-            return inner(*args, **kwargs)
-
-    setattr(owner, method, outer)
-
-
-def work_ours(case: Case, steps: int) -> None:
-    """Take GRPO steps on this engine."""
-    import torch
-
-    from orbiter.train.engine.batch import collate
-    from orbiter.train.engine.models import load_model
-    from orbiter.train.engine.objective import PolicyObjective
-    from orbiter.train.engine.optimiser import make_optimiser
-    from orbiter.train.engine.policy import make_policy
-    from orbiter.train.engine.rollout import sample
-    from orbiter.train.engine.update import update
-    from orbiter.train.rl.advantage import group_relative_advantage
-
-    torch.set_num_threads(case.threads)
-    loaded = load_model(case.model, device="cpu")
-    policy = make_policy(
+def our_policy(case: Case) -> Policy:
+    """Load the model into this engine."""
+    loaded = load_model(demo_policy() if case.real else case.model, device="cpu")
+    return make_policy(
         loaded.model,
         loaded.tokenizer,
         dtype=case.dtype,
@@ -224,19 +136,31 @@ def work_ours(case: Case, steps: int) -> None:
         device="cpu",
         path=case.path,  # type: ignore[arg-type]  # "auto" or "generic"
     )
+
+
+def work_ours(case: Case, steps: int) -> None:
+    """Take GRPO steps on this engine."""
+    torch.set_num_threads(case.threads)
+    policy = our_policy(case)
     optimiser = make_optimiser(policy, learning_rate=1e-6)
     seconds: dict[str, float] = {}
     wrap(optimiser, "step", seconds, "optimiser")
     wrap(policy.forward, "decoder", seconds, "pack")
-    prompts = [loaded.tokenizer(p)["input_ids"] for p in prompts_of(case, loaded.tokenizer)]
+    for decoder in (FastDecoder, GenericDecoder):
+        wrap(decoder, "start", seconds, "prefill")
+    texts, judge = prompts_of(case, policy.tokenizer, steps), reward_of(case)
     for step in range(steps):
+        asked = texts[step * case.prompts : (step + 1) * case.prompts]
+        prompts = [policy.tokenizer(text)["input_ids"] for text in asked]
         await_turn()
         seconds.clear()
         wall, cpu = time.perf_counter(), time.process_time()
         with timed(seconds, "sample"):
             rollouts = sample(policy, prompts, n=GROUP, max_new_tokens=case.new_tokens, seed=step)
-        rewards = torch.tensor([reward(rollout.text) for rollout in rollouts]).view(-1, GROUP)
-        batch = collate(rollouts, advantage=group_relative_advantage(rewards).flatten())
+        with timed(seconds, "reward"):
+            rewards = [judge(asked[at // GROUP], each.text) for at, each in enumerate(rollouts)]
+        advantage = group_relative_advantage(torch.tensor(rewards).view(-1, GROUP)).flatten()
+        batch = collate(rollouts, advantage=advantage)
         with timed(seconds, "update"):
             update(policy, batch, optimiser, PolicyObjective())
         tell(
@@ -251,16 +175,13 @@ def work_ours(case: Case, steps: int) -> None:
 
 def work_trl(case: Case, steps: int) -> None:
     """Take GRPO steps with TRL's trainer at its best settings for this case."""
-    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from orbiter.train.engine.models import load_model
-
     torch.set_num_threads(case.threads)
-    loaded = load_model(case.model, device="cpu")
+    loaded = load_model(demo_policy() if case.real else case.model, device="cpu")
     seconds: dict[str, float] = {}
     began = {"wall": 0.0, "cpu": 0.0, "tokens": 0.0}
 
@@ -281,9 +202,11 @@ def work_trl(case: Case, steps: int) -> None:
                 **seconds,
             )
 
-    def score(completions: list[str], **columns: Any) -> list[float]:
+    judge = reward_of(case)
+
+    def score(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         began["tokens"] += sum(len(row) for row in columns["completion_ids"])
-        return [reward(text) for text in completions]
+        return [judge(*each) for each in zip(prompts, completions, strict=True)]
 
     lora = LoraConfig(
         r=case.lora_rank or 1,
@@ -295,7 +218,7 @@ def work_trl(case: Case, steps: int) -> None:
         model=loaded.model,
         processing_class=loaded.tokenizer,
         reward_funcs=score,
-        train_dataset=Dataset.from_dict({"prompt": prompts_of(case, loaded.tokenizer) * steps}),
+        train_dataset=Dataset.from_dict({"prompt": prompts_of(case, loaded.tokenizer, steps)}),
         peft_config=lora if case.lora_rank else None,
         callbacks=[Turns()],
         args=GRPOConfig(
@@ -306,7 +229,8 @@ def work_trl(case: Case, steps: int) -> None:
             max_steps=steps,
             learning_rate=1e-6,
             bf16=case.dtype == "bfloat16",
-            gradient_checkpointing=False,
+            gradient_checkpointing=case.checkpointing,
+            shuffle_dataset=False,
             use_cpu=True,
             beta=0.0,
             report_to=[],
@@ -319,42 +243,6 @@ def work_trl(case: Case, steps: int) -> None:
     wrap(trainer, "training_step", seconds, "sample+update")
     trainer.train()
     say_peak()
-
-
-def floor(dtype: str, threads: int) -> str:
-    """Measure this machine's peaks: products in the arithmetic asked for, and reading memory."""
-    import torch
-
-    torch.set_num_threads(threads)
-    kind = getattr(torch, dtype)
-    left, right = torch.randn(1024, 576).to(kind), torch.randn(1536, 576).to(kind)
-    product = _best(lambda: torch.nn.functional.linear(left, right))
-    block = torch.randn(1 << 26)
-    read = _best(block.sum)
-    return (
-        f"peaks of this machine now: {2 * 1024 * 576 * 1536 / product / 1e9:.0f} GFLOP/s "
-        f"({dtype}, {threads} thread(s)), reading {block.nbytes / read / 1e9:.0f} GB/s"
-    )
-
-
-def _best(call: Callable[[], object], times: int = 10) -> float:
-    """Return the shortest of several runs, in seconds."""
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
-
-
-def versions() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    names = ("torch", "transformers", "trl")
-    try:
-        return ", ".join(f"{name} {version(name)}" for name in names)
-    except PackageNotFoundError as missing:
-        raise SystemExit(f"{missing}: pip install 'orbiter-train[bench]'") from missing
 
 
 if __name__ == "__main__":

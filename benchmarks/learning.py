@@ -21,7 +21,8 @@ import subprocess
 import sys
 from typing import Any
 
-from engine import ANSWER, ENVIRONMENT, reward, versions
+from engine import reward
+from turns import ANSWER, ENVIRONMENT, versions
 
 SEEDS = (0, 1, 2)
 BLOCKS = 12

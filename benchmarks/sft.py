@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from engine import ENVIRONMENT, TEXT, await_turn, floor, report, say_peak, tell, turn, versions
+from engine import TEXT
+from turns import Race, await_turn, race, say_peak, tell, versions
 
 LENGTHS = [(40, 24), (64, 32), (80, 32), (88, 40), (96, 32), (104, 40), (120, 40), (160, 32)]
 """Tokens of prompt and answer of the items of one update: 1,024 in all."""
@@ -59,39 +58,9 @@ def main() -> None:
         return
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {versions()}")
     for name in options.cases:
-        compare(name, options.steps)
-
-
-def compare(name: str, steps: int) -> None:
-    """Run both engines in turn and print what they took."""
-    case = CASES[name]
-    print(f"\n{name}: {case}\n  load average {os.getloadavg()[0]:.1f}", flush=True)
-    print("  " + floor(case.dtype, case.threads), flush=True)
-    workers = {engine: start(engine, name, steps) for engine in ("trl", "ours")}
-    seen: dict[str, list[dict[str, float]]] = {engine: [] for engine in workers}
-    for _ in range(steps):
-        for engine, worker in workers.items():
-            seen[engine].append(turn(worker))
-    rates = {}
-    for engine, worker in workers.items():
-        peak = turn(worker)["peak_gb"]
-        worker.wait()
-        rates[engine] = report(engine, seen[engine][1:], peak)
-    wall, cpu = (a / b for a, b in zip(rates["ours"], rates["trl"], strict=True))
-    wanted = f", asked for {case.target:g}" if case.target else ""
-    print(f"  ours / TRL, tokens a second: {wall:.2f} by wall, {cpu:.2f} by CPU{wanted}")
-
-
-def start(engine: str, name: str, steps: int) -> subprocess.Popen[str]:
-    """Start a worker, which waits for its first turn."""
-    return subprocess.Popen(
-        [sys.executable, __file__, "--worker", engine, name, "--steps", str(steps)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
-        env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(CASES[name].threads)},
-        text=True,
-    )
+        case = CASES[name]
+        title = f"{name}: {case}"
+        race(Race(__file__, name, title, case.threads, case.dtype, case.target), options.steps)
 
 
 def items(tokenizer: Any) -> list[tuple[list[int], list[int]]]:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 
 from orbiter.train.engine.batch import Batch, collate
-from orbiter.train.engine.head import TokenScores
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.progress import Progress
@@ -34,13 +33,13 @@ class Lessons:
     answers: Sequence[list[int]]
     weights: Sequence[float] | None
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int], device: torch.device) -> Batch:
         """Lay out these rows; only the answers are trained on."""
         picked = [given(self.tasks.prompts[row], self.answers[row]) for row in rows]
-        batch = collate(picked)
+        batch = collate(picked, device=device)
         if self.weights is None:
             return batch
-        weight = torch.tensor([self.weights[row] for row in rows])
+        weight = torch.tensor([self.weights[row] for row in rows], device=device)
         return replace(batch, weight=weight[:, None] * batch.mask)
 
 
@@ -67,7 +66,7 @@ async def fit(job: Job) -> None:
     for step in range(session.position.step, session.steps):
         if session.position.within == 0:  # else cancelled behind the update of this step
             rows = tasks.order(step, config.batch_size, seed=config.seed)
-            batch = job.lessons.batch(rows).to(session.policy.device)
+            batch = await work(job.lessons.batch, rows, session.policy.device)
             await work(session.take, batch, objective)
         row = session.finish_step(await job.validate(step + 1))
         job.progress.step(step + 1, row)
@@ -91,18 +90,26 @@ async def imitated(policy: Policy, config: SFTConfig, lessons: Lessons) -> Imita
     total, hits, tokens = 0.0, 0, 0
     for first in range(0, len(lessons.tasks), ROWS_AT_ONCE):
         rows = range(first, min(first + ROWS_AT_ONCE, len(lessons.tasks)))
-        batch = lessons.batch(rows).to(policy.device)
-        for scores in await work(_read, policy, batch, config.micro_batch_tokens):
-            total -= float(scores.logprob.double().sum())
-            hits += int(scores.likeliest.sum())
-        tokens += int(batch.mask.sum())
+        seen = await work(_read, policy, lessons, rows, config.micro_batch_tokens)
+        total, hits, tokens = total + seen.loss, hits + seen.hits, tokens + seen.tokens
     return Imitated(total / tokens, hits / tokens)
 
 
+class _Read(NamedTuple):
+    """Sums over the answer tokens of some rows."""
+
+    loss: float
+    hits: int
+    tokens: int
+
+
 @torch.no_grad()
-def _read(policy: Policy, batch: Batch, micro_batch_tokens: int) -> list[TokenScores]:
-    rows = torch.arange(len(batch.length), device=batch.length.device)
-    return [
-        policy.forward.score(batch.select(part), temperature=1.0).tokens
-        for part in split_rows(policy.forward, batch, rows, micro_batch_tokens)
-    ]
+def _read(policy: Policy, lessons: Lessons, rows: Sequence[int], micro_batch_tokens: int) -> _Read:
+    batch = lessons.batch(rows, policy.device)
+    every = torch.arange(len(rows), device=policy.device)
+    loss, hits = 0.0, 0
+    for part in split_rows(policy.forward, batch, every, micro_batch_tokens):
+        scores = policy.forward.score(batch.select(part), temperature=1.0).tokens
+        loss -= float(scores.logprob.double().sum())
+        hits += int(scores.likeliest.sum())
+    return _Read(loss, hits, int(batch.mask.sum()))

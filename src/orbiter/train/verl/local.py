@@ -69,8 +69,9 @@ async def fit(job: Job) -> None:
             )
             scores = await ask_rewards(job.config, job.rewards, asked.items, rollouts)
             credited = await work(credit, session.policy, config, rollouts, scores)
-            note(session, Drawn(asked.items, rollouts, scores), credited)
-        for minibatch in updates_left(session, config, step):
+            await work(note, session, Drawn(asked.items, rollouts, scores), credited)
+        updates = updates_left(session, config, step)
+        while (minibatch := await work(next, updates, None)) is not None:
             if session.save_due:
                 await work(session.save)
             await work(session.take, minibatch, objective, temperature=config.temperature)
