@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,7 @@ class LocalChatModel:
 
     async def _work(self) -> None:
         """Answer whatever waits, batch after batch, until nobody does."""
+        work = await asyncio.to_thread(_engine_work)
         await asyncio.sleep(GATHER_SECONDS)
         while self._waiting:
             waiting = [question for question in self._waiting if not question.reply.done()]
@@ -102,7 +103,7 @@ class LocalChatModel:
             if not batch:
                 return
             try:
-                answers = await asyncio.to_thread(self._answer_all, batch)
+                answers = await work(self._answer_all, batch)
             except BaseException as error:  # whoever asked gets it, whatever it is
                 answers = [error] * len(batch)
             for question, answer in zip(batch, answers, strict=True):
@@ -203,3 +204,10 @@ def _as_answer(rollout: Rollout) -> Answer:
         prompt_tokens=rollout.prompt_length,
         completion_tokens=len(rollout.completion_ids),
     )
+
+
+def _engine_work() -> Callable[..., Awaitable[list[Answer | BaseException]]]:
+    """Import the engine, which takes seconds the first time."""
+    from orbiter.train.engine.session import work
+
+    return work
