@@ -1,19 +1,23 @@
 """How much memory a run will take at its peak, told before it starts.
 
 Counted from the shapes: weights, gradients, optimiser, and the larger of the two phases, sampling
-(packed weights, cache, logits) and learning (activations, kept softmax). Left out: what rewards
-and tokenizers take.
+(packed weights, cache, logits) and learning (what autograd keeps, kept softmax, the head's slope).
+What a phase takes and gives back lies in a heap with holes, which is reckoned in. Left out: what
+rewards and tokenizers take.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from orbiter.train.engine.attention import FUSED_FROM
 from orbiter.train.engine.policy import DTYPES, Policy
 from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 
@@ -21,6 +25,12 @@ FLOAT32 = 4
 """Bytes of a master weight, a gradient, and each of AdamW's two moments."""
 LOGIT_COPIES = 4
 """Rectangles [B V] in float32 that one draw holds: logits, mass, cumulative sum, scaled logits."""
+HOLES = 1.5
+"""Bytes that glibc's heap grows by for each byte that a phase holds at once.
+
+A block that is freed leaves a hole in which the next one of its size does not fit, since torch asks
+for aligned blocks, for which glibc wants 96 bytes more. Measured: 1.4 to 1.55 (docs/engine.md).
+"""
 GIB = 1 << 30
 
 
@@ -29,15 +39,16 @@ class MemoryEstimate:
     """Bytes, by what they are for."""
 
     resident: int
-    """What the process holds already: libraries, weights, the frozen reference."""
+    """What is in use already: libraries, weights, the frozen reference."""
     optimiser: int
     """AdamW's two moments of every trained weight."""
     gradient: int
-    """Of every trained weight, while learning."""
+    """What one micro-batch leaves for the next to add to; 0 where there is only one, whose
+    gradients take the place of activations as these are given back."""
     rollout: int
     """While sampling: packed weights, cache of keys and values, logits."""
     update: int
-    """While learning, beside the gradients: activations, kept softmax, joined weights."""
+    """While learning, beside that: what autograd keeps, kept softmax, joined weights."""
 
     @property
     def total(self) -> int:
@@ -63,33 +74,66 @@ def memory_estimate(
     n: int,
     prompt_tokens: int,
     new_tokens: int,
+    trained_tokens: int | None = None,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> MemoryEstimate:
     """Estimate the peak of steps with `n` answers to each of `prompts` prompts.
 
     `prompt_tokens` and `new_tokens` are the longest expected. Without `new_tokens` nothing is
-    sampled, and the prompts' tokens are what is trained on, as in SFT.
+    sampled: the prompts hold their answers, as in SFT, and `trained_tokens` of each are trained on
+    (None: all).
     """
     dims = _Dimensions.of(policy)
-    shared = policy.path == "fast" and new_tokens > 0
-    prompts_run = prompts if shared else prompts * n
-    body = prompts_run * prompt_tokens + prompts * n * new_tokens
-    answers = prompts * n * new_tokens or body
-    at_once = min(1.0, micro_batch_tokens / body)
-    trained = sum(p.numel() for p in policy.named_trainable().values())
+    batch = _Block.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
+    tokens = sum(block.tokens for block in batch)
+    longest = max(block.queries for block in batch)
+    share = min(1.0, max(micro_batch_tokens, longest) / tokens)
+    answers = share * prompts * n * (new_tokens or trained_tokens or prompt_tokens)
+    several, gradient = share < 1, FLOAT32 * dims.trained
+    holes = HOLES if policy.device.type == "cpu" and platform.libc_ver()[0] == "glibc" else 1.0
+    kept = dims.kept(batch) * share + dims.head(answers, again=several) + dims.joined
+    drawn = dims.sampling(tokens, rows=prompts * n) if new_tokens else 0
     return MemoryEstimate(
         resident=_resident(policy),
-        optimiser=2 * FLOAT32 * trained,
-        gradient=FLOAT32 * trained,
-        rollout=dims.sampling(body, rows=prompts * n) if new_tokens else 0,
-        update=dims.learning(at_once * body, at_once * answers, keys=prompt_tokens + new_tokens),
+        optimiser=2 * FLOAT32 * dims.trained,
+        gradient=gradient if several else 0,
+        rollout=int(drawn),
+        update=max(int(holes * kept), 0 if several else gradient),
     )
 
 
+class _Block(NamedTuple):
+    """Rows of equal length, and how many keys their queries see."""
+
+    rows: int
+    queries: int
+    keys: int
+
+    @classmethod
+    def of_batch(
+        cls, policy: Policy, prompts: int, n: int, prompt_tokens: int, new_tokens: int
+    ) -> list[_Block]:
+        """Lay a batch out as the policy's forward pass does: the fast one runs prompts once."""
+        length = prompt_tokens + new_tokens
+        if policy.path != "fast" or not new_tokens:
+            return [cls(prompts * n, length, length)]
+        answers = cls(prompts * n, new_tokens, length)
+        return [cls(prompts, prompt_tokens, prompt_tokens), answers]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens go through the model."""
+        return self.rows * self.queries
+
+
 class _Dimensions(NamedTuple):
-    """What of an architecture the bytes depend on."""
+    """What of a policy the bytes depend on."""
 
     weights: int
+    trained: int
+    """Trained numbers."""
+    adapted: bool
+    """Whether adapters are trained, and no slope of the weights themselves is asked for."""
     layers: int
     vocabulary: int
     hidden: int
@@ -97,6 +141,9 @@ class _Dimensions(NamedTuple):
     kv_heads: int
     head_dim: int
     inner: int
+    rank: int
+    """Of the adapters; 0 without."""
+    fast: bool
     width: int
     """Bytes of a number in the policy's arithmetic."""
 
@@ -105,8 +152,11 @@ class _Dimensions(NamedTuple):
         """Read them; the families name a few of them differently, or leave them to a default."""
         config: Any = policy.model.config
         heads = config.num_attention_heads
+        adapters: Any = getattr(policy.model, "peft_config", {})
         return cls(
             weights=sum(p.numel() for p in policy.model.parameters()),
+            trained=sum(p.numel() for p in policy.named_trainable().values()),
+            adapted=policy.adapted,
             layers=config.num_hidden_layers,
             vocabulary=config.vocab_size,
             hidden=config.hidden_size,
@@ -114,34 +164,88 @@ class _Dimensions(NamedTuple):
             kv_heads=getattr(config, "num_key_value_heads", heads),
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            rank=sum(adapter.r for adapter in adapters.values()),
+            fast=policy.path == "fast",
             width=DTYPES[policy.dtype].itemsize,
         )
+
+    @property
+    def joined(self) -> int:
+        """Weights as they are multiplied by: cast, or queries', keys' and values' put together."""
+        if self.width < FLOAT32:
+            return self.width * self.weights
+        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden
+        return FLOAT32 * self.layers * qkv if self.fast else 0
 
     def sampling(self, cached: int, *, rows: int) -> int:
         """Packed weights, keys and values of the cached tokens, and a draw's rectangles."""
         cache = 2 * self.layers * self.kv_heads * self.head_dim * self.width
         logits = LOGIT_COPIES * FLOAT32 * self.vocabulary
-        return int(self.weights * self.width + cached * cache + rows * logits)
+        return self.weights * self.width + cached * cache + rows * logits
 
-    def learning(self, body: float, answers: float, *, keys: int) -> int:
-        """Activations of the body's tokens, the answers' softmax, joined weights, the head's slope.
+    def kept(self, batch: list[_Block]) -> int:
+        """Bytes that autograd keeps of these rows between forward and backward."""
+        tokens = sum(block.tokens for block in batch)
+        return self.layers * (tokens * self._of_token() + sum(map(self._of_attention, batch)))
 
-        A layer keeps of a token: two norms in float32 (input, scale, normalised) and cast; queries,
-        keys, values, the softmax's row and the mix; gate, up, silu(gate) and their product.
+    def head(self, answers: float, *, again: bool) -> float:
+        """The answers' softmax, and that of the micro-batch before; the head's slope."""
+        softmax = answers * self.vocabulary * self.width * (2 if again else 1)
+        return softmax + (0 if self.adapted else self.vocabulary * self.hidden * FLOAT32)
+
+    def _of_token(self) -> int:
+        """Bytes of a token in a layer, but for its attention.
+
+        Two norms' inputs and results, normalised ones where the norms are trained; gate, up,
+        silu(gate) and their product; the narrow states of the seven adapters.
         """
-        norms = 2 * self.hidden * (3 * FLOAT32 + self.width)
-        heads = self.width * (2 * self.heads + 2 * self.kv_heads) * self.head_dim
-        layer = norms + heads + self.width * (self.heads * keys + 4 * self.inner)
-        head = self.vocabulary * (answers * self.width + self.hidden * FLOAT32)
-        return int(body * self.layers * layer + self.weights * self.width + head)
+        wide = 1 if self.adapted else 2
+        norms = 2 * self.hidden * (FLOAT32 * wide + self.width)
+        if not self.fast and self.width < FLOAT32:
+            norms += 3 * self.hidden * self.width  # five products, each of which casts for itself
+        return norms + self.width * (4 * self.inner + 7 * self.rank)
+
+    def _of_attention(self, block: _Block) -> int:
+        """Bytes of these rows in a layer: queries, the mix, keys, values and the softmax.
+
+        The fused kernel keeps no softmax, but keys and values of every head, and the mix twice.
+        """
+        fused = not self.fast or block.queries * block.keys >= FUSED_FROM
+        own = (3 if fused else 2) * self.heads * self.head_dim * block.queries
+        seen = 2 * (self.heads if fused else self.kv_heads) * self.head_dim * block.keys
+        softmax = 0 if fused else self.heads * block.queries * block.keys
+        return self.width * block.rows * (own + seen + softmax)
 
 
 def _resident(policy: Policy) -> int:
-    """Return what is taken already: on the accelerator, or by the process."""
+    """Return what is in use already: on the accelerator, or by the process."""
     if policy.device.type == "cuda":
         return int(torch.cuda.memory_allocated(policy.device))
     statistics = Path("/proc/self/statm")
     if statistics.exists():
         pages = int(statistics.read_text(encoding="ascii").split()[1])
-        return pages * int(os.sysconf("SC_PAGE_SIZE"))
+        return pages * int(os.sysconf("SC_PAGE_SIZE")) - _free_in_heap()
     return FLOAT32 * int(sum(p.numel() for p in policy.model.parameters()))
+
+
+class _Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2` (malloc.h)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _free_in_heap() -> int:
+    """Return the bytes that the C library holds for the next to ask, such as a run before left."""
+    if platform.libc_ver()[0] != "glibc":
+        return 0
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)  # glibc has it since 2.33
+    if ask is None:
+        return 0
+    ask.restype = _Heap
+    return int(ask().fordblks)

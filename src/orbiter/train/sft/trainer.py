@@ -197,6 +197,7 @@ class SFTTrainer(ModelTrainer):
             n=1,
             prompt_tokens=max(len(prompt) + len(answer) for prompt, answer in pairs),
             new_tokens=0,
+            trained_tokens=max(map(len, lessons.answers)),
             micro_batch_tokens=self.config.micro_batch_tokens,
         )
         plan = (
