@@ -72,8 +72,7 @@ def test_the_estimate_holds_for_a_real_model() -> None:
 def test_what_autograd_keeps_is_what_was_told(
     policy_of: MakePolicy, knobs: dict[str, object], path: str, new_tokens: int
 ) -> None:
-    policy = policy_of(**knobs, path=path)
-    length = 64
+    policy, length = policy_of(**knobs, path=path), 64
     words = torch.randint(5, 250, (12, length + new_tokens)).tolist()
     if new_tokens:
         rows = [given(words[i // 4][:length], row[length:]) for i, row in enumerate(words)]
@@ -87,7 +86,8 @@ def test_what_autograd_keeps_is_what_was_told(
         new_tokens=new_tokens,
     )
     holes = HOLES if sys.platform == "linux" else 1.0
-    assert estimate.update / holes == pytest.approx(kept(policy, collate(rows)), rel=0.15)
+    near = 0.1 if policy.path == "fast" else 0.15
+    assert estimate.update / holes == pytest.approx(kept(policy, collate(rows)), rel=near)
 
 
 def kept(policy: Policy, batch: Batch) -> int:
