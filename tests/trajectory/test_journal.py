@@ -105,6 +105,35 @@ def test_turns_of_an_episode_are_written_once(tmp_path: Path) -> None:
     assert path.stat().st_size * 15 < full
 
 
+def test_logprobs_may_repeat_where_tokens_do_not(tmp_path: Path) -> None:
+    def turn(number: int, token_ids: list[int]) -> TrajectoryItem:
+        return TrajectoryItem(
+            "a long beginning " * 50, "a", 1.0, episode_id="e", step=number,
+            token_ids=token_ids, logprobs=[0.0, -0.5],
+        )  # fmt: skip
+
+    path = tmp_path / "j"
+    with TrajectoryDataset(path=path) as dataset:
+        dataset.extend([turn(0, [1, 2]), turn(1, [3, 4])])
+    assert reopened(path) == ([turn(0, [1, 2]), turn(1, [3, 4])], [])
+
+
+def test_a_turn_after_a_reopening_takes_over_from_the_whole_turn_before(tmp_path: Path) -> None:
+    old, new = [1] * 300, [2] * 300
+    prompts = [old, old + new, [*new, 3]]
+    turns = [
+        TrajectoryItem("s", "a", 1.0, episode_id="e", step=number, prompt_token_ids=prompt)
+        for number, prompt in enumerate(prompts)
+    ]
+    path = tmp_path / "j"
+    with TrajectoryDataset(path=path) as dataset:
+        dataset.extend(turns[:2])
+    with TrajectoryDataset(path=path) as dataset:
+        dataset.capture(turns[2])
+        assert list(dataset) == turns
+    assert reopened(path) == (turns, [])
+
+
 @pytest.mark.parametrize("cut", [1, 40, -1])
 def test_a_torn_record_is_moved_aside_and_reported(
     cut: int, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -56,6 +56,8 @@ def decode_item(line: bytes, *, extra_to_metadata: bool = False) -> TrajectoryIt
     else:
         if _may_repeat_a_key(line, decoded):
             _as_object(line)
+    if decoded.logprobs is not None and len(decoded.logprobs) != len(decoded.token_ids or ()):
+        raise DataError("field 'logprobs': expected one number for each of token_ids")
     return from_values(values_in(decoded))
 
 
@@ -67,8 +69,6 @@ def values_in(line: Line) -> Values:
         line.timestamp = fields.number("timestamp", line.timestamp)
     if line.metadata is None:
         line.metadata = {}
-    if line.logprobs is not None and len(line.logprobs) != len(line.token_ids or ()):
-        raise DataError("field 'logprobs': expected one number for each of token_ids")
     return msgspec.structs.astuple(line)
 
 

@@ -165,6 +165,7 @@ def _replay(path: Path, store: Store) -> None:
                 _apply(_DECODER.decode(record), store, entries)
         except (msgspec.DecodeError, LookupError, ValueError) as error:
             raise StorageError(f"{path}:{number}: not a record of this journal: {error}") from error
+    store.forget_recent()  # of turns, only what was new in them was at hand here
 
 
 def _apply(record: Record, store: Store, entries: list[Stored]) -> None:

@@ -62,6 +62,10 @@ class Store:
             if len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
 
+    def forget_recent(self) -> None:
+        """Let the latest turns be collected anew when they are needed."""
+        self._recent.clear()
+
     def add_alone(self, item: TrajectoryItem) -> None:
         """Take in a scored item of no episode, which shares nothing: the shortest way."""
         self.entries += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from operator import is_
 from typing import NamedTuple
 
 from orbiter.train.trajectory import fields
@@ -63,14 +64,13 @@ def shorten(item: TrajectoryItem, previous: Stored, whole: Values | None = None)
     `whole` is `previous` in full, from whoever still has it.
     """
     values, before = packed(item), whole or _values(previous)
-    cut = tuple(_common_length(before[place], values[place]) for place in SHARED)
-    if not any(cut):
-        return values
-    tail = list(values)
-    for place, length in zip(SHARED, cut, strict=True):
-        if length:
-            tail[place] = values[place][length:]
-    return Turn(tuple(tail), cut, previous)
+    cut, tail = [0] * len(SHARED), list(values)
+    for index, place in enumerate(SHARED):
+        was, now = before[place], values[place]
+        if was and now:
+            cut[index] = length = _common_length(was, now)
+            tail[place] = now[length:] if length else now
+    return Turn(tuple(tail), tuple(cut), previous) if any(cut) else values
 
 
 def packed(item: TrajectoryItem) -> Values:
@@ -132,8 +132,6 @@ def _whole(stored: Stored, index: int, place: int) -> object:
 
 
 def _common_length(before: object, now: object) -> int:
-    if not before or not now:
-        return 0
     if isinstance(before, str) and isinstance(now, str):
         length = _common_text(before, now)
         return length if length >= WORTH_SHARING else 0
@@ -158,7 +156,9 @@ def _common_text(before: str, now: str) -> int:
 
 
 def _common_elements(before: list[object], now: list[object]) -> int:
-    if now[: len(before)] == before and type(now[0]) is int:
+    if all(map(is_, before, now)):
+        return min(len(before), len(now))
+    if type(now[0]) is int and now[: len(before)] == before:
         return len(before)
     length = 0
     for old, new in zip(before, now, strict=False):
