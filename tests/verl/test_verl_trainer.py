@@ -167,6 +167,25 @@ async def test_a_reward_that_never_tells_apart_ends_the_run_with_the_cause() -> 
         await ppo.train(PROMPTS)
 
 
+async def test_weights_too_large_to_have_a_gradient_end_the_run_with_the_cause() -> None:
+    run = trainer(learning_rate=1e6, epochs=40, max_flat_steps=3)
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        await run.train(PROMPTS)
+    assert len(run.history) < 80
+    with pytest.raises(StateError, match="no trained model to save"):
+        await run.save("unused")
+
+
+async def test_a_negative_number_of_samples_is_refused() -> None:
+    with pytest.raises(ConfigError, match="samples must be"):
+        await trainer().evaluate(PROMPTS, samples=-1)
+
+
+def test_a_scale_for_adapters_that_are_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give lora_rank="):
+        tiny(lora_alpha=8)
+
+
 async def test_flat_groups_leave_the_weights_as_they_were() -> None:
     run = trainer(lambda _: 0.5)
     before = await weights(run)

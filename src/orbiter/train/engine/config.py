@@ -87,6 +87,8 @@ class EngineConfig(TrainConfig):
         for name in ("lora_alpha", "max_seconds"):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), above=0)
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ConfigError("lora_alpha scales adapters; give lora_rank=, which makes them")
         for knob in ("save_every", "resume", "trackers"):
             if self.output_dir is None and getattr(self, knob):
                 raise ConfigError(f"{knob} needs output_dir=, the folder that keeps the run")

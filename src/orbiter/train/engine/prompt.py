@@ -46,7 +46,7 @@ def render(
     """
     text = render_text(tokenizer, item, system=system)
     if tokenizer.chat_template is None:
-        token_ids: list[int] = tokenizer(text).input_ids
+        token_ids: list[int] = tokenizer(text, verbose=False).input_ids
     else:
         token_ids = _encode(tokenizer, text)
     if not token_ids:
@@ -235,7 +235,8 @@ def _or_without_system(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    token_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    # verbose: whether it fits the model is the trainer's to say, with what it does about it.
+    token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return token_ids
 
 

@@ -88,6 +88,8 @@ class Position:
     """Sum and count of every metric over the epoch under way."""
     flat_steps: int = 0
     """Steps in a row that had nothing to teach."""
+    still_steps: int = 0
+    """Steps in a row that had something to teach, and a gradient of exactly zero."""
     has_taught: bool = False
     """Whether any step has had something to teach."""
     best: float | None = None

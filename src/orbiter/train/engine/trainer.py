@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orbiter.train.engine.config import EngineConfig, settings_of
 from orbiter.train.engine.progress import Progress, make_progress
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
-from orbiter.train.errors import ConfigError, DataError, TrainingError, require
+from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -52,6 +52,7 @@ class ModelTrainer(Trainer):
         """Whether the last training ended early because `stop()` was called."""
         self._session: Session | None = None
         self._policy: Policy | None = None
+        self._thrown_away = False
         self._results: dict[str, float] = {}
         self._data = ""
 
@@ -144,7 +145,15 @@ class ModelTrainer(Trainer):
         """Write the model as it stands, with tokenizer and model card; return the folder.
 
         Hugging Face's layout; adapters in PEFT's, or merged into full weights with `merge=True`.
+
+        Raises:
+            StateError: the run ended in a TrainingError, and its model was thrown away.
         """
+        if self._thrown_away:
+            raise StateError(
+                "there is no trained model to save: the run ended in an error, which threw its "
+                "weights away; train again"
+            )
         policy = await self.policy()
         from orbiter.train.engine.export import save_policy
         from orbiter.train.engine.session import work
@@ -235,7 +244,7 @@ class ModelTrainer(Trainer):
         from orbiter.train.engine.session import work
 
         config = self.config
-        self.history, self._session = session.history, session
+        self.history, self._session, self._thrown_away = session.history, session, False
         try:
             with make_progress(
                 self.method, session.steps, done=session.position.step, wanted=config.progress
@@ -251,7 +260,7 @@ class ModelTrainer(Trainer):
                 await work(session.save)
             raise
         except TrainingError:
-            self._policy = None
+            self._policy, self._thrown_away = None, True
             raise
         finally:
             self._session = None

@@ -77,6 +77,7 @@ async def fit(job: Job) -> None:
             await work(session.take, minibatch, objective, temperature=config.temperature)
         row = session.finish_step(await job.validate(step + 1))
         job.progress.step(step + 1, row)
+        check_gradient(session, row, config.max_flat_steps)
         if session.save_due:
             await work(session.save)
         if session.position.flat_steps >= config.max_flat_steps:
@@ -168,6 +169,23 @@ def updates_left(session: Session, config: VeRLConfig, step: int) -> Iterator[Ba
             place += 1
             if place > position.within:
                 yield minibatch
+
+
+def check_gradient(session: Session, row: Mapping[str, float], patience: int) -> None:
+    """Notice a model that no longer moves although its samples are worth different things.
+
+    Raises:
+        TrainingError: the gradient has been exactly zero for `patience` such steps.
+    """
+    position = session.position
+    still = position.flat_steps == 0 and row.get("grad_norm") == 0
+    position.still_steps = position.still_steps + 1 if still else 0
+    if position.still_steps >= patience:
+        raise TrainingError(
+            f"the run has diverged: for {patience} steps the gradient was zero though samples of a "
+            f"prompt were worth different things, so the weights of step {position.step} are too "
+            "large for the arithmetic; lower learning_rate"
+        )
 
 
 def stop_without_signal(session: Session, row: Mapping[str, float]) -> None:

@@ -14,6 +14,7 @@ from orbiter.train.engine.trainer import as_metrics
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k
 from orbiter.train.trainer import TrainerState, TrainMetrics
+from orbiter.train.trainer.config import whole
 from orbiter.train.verl.cluster_trainer import ClusterTrainer
 from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
 from orbiter.train.verl.reward import RewardSpec
@@ -134,6 +135,7 @@ class VeRLTrainer(ClusterTrainer):
                 measures pass@1 and pass@k.
             success: The total reward from which an answer counts as passed.
         """
+        whole("samples", samples, at_least=0)
         chosen = next(
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
         )
@@ -192,8 +194,8 @@ def summary(judged: Judged, tasks: int, *, success: float) -> TrainMetrics:
     interval = mean_interval([fmean(group) for group in known])
     measured = reward_metrics(judged.scores) | length_metrics(judged.rollouts)
     for k in sorted({1, n} if n > 1 else set()):
-        whole = [group for group in known if len(group) == n]
-        passed = [pass_at_k(n, sum(t >= success for t in group), k) for group in whole]
+        complete = [group for group in known if len(group) == n]
+        passed = [pass_at_k(n, sum(t >= success for t in group), k) for group in complete]
         if passed:
             measured[f"pass@{k}"] = fmean(passed)
     return as_metrics(measured | {"reward": interval.mean}, reward_interval=interval)
