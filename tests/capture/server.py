@@ -188,7 +188,7 @@ def _chat(
         "finish_reason": "tool_calls" if calls else "stop",
         "logprobs": None,
     }
-    whole = {
+    whole: Json = {
         "id": f"chatcmpl-{number}",
         "object": "chat.completion",
         "created": 1,
@@ -196,6 +196,9 @@ def _chat(
         "choices": [choice],
         "usage": {"prompt_tokens": 10 + number, "completion_tokens": 7, "total_tokens": 17},
     }
+    for index in range(1, body.get("n") or 1):
+        other = {"role": "assistant", "content": f"Answer {index + 1}."}
+        whole["choices"].append(choice | {"index": index, "message": other})
     if token_ids:
         prompt = list(json.dumps(body["messages"]).encode())
         sampled = list(json.dumps(message).encode())
@@ -313,7 +316,7 @@ def _pieces(text: str) -> list[str]:
 def _chat_stream(said: Json) -> Iterator[bytes]:
     head = {name: said[name] for name in ("id", "created", "model")}
     head["object"] = "chat.completion.chunk"
-    choice = said["choices"][0]
+    choice, *others = said["choices"]
 
     def chunk(delta: Json, finish: str | None = None, **more: Json) -> bytes:
         made = {"index": 0, "delta": delta, "finish_reason": finish}
@@ -325,6 +328,8 @@ def _chat_stream(said: Json) -> Iterator[bytes]:
     yield _data(first)
     for piece in _pieces(choice["message"]["content"] or ""):
         yield chunk({"content": piece})
+    for other in others:
+        yield chunk({"content": other["message"]["content"]}, "stop", index=other["index"])
     for index, call in enumerate(choice["message"].get("tool_calls") or ()):
         opening = {"index": index, "id": call["id"], "type": "function"}
         yield chunk({"tool_calls": [opening | {"function": call["function"] | {"arguments": ""}}]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 from orbiter.train import TrajectoryDataset, TrajectoryItem
 from orbiter.train.capture import record
 from orbiter.train.capture.hooks import langgraph, openai_agents, pydantic_ai, smolagents
-from tests.capture.server import ModelServer
+from tests.capture.server import Deed, ModelServer
 
 Foreign = Any
 """What belongs to a framework."""
@@ -109,7 +110,18 @@ def pydantic_chat(server: ModelServer, *, streamed: bool = False) -> object:
 
 
 def graph_chat(server: ModelServer, *, streamed: bool = False) -> object:
+    graph, asked = _graph(server, streamed=streamed)
+    return graph.invoke(asked)["messages"][-1].content
+
+
+def graph_async(server: ModelServer, *, streamed: bool = False) -> object:
+    graph, asked = _graph(server, streamed=streamed)
+    return asyncio.run(graph.ainvoke(asked))["messages"][-1].content
+
+
+def _graph(server: ModelServer, *, streamed: bool) -> tuple[Foreign, Foreign]:
     from langchain_core.messages import HumanMessage
+    from langchain_core.runnables import RunnableLambda
     from langchain_core.tools import tool
     from langchain_openai import ChatOpenAI
     from langgraph.graph import START, MessagesState, StateGraph
@@ -121,13 +133,19 @@ def graph_chat(server: ModelServer, *, streamed: bool = False) -> object:
     model = ChatOpenAI(model="m", base_url=server.url, api_key=SecretStr(KEY), streaming=streamed)
     bound = model.bind_tools([add])
     graph = StateGraph(MessagesState)
-    graph.add_node("adder", lambda state: {"messages": [bound.invoke(state["messages"])]})
+
+    def ask(state: Foreign) -> Foreign:
+        return {"messages": [bound.invoke(state["messages"])]}
+
+    async def ask_async(state: Foreign) -> Foreign:
+        return {"messages": [await bound.ainvoke(state["messages"])]}
+
+    graph.add_node("adder", RunnableLambda(ask, ask_async))
     graph.add_node("tools", ToolNode([add], handle_tool_errors=True))
     graph.add_edge(START, "adder")
     graph.add_conditional_edges("adder", tools_condition)
     graph.add_edge("tools", "adder")
-    state = graph.compile().invoke({"messages": [HumanMessage("What is 2 + 3?")]})
-    return state["messages"][-1].content
+    return graph.compile(), {"messages": [HumanMessage("What is 2 + 3?")]}
 
 
 def smol_chat(server: ModelServer, *, streamed: bool = False) -> object:
@@ -155,12 +173,23 @@ def smol_chat(server: ModelServer, *, streamed: bool = False) -> object:
     return agent.run("What is 2 + 3?")
 
 
+def smol_async(server: ModelServer, *, streamed: bool = False) -> object:
+    """Run the agent as its makers advise where the rest is async: in a thread."""
+
+    async def go() -> object:
+        return await asyncio.to_thread(smol_chat, server, streamed=streamed)
+
+    return asyncio.run(go())
+
+
 AGENTS: dict[str, Callable[..., object]] = {
     "openai-agents, chat": agents_chat,
     "openai-agents, responses": agents_responses,
     "pydantic-ai": pydantic_chat,
     "langgraph": graph_chat,
+    "langgraph, async": graph_async,
     "smolagents": smol_chat,
+    "smolagents, async": smol_async,
 }
 each_agent = pytest.mark.parametrize("run", AGENTS.values(), ids=AGENTS.keys())
 warnings_of_theirs = pytest.mark.filterwarnings("ignore")
@@ -247,6 +276,28 @@ def test_a_retried_request_is_one_item_and_a_failed_attempt(
     assert isinstance(failed, list)
     assert failed[0]["status"] == 500
     assert "try again" in failed[0]["error"]
+
+
+@warnings_of_theirs
+@each_agent
+@pytest.mark.parametrize("deed", ["break_off", "error_event"])
+def test_an_error_in_the_middle_of_a_stream_is_kept_whatever_the_framework_makes_of_it(
+    server: ModelServer, run: Callable[..., object], deed: Deed
+) -> None:
+    server.plan = lambda number: deed if number == 0 else "answer"
+    dataset = TrajectoryDataset()
+    with record(dataset) as episode:
+        with contextlib.suppress(Exception):  # raised, retried or answered anew: as each does
+            run(server, streamed=True)
+        episode.reward(0.0)
+
+    assert server.seen[0].body["stream"]
+    assert len(dataset) + len(episode.failures) == len(server.seen)
+    broken = dataset[0]
+    assert broken.metadata["error"]
+    assert broken.tool_calls is not None
+    assert broken.tool_calls[0]["function"]["name"] == "add"  # type: ignore[index]
+    assert all("error" not in item.metadata for item in dataset[1:])
 
 
 def test_importing_the_hooks_imports_no_framework() -> None:

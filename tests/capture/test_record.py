@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -267,6 +268,42 @@ def test_token_ids_and_logprobs_are_kept_when_the_server_gives_them(server: Mode
         assert item.logprobs == [-0.5] * len(item.token_ids or ())
 
 
+def test_of_several_answers_the_first_is_the_action_and_the_others_stand_beside_it(
+    server: ModelServer,
+) -> None:
+    for stream in (False, True):
+        item = one_item(lambda stream=stream: chat(server, stream=stream, n=3))  # type: ignore[misc]  # a default binds it
+        assert item.action == "The answer is 5."
+        assert item.metadata["other_answers"] == ["Answer 2.", "Answer 3."]
+
+
+def test_an_anthropic_agents_turns_go_on_from_one_another(server: ModelServer) -> None:
+    tools: Anything = [{"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}]
+    messages: list[Any] = [{"role": "user", "content": "What is 2 + 3?"}]
+    dataset = TrajectoryDataset()
+
+    async def agent() -> None:
+        async with anthropic.AsyncAnthropic(base_url=server.root, api_key=KEY) as client:
+            given: Anything = {"model": "m", "max_tokens": 9, "tools": tools, "messages": messages}
+            async with client.messages.stream(**given) as stream:
+                asked = await stream.get_final_message()
+            call = asked.content[0]
+            assert call.type == "tool_use"
+            result = {"type": "tool_result", "tool_use_id": call.id, "content": "5"}
+            messages.append({"role": "assistant", "content": [call.model_dump()]})
+            messages.append({"role": "user", "content": [result]})
+            await client.messages.create(**given)
+
+    with record(dataset) as episode:
+        asyncio.run(agent())
+        episode.reward(1.0)
+    asking, telling = dataset
+    assert asking.action == CALL
+    assert telling.state == f"{asking.state}\n\n[assistant]\n{CALL}\n\n[tool add]\n5"
+    assert telling.tools == asking.tools
+    assert telling.metadata["api"] == "messages"
+
+
 def test_a_conversation_kept_by_the_server_is_put_together_again(server: ModelServer) -> None:
     dataset = TrajectoryDataset()
     with (
@@ -329,6 +366,20 @@ def test_a_stream_given_up_early_is_kept_as_far_as_it_came(server: ModelServer) 
         assert item.action == "The answer is 5."[: len(item.action)]
         assert 0 < len(item.action) < 16
         assert item.metadata["error"]
+
+
+def test_half_a_surrogate_pair_in_a_calls_arguments_costs_no_call(tmp_path: Path) -> None:
+    said = {"name": "add", "arguments": '{"a": "\\ud800"}'}
+    message = {"tool_calls": [{"id": "c", "type": "function", "function": said}]}
+    answer = json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]})
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, text=answer))
+    with (
+        TrajectoryDataset(path=tmp_path / "journal") as dataset,
+        record(dataset),
+        httpx2.Client(transport=transport) as client,
+    ):
+        client.post("http://m/chat/completions", json={"messages": []})
+    assert dataset.waiting[0].action.endswith('{"a": "\ufffd"}}</tool_call>')
 
 
 # Nothing captured is an error, and says why.

@@ -2,79 +2,73 @@
 
 A request carries the whole conversation so far. The part that an earlier request of the episode
 carried too, byte for byte, is neither decoded nor rendered again: its messages are the very same
-objects, and the data set under the episode sees that at a glance.
+objects, and the data set under the episode sees that at a glance. Left out: the bytes themselves,
+and how they are compared (`written.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
 from orbiter.train.capture.redact import Cleaner, without_keys
 from orbiter.train.capture.render import render_state
-from orbiter.train.capture.reply import Fields, Json, Message, Reply, decode
+from orbiter.train.capture.reply import Fields, Json, Message, Reply, decode, decode_fields
 from orbiter.train.capture.wire import NO_PARAMETERS, RESPONSES, Wire
 from orbiter.train.capture.wire_responses import previous
+from orbiter.train.capture.written import Written, written
 
 Clean = Cleaner | None
-Part = msgspec.Raw | bytes
 
 REMEMBERED = 8
 """Lines of talk of one episode that a request may go on from: its agents may take turns."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Conversation:
-    """A conversation up to where the model is asked."""
+class Conversation(msgspec.Struct, kw_only=True):
+    """A conversation up to where the model is asked, and what is asked of it there."""
 
-    parts: list[Part] = field(default_factory=list[Part])
-    """The pieces of the request, as they were written."""
-    messages: list[Message] = field(default_factory=list[Message])
+    messages: list[Message] = []
     state: str = ""
-    names: dict[str, str] = field(default_factory=dict[str, str])
+    names: dict[str, str] = {}
     """The tool behind each call's id."""
     redacted: bool = False
+    tools: list[Message] | None = None
+    params: dict[str, Json] = {}
 
-    def shared_with(self, parts: list[Part]) -> int:
-        """Count the first pieces that are the same."""
-        count = 0
-        for ours, theirs in zip(self.parts, parts, strict=False):
-            if ours != theirs:
-                break
-            count += 1
-        return count
-
-    def with_more(
-        self, parts: list[Part], messages: list[Message], *, redacted: bool
-    ) -> Conversation:
-        """Return the conversation gone on with `messages`, which `parts` (all of them) say."""
-        names = dict(self.names)
+    def with_more(self, messages: list[Message], *, redacted: bool) -> Conversation:
+        """Return the conversation gone on with `messages`."""
+        names = self.names.copy()
         added = render_state(messages, names)
         state = f"{self.state}\n\n{added}" if self.state and added else self.state or added
         return Conversation(
-            parts=parts,
-            messages=[*self.messages, *messages],
+            messages=self.messages + messages,
             state=state,
             names=names,
             redacted=self.redacted or redacted,
+            tools=self.tools,
+            params=self.params,
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class Prompt:
-    """What one request asks."""
+class Asked(NamedTuple):
+    """A request: the conversation that it goes on from, and what of it is new."""
 
-    talk: Conversation
-    tools: list[Message] | None
-    params: dict[str, Json]
+    written: Written
+    before: Conversation
+    new: list[Json]
+    """The pieces behind `before`, which the wire's `chat` makes messages of."""
+    fields: Fields | None
+    """The request's top level; None where all beside the conversation is as in `before`."""
+    kept_by_server: bool
+    """Whether the request names `before` instead of repeating it."""
 
 
 class Conversations:
     """The latest conversations of one episode. Not safe for several threads at once."""
 
     def __init__(self) -> None:
-        self._latest: list[Conversation] = []
+        self._latest: list[tuple[Written, Conversation]] = []
         self._said = Reply()
         """The latest reply, which the next request mostly repeats."""
         self._answered: dict[str, Conversation] = {}
@@ -82,36 +76,68 @@ class Conversations:
         self._tools: dict[bytes, list[Message]] = {}
         self._params: dict[bytes, dict[str, Json]] = {}
 
-    def read(self, wire: Wire, fields: Fields, clean: Clean) -> Prompt:
-        """Return what a request asks."""
-        parts = wire.parts(fields)
-        before = self._answered.get(previous(fields) or "") if wire is RESPONSES else None
-        if before is not None:
-            talk = _gone_on(before, wire, parts, clean)
+    def follow(self, wire: Wire, body: bytes) -> Asked:
+        """Return a request, read as far as no earlier one was; remembers nothing of it.
+
+        Raises:
+            Unreadable: it is no JSON object, or its conversation is none.
+        """
+        longest: tuple[Written, Conversation] | None = None
+        for known in self._latest:
+            if known[0].goes_on_in(wire, body) and (
+                longest is None or len(known[0].head) > len(longest[0].head)
+            ):
+                longest = known
+        if longest is not None:
+            new = longest[0].new_in(body)
+            if new is not None:
+                return Asked(longest[0].grown(body), longest[1], new, None, kept_by_server=False)
+        return self._compare(wire, body)
+
+    def read(self, asked: Asked, clean: Clean) -> Conversation:
+        """Return what a request asks, and remember it."""
+        before, fields = asked.before, asked.fields
+        messages, redacted = asked.written.wire.chat(asked.new), False
+        if clean is not None:
+            messages, redacted = clean(messages)
+        if asked.kept_by_server:
+            talk = _gone_on(before, messages, redacted=redacted)
         else:
-            talk = self._follow(wire, parts, clean)
-        return Prompt(
-            talk=talk, tools=self._read_tools(wire, fields, clean), params=self._read_params(fields)
-        )
+            _share(messages, self._said)
+            talk = before.with_more(messages, redacted=redacted)
+            self._remember(asked.written, talk, instead_of=before)
+        if fields is not None:
+            talk.tools = self._read_tools(asked.written.wire, fields, clean)
+            talk.params = self._read_params(fields)
+        return talk
 
     def answered(self, wire: Wire, talk: Conversation, reply: Reply) -> None:
         """Remember what was answered; as a conversation, where the server does so too."""
         self._said = reply
         if wire is RESPONSES and reply.response_id is not None:
-            said = talk.with_more([], [reply.as_message()], redacted=reply.redacted)
+            said = talk.with_more([reply.as_message()], redacted=reply.redacted)
             self._answered[reply.response_id] = said
 
-    def _follow(self, wire: Wire, parts: list[Part], clean: Clean) -> Conversation:
-        best: Conversation | None = None
-        for known in self._latest:
-            whole = known.parts and known.shared_with(parts) == len(known.parts)
-            if whole and (best is None or len(known.parts) > len(best.parts)):
-                best = known
-        talk = _more(best or Conversation(), wire, parts, len(best.parts) if best else 0, clean)
-        _share(talk.messages[len(best.messages) if best else 0 :], self._said)
-        self._latest = [known for known in self._latest if known is not best][1 - REMEMBERED :]
-        self._latest.append(talk)
-        return talk
+    def _compare(self, wire: Wire, body: bytes) -> Asked:
+        """Read a request as a whole, and look which conversation it goes on from piece by piece."""
+        fields = decode_fields(body)
+        named = previous(fields) if wire is RESPONSES else None
+        asked = written(wire, body, fields, may_grow=named is None)
+        before = self._answered.get(named or "")
+        if before is not None:
+            new = [decode(part) for part in asked.parts]
+            return Asked(asked, before, new, fields, kept_by_server=True)
+        before, shared = Conversation(), 0
+        for known, talk in self._latest:
+            count = known.shared_with(asked)
+            if count == len(known.parts) > shared:
+                before, shared = talk, count
+        new = [decode(part) for part in asked.parts[shared:]]
+        return Asked(asked, before, new, fields, kept_by_server=False)
+
+    def _remember(self, asked: Written, talk: Conversation, *, instead_of: Conversation) -> None:
+        kept = [known for known in self._latest if known[1] is not instead_of]
+        self._latest = [*kept[1 - REMEMBERED :], (asked, talk)]
 
     def _read_tools(self, wire: Wire, fields: Fields, clean: Clean) -> list[Message] | None:
         raw = bytes(fields.get("tools") or b"null")
@@ -128,25 +154,11 @@ class Conversations:
         return self._params[key]
 
 
-def _more(
-    before: Conversation, wire: Wire, parts: list[Part], shared: int, clean: Clean
-) -> Conversation:
-    """Return `before` gone on with the parts behind the first `shared`."""
-    new = [decode(part) for part in parts[shared:]]
-    messages, redacted = wire.chat(new), False
-    if clean is not None:
-        messages, redacted = clean(messages)
-    return before.with_more(parts, messages, redacted=redacted)
-
-
-def _gone_on(before: Conversation, wire: Wire, parts: list[Part], clean: Clean) -> Conversation:
+def _gone_on(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:
     """Return a conversation that the server keeps, gone on; instructions hold for one request."""
-    new = _more(Conversation(), wire, parts, 0, clean)
-    system = [message for message in new.messages if message["role"] == "system"]
-    said = [*before.messages, *new.messages]
-    said = [message for message in said if message["role"] != "system"]
-    redacted = before.redacted or new.redacted
-    return Conversation().with_more([], [*system, *said], redacted=redacted)
+    system = [message for message in new if message["role"] == "system"]
+    said = [message for message in [*before.messages, *new] if message["role"] != "system"]
+    return Conversation().with_more([*system, *said], redacted=before.redacted or redacted)
 
 
 def _share(messages: list[Message], said: Reply) -> None:

@@ -7,19 +7,19 @@ Left out: how calls are seen (`transport.py`, `proxy.py`), and when an episode b
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from orbiter.train.capture.conversation import Conversations
+from orbiter.train.capture.conversation import Asked, Conversations
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.item import Attempt, cleaned, item_of, metadata_of, read
 from orbiter.train.capture.joining import Joins, ToolRun
 from orbiter.train.capture.redact import Redactor
-from orbiter.train.capture.reply import Fields, Reply, Unreadable, decode
+from orbiter.train.capture.reply import Reply, Unreadable, decode
 from orbiter.train.capture.wire import Wire
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem, fields
@@ -53,7 +53,7 @@ class Episode:
         self.dataset = dataset
         self.agent = agent
         self.parent = parent
-        self.id = episode_id or uuid.uuid4().hex
+        self.id = episode_id or os.urandom(16).hex()
         """Name of the episode: the `episode_id` of its items."""
         inherited = parent.task_id if parent is not None else None
         self.task_id: str | None = inherited if task_id is None else task_id
@@ -212,14 +212,15 @@ class Episode:
 
     def _take(self, exchange: Exchange, body: bytes, error: str | None) -> None:
         try:
-            asked, reply = read(exchange, body, error)
+            reply = read(exchange, body, error)
+            if reply.is_empty() and reply.error is not None:
+                self._fail(exchange, reply.error)
+                return
+            asked = self._talks.follow(exchange.wire, exchange.body)
         except (Unreadable, KeyError, TypeError, AttributeError, ValueError) as problem:
             if exchange.status < 400 and error is None:
                 log.warning("a model's answer could not be read: %s", problem)
             self._fail(exchange, error or str(problem))
-            return
-        if reply.is_empty() and reply.error is not None:
-            self._fail(exchange, reply.error)
             return
         self._answer(exchange, asked, reply)
 
@@ -229,26 +230,26 @@ class Episode:
         self._failed.append(Attempt(exchange.status, shown))
         self.failures.append(self._failed[-1])
 
-    def _answer(self, exchange: Exchange, asked: Fields, reply: Reply) -> None:
+    def _answer(self, exchange: Exchange, asked: Asked, reply: Reply) -> None:
         found = [s for s in exchange.secrets if s.encode() in exchange.body or reply.says(s)]
         clean = self._redactor.cleaner(found)
-        prompt = self._talks.read(exchange.wire, asked, clean)
+        talk = self._talks.read(asked, clean)
         if clean is not None:
-            reply = cleaned(reply, clean, prompt_too=prompt.talk.redacted)
+            reply = cleaned(reply, clean, prompt_too=talk.redacted)
         self._keep(
             item_of(
-                prompt,
+                talk,
                 reply,
                 task_id=self.task_id,
                 episode_id=self.id,
                 step=self._step,
                 agent=exchange.agent or self.agent,
                 timestamp=exchange.started,
-                metadata=metadata_of(exchange, prompt, reply, self._failed) | self._family(),
+                metadata=metadata_of(exchange, talk, reply, self._failed) | self._family(),
             )
         )
         self._failed = []
-        self._talks.answered(exchange.wire, prompt.talk, reply)
+        self._talks.answered(exchange.wire, talk, reply)
         self._joins.answered(self._step - 1, reply.response_id, reply.tool_calls)
 
     def _family(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ bytes that end it are handed on, so a reply that the agent has seen whole is nev
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from orbiter.train.capture.context import SPEAKER
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orbiter.train.capture.episode import Episode
 
 _LONGEST_MARK = 64
+_LENGTHS = frozenset((len(b"content-type"), len(b"content-encoding")))
 
 
 class Exchange:
@@ -45,10 +46,17 @@ class Exchange:
         self._tail = b""
         self._ending = b""
 
-    def answered(self, status: int, content_type: str) -> None:
-        """Take the head of the response."""
+    def answered(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Take the head of the response; return the encoding that it is packed in, or ""."""
         self.status = status
-        self.streamed = content_type.startswith("text/event-stream")
+        encoding = b""
+        for name, value in headers:
+            if len(name) in _LENGTHS:  # most names need no look
+                if name.lower() == b"content-type":
+                    self.streamed = value.startswith(b"text/event-stream")
+                elif name.lower() == b"content-encoding":
+                    encoding = value
+        return "" if encoding == b"identity" else encoding.decode("latin-1")
 
     def feed(self, chunk: bytes) -> None:
         """Take bytes of the response; the call is kept where they end it."""

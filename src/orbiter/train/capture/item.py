@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from orbiter.train.capture.conversation import Prompt
+from orbiter.train.capture.conversation import Conversation
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Cleaner
 from orbiter.train.capture.render import render_action
-from orbiter.train.capture.reply import Fields, Json, Reply, decode, decode_fields
+from orbiter.train.capture.reply import Json, Reply, decode
 from orbiter.train.capture.streams import events
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import from_values
@@ -33,34 +33,26 @@ class Attempt(NamedTuple):
     error: str
 
 
-class Read(NamedTuple):
-    """The two sides of an exchange."""
-
-    fields: Fields
-    reply: Reply
-
-
-def read(exchange: Exchange, body: bytes, error: str | None) -> Read:
-    """Read both sides; a reply that broke off carries its error.
+def read(exchange: Exchange, body: bytes, error: str | None) -> Reply:
+    """Read what was answered; a reply that broke off carries its error.
 
     Raises:
-        Unreadable: they are not what their path promises.
+        Unreadable: it is not what its path promises.
     """
     if exchange.unpack is not None:
         body = exchange.unpack(body)
     if exchange.status >= 400 or not body:
-        return Read({}, Reply(error=error or _failure(exchange.status, body)))
-    fields = decode_fields(exchange.body)
+        return Reply(error=error or _failure(exchange.status, body))
     if not exchange.streamed:
-        return Read(fields, exchange.wire.reply(decode(body)))
+        return exchange.wire.reply(decode(body))
     reply = exchange.wire.assemble(events(body))
     if reply.finish_reason is None and reply.error is None:
         reply.error = error or "the stream ended before the answer did"
-    return Read(fields, reply)
+    return reply
 
 
 def item_of(
-    prompt: Prompt,
+    talk: Conversation,
     reply: Reply,
     *,
     task_id: str | None,
@@ -74,15 +66,15 @@ def item_of(
     logprobs = reply.logprobs if reply.logprob_tokens is None else None
     return from_values(
         (
-            prompt.talk.state, render_action(reply), None, metadata, task_id, episode_id,
-            step, agent, prompt.talk.messages, prompt.tools, reply.tool_calls or None, None,
+            talk.state, render_action(reply), None, metadata, task_id, episode_id,
+            step, agent, talk.messages, talk.tools, reply.tool_calls or None, None,
             timestamp, reply.prompt_token_ids, reply.token_ids, logprobs,
         )
     )  # fmt: skip
 
 
 def metadata_of(
-    exchange: Exchange, prompt: Prompt, reply: Reply, failed: list[Attempt]
+    exchange: Exchange, talk: Conversation, reply: Reply, failed: list[Attempt]
 ) -> dict[str, Json]:
     """Return what is known of a call beside its texts."""
     found: dict[str, Json] = {
@@ -92,12 +84,12 @@ def metadata_of(
         "finish_reason": reply.finish_reason,
         **reply.usage,
         "seconds": round(exchange.seconds, 6),
-        "params": prompt.params,
+        "params": talk.params,
         "reasoning": reply.reasoning or None,
         "error": reply.error,
-        "failed_attempts": [attempt._asdict() for attempt in failed] or None,
+        "failed_attempts": [attempt._asdict() for attempt in failed] if failed else None,
         "other_answers": reply.others or None,
-        "redacted": prompt.talk.redacted or reply.redacted or None,
+        "redacted": talk.redacted or reply.redacted or None,
     }
     if exchange.streamed:
         first = exchange.first_token_seconds or 0.0

@@ -94,6 +94,8 @@ class Joins:
 
     def take(self) -> Iterator[tuple[int, Change]]:
         """Yield each step that something was told about, with the change to make; then forget."""
+        if not (self._agents or self._notes):
+            return
         agents, notes = self._agents, self._notes
         self._agents, self._notes = {}, {}
         for step in sorted({*agents, *notes}):

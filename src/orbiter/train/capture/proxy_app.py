@@ -189,11 +189,9 @@ class _Passed(Response):
         self._response, self._exchange = response, exchange
         self.background = None
         if exchange is not None:
-            told = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-            exchange.answered(response.status, told.get(b"content-type", ""))
-            encoding = told.get(b"content-encoding")
-            if encoding not in {None, "identity"}:
-                exchange.unpack = _unpacker(encoding)
+            packed = exchange.answered(response.status, response.headers)
+            if packed:
+                exchange.unpack = _unpacker(packed)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         response, exchange = self._response, self._exchange

@@ -53,7 +53,7 @@ class Redactor:
 
     def cleaner(self, secrets: Iterable[str]) -> Cleaner | None:
         """Return what cleans any JSON value of these secrets too; None where there is no rule."""
-        patterns = [*self._patterns, *(re.compile(re.escape(secret)) for secret in secrets)]
+        patterns = self._patterns + [re.compile(re.escape(secret)) for secret in secrets]
         if not patterns and self._function is None:
             return None
         return lambda value: self._clean(value, patterns)
@@ -92,6 +92,8 @@ class Redactor:
 def keys_in(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
     """Return the keys that a request is sent with; takes headers as they go over the wire."""
     found = [value for name, value in headers if name.lower() in _KEY_HEADERS]
+    if not found:
+        return ()
     keys = [value.decode("latin-1").rpartition(" ")[2] for value in found]
     return tuple(key for key in keys if len(key) >= _SHORTEST_SECRET)
 
@@ -102,11 +104,11 @@ def without_keys(fields: Fields) -> Fields:
 
 
 def _compiled(patterns: Iterable[str | re.Pattern[str]] | None) -> list[re.Pattern[str]]:
+    if patterns is None:
+        return []
     if isinstance(patterns, str | re.Pattern):
         patterns = [patterns]
     if not isinstance(patterns, Iterable):
-        if patterns is None:
-            return []
         raise ConfigError(f"redact must be a function or regular expressions, got {patterns!r}")
     try:
         return [re.compile(pattern) for pattern in patterns]

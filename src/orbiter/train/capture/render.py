@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 
-from orbiter.train.capture.reply import Json, Message, Reply
+from orbiter.train.capture.reply import Json, Message, Reply, Unreadable, decode
 
 
 def render_state(messages: Iterable[Message], names: dict[str, str]) -> str:
@@ -53,8 +53,11 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 @lru_cache(maxsize=16)  # a call is said twice: in its reply, and in the next request
 def _spoken(name: str, arguments: str) -> str:
     given: object = arguments
-    with suppress(ValueError):
-        given = json.loads(arguments)
+    try:
+        given = decode(arguments.encode("utf-8", "replace"))
+    except Unreadable:
+        with suppress(ValueError):
+            given = json.loads(arguments)  # knows NaN
     spoken = {"name": name, "arguments": given}
     return f"<tool_call>{_encode(spoken)}</tool_call>"
 

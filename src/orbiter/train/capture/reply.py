@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,25 +16,24 @@ Fields = dict[str, msgspec.Raw]
 """A request's body: its top level, each value still as it was written."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Reply:
-    """One answer of a model."""
+class Reply(msgspec.Struct, kw_only=True, gc=False):
+    """One answer of a model: a `Struct`, for a call of a model makes one, and more."""
 
     text: str = ""
-    tool_calls: list[Message] = field(default_factory=list[Message])
+    tool_calls: list[Message] = []
     reasoning: str = ""
     """What the model thought aloud, where it is given apart from the answer."""
     response_id: str | None = None
     model: str | None = None
     finish_reason: str | None = None
-    usage: dict[str, int] = field(default_factory=dict[str, int])
+    usage: dict[str, int] = {}
     """Tokens, by "input_tokens", "output_tokens", "cached_tokens" and "reasoning_tokens"."""
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
     logprob_tokens: list[str] | None = None
     """The tokens of `logprobs` as text, where their ids are not given."""
-    others: list[str] = field(default_factory=list[str])
+    others: list[str] = []
     """The answers beside the first where several were asked for."""
     error: str | None = None
     """Why the answer is not whole."""
@@ -109,10 +107,12 @@ def whole_numbers(value: Json) -> list[int] | None:
 def counts(usage: Json, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
     """Return the token counts that a `usage` object holds, each found along its path."""
     found: dict[str, int] = {}
-    for ours, path in names.items():
-        value = usage
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(usage, dict):
+        return found
+    for ours, (name, *within) in names.items():
+        value = usage.get(name)
+        if within and value is not None:
+            value = value.get(*within) if isinstance(value, dict) else None
         if type(value) is int:
             found[ours] = value
     return found

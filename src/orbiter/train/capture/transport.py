@@ -15,10 +15,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from orbiter.train.capture.context import CURRENT, OPEN
-from orbiter.train.capture.episode import Episode
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import keys_in
 from orbiter.train.capture.wire import Wire, wire_of
@@ -88,10 +87,10 @@ def _sync_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..
 
     @functools.wraps(send)
     def captured(client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
-        watched = _watched(request)
-        if watched is None:
+        wire = _wire_of(request)
+        if wire is None:
             return send(client, request, *args, **kwargs)
-        exchange = _begin(watched, request, request.read())
+        exchange = _begin(wire, request, request.read())
         try:
             response = send(client, request, *args, **kwargs)
         except BaseException as error:
@@ -122,10 +121,10 @@ def _async_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[.
     async def captured(
         client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign
     ) -> Foreign:
-        watched = _watched(request)
-        if watched is None:
+        wire = _wire_of(request)
+        if wire is None:
             return await send(client, request, *args, **kwargs)
-        exchange = _begin(watched, request, await request.aread())
+        exchange = _begin(wire, request, await request.aread())
         try:
             response = await send(client, request, *args, **kwargs)
         except BaseException as error:
@@ -151,32 +150,26 @@ class _Stream:
 _LEFT = "closed before the end"
 
 
-class _Watched(NamedTuple):
-    """Where a request to a model belongs."""
+def _wire_of(request: Foreign) -> Wire | None:
+    """Return what a request of an episode speaks; what belongs nowhere is noted if it may matter.
 
-    episode: Episode
-    wire: Wire
-
-
-def _watched(request: Foreign) -> _Watched | None:
-    """Return where a request belongs; what belongs nowhere is noted where that may matter."""
+    None: it is not to be captured.
+    """
     episode = CURRENT.get()
-    if (episode is None or episode.over) and not OPEN.blocks:
-        return None
-    url = request.url
-    wire = wire_of(request.method, url.path)
     if episode is None or episode.over:
-        if wire is not None:
+        if OPEN.blocks and wire_of(request.method, request.url.path) is not None:
             OPEN.stray()
         return None
+    wire = wire_of(request.method, request.url.path)
     if wire is None:
-        episode.note_other(f"{request.method} {url.host}{url.path}")
-        return None
-    return _Watched(episode, wire)
+        episode.note_other(f"{request.method} {request.url.host}{request.url.path}")
+    return wire
 
 
-def _begin(watched: _Watched, request: Foreign, body: bytes) -> Exchange:
-    return watched.episode.begin(watched.wire, body, keys_in(request.headers.raw))
+def _begin(wire: Wire, request: Foreign, body: bytes) -> Exchange:
+    episode = CURRENT.get()
+    assert episode is not None
+    return episode.begin(wire, body, keys_in(request.headers.raw))
 
 
 def _carried(
@@ -186,17 +179,15 @@ def _carried(
     stream: Callable[[Foreign, Exchange], Foreign],
 ) -> Foreign:
     """Give the exchange the response, or what will come of it."""
-    headers = {name.lower(): value.decode("latin-1") for name, value in response.headers.raw}
-    exchange.answered(response.status_code, headers.get(b"content-type", ""))
+    packed = exchange.answered(response.status_code, response.headers.raw)
     if response.is_stream_consumed or response.is_closed:
         exchange.feed(response.content)
         exchange.close()
         return response
-    encoding = headers.get(b"content-encoding")
-    if encoding not in {None, "identity"}:
-        packed = {"content-encoding": encoding}
+    if packed:
+        headers = {"content-encoding": packed}
         exchange.unpack = lambda raw: bytes(
-            library.Response(200, headers=packed, content=raw).content
+            library.Response(200, headers=headers, content=raw).content
         )
     response.stream = stream(response.stream, exchange)
     return response

@@ -10,13 +10,18 @@ import msgspec
 from orbiter.train.capture import wire_anthropic, wire_chat, wire_responses
 from orbiter.train.capture.reply import Fields, Json, Message, Reply
 
+Part = msgspec.Raw | bytes
+"""A piece of a conversation, as it was written."""
+
 
 class Wire(NamedTuple):
     """How one API writes a conversation and its answer."""
 
     name: str
-    parts: Callable[[Fields], list[msgspec.Raw | bytes]]
-    """The conversation in a request, piece by piece, as it was written."""
+    turns: str
+    """The field of a request to whose list a conversation adds its turns."""
+    parts: Callable[[Fields], list[Part]]
+    """The conversation in a request."""
     chat: Callable[[list[Json]], list[Message]]
     """Those pieces as messages in OpenAI's form."""
     tools: Callable[[Json], list[Message]]
@@ -28,19 +33,19 @@ class Wire(NamedTuple):
 
 
 CHAT = Wire(
-    "chat", wire_chat.parts, wire_chat.chat, wire_chat.tools, wire_chat.reply,
+    "chat", "messages", wire_chat.parts, wire_chat.chat, wire_chat.tools, wire_chat.reply,
     wire_chat.assemble, wire_chat.TERMINAL,
 )  # fmt: skip
 RESPONSES = Wire(
-    "responses", wire_responses.parts, wire_responses.chat, wire_responses.tools,
+    "responses", "input", wire_responses.parts, wire_responses.chat, wire_responses.tools,
     wire_responses.reply, wire_responses.assemble, wire_responses.TERMINAL,
 )  # fmt: skip
 MESSAGES = Wire(
-    "messages", wire_anthropic.parts, wire_anthropic.chat, wire_anthropic.tools,
+    "messages", "messages", wire_anthropic.parts, wire_anthropic.chat, wire_anthropic.tools,
     wire_anthropic.reply, wire_anthropic.assemble, wire_anthropic.TERMINAL,
 )  # fmt: skip
 
-_BY_END = {"/chat/completions": CHAT, "/responses": RESPONSES, "/messages": MESSAGES}
+_BY_END = {"completions": CHAT, "responses": RESPONSES, "messages": MESSAGES}
 
 NO_PARAMETERS = frozenset(
     ("messages", "input", "instructions", "system", "tools", "previous_response_id")
@@ -52,4 +57,6 @@ def wire_of(method: str, path: str) -> Wire | None:
     """Return the format of a request to a model; None where it is none."""
     if method != "POST":
         return None
-    return next((wire for end, wire in _BY_END.items() if path.endswith(end)), None)
+    before, _, last = path.rpartition("/")
+    wire = _BY_END.get(last)
+    return None if wire is CHAT and not before.endswith("/chat") else wire

@@ -92,10 +92,11 @@ def _head(answer: Reply, body: Json) -> None:
 
 
 def _choice(choice: Json, message: Json) -> Reply:
+    said, calls = message.get, message.get("tool_calls")
     answer = Reply(
-        text=text_of(message.get("content")) or text_of(message.get("refusal")),
-        tool_calls=[_call(call) for call in message.get("tool_calls") or ()],
-        reasoning=text_of(message.get("reasoning_content") or message.get("reasoning")),
+        text=text_of(said("content")) or text_of(said("refusal")),
+        tool_calls=[_call(call) for call in calls] if calls else [],
+        reasoning=text_of(said("reasoning_content") or said("reasoning")),
         finish_reason=choice.get("finish_reason"),
         token_ids=whole_numbers(choice.get("token_ids")),
     )
