@@ -29,6 +29,13 @@ def proxy(
             envvar="ORBITER_TRAIN_TOKEN", show_envvar=True, help="What clients must send."
         ),
     ] = None,
+    redact: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REGEX",
+            help="What to replace by [redacted] before anything is kept; may be given repeatedly.",
+        ),
+    ] = None,
 ) -> None:
     """Stand between an agent and its model, and capture what they say.
 
@@ -42,6 +49,6 @@ def proxy(
     )
     key = os.environ.get("ORBITER_TRAIN_UPSTREAM_KEY")
     try:
-        run_proxy(to, out, host=host, port=port, token=token, api_key=key)
+        run_proxy(to, out, host=host, port=port, token=token, api_key=key, redact=redact)
     except KeyboardInterrupt:  # the way it is meant to end
         output.say(f"what was captured is in {out}")

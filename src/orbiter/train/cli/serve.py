@@ -32,12 +32,29 @@ def serve(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, or the first there is.")] = "auto",
-    max_rows: Annotated[int, typer.Option(help="Answers drawn at the same time.")] = 32,
-    max_tokens: Annotated[int, typer.Option(help="An answer's length unless asked.")] = 1024,
-    seed: Annotated[int, typer.Option(help="What is drawn.")] = 0,
+    max_rows: Annotated[int, typer.Option(help="Answers drawn at the same time at most.")] = 32,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that may wait for a place; one more is told so (429).")
+    ] = 1024,
+    max_tokens: Annotated[
+        int, typer.Option(help="Length of an answer whose request does not say.")
+    ] = 1024,
+    return_token_ids: Annotated[
+        bool,
+        typer.Option(
+            "--return-token-ids",
+            help="Send token ids and log probabilities with every answer, asked for or not: "
+            "to capture agents for training.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="What is drawn for a request without a seed.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Put a model behind an OpenAI-compatible endpoint on this machine."""
+    """Put a model behind an OpenAI-compatible endpoint on this machine.
+
+    Clients take the address that is printed as their base URL. A request may ask for token ids
+    itself, by "return_token_ids": true in its body.
+    """
     from orbiter.train.serve import run_server
 
     output = Output(as_json=as_json)
@@ -57,7 +74,9 @@ def serve(
         dtype=dtype,
         device=device,
         max_rows=max_rows,
+        max_waiting=max_waiting,
         max_tokens=max_tokens,
+        return_token_ids=return_token_ids,
         seed=seed,
         on_ready=ready,
     )
