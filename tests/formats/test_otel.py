@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats import otel_stream, otel_traces
+from orbiter.train.formats.otel_attributes import Attributes
 from orbiter.train.formats.otel_facts import reward_of
 from orbiter.train.trajectory.files import Skipped, Source
 from tests.formats.spans import call, read, read_spans, request, span
@@ -163,9 +164,9 @@ def test_traces_are_held_within_bounds_and_go_on_counting(
     source = Source(path, "raise", "error", [])
     from orbiter.train.formats.otel import span_of
 
-    found = []
+    found, known = [], Attributes()
     for one in otel_stream.read_spans(source):
-        found += list(traces.add(span_of(one)))
+        found += list(traces.add(span_of(one, known)))
         assert sum(map(len, (t.calls for t in traces._held.values()))) < 6
     found += list(traces.finish())
     for trace in "abc":

@@ -132,6 +132,9 @@ def test_memory_does_not_grow_with_the_file(
 ) -> None:
     monkeypatch.setattr(json_walk, "CHUNK", 1 << 16)
     monkeypatch.setattr(otel_stream, "CHUNK", 1 << 16)
+    monkeypatch.setattr(
+        "orbiter.train.formats.otel_attributes.Attributes.__init__.__defaults__", (1 << 16,)
+    )
     monkeypatch.setattr("orbiter.train.formats.otel_traces.Traces.__init__.__kwdefaults__", {
         "make": TrajectoryItem, "reward": None, "window": 1 << 18,
     })  # fmt: skip

@@ -52,46 +52,50 @@ def _messages_in(value: object, role: str) -> Iterator[Message]:
         raise DataError(f"expected a message, got {fields.shown(value)}")
 
 
-def message_from(given: Mapping[str, Any], *, role: str = "user") -> Iterator[Message]:
-    """Yield what one message says: the tools' results within it first, as messages of their own."""
+def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Message]:
+    """Return what one message says: the tools' results within it first, as their own messages."""
     said_by = given.get("role")
     who = _ROLES.get(said_by, said_by) if isinstance(said_by, str) else role
+    if (plain := _plain(given, who)) is not None:
+        return [plain]
     parts = given.get("parts")
     content = parts if isinstance(parts, list) else given.get("content")
-    if isinstance(parts, list) and len(parts) == 1 and len(given) == 2:  # noqa: SIM102 - see below
-        # By far the most common message of the largest files.
-        if isinstance(only := parts[0], dict) and only.get("type") == "text" and len(only) == 2:
-            yield {"role": who, "content": only.get("content")}
-            return
-    if content.__class__ is str and given.keys() <= _PLAIN:
-        yield {**given, "role": who}
-        return
     split = _Split()
     if isinstance(content, list):
         for part in content:
             split.take(part)
-    yield from split.results
     rest = {
         key: value for key, value in given.items() if key not in _TAKEN and value not in (None, {})
     }
     if split.results and not (split.content or split.calls or split.thoughts):
-        return
+        return split.results
     message: Message = {"role": who, "content": _content(content, split, joined=parts is content)}
-    split.calls.extend(map(call_from, _calls(given)))
+    if not _CALLED.isdisjoint(given):
+        split.calls.extend(map(call_from, _calls(given)))
     if split.calls:
         message["tool_calls"] = split.calls
     if thought := _thought(given, split):
         message["reasoning_content"] = thought
-    yield message | rest
+    return [*split.results, message | rest]
+
+
+def _plain(given: Mapping[str, Any], who: str) -> Message | None:
+    """Return a message that is a text and no more, as most of the largest files are."""
+    parts = given.get("parts")
+    if not isinstance(parts, list):
+        if given.get("content").__class__ is str and given.keys() <= _PLAIN:
+            return {**given, "role": who}
+    elif len(parts) == 1 and len(given) == 2:  # noqa: SIM102 - one question a line
+        if isinstance(only := parts[0], dict) and only.get("type") == "text" and len(only) == 2:
+            return {"role": who, "content": only.get("content")}
+    return None
 
 
 def call_from(given: Mapping[str, Any]) -> Message:
     """Return one call of a tool in OpenAI's form, whichever form it has."""
     function = given.get("function")
     told = function if isinstance(function, Mapping) else given
-    arguments: object = next(
-        (told[key] for key in ("arguments", "args", "input") if key in told), {}
-    )
+    arguments: object = told.get("arguments", told.get("args", told.get("input", _NONE)))
     call: Message = {"type": "function"}
     if isinstance(identifier := given.get("id"), str):
         call["id"] = identifier
@@ -132,7 +136,7 @@ class _Split:
 
     def take(self, part: object) -> None:
         """Put a part where it belongs."""
-        if not isinstance(part, Mapping):
+        if part.__class__ is not dict and not isinstance(part, Mapping):
             self.content.append({"type": "text", "text": as_text(part)})
             return
         kind = str(part.get("type"))
@@ -270,6 +274,9 @@ _ROLES = {
     "tool": "tool",
     "developer": "developer",
 }
+_NONE: Message = {}
+_CALLED = frozenset({"tool_calls", "additional_kwargs", "function_call"})
+"""Fields of a message that may hold calls."""
 _PLAIN = frozenset({"role", "content", "tool_call_id"})
 """What most messages hold, and nothing else."""
 _TAKEN = frozenset(

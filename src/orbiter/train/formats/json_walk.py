@@ -101,7 +101,7 @@ class Walk:
             if piece.endswith(b","):
                 try:
                     value = decoder.decode(piece[:-1])
-                except _FOREIGN:
+                except FOREIGN:
                     return self.take(decoder)
                 self._at += len(piece) - 1
                 return value
@@ -239,7 +239,7 @@ def _end_of(pattern: re.Pattern[bytes], window: bytes, at: int) -> int:
 
 
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
-_FOREIGN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+FOREIGN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 _KEYS = msgspec.json.Decoder(str)
 _BEHIND = re.compile(r"trailing characters \(byte (\d+)\)")

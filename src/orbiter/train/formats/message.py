@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from orbiter.train.errors import DataError
@@ -38,7 +39,9 @@ def check_messages(messages: object, name: str = "messages") -> list[Message]:
 
 def action_of(text: str, calls: Sequence[Message] | None) -> str:
     """Return an answer as the model said it: its text, and behind it a line for each call."""
-    return "\n".join(filter(None, [text, *map(call_in_words, calls or ())]))
+    if not calls:
+        return text
+    return "\n".join(filter(None, [text, *map(call_in_words, calls)]))
 
 
 def content_of(action: str, calls: Sequence[Message] | None) -> str:
@@ -53,8 +56,19 @@ def call_in_words(call: Message) -> str:
     """Return a call as a model without a template for calls would write it."""
     function = call.get("function", call)
     told = function if isinstance(function, Mapping) else {}
-    spoken = {"name": told.get("name"), "arguments": arguments_of(told.get("arguments"))}
+    name, arguments = told.get("name"), told.get("arguments")
+    if name.__class__ is arguments.__class__ is str and len(arguments) < _REMEMBERED:
+        return _in_words_again(name, arguments)
+    return _in_words(name, arguments)
+
+
+def _in_words(name: object, arguments: object) -> str:
+    spoken = {"name": name, "arguments": arguments_of(arguments)}
     return f"<tool_call>{as_json(spoken)}</tool_call>"
+
+
+_in_words_again = lru_cache(maxsize=1 << 10)(_in_words)
+"""For calls that are told with their answer, and again in each prompt behind it."""
 
 
 def as_json(value: object) -> str:
@@ -64,7 +78,7 @@ def as_json(value: object) -> str:
         DataError: it is nested too deep.
     """
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return _ENCODE(value)
     except RecursionError:
         raise DataError("a call's arguments are nested too deep") from None
 
@@ -143,7 +157,8 @@ class Transcript:
             self._names[str(call.get("id"))] = str(name)
         if role == "tool":
             role = f"tool {self._names.get(str(message.get('tool_call_id')), '')}".strip()
-        return "\n".join(filter(None, [f"[{role}]", _said(message)]))
+        said = _said(message)
+        return f"[{role}]\n{said}" if said else f"[{role}]"
 
 
 def text_of(content: object) -> str:
@@ -191,3 +206,8 @@ def _arguments_as_text(arguments: object) -> object:
 def _said(message: Message) -> str:
     calls = cast("Sequence[Message] | None", message.get("tool_calls"))
     return action_of(text_of(message.get("content")), calls)
+
+
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+_REMEMBERED = 1 << 12
+"""Characters of a call's arguments above which its words are not remembered."""

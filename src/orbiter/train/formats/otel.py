@@ -15,11 +15,12 @@ from pathlib import Path
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats.format import Format
+from orbiter.train.formats.otel_attributes import Attributes, attributes_of
 from orbiter.train.formats.otel_facts import FILLED
 from orbiter.train.formats.otel_span import Event, Span
 from orbiter.train.formats.otel_stream import Found, read_spans
 from orbiter.train.formats.otel_traces import Counts, Traces
-from orbiter.train.formats.otel_wire import Status, attributes_of, nanoseconds
+from orbiter.train.formats.otel_wire import Status, nanoseconds
 from orbiter.train.formats.recorded import decoded_item
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.files import BOM, Source
@@ -39,9 +40,10 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
         DataError: a span is wrong (unless the source skips what is), or there are no calls.
     """
     traces = Traces(source.refuse, make=decoded_item, reward=reward)
+    known = Attributes()
     for found in read_spans(source):
         try:
-            span = span_of(found)
+            span = span_of(found, known)
         except DataError as error:
             source.refuse(found.line, f"span {found.span.span_id!r}: {error}", error)
         else:
@@ -58,13 +60,18 @@ def detect(head: bytes, path: Path) -> float:
     return 1.0 if _OPENS.match(start) else 0.5 if path.suffix in SUFFIXES else 0.3
 
 
-def span_of(found: Found) -> Span:
+def span_of(found: Found, known: Attributes) -> Span:
     """Return a span of a file as both importers have it.
 
+    Args:
+        found: The span.
+        known: What was read of the spans before.
+
     Raises:
-        DataError: a number in it is none.
+        DataError: an attribute is none, or a number.
     """
     span, origin, line = found
+    sheet = known.read(span.attributes, span.trace_id, span.name)
     return Span(
         span.trace_id,
         span.span_id,
@@ -72,13 +79,15 @@ def span_of(found: Found) -> Span:
         span.name,
         nanoseconds(span.start_time_unix_nano),
         nanoseconds(span.end_time_unix_nano),
-        attributes_of(span.attributes),
+        sheet.single,
         [Event(event.name, attributes_of(event.attributes)) for event in span.events or ()],
         _error(span.status),
         span.dropped_attributes_count or 0,
         origin.service,
         origin.instrumentation,
         line,
+        sheet.spread,
+        len(memoryview(span.attributes)),
     )
 
 

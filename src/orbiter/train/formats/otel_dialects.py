@@ -14,8 +14,8 @@ Left out: everything else about a call (`otel_facts.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from orbiter.train.errors import DataError
@@ -33,10 +33,12 @@ from orbiter.train.formats.otel_flat import (
     openllmetry_chats,
     openllmetry_tools,
 )
-from orbiter.train.formats.otel_keys import Sorted
 from orbiter.train.formats.otel_span import Attributes, Event, Span
 from orbiter.train.formats.records import decode_json
 from orbiter.train.trajectory import fields
+
+CHATS = 8
+"""Chats that may go on at the same time in a trace before one of them is read anew."""
 
 
 class Said(NamedTuple):
@@ -57,42 +59,44 @@ class Memory:
     def __init__(self) -> None:
         self.known: Known = {}
         """What was read of attributes that hold a message each."""
-        self._chats: dict[object, tuple[str, list[Message]]] = {}
+        self._chats: deque[tuple[str, list[Message]]] = deque(maxlen=CHATS)
 
-    def chat(self, speaker: object, text: str) -> list[Message]:
-        """Return the messages in a JSON array that may begin like this speaker's last one.
+    def chat(self, text: str) -> list[Message]:
+        """Return the messages in a JSON array that may begin like one of the last ones.
 
         Raises:
             DataError: it is no JSON, or holds no messages.
         """
-        begun, messages = self._chats.get(speaker, ("", []))
-        rest = text[len(begun) :] if begun and text.startswith(begun) else ""
+        begun, messages = "", list[Message]()
+        for chat in self._chats:
+            if len(chat[0]) > len(begun) and text.startswith(chat[0]):
+                begun, messages = chat
+        rest = text[len(begun) :] if messages else ""
         if rest.startswith(","):
             messages = messages + _as_messages(decode_json("[" + rest[1:]), "user")
         elif rest != "]":
             messages = _as_messages(decode_json(text), "user")
-        self._chats[speaker] = (text.rstrip().removesuffix("]").rstrip(), messages)
+        self._chats.appendleft((text.rstrip().removesuffix("]").rstrip(), messages))
         return messages
 
 
-def said_in(span: Span, told: Sorted, memory: Memory) -> Said | None:
+def said_in(span: Span, memory: Memory) -> Said | None:
     """Return what a call of a model holds; None where its content was not recorded.
 
     Args:
         span: The call's.
-        told: Its attributes.
         memory: Of the trace.
 
     Raises:
         DataError: an attribute is not what its dialect has there; the message names it.
     """
-    attributes = span.attributes
+    attributes, spread = span.attributes, span.spread
     if "gen_ai.input.messages" in attributes or "gen_ai.output.messages" in attributes:
-        return _opentelemetry(attributes, memory, span.parent_id)
-    if "gen_ai.prompt." in told.spread or "gen_ai.completion." in told.spread:
-        return Said(*openllmetry_chats(told, memory.known), openllmetry_tools(told))
-    if "llm.input_messages." in told.spread or "llm.output_messages." in told.spread:
-        return Said(*openinference_chats(told, memory.known), openinference_tools(told))
+        return _opentelemetry(attributes, memory)
+    if "gen_ai.prompt." in spread or "gen_ai.completion." in spread:
+        return Said(*openllmetry_chats(span, memory.known), openllmetry_tools(span))
+    if "llm.input_messages." in spread or "llm.output_messages." in spread:
+        return Said(*openinference_chats(span, memory.known), openinference_tools(span))
     if "langfuse.observation.input" in attributes or "langfuse.observation.output" in attributes:
         return _whole_values(attributes, "langfuse.observation.")
     if "input.value" in attributes or "output.value" in attributes:
@@ -100,19 +104,21 @@ def said_in(span: Span, told: Sorted, memory: Memory) -> Said | None:
     return _from_events(attributes, span.events)
 
 
-def _opentelemetry(attributes: Attributes, memory: Memory, speaker: object) -> Said:
+def _opentelemetry(attributes: Attributes, memory: Memory) -> Said:
     prompt: list[Message] = []
     if (system := _read(attributes, "gen_ai.system_instructions")) is not None:
         parts = system if isinstance(system, list) else [system]
         prompt += message_from({"role": "system", "parts": parts})
     told = attributes.get("gen_ai.input.messages")
-    with _named("gen_ai.input.messages"):
-        if isinstance(told, str):
-            prompt += memory.chat(speaker, told)
-        else:
-            prompt += _as_messages(told, "user")
-    with _named("gen_ai.output.messages"):
-        answers = _as_messages(_read(attributes, "gen_ai.output.messages"), "assistant")
+    try:
+        prompt += memory.chat(told) if isinstance(told, str) else _as_messages(told, "user")
+    except DataError as error:
+        raise _named("gen_ai.input.messages", error) from error
+    said = _read(attributes, "gen_ai.output.messages")
+    try:
+        answers = _as_messages(said, "assistant")
+    except DataError as error:
+        raise _named("gen_ai.output.messages", error) from error
     return Said(prompt, answers, tools_from(_read(attributes, "gen_ai.tool.definitions")))
 
 
@@ -131,7 +137,7 @@ def _from_events(attributes: Attributes, events: Sequence[Event]) -> Said | None
     for event in events:
         told = event.attributes
         if event.name == "gen_ai.client.inference.operation.details":
-            return _opentelemetry({**attributes, **told}, Memory(), None)
+            return _opentelemetry({**attributes, **told}, Memory())
         if event.name == "gen_ai.choice":
             answers += _message_of_event(_read_if_json(told.get("message", told)), "assistant")
         elif event.name in _MESSAGE_EVENTS:
@@ -159,7 +165,7 @@ def _message_of_event(told: object, role: str) -> list[Message]:
     calls = given.get("tool_calls")
     if isinstance(calls, list):
         given["tool_calls"] = [call_from(call) for call in calls if isinstance(call, Mapping)]
-    return list(message_from(given, role=role))
+    return message_from(given, role=role)
 
 
 def _as_messages(given: object, role: str) -> list[Message]:
@@ -173,20 +179,18 @@ def _as_messages(given: object, role: str) -> list[Message]:
 def _read(attributes: Attributes, name: str) -> Any:  # noqa: ANN401 - any JSON
     """Return an attribute that is JSON, written as text or nested in OTLP's own way."""
     value = attributes.get(name)
-    with _named(name):
-        return decode_json(value) if isinstance(value, str) else value
-
-
-@contextmanager
-def _named(attribute: str) -> Iterator[None]:
-    """Say in an error which attribute is wrong."""
+    if not isinstance(value, str):
+        return value
     try:
-        yield
+        return decode_json(value)
     except DataError as error:
-        cut = (
-            "; was it cut at a limit for the length of attributes?" if "trunc" in str(error) else ""
-        )
-        raise DataError(f"attribute {attribute!r}: {error}{cut}") from error
+        raise _named(name, error) from error
+
+
+def _named(attribute: str, error: DataError) -> DataError:
+    """Return an error that says which attribute is wrong."""
+    cut = "; was it cut at a limit for the length of attributes?" if "trunc" in str(error) else ""
+    return DataError(f"attribute {attribute!r}: {error}{cut}")
 
 
 def _read_if_json(value: object) -> Any:  # noqa: ANN401 - any JSON
@@ -197,10 +201,6 @@ def _read_if_json(value: object) -> Any:  # noqa: ANN401 - any JSON
         return decode_json(value)
     except DataError:
         return value
-
-
-def _as_parts(system: object) -> list[Any]:
-    return system if isinstance(system, list) else [system]
 
 
 _MESSAGE_EVENTS = {

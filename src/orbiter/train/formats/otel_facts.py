@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from orbiter.train.formats.message import REASONING
 from orbiter.train.formats.otel_flat import openinference_scores
-from orbiter.train.formats.otel_keys import ENTRIES, Sorted, sorted_attributes
+from orbiter.train.formats.otel_keys import ENTRIES, place_of
 from orbiter.train.formats.otel_span import Attributes, Span
 
 
@@ -25,6 +25,11 @@ class Score(NamedTuple):
     """name, score, label, explanation: what of them is there."""
 
 
+def says_something(span: Span) -> bool:
+    """Say whether a span may be a call or a tool's run, or name an agent or a score."""
+    return bool(span.events or span.spread) or not _TELLING.isdisjoint(span.attributes)
+
+
 def is_call(span: Span) -> bool:
     """Say whether a span is one call of a model (and not of an agent, a tool or an embedding)."""
     told = span.attributes
@@ -35,8 +40,8 @@ def is_call(span: Span) -> bool:
         told.get("openinference.span.kind") == "LLM"
         or str(told.get("llm.request.type")) in _CALLS
         or told.get("langfuse.observation.type") == "generation"
-        or "gen_ai.prompt.0.role" in told
-        or "gen_ai.completion.0.role" in told
+        or not _first_names(span, "gen_ai.prompt.").isdisjoint(_SPOKEN)
+        or not _first_names(span, "gen_ai.completion.").isdisjoint(_SPOKEN)
     )
 
 
@@ -59,20 +64,30 @@ def agent_of(span: Span) -> str | None:
     return None
 
 
-def facts_of(span: Span, told: Sorted) -> dict[str, Any]:
+def facts_of(span: Span) -> dict[str, Any]:
     """Return what is known of a call, as entries of an item's metadata; unknown attributes too."""
-    known = {
-        "span_id": span.span_id,
-        "parent_span_id": span.parent_id,
-        "service": span.service,
-        "instrumentation": span.instrumentation,
-        "error": span.error,
-        "dropped_attributes": span.dropped,
-        "seconds": _seconds(span),
-        **{group: told.single.get(group) for group in ("params", "usage", "attributes")},
-    }
-    entries = told.single.get("entries", {})
-    return entries | {key: value for key, value in known.items() if value}
+    groups: dict[str, dict[str, Any]] = {
+        "entries": {}, "params": {}, "usage": {}, "attributes": {}, "told": {}
+    }  # fmt: skip
+    for key, value in span.attributes.items():
+        group, _, name = place_of(key)
+        groups[group].setdefault(name, value)
+    facts = groups["entries"]
+    for name, fact in (
+        ("span_id", span.span_id),
+        ("parent_span_id", span.parent_id),
+        ("service", span.service),
+        ("instrumentation", span.instrumentation),
+        ("error", span.error),
+        ("dropped_attributes", span.dropped),
+        ("seconds", _seconds(span)),
+        ("params", groups["params"]),
+        ("usage", groups["usage"]),
+        ("attributes", groups["attributes"]),
+    ):
+        if fact:
+            facts[name] = fact
+    return facts
 
 
 def tool_run_of(span: Span) -> dict[str, Any]:
@@ -80,9 +95,10 @@ def tool_run_of(span: Span) -> dict[str, Any]:
     told = span.attributes
     found: dict[str, Any] = {}
     for name, keys in _TOOL.items():
-        value = next((told[key] for key in keys if told.get(key) is not None), None)
-        if value is not None:
-            found[name] = value
+        for key in keys:
+            if (value := told.get(key)) is not None:
+                found[name] = value
+                break
     found.setdefault("name", span.name)
     if span.error:
         found["error"] = span.error
@@ -104,8 +120,11 @@ def scores_of(span: Span) -> Iterator[Score]:
             target = said.get("span_id")
             span_id = target if isinstance(target, str) else span.span_id
             yield Score(span_id, _response(said), _gen_ai_score(said))
-    if not told.keys().isdisjoint(_SPREAD_SCORES):
-        for entry in openinference_scores(sorted_attributes(told)):
+    spread = "evaluations." in span.spread or "annotations." in span.spread
+    if spread and not _SCORED.isdisjoint(
+        _first_names(span, "evaluations.") | _first_names(span, "annotations.")
+    ):
+        for entry in openinference_scores(span):
             yield Score(span.span_id, None, entry)
 
 
@@ -123,6 +142,12 @@ def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None
     if named:
         return named[-1]
     return scores[0][1] if len(scores) == 1 and wanted is None else None
+
+
+def _first_names(span: Span, group: str) -> set[str]:
+    """Return what the first piece of a group says."""
+    first = span.spread[group].get(0) if group in span.spread else None
+    return set(first.rows) if first is not None else set()
 
 
 def _response(told: Attributes) -> str | None:
@@ -148,11 +173,27 @@ _SCORE = {
     "label": "score.label",
     "explanation": "explanation",
 }
-_SPREAD_SCORES = frozenset(
-    f"{group}s.0.{group}.{name}"
+_SPOKEN = frozenset({"role"})
+_SCORED = frozenset(
+    f"{group}.{name}"
     for group in ("evaluation", "annotation")
-    for name in ("name", "score", "label")
+    for name in _SCORE
+    if name != "explanation"
 )
+_TELLING = frozenset(
+    {
+        "gen_ai.operation.name",
+        "openinference.span.kind",
+        "llm.request.type",
+        "langfuse.observation.type",
+        "traceloop.span.kind",
+        "gen_ai.agent.name",
+        "agent.name",
+        "gen_ai.evaluation.name",
+        "gen_ai.evaluation.score.value",
+    }
+)
+"""Attributes that make a span more than a link between others."""
 _TOOL = {
     "tool_call_id": ("gen_ai.tool.call.id", "tool_call.id", "tool.id"),
     "name": ("gen_ai.tool.name", "tool.name", "traceloop.entity.name"),

@@ -9,11 +9,12 @@ Left out: what both dialects say in single attributes (`otel_facts.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chat_forms import Message, message_from, tools_from
-from orbiter.train.formats.otel_keys import Rows, Sorted
+from orbiter.train.formats.otel_span import Piece, Rows, Span
 from orbiter.train.formats.records import decode_json
 
 Known = dict[tuple[object, ...], list[Message]]
@@ -22,64 +23,73 @@ Chats = tuple[list[Message], list[Message]]
 """What the model was told, and what it answered."""
 
 
-def openllmetry_chats(told: Sorted, known: Known) -> Chats:
+def openllmetry_chats(span: Span, known: Known) -> Chats:
     """Return the messages below `gen_ai.prompt.` and below `gen_ai.completion.`."""
     return (
-        _messages(told.numbered("gen_ai.prompt."), known, _openllmetry, "user"),
-        _messages(told.numbered("gen_ai.completion."), known, _openllmetry, "assistant"),
+        _messages(span.numbered("gen_ai.prompt."), known, _openllmetry, "user"),
+        _messages(span.numbered("gen_ai.completion."), known, _openllmetry, "assistant"),
     )
 
 
-def openllmetry_tools(told: Sorted) -> list[Message] | None:
+def openllmetry_tools(span: Span) -> list[Message] | None:
     """Return the tools below `llm.request.functions.`."""
     tools = []
-    for given in map(_nested, told.numbered("llm.request.functions.")):
+    for piece in span.numbered("llm.request.functions."):
+        given = _nested(piece.rows)
         parameters = given.get("parameters")
         schema = decode_json(parameters) if isinstance(parameters, str) else parameters
         tools.append(given | {"parameters": schema} if schema is not None else given)
     return tools_from(tools)
 
 
-def openinference_chats(told: Sorted, known: Known) -> Chats:
+def openinference_chats(span: Span, known: Known) -> Chats:
     """Return the messages below `llm.input_messages.` and below `llm.output_messages.`."""
     return (
-        _messages(told.numbered("llm.input_messages."), known, _openinference, "user"),
-        _messages(told.numbered("llm.output_messages."), known, _openinference, "assistant"),
+        _messages(span.numbered("llm.input_messages."), known, _openinference, "user"),
+        _messages(span.numbered("llm.output_messages."), known, _openinference, "assistant"),
     )
 
 
-def openinference_tools(told: Sorted) -> list[Message] | None:
+def openinference_tools(span: Span) -> list[Message] | None:
     """Return the tools below `llm.tools.`."""
-    found = [_below(_nested(rows), "tool") for rows in told.numbered("llm.tools.")]
+    found = [_below(_nested(piece.rows), "tool") for piece in span.numbered("llm.tools.")]
     return tools_from([tool["json_schema"] for tool in found if "json_schema" in tool])
 
 
-def openinference_scores(told: Sorted) -> Iterator[dict[str, Any]]:
+def openinference_scores(span: Span) -> Iterator[dict[str, Any]]:
     """Yield the scores below `evaluations.` and `annotations.`."""
-    for rows in told.numbered("evaluations."):
-        yield _below(_nested(rows), "evaluation")
-    for rows in told.numbered("annotations."):
-        yield _below(_nested(rows), "annotation")
+    for piece in span.numbered("evaluations."):
+        yield _below(_nested(piece.rows), "evaluation")
+    for piece in span.numbered("annotations."):
+        yield _below(_nested(piece.rows), "annotation")
 
 
 def _messages(
-    pieces: list[Rows],
+    pieces: list[Piece],
     known: Known,
     read: Callable[[dict[str, Any]], Mapping[str, Any]],
     role: str,
 ) -> list[Message]:
     """Return messages; one that was in an earlier call of the trace is the very same object."""
     found: list[Message] = []
-    for rows in pieces:
-        key = (role, *rows)
-        try:
-            messages = known.get(key)
-        except TypeError:  # an attribute is a list, which can be no key
-            key, messages = (), None
-        if messages is None:
-            messages = known[key] = list(message_from(read(_nested(rows)), role=role))
-        found += messages
+    for piece in pieces:
+        if piece.said is None:
+            piece.said = _said(piece.rows, known, read, role)
+        found += piece.said
     return found
+
+
+def _said(
+    rows: Rows, known: Known, read: Callable[[dict[str, Any]], Mapping[str, Any]], role: str
+) -> list[Message]:
+    key = (role, *rows.items())
+    try:
+        messages = known.get(key)
+    except TypeError:  # an attribute is a list, which can be no key
+        return message_from(read(_nested(rows)), role=role)
+    if messages is None:
+        messages = known[key] = message_from(read(_nested(rows)), role=role)
+    return messages
 
 
 def _nested(rows: Rows) -> dict[str, Any]:
@@ -89,18 +99,24 @@ def _nested(rows: Rows) -> dict[str, Any]:
         DataError: a name stands both for a value and for what is below it.
     """
     found: dict[str, Any] = {}
-    for key, value in rows:
-        if "." not in key:
+    for key, value in rows.items():
+        way = _way(key)
+        if len(way) == 1:
             found[key] = value
             continue
         place = found
-        *way, last = key.split(".")
-        for step in way:
+        *above, last = way
+        for step in above:
             place = place.setdefault(step, {})
             if not isinstance(place, dict):
                 raise DataError(f"an attribute ends in {key!r}, and another in its beginning")
         place[last] = value
     return found
+
+
+@lru_cache(maxsize=1 << 12)
+def _way(name: str) -> tuple[str, ...]:
+    return tuple(name.split("."))
 
 
 def _in_order(found: Mapping[str, Any]) -> list[Any]:

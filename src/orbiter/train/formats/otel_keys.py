@@ -6,12 +6,8 @@ Left out: what the values mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
-
-Rows = list[tuple[str, Any]]
-"""Attributes, by what is left of their names."""
+from typing import NamedTuple
 
 
 class Place(NamedTuple):
@@ -22,38 +18,6 @@ class Place(NamedTuple):
     """Of the message or the tool, where the attribute is one piece of many."""
     name: str
     """What is left of its own name."""
-
-
-class Sorted(NamedTuple):
-    """A span's attributes."""
-
-    single: dict[str, dict[str, Any]]
-    """By group and name."""
-    spread: dict[str, dict[int, Rows]]
-    """Those that are one piece of many: by group and number."""
-
-    def numbered(self, group: str) -> list[Rows]:
-        """Return the pieces of a group's messages or tools, in the order of their numbers."""
-        found = self.spread.get(group)
-        return [found[number] for number in sorted(found)] if found else []
-
-
-def sorted_attributes(attributes: Mapping[str, Any]) -> Sorted:
-    """Return attributes by where they go."""
-    single: dict[str, dict[str, Any]] = {}
-    spread: dict[str, dict[int, Rows]] = {}
-    rows: Rows = []
-    at = ("", -1)
-    for key, value in attributes.items():
-        group, number, name = place_of(key)
-        if number is None:
-            single.setdefault(group, {}).setdefault(name, value)
-            continue
-        if (group, number) != at:  # mostly the pieces of a message stand together
-            at = (group, number)
-            rows = spread.setdefault(group, {}).setdefault(number, [])
-        rows.append((name, value))
-    return Sorted(single, spread)
 
 
 @lru_cache(maxsize=1 << 14)

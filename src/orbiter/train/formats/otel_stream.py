@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from orbiter.train.errors import DataError
-from orbiter.train.formats.json_walk import CHUNK, BrokenDocumentError, Walk, decoded
+from orbiter.train.formats.json_walk import CHUNK, FOREIGN, BrokenDocumentError, Walk, decoded
 from orbiter.train.formats.otel_wire import Request, Resource, Scope, WireSpan
 from orbiter.train.trajectory.files import BOM, Source
 
@@ -45,20 +45,16 @@ class Found(NamedTuple):
 def read_spans(source: Source) -> Iterator[Found]:
     """Yield the spans of a file, holding at most one line or one piece of a document at a time."""
     with source.open() as file:
-        head = file.read(CHUNK)
-        rest = head.removeprefix(BOM)
-        line, offset = 1, len(head) - len(rest)
-        by_line = _is_whole(rest.lstrip().partition(b"\n")[0])
-        while by_line and len(rest) < LINE:
-            start = 0
-            while (end := rest.find(b"\n", start) + 1) > 0:
-                yield from _read_line(source, rest[start:end], line, offset + start)
-                start, line = end, line + 1
-            offset, rest = offset + start, rest[start:]
-            if not (more := file.read(max(CHUNK, len(rest)))):
-                break
-            rest += more
-        # A document, or what has no end of line (yet).
+        first = file.readline(CHUNK)
+        rest = first.removeprefix(BOM)
+        line, offset = 1, len(first) - len(rest)
+        while rest.isspace():
+            line, offset, rest = line + 1, offset + len(rest), file.readline(CHUNK)
+        by_line = _is_whole(rest)
+        while by_line and rest.endswith(b"\n"):
+            yield from _read_line(source, rest, line, offset)
+            line, offset, rest = line + 1, offset + len(rest), file.readline(LINE)
+        # A document, or what has no end of line.
         yield from _read_documents(source, Walk(file, rest, line=line, offset=offset))
 
 
@@ -71,11 +67,11 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterator[Found]:
-    if not line.strip():
+    if line.isspace():
         return
     try:
         request = _REQUEST.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except FOREIGN:
         walk = Walk(io.BytesIO(), line, line=number, offset=offset)
         yield from _read_documents(source, walk)
         return

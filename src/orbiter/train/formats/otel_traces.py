@@ -24,16 +24,17 @@ from orbiter.train.formats.otel_facts import (
     is_call,
     is_tool_run,
     reward_of,
+    says_something,
     scores_of,
     tool_run_of,
 )
-from orbiter.train.formats.otel_keys import Sorted, sorted_attributes
 from orbiter.train.formats.otel_span import Span
 from orbiter.train.formats.recorded import NO_ANSWER, Maker, Recorder
 from orbiter.train.trajectory import TrajectoryItem
 
 WINDOW = 24 << 20
-"""Characters of text that the traces being held may have together."""
+"""What the traces being held may have together: bytes of attributes, where they are from a file, or
+else characters of text."""
 TRACES = 1 << 16
 """Traces whose number of steps is remembered after they went out."""
 SPAN_COST = 512
@@ -44,7 +45,6 @@ Refuse = Callable[[int, str, Exception | None], None]
 
 class _Call(NamedTuple):
     span: Span
-    told: Sorted
     said: Said
 
 
@@ -90,7 +90,7 @@ class Traces:
             make: Makes an item of its fields.
             reward: Name of the evaluation that is the reward; unless given, the one named
                 "reward", or the only one.
-            window: Characters of text that the traces being held may have together.
+            window: What the traces being held may have together, as `WINDOW` says.
         """
         self.counts = Counts()
         self._told = refuse
@@ -122,23 +122,30 @@ class Traces:
 
     def _take_in(self, span: Span) -> int:
         self.counts.spans += 1
-        scores = list(scores_of(span))
-        trace = self._held.setdefault(span.trace_id, _Trace())
+        says = says_something(span)
+        scores = list(scores_of(span)) if says else []
+        trace = self._held.get(span.trace_id)
+        if trace is None:
+            trace = self._held[span.trace_id] = _Trace()
         self._held.move_to_end(span.trace_id)
-        weight = SPAN_COST
-        if is_call(span):
-            self.counts.calls += 1
-            trace.calls.append(span)
-            weight += _weight_of(span)
-        elif is_tool_run(span):
-            trace.runs.append(span)
-            weight += _weight_of(span)
         trace.parents[span.span_id] = span.parent_id
-        if (agent := agent_of(span)) is not None:
-            trace.agents[span.span_id] = agent
+        weight = SPAN_COST + (self._told_in(span, trace) if says else 0)
         trace.scores += scores
         trace.weight += weight
         return weight
+
+    def _told_in(self, span: Span, trace: _Trace) -> int:
+        """Keep a span that is more than a link between others; return the weight of its text."""
+        if (agent := agent_of(span)) is not None:
+            trace.agents[span.span_id] = agent
+        if is_call(span):
+            self.counts.calls += 1
+            trace.calls.append(span)
+            return span.weight()
+        if is_tool_run(span):
+            trace.runs.append(span)
+            return span.weight()
+        return 0
 
     def _give_out(self, trace_id: str) -> Iterator[TrajectoryItem]:
         trace = self._held.pop(trace_id)
@@ -172,16 +179,15 @@ class Traces:
         calls = []
         memory = Memory()
         for span in spans:
-            told = sorted_attributes(span.attributes)
             try:
-                said = said_in(span, told, memory)
+                said = said_in(span, memory)
             except (DataError, RecursionError) as error:
                 self._refuse(span, error)
                 continue
             if said is None or not (said.prompt or said.answers):
                 self.counts.silent += 1
             else:
-                calls.append(_Call(span, told, said))
+                calls.append(_Call(span, said))
         return calls
 
     def _refuse(self, span: Span, error: Exception) -> None:
@@ -236,19 +242,23 @@ def _item(
     scores: list[dict[str, Any]],
     **known: Any,  # noqa: ANN401 - further fields of the item
 ) -> TrajectoryItem:
-    span, told, said = call
-    entries = facts_of(span, told)
-    reasons = [answer.pop("finish_reason", None) for answer in said.answers]
-    told_reason = entries.get("finish_reason", reasons)
-    if isinstance(told_reason, list):  # one a choice
-        entries["finish_reason"] = next(filter(None, told_reason), None)
-    if entries.get("finish_reason") is None:
-        entries.pop("finish_reason", None)
-    lists = {"tool_runs": runs, "evaluations": scores, "other_answers": said.answers[1:]}
+    span, said = call
+    entries = facts_of(span)
+    reasons = [answer.get("finish_reason") for answer in said.answers]
+    reason = entries.pop("finish_reason", reasons)
+    if isinstance(reason, list):  # one a choice
+        reason = next(filter(None, reason), None)
+    if reason is not None:
+        entries["finish_reason"] = reason
+    answers = [
+        {name: told for name, told in answer.items() if name != "finish_reason"}
+        for answer in said.answers
+    ]
+    lists = {"tool_runs": runs, "evaluations": scores, "other_answers": answers[1:]}
     entries.update({name: found for name, found in lists.items() if found})
     return recorder.item(
         said.prompt,
-        said.answers[0] if said.answers else NO_ANSWER,
+        answers[0] if answers else NO_ANSWER,
         entries,
         tools=said.tools,
         timestamp=span.start / 1e9 if span.start else None,
@@ -273,6 +283,8 @@ def _scored(trace: _Trace, calls: list[_Call], score: Score) -> int | None:
 
 
 def _agent(trace: _Trace, span: Span) -> str | None:
+    if not trace.agents:
+        return None
     names = (trace.agents.get(span_id) for span_id in (span.span_id, *_above(trace, span)))
     return next(filter(None, names), None)
 
@@ -285,7 +297,3 @@ def _above(trace: _Trace, span: Span) -> Iterable[str]:
         way[above] = None
         above = trace.parents.get(above)
     return way
-
-
-def _weight_of(span: Span) -> int:
-    return sum([len(value) for value in span.attributes.values() if value.__class__ is str])

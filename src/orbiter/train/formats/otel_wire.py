@@ -6,7 +6,6 @@ Left out: how a file of it is read (`otel_stream.py`), and what an attribute mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -68,10 +67,17 @@ class WireSpan(msgspec.Struct, rename="camel", gc=False):
     name: str = ""
     start_time_unix_nano: int | str | None = None
     end_time_unix_nano: int | str | None = None
-    attributes: list[KeyValue] | None = None
+    attributes: msgspec.Raw = msgspec.Raw(b"null")
+    """See `otel_attributes.py`."""
     dropped_attributes_count: int | None = None
     events: list[WireEvent] | None = None
     status: Status | None = None
+
+
+class AttributesOnly(msgspec.Struct, gc=False):
+    """What is left of a span without all else."""
+
+    attributes: list[KeyValue] | None = None
 
 
 class Scope(msgspec.Struct, gc=False):
@@ -120,19 +126,9 @@ def plain(value: AnyValue | None) -> Any:  # noqa: ANN401 - any JSON
     if value.array_value is not None:
         return [plain(inner) for inner in value.array_value.values or ()]
     if value.kvlist_value is not None:
-        return attributes_of(value.kvlist_value.values)
+        return {pair.key: plain(pair.value) for pair in value.kvlist_value.values or ()}
     scalars = (value.double_value, value.bool_value, value.bytes_value)
     return next((scalar for scalar in scalars if scalar is not None), None)
-
-
-def attributes_of(pairs: Sequence[KeyValue] | None) -> dict[str, Any]:
-    """Return attributes by name."""
-    found: dict[str, Any] = {}
-    for pair in pairs or ():
-        value = pair.value
-        text = value.string_value if value is not None else None
-        found[pair.key] = text if text is not None else plain(value)
-    return found
 
 
 def nanoseconds(value: int | str | None) -> int:
@@ -141,7 +137,7 @@ def nanoseconds(value: int | str | None) -> int:
     Raises:
         DataError: it is no number of 64 bits.
     """
-    time = _whole(value or 0)
+    time = _whole(value) if value else 0
     if not 0 <= time < 1 << 64:
         raise DataError(f"expected a time in nanoseconds since 1970, got {str(value)[:40]}")
     return time

@@ -84,8 +84,8 @@ class Recorder:
 
 def decoded_item(state: str, action: str, **known: Any) -> TrajectoryItem:  # noqa: ANN401
     """Return an item without checking what msgspec's decoding has checked."""
-    values = {"state": state, "action": action, **known}
-    return from_values(tuple(map(values.get, NAMES)))
+    known["state"], known["action"] = state, action
+    return from_values(tuple(map(known.get, NAMES)))
 
 
 def _is_plain(prompt: Sequence[Mapping[str, object]]) -> bool:
