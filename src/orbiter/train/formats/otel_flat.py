@@ -82,7 +82,8 @@ def _messages(
 def _said(
     rows: Rows, known: Known, read: Callable[[dict[str, Any]], Mapping[str, Any]], role: str
 ) -> list[Message]:
-    key = (role, *rows.items())
+    # What names its own role says the same as a prompt and as an answer.
+    key = (None if "role" in rows or "message.role" in rows else role, *rows.items())
     try:
         messages = known.get(key)
     except TypeError:  # an attribute is a list, which can be no key

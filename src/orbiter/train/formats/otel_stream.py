@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -44,7 +44,8 @@ class Found(NamedTuple):
 
 def read_spans(source: Source) -> Iterator[Found]:
     """Yield the spans of a file, holding at most one line or one piece of a document at a time."""
-    with source.open() as file:
+    with source.open() as opened:
+        file = io.BufferedReader(cast("io.RawIOBase", opened), CHUNK)
         first = file.readline(CHUNK)
         rest = first.removeprefix(BOM)
         line, offset = 1, len(first) - len(rest)
