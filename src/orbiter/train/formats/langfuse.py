@@ -165,11 +165,24 @@ _NAMES = {
     "tags": "langfuse.tags",
 }
 
+_UNTOLD = {
+    "metadata.agent_id",
+    "metadata.dropped_attributes",
+    "metadata.error_type",
+    "metadata.instrumentation",
+    "metadata.invocation_parameters",
+    "metadata.provider",
+    "metadata.response_id",
+    "metadata.service",
+    "metadata.workflow",
+}
+"""What spans say, and observations have no field for."""
+
 FORMAT = Format(
     name="langfuse",
     about="Langfuse's exports of observations: API v2 and downloads (5), blob storage",
     suffixes=(".json", ".jsonl"),
-    survives=FILLED,
+    survives=FILLED - _UNTOLD,
     detect=detect,
     read=read,
 )

@@ -132,11 +132,27 @@ def _object(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 _THREADS = ("thread_id", "session_id", "conversation_id")
 
+_UNTOLD = {
+    "metadata.agent_id",
+    "metadata.cached_tokens",
+    "metadata.dropped_attributes",
+    "metadata.error_type",
+    "metadata.instrumentation",
+    "metadata.invocation_parameters",
+    "metadata.reasoning_tokens",
+    "metadata.response_id",
+    "metadata.service",
+    "metadata.usage",
+    "metadata.user_id",
+    "metadata.workflow",
+}
+"""What spans say, and runs have no field for."""
+
 FORMAT = Format(
     name="langsmith",
     about="LangSmith's exports of runs (client 0.15; bulk export)",
     suffixes=(".json", ".jsonl"),
-    survives=FILLED,
+    survives=FILLED - _UNTOLD,
     detect=detect,
     read=read,
 )
