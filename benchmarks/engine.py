@@ -39,6 +39,8 @@ from orbiter.train.rl.advantage import group_relative_advantage
 from turns import Race, await_turn, race, say_peak, tell, timed, versions, wrap
 
 GROUP = 8
+TRL_ROWS = 16
+"""Answers that TRL takes at once in its update: 64 would need more memory than a laptop has."""
 TEXT = (
     "The history of computing is full of surprising turns, and each of them was made by people "
     "who wanted to know a little more than they were told. "
@@ -223,7 +225,8 @@ def work_trl(case: Case, steps: int) -> None:
         callbacks=[Turns()],
         args=GRPOConfig(
             output_dir=os.path.join(os.environ.get("TMPDIR", "."), "bench-engine-trl"),
-            per_device_train_batch_size=case.prompts * GROUP,
+            per_device_train_batch_size=min(TRL_ROWS, case.prompts * GROUP),
+            gradient_accumulation_steps=max(1, case.prompts * GROUP // TRL_ROWS),
             num_generations=GROUP,
             max_completion_length=case.new_tokens,
             max_steps=steps,
