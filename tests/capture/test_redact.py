@@ -63,6 +63,51 @@ def test_patterns_are_taken_out_of_every_text_and_the_rest_keeps_its_ids(tmp_pat
     assert (added.state, added.metadata["who"]) == ("[redacted]", ["[redacted]"])
 
 
+def test_tools_calls_settings_and_failures_are_cleaned_too() -> None:
+    function = {"name": "add", "description": "For Ada.", "parameters": {"type": "object"}}
+    with ModelServer(plan=lambda n: "answer" if n else "status_500", token_ids=True) as server:
+        dataset = TrajectoryDataset()
+        with record(dataset, redact=["Ada", r'"b": 3', "try again"]) as episode:
+            tools = [{"type": "function", "function": function}]
+            talk(server, "Hello", tools=tools, logprobs=True, user="Ada Lovelace")
+            episode.reward(1.0)
+    (item,) = dataset
+    assert not re.search(r'Ada|"b\W+3|try again', str(item.to_dict()))
+    assert item.tools is not None
+    assert "[redacted]" in str(item.tools)
+    assert "[redacted]" in str(item.tool_calls)
+    assert "[redacted]" in str(item.metadata["failed_attempts"])
+    params: Any = item.metadata["params"]
+    assert params["user"] == "[redacted] Lovelace"
+    assert (item.prompt_token_ids, item.token_ids, item.logprobs) == (None, None, None)
+
+
+def test_a_tool_that_names_a_secret_costs_the_prompt_its_ids() -> None:
+    function = {"name": "add", "description": "For Ada.", "parameters": {}}
+    with ModelServer(token_ids=True) as server:
+        dataset = TrajectoryDataset()
+        with record(dataset, redact=["Ada"]) as episode:
+            talk(server, "Hello", tools=[{"type": "function", "function": function}])
+            talk(server, "Bye", user="Ada")
+            episode.reward(1.0)
+    named, plain = dataset
+    assert named.metadata["redacted"] is True
+    assert named.prompt_token_ids is None
+    assert plain.prompt_token_ids is not None
+    assert named.token_ids
+
+
+def test_what_was_taken_out_of_a_turn_costs_the_later_ones_their_prompts_ids() -> None:
+    with ModelServer(token_ids=True) as server:
+        dataset = TrajectoryDataset()
+        with record(dataset, redact=["Ada"]) as episode:
+            talk(server, "I am Ada", "again")
+            episode.reward(1.0)
+    assert [item.metadata["redacted"] for item in dataset] == [True, True]
+    assert [item.prompt_token_ids for item in dataset] == [None, None]
+    assert all(item.token_ids for item in dataset)
+
+
 def test_a_function_may_redact_and_one_that_fails_keeps_nothing() -> None:
     def broken(_text: str) -> str:
         raise ValueError("no")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from orbiter.train.capture.redact import Cleaner, without_keys
+from orbiter.train.capture.redact import Cleaned, Cleaner, without_keys
 from orbiter.train.capture.render import render_state
 from orbiter.train.capture.reply import Fields, Json, Message, Reply, decode, decode_fields
 from orbiter.train.capture.wire import NO_PARAMETERS, RESPONSES, Wire
@@ -73,8 +73,8 @@ class Conversations:
         """The latest reply, which the next request mostly repeats."""
         self._answered: dict[str, Conversation] = {}
         """By the id of a response that the server keeps, and that a request may go on from."""
-        self._tools: dict[bytes, list[Message]] = {}
-        self._params: dict[bytes, dict[str, Json]] = {}
+        self._tools: dict[bytes, Cleaned] = {}
+        self._params: dict[tuple[tuple[str, bytes], ...], dict[str, Json]] = {}
 
     def follow(self, wire: Wire, body: bytes) -> Asked:
         """Return a request, read as far as no earlier one was; remembers nothing of it.
@@ -107,8 +107,9 @@ class Conversations:
             talk = before.with_more(messages, redacted=redacted)
             self._remember(asked.written, talk, instead_of=before)
         if fields is not None:
-            talk.tools = self._read_tools(asked.written.wire, fields, clean)
-            talk.params = self._read_params(fields)
+            tools = self._read_tools(asked.written.wire, fields, clean)
+            talk.tools, talk.redacted = tools.value or None, talk.redacted or tools.changed
+            talk.params = self._read_params(fields, clean)
         return talk
 
     def answered(self, wire: Wire, talk: Conversation, reply: Reply) -> None:
@@ -139,18 +140,19 @@ class Conversations:
         kept = [known for known in self._latest if known[1] is not instead_of]
         self._latest = [*kept[1 - REMEMBERED :], (asked, talk)]
 
-    def _read_tools(self, wire: Wire, fields: Fields, clean: Clean) -> list[Message] | None:
+    def _read_tools(self, wire: Wire, fields: Fields, clean: Clean) -> Cleaned:
         raw = bytes(fields.get("tools") or b"null")
         if raw not in self._tools:
             tools = wire.tools(decode(raw))
-            self._tools[raw] = tools if clean is None else clean(tools).value
-        return self._tools[raw] or None
+            self._tools[raw] = Cleaned(tools, changed=False) if clean is None else clean(tools)
+        return self._tools[raw]
 
-    def _read_params(self, fields: Fields) -> dict[str, Json]:
+    def _read_params(self, fields: Fields, clean: Clean) -> dict[str, Json]:
         kept = {name: raw for name, raw in fields.items() if name not in NO_PARAMETERS}
-        key = b"".join([bytes(raw) for raw in kept.values()])
+        key = tuple((name, bytes(raw)) for name, raw in kept.items())
         if key not in self._params:
-            self._params[key] = {name: decode(raw) for name, raw in without_keys(kept).items()}
+            params = {name: decode(raw) for name, raw in without_keys(kept).items()}
+            self._params[key] = params if clean is None else clean(params).value
         return self._params[key]
 
 
