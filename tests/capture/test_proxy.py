@@ -144,6 +144,12 @@ def test_a_token_is_asked_for_and_gives_way_to_the_models_key(server: ModelServe
         assert server.seen[-1].headers["authorization"] == "Bearer mine"
         assert "x-orbiter-token" not in server.seen[-1].headers
         assert len(server.seen) == 2
+    with (
+        proxied(server.url, dataset, token="let-me-in-please") as proxy,
+        openai.OpenAI(base_url=f"{proxy}/s/x/v1", api_key="let-me-in-please") as client,
+    ):
+        client.models.list()
+    assert "authorization" not in server.seen[-1].headers
 
 
 def test_web_pages_are_refused_and_a_way_without_a_session_is_explained(

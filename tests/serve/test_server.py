@@ -119,6 +119,36 @@ async def test_the_stream_adds_up_to_the_whole_answer(client: AsyncOpenAI) -> No
         assert len(parts) > 5
 
 
+async def test_a_stream_ends_with_openais_last_word(server: PolicyServer) -> None:
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 2, "stream": True}
+    async with httpx2.AsyncClient() as client:
+        answer = await client.post(f"{server.url}/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("}\n\ndata: [DONE]\n\n")
+    assert answer.text.count("[DONE]") == 1
+
+
+async def test_without_a_seed_every_request_draws_its_own_and_a_server_repeats_itself(
+    policy: Policy,
+) -> None:
+    async def drawn(seed: int) -> list[str | None]:
+        async with (
+            PolicyServer(policy, name="tiny", seed=seed) as server,
+            AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0) as client,
+        ):
+            create = client.chat.completions.create
+            answers = [
+                await create(model="tiny", messages=HELLO, n=2, max_completion_tokens=12)
+                for _ in range(2)
+            ]
+        return [choice.message.content for answer in answers for choice in answer.choices]
+
+    first = await drawn(0)
+    assert len(set(first)) == 4
+    assert await drawn(0) == first
+    assert not {*await drawn(1)} & {*first}
+
+
 async def test_the_sync_client_asks_and_streams(server: PolicyServer) -> None:
     def ask() -> tuple[str | None, str]:
         with OpenAI(base_url=server.url, api_key="none") as client:
