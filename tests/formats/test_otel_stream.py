@@ -139,7 +139,7 @@ def test_memory_does_not_grow_with_the_file(
         "make": TrajectoryItem, "reward": None, "window": 1 << 18,
     })  # fmt: skip
     peaks = []
-    for count in (100, 600):
+    for count in (100, 300):
         docs = [
             request(*(call(f"{n}-{m}", trace=str(n), said="x" * 2000) for m in range(4)))
             for n in range(count)
