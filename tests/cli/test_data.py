@@ -77,6 +77,17 @@ def test_convert_there_and_back_changes_nothing(run: Run, project: Path) -> None
     assert Path("again.jsonl").read_bytes() == Path("data.jsonl").read_bytes()
 
 
+def test_convert_checks_without_writing(run: Run, project: Path) -> None:
+    before = sorted(Path().iterdir())
+    assert run("convert", "data.jsonl", "d.csv", "--check").code == Code.OK
+    assert run("convert", "data.jsonl", "--check").code == Code.OK
+    Path("data.jsonl").write_text(Path("data.jsonl").read_text() + '{"state": 1}\n')
+    ran = run("convert", "data.jsonl", "--check")
+    assert (ran.code, "data.jsonl:" in ran.err + ran.out) == (Code.DATA, True)
+    assert run("convert", "data.jsonl").code == Code.USAGE
+    assert sorted(Path().iterdir()) == before
+
+
 def test_convert_never_overwrites_what_it_reads(run: Run, project: Path) -> None:
     before = Path("data.jsonl").read_bytes()
     assert run("convert", "data.jsonl", "data.jsonl").code == Code.USAGE

@@ -1,4 +1,4 @@
-"""`orbiter-train convert`: a file of one format into a file of another."""
+"""`orbiter-train convert`: a file of one format into a file of another, or only checked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orbiter.train.cli.data import check
 from orbiter.train.cli.options import DataFile
 from orbiter.train.cli.output import JsonFlag, Output
 
@@ -16,7 +17,9 @@ convert_app = typer.Typer(rich_markup_mode=None)
 @convert_app.command()
 def convert(
     source: DataFile,
-    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="The file to write; none is needed to --check.")
+    ] = None,
     *,
     from_format: Annotated[
         str | None, typer.Option("--from", help="The format read; found out unless given.")
@@ -27,11 +30,18 @@ def convert(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out bad records and tell them.")
     ] = False,
+    only_check: Annotated[
+        bool, typer.Option("--check", help="Read all, tell what is wrong, and write nothing.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn a file of one format into another, and say what has no place there."""
     from orbiter.train.formats.registry import convert as convert_file
 
+    if only_check:
+        check(source, format=from_format, as_json=as_json)
+    if target is None:
+        raise typer.BadParameter("name the file to write, or give --check")
     output = Output(as_json=as_json)
     report = convert_file(
         source,

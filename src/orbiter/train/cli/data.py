@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
@@ -32,7 +32,7 @@ def data() -> None:
 
 
 @data_app.command()
-def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = False) -> None:
+def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = False) -> NoReturn:
     """Read a whole file and tell everything that is wrong with it, each with its line."""
     from orbiter.train.formats.registry import check as check_file
 
