@@ -27,7 +27,7 @@ class Seen(TorchDispatchMode):
     """Notes every operation on tensors in the thread that entered it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self.operations: list[str] = []
 
     def __torch_dispatch__(
