@@ -15,7 +15,7 @@ from orbiter.train.demo.pipeline import split_requests
 from orbiter.train.demo.plan import Plan
 from orbiter.train.demo.prompt import INSTRUCTION
 from orbiter.train.demo.requests import ToolRequest, load_requests
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.prompt import render_text
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.trajectory import TrajectoryItem

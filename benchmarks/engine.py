@@ -27,9 +27,9 @@ import torch
 
 from demo_policy import demo_policy, demo_prompts, demo_reward
 from orbiter.train.engine.batch import collate
-from orbiter.train.engine.fast import FastDecoder
-from orbiter.train.engine.forward import GenericDecoder
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.forward.fast import FastDecoder
+from orbiter.train.engine.forward.generic import GenericDecoder
+from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy, make_policy

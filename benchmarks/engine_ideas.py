@@ -17,12 +17,13 @@ from dataclasses import replace
 import torch
 import transformers
 
-from orbiter.train.engine import attention, branches, head, layers
+from orbiter.train.engine import branches
 from orbiter.train.engine.batch import Batch, collate
+from orbiter.train.engine.forward import attention, head, layers
+from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import choose, given, sample
-from orbiter.train.engine.tiny import tiny_tokenizer
 from orbiter.train.engine.update import Part, logprob, ref_logprob, score, value
 
 ROUNDS = 3

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orbiter.train.evolution.space import Choice, Float, Int, Knob, draw
+from orbiter.train.evolution.strategies.space import Choice, Float, Int, Knob, draw
 
 Values = Sequence[Any]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from evolution_problems import TOKENS, Snippets
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
-from orbiter.train.evolution.prompt import PromptEvolution
+from orbiter.train.evolution.strategies.prompt import PromptEvolution
 
 SEEDS, CAP, RIGHT = 15, 30_000, 0.6
 SNIPPETS = Snippets()

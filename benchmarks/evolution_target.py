@@ -24,8 +24,8 @@ from typing import Any
 
 from evolution_problems import PROBLEMS, STRING, Problem
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
-from orbiter.train.evolution.numeric import NumericEvolution
-from orbiter.train.evolution.space import Choice, Float, Int
+from orbiter.train.evolution.strategies.numeric import NumericEvolution
+from orbiter.train.evolution.strategies.space import Choice, Float, Int
 
 SEEDS, CAP = 31, 20_000
 ALLOWED = {"string": 0.5, "tokens": 0.9, "rastrigin-10": 0.8}

@@ -107,7 +107,7 @@ def work_trl(steps: int, seed: int) -> list[float]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from orbiter.train.engine.models import load_model
+    from orbiter.train.engine.models.load import load_model
 
     loaded = load_model("tiny", device="cpu")
     curve: list[float] = []

@@ -198,7 +198,7 @@ def standard(path: Path) -> float:
 
 def ours(path: Path) -> tuple[float, int]:
     """Return the CPU seconds of an import, and how many items came."""
-    from orbiter.train.formats import otel
+    from orbiter.train.tracing import otel
     from orbiter.train.trajectory.files import Source
 
     start = time.process_time()
@@ -222,7 +222,7 @@ def alone(act: str, path: Path) -> dict[str, float]:
 
 
 def child(act: str, path: Path) -> None:
-    from orbiter.train.formats import otel
+    from orbiter.train.tracing import otel
 
     assert otel.FORMAT.read is not None
     if act == "json":

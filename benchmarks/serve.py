@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from openai import AsyncOpenAI
 
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.prompt import render
 from orbiter.train.serve import PolicyServer

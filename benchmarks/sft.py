@@ -78,7 +78,7 @@ def work_ours(case: Case, steps: int) -> None:
     import torch
 
     from orbiter.train.engine.batch import collate
-    from orbiter.train.engine.models import load_model
+    from orbiter.train.engine.models.load import load_model
     from orbiter.train.engine.objective import ImitationObjective
     from orbiter.train.engine.optimiser import make_optimiser
     from orbiter.train.engine.policy import make_policy
@@ -111,7 +111,7 @@ def work_trl(case: Case, steps: int) -> None:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from orbiter.train.engine.models import load_model
+    from orbiter.train.engine.models.load import load_model
 
     torch.set_num_threads(case.threads)
     loaded = load_model(case.model, device="cpu")

@@ -8,9 +8,9 @@ import pytest
 
 from orbiter.train import TrajectoryDataset
 from orbiter.train.capture.episode import Episode
-from orbiter.train.capture.reply import Unreadable
-from orbiter.train.capture.streams import events
 from orbiter.train.capture.wire import CHAT, MESSAGES, RESPONSES, Wire
+from orbiter.train.capture.wire.events import events
+from orbiter.train.chat.reply import Unreadable
 from tests.capture.server import ModelServer, answer, stream_of
 
 

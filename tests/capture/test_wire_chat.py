@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orbiter.train.capture.wire_chat import assemble, reply
+from orbiter.train.capture.wire.chat import assemble, reply
 
 Anything = Any
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orbiter.train.cli.config_file import load, write_run_config
-from orbiter.train.cli.overrides import parse_overrides
-from orbiter.train.cli.toml import dump
+from orbiter.train.cli.settings.config_file import load, write_run_config
+from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.cli.settings.toml import dump
 from orbiter.train.errors import ConfigError
 from orbiter.train.verl import VeRLConfig
 

@@ -31,7 +31,7 @@ def test_a_dry_run_tells_the_plan_and_touches_nothing(run: Run, project: Path) -
 
 
 def test_a_dry_run_loads_no_weights(run: Run, project: Path) -> None:
-    from orbiter.train.engine.tiny import tiny_model, tiny_tokenizer
+    from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 
     model = tiny_model()
     model.save_pretrained("model")

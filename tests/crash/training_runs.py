@@ -19,7 +19,9 @@ from typing import Any
 
 import torch
 
-from orbiter.train.engine import checkpoint, export, models, prompt  # noqa: F401 - before the fork
+from orbiter.train.engine import checkpoint, prompt  # noqa: F401 - before the fork
+from orbiter.train.engine.models import export  # noqa: F401 - before the fork
+from orbiter.train.engine.models import load as models  # noqa: F401 - before the fork
 from orbiter.train.engine.session import Session
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer, local  # noqa: F401 - as above
 

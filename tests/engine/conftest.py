@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
+from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.tiny import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259,

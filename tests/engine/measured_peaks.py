@@ -19,12 +19,12 @@ import transformers
 
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.memory import MemoryEstimate, memory_estimate
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.models.load import load_model
+from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.objective import ImitationObjective, PolicyObjective
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import Rollout, given, sample
-from orbiter.train.engine.tiny import tiny_tokenizer
 from orbiter.train.engine.update import Objective, logprob, ref_logprob, update, value
 
 SMALL = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6}

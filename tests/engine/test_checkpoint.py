@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from orbiter.train.engine.checkpoint import Checkpoints
-from orbiter.train.engine.folder import MANIFEST, staged_folder, verify_folder
+from orbiter.train.engine.models.folder import MANIFEST, staged_folder, verify_folder
 from orbiter.train.errors import DataError, StorageError, TrainingError
 
 SAVE_UNDER_FIRE = Path(__file__).with_name("save_under_fire.py")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orbiter.train.engine import attention, layers
 from orbiter.train.engine.batch import Batch, collate
-from orbiter.train.engine.packing import Packing
+from orbiter.train.engine.forward import attention, layers
+from orbiter.train.engine.forward.packing import Packing
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout, given
 from orbiter.train.engine.update import score

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from orbiter.train.engine import head
-from orbiter.train.engine.head import scores_of_logits, token_scores
+from orbiter.train.engine.forward import head
+from orbiter.train.engine.forward.head import scores_of_logits, token_scores
 
 
 def case() -> tuple[Tensor, Tensor, Tensor]:

@@ -16,8 +16,8 @@ from tests.engine.measured_peaks import CASES
 from torch import Tensor
 
 from orbiter.train.engine.batch import Batch, collate
-from orbiter.train.engine.download import cache_folder
 from orbiter.train.engine.memory import HOLES, memory_estimate
+from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import given
 from orbiter.train.engine.update import score

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from orbiter.train.engine.download import cache_folder, wait_for_lock
-from orbiter.train.engine.folder import verify_folder
-from orbiter.train.engine.gguf import CACHED, ensure_smollm2, unpack_gguf
-from orbiter.train.engine.models import Dtype, load_model, pick_device
-from orbiter.train.engine.tiny import tiny_model, tiny_tokenizer
+from orbiter.train.engine.models.download import cache_folder, wait_for_lock
+from orbiter.train.engine.models.folder import verify_folder
+from orbiter.train.engine.models.gguf import CACHED, ensure_smollm2, unpack_gguf
+from orbiter.train.engine.models.load import Dtype, load_model, pick_device
+from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def test_when_nobody_has_the_small_model_the_error_names_each_source(tmp_path: P
         "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": nowhere, "PIP_FIND_LINKS": "",
         "PIP_EXTRA_INDEX_URL": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path),
     }  # fmt: skip
-    load = f"from orbiter.train.engine.gguf import *; ensure_smollm2({str(tmp_path)!r})"
+    load = f"from orbiter.train.engine.models.gguf import *; ensure_smollm2({str(tmp_path)!r})"
     done = subprocess.run(
         [sys.executable, "-c", load], env=os.environ | cut_off, capture_output=True, text=True,
         check=False,

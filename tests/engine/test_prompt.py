@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.prompt import render, render_action, shorten
-from orbiter.train.engine.tiny import tiny_tokenizer
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orbiter.train import StorageError
-from orbiter.train.engine.export import push_to_hub
+from orbiter.train.engine.models.export import push_to_hub
 
 
 class Hub(ThreadingHTTPServer):
@@ -86,7 +86,7 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
 
 UPLOAD = (
     "import sys\n"
-    "from orbiter.train.engine.export import push_to_hub\n"
+    "from orbiter.train.engine.models.export import push_to_hub\n"
     "print(push_to_hub(sys.argv[1], 'me/model'))"
 )
 

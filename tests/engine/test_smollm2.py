@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from orbiter.train.engine.batch import collate
-from orbiter.train.engine.download import cache_folder
-from orbiter.train.engine.models import LoadedModel, load_model
+from orbiter.train.engine.models.download import cache_folder
+from orbiter.train.engine.models.load import LoadedModel, load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import sample
 from orbiter.train.engine.update import logprob

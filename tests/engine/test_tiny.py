@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orbiter.train.engine.tiny import BYTES, CONTEXT, VOCABULARY, tiny_model, tiny_tokenizer
+from orbiter.train.engine.models.tiny import BYTES, CONTEXT, VOCABULARY, tiny_model, tiny_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from orbiter.train.evolution import (
     Int,
     NumericEvolution,
 )
-from orbiter.train.evolution.space import Settings
+from orbiter.train.evolution.strategies.space import Settings
 
 DIMENSIONS = 6
 SPACE = {f"x{i}": Float(-5, 5) for i in range(DIMENSIONS)}

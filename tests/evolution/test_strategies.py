@@ -29,8 +29,8 @@ from orbiter.train.evolution import (
     Trainee,
 )
 from orbiter.train.evolution.front import newest_of_front
-from orbiter.train.evolution.reflection import Limits, instructions_in
-from orbiter.train.evolution.space import Knob, draw
+from orbiter.train.evolution.strategies.reflection import Limits, instructions_in
+from orbiter.train.evolution.strategies.space import Knob, draw
 from orbiter.train.llm.chat import ChatModel
 from tests.evolution.problems import OneMax, population
 

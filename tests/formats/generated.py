@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from orbiter.train.formats.conversation import items_of
+from orbiter.train.chat.conversation import items_of
 from orbiter.train.trajectory import TrajectoryItem
 
 texts = st.text(max_size=12) | st.sampled_from(

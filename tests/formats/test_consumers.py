@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orbiter.train import TrajectoryItem
-from orbiter.train.engine.tiny import tiny_model, tiny_tokenizer
+from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.formats import from_dataset, read, to_dataset, to_preference_pairs, to_sft, write
 
 datasets = pytest.importorskip("datasets")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from orbiter.train.formats import format_of, read
-from orbiter.train.formats.otel_keys import ENTRIES
+from orbiter.train.tracing.keys import ENTRIES
 from orbiter.train.trajectory.item import NAMES
-from tests.formats.spans import request, span
+from tests.tracing.spans import request, span
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from orbiter.train import TrajectoryItem
 from orbiter.train.errors import DataError
 from orbiter.train.formats import format_of, from_dataset, read, to_dataset, write
-from orbiter.train.formats.format import Left
-from orbiter.train.formats.records import decode_object, encode_record
+from orbiter.train.json_files.records import decode_object, encode_record
+from orbiter.train.trajectory.left_out import Left
 from tests.formats.generated import rivals, several_chats, told
 from tests.trajectory.generated import items as any_items
 

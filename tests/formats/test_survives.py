@@ -9,8 +9,8 @@ import pytest
 
 from orbiter.train import TrajectoryItem
 from orbiter.train.formats import ExportReport, format_of, read, write
-from orbiter.train.formats.format import Left
 from orbiter.train.trajectory.item import NAMES
+from orbiter.train.trajectory.left_out import Left
 
 FORMATS = (
     "jsonl",

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import Rollout, sample
 from orbiter.train.errors import StateError

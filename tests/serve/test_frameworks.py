@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from orbiter.train.capture import record
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.prompt import render
 from orbiter.train.engine.rollout import sample

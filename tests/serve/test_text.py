@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orbiter.train.engine.tiny import tiny_tokenizer
+from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.serve.text import Text
 
 TOKENIZER = tiny_tokenizer()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.prompt import render, render_action
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.runlog import read_run

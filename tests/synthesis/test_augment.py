@@ -8,7 +8,7 @@ import pytest
 
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.synthesis import CurationReport, augment_add_noise, augment_swap_io
-from orbiter.train.synthesis.augment import INVERSE_PROMPT
+from orbiter.train.synthesis.augment.augment import INVERSE_PROMPT
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 STATES = [f"Question {word}: why does the agent wander off, and where to?" for word in "abcdefgh"]

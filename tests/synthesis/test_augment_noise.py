@@ -9,8 +9,8 @@ import pytest
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.synthesis import augment_add_noise
-from orbiter.train.synthesis.augment_noise import ALL_OPS, Noise, NoiseOp, _draws
-from orbiter.train.synthesis.augment_protect import free_spans
+from orbiter.train.synthesis.augment.noise import ALL_OPS, Noise, NoiseOp, _draws
+from orbiter.train.synthesis.augment.protect import free_spans
 
 SENTENCES = (
     "The quick agent wrote an answer about decorators while another reader asked for examples.",

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from orbiter.train.synthesis import augment_add_noise
-from orbiter.train.synthesis.augment_protect import free_spans
+from orbiter.train.synthesis.augment.protect import free_spans
 
 PROTECTED = [
     "`x = f(y)`",

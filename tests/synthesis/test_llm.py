@@ -26,10 +26,10 @@ from orbiter.train.synthesis import (
     SynthesisContext,
     SynthesisPipeline,
 )
-from orbiter.train.synthesis.llm_asking import task_in
-from orbiter.train.synthesis.llm_judge import Judge, agreement_of
-from orbiter.train.synthesis.llm_novelty import nearest, rouge_l
-from orbiter.train.synthesis.pipeline_result import Rejection
+from orbiter.train.synthesis.llm.asking import task_in
+from orbiter.train.synthesis.llm.judge import Judge, agreement_of
+from orbiter.train.synthesis.llm.novelty import nearest, rouge_l
+from orbiter.train.synthesis.pipeline.result import Rejection
 from orbiter.train.trajectory import TrajectoryItem
 from tests.llm.server import ChatServer
 

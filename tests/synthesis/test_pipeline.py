@@ -23,7 +23,7 @@ from orbiter.train.synthesis import (
     TemplateSynthesiser,
     Verdict,
 )
-from orbiter.train.synthesis.pipeline_asking import Scorer
+from orbiter.train.synthesis.pipeline.asking import Scorer
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 

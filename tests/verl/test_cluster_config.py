@@ -7,9 +7,9 @@ import pytest
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.verl import VeRLAlgorithm, VeRLConfig
-from orbiter.train.verl.cluster_layout import Layout
-from orbiter.train.verl.cluster_metrics import as_row
-from orbiter.train.verl.cluster_overrides import as_arguments, make_overrides
+from orbiter.train.verl.cluster.layout import Layout
+from orbiter.train.verl.cluster.metrics import as_row
+from orbiter.train.verl.cluster.overrides import as_arguments, make_overrides
 
 
 def config(**settings: object) -> VeRLConfig:

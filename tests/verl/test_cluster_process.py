@@ -18,8 +18,8 @@ from orbiter.train.errors import (
     TrainingError,
 )
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
-from orbiter.train.verl.cluster_follow import Tail, first_fault, groups_of
-from orbiter.train.verl.cluster_process import Child, ask, last_lines
+from orbiter.train.verl.cluster.follow import Tail, first_fault, groups_of
+from orbiter.train.verl.cluster.process import Child, ask, last_lines
 
 STUBBORN = (
     "import signal, subprocess, sys, time\n"
@@ -239,7 +239,7 @@ async def test_plan_is_for_verl_alone() -> None:
 
 JOB = """#!{python}
 import json, os, pathlib, sys, time
-if "orbiter.train.verl.inside.check" in sys.argv:
+if "orbiter.train.verl.cluster.inside.check" in sys.argv:
     sys.stdin.read()
     print(json.dumps({{"version": "0.9.1", "devices": 0, "refusals": [], "composed": {{}},
                        "missing": {{}}}}))

@@ -16,8 +16,8 @@ from orbiter.train.errors import CallbackError, ConfigError
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import encode_item
 from orbiter.train.verl import RewardSpec
-from orbiter.train.verl.cluster_rewards import MODULE, Shipped, ship
-from orbiter.train.verl.inside.reward import FAULTS, SHIPMENT, ComputeScore, load
+from orbiter.train.verl.cluster.inside.reward import FAULTS, SHIPMENT, ComputeScore, load
+from orbiter.train.verl.cluster.rewards import MODULE, Shipped, ship
 
 WANTED = frozenset("aeiou")
 
@@ -77,7 +77,7 @@ def test_a_function_of_a_script_travels_as_its_source_with_all_that_it_uses(
         "import math as m\n"
         "from collections import Counter\n"
         "from orbiter.train.verl import RewardSpec\n"
-        "from orbiter.train.verl.cluster_rewards import ship\n"
+        "from orbiter.train.verl.cluster.rewards import ship\n"
         "import re\n"
         "LIMIT, WORDS, NUMBER = 3, frozenset('ab'), re.compile('[0-9]+', re.ASCII)\n"
         "def counted(text):\n"

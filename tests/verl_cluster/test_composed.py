@@ -12,8 +12,8 @@ import pytest
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.verl import RewardSpec
-from orbiter.train.verl.cluster_layout import Layout
-from orbiter.train.verl.cluster_overrides import as_arguments, make_overrides
+from orbiter.train.verl.cluster.layout import Layout
+from orbiter.train.verl.cluster.overrides import as_arguments, make_overrides
 from tests.verl_cluster.rehearsing import PROMPTS, rehearsal
 from tests.verl_cluster.shipped_rewards import vowels
 
@@ -39,7 +39,7 @@ def composed(overrides: Mapping[str, object]) -> dict[str, Any]:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from orbiter.train.verl.inside.check import _leaves
+    from orbiter.train.verl.cluster.inside.check import _leaves
 
     with initialize_config_module(config_module="verl.trainer.config", version_base=None):
         config = compose("ppo_trainer", overrides=as_arguments(overrides))

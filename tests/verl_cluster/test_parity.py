@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from orbiter.train.engine.tiny import tiny_tokenizer
+from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.formats.verl_rows import row
 from orbiter.train.rl import clipped_surrogate, gae, group_relative_advantage, kl_k3, whiten
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec
-from orbiter.train.verl.cluster import FOLDER, prepare
-from orbiter.train.verl.cluster_data import make_prompts
-from orbiter.train.verl.cluster_files import Inputs, write_files
-from orbiter.train.verl.cluster_layout import Layout
-from orbiter.train.verl.cluster_overrides import NEVER, as_arguments
-from orbiter.train.verl.inside.reward import load
+from orbiter.train.verl.cluster.data import make_prompts
+from orbiter.train.verl.cluster.files import Inputs, write_files
+from orbiter.train.verl.cluster.inside.reward import load
+from orbiter.train.verl.cluster.layout import Layout
+from orbiter.train.verl.cluster.overrides import NEVER, as_arguments
+from orbiter.train.verl.cluster.run import FOLDER, prepare
 from orbiter.train.verl.reward import score
 from tests.verl_cluster.rehearsing import rehearsal
 from tests.verl_cluster.shipped_rewards import same_prompt, vowels

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orbiter.train.engine.models import load_model
+from orbiter.train.engine.models.load import load_model
 from orbiter.train.errors import CallbackError, StorageError
 from orbiter.train.runlog import read_run
 from orbiter.train.trainer import TrainerState

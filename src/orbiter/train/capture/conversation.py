@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from orbiter.train.capture.raw_request import Written, written
 from orbiter.train.capture.redact import Cleaned, Cleaner, without_keys
-from orbiter.train.capture.render import render_state
-from orbiter.train.capture.reply import Fields, Json, Message, Reply, decode, decode_fields
 from orbiter.train.capture.wire import NO_PARAMETERS, RESPONSES, Wire
-from orbiter.train.capture.wire_responses import previous
-from orbiter.train.capture.written import Written, written
+from orbiter.train.capture.wire.responses import previous
+from orbiter.train.chat.reply import Fields, Json, Message, Reply, decode, decode_fields
+from orbiter.train.chat.transcript import render_state
 
 Clean = Cleaner | None
 

@@ -19,8 +19,8 @@ from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.item import Attempt, cleaned, item_of, metadata_of, read
 from orbiter.train.capture.joining import Joins, ToolRun
 from orbiter.train.capture.redact import Redactor
-from orbiter.train.capture.reply import Reply, Unreadable, decode
 from orbiter.train.capture.wire import Wire
+from orbiter.train.chat.reply import Reply, Unreadable, decode
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem, fields
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 from orbiter.train.capture.conversation import Conversation
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Cleaner
-from orbiter.train.capture.render import render_action
-from orbiter.train.capture.reply import Json, Reply, decode
-from orbiter.train.capture.streams import events
+from orbiter.train.capture.wire.events import events
+from orbiter.train.chat.reply import Json, Reply, decode
+from orbiter.train.chat.transcript import render_action
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import from_values
 

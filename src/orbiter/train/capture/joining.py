@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from orbiter.train.capture.reply import Json, Message
+from orbiter.train.chat.reply import Json, Message
 from orbiter.train.trajectory import TrajectoryItem
 
 Change = Callable[[TrajectoryItem], TrajectoryItem]

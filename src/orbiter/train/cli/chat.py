@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from orbiter.train.cli.config_file import Settings
+from orbiter.train.cli.settings.config_file import Settings
 from orbiter.train.errors import ConfigError
 from orbiter.train.llm import ChatModel, ClientConfig, LocalChatModel, RemoteChatModel
 

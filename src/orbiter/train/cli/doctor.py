@@ -95,7 +95,7 @@ def _device() -> Iterator[Finding]:
         return
     import torch
 
-    from orbiter.train.engine.models import pick_device
+    from orbiter.train.engine.models.load import pick_device
 
     device = pick_device()
     if device.type == "cuda":
@@ -155,8 +155,8 @@ def _disk() -> Iterator[Finding]:
 
 
 def _cache() -> Iterator[Finding]:
-    from orbiter.train.engine.download import cache_folder
-    from orbiter.train.engine.gguf import CACHED
+    from orbiter.train.engine.models.download import cache_folder
+    from orbiter.train.engine.models.gguf import CACHED
 
     folder = cache_folder()
     here = (folder / CACHED).is_dir()

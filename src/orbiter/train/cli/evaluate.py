@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from orbiter.train.cli.code import load_rewards
-from orbiter.train.cli.config_file import RUN_CONFIG, Settings, load
 from orbiter.train.cli.datafiles import read_items
 from orbiter.train.cli.options import OverrideWords
 from orbiter.train.cli.output import JsonFlag, Output, shown
-from orbiter.train.cli.overrides import parse_overrides
+from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
+from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import ConfigError, StorageError
 
 eval_app = typer.Typer(rich_markup_mode=None)

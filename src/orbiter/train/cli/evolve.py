@@ -9,11 +9,11 @@ from typing import Any
 import typer
 
 from orbiter.train.cli.code import load_object, load_rewards
-from orbiter.train.cli.config_file import Settings, load
 from orbiter.train.cli.datafiles import read_items
 from orbiter.train.cli.options import ConfigFile, OverrideWords
 from orbiter.train.cli.output import JsonFlag, Output, shown
-from orbiter.train.cli.overrides import parse_overrides
+from orbiter.train.cli.settings.config_file import Settings, load
+from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import ConfigError, boundary
 from orbiter.train.evolution import (
     EvolutionConfig,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orbiter.train.cli.code import load_object, load_rewards
-from orbiter.train.cli.config_file import Settings, all_settings
 from orbiter.train.cli.datafiles import read_items
 from orbiter.train.cli.options import RUNS
 from orbiter.train.cli.output import is_plain
+from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
 from orbiter.train.sft import SFTConfig, SFTTrainer

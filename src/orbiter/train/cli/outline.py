@@ -37,7 +37,7 @@ def outline(config: EngineConfig, *, reference: bool, value_head: bool) -> Outli
     require("torch", extra="train")
     import torch
 
-    from orbiter.train.engine.models import pick_device
+    from orbiter.train.engine.models.load import pick_device
     from orbiter.train.engine.policy import Policy
 
     found = _skeleton(config.model)
@@ -45,7 +45,7 @@ def outline(config: EngineConfig, *, reference: bool, value_head: bool) -> Outli
         return None
     model, tokenizer = found
     if config.lora_rank:
-        from orbiter.train.engine.lora import add_lora
+        from orbiter.train.engine.models.lora import add_lora
 
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
     copies = 2 if reference and not config.lora_rank else 1
@@ -68,16 +68,16 @@ class _Forward:
     """Stands where the forward pass will: which one it is decides what sampling takes."""
 
     def __init__(self, family: str) -> None:
-        from orbiter.train.engine.fast import FAMILIES
+        from orbiter.train.engine.forward.fast import FAMILIES
 
         self.name = "fast" if family in FAMILIES else "generic"
 
 
 def _skeleton(name: str) -> tuple[Any, Any] | None:
-    from orbiter.train.engine.download import cache_folder
-    from orbiter.train.engine.gguf import CACHED, SMOLLM2
-    from orbiter.train.engine.models import TINY
-    from orbiter.train.engine.tiny import tiny_model, tiny_tokenizer
+    from orbiter.train.engine.models.download import cache_folder
+    from orbiter.train.engine.models.gguf import CACHED, SMOLLM2
+    from orbiter.train.engine.models.load import TINY
+    from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 
     if name == TINY:
         return tiny_model(), tiny_tokenizer()

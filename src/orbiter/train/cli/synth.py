@@ -10,12 +10,12 @@ from typing import Any
 import typer
 
 from orbiter.train.cli.code import load_object
-from orbiter.train.cli.config_file import Settings, load
 from orbiter.train.cli.datafiles import read_items, write_items
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.options import ConfigFile, OverrideWords
 from orbiter.train.cli.output import JsonFlag, Output
-from orbiter.train.cli.overrides import parse_overrides
+from orbiter.train.cli.settings.config_file import Settings, load
+from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import ConfigError, boundary, did_you_mean
 from orbiter.train.synthesis import (
     DataSynthesiser,
@@ -91,7 +91,7 @@ async def _steps(settings: Settings, until: AsyncExitStack) -> list[DataSynthesi
             steps.append(make() if callable(make) else make)
     if own.get("teacher"):
         from orbiter.train.cli.chat import chat_model
-        from orbiter.train.synthesis import llm
+        from orbiter.train.synthesis.llm import synthesisers as llm
 
         model = await chat_model(settings, until)
         for name in own["teacher"]:

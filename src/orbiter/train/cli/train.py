@@ -16,14 +16,14 @@ from typing import Annotated, Any
 
 import typer
 
-from orbiter.train.cli.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
 from orbiter.train.cli.output import JsonFlag, Output, duration, shown
-from orbiter.train.cli.overrides import parse_overrides
 from orbiter.train.cli.plan import Plan, make_plan
+from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
+from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.cli.signals import Signals
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
@@ -251,7 +251,7 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
     page = write_report(folder)
     output.say(f"report    {page}")
     if asked.push_to_hub is not None:
-        from orbiter.train.engine.export import push_to_hub
+        from orbiter.train.engine.models.export import push_to_hub
 
         result["hub"] = push_to_hub(folder / "model", asked.push_to_hub)
         output.say(f"uploaded  {result['hub']}")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from orbiter.train.engine.download import cache_folder, download_wheel
-from orbiter.train.engine.folder import file_sha256
+from orbiter.train.engine.models.download import cache_folder, download_wheel
+from orbiter.train.engine.models.folder import file_sha256
 from orbiter.train.errors import DataError, StorageError
 
 WHEEL = "bfcl_eval-2026.3.23-py3-none-any.whl"

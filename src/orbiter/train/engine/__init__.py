@@ -1,5 +1,5 @@
 """The machine: one process, tokens in, better weights out.
 
-The names are imported from their files (`orbiter.train.engine.models`, ...), so that asking for
-one loads nothing of the others.
+Import names from their files, such as `orbiter.train.engine.models.load`, so that importing one
+loads nothing else.
 """

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from orbiter.train.engine.attention import FUSED_FROM
+from orbiter.train.engine.forward.attention import FUSED_FROM
 from orbiter.train.engine.policy import DTYPES, Policy
 from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 

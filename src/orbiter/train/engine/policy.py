@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from orbiter.train.engine.allocator import keep_freed_memory
-from orbiter.train.engine.fast import FastForward, misfit
-from orbiter.train.engine.forward import Forward, GenericForward
-from orbiter.train.engine.lora import add_lora
-from orbiter.train.engine.models import pick_device
+from orbiter.train.engine.forward.fast import FastForward, misfit
+from orbiter.train.engine.forward.generic import Forward, GenericForward
+from orbiter.train.engine.models.load import pick_device
+from orbiter.train.engine.models.lora import add_lora
 from orbiter.train.errors import ConfigError, DataError, StateError
 
 if TYPE_CHECKING:

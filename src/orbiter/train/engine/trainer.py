@@ -22,7 +22,7 @@ from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
-    from orbiter.train.engine.export import Card
+    from orbiter.train.engine.models.export import Card
     from orbiter.train.engine.policy import Policy
     from orbiter.train.engine.session import Session
 
@@ -155,7 +155,7 @@ class ModelTrainer(Trainer):
                 "weights away; train again"
             )
         policy = await self.policy()
-        from orbiter.train.engine.export import save_policy
+        from orbiter.train.engine.models.export import save_policy
         from orbiter.train.engine.session import work
 
         return await work(save_policy, policy, path, self._card(), merge=merge)
@@ -174,7 +174,7 @@ class ModelTrainer(Trainer):
 
     def _loaded(self) -> Policy:
         """Load the model at the first call; on the engine's thread, so that it is loaded once."""
-        from orbiter.train.engine.models import load_model
+        from orbiter.train.engine.models.load import load_model
         from orbiter.train.engine.policy import make_policy
 
         if self._policy is None:
@@ -286,7 +286,7 @@ class ModelTrainer(Trainer):
         return validate
 
     def _card(self) -> Card:
-        from orbiter.train.engine.export import Card
+        from orbiter.train.engine.models.export import Card
 
         settings = settings_of(self.config)
         return Card(

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orbiter.train.engine.batch import Batch
-from orbiter.train.engine.forward import Forward, place
+from orbiter.train.engine.forward.generic import Forward, place
 from orbiter.train.engine.optimiser import Optimiser
 from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import DataError, StateError, TrainingError

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from orbiter.train.errors import TrainingError
-from orbiter.train.evolution.breeding import Nursery
 from orbiter.train.evolution.config import EvolutionPhase, StopReason
+from orbiter.train.evolution.evaluator import Referee
 from orbiter.train.evolution.member import Member, ranked
-from orbiter.train.evolution.referee import Referee
 from orbiter.train.evolution.selection import survivors
 from orbiter.train.evolution.state import State
+from orbiter.train.evolution.variation import Nursery
 
 C = TypeVar("C")
 

@@ -12,11 +12,11 @@ from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, DataError, StateError, boundary
 from orbiter.train.evolution.budget import Budget
 from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, StopReason
+from orbiter.train.evolution.evaluator import Referee
 from orbiter.train.evolution.event import listeners
 from orbiter.train.evolution.generation import run_generations
 from orbiter.train.evolution.journal import FileJournal
 from orbiter.train.evolution.member import Member, mean_score, ranked
-from orbiter.train.evolution.referee import Referee
 from orbiter.train.evolution.result import Baseline, EvolutionResult, interval_of
 from orbiter.train.evolution.state import State
 from orbiter.train.evolution.steady import run_steadily

@@ -8,7 +8,6 @@ Importing this loads no library of tables: pyarrow and datasets come when a file
 from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.formats.hf_datasets import from_dataset, to_dataset
 from orbiter.train.formats.imitation import to_preference_pairs, to_sft
-from orbiter.train.formats.otel_live import SpanCapture
 from orbiter.train.formats.registry import (
     NAMES,
     CheckReport,
@@ -20,6 +19,7 @@ from orbiter.train.formats.registry import (
     read,
     write,
 )
+from orbiter.train.tracing.live import SpanCapture
 
 __all__ = [
     "NAMES",

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from orbiter.train.chat.dialects import Message, as_text
+from orbiter.train.chat.message import as_json
 from orbiter.train.errors import DataError
-from orbiter.train.formats.chat_forms import Message, as_text
-from orbiter.train.formats.message import as_json
-from orbiter.train.formats.recorded import Recorder
-from orbiter.train.formats.times import time_of
+from orbiter.train.tracing.recorded import Recorder
+from orbiter.train.tracing.times import time_of
 from orbiter.train.trajectory import TrajectoryItem, fields
 from orbiter.train.trajectory.item import NAMES
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from orbiter.train.chat.conversation import Conversation, answer_of, conversations, prompt_of
+from orbiter.train.chat.dialects import Message
+from orbiter.train.chat.message import arguments_of, check_messages, text_of
 from orbiter.train.errors import DataError
 from orbiter.train.formats.atif_read import OURS, SOURCES, call_of, items_in, message_of, result_of
-from orbiter.train.formats.chat_forms import Message
-from orbiter.train.formats.conversation import Conversation, answer_of, conversations, prompt_of
-from orbiter.train.formats.message import arguments_of, check_messages, text_of
 from orbiter.train.trajectory import TrajectoryItem, fields
 from orbiter.train.trajectory.item import NAMES, values_of
 

@@ -6,14 +6,13 @@ carry is counted in its `ExportReport`. Left out: which formats there are (`regi
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orbiter.train.trajectory.files import Source
-from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
+from orbiter.train.trajectory.item import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.formats.rows import Rows
@@ -27,21 +26,6 @@ or, where the caller wants bad records skipped, notes it and returns. No other e
 
 Writer = Callable[[Iterable[TrajectoryItem], Path], "ExportReport"]
 """Writes items to a file or a folder, wholly or not at all, and says what it could not carry."""
-
-
-class Left(Counter[str]):
-    """What an export cannot carry: for the name of a field, how many items had something there."""
-
-    def note(self, item: TrajectoryItem, carried: Collection[str]) -> None:
-        """Count the fields of `item` that hold something and are not among those carried.
-
-        `carried` may name single entries of the metadata, as in `metadata.reasoning_content`.
-        """
-        for name, value in zip(NAMES, values_of(item), strict=True):
-            if name in carried or not _says_something(value):
-                continue
-            if name != "metadata" or any(f"metadata.{key}" not in carried for key in value):
-                self[name] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +76,3 @@ class Format:
 
 HEAD = 64 * 1024
 """Bytes of a file that detection looks at."""
-
-
-def _says_something(value: object) -> bool:
-    return bool(value) or isinstance(value, int | float)  # 0, 0.0 and False say something

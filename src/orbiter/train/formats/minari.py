@@ -21,8 +21,9 @@ from types import ModuleType
 from typing import Any
 
 from orbiter.train.errors import StorageError, require
-from orbiter.train.formats.format import ExportReport, Format, Left
+from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.trajectory.left_out import Left
 
 LAYOUT = "0.5.0"
 """The version of Minari whose layout this is; later ones open it too."""

@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from orbiter.train.errors import DataError
-from orbiter.train.formats.conversation import (
+from orbiter.train.chat.conversation import (
     CARRIED,
     Conversation,
     conversations,
     items_of,
     note,
 )
-from orbiter.train.formats.format import Left
-from orbiter.train.formats.message import Message, calls_with_text, check_messages, tools_in
+from orbiter.train.chat.message import Message, calls_with_text, check_messages, tools_in
+from orbiter.train.errors import DataError
 from orbiter.train.formats.rows import Built, Column, Row, Rows, row_format
 from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.trajectory.left_out import Left
 
 _CARRIED = CARRIED | {"metadata.parallel_tool_calls"}
 _OWN = ("messages", "tools")

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from orbiter.train.chat.conversation import answer_of, prompt_of
 from orbiter.train.errors import ConfigError
-from orbiter.train.formats.conversation import answer_of, prompt_of
 from orbiter.train.trajectory import TrajectoryItem, fields
 
 

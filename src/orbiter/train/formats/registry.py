@@ -36,9 +36,9 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "sharegpt": ("sharegpt", "FORMAT"),
     "verl": ("verl_rows", "FORMAT"),
     "atif": ("atif", "FORMAT"),
-    "otel": ("otel", "FORMAT"),
-    "langfuse": ("langfuse", "FORMAT"),
-    "langsmith": ("langsmith", "FORMAT"),
+    "otel": ("traces", "OTEL"),
+    "langfuse": ("traces", "LANGFUSE"),
+    "langsmith": ("traces", "LANGSMITH"),
     "minari": ("minari", "FORMAT"),
 }
 """For each format the module of this package, and the name in it."""

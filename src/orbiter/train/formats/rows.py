@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from orbiter.train.errors import DataError
-from orbiter.train.formats.format import ExportReport, Format, Left
-from orbiter.train.formats.records import Record, encode_record, first_object, read_records
+from orbiter.train.formats.format import ExportReport, Format
+from orbiter.train.json_files.records import Record, encode_record, first_object, read_records
 from orbiter.train.trajectory.files import Source, writing
 from orbiter.train.trajectory.item import TrajectoryItem
+from orbiter.train.trajectory.left_out import Left
 
 Row = Mapping[str, Any]
 """One object of a file."""

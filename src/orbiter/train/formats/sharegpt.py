@@ -15,10 +15,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from orbiter.train.errors import DataError
-from orbiter.train.formats.conversation import CARRIED, Conversation, conversations, items_of, note
-from orbiter.train.formats.format import Left
-from orbiter.train.formats.message import (
+from orbiter.train.chat.conversation import CARRIED, Conversation, conversations, items_of, note
+from orbiter.train.chat.message import (
     Message,
     arguments_of,
     as_json,
@@ -28,10 +26,12 @@ from orbiter.train.formats.message import (
     text_of,
     tools_in,
 )
+from orbiter.train.errors import DataError
 from orbiter.train.formats.openai_chat import learned, openai_message, unset_free
-from orbiter.train.formats.records import decode_json
 from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.json_files.records import decode_json
 from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.trajectory.left_out import Left
 
 _ROLES = {
     "human": "user",

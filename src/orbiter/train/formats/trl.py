@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orbiter.train.errors import DataError
-from orbiter.train.formats import openai_chat
-from orbiter.train.formats.conversation import (
+from orbiter.train.chat.conversation import (
     CARRIED,
     answer_of,
     conversations,
@@ -26,11 +24,13 @@ from orbiter.train.formats.conversation import (
     note,
     prompt_of,
 )
-from orbiter.train.formats.format import Left
-from orbiter.train.formats.message import Message, calls_with_objects, check_messages, tools_in
+from orbiter.train.chat.message import Message, calls_with_objects, check_messages, tools_in
+from orbiter.train.errors import DataError
+from orbiter.train.formats import openai_chat
 from orbiter.train.formats.rows import Built, Column, Row, Rows, row_format
 from orbiter.train.trajectory import TrajectoryItem, fields
 from orbiter.train.trajectory.item import OPTIONAL
+from orbiter.train.trajectory.left_out import Left
 
 SCALARS: Mapping[str, Column] = {
     "reward": "number",

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from orbiter.train.chat.conversation import answer_of, note, prompt_of
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
-from orbiter.train.formats.conversation import answer_of, note, prompt_of
-from orbiter.train.formats.format import Left
-from orbiter.train.formats.message import Message
 from orbiter.train.formats.preference import Pair, preference_pairs
 from orbiter.train.formats.rows import Built, Row, Rows, row_format
 from orbiter.train.formats.trl import (
@@ -32,6 +31,7 @@ from orbiter.train.formats.trl import (
     trl_message,
 )
 from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.trajectory.left_out import Left
 
 GOOD = 0.5
 """The least reward of an answer that is labelled good."""

@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
+from orbiter.train.chat.message import Message, action_of, check_messages, state_of, text_of
 from orbiter.train.errors import DataError, require
 from orbiter.train.formats.format import ExportReport, Format
-from orbiter.train.formats.message import Message, action_of, check_messages, state_of, text_of
 from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory.codec import decode_item, encode_item
 from orbiter.train.trajectory.files import Source

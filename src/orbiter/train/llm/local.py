@@ -170,7 +170,7 @@ class _Sample:
 
 def _load(source: str | os.PathLike[str], device: str) -> Policy:
     require("torch", extra="train")
-    from orbiter.train.engine.models import load_model
+    from orbiter.train.engine.models.load import load_model
     from orbiter.train.engine.policy import make_policy
 
     loaded = load_model(source, device=device)

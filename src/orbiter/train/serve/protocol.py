@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from orbiter.train.chat.tool_calls import Call, parse_calls
 from orbiter.train.serve.reply import Choice, Drawn, Reply
-from orbiter.train.serve.tools import Call, parse_calls
 
 NEUTRAL: Mapping[str, Sequence[object]] = {
     "frequency_penalty": [0],

@@ -198,7 +198,7 @@ def run_server(
 
 def _load(model: str | os.PathLike[str] | Policy, dtype: str, device: str) -> Policy:
     """Load the model, unless it is here already."""
-    from orbiter.train.engine.models import load_model
+    from orbiter.train.engine.models.load import load_model
     from orbiter.train.engine.policy import make_policy
 
     if not isinstance(model, (str, os.PathLike)):

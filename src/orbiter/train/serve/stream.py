@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from orbiter.train.chat.tool_calls import settled
 from orbiter.train.serve.protocol import Message, Refusal, Wording, as_turn, usage, wire_call
 from orbiter.train.serve.reply import Choice, Reply
-from orbiter.train.serve.tools import settled
 
 DONE = b"data: [DONE]\n\n"
 

@@ -114,7 +114,7 @@ class VeRLConfig(EngineConfig):
         _check_numbers(self)
         _check_batch(self)
         if self.backend == "verl":
-            from orbiter.train.verl.cluster_limits import check_for_verl
+            from orbiter.train.verl.cluster.limits import check_for_verl
 
             check_for_verl(self)
 

@@ -15,7 +15,7 @@ from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k
 from orbiter.train.trainer import TrainerState, TrainMetrics
 from orbiter.train.trainer.config import whole
-from orbiter.train.verl.cluster_trainer import ClusterTrainer
+from orbiter.train.verl.cluster.trainer import ClusterTrainer
 from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
 from orbiter.train.verl.reward import RewardSpec
 

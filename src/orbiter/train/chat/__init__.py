@@ -1,0 +1,1 @@
+"""Chat messages: one type, the dialects of the APIs, and their form as text."""

@@ -1,0 +1,285 @@
+"""Chats and items: a conversation is an episode, and each of its answers is an item.
+
+An item of a chat holds everything before the answer in `messages` (None where that is one plain
+user message, which `state` says), and the answer in `action`, with its calls in `tool_calls`.
+Entries of the metadata hold what an item has no field for:
+
+    reasoning           what the model thought before this answer
+    answer              what else the answer's message says (name, refusal, content in parts)
+    messages_after      the messages behind the conversation's last answer
+
+Left out: how a file writes a message; messages are OpenAI's here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from orbiter.train.chat.message import (
+    REASONING,
+    Message,
+    Transcript,
+    action_of,
+    check_messages,
+    content_of,
+    state_of,
+    text_of,
+)
+from orbiter.train.errors import DataError
+from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.trajectory.left_out import Left
+
+CARRIED = frozenset(
+    {
+        "action",
+        "messages",
+        "tools",
+        "tool_calls",
+        f"metadata.{REASONING}",
+        "metadata.answer",
+        "metadata.messages_after",
+    }
+)
+"""What a chat in OpenAI's form holds of an item. A `state` is carried too where it says no more
+than the messages do, see `state_is_told`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One chat from its first message to its last, and the items whose answers are in it."""
+
+    messages: list[Message]
+    answers: list[int]
+    """Places, among the messages, of the items' answers; none for a prompt nobody answered."""
+    items: list[TrajectoryItem] = field(default_factory=list)
+    """In the order of `answers`."""
+
+    @property
+    def tools(self) -> Sequence[Message] | None:
+        """The tools on offer, the same for all items."""
+        return self.items[0].tools
+
+
+def conversations(items: Iterable[TrajectoryItem]) -> Iterator[Conversation]:
+    """Yield the chats that items are from, in the order of their first items.
+
+    Steps of an episode make one conversation as long as each prompt continues the one before with
+    its answer; where an agent's history was rewritten, a new conversation begins. An item without
+    an episode is a conversation of its own.
+    """
+    for steps in _episodes(items):
+        chains: list[Conversation] = []
+        for item in steps:
+            prompt = prompt_of(item)
+            chain = next((c for c in reversed(chains) if _continues(c, item, prompt)), None)
+            if chain is None:
+                chains.append(chain := Conversation([], []))
+            _extend(chain, item, prompt)
+        yield from map(_finished, chains)
+
+
+def items_of(
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Message] | None = None,
+    answers: Container[int] | None = None,
+    episode_id: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+) -> Iterator[TrajectoryItem]:
+    """Yield an item for each answer of a chat, or one without an answer where there is none.
+
+    Args:
+        messages: The chat; checked by `check_messages`.
+        tools: The tools on offer.
+        answers: Places of the messages that are answers to learn from; absent means every message
+            of the assistant.
+        episode_id: Given to the items where there are several.
+        metadata: Given to every item.
+
+    Raises:
+        DataError: an item cannot hold what is there; the message names the field.
+    """
+    places = [
+        place
+        for place, message in enumerate(messages)
+        if message["role"] == "assistant" and (answers is None or place in answers)
+    ]
+    several = len(places) > 1
+    told = Transcript()
+    for step, place in enumerate(places):
+        after = messages[place + 1 :] if step == len(places) - 1 else ()
+        yield item_of(
+            messages[:place],
+            messages[place],
+            state=told.up_to(messages, place),
+            tools=tools,
+            episode_id=episode_id if several else None,
+            step=step if several else None,
+            metadata={**(metadata or {}), **({"messages_after": list(after)} if after else {})},
+        )
+    if not places:
+        yield TrajectoryItem(
+            told.up_to(messages, len(messages)),
+            "",
+            metadata=metadata or {},
+            messages=_beyond_state(messages),
+            tools=tools,
+        )
+
+
+def item_of(
+    prompt: Sequence[Message],
+    answer: Message,
+    *,
+    state: str | None = None,
+    metadata: Mapping[str, object] | None = None,
+    tools: Sequence[Message] | None = None,
+    episode_id: str | None = None,
+    step: int | None = None,
+) -> TrajectoryItem:
+    """Return the item that a prompt and the answer to it make."""
+    calls = cast("list[Message] | None", answer.get("tool_calls")) or None
+    content = answer.get("content")
+    text = content if isinstance(content, str) else text_of(content)
+    entries = dict(metadata or {})
+    if answer.get("reasoning_content"):
+        entries[REASONING] = answer["reasoning_content"]
+    rest = {key: value for key, value in answer.items() if key not in _TOLD and value is not None}
+    if isinstance(content, list):
+        rest["content"] = content
+    if rest:
+        entries["answer"] = rest
+    return TrajectoryItem(
+        state_of(prompt) if state is None else state,
+        action_of(text, calls),
+        metadata=entries,
+        messages=_beyond_state(prompt),
+        tool_calls=calls,
+        tools=tools,
+        episode_id=episode_id,
+        step=step,
+    )
+
+
+def prompt_of(item: TrajectoryItem) -> list[Message]:
+    """Return the chat that an item answers.
+
+    Raises:
+        DataError: one of its messages has no role.
+    """
+    if item.messages is None:
+        return [{"role": "user", "content": item.state}]
+    return _checked(item, item.messages)
+
+
+def answer_of(item: TrajectoryItem) -> dict[str, Any]:
+    """Return an item's answer as a message."""
+    content = content_of(item.action, item.tool_calls)
+    answer: dict[str, Any] = {"role": "assistant", "content": content}
+    if item.tool_calls:
+        answer["content"] = content or None
+        answer["tool_calls"] = list(item.tool_calls)
+    if thought := item.metadata.get(REASONING):
+        answer["reasoning_content"] = thought
+    if isinstance(rest := item.metadata.get("answer"), Mapping):
+        answer.update({key: value for key, value in rest.items() if key not in _TOLD})
+        # Parts stand for the text only as long as the action is still what they say.
+        if "content" in rest and text_of(rest["content"]) == content:
+            answer["content"] = rest["content"]
+    return answer
+
+
+def note(left: Left, item: TrajectoryItem, carried: frozenset[str] = CARRIED) -> None:
+    """Count what a chat cannot carry of an item; a state that its messages tell is carried."""
+    told = carried | {"state"} if state_is_told(item) else carried
+    left.note(item, told - _unfit(item))
+
+
+def state_is_told(item: TrajectoryItem) -> bool:
+    """Say whether an item's state says what its messages do, in our form or in capture's."""
+    messages = item.messages
+    if messages is None or item.state == state_of(messages):
+        return True
+    return item.state == Transcript().with_roles(messages, len(messages))
+
+
+def _unfit(item: TrajectoryItem) -> set[str]:
+    """Return the entries of the metadata that have our names and not our meaning."""
+    answer, after = item.metadata.get("answer"), item.metadata.get("messages_after")
+    unfit = set()
+    if answer is not None:
+        kept = answer_of(item)
+        if not isinstance(answer, Mapping) or any(kept.get(key) != answer[key] for key in answer):
+            unfit.add("metadata.answer")
+    if after is not None and not isinstance(after, list):
+        unfit.add("metadata.messages_after")
+    return unfit
+
+
+def _checked(item: TrajectoryItem, messages: Sequence[Message]) -> list[Message]:
+    try:
+        return check_messages(messages)
+    except DataError as error:
+        raise DataError(f"item {item.id} is no chat: {error}") from error
+
+
+def _episodes(items: Iterable[TrajectoryItem]) -> Iterator[list[TrajectoryItem]]:
+    found: dict[object, list[TrajectoryItem]] = {}
+    for place, item in enumerate(items):
+        found.setdefault(place if item.episode_id is None else item.episode_id, []).append(item)
+    for steps in found.values():
+        if all(item.step is not None for item in steps):
+            steps.sort(key=lambda item: item.step or 0)
+        yield steps
+
+
+def _continues(chain: Conversation, item: TrajectoryItem, prompt: list[Message]) -> bool:
+    last = chain.items[-1]
+    length = len(chain.messages)
+    return (
+        len(prompt) >= length
+        and not last.metadata.get("messages_after")
+        and item.tools == last.tools
+        and all(map(_same, chain.messages, prompt))
+    )
+
+
+def _same(one: Message, other: Message) -> bool:
+    """Say whether two messages say the same; an absent field is one that is None or empty."""
+    return one == other or _filled(one) == _filled(other)
+
+
+def _filled(message: Message) -> dict[str, object]:
+    return {key: value for key, value in message.items() if value not in (None, "", [])}
+
+
+def _extend(chain: Conversation, item: TrajectoryItem, prompt: list[Message]) -> None:
+    chain.messages[:] = prompt
+    chain.answers.append(len(prompt))
+    chain.messages.append(answer_of(item))
+    chain.items.append(item)
+
+
+def _finished(chain: Conversation) -> Conversation:
+    last = chain.items[-1]
+    after = last.metadata.get("messages_after")
+    if not after and len(chain.items) == 1 and chain.messages[-1] == _NO_ANSWER:
+        return Conversation(chain.messages[:-1], [], chain.items)
+    if isinstance(after, list):
+        chain.messages.extend(_checked(last, after))
+    return chain
+
+
+def _beyond_state(prompt: Sequence[Message]) -> Sequence[Message] | None:
+    """Return the messages, or None where they say no more than the state does."""
+    if len(prompt) == 1 and prompt[0].keys() == {"role", "content"}:
+        plain = prompt[0]["role"] == "user" and isinstance(prompt[0]["content"], str)
+        return None if plain else prompt
+    return prompt
+
+
+_NO_ANSWER: Message = {"role": "assistant", "content": ""}
+_TOLD = frozenset({"role", "content", "tool_calls", "reasoning_content"})
+"""Fields of an answer that an item holds elsewhere."""

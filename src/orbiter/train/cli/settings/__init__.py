@@ -1,0 +1,1 @@
+"""Settings of the command line: config files, overrides, and paths inside them."""

@@ -1,0 +1,186 @@
+"""Attention where many rows share a prompt: in the update (`PackedAttention`) and in sampling
+(`Cache`).
+
+A prompt's queries see the prompt; an answer's queries see their prompt and their own row. The
+prompt is run and kept once a group in both. Written with plain batched products where those beat
+the fused kernel on a CPU (docs/engine.md). Left out: sliding windows; models that have them take
+the generic path.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from orbiter.train.engine.forward.layers import Shape
+from orbiter.train.engine.forward.packing import Packing, Rectangle
+
+FUSED_FROM = 1 << 18
+"""Queries x keys of a row from which the fused kernel is taken: it never stores the scores."""
+
+
+class PackedAttention:
+    """Causal attention over a `Packing`, with gradients."""
+
+    def __init__(self, packing: Packing, shape: Shape, dtype: torch.dtype) -> None:
+        """Lay out what the layers share: who sees whom."""
+        self.packing, self.shape = packing, shape
+        prompts, answers = packing.prompts.real, packing.answers.real
+        causal = _causal(prompts.shape[1], prompts.device).expand(len(prompts), -1, -1)
+        self.prompt_bias = _bias(causal, dtype)
+        seen = torch.cat(
+            [
+                prompts[packing.prompt_of_row][:, None].expand(-1, answers.shape[1], -1),
+                _causal(answers.shape[1], answers.device).expand(len(answers), -1, -1),
+            ],
+            dim=-1,
+        )
+        self.answer_bias = _bias(seen, dtype)
+        self.split = [len(packing.prompts.cell), len(packing.answers.cell)]
+
+    def __call__(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
+        """Attend: prompts among themselves, answers to their prompt and themselves."""
+        del number
+        prompts, answers = self.packing.prompts, self.packing.answers
+        (qp, qa), (kp, ka), (vp, va) = (x.split(self.split) for x in (q, k, v))
+        kp, vp = prompts.pad(kp), prompts.pad(vp)
+        of_prompts = prompts.pack(attend(prompts.pad(qp), kp, vp, self.prompt_bias))
+        if self.split[1] == 0:
+            return of_prompts
+        row = self.packing.prompt_of_row
+        keys = torch.cat([kp[row], answers.pad(ka)], dim=2)
+        values = torch.cat([vp[row], answers.pad(va)], dim=2)
+        of_answers = answers.pack(attend(answers.pad(qa), keys, values, self.answer_bias))
+        return torch.cat([of_prompts, of_answers])
+
+
+def attend(
+    q: Float[Tensor, "B heads Q D"],
+    k: Float[Tensor, "B kv_heads K D"],
+    v: Float[Tensor, "B kv_heads K D"],
+    bias: Float[Tensor, "B Q K"],
+) -> Float[Tensor, "B heads Q D"]:
+    """softmax(q k^T / sqrt(D) + bias) v, query heads sharing the keys of their group."""
+    batch, heads, queries, width = q.shape
+    kv_heads, keys = k.shape[1:3]
+    share = heads // kv_heads
+    if queries * keys >= FUSED_FROM or q.device.type != "cpu":
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias[:, None], enable_gqa=share > 1
+        )
+    wide = bias[:, None, None].expand(batch, kv_heads, share, queries, keys)
+    scores = torch.baddbmm(
+        wide.reshape(batch * kv_heads, share * queries, keys),
+        q.reshape(batch * kv_heads, share * queries, width),
+        k.reshape(batch * kv_heads, keys, width).transpose(1, 2),
+        alpha=1 / math.sqrt(width),
+    )
+    mixed = torch.bmm(scores.softmax(dim=-1), v.reshape(batch * kv_heads, keys, width))
+    return mixed.view(batch, heads, queries, width)
+
+
+class Cache:
+    """Keys and values while sampling: of each prompt once, and of each row's own tokens.
+
+    Rows stand in slots, equally many to a prompt, so that one product serves all rows of a prompt
+    however many it has.
+    """
+
+    def __init__(
+        self, prompts: Rectangle, *, room: int, layers: int, shape: Shape, dtype: torch.dtype
+    ) -> None:
+        """Reserve room for a row a prompt of up to `room` tokens."""
+        self.prompts, self.shape = prompts, shape
+        device, rows = prompts.real.device, len(prompts.real)
+        size = (layers, rows * shape.kv_heads, room, shape.head_dim)
+        self.own_k = list(torch.empty(size, dtype=dtype, device=device))
+        self.own_v = list(torch.empty(size, dtype=dtype, device=device))
+        self.used = 0
+        self.prompt_k: list[Tensor] = []
+        self.prompt_v: list[Tensor] = []
+        self.owner = torch.arange(rows, device=device)
+        """The prompt of each row, in rising order."""
+        self.slot, self.n = self.owner, 1
+        self.causal = _bias(_causal(prompts.real.shape[1], device)[None], dtype)
+        self.prompt_bias = _bias(prompts.real[:, None], dtype).repeat_interleave(shape.kv_heads, 0)
+
+    def prefill(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
+        """Attend among the prompts' packed tokens, and remember their keys and values."""
+        del number
+        k, v = self.prompts.pad(k), self.prompts.pad(v)
+        self.prompt_k.append(k.flatten(0, 1))
+        self.prompt_v.append(v.flatten(0, 1))
+        bias = self.causal.expand(len(k), -1, -1)
+        return self.prompts.pack(attend(self.prompts.pad(q), k, v, bias))
+
+    def step(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B heads*D"]:
+        """Append a token to every row and attend: one softmax over prompt and own scores."""
+        own_k, own_v = self.own_k[number], self.own_v[number]
+        own_k[:, self.used] = k.flatten(0, 1)
+        own_v[:, self.used] = v.flatten(0, 1)
+        own_k, own_v = own_k[:, : self.used + 1], own_v[:, : self.used + 1]
+        q = (q / math.sqrt(self.shape.head_dim)).view(len(own_k), -1, self.shape.head_dim)
+        shared = torch.baddbmm(
+            self.prompt_bias, self._to_slots(q), self.prompt_k[number].transpose(1, 2)
+        )
+        own = torch.bmm(q, own_k.transpose(1, 2))
+        weight = torch.cat([self._to_rows(shared), own], dim=-1).softmax(dim=-1)
+        of_prompt, of_own = weight.split([shared.shape[-1], own.shape[-1]], dim=-1)
+        mixed = torch.bmm(self._to_slots(of_prompt), self.prompt_v[number])
+        return torch.baddbmm(self._to_rows(mixed), of_own, own_v).view(len(self.slot), -1)
+
+    def keep(self, rows: Int[Tensor, "R"]) -> None:
+        """Go on with these rows, those of a prompt together; forget prompts without any."""
+        kv_heads = self.shape.kv_heads
+        for caches in (self.own_k, self.own_v):
+            for number, cache in enumerate(caches):
+                by_row = cache.view(-1, kv_heads, *cache.shape[1:])
+                fresh = cache.new_empty(len(rows), *by_row.shape[1:])
+                fresh[:, :, : self.used] = by_row[rows, :, : self.used]
+                caches[number] = fresh.flatten(0, 1)
+        alive, self.owner, count = self.owner[rows].unique(return_inverse=True, return_counts=True)
+        self.n = int(count.max())
+        index = torch.arange(len(rows), device=rows.device)
+        self.slot = self.owner * self.n + index - (count.cumsum(0) - count)[self.owner]
+        if len(alive) * kv_heads < len(self.prompt_bias):
+            heads = (
+                alive[:, None] * kv_heads + torch.arange(kv_heads, device=rows.device)
+            ).flatten()
+            self.prompt_k = [k[heads] for k in self.prompt_k]
+            self.prompt_v = [v[heads] for v in self.prompt_v]
+            self.prompt_bias = self.prompt_bias[heads]
+
+    def _to_slots(self, x: Float[Tensor, "B*kv share X"]) -> Float[Tensor, "P*kv n*share X"]:
+        """Gather the rows of each prompt under one another; empty slots are zero."""
+        prompts, kv_heads = len(self.prompt_bias) // self.shape.kv_heads, self.shape.kv_heads
+        share, width = x.shape[1:]
+        slots = x.reshape(-1, kv_heads * share * width)
+        if len(self.slot) < prompts * self.n:
+            blank = slots.new_zeros(prompts * self.n, slots.shape[1])
+            slots = blank.index_copy(0, self.slot, slots)
+        by_prompt = slots.view(prompts, self.n, kv_heads, share, width).transpose(1, 2)
+        return by_prompt.reshape(prompts * kv_heads, self.n * share, width)
+
+    def _to_rows(self, x: Float[Tensor, "P*kv n*share X"]) -> Float[Tensor, "B*kv share X"]:
+        """Undo `_to_slots`."""
+        prompts, kv_heads = len(self.prompt_bias) // self.shape.kv_heads, self.shape.kv_heads
+        share, width = x.shape[1] // self.n, x.shape[2]
+        slots = x.view(prompts, kv_heads, self.n, share, width).transpose(1, 2)
+        rows = slots.reshape(prompts * self.n, kv_heads, share, width)
+        if len(self.slot) < len(rows):
+            rows = rows[self.slot]
+        return rows.reshape(-1, share, width)
+
+
+def _causal(length: int, device: torch.device) -> Bool[Tensor, "L L"]:
+    """Who sees whom in a row: itself and what stands before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+
+
+def _bias(seen: Bool[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
+    """Turn "sees" into what is added to a score: 0, or minus infinity."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)

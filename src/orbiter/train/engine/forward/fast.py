@@ -1,0 +1,195 @@
+"""The fast forward pass, for the Llama, Qwen2 and Qwen3 families.
+
+It runs over the Hugging Face module's own parameters, so that optimiser, checkpoint and saving
+know nothing of it. What makes it fast: tokens are packed, a prompt is run once a group in the
+update as in sampling, only states in front of trained tokens reach the vocabulary head, and
+sampling multiplies by weights that were merged, cast and laid out once. `docs/engine.md` has the
+effect of each. Left out: every other architecture; those take the generic path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from orbiter.train.engine.batch import Batch, collate
+from orbiter.train.engine.forward.attention import Cache, PackedAttention
+from orbiter.train.engine.forward.generic import BatchScores, GenericForward
+from orbiter.train.engine.forward.head import TokenScores, token_scores
+from orbiter.train.engine.forward.layers import (
+    Shape,
+    live_layers,
+    merged,
+    packed_layers,
+    packed_linear,
+    rms_norm,
+    rotary_table,
+    trunk,
+)
+from orbiter.train.engine.forward.packing import Packing, Rectangle
+from orbiter.train.engine.rollout import Decoder, given
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Classes whose forward pass this file reproduces."""
+ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose table does not depend on the input."""
+AGREEMENT = 1e-4
+"""Largest difference in a log probability from Hugging Face's forward on the probe, in nats."""
+
+
+class FastForward:
+    """A forward pass of our own over a Hugging Face model's parameters."""
+
+    name = "fast"
+
+    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
+        """Run `model` in `dtype`; its weights stay as they are."""
+        self.model: Any = model
+        self.dtype = dtype
+        self.body: Any = self.model.model
+        self.shape = Shape.of(model.config)
+        self.rotary = rotary_table(self.body, model.config.max_position_embeddings)
+
+    def score(self, batch: Batch, *, temperature: float) -> BatchScores:
+        """Run the packed batch; only states in front of trained tokens reach the head."""
+        packing = Packing.of(batch)
+        states = self._states(packing)
+        scores = token_scores(
+            states.to(self.dtype),
+            self.model.lm_head.weight,
+            packing.target,
+            temperature=temperature,
+        )
+        spread = (each.index_select(0, packing.trained) for each in scores)
+        return BatchScores(TokenScores(*spread), states.index_select(0, packing.trained))
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
+        """Run the body over the packed batch."""
+        packing = Packing.of(batch)
+        return self._states(packing).index_select(0, packing.trained)
+
+    def _states(self, packing: Packing) -> Float[Tensor, "M H"]:
+        """Return the states in which something is scored, behind the final norm."""
+        embedding = self.body.embed_tokens
+        x = functional.embedding(packing.token_ids, embedding.weight, embedding.padding_idx)
+        x = trunk(
+            live_layers(self.body, self.dtype),
+            x,
+            self.shape,
+            rotary=self.rotary.at(packing.position),
+            attend=PackedAttention(packing, self.shape, self.dtype),
+            dtype=self.dtype,
+        )
+        return rms_norm(x.index_select(0, packing.asked), self.body.norm.weight, self.shape.eps)
+
+    def cost(self, batch: Batch) -> Int[Tensor, "B"]:
+        """Answers, and each prompt once: with the first row of its group."""
+        answer = batch.length - batch.prompt_length
+        order = torch.argsort(batch.group, stable=True)
+        group = batch.group[order]
+        first = torch.ones_like(group, dtype=torch.bool)
+        first[1:] = group[1:] != group[:-1]
+        answer[order[first]] += batch.prompt_length[order[first]]
+        return answer
+
+    def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
+        """Pack the present weights and get ready to draw."""
+        return FastDecoder(self, prompts, room=room)
+
+
+class FastDecoder:
+    """Sampling with packed weights and a cache that keeps each prompt once."""
+
+    def __init__(
+        self, forward: FastForward, prompts: Sequence[Sequence[int]], *, room: int
+    ) -> None:
+        """Copy the weights into the layout for sampling."""
+        body, self.forward = forward.body, forward
+        device = body.embed_tokens.weight.device
+        self.layers = packed_layers(body, forward.dtype)
+        self.head = packed_linear(*merged([forward.model.lm_head]), forward.dtype)
+        self.length = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.prompt_ids = torch.tensor([i for prompt in prompts for i in prompt], device=device)
+        self.cache = Cache(
+            Rectangle.of(self.length),
+            room=room,
+            layers=len(self.layers),
+            shape=forward.shape,
+            dtype=forward.dtype,
+        )
+
+    def start(self) -> Float[Tensor, "P V"]:
+        """Run each prompt once."""
+        along = torch.arange(int(self.length.max()), device=self.length.device)
+        position = along.expand_as(self.cache.prompts.real)[self.cache.prompts.real]
+        x = self._run(self.prompt_ids, position, self.cache.prefill)
+        return self._logits(x[self.length.cumsum(0) - 1])
+
+    def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        """Append one token a row."""
+        x = self._run(token_ids, self.length + self.cache.used, self.cache.step)
+        self.cache.used += 1
+        return self._logits(x)
+
+    def keep(self, rows: Int[Tensor, "R"]) -> None:
+        """Go on with these rows, those of a prompt together."""
+        self.length = self.length[rows]
+        self.cache.keep(rows)
+
+    def _run(self, token_ids: Tensor, position: Tensor, attend: Any) -> Tensor:  # noqa: ANN401
+        """Run the packed layers over new tokens."""
+        forward = self.forward
+        return trunk(
+            self.layers,
+            functional.embedding(token_ids, forward.body.embed_tokens.weight),
+            forward.shape,
+            rotary=forward.rotary.at(position),
+            attend=attend,
+            dtype=forward.dtype,
+        )
+
+    def _logits(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
+        """Score the whole vocabulary."""
+        forward = self.forward
+        normed = rms_norm(x, forward.body.norm.weight, forward.shape.eps)
+        return self.head(normed.to(forward.dtype))
+
+
+def misfit(model: PreTrainedModel) -> str | None:
+    """Say why the model cannot take the fast path; None if it can.
+
+    The architecture is looked at first, then both forward passes score a probe in float32.
+    """
+    if type(model).__name__ not in FAMILIES:
+        return f"{type(model).__name__} is none of {', '.join(FAMILIES)}"
+    config: Any = model.config
+    if config.hidden_act not in ("silu", "swish"):
+        return f"its activation is {config.hidden_act}, not silu"
+    rotation = (config.rope_parameters or {}).get("rope_type", "default")
+    if rotation not in ROTATIONS:
+        return f"its rotary embedding is of the kind {rotation!r}"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "it has layers with a sliding window"
+    distance = _probe(model)
+    if distance > AGREEMENT:
+        return f"its log probabilities differ by {distance:.1e} on a probe"
+    return None
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel) -> float:
+    """Measure how far the two forward passes lie apart on a few tokens, in float32."""
+    size = model.config.vocab_size
+    rows = [given([i % size for i in (1, 5, 9)], [i % size for i in (2, 7, 3 + n)]) for n in (0, 1)]
+    batch = collate([*rows, given([4 % size], [6 % size])], device=model.device)
+    passes = [f(model, dtype=torch.float32) for f in (FastForward, GenericForward)]
+    fast, generic = (f.score(batch, temperature=1.0).tokens.logprob for f in passes)
+    return float((fast - generic).abs().max())

@@ -1,0 +1,174 @@
+"""How a policy runs its model: the `Forward` protocol, and the generic one for any causal LM.
+
+The generic forward is the model's own: right-padded rows in training, Hugging Face's cache in
+sampling. Even so it spares what the stock loops spend: prompts are run once a group, only states
+in front of trained tokens reach the vocabulary head, and finished rows leave the batch. `fast.py`
+holds the one written out for the Llama and Qwen families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from orbiter.train.engine.batch import Batch
+from orbiter.train.engine.forward.head import TokenScores, scores_of_logits, token_scores
+from orbiter.train.engine.rollout import Decoder
+
+HEAD_TOLERANCE = 1e-4
+"""Largest difference between a model's logits and hidden state x head that counts as none."""
+
+
+class BatchScores(NamedTuple):
+    """What a forward pass says about the N trained tokens of a batch, in the mask's row order."""
+
+    tokens: TokenScores
+    hidden: Float[Tensor, "N H"]
+    """The state in which each token was chosen, behind the final norm."""
+
+
+class Forward(Protocol):
+    """One way to run the model."""
+
+    name: str
+
+    def score(self, batch: Batch, *, temperature: float) -> BatchScores:
+        """Score the trained tokens; carries gradients unless they are switched off outside."""
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
+        """Return only the states, without the vocabulary head."""
+
+    def cost(self, batch: Batch) -> Int[Tensor, "B"]:
+        """Tell how many tokens each row puts through the model."""
+
+    def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
+        """Get ready to draw answers of up to `room` tokens."""
+
+
+class GenericForward:
+    """Any Hugging Face causal LM, through its own forward method."""
+
+    name = "generic"
+
+    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
+        """Run `model` in `dtype`; its weights stay as they are."""
+        self.model: Any = model
+        self.dtype = dtype
+        self.body: Any = self.model.base_model
+        self.head: Any = self.model.get_output_embeddings()
+        self.plain_head = has_plain_head(model)
+
+    def score(self, batch: Batch, *, temperature: float) -> BatchScores:
+        """Run the rows as they are; only states in front of trained tokens reach the head."""
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        token_ids = batch.token_ids[rows, columns]
+        with self._autocast():
+            if self.plain_head:
+                hidden = self._states(batch)[rows, columns - 1]
+                narrow = hidden.to(self.dtype)
+                tokens = token_scores(narrow, self.head.weight, token_ids, temperature=temperature)
+            else:
+                out = self.model(batch.token_ids, use_cache=False, output_hidden_states=True)
+                hidden = out.hidden_states[-1][rows, columns - 1]
+                logits = out.logits[rows, columns - 1]
+                tokens = scores_of_logits(logits, token_ids, temperature=temperature)
+        return BatchScores(tokens, hidden.float())
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
+        """Run the body alone."""
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        with self._autocast():
+            return self._states(batch)[rows, columns - 1].float()
+
+    def cost(self, batch: Batch) -> Int[Tensor, "B"]:
+        """Every row is run at its whole length."""
+        return batch.length
+
+    def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
+        """Draw through Hugging Face's cache, which grows by itself whatever the room."""
+        del room
+        return GenericDecoder(self.model, self.dtype, prompts)
+
+    def _states(self, batch: Batch) -> Float[Tensor, "B T H"]:
+        """Padding stands on the right, where a causal model cannot see it: no mask is needed."""
+        states: Tensor = self.body(batch.token_ids, use_cache=False).last_hidden_state
+        return states
+
+    def _autocast(self) -> torch.autocast:
+        """Matrix products in bfloat16 over float32 weights, if that is the policy's arithmetic."""
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+class GenericDecoder:
+    """Sampling through the model's own forward and Hugging Face's cache."""
+
+    def __init__(
+        self, model: PreTrainedModel, dtype: torch.dtype, prompts: Sequence[Sequence[int]]
+    ) -> None:
+        """Pad the prompts on the left; in bfloat16, cast the weights once and not once a step."""
+        self.model = model
+        device = model.device
+        longest = max(map(len, prompts))
+        self.prompts = torch.tensor([[0] * (longest - len(p)) + [*p] for p in prompts]).to(device)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        self.seen = torch.arange(longest, device=device) >= longest - lengths[:, None]
+        self.cache = DynamicCache(config=model.config)
+        self.weights = {
+            name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()
+        }
+
+    def start(self) -> Float[Tensor, "P V"]:
+        """Run each prompt once."""
+        position = (self.seen.cumsum(dim=-1) - 1).clamp_(min=0)
+        return self._run(self.prompts, position)
+
+    def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        """Append one token a row."""
+        position = self.seen.sum(dim=-1, keepdim=True)
+        self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=-1)
+        return self._run(token_ids[:, None], position)
+
+    def keep(self, rows: Int[Tensor, "R"]) -> None:
+        """Cut the cache to these rows, or copy those that are named twice."""
+        self.cache.batch_select_indices(rows)
+        self.seen = self.seen[rows]
+
+    def _run(self, token_ids: Int[Tensor, "B T"], position: Int[Tensor, "B T"]) -> Tensor:
+        """Return the logits behind the last token of each row."""
+        inputs = {
+            "input_ids": token_ids,
+            "attention_mask": self.seen.long(),
+            "position_ids": position,
+            "past_key_values": self.cache,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
+        out = torch.func.functional_call(self.model, self.weights, (), inputs)
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+
+@torch.no_grad()
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Say whether the logits are just hidden state x output embedding: no bias, cap or scale."""
+    head: Any = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or len(list(head.parameters())) != 1:
+        return False
+    probe = torch.arange(4, device=head.weight.device)[None] % model.config.vocab_size
+    run: Any = model
+    states = run.base_model(probe, use_cache=False).last_hidden_state
+    made = run(probe, use_cache=False).logits
+    return bool(torch.allclose(states @ head.weight.t(), made, atol=HEAD_TOLERANCE))
+
+
+def place(values: Float[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Put one value a trained token back to where the mask is True; 0 elsewhere."""
+    spread = values.new_zeros(mask.shape)
+    spread[mask] = values
+    return spread

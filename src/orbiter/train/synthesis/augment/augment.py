@@ -1,0 +1,128 @@
+"""More data from the data at hand: the same question with slips, and the question turned round.
+
+Both are pure: nothing handed in is changed, the kind of data stays, and a derived row says in its
+metadata which row it came from. Left out: paraphrases, for which a language model must be asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from orbiter.train.errors import ConfigError
+from orbiter.train.synthesis.augment.noise import ALL_OPS, Noise, NoiseOp
+from orbiter.train.synthesis.augment.protect import free_spans
+from orbiter.train.synthesis.records import D, Records, Row, action_of, derive, state_of
+from orbiter.train.synthesis.report import CurationReport, Dropped
+
+
+def augment_add_noise(
+    data: D,
+    noise_level: float = 0.1,
+    *,
+    seed: int = 0,
+    copies: int = 1,
+    ops: Sequence[NoiseOp] = ALL_OPS,
+    protect: Sequence[str] = (),
+) -> D:
+    """Return the rows with typing noise in their state; action and reward stay as they are.
+
+    `noise_level` is the expected character error rate: Levenshtein distance to the original over
+    the characters that noise may touch. Code, JSON, calls, tags, URLs, paths, placeholders and
+    numbers are left as they are, and so is one character on each side of them. A text gets the
+    same noise whatever stands beside it in the data; a row whose text has nothing to change, or
+    drew no slip, comes back as it is.
+
+    Args:
+        data: A `TrajectoryDataset`, a list of items, or a list of mappings.
+        noise_level: In [0, 1]; 0 changes nothing, and from 0.7 on there is nothing more to spoil.
+        seed: Another seed, other slips.
+        copies: How many noisy versions of each row, beside one another in the answer.
+        ops: The kinds of slips, equally often; name one twice to have it twice as often.
+        protect: Regular expressions for more that must not be touched.
+
+    Raises:
+        ConfigError: a setting that cannot mean anything.
+        DataError: a row is not what it should be.
+    """
+    noise = Noise.of(noise_level, ops)
+    if copies < 1:
+        raise ConfigError(f"copies must be at least 1, got {copies}")
+    patterns = _compiled(protect)
+    records = Records.of(data)
+    keys = [f"{seed}\x1f{copy}\x1f" for copy in range(copies)]
+    noisy: list[Row] = []
+    for row, state in zip(records.rows, records.states(), strict=True):
+        free = free_spans(state, patterns)
+        for key in keys:
+            text = noise.apply(state, free, key)
+            same = text == state
+            noisy.append(row if same else derive(row, {"state": text}, op="add_noise", seed=seed))
+    return records.rebuild(noisy)
+
+
+def augment_swap_io(
+    data: D,
+    *,
+    mode: Literal["swap", "inverse_prompt"] = "swap",
+    template: str | None = None,
+    report: CurationReport | None = None,
+) -> D:
+    """Return the rows with state and action exchanged, without a reward.
+
+    The reward is None since it judged the other direction. Swapping twice gives the first texts
+    back. A row without an action has nothing to ask about: it is left out, and `report` names it.
+
+    Args:
+        data: A `TrajectoryDataset`, a list of items, or a list of mappings.
+        mode: "swap" takes the texts as they are; "inverse_prompt" asks for the question behind
+            the answer (instruction back-translation, https://arxiv.org/abs/2308.06259).
+        template: The words of "inverse_prompt", with one `{answer}` in them.
+        report: Filled with every row left out, and why.
+
+    Raises:
+        ConfigError: an unknown mode, or a template that the mode has no use for.
+        DataError: a row is not what it should be.
+    """
+    before, after = _around_answer(mode, template)
+    records = Records.of(data)
+    swapped: list[Row] = []
+    for index, row in enumerate(records.rows):
+        action = action_of(row)
+        if action.strip():
+            changes = {"state": before + action + after, "action": state_of(row), "reward": None}
+            swapped.append(derive(row, changes, op=f"swap_io:{mode}", seed=0))
+        elif report is not None:
+            report.dropped.append(Dropped(index, row, "no_action", "it has no action to swap"))
+    return records.rebuild(swapped)
+
+
+INVERSE_PROMPT = (
+    "Below is an answer. Write the question or instruction that it answers, and nothing else.\n\n"
+    "{answer}"
+)
+"""The words of "inverse_prompt" where no others are given."""
+
+
+def _around_answer(mode: str, template: str | None) -> tuple[str, str]:
+    if mode not in {"swap", "inverse_prompt"}:
+        raise ConfigError(f"mode must be 'swap' or 'inverse_prompt', got {mode!r}")
+    if mode == "swap":
+        if template is not None:
+            raise ConfigError("template is for mode='inverse_prompt'; a swap adds no words")
+        return "", ""
+    words = INVERSE_PROMPT if template is None else template
+    if words.count("{answer}") != 1:
+        raise ConfigError(f"template needs exactly one {{answer}}, got {words!r}")
+    before, _, after = words.partition("{answer}")
+    return before, after
+
+
+def _compiled(patterns: Sequence[str]) -> list[re.Pattern[str]]:
+    if isinstance(patterns, str):
+        raise ConfigError(f"protect must be a list of patterns, got the text {patterns!r}")
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise ConfigError(f"protect holds no regular expression: {error}") from error

@@ -1,0 +1,1 @@
+"""Synthesis with a language model: new tasks, harder tasks, answers and judgements."""

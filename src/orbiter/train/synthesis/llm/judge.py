@@ -1,0 +1,118 @@
+"""A language model as the scorer of a pipeline: a rubric in, a score in [0, 1] with its reason out.
+
+    judge = Judge(model, "Is the answer right? Is it short?", votes=3)
+    pipeline = SynthesisPipeline(SynthesisConfig(min_score=0.7), scorer=judge)
+
+Zheng et al. 2023, https://arxiv.org/abs/2306.05685, on what such judges are worth and how they err;
+check yours against your own marks before you trust it. Left out: comparing two answers.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from orbiter.train.callback import map_bounded
+from orbiter.train.errors import ConfigError
+from orbiter.train.llm.chat import ChatModel, Message, sample_of
+from orbiter.train.llm.structured import UnfitAnswersError, ask_for
+from orbiter.train.synthesis.pipeline.asking import Verdict
+from orbiter.train.trajectory import TrajectoryItem
+
+QUESTION = (
+    "Judge the answer to the task by this rubric:\n{rubric}\n\nTask:\n{state}\n\nAnswer:\n{action}"
+    "\n\nGive a score between 0 (bad) and 1 (very good), and the reason in one sentence."
+)
+
+
+class Vote(msgspec.Struct):
+    """One answer of the judge."""
+
+    reason: str
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Ruling(NamedTuple):
+    """What the votes on one item come to."""
+
+    score: float | None
+    """Their median; None where no vote was usable."""
+    reason: str
+    """That of the vote next to the median."""
+    scores: Sequence[float]
+    """Every usable vote."""
+    agreement: float | None
+    """1 minus the mean difference between two votes; None with fewer than two."""
+    cost: float
+
+
+class Judge:
+    """Scores items by a rubric; votes are drawn as samples, so a cache keeps them apart."""
+
+    def __init__(self, model: ChatModel, rubric: str, *, votes: int = 1) -> None:
+        """Make a judge; the score is the median of `votes` answers."""
+        if not rubric.strip():
+            raise ConfigError("a judge needs a rubric to judge by, got an empty text")
+        if votes < 1:
+            raise ConfigError(f"votes must be at least 1, got {votes}")
+        self.model, self.rubric, self.votes = model, rubric, votes
+        self._agreements: list[float] = []
+
+    @property
+    def agreement(self) -> float | None:
+        """The mean agreement over all items judged so far; None before, or with one vote."""
+        return statistics.fmean(self._agreements) if self._agreements else None
+
+    async def __call__(self, item: TrajectoryItem) -> Verdict:
+        """Return the score, with the reason and, of several votes, what they were."""
+        ruling = await self.rule(item)
+        reason = ruling.reason
+        if self.votes > 1:
+            votes = " ".join(f"{score:g}" for score in ruling.scores) or "none usable"
+            reason = f"{reason} (votes: {votes})".strip()
+        return Verdict(ruling.score, reason, ruling.cost)
+
+    async def rule(self, item: TrajectoryItem) -> Ruling:
+        """Return what the votes on an item come to.
+
+        A vote that is no JSON of the right shape after the re-asks abstains.
+
+        Raises:
+            CallbackError: the model raised.
+        """
+        asked: list[Message] = [{"role": "user", "content": self._question(item)}]
+        cast = await map_bounded(
+            range(self.votes), lambda index: self._vote(asked, index), concurrency=self.votes
+        )
+        votes = [vote for vote, _ in cast if vote is not None]
+        cost = sum(cost for _, cost in cast)
+        if not votes:
+            return Ruling(None, "", (), None, cost)
+        scores = [vote.score for vote in votes]
+        median = statistics.median(scores)
+        reason = min(votes, key=lambda vote: abs(vote.score - median)).reason
+        agreement = agreement_of(scores)
+        if agreement is not None:
+            self._agreements.append(agreement)
+        return Ruling(median, reason, scores, agreement, cost)
+
+    async def _vote(self, asked: Sequence[Message], index: int) -> tuple[Vote | None, float]:
+        try:
+            found = await ask_for(sample_of(self.model, index), asked, Vote)
+        except UnfitAnswersError as error:
+            return None, error.cost
+        return found.value, found.cost
+
+    def _question(self, item: TrajectoryItem) -> str:
+        return QUESTION.format(rubric=self.rubric, state=item.state, action=item.action)
+
+
+def agreement_of(scores: Sequence[float]) -> float | None:
+    """Return 1 minus the mean difference between two of the scores; None for fewer than two."""
+    if len(scores) < 2:
+        return None
+    return 1 - statistics.fmean(abs(a - b) for a, b in combinations(scores, 2))

@@ -1,0 +1,194 @@
+"""Make candidates until exactly so many good ones are there, or say why not.
+
+    config = SynthesisConfig(target_size=1000, min_score=0.7, dedup_threshold=0.9)
+    pipeline = SynthesisPipeline(config=config, scorer=judge, run_dir="runs/questions")
+    result = await pipeline.add_step(my_synthesiser).run(seed_data)
+
+Left out: columns that depend on one another, validators by language, personas; a `DataSynthesiser`
+can be any of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+
+from orbiter.train.errors import ConfigError, StateError
+from orbiter.train.synthesis.journal import FileJournal, Journal, NoJournal
+from orbiter.train.synthesis.pipeline.asking import Desk, Scorer, Validator, item_of
+from orbiter.train.synthesis.pipeline.config import SynthesisConfig
+from orbiter.train.synthesis.pipeline.progress import Progress
+from orbiter.train.synthesis.pipeline.result import SynthesisResult
+from orbiter.train.synthesis.pipeline.run import Run
+from orbiter.train.synthesis.records import Records
+from orbiter.train.synthesis.synthesiser import DataSynthesiser
+from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
+
+
+class SynthesisPipeline:
+    """Rounds of generate, validate, score, drop repetitions, accept.
+
+    The steps form a chain: the first makes items, each later one gets what the one before it made
+    in `context.items`, and what the last one makes are the candidates. A round asks for as many as
+    the acceptance so far says are needed. The result is the same at any concurrency.
+
+    With `run_dir`, every answer is on disk before it is used. Run again in the same folder, a
+    killed run goes on where it was and asks nothing twice that was answered. Cancelling the task
+    raises `CancelledError` as everywhere; `stop()` and Ctrl-C end `run` with what was accepted and
+    the stop reason "cancelled".
+    """
+
+    def __init__(
+        self,
+        config: SynthesisConfig | None = None,
+        *,
+        scorer: Scorer | None = None,
+        validator: Validator | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        """Make a pipeline without steps.
+
+        Args:
+            config: What is to be reached; the defaults where it is None.
+            scorer: Called with every candidate that has no reward; its answer, a number or a
+                `Verdict`, becomes the reward. A plain function runs in a thread.
+            validator: Says whether a candidate is usable at all; a quick check.
+            run_dir: A folder for the journal; without one, a killed run is lost.
+            progress: Show a bar on stderr; None: when that is a terminal.
+        """
+        self.config = config or SynthesisConfig()
+        self.result: SynthesisResult | None = None
+        """What the last run ended with; here for whoever uses `stream`."""
+        self._scorer = scorer
+        self._validator = validator
+        self._run_dir = run_dir
+        self._progress = progress
+        self._steps: list[DataSynthesiser] = []
+        self._run: Run | None = None
+
+    def add_step(self, step: DataSynthesiser) -> SynthesisPipeline:
+        """Add a step to the end of the chain and return the pipeline.
+
+        Raises:
+            ConfigError: it is no `DataSynthesiser`, or its `generate` takes other arguments.
+        """
+        if not isinstance(step, DataSynthesiser):
+            raise ConfigError(
+                f"a step must be a DataSynthesiser, got {step!r:.80}; write a subclass with "
+                "async def generate(self, count, *, context=None)"
+            )
+        try:
+            inspect.signature(step.generate).bind(1, context=None)
+        except TypeError as error:
+            raise ConfigError(
+                f"{type(step).__name__}.generate must take (count, *, context=None): {error}"
+            ) from error
+        self._steps.append(step)
+        return self
+
+    async def run(
+        self,
+        seed_data: TrajectoryDataset
+        | Sequence[TrajectoryItem]
+        | Sequence[Mapping[str, object]] = (),
+    ) -> SynthesisResult:
+        """Run until `target_size` items are accepted or something else ends it.
+
+        Raises:
+            CallbackError: a step, the scorer or the validator raised; with `run_dir`, everything
+                answered before is kept.
+            ConfigError: there is no step, or `run_dir` belongs to a run with other settings.
+        """
+        with _ctrl_c_calls(self.stop):
+            async with contextlib.aclosing(self.stream(seed_data)) as items:
+                async for _ in items:
+                    pass
+        assert self.result is not None, "a stream that ends has set the result"
+        return self.result
+
+    async def stream(
+        self,
+        seed_data: TrajectoryDataset
+        | Sequence[TrajectoryItem]
+        | Sequence[Mapping[str, object]] = (),
+    ) -> AsyncGenerator[TrajectoryItem, None]:
+        """Yield every item when it is accepted; afterwards the ledger stands in `result`.
+
+        Leaving the loop early gives up what is under way; use `contextlib.aclosing` to have that
+        done at once.
+        """
+        self._run = run = self._begin(seed_data)
+        self.result = None
+        progress = Progress(self.config.target_size, shown=self._progress)
+        try:
+            async with contextlib.aclosing(run.items()) as items:
+                with progress:
+                    async for item in items:
+                        progress.update(run)
+                        yield item
+        finally:
+            run.desk.journal.close()
+            self.result, self._run = run.result(), None
+
+    def stop(self) -> None:
+        """End the run under way with what it has accepted; nothing happens where there is none."""
+        if self._run is not None:
+            self._run.stop()
+
+    def _begin(
+        self,
+        seed_data: TrajectoryDataset | Sequence[TrajectoryItem] | Sequence[Mapping[str, object]],
+    ) -> Run:
+        if not self._steps:
+            raise ConfigError("the pipeline has no step; add one with add_step(synthesiser)")
+        if self._run is not None:
+            raise StateError("this pipeline is running; stop() it, or make another one")
+        seeds = [item_of(row) for row in Records.of(seed_data).rows]
+        least = self.config.min_score
+        used = [s for s in seeds if least is None or s.reward is None or s.reward >= least]
+        journal = self._journal(seeds)
+        desk = Desk(
+            self.config, self._steps, used, journal, self._scorer, self._validator, journal.cost
+        )
+        return Run(desk, unused_seed_count=len(seeds) - len(used))
+
+    def _journal(self, seeds: Sequence[TrajectoryItem]) -> Journal:
+        if self._run_dir is None:
+            return NoJournal()
+        shaping = ("target_size", "min_score", "dedup_threshold", "unscored", "patience", "seed")
+        run: dict[str, object] = {name: getattr(self.config, name) for name in shaping}
+        run["batch_size"] = self.config.batch_size
+        run["max_candidates"] = self.config.most_candidates
+        run["scorer"] = self._scorer is not None
+        run["validator"] = self._validator is not None
+        run["steps"] = [step.fingerprint for step in self._steps]
+        ids = "".join(seed.id for seed in seeds)
+        run["seeds"] = hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
+        return FileJournal(self._run_dir, run)
+
+
+@contextlib.contextmanager
+def _ctrl_c_calls(stop: Callable[[], None]) -> Iterator[None]:
+    """While a run is under way the first Ctrl-C calls `stop`; a second one interrupts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signal handlers
+        return
+    loop = asyncio.get_running_loop()
+    former = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+
+    def handle(*_: object) -> None:
+        signal.signal(signal.SIGINT, former)
+        loop.call_soon_threadsafe(stop)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)

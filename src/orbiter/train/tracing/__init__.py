@@ -1,0 +1,1 @@
+"""Import of traces: OpenTelemetry, Langfuse and LangSmith spans become items."""

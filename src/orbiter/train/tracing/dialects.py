@@ -1,0 +1,212 @@
+"""What a model was told and what it said, in a span of any of the dialects that are about.
+
+    OpenTelemetry 1.37 and later   gen_ai.input.messages, gen_ai.output.messages: JSON with parts;
+                                   on the span, or on its event ...operation.details
+    pydantic-ai                    the same with `thinking`, `result`, arguments as text
+    OpenLLMetry, AgentOps          gen_ai.prompt.0.role ..., gen_ai.completion.0.role ...
+    OpenInference                  llm.input_messages.0.message.role ...
+    OpenTelemetry 1.28 to 1.36     an event a message: gen_ai.user.message, gen_ai.choice
+    Langfuse's SDK                 langfuse.observation.input, langfuse.observation.output
+                                   (OpenInference has input.value, output.value where no more)
+
+Left out: everything else about a call (`otel_facts.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from orbiter.train.chat.dialects import (
+    Message,
+    call_from,
+    message_from,
+    messages_from,
+    tools_from,
+)
+from orbiter.train.errors import DataError
+from orbiter.train.json_files.records import decode_json
+from orbiter.train.tracing.flat import (
+    Known,
+    openinference_chats,
+    openinference_tools,
+    openllmetry_chats,
+    openllmetry_tools,
+)
+from orbiter.train.tracing.span import Attributes, Event, Span
+from orbiter.train.trajectory import fields
+
+CHATS = 8
+"""Chats that may go on at the same time in a trace before one of them is read anew."""
+
+
+class Said(NamedTuple):
+    """What one call of a model holds."""
+
+    prompt: list[Message]
+    answers: list[Message]
+    """One a choice; none where the call failed."""
+    tools: list[Message] | None = None
+
+
+class Memory:
+    """What the earlier calls of a trace held, so that a chat that only grows is read once.
+
+    A message that several calls have is one object.
+    """
+
+    def __init__(self) -> None:
+        self.known: Known = {}
+        """What was read of attributes that hold a message each."""
+        self._chats: deque[tuple[str, list[Message]]] = deque(maxlen=CHATS)
+
+    def chat(self, text: str) -> list[Message]:
+        """Return the messages in a JSON array that may begin like one of the last ones.
+
+        Raises:
+            DataError: it is no JSON, or holds no messages.
+        """
+        begun, messages = "", list[Message]()
+        for chat in self._chats:
+            if len(chat[0]) > len(begun) and text.startswith(chat[0]):
+                begun, messages = chat
+        rest = text[len(begun) :] if messages else ""
+        if rest.startswith(","):
+            messages = messages + _as_messages(decode_json("[" + rest[1:]), "user")
+        elif rest != "]":
+            messages = _as_messages(decode_json(text), "user")
+        self._chats.appendleft((text.rstrip().removesuffix("]").rstrip(), messages))
+        return messages
+
+
+def said_in(span: Span, memory: Memory) -> Said | None:
+    """Return what a call of a model holds; None where its content was not recorded.
+
+    Args:
+        span: The call's.
+        memory: Of the trace.
+
+    Raises:
+        DataError: an attribute is not what its dialect has there; the message names it.
+    """
+    attributes, spread = span.attributes, span.spread
+    if "gen_ai.input.messages" in attributes or "gen_ai.output.messages" in attributes:
+        return _opentelemetry(attributes, memory)
+    if "gen_ai.prompt." in spread or "gen_ai.completion." in spread:
+        return Said(*openllmetry_chats(span, memory.known), openllmetry_tools(span))
+    if "llm.input_messages." in spread or "llm.output_messages." in spread:
+        return Said(*openinference_chats(span, memory.known), openinference_tools(span))
+    if "langfuse.observation.input" in attributes or "langfuse.observation.output" in attributes:
+        return _whole_values(attributes, "langfuse.observation.")
+    if "input.value" in attributes or "output.value" in attributes:
+        return _whole_values(attributes, "", ".value")
+    return _from_events(attributes, span.events)
+
+
+def _opentelemetry(attributes: Attributes, memory: Memory) -> Said:
+    prompt: list[Message] = []
+    if (system := _read(attributes, "gen_ai.system_instructions")) is not None:
+        parts = system if isinstance(system, list) else [system]
+        prompt += message_from({"role": "system", "parts": parts})
+    told = attributes.get("gen_ai.input.messages")
+    try:
+        prompt += memory.chat(told) if isinstance(told, str) else _as_messages(told, "user")
+    except DataError as error:
+        raise _named("gen_ai.input.messages", error) from error
+    said = _read(attributes, "gen_ai.output.messages")
+    try:
+        answers = _as_messages(said, "assistant")
+    except DataError as error:
+        raise _named("gen_ai.output.messages", error) from error
+    return Said(prompt, answers, tools_from(_read(attributes, "gen_ai.tool.definitions")))
+
+
+def _whole_values(attributes: Attributes, before: str, after: str = "") -> Said:
+    """Read a call whose input and output stand in one attribute each, in the vendor's own form."""
+    told = _read_if_json(attributes.get(f"{before}input{after}"))
+    tools = told.get("tools") if isinstance(told, dict) else None
+    answer = _read_if_json(attributes.get(f"{before}output{after}"))
+    return Said(messages_from(told), messages_from(answer, role="assistant"), tools_from(tools))
+
+
+def _from_events(attributes: Attributes, events: Sequence[Event]) -> Said | None:
+    prompt: list[Message] = []
+    answers: list[Message] = []
+    found = False
+    for event in events:
+        told = event.attributes
+        if event.name == "gen_ai.client.inference.operation.details":
+            return _opentelemetry({**attributes, **told}, Memory())
+        if event.name == "gen_ai.choice":
+            answers += _message_of_event(_read_if_json(told.get("message", told)), "assistant")
+        elif event.name in _MESSAGE_EVENTS:
+            prompt += _message_of_event(told, _MESSAGE_EVENTS[event.name])
+        elif event.name == "gen_ai.content.prompt":
+            prompt += messages_from(_read_if_json(told.get("gen_ai.prompt")))
+        elif event.name == "gen_ai.content.completion":
+            said = _read_if_json(told.get("gen_ai.completion"))
+            answers += messages_from(said, role="assistant")
+        else:
+            continue
+        found = True
+    tools = tools_from(_read(attributes, "gen_ai.tool.definitions"))
+    return Said(prompt, answers, tools) if found else None
+
+
+def _message_of_event(told: object, role: str) -> list[Message]:
+    if not isinstance(told, Mapping):
+        return messages_from(told, role=role)
+    given = {key: _read_if_json(value) for key, value in told.items() if key in _EVENT_FIELDS}
+    if isinstance(content := told.get("content"), str):
+        given["content"] = content
+    if role == "tool" and isinstance(identifier := told.get("id"), str):
+        given["tool_call_id"] = identifier
+    calls = given.get("tool_calls")
+    if isinstance(calls, list):
+        given["tool_calls"] = [call_from(call) for call in calls if isinstance(call, Mapping)]
+    return message_from(given, role=role)
+
+
+def _as_messages(given: object, role: str) -> list[Message]:
+    if given is None:
+        return []
+    if not isinstance(given, list) or not all(isinstance(message, dict) for message in given):
+        raise DataError(f"expected messages, got {fields.shown(given)}")
+    return [message for one in given for message in message_from(one, role=role)]
+
+
+def _read(attributes: Attributes, name: str) -> Any:  # noqa: ANN401 - any JSON
+    """Return an attribute that is JSON, written as text or nested in OTLP's own way."""
+    value = attributes.get(name)
+    if not isinstance(value, str):
+        return value
+    try:
+        return decode_json(value)
+    except DataError as error:
+        raise _named(name, error) from error
+
+
+def _named(attribute: str, error: DataError) -> DataError:
+    """Return an error that says which attribute is wrong."""
+    cut = "; was it cut at a limit for the length of attributes?" if "trunc" in str(error) else ""
+    return DataError(f"attribute {attribute!r}: {error}{cut}")
+
+
+def _read_if_json(value: object) -> Any:  # noqa: ANN401 - any JSON
+    """Return the object or array that a text is; any other text as it is."""
+    if not (isinstance(value, str) and value.lstrip()[:1] in {"{", "["}):
+        return value
+    try:
+        return decode_json(value)
+    except DataError:
+        return value
+
+
+_MESSAGE_EVENTS = {
+    "gen_ai.system.message": "system",
+    "gen_ai.user.message": "user",
+    "gen_ai.assistant.message": "assistant",
+    "gen_ai.tool.message": "tool",
+}
+_EVENT_FIELDS = frozenset({"role", "content", "tool_calls", "name", "refusal"})

@@ -1,0 +1,147 @@
+"""LangSmith's exports: runs, one a line or in an array, of its client or its bulk export.
+
+A run of type `llm` is an item, its trace the episode; means of `feedback_stats` are scores. Left
+out: runs whose inputs or outputs LangSmith keeps in a bucket of its own (`inputs_s3_urls`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orbiter.train.chat.dialects import as_text
+from orbiter.train.errors import DataError
+from orbiter.train.json_files.records import decode_json
+from orbiter.train.json_files.walk import objects_in
+from orbiter.train.tracing.rows import Row, items_from, nanoseconds_of, score_event
+from orbiter.train.tracing.span import Event, Span
+from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.trajectory.files import Source
+
+
+def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryItem]:
+    """Yield an item for each run of a language model.
+
+    Args:
+        source: The file.
+        reward: Key of the feedback that is the reward; unless given, the one named "reward", or
+            the only one.
+
+    Raises:
+        DataError: a run is wrong (unless the source skips what is), or there are none of a model.
+    """
+    rows = (Row(line, _spans(value, line)) for line, value in objects_in(source))
+    yield from items_from(source, rows, reward=reward, what="run of type llm with messages")
+
+
+def detect(head: bytes, path: Path) -> float:  # noqa: ARG001 - the content says it
+    """Say how sure it is that a file with this head is an export of LangSmith."""
+    return 0.95 if b'"run_type"' in head and b'"resourceSpans"' not in head else 0.0
+
+
+def _spans(value: Mapping[str, Any], line: int) -> Iterator[Span]:
+    """Yield the spans in one object of a file: a run and those below it, or a page of runs."""
+    if isinstance(page := value.get("runs"), list):
+        for run in page:
+            if not isinstance(run, Mapping):
+                raise DataError("field 'runs': expected a list of runs")
+            yield from _spans(run, line)
+        return
+    yield _span(value, line)
+    below = value.get("child_runs")
+    for run in below if isinstance(below, list) else ():
+        if isinstance(run, Mapping):
+            yield from _spans({"trace_id": value.get("trace_id"), **run}, line)
+
+
+def _span(run: Mapping[str, Any], line: int) -> Span:
+    kind = run.get("run_type")
+    if not isinstance(kind, str) or run.get("id") is None:
+        raise DataError("is no run: it has no run_type or no id")
+    error = run.get("error")
+    return Span(
+        str(run.get("trace_id") or ""),
+        str(run["id"]),
+        str(run.get("parent_run_id") or "") or None,
+        str(run.get("name") or ""),
+        nanoseconds_of(run.get("start_time")),
+        nanoseconds_of(run.get("end_time")),
+        _attributes(run, kind),
+        list(_feedback(_object(run, "feedback_stats"))),
+        as_text(error) if error else None,
+        line=line,
+    )
+
+
+def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return what a run says, under the names that spans have for it."""
+    extra = _object(run, "extra")
+    asked, about = dict(_object(extra, "invocation_params")), dict(_object(extra, "metadata"))
+    inputs, outputs = _object(run, "inputs"), _object(run, "outputs")
+    tools = asked.pop("tools", None) or inputs.get("tools")
+    told: dict[str, Any] = {
+        "openinference.span.kind": {"llm": "LLM", "tool": "TOOL"}.get(kind, kind),
+        "input.value": {**inputs, **({"tools": tools} if tools else {})} or None,
+        "output.value": outputs or None,
+        "tool_call.id": _tool_call_id(outputs) if kind == "tool" else None,
+        "tool.name": run.get("name") if kind == "tool" else None,
+        "gen_ai.response.model": about.pop("ls_model_name", None) or asked.get("model"),
+        "gen_ai.provider.name": about.pop("ls_provider", None),
+        "session.id": next((about.pop(key) for key in _THREADS if about.get(key)), None),
+        "gen_ai.agent.name": about.get("lc_agent_name"),
+        "gen_ai.usage.input_tokens": run.get("prompt_tokens"),
+        "gen_ai.usage.output_tokens": run.get("completion_tokens"),
+        "langsmith.total_cost": run.get("total_cost"),
+        "langsmith.session_id": run.get("session_id"),
+        "langsmith.reference_example_id": run.get("reference_example_id"),
+        "langsmith.tags": run.get("tags") or None,
+        "langsmith.metadata": about or None,
+        **{f"gen_ai.request.{name}": value for name, value in asked.items()},
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _tool_call_id(outputs: Mapping[str, Any]) -> str | None:
+    """Return the call that a tool's run answers, which LangChain tells in the message it made."""
+    message = outputs.get("output")
+    told = message if isinstance(message, Mapping) else {}
+    inner = told.get("kwargs", told.get("data", told))
+    found = inner.get("tool_call_id") if isinstance(inner, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
+def _feedback(stats: Mapping[str, Any]) -> Iterator[Event]:
+    for name, given in stats.items():
+        value = given.get("avg") if isinstance(given, Mapping) else given
+        if isinstance(value, int | float):
+            yield score_event({"name": name, "value": value})
+
+
+def _object(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return an object, which bulk exports have as JSON text."""
+    value = holder.get(name)
+    if isinstance(value, str) and value.strip():
+        value = decode_json(value)
+    if value is not None and not isinstance(value, Mapping):
+        return {"input" if name == "inputs" else "output": value}
+    return value or {}
+
+
+_THREADS = ("thread_id", "session_id", "conversation_id")
+
+NOT_FILLED = {
+    "metadata.agent_id",
+    "metadata.cached_tokens",
+    "metadata.dropped_attributes",
+    "metadata.error_type",
+    "metadata.instrumentation",
+    "metadata.invocation_parameters",
+    "metadata.reasoning_tokens",
+    "metadata.response_id",
+    "metadata.service",
+    "metadata.usage",
+    "metadata.user_id",
+    "metadata.workflow",
+}
+"""What spans say, and runs have no field for."""

@@ -1,0 +1,100 @@
+"""Rows of a tracing service's export into items: as spans, through the window of all traces.
+
+Left out: what a service's rows look like (`langfuse.py`, `langsmith.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from orbiter.train.errors import DataError
+from orbiter.train.tracing.span import Event, Span
+from orbiter.train.tracing.times import time_of
+from orbiter.train.tracing.traces import Counts, Traces
+from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.trajectory.files import Source
+
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One object of a file, and the spans in it."""
+
+    line: int
+    spans: Iterator[Span]
+
+
+def items_from(
+    source: Source, rows: Iterable[Row], *, reward: str | None, what: str
+) -> Iterator[TrajectoryItem]:
+    """Yield an item for each call of a model among the spans of rows.
+
+    Raises:
+        DataError: a row is wrong (unless the source skips what is), or there are no calls.
+    """
+    traces = Traces(source.refuse, reward=reward)
+    for row in rows:
+        while True:
+            try:
+                span = next(row.spans, None)
+            except (DataError, RecursionError) as error:
+                source.refuse(row.line, _reason(error), error)
+                break
+            if span is None:
+                break
+            yield from traces.add(span)
+    yield from traces.finish()
+    _check(source, traces.counts, what)
+
+
+def nanoseconds_of(text: object) -> int:
+    """Return an ISO time, or one in seconds or milliseconds since 1970, in nanoseconds; 0 for none.
+
+    Raises:
+        DataError: it is no time.
+    """
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        seconds = text / 1e3 if text > _MILLISECONDS else text
+        if not 0 <= seconds < _MILLISECONDS:
+            raise DataError(f"expected a time, got {str(text)[:40]}")
+        return round(seconds * 1e6) * 1000
+    return 0 if text in (None, "") else max(0, round((time_of(text) or 0) * 1e6) * 1000)
+
+
+def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> Event:
+    """Return a score as the event that OpenTelemetry has for it."""
+    value = given.get("value", given.get("score"))
+    told = {
+        "gen_ai.evaluation.name": given.get("name"),
+        "gen_ai.evaluation.score.value": value if isinstance(value, int | float) else None,
+        "gen_ai.evaluation.score.label": given.get("stringValue", given.get("string_value"))
+        or (value if isinstance(value, str) else None),
+        "gen_ai.evaluation.explanation": given.get("comment"),
+        "span_id": span_id,
+    }
+    found = {name: one for name, one in told.items() if one is not None}
+    return Event("gen_ai.evaluation.result", found)
+
+
+def _check(source: Source, counts: Counts, what: str) -> None:
+    if counts.calls == counts.silent:
+        raise DataError(f"{source.path}:1: holds no {what} among its {counts.spans} rows")
+    if left := counts.silent + counts.homeless:
+        log.warning(
+            "%s: %d calls without messages and %d scores or runs of tools without a call are left "
+            "out (%d in all)",
+            source.path,
+            counts.silent,
+            counts.homeless,
+            left,
+        )
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)
+
+
+_MILLISECONDS = 1e11
+"""What is above is no time in seconds of these five thousand years."""

@@ -1,0 +1,1 @@
+"""The same training job on verl's workers on a Ray cluster."""

@@ -1,0 +1,164 @@
+"""What a run on verl starts from: the model's files, and prompts that are known to fit.
+
+Left out: weights, unless a model exists in code only and must be written for verl to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orbiter.train.engine.models.gguf import SMOLLM2, ensure_smollm2
+from orbiter.train.engine.models.load import TINY, load_model
+from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
+from orbiter.train.engine.tasks import as_items, make_tasks
+from orbiter.train.errors import ConfigError, DataError, StorageError, require
+from orbiter.train.formats.verl_rows import prompt_of
+from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.verl.config import VeRLConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ModelFiles(NamedTuple):
+    """A model as verl loads it."""
+
+    path: str
+    """A folder, or a name on the hub."""
+    written: bool
+    """Whether the folder has yet to be written."""
+    tokenizer: PreTrainedTokenizerBase
+    context: int
+    """Tokens that the model can hold."""
+
+
+def model_files(name: str, folder: Path) -> ModelFiles:
+    """Find a model for verl; one that exists in code only goes to `folder`.
+
+    Raises:
+        StorageError: there is no such model.
+        ConfigError: its tokenizer has no chat template, which verl applies to every prompt.
+    """
+    if name == TINY:
+        found = ModelFiles(str(folder), True, tiny_tokenizer(), CONTEXT)
+    elif name == SMOLLM2:
+        found = _described(str(ensure_smollm2()[0]))
+    elif (Path(name).expanduser() / "adapter_config.json").is_file():
+        loaded = load_model(name, device="cpu")
+        context = loaded.model.config.max_position_embeddings
+        found = ModelFiles(str(folder), True, loaded.tokenizer, context)
+    else:
+        place = Path(name).expanduser()
+        found = _described(str(place.resolve()) if place.is_dir() else name)
+    if found.tokenizer.chat_template is None:
+        raise ConfigError(
+            f"the tokenizer of {name} has no chat template, and verl renders every prompt with it"
+        )
+    return found
+
+
+def _described(path: str) -> ModelFiles:
+    transformers = require("transformers", extra="train")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        described = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(f"cannot load a causal language model from {path}: {reason}") from error
+    return ModelFiles(path, False, tokenizer, described.max_position_embeddings)
+
+
+def write_model(name: str, files: ModelFiles) -> None:
+    """Write the weights of a model that exists in code only, unless they stand there already."""
+    if not files.written or (Path(files.path) / "config.json").is_file():
+        return
+    loaded = load_model(name, device="cpu")
+    loaded.model.save_pretrained(files.path)
+    loaded.tokenizer.save_pretrained(files.path)
+
+
+def describe_model(name: str, files: ModelFiles, folder: Path) -> str:
+    """Return where verl finds out what the model is, before its weights have to be anywhere.
+
+    verl reads a critic's configuration and tokenizer when it validates a plan; for a model that
+    is not written yet, both go to `folder`.
+    """
+    if not files.written or (Path(files.path) / "config.json").is_file():
+        return files.path
+    model = load_model(name, device="cpu").model
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    files.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Tasks whose prompts fit."""
+
+    items: list[TrajectoryItem]
+    held_out: list[TrajectoryItem]
+    longest: int
+    """Tokens of the longest prompt."""
+    system: str | None
+
+
+def make_prompts(
+    config: VeRLConfig, files: ModelFiles, dataset: object, held_out: object, system: str | None
+) -> Prompts:
+    """Choose the tasks that verl gets, by the length of their prompts in verl's own rendering.
+
+    Raises:
+        DataError: a prompt is too long and `on_long_prompt` is "error", or none is left.
+        ConfigError: prompt and response do not fit into the model's context.
+    """
+    room = _room(config, files)
+    encode = _encoder(files.tokenizer, system)
+
+    def fitting(given: object) -> tuple[list[TrajectoryItem], int]:
+        tasks = make_tasks(
+            as_items(given),
+            encode,
+            room=lambda item: room,  # noqa: ARG005 - the same for all
+            on_long_prompt=config.on_long_prompt,
+        )
+        return tasks.items, max(map(len, tasks.prompts))
+
+    items, longest = fitting(dataset)
+    others, longest_other = ([], 0) if held_out is None else fitting(held_out)
+    return Prompts(items=items, held_out=others, longest=max(longest, longest_other), system=system)
+
+
+def _room(config: VeRLConfig, files: ModelFiles) -> int:
+    room = files.context - config.max_response_length
+    wanted = room if config.max_prompt_length is None else config.max_prompt_length
+    if wanted > room or room < 1:
+        raise ConfigError(
+            f"max_prompt_length={wanted} + max_response_length={config.max_response_length} "
+            f"tokens, and the context of {config.model} holds {files.context}; lower one of them"
+        )
+    return wanted
+
+
+def _encoder(
+    tokenizer: PreTrainedTokenizerBase, system: str | None
+) -> Callable[[TrajectoryItem, int | None], list[int]]:
+    """Return what turns an item into the tokens that verl's agent loop will make of its row."""
+    errors = require("jinja2.exceptions", extra="train")
+
+    def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
+        turns: Sequence[Any] = prompt_of(item, system=system)
+        try:
+            text = tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=True
+            )
+        except errors.TemplateError as error:
+            roles = [turn["role"] for turn in turns]
+            raise DataError(f"the chat template refuses these turns ({roles}): {error}") from error
+        token_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return token_ids if longest is None else token_ids[-longest:]
+
+    return encode

@@ -1,0 +1,191 @@
+"""Asks verl about a plan: composes its configuration, validates it, and checks what it lets pass.
+
+    python -m orbiter.train.verl.cluster.inside.check < request.json
+
+The answer is one line of JSON on standard output, the last. Starts nothing, loads no model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from orbiter.train.errors import did_you_mean
+
+
+@dataclass(slots=True)
+class Answer:
+    """What was found."""
+
+    version: str | None = None
+    """Of verl; None where there is none."""
+    devices: int = 0
+    """GPUs that this interpreter sees."""
+    refusals: list[str] = field(default_factory=list[str])
+    """What is wrong with the plan; empty where nothing is."""
+    composed: dict[str, Any] = field(default_factory=dict[str, Any])
+    """verl's configuration with the overrides in it, a dotted key each."""
+    missing: dict[str, str] = field(default_factory=dict[str, str])
+    """For each module asked for that cannot be imported here, why."""
+
+
+def check(request: Mapping[str, Any]) -> Answer:
+    """Compose and check the overrides of a request, where this interpreter has a tested verl."""
+    answer = Answer()
+    try:
+        answer.version = version("verl")
+    except PackageNotFoundError:
+        return answer
+    if answer.version not in request["tested"]:
+        return answer
+    import torch
+
+    answer.devices = torch.cuda.device_count()
+    answer.missing = dict(_missing(request["modules"]))
+    known = _leaves(_config(["actor_rollout_ref.rollout.name=vllm"]), inner=True)
+    answer.refusals = list(_unknown_keys(request["overrides"], known))
+    if not answer.refusals:
+        _compose(answer, [*request["overrides"]])
+    if answer.composed:
+        answer.refusals += _no_numbers(answer.composed, known)
+    return answer
+
+
+def _missing(modules: list[str]) -> Iterator[tuple[str, str]]:
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module that breaks at import is as good as absent
+            yield name, f"{type(error).__name__}: {error}"
+
+
+def _config(overrides: list[str]) -> Any:
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module(config_module="verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=overrides)
+
+
+def _unknown_keys(overrides: list[str], known: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a refusal for every key that verl does not know, unless it is added with a "+"."""
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("~")
+        if not key.startswith("+") and key not in known:
+            yield (
+                f"verl has no key {key!r}{did_you_mean(key, known)}"
+                f" (a new key is added as '+{key}')"
+            )
+
+
+def _no_numbers(composed: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a refusal for every text where verl's own default is a number."""
+    for key, value in composed.items():
+        if isinstance(value, str) and isinstance(known.get(key), int | float):
+            yield f"{key} must be a number, got {value!r}"
+
+
+def _leaves(config: Any, prefix: str = "", *, inner: bool = False) -> dict[str, Any]:
+    """Return the values by dotted key; with `inner`, the sections too."""
+    from omegaconf import DictConfig, OmegaConf
+
+    found: dict[str, Any] = {}
+    for name in config:
+        value = OmegaConf.select(config, name, default=None, throw_on_missing=False)
+        key = f"{prefix}{name}"
+        if isinstance(value, DictConfig) and len(value):
+            found |= {key: None} if inner else {}
+            found |= _leaves(value, f"{key}.", inner=inner)
+        else:
+            found[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return found
+
+
+def _compose(answer: Answer, overrides: list[str]) -> None:
+    """Compose as verl would, let it validate, then look at what it does not."""
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    try:
+        config = _config(overrides)
+        OmegaConf.resolve(config)
+        with contextlib.redirect_stdout(sys.stderr):
+            validate_config(
+                config,
+                use_reference_policy=need_reference_policy(config),
+                use_critic=need_critic(config),
+            )
+    except Exception as error:
+        said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        answer.refusals = [f"verl refuses the configuration: {' '.join(said[:3])}"]
+        return
+    answer.composed = _leaves(config)
+    answer.refusals = [*_unknown_names(config), *_uneven_sizes(config, critic=need_critic(config))]
+
+
+def _unknown_names(config: Any) -> Iterator[str]:
+    """Yield a refusal for every name that verl looks up only once it runs."""
+    from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.workers.engine.base import EngineRegistry
+    from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+    importlib.import_module("verl.workers.engine")  # registers verl's engines
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    engines = EngineRegistry._engines["language_model"]
+    kinds = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "full")
+    choices = {
+        "algorithm.adv_estimator": (config.algorithm.adv_estimator, ADV_ESTIMATOR_REGISTRY),
+        "actor_rollout_ref.actor.strategy": (actor.strategy, engines),
+        "actor_rollout_ref.actor.policy_loss.loss_mode": (
+            actor.policy_loss.loss_mode,
+            POLICY_LOSS_REGISTRY,
+        ),
+        "actor_rollout_ref.actor.kl_loss_type": (actor.kl_loss_type.removesuffix("+"), kinds),
+        "algorithm.kl_penalty": (config.algorithm.kl_penalty.removesuffix("+"), kinds),
+        "actor_rollout_ref.rollout.name": (rollout.name, RolloutReplicaRegistry._registry),
+        "reward.reward_manager.name": (config.reward.reward_manager.name, REWARD_MANAGER),
+        "critic.strategy": (config.critic.strategy, engines),
+    }
+    for key, (name, known) in choices.items():
+        if name not in known:
+            names = sorted(str(getattr(each, "value", each)) for each in known)
+            hint = did_you_mean(str(name), names)
+            yield f"{key}={name} is unknown to verl{hint} (known: {', '.join(names)})"
+
+
+def _uneven_sizes(config: Any, *, critic: bool) -> Iterator[str]:
+    """Yield a refusal for every size that does not come out even."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    samples = config.data.train_batch_size * rollout.n
+    updated = actor.ppo_mini_batch_size * rollout.n
+    sizes = [("train_batch_size x rollout.n", samples, "GPUs", gpus)]
+    sizes += [("ppo_mini_batch_size x rollout.n", updated, "GPUs", gpus)]
+    sizes += [("train_batch_size", config.data.train_batch_size, "actor.ppo_mini_batch_size",
+               actor.ppo_mini_batch_size)]  # fmt: skip
+    sizes += [("GPUs", gpus, "rollout.tensor_model_parallel_size",
+               rollout.tensor_model_parallel_size)]  # fmt: skip
+    micro = [("actor.ppo_micro_batch_size_per_gpu", actor.use_dynamic_bsz,
+              actor.ppo_micro_batch_size_per_gpu, updated)]  # fmt: skip
+    micro += [("rollout.log_prob_micro_batch_size_per_gpu", rollout.log_prob_use_dynamic_bsz,
+               rollout.log_prob_micro_batch_size_per_gpu, samples)]  # fmt: skip
+    if critic:
+        micro += [("critic.ppo_micro_batch_size_per_gpu", config.critic.use_dynamic_bsz,
+                   config.critic.ppo_micro_batch_size_per_gpu, updated)]  # fmt: skip
+    for name, dynamic, size, whole in micro:
+        if not dynamic and size:
+            sizes += [(f"the samples of one GPU ({whole} / {gpus})", whole // gpus, name, size)]
+    for name, whole, part_name, part in sizes:
+        if not part or whole % part:
+            yield f"{part_name}={part} does not divide {name}={whole}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(asdict(check(json.load(sys.stdin))), default=str) + "\n")

@@ -1,0 +1,58 @@
+"""verl's replay buffer, which also says what each reward gave.
+
+verl 0.9.1 keeps what a reward function returns beside its score, and shows it for validation only.
+Its extension point `trainer.v1.sampler.custom_sampler` gives back metrics with every batch, which
+go to all of verl's loggers; this class fills them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from statistics import fmean, pstdev
+from typing import Any
+
+import transfer_queue
+from typing_extensions import override
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+from orbiter.train.verl.cluster.inside.reward import PREFIX
+
+POLL = "ORBITER_VERL_POLL_SECONDS"
+"""The variable that says how often to look whether a batch is whole; verl looks every 2 s."""
+
+
+class NamedRewards(ReplayBuffer):  # type: ignore[misc] # verl is untyped here
+    """Sampling as verl does it, with the mean of every reward among the metrics."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what verl gives."""
+        super().__init__(*args, **kwargs)
+        if POLL in os.environ:
+            self.poll_interval = float(os.environ[POLL])
+
+    @override
+    def sample(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:
+        """Return verl's batch and metrics, and what the rewards of the batch were."""
+        batch, metrics = super().sample(*args, **kwargs)
+        if batch.partition_id != "val" and batch.keys:
+            metrics = {**metrics, **reward_metrics(batch)}
+        return batch, metrics
+
+
+def reward_metrics(batch: Any) -> dict[str, float]:
+    """Return the spread of the total, the mean of every reward by name, and the faults."""
+    fields = ["rm_scores", "extra_fields"]
+    data = transfer_queue.kv_batch_get(
+        keys=batch.keys, partition_id=batch.partition_id, select_fields=fields
+    )
+    held: dict[str, list[float]] = defaultdict(list)
+    for entry in data["extra_fields"]:
+        extra = getattr(entry, "data", entry)
+        for name, value in extra.get("reward_extra_info", {}).items():
+            if name.startswith(PREFIX) or name == "reward_faults":
+                held[name].append(float(value))
+    totals = [float(score.sum()) for score in data["rm_scores"]]
+    faults = sum(held.pop("reward_faults", [0.0]))
+    means = {name: fmean(values) for name, values in held.items()}
+    return {**means, "reward_std": pstdev(totals), "reward_faults": faults}

@@ -1,0 +1,85 @@
+"""Submits a command to a Ray cluster as a job, prints its log, and stops it when told to end.
+
+    python -m orbiter.train.verl.cluster.inside.submit < request.json
+
+Whoever starts this process sees the job as a child: its lines on standard output, its end as an
+exit code, and SIGTERM or the end of standard input as the wish to stop it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
+STOPPING_SECONDS = 20
+"""How long a job may take to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to run, and where."""
+
+    address: str
+    submission_id: str
+    command: str
+    """For a shell on the cluster's head."""
+    environment: dict[str, str]
+    """Reaches every process of the job."""
+
+
+async def submit(request: Request) -> int:
+    """Run the job to its end; return 0 where it succeeded."""
+    client = JobSubmissionClient(request.address)
+    client.submit_job(
+        entrypoint=request.command,
+        submission_id=request.submission_id,
+        runtime_env={"env_vars": request.environment},
+    )
+    loop, log = asyncio.get_running_loop(), asyncio.create_task(_print_log(client, request))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, log.cancel)
+    loop.add_reader(sys.stdin.fileno(), _unless_ended, log)
+    try:
+        await log
+    except asyncio.CancelledError:
+        client.stop_job(request.submission_id)
+    return 0 if await _end(client, request) == JobStatus.SUCCEEDED else 1
+
+
+def _unless_ended(log: asyncio.Task[None]) -> None:
+    """End the job with whoever started this process, killed or not: the pipe between has closed."""
+    if not os.read(sys.stdin.fileno(), 1024):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        log.cancel()
+
+
+async def _print_log(client: JobSubmissionClient, request: Request) -> None:
+    async for lines in client.tail_job_logs(request.submission_id):
+        sys.stdout.write(lines)
+        sys.stdout.flush()
+
+
+async def _end(client: JobSubmissionClient, request: Request) -> JobStatus:
+    """Wait until the job has ended; its log ends a moment before."""
+    until = time.monotonic() + STOPPING_SECONDS
+    while (status := client.get_job_status(request.submission_id)) not in ENDED:
+        if time.monotonic() > until:
+            break
+        await asyncio.sleep(0.2)
+    sys.stdout.write(f"Ray job {request.submission_id} at {request.address}: {status}\n")
+    message = client.get_job_info(request.submission_id).message
+    sys.stdout.write(f"{message}\n" if status == JobStatus.FAILED and message else "")
+    sys.stdout.flush()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(submit(Request(**json.loads(sys.stdin.readline())))))

@@ -1,0 +1,79 @@
+"""verl's last checkpoint as a folder that everybody loads: whole weights, or the adapters alone.
+
+Left out: fusing adapters into their base, which verl's merger does not do and `save()` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from orbiter.train.engine.models.folder import staged_folder
+from orbiter.train.engine.session import work
+from orbiter.train.errors import TrainingError
+from orbiter.train.verl.cluster.layout import Layout
+from orbiter.train.verl.cluster.plan import interpreter
+from orbiter.train.verl.cluster.process import Child
+from orbiter.train.verl.config import VeRLConfig
+
+MERGER = "verl.model_merger"
+"""The module of verl's that merges."""
+MERGING_SECONDS = 3600.0
+"""How long that may take."""
+
+
+async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
+    """Merge the last checkpoint into `target`, wholly or not at all.
+
+    Raises:
+        TrainingError: there is no checkpoint, or verl cannot merge it; shows why.
+    """
+    number = last_checkpoint(layout.checkpoints)
+    if not number:
+        raise TrainingError(
+            f"the job left no checkpoint in {layout.checkpoints}; save_every= sets how often one "
+            "is written before the end"
+        )
+    source, merged = layout.checkpoints / f"global_step_{number}/actor", layout.folder / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    command = [interpreter(config), "-m", MERGER, "merge", "--backend", "fsdp"]
+    command += ["--local_dir", str(source), "--target_dir", str(merged)]
+    async with Child(
+        command, log=layout.folder / "merge.log", folder=layout.folder, environment=os.environ
+    ) as merger:
+        ended = await merger.wait(MERGING_SECONDS)
+    if not ended or merger.code:
+        raise TrainingError(f"verl cannot merge {source}:\n{merger.last_lines()}")
+    await work(_move, merged, target, config.model)
+    return target
+
+
+def last_checkpoint(folder: Path) -> int:
+    """Return the step of verl's last whole checkpoint; 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8"))
+    return 0
+
+
+def _move(merged: Path, target: Path, base: str) -> None:
+    """Put the merged model in its place; with LoRA the adapters, and the tokenizer beside them."""
+    adapter = merged / "lora_adapter"
+    with staged_folder(target) as staged:
+        if adapter.is_dir():
+            shutil.copytree(adapter, staged, dirs_exist_ok=True)
+            _name_base(staged / "adapter_config.json", base)
+            for file in [*merged.glob("tokenizer*"), *merged.glob("*.jinja")]:
+                shutil.copy(file, staged)
+        else:
+            shutil.copytree(merged, staged, dirs_exist_ok=True)
+    shutil.rmtree(merged)
+
+
+def _name_base(path: Path, base: str) -> None:
+    """Say in an adapter's description what it adapts; verl leaves that open."""
+    described = json.loads(path.read_text(encoding="utf-8"))
+    described |= {"base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
+    path.write_text(json.dumps(described, indent=2), encoding="utf-8")

@@ -1,0 +1,248 @@
+"""A run on verl before it starts: what would be set, written and taken, and whether verl agrees.
+
+Left out: starting it (`cluster.py`). Nothing here writes a file or loads a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orbiter.train.errors import ConfigError, MissingExtraError
+from orbiter.train.verl.cluster.layout import Layout, steps_per_epoch
+from orbiter.train.verl.cluster.overrides import as_arguments, make_overrides, save_frequency
+from orbiter.train.verl.cluster.process import ask
+from orbiter.train.verl.cluster.rewards import Shipped
+from orbiter.train.verl.cluster.versions import TESTED, install_command, untested
+from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
+
+ENTRY_POINT = "verl.trainer.main_ppo"
+"""The module of verl's that is run."""
+PLUGIN = "orbiter.train.verl.cluster.cpu.plugin"
+CHECKING_SECONDS = 300.0
+"""How long verl may take to compose its configuration; about ten seconds are usual."""
+POLL_SECONDS = 0.05
+"""How often a rehearsal's trainer looks for new samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run on verl: print it to read it."""
+
+    overrides: Mapping[str, object]
+    """Keys of verl's configuration with what they are set to."""
+    composed: Mapping[str, Any]
+    """verl's whole configuration with them in it, a dotted key each."""
+    files: Mapping[str, str]
+    """What would be written, and what it is."""
+    command: Sequence[str]
+    """What would be run."""
+    environment: Mapping[str, str]
+    """Variables that the job gets beside those that are there."""
+    nodes: int
+    gpus_per_node: int
+    device: str
+    """What the workers compute on: "cuda" or "cpu"."""
+    where: str
+    """Ray's job server, or "a local Ray"."""
+    steps: int
+    """Of the whole run."""
+    verl: str
+    """The version of verl."""
+    notes: Sequence[str] = ()
+    """What is not as the same config is on one machine."""
+
+    def __str__(self) -> str:
+        unit = "GPUs" if self.device == "cuda" else "CPU workers"
+        lines = [
+            f"verl {self.verl} on {self.where}: {self.nodes} x {self.gpus_per_node} {unit}, "
+            f"{self.steps} steps",
+            "overrides:",
+            *(f"  {argument}" for argument in as_arguments(self.overrides)),
+            "files:",
+            *(f"  {path}: {what}" for path, what in self.files.items()),
+            "environment:",
+            *(f"  {name}={value}" for name, value in self.environment.items()),
+            f"command: {shlex.join(self.command[:3])} <overrides>",
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+async def make_plan(
+    config: VeRLConfig, layout: Layout, rewards: Sequence[Shipped], *, described: str
+) -> Plan:
+    """Make the plan of a run and have verl compose and validate it.
+
+    `described` stands for the model while verl does: a folder with what it is, if not its weights.
+
+    Raises:
+        ConfigError: the plan cannot work; the message lists every reason.
+        MissingExtraError: the interpreter lacks verl; says what to install.
+    """
+    overrides = make_overrides(config, layout)
+    environment = job_environment(config, layout, rewards)
+    asked = {k: described if v == layout.model else v for k, v in overrides.items()}
+    request = {
+        "overrides": as_arguments(asked),
+        "tested": TESTED,
+        "modules": sorted({each.module for each in rewards if each.file is None}),
+    }
+    answer = await _ask_verl(config, environment, request)
+    refusals = [*_too_few(config, layout), *answer["refusals"], *_absent(rewards, answer)]
+    if config.device != "cpu" and config.ray_address is None:
+        refusals += _without_gpus(config, answer["devices"])
+    if refusals:
+        raise ConfigError("this run cannot work on verl: " + "; ".join(refusals))
+    command = [interpreter(config), "-m", ENTRY_POINT, *as_arguments(overrides)]
+    return Plan(
+        overrides=overrides,
+        composed={k: layout.model if v == described else v for k, v in answer["composed"].items()},
+        files=_files(layout, rewards),
+        command=command,
+        environment=environment,
+        nodes=config.nodes,
+        gpus_per_node=config.gpus_per_node,
+        device="cpu" if config.device == "cpu" else "cuda",
+        where=config.ray_address or "a local Ray",
+        steps=config.epochs * steps_per_epoch(config, layout.prompts),
+        verl=answer["version"],
+        notes=_notes(config, layout),
+    )
+
+
+def interpreter(config: VeRLConfig) -> str:
+    """Return the Python that verl is installed for."""
+    return sys.executable if config.verl_python is None else os.fspath(config.verl_python)
+
+
+def job_environment(
+    config: VeRLConfig, layout: Layout, rewards: Sequence[Shipped]
+) -> dict[str, str]:
+    """Return the variables that the job needs."""
+    roots = dict.fromkeys(shipped.root for shipped in rewards if shipped.root is not None)
+    made = {
+        "VERL_FILE_LOGGER_PATH": str(layout.metrics_file),
+        "HYDRA_FULL_ERROR": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if roots:
+        known = os.environ.get("PYTHONPATH")
+        made["PYTHONPATH"] = os.pathsep.join([*roots, *([known] if known else [])])
+    if config.device == "cpu":
+        made |= {
+            "VERL_USE_EXTERNAL_MODULES": PLUGIN,
+            "VERL_ENGINE_DEVICE": "cuda",
+            "ORBITER_VERL_POLL_SECONDS": str(POLL_SECONDS),
+            "OMP_NUM_THREADS": "1",
+            "RAY_memory_monitor_refresh_ms": "0",  # a laptop's memory is not all the run's
+            "RAY_prestart_worker_first_driver": "0",  # a worker a logical CPU, and none needed
+            "RAY_enable_worker_prestart": "0",
+        }
+    return made
+
+
+async def _ask_verl(
+    config: VeRLConfig, environment: Mapping[str, str], request: Mapping[str, object]
+) -> dict[str, Any]:
+    """Let the interpreter that has verl compose and check the overrides."""
+    python = interpreter(config)
+    try:
+        said = await ask(
+            [python, "-m", "orbiter.train.verl.cluster.inside.check"],
+            environment={**os.environ, **environment},
+            stdin=json.dumps(request, default=str),
+            seconds=CHECKING_SECONDS,
+        )
+    except OSError as error:
+        raise ConfigError(f"verl_python={python!r} cannot be run: {error.strerror}") from error
+    if said.code:
+        lines = said.errors.strip().splitlines() or ["no reason given"]
+        raise MissingExtraError(
+            f"{python} cannot check a plan for verl ({lines[-1]}); run: {install_command(python)}"
+        )
+    answer: dict[str, Any] = json.loads(said.output.splitlines()[-1])
+    if answer["version"] is None:
+        raise MissingExtraError(
+            f"verl is not installed for {python}; run: {install_command(python)}, or name the "
+            "interpreter that has it with verl_python="
+        )
+    if answer["version"] not in TESTED:
+        raise ConfigError(untested(answer["version"]))
+    return answer
+
+
+def _too_few(config: VeRLConfig, layout: Layout) -> list[str]:
+    if layout.prompts >= config.batch_size:
+        return []
+    return [
+        f"batch_size={config.batch_size} prompts a step, and there are {layout.prompts}: verl "
+        "leaves out an incomplete batch, so nothing would be left"
+    ]
+
+
+def _absent(rewards: Sequence[Shipped], answer: Mapping[str, Any]) -> list[str]:
+    return [
+        f"reward {each.name!r}: {each.module} cannot be imported by verl's interpreter "
+        f"({answer['missing'][each.module]})"
+        for each in rewards
+        if each.file is None and each.module in answer["missing"]
+    ]
+
+
+def _without_gpus(config: VeRLConfig, devices: int) -> list[str]:
+    if devices >= config.gpus_per_node:
+        return []
+    return [
+        f"gpus_per_node={config.gpus_per_node}, and this machine has {devices} GPUs; name a "
+        "cluster with ray_address=, or rehearse with device='cpu'"
+    ]
+
+
+def _files(layout: Layout, rewards: Sequence[Shipped]) -> dict[str, str]:
+    made = {layout.train_file: f"{layout.prompts} rows to train on"}
+    if layout.validates:
+        made[layout.held_out_file] = "rows to validate on"
+    made[layout.reward_file] = "the rewards, as verl calls them"
+    made |= {
+        layout.folder / str(each.file): f"source of reward {each.name!r}"
+        for each in rewards
+        if each.file is not None
+    }
+    made[layout.metrics_file] = "verl's metrics, a line a step"
+    made[layout.samples] = "what was sampled in the last step"
+    made[layout.checkpoints] = "verl's checkpoints"
+    made[layout.folder / "job.log"] = "everything that the job says"
+    made[layout.folder.parent / "final"] = "the trained model"
+    return {str(path): what for path, what in made.items()}
+
+
+def _notes(config: VeRLConfig, layout: Layout) -> list[str]:
+    """Say what the config means less, or otherwise, than on one machine."""
+    ppo = config.algorithm is VeRLAlgorithm.PPO
+    left = layout.prompts % config.batch_size
+    updates = config.ppo_epochs * (config.minibatch_size or 1)
+    said = {
+        f"{left} of {layout.prompts} prompts sit out each epoch, other ones each time: verl "
+        "leaves out an incomplete batch": left > 0,
+        "vf_coef is not used: verl's critic is a network of its own": ppo,
+        "warmup_steps counts verl's steps, and its first has learning rate 0": (
+            config.warmup_steps > 0
+        ),
+        f"a checkpoint every {save_frequency(config)} steps: verl saves behind whole steps": (
+            config.save_every > 0 and updates > 1
+        ),
+        "a prompt that is too long loses its first tokens, the mark of its turn included": (
+            config.on_long_prompt == "truncate-left"
+        ),
+        "the trained model is written in bfloat16, as verl's merger does": (
+            config.dtype == "float32"
+        ),
+    }
+    return [note for note, applies in said.items() if applies]
