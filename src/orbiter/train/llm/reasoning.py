@@ -51,8 +51,9 @@ def split_reasoning(text: str) -> SplitAnswer:
     kept: list[str] = []
     position = 0
     while block := _BLOCK.search(text, position):
-        content = next((c for c in _CONTENT.finditer(text, position) if c.end() > block.start()), 0)
-        if content and content.start() < block.start():
+        contents = _CONTENT.finditer(text, position)
+        content = next((c for c in contents if c.end() > block.start()), None)
+        if content is not None and content.start() < block.start():
             kept.append(text[position : content.end()])
             position = content.end()
             continue
@@ -71,7 +72,8 @@ def strip_reasoning(text: str) -> str:
 
 
 def _split_channels(text: str) -> SplitAnswer:
-    answers, reasoning = [], []
+    answers: list[str] = []
+    reasoning: list[str] = []
     for channel in _CHANNEL.finditer(text):
         content = _CHANNEL_END.sub("", channel[2])
         (answers if channel[1] == "final" else reasoning).append(content)
