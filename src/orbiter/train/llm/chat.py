@@ -7,7 +7,7 @@ scripted one in a test. There is no streaming: every caller here needs the whole
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from orbiter.train.errors import DataError, boundary
@@ -30,9 +30,9 @@ class Answer:
     """In the currency of the client's prices; 0 for an answer from the cache."""
     cached: bool = False
     """Taken from the response cache, and not paid for again."""
-    reasoning: str = ""
+    reasoning: str = field(default="", compare=False)
     """What the model thought before it answered, where it showed that; never part of `text`."""
-    finish_reason: str | None = None
+    finish_reason: str | None = field(default=None, compare=False)
     """Why the model stopped, in the endpoint's words: "length" means that `text` is cut off."""
 
 
