@@ -18,7 +18,7 @@ USER: dict[str, Any] = {"role": "user", "content": "Add"}
 
 
 async def ask(
-    session: LiveSession, messages: list[dict[str, Any]], **settings: Any
+    session: LiveSession, messages: list[dict[str, Any]], **settings: object
 ) -> dict[str, Any]:
     """Ask for a chat completion and return its body, with its status as `status`."""
     body = {"model": "gpt-any", "messages": messages} | settings
@@ -36,15 +36,17 @@ def teacher_forced(policy: Policy, prompt: list[int], drawn: list[int]) -> list[
     return [float(score) for score in scores[len(prompt) - 1 :]]
 
 
-async def play(session: LiveSession, *, turns: int = 3, **settings: Any) -> None:
+async def play(session: LiveSession, *, turns: int = 3, **settings: object) -> None:
     """Play an agent that answers every call with a number and asks on after any text."""
     messages: list[dict[str, Any]] = [dict(USER)]
     for number in range(turns):
         message = (await ask(session, messages, tools=[ADD], **settings))["choices"][0]["message"]
         messages.append({k: v for k, v in message.items() if v is not None})
-        for call in message.get("tool_calls") or ():
-            messages.append({"role": "tool", "tool_call_id": call["id"], "content": str(number)})
-        if not message.get("tool_calls"):
+        calls = message.get("tool_calls") or []
+        messages += [
+            {"role": "tool", "tool_call_id": call["id"], "content": str(number)} for call in calls
+        ]
+        if not calls:
             messages.append({"role": "user", "content": "And?"})
 
 
