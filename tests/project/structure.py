@@ -1,6 +1,6 @@
 """Facts about the source tree, read from its syntax: imports, cycles, lengths, comments.
 
-Run as a script with the folder of a package to print them: `python tests/project/structure.py src/orbiter/train`.
+Prints them as a script: `python tests/project/structure.py src/orbiter/train`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import sys
 import tokenize
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -117,40 +117,22 @@ def _module(path: Path, root: Path, package: str) -> str:
     return ".".join([package, *(parts[:-1] if parts[-1] == "__init__" else parts)])
 
 
-def _components(graph: Mapping[str, set[str]]) -> Iterator[set[str]]:
-    """Yield the strongly connected components of a graph (Tarjan 1972), without recursion."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    on_stack: set[str] = set()
-    for start in graph:
-        if start in index:
-            continue
-        work = [(start, iter(graph[start]))]
-        index[start] = low[start] = len(index)
-        stack.append(start)
-        on_stack.add(start)
-        while work:
-            node, successors = work[-1]
-            for successor in successors:
-                if successor not in index:
-                    index[successor] = low[successor] = len(index)
-                    stack.append(successor)
-                    on_stack.add(successor)
-                    work.append((successor, iter(graph[successor])))
-                    break
-                if successor in on_stack:
-                    low[node] = min(low[node], index[successor])
-            else:
-                work.pop()
-                if work:
-                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
-                if low[node] == index[node]:
-                    component: set[str] = set()
-                    while node not in component:
-                        component.add(stack.pop())
-                    on_stack -= component
-                    yield component
+def _components(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """Return the groups of nodes that reach each other; a node in no cycle is alone."""
+    reached = {node: _reached(graph, node) for node in graph}
+    together = {node: {n for n in reached[node] if node in reached[n]} | {node} for node in graph}
+    return list({min(group): group for group in together.values()}.values())
+
+
+def _reached(graph: Mapping[str, set[str]], start: str) -> set[str]:
+    reached: set[str] = set()
+    waiting = list(graph[start])
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += graph[node]
+    return reached
 
 
 def main(root: Path) -> None:
@@ -163,9 +145,8 @@ def main(root: Path) -> None:
     crowded = {folder: n for folder, n in tree.folder_sizes().items() if n > 25}
     print(f"folders of more than 25 files: {crowded or 'none'}")
     print(f"cycles: {len(tree.cycles())}, sizes {[len(c) for c in tree.cycles()]}")
-    print(
-        f"functions of more than 60 lines: {len(tree.long_functions(60))}, of more than 25: {len(tree.long_functions(25))}"
-    )
+    long, longish = len(tree.long_functions(60)), len(tree.long_functions(25))
+    print(f"functions of more than 60 lines: {long}, of more than 25: {longish}")
     print(f"comment lines: {tree.comment_share():.1%}")
     print(f"class names used more than once: {len(shared)}")
     for cycle in tree.cycles():
