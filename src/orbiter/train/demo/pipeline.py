@@ -70,7 +70,7 @@ class Run:
     requests: Mapping[str, ToolRequest]
     """By id."""
     state: State
-    trainer: ModelTrainer | None = field(default=None, init=False)
+    trainer: SFTTrainer | VeRLTrainer | None = field(default=None, init=False)
     """The training in progress, if there is one."""
     stopping: bool = field(default=False, init=False)
     """Whether the run was interrupted."""
@@ -98,7 +98,7 @@ class Run:
         if self.trainer is not None:
             self.trainer.stop()
 
-    async def train(self, trainer: ModelTrainer, data: Sequence[TrajectoryItem]) -> None:
+    async def train(self, trainer: SFTTrainer | VeRLTrainer, data: Sequence[TrajectoryItem]) -> None:
         """Run a training to its end.
 
         Raises:
