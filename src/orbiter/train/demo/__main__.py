@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shlex
 import signal
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.outcome import Outcome
-from orbiter.train.demo.pipeline import Run, open_run, run_demo
+from orbiter.train.demo.pipeline import open_run, run_demo
 from orbiter.train.demo.plan import QUICK, Plan
 from orbiter.train.demo.state import unfinished
 from orbiter.train.errors import TrainError
+from orbiter.train.interrupts import TwoStepInterrupt
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code that a shell expects of a process ended by Ctrl-C."""
-STOPPING = b"\nstopping after the current step; press Ctrl-C again to end the run at once\n"
-SHOW_CURSOR = b"\x1b[?25h"
-"""Progress bars hide it."""
+STOPPING = "stopping after the current step; press Ctrl-C again to end the run at once"
 RUNS = Path("runs")
 
 
@@ -97,31 +94,21 @@ async def _run(plan: Plan, folder: Path, account: Account) -> bool:
     run = open_run(plan, folder, account)
     loop, job = asyncio.get_running_loop(), asyncio.ensure_future(run_demo(run))
 
-    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - Python's signature
-        if run.stopping:
-            os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
-            os._exit(INTERRUPTED)
-        os.write(2, STOPPING)  # not through print, whose buffer the signal may have interrupted
-        _stop(run, job)
-        loop.call_soon_threadsafe(lambda: None)  # wakes the event loop
+    def stop() -> None:
+        run.stop()
+        if run.trainer is None:  # a training ends by itself, with a checkpoint
+            job.cancel()
+        loop.call_soon_threadsafe(lambda: None)  # wakes the loop, so that it sees the cancellation
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        await job
-    except (asyncio.CancelledError, TrainError):
-        # Ctrl-C also reaches a download's process; its failure is then no error to report.
-        if not run.stopping:
-            raise
-        return False
+    with TwoStepInterrupt(stop, first=STOPPING, second="ended"):
+        try:
+            await job
+        except (asyncio.CancelledError, TrainError):
+            # Ctrl-C also reaches a download's process; its failure is then no error to report.
+            if not run.stopping:
+                raise
+            return False
     return True
-
-
-def _stop(run: Run, job: asyncio.Future[Outcome]) -> None:
-    """Stop a training with a checkpoint, and cancel everything else."""
-    run.stop()
-    if run.trainer is None:
-        job.cancel()
 
 
 if __name__ == "__main__":

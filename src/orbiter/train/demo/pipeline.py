@@ -98,7 +98,9 @@ class Run:
         if self.trainer is not None:
             self.trainer.stop()
 
-    async def train(self, trainer: SFTTrainer | VeRLTrainer, data: Sequence[TrajectoryItem]) -> None:
+    async def train(
+        self, trainer: SFTTrainer | VeRLTrainer, data: Sequence[TrajectoryItem]
+    ) -> None:
         """Run a training to its end.
 
         Raises:
