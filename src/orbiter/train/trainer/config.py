@@ -109,3 +109,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+def whole(name: str, value: object, *, at_least: int) -> None:
+    """Refuse a setting that is no int or lies below `at_least`; see `checks.WholeNumber`."""
+    WholeNumber(at_least=at_least)(name, value)
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Refuse a setting that is no finite number or outside its limits; see `checks.Number`."""
+    Number(above=above, at_least=at_least, at_most=at_most)(name, value)
