@@ -10,10 +10,8 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError, boundary
-
-Message = Mapping[str, object]
-"""A chat message: `role` ("system", "user", "assistant", "tool") and `content`."""
 
 
 @dataclass(frozen=True, slots=True)

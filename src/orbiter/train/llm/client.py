@@ -19,10 +19,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError
 from orbiter.train.llm.budget import Budget
 from orbiter.train.llm.cache import Request, ResponseCache, request_of
-from orbiter.train.llm.chat import Answer, ChatModel, Message
+from orbiter.train.llm.chat import Answer, ChatModel
 from orbiter.train.llm.config import ClientConfig, Usage
 from orbiter.train.llm.failure import ChatError
 from orbiter.train.llm.gate import Gate

@@ -39,7 +39,7 @@ class RequestFailed(Exception):  # noqa: N818 - one request's end, which never l
         self.maybe_paid = maybe_paid
 
 
-class Message(msgspec.Struct):
+class ChoiceMessage(msgspec.Struct):
     """What the model wrote."""
 
     content: str | None = None
@@ -48,7 +48,7 @@ class Message(msgspec.Struct):
 class Choice(msgspec.Struct):
     """One answer."""
 
-    message: Message
+    message: ChoiceMessage
     finish_reason: str | None = None
 
 
@@ -179,7 +179,7 @@ class Wire:
             ) from None
         if finish is None:
             raise RequestFailed("the stream broke off", "connection", maybe_paid=True)
-        message = Message("".join(texts))
+        message = ChoiceMessage("".join(texts))
         tokens = usage and Tokens(usage.prompt_tokens, usage.completion_tokens)
         return msgspec.json.encode(Completion([Choice(message, finish)], tokens))
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import Call, parse_calls
 from orbiter.train.serve.reply import Choice, Drawn, Reply
 
@@ -41,7 +42,6 @@ ROLES: Mapping[str, str] = {
     "tool": "tool",
 }
 
-Message = dict[str, Any]
 MaxTokens = Annotated[int, Meta(ge=1)] | None
 
 
@@ -249,7 +249,7 @@ class Wording(NamedTuple):
 
     def _choice(self, choice: Choice) -> dict[str, object]:
         turn = as_turn(choice, self.request)
-        message: Message = {"role": "assistant", "content": turn.content, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": turn.content, "refusal": None}
         if turn.calls:
             message["tool_calls"] = [
                 wire_call(call, self.call_id(choice.index, place))

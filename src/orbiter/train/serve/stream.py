@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import settled
-from orbiter.train.serve.protocol import Message, Refusal, Wording, as_turn, usage, wire_call
+from orbiter.train.serve.protocol import Refusal, Wording, as_turn, usage, wire_call
 from orbiter.train.serve.reply import Choice, Reply
 
 DONE = b"data: [DONE]\n\n"
