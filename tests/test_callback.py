@@ -105,3 +105,42 @@ async def test_nothing_to_do_is_an_empty_list() -> None:
 async def test_a_stop_iteration_comes_out_instead_of_hanging() -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
         await call(next, iter(()), timeout_seconds=5)
+
+
+async def test_plain_functions_run_as_many_at_once_as_the_caller_allows() -> None:
+    together = threading.Barrier(32, timeout=20)
+
+    def meet(_item: int) -> bool:
+        together.wait()  # passes only when all 32 have arrived
+        return True
+
+    async def one(item: int) -> bool:
+        return await call(meet, item)
+
+    assert await map_bounded(range(32), one, concurrency=32) == [True] * 32
+
+
+def test_a_plain_function_that_never_returns_does_not_keep_asyncio_run_from_returning() -> None:
+    forever = threading.Event()
+    with pytest.raises(TimeoutError):
+        asyncio.run(call(forever.wait, timeout_seconds=0.02))
+    forever.set()
+
+
+async def test_functions_that_hang_take_no_thread_from_others() -> None:
+    forever = threading.Event()
+    for _ in range(40):
+        with pytest.raises(TimeoutError):
+            await call(forever.wait, timeout_seconds=0.001)
+    assert await call(len, "abc", timeout_seconds=20) == 3
+    forever.set()
+
+
+async def test_a_cancellation_raised_by_the_function_itself_is_a_cancellation() -> None:
+    async def cancelled(item: int) -> int:
+        if item == 2:
+            raise asyncio.CancelledError
+        return item
+
+    with pytest.raises(asyncio.CancelledError):
+        await map_bounded(range(5), cancelled, concurrency=2)

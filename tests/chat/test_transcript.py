@@ -124,7 +124,7 @@ def test_a_lone_user_message_is_its_bare_words_and_reads_back() -> None:
 
 def test_a_tools_answer_is_named_by_the_call_it_answers() -> None:
     made = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
-    chat = [
+    chat: list[dict[str, Any]] = [
         {"role": "assistant", "content": None, "tool_calls": [made]},
         {"role": "tool", "tool_call_id": "c", "content": "5"},
     ]

@@ -16,6 +16,7 @@ from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
+from orbiter.train.callback import in_thread
 from orbiter.train.errors import CallbackError, ConfigError
 
 C = TypeVar("C")
@@ -69,7 +70,7 @@ class InProcess(Generic[C, R]):
         async with self._free:
             worker = self._idle.pop() if self._idle else _start(self._fn)
             try:
-                answer = await asyncio.to_thread(_ask, worker, candidate)
+                answer = await in_thread(_ask, worker, candidate)
             except BaseException:
                 _kill(worker)
                 raise

@@ -1,4 +1,4 @@
-"""Asking a language model: one Protocol for all of them, here or behind an endpoint."""
+"""Language models behind one protocol: on this machine or behind an endpoint."""
 
 from orbiter.train.chat.message import Message
 from orbiter.train.llm.chat import Answer, ChatModel, Sampling, ask, name_of, sample_of
@@ -6,6 +6,7 @@ from orbiter.train.llm.client import RemoteChatModel
 from orbiter.train.llm.config import ClientConfig, Price, Usage
 from orbiter.train.llm.failure import BudgetError, ChatError
 from orbiter.train.llm.local import LocalChatModel
+from orbiter.train.llm.reasoning import SplitAnswer, split_reasoning, strip_reasoning
 from orbiter.train.llm.structured import Structured, UnfitAnswersError, ask_for
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Price",
     "RemoteChatModel",
     "Sampling",
+    "SplitAnswer",
     "Structured",
     "UnfitAnswersError",
     "Usage",
@@ -26,4 +28,6 @@ __all__ = [
     "ask_for",
     "name_of",
     "sample_of",
+    "split_reasoning",
+    "strip_reasoning",
 ]

@@ -1,4 +1,4 @@
-"""A budget that cannot be passed: a request is sent only when its worst case still fits."""
+"""A budget that cannot be exceeded: a request is sent only when its worst case still fits."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from orbiter.train.llm.failure import BudgetError
 
 
 class Budget:
-    """Money spent, and money that requests under way may still cost."""
+    """Money spent, and money that requests in flight may still cost."""
 
     def __init__(self, limit: float | None, *, spent: float = 0.0) -> None:
-        """Begin with what was spent before; `limit` None never stops anybody."""
+        """Begin with what was spent before; a `limit` of None allows everything."""
         self.limit = math.inf if limit is None else limit
         self.spent = spent
         self._reserved: list[float] = []
+        self.bind()
+
+    def bind(self) -> None:
+        """Serve the running event loop from now on."""
         self._settled = asyncio.Event()
 
     async def reserve(self, most: float) -> None:
-        """Set `most` aside; while it does not fit, wait for what is under way to cost less.
+        """Set `most` aside; while it does not fit, wait for requests in flight to cost less.
 
         Raises:
-            BudgetError: it does not fit, and nothing is under way that could make room.
+            BudgetError: it does not fit, and no request in flight could make room.
         """
         while self.spent + math.fsum(self._reserved) + most > self.limit:
             if not self._reserved:
@@ -35,7 +39,7 @@ class Budget:
         self._reserved.append(most)
 
     def settle(self, most: float, cost: float) -> None:
-        """Give back what was set aside, and count what it did cost."""
+        """Release a reservation of `most` and record the actual `cost`."""
         self._reserved.remove(most)
         self.spent += cost
         self._settled.set()

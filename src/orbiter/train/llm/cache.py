@@ -1,7 +1,7 @@
-"""Answers that were paid for, in one SQLite file: committed one by one, as they came.
+"""Keeps paid-for answers in one SQLite file, each committed before it is used.
 
-What is kept is the body of the response, byte for byte; texts, token counts and values are read out
-of it anew each time, so a better parser never makes an answer worthless. Left out: expiry.
+The body of the response is kept byte for byte. Texts, token counts and values are parsed from it
+anew each time, so that a better parser also improves old answers. Answers never expire.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ CREATE TABLE IF NOT EXISTS response (
 
 
 class Request(NamedTuple):
-    """One thing to be asked."""
+    """A request as the cache knows it."""
 
     body: bytes
     """Model, messages, parameters, schema and sample index as JSON."""
     key: bytes
-    """Its name: the same in every process."""
+    """Its cache key, the same in every process."""
 
 
 def request_of(
@@ -43,10 +43,10 @@ def request_of(
     schema: Mapping[str, object] | None,
     index: int,
 ) -> Request:
-    """Return a request under its name.
+    """Return a request with its cache key.
 
     Raises:
-        DataError: something in it is no JSON.
+        DataError: the messages or the parameters are not JSON.
     """
     asked = {
         "model": model,
@@ -72,22 +72,29 @@ class ResponseCache:
             StorageError: it cannot be opened, or is no such file.
         """
         self.path = Path(path)
+        self._db: sqlite3.Connection | None = self._open()
+
+    def _open(self) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            # A second event loop may run in another thread; calls never overlap.
+            db = sqlite3.connect(
+                self.path, timeout=30, isolation_level=None, check_same_thread=False
+            )
+            db.execute("PRAGMA journal_mode=WAL")
             # In WAL mode, NORMAL loses nothing when a process dies; only a power cut can cost
             # the last answers.
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.execute(_SCHEMA)
-            self._db.execute("SELECT key, model, request, raw, cost, created FROM response LIMIT 0")
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(_SCHEMA)
+            db.execute("SELECT key, model, request, raw, cost, created FROM response LIMIT 0")
         except (OSError, sqlite3.Error) as error:
             raise StorageError(f"cannot open the response cache {self.path}: {error}") from error
+        return db
 
     def get(self, request: Request) -> bytes | None:
         """Return the body of the response to `request`, or None."""
-        found = self._run("SELECT raw FROM response WHERE key = ?", (request.key,)).fetchone()
-        return None if found is None else bytes(found[0])
+        row = self._run("SELECT raw FROM response WHERE key = ?", (request.key,)).fetchone()
+        return None if row is None else bytes(row[0])
 
     def put(self, request: Request, raw: bytes, *, model: str, cost: float) -> None:
         """Keep a response; when this returns it outlives the process."""
@@ -103,10 +110,13 @@ class ResponseCache:
         return int(self._run("SELECT count(*) FROM response", ()).fetchone()[0])
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._db.close()
+        """Close the file; the next use opens it again."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
 
     def _run(self, statement: str, values: tuple[object, ...]) -> sqlite3.Cursor:
+        self._db = self._db or self._open()
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:

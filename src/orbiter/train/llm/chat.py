@@ -1,32 +1,37 @@
-"""What asking a language model means here: messages in, an answer out, and nothing about whose.
+"""The interface of a language model: messages in, an answer out.
 
 Any async callable from messages to a text or an `Answer` is a model: a remote one, a local one, a
-scripted one in a test. Left out: streaming; what asks here wants the whole answer.
+scripted one in a test. There is no streaming: every caller here needs the whole answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError, boundary
+from orbiter.train.llm.reasoning import split_reasoning
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answered, and what that took."""
+    """A model's answer with its tokens and its cost."""
 
     text: str
     prompt_tokens: int | None = None
-    """Tokens read; None where the model did not say."""
+    """Tokens of the prompt; None if the model did not report them."""
     completion_tokens: int | None = None
-    """Tokens written; None where the model did not say."""
+    """Tokens of the answer; None if the model did not report them."""
     cost: float = 0.0
-    """In the currency of the client's prices; 0 for what was taken from the cache."""
+    """In the currency of the client's prices; 0 for an answer from the cache."""
     cached: bool = False
     """Taken from the response cache, and not paid for again."""
+    reasoning: str = field(default="", compare=False)
+    """What the model thought before it answered, where it showed that; never part of `text`."""
+    finish_reason: str | None = field(default=None, compare=False)
+    """Why the model stopped, in the endpoint's words: "length" means that `text` is cut off."""
 
 
 class ChatModel(Protocol):
@@ -38,7 +43,7 @@ class ChatModel(Protocol):
 
 @runtime_checkable
 class Sampling(Protocol):
-    """A model that tells repeated answers to the same messages apart, as one with a cache must."""
+    """A model that can give several different answers to the same messages, even with a cache."""
 
     def sample(self, index: int) -> ChatModel:
         """Return the model whose answers are the `index`-th sample, from 0."""
@@ -46,7 +51,7 @@ class Sampling(Protocol):
 
 @runtime_checkable
 class Shaping(Protocol):
-    """A model whose server can hold answers to a JSON schema."""
+    """A model whose server can constrain answers to a JSON schema."""
 
     def shaped(self, schema: Mapping[str, object]) -> ChatModel:
         """Return the model that answers with JSON of this schema."""
@@ -54,15 +59,15 @@ class Shaping(Protocol):
 
 @runtime_checkable
 class Named(Protocol):
-    """A model that says what it is called."""
+    """A model that has a name."""
 
     @property
     def name(self) -> str:
-        """What tells its answers from those of another model."""
+        """Name that identifies the model in journals and messages."""
 
 
 def name_of(model: ChatModel) -> str:
-    """Return what a model is called; its type where it does not say."""
+    """Return a model's name, or the name of its type if it has none."""
     return model.name if isinstance(model, Named) else type(model).__qualname__
 
 
@@ -72,16 +77,23 @@ def sample_of(model: ChatModel, index: int) -> ChatModel:
 
 
 async def ask(model: ChatModel, messages: Sequence[Message]) -> Answer:
-    """Ask a model of any kind; a plain text becomes an `Answer`.
+    """Ask a model of any kind; return its answer with the reasoning split off.
 
     Raises:
         CallbackError: the model raised.
-        DataError: it answered with something that is no text.
+        DataError: it returned something that is no text.
     """
     with boundary("the language model"):
         answer = await model(messages)
     if isinstance(answer, str):
-        return Answer(answer)
-    if not isinstance(answer, Answer):
-        raise DataError(f"the language model answered with {type(answer).__name__}, not a text")
-    return answer
+        answer = Answer(answer)
+    if not isinstance(answer, Answer) or not isinstance(answer.text, str):
+        raise DataError(
+            f"the language model returned {type(answer).__name__}; it must return a str or an "
+            "Answer with a str as text"
+        )
+    split = split_reasoning(answer.text)
+    if split.text == answer.text:
+        return answer
+    reasoning = "\n\n".join(part for part in (answer.reasoning, split.reasoning) if part)
+    return replace(answer, text=split.text, reasoning=reasoning)

@@ -1,46 +1,56 @@
-"""A model behind an OpenAI-compatible endpoint: paced, cached, counted, never waited for in vain.
+"""A model behind an OpenAI-compatible endpoint: rate-limited, cached, metered, bounded waiting.
 
     config = ClientConfig(model="qwen3-32b", base_url="http://127.0.0.1:8000/v1")
     async with RemoteChatModel(config, cache="answers.sqlite") as model:
         answer = await model([{"role": "user", "content": "What is a monad?"}])
 
 Every call ends: with an answer, with a `ChatError` that says why there is none, or with a
-`BudgetError`. Left out: tools, images and several choices a request.
+`BudgetError`. Tools, images and several choices in one request are not supported.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakValueDictionary
 
 from orbiter.train.chat.message import Message
-from orbiter.train.errors import ConfigError
+from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.llm.budget import Budget
 from orbiter.train.llm.cache import Request, ResponseCache, request_of
 from orbiter.train.llm.chat import Answer, ChatModel
 from orbiter.train.llm.config import ClientConfig, Usage
 from orbiter.train.llm.failure import ChatError
 from orbiter.train.llm.gate import Gate
-from orbiter.train.llm.wire import Completion, RequestFailed, Tokens, Wire, read_completion
+from orbiter.train.llm.wire import (
+    SCHEMA_STATUS,
+    Completion,
+    RequestFailed,
+    Wire,
+    read_completion,
+)
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 20.0
-"""Seconds before the second attempt at most, doubled each time; the moment is drawn at random."""
+"""Longest pause before the second attempt in seconds, doubled each time; drawn at random."""
 TOKENS_A_MESSAGE = 16
-"""More than what a chat template puts around a message."""
+"""More tokens than any chat template puts around a message."""
+
+_LOG = logging.getLogger(__name__)
 
 Schema = Mapping[str, object]
 
 
 class RemoteChatModel:
-    """A `ChatModel` behind an endpoint; used by any number of tasks of one event loop at once.
+    """A `ChatModel` behind an endpoint; any number of tasks of one event loop may use it at once.
 
-    Without a cache every call is paid for. With one, the same messages are the same answer, in
+    Without a cache every call is paid for. With one, the same messages get the same answer, in
     this process and the next; `sample(1)`, `sample(2)`, ... are the further ones.
     """
 
@@ -51,10 +61,10 @@ class RemoteChatModel:
         api_key: str | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Connect to nothing yet.
+        """Set up; the first call connects.
 
         Args:
-            config: Whom to ask.
+            config: The endpoint, and how to ask it.
             api_key: None: the environment's OPENAI_API_KEY, where `base_url` is None.
             cache: A file for the answers.
 
@@ -66,14 +76,19 @@ class RemoteChatModel:
             raise ConfigError("there is no API key: set OPENAI_API_KEY, or pass api_key=")
         self.config = config
         self.usage = Usage()
-        """What was done so far, in this process."""
-        self._wire = Wire(config, api_key)
+        """What was used so far, in this process."""
+        self._open_wire = partial(Wire, config, api_key)
+        # Opened here, so that a missing package is an early error.
+        self._wire: Wire | None = self._open_wire()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._cache = None if cache is None else ResponseCache(cache)
         self._gate = Gate(concurrency=config.concurrency, give_up_seconds=config.give_up_seconds)
         spent = self._cache.cost if self._cache is not None and config.budget is not None else 0.0
         self._budget = Budget(config.budget, spent=spent)
         self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
-        self._jitter = random.Random()  # when to try again, nothing of the data
+        self._takes_schema = True
+        """Whether the endpoint takes `response_format`, as far as we know."""
+        self._jitter = random.Random()  # decides when to retry, never anything in the data
 
     @property
     def name(self) -> str:
@@ -85,7 +100,7 @@ class RemoteChatModel:
 
         Raises:
             ChatError: there is none; `kind` names the reason.
-            BudgetError: asking could have passed the budget.
+            BudgetError: asking could have exceeded the budget.
         """
         return await self.answer(messages, index=0, schema=None)
 
@@ -94,29 +109,36 @@ class RemoteChatModel:
         return _Sample(self, index, None)
 
     def shaped(self, schema: Schema) -> ChatModel:
-        """Return the model that is told to answer with JSON of this schema."""
+        """Return the model that asks the endpoint for JSON of this schema.
+
+        An endpoint that refuses a schema is asked without one from then on, so the messages should
+        state the schema too (`ask_for` does).
+        """
         return _Sample(self, 0, schema)
 
     async def answer(
         self, messages: Sequence[Message], *, index: int, schema: Schema | None
     ) -> Answer:
-        """Return one answer, from the cache where it is there."""
+        """Return one answer, from the cache if it is there."""
+        self._bind()
         parameters = self.config.parameters
         request = request_of(self.config.model, messages, parameters, schema=schema, index=index)
         if self._cache is None:
             return await self._ask(request, messages, schema)
-        # Two tasks that ask the same at once pay once: the second one finds the first one's answer.
+        # Two tasks that ask the same at once pay once: the second finds the first one's answer.
         lock = self._asking.setdefault(request.key, asyncio.Lock())
         async with lock:
             raw = self._cache.get(request)
             if raw is None:
                 return await self._ask(request, messages, schema)
         self.usage.cached += 1
-        return _as_answer(read_completion(raw), cost=0.0, cached=True)
+        return _as_answer(_read_cached(raw), cost=0.0, cached=True)
 
     async def close(self) -> None:
-        """Close the connections and the cache."""
-        await self._wire.close()
+        """Close the connections and the cache; a later call opens them again."""
+        if self._wire is not None:
+            wire, self._wire = self._wire, None
+            await wire.close()
         if self._cache is not None:
             self._cache.close()
 
@@ -126,41 +148,90 @@ class RemoteChatModel:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def _bind(self) -> Wire:
+        """Return the connections of the running event loop; a new loop gets new ones."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                self._wire = None  # the former loop's sockets are of no use here
+            self._loop = loop
+            self._gate.bind()
+            self._budget.bind()
+            self._asking = WeakValueDictionary()
+        if self._wire is None:
+            self._wire = self._open_wire()
+        return self._wire
+
     async def _ask(
         self, request: Request, messages: Sequence[Message], schema: Schema | None
     ) -> Answer:
         """Try until there is an answer or no sense in trying."""
-        extra = self._extra(schema)
         waiting_since, failures = time.monotonic(), 0
+        with_schema = schema if self._takes_schema else None
         while True:
             try:
-                return await self._attempt(request, messages, extra, waiting_since)
+                answer = await self._attempt(request, messages, with_schema, waiting_since)
             except RequestFailed as failure:
+                if with_schema is not None and (
+                    failure.about_schema or failure.status in SCHEMA_STATUS
+                ):
+                    # Perhaps it is the schema that the endpoint refuses: ask once without it.
+                    with_schema = None
+                    if failure.about_schema:
+                        self._forget_schemas(str(failure))
+                    continue
                 if failure.kind == "rate_limit":
                     continue  # the gate holds us as long as the endpoint wants
                 failures += 1
-                if failure.kind == "refused" or failures >= self.config.attempts:
-                    times = f"after {failures} requests: " if failures > 1 else ""
-                    raise ChatError(
-                        f"{self.config.model}: {times}{failure}", kind=failure.kind
-                    ) from None
-                backoff = min(FIRST_BACKOFF * 2**failures, LONGEST_BACKOFF)
-                await asyncio.sleep(
-                    max(failure.retry_after or 0.0, self._jitter.uniform(0.0, backoff))
-                )
+                await self._pause(failure, failures, waiting_since)
+            else:
+                if schema is not None and with_schema is None:
+                    self._forget_schemas("the request passed only without response_format")
+                return answer
+
+    def _forget_schemas(self, reason: str) -> None:
+        """Send no schema to this endpoint any more, and log that once."""
+        if self._takes_schema:
+            self._takes_schema = False
+            _LOG.warning(
+                "%s: the endpoint refuses response_format (%s); from now on the JSON schema is "
+                "stated in the messages only",
+                self.config.model,
+                reason,
+            )
+
+    async def _pause(self, failure: RequestFailed, failures: int, waiting_since: float) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            ChatError: no further attempt makes sense, or it would begin too late.
+        """
+        name = f"{self.config.model}: {f'after {failures} requests: ' if failures > 1 else ''}"
+        if failure.kind == "refused" or failures >= self.config.attempts:
+            raise ChatError(f"{name}{failure}", kind=failure.kind) from None
+        backoff = min(FIRST_BACKOFF * 2**failures, LONGEST_BACKOFF)
+        wait = max(failure.retry_after or 0.0, self._jitter.uniform(0.0, backoff))
+        if wait > self._gate.patience(waiting_since):
+            asks = f" (it asks to wait {wait:.0f} s)" if failure.retry_after else ""
+            raise ChatError(
+                f"{name}{failure}{asks}; given up because the endpoint would answer nobody for "
+                f"{self.config.give_up_seconds:g} seconds (give_up_seconds)",
+                kind=failure.kind,
+            ) from None
+        await asyncio.sleep(wait)
 
     async def _attempt(
         self,
         request: Request,
         messages: Sequence[Message],
-        extra: Mapping[str, object],
+        schema: Schema | None,
         waiting_since: float,
     ) -> Answer:
-        """Send one request when it is its turn, and keep what came of it."""
+        """Send one request when it is its turn, and record what it cost."""
         async with self._reserved(request) as bill, self._gate.turn(waiting_since) as sent_at:
             self.usage.requests += 1
             try:
-                raw = await self._wire.send(messages, extra)
+                raw = await self._send(messages, self._extra(schema), waiting_since)
                 completion = read_completion(raw)
             except RequestFailed as failure:
                 self._note(failure, sent_at, bill)
@@ -174,9 +245,39 @@ class RemoteChatModel:
                 self._cache.put(request, raw, model=self.config.model, cost=bill.cost)
             return self._counted(completion, bill.cost)
 
+    async def _send(
+        self, messages: Sequence[Message], extra: Mapping[str, object], waiting_since: float
+    ) -> bytes:
+        """Send a request; end it once the endpoint has answered nobody for `give_up_seconds`."""
+        wire, gate = self._bind(), self._gate
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def check() -> None:
+            nonlocal timer
+            patience = gate.patience(waiting_since)  # grows when another call is answered
+            if patience > 0:
+                timer = loop.call_later(patience, check)
+            else:
+                limit.reschedule(loop.time())
+
+        try:
+            async with asyncio.timeout(None) as limit:
+                check()
+                return await wire.send(messages, extra, alive=gate.alive)
+        except TimeoutError:
+            raise RequestFailed(
+                f"nothing came in {self.config.give_up_seconds:g} s (give_up_seconds)",
+                "timeout",
+                maybe_paid=True,
+            ) from None
+        finally:
+            if timer is not None:
+                timer.cancel()
+
     @contextlib.asynccontextmanager
     async def _reserved(self, request: Request) -> AsyncIterator[_Bill]:
-        """Set aside the most that a request can cost, and settle what it did."""
+        """Reserve the most that a request can cost, and settle its actual cost."""
         bill = _Bill(self._most(request))
         await self._budget.reserve(bill.most)
         try:
@@ -187,7 +288,7 @@ class RemoteChatModel:
             self._budget.settle(bill.most, bill.cost + bill.unsure)
 
     def _most(self, request: Request) -> float:
-        """Bound what a request can cost: a token stands for at least one byte."""
+        """Return the most that a request can cost: every token is at least one byte."""
         price, most_tokens = self.config.price, self.config.most_tokens
         if price is None:
             return 0.0
@@ -195,13 +296,13 @@ class RemoteChatModel:
         return price.of(read, most_tokens or 0)
 
     def _cost(self, completion: Completion, most: float) -> float:
-        """Return what an answer cost; the most it can have cost where the endpoint counts not."""
-        price, tokens = self.config.price, completion.usage
+        """Return what an answer cost, or the most it can have cost if no tokens are reported."""
+        price = self.config.price
         if price is None:
             return 0.0
-        if tokens is None or tokens.prompt_tokens is None or tokens.completion_tokens is None:
+        if completion.prompt_tokens is None or completion.completion_tokens is None:
             return most
-        return price.of(tokens.prompt_tokens, tokens.completion_tokens)
+        return price.of(completion.prompt_tokens, completion.completion_tokens)
 
     def _note(self, failure: RequestFailed, sent_at: float, bill: _Bill) -> None:
         if failure.kind == "rate_limit":
@@ -232,7 +333,7 @@ class RemoteChatModel:
 
 @dataclass(slots=True)
 class _Bill:
-    """What one request may cost, and what it did."""
+    """The cost of one request, before and after."""
 
     most: float
     cost: float = 0.0
@@ -241,7 +342,7 @@ class _Bill:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One of several answers to the same messages, in a shape or without one."""
+    """The model, asked for a given sample and perhaps for a schema."""
 
     model: RemoteChatModel
     index: int
@@ -262,11 +363,19 @@ class _Sample:
 
 
 def _as_answer(completion: Completion, *, cost: float, cached: bool) -> Answer:
-    tokens = completion.usage or Tokens()
     return Answer(
         completion.text,
-        prompt_tokens=tokens.prompt_tokens,
-        completion_tokens=tokens.completion_tokens,
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
         cost=cost,
         cached=cached,
+        reasoning=completion.reasoning,
+        finish_reason=completion.finish_reason,
     )
+
+
+def _read_cached(raw: bytes) -> Completion:
+    try:
+        return read_completion(raw)
+    except RequestFailed as failure:
+        raise StorageError(f"the response cache holds an answer that is none: {failure}") from None

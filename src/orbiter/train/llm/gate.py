@@ -1,6 +1,6 @@
-"""The way to an endpoint: how many at once, how fast, and not at all while it is down.
+"""Admits requests to one endpoint: how many at once, how fast, and none while it is down.
 
-Whoever waits here has not failed: no attempt is counted, no time limit of a request runs. Only an
+Waiting here is no failure: no attempt is counted and no time limit of a request runs. Only an
 endpoint that answers nobody for `give_up_seconds` ends the waiting.
 """
 
@@ -16,15 +16,15 @@ from orbiter.train.llm.failure import ChatError, FailureKind
 from orbiter.train.llm.pacing import Pacer
 
 FAILURES_TO_OPEN = 10
-"""Requests that fail in a row until the circuit is broken."""
+"""Failed requests in a row that open the circuit breaker."""
 FIRST_COOLDOWN, LONGEST_COOLDOWN = 0.5, 30.0
-"""Seconds until one request tries whether the endpoint is back; doubled while it is not."""
+"""Seconds until one request probes whether the endpoint is back; doubled while it is not."""
 PROBE_POLL = 0.05
-"""Seconds between two looks at whether the one that tries has come back."""
+"""Seconds between two checks whether the probe has returned."""
 
 
 class Breaker:
-    """A circuit breaker: after many failures in a row nobody asks, then one tries for all."""
+    """A circuit breaker: after many failures in a row, one request probes for all the others."""
 
     def __init__(self) -> None:
         """Begin closed: requests pass."""
@@ -35,27 +35,27 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether the circuit is broken."""
+        """Whether requests are held back."""
         return self._failures >= FAILURES_TO_OPEN
 
     def delay(self, now: float) -> float:
-        """Return for how many seconds the next request must wait; 0 or less: it may go."""
+        """Return the seconds that the next request must wait; 0 or less: it may go."""
         if not self.open:
             return 0.0
         return PROBE_POLL if self._probing else self._retry_at - now
 
     def sent(self) -> bool:
-        """Take note that a request goes now; say whether it is the one that tries for all."""
+        """Record that a request is sent now; return whether it is the probe."""
         probes = self.open
         self._probing = self._probing or probes
         return probes
 
     def succeeded(self) -> None:
-        """Close the circuit."""
+        """Close the breaker."""
         self._failures, self._cooldown, self._probing = 0, FIRST_COOLDOWN, False
 
     def failed(self, now: float) -> None:
-        """Count a failure; the last one too many breaks the circuit."""
+        """Count a failure, which may open the breaker."""
         was_probing, self._probing = self._probing, False
         self._failures += 1
         if self._failures == FAILURES_TO_OPEN or was_probing:
@@ -63,7 +63,7 @@ class Breaker:
             self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN)
 
     def left(self) -> None:
-        """Take note that the one that tried has ended, whatever it found."""
+        """Record that the probe has ended, whatever its outcome."""
         self._probing = False
 
 
@@ -75,54 +75,96 @@ class Gate:
         self.pacer = Pacer()
         self.breaker = Breaker()
         self.give_up_seconds = give_up_seconds
-        self._slots = asyncio.Semaphore(concurrency)
-        self._door = asyncio.Lock()
+        self._concurrency = concurrency
         self._answered_at = -math.inf
         self._trouble: FailureKind = "rate_limit"
+        self.bind()
+
+    def bind(self) -> None:
+        """Serve the running event loop from now on; what is known about the endpoint is kept."""
+        self._slots = asyncio.Semaphore(self._concurrency)
+        self._door = asyncio.Lock()
+        self.breaker.left()  # the probe belonged to the former loop
 
     @asynccontextmanager
     async def turn(self, waiting_since: float) -> AsyncIterator[float]:
         """Wait for a turn and hold it; gives the time at which it began.
 
         Raises:
-            ChatError: the endpoint has answered nobody for too long.
+            ChatError: the endpoint has answered nobody for `give_up_seconds`.
         """
-        async with self._slots:
-            async with self._door:
+        slots, door = self._slots, self._door
+        await self._acquire(slots, waiting_since)
+        try:
+            await self._acquire(door, waiting_since)
+            try:
                 while (delay := self._delay(waiting_since)) > 0:  # noqa: ASYNC110 - time decides
                     await asyncio.sleep(delay)
                 now = time.monotonic()
                 self.pacer.sent(now)
                 probes = self.breaker.sent()
+            finally:
+                door.release()
             try:
                 yield now
             finally:
                 if probes:
                     self.breaker.left()
+        finally:
+            slots.release()
+
+    def patience(self, waiting_since: float) -> float:
+        """Return for how many more seconds the endpoint may be silent; 0 or less: give up."""
+        return max(waiting_since, self._answered_at) + self.give_up_seconds - time.monotonic()
+
+    def alive(self) -> None:
+        """Record a sign of life: the endpoint is working on an answer."""
+        self._answered_at = time.monotonic()
 
     def answered(self) -> None:
-        """Take note of an answer, whatever it was worth: the endpoint is there."""
-        self._answered_at = time.monotonic()
+        """Record a response of any quality: the endpoint is there."""
+        self.alive()
         self.breaker.succeeded()
 
     def failed(self, kind: FailureKind) -> None:
-        """Take note of a request that failed for a reason that may concern all."""
+        """Record a failure whose reason may concern all requests."""
         self._trouble = kind
         self.breaker.failed(time.monotonic())
 
     def rate_limited(self, sent_at: float, retry_after: float | None) -> None:
-        """Take note of a 429."""
+        """Record a 429; a pause longer than `give_up_seconds` is cut, so that later calls try."""
         self._trouble = "rate_limit"
+        if retry_after is not None:
+            retry_after = min(retry_after, self.give_up_seconds)
         self.pacer.refused(sent_at, time.monotonic(), retry_after)
+
+    async def _acquire(self, lock: asyncio.Semaphore | asyncio.Lock, waiting_since: float) -> None:
+        """Acquire a lock, unless the endpoint is silent for too long meanwhile."""
+        if not lock.locked():
+            await lock.acquire()
+            return
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, self.patience(waiting_since))):
+                    await lock.acquire()
+                return
+            except TimeoutError:
+                if self.patience(waiting_since) <= 0:
+                    raise self._given_up() from None
 
     def _delay(self, waiting_since: float) -> float:
         now = time.monotonic()
         delay = max(self.pacer.delay(now), self.breaker.delay(now))
-        patience = max(waiting_since, self._answered_at) + self.give_up_seconds - now
-        if delay > 0 and patience <= 0:
-            raise ChatError(
-                f"the endpoint has answered nobody for {self.give_up_seconds:g} seconds; the last "
-                f"trouble was: {self._trouble}",
-                kind=self._trouble,
-            )
-        return min(delay, patience) if delay > 0 else 0.0
+        if delay <= 0:
+            return 0.0
+        patience = self.patience(waiting_since)
+        if patience <= 0:
+            raise self._given_up()
+        return min(delay, patience)
+
+    def _given_up(self) -> ChatError:
+        return ChatError(
+            f"the endpoint has answered nobody for {self.give_up_seconds:g} seconds; the last "
+            f"failure was: {self._trouble}",
+            kind=self._trouble,
+        )

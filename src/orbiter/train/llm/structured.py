@@ -1,4 +1,4 @@
-"""An answer that is a value: asked for as JSON, checked, and asked for again with the objection.
+"""Asks for an answer as JSON of a given type, checks it, and asks again with the objection.
 
     @dataclass
     class Verdict:
@@ -8,14 +8,15 @@
     found = await ask_for(model, messages, Verdict)
 
 The shape is any type that msgspec knows: a dataclass, a TypedDict, list[str], with limits through
-`msgspec.Meta`. The server is told the schema where it can hold to it; every answer is checked here
-all the same. Left out: grammars for local models.
+`msgspec.Meta`. An endpoint that can constrain answers to a schema gets it; every answer is checked
+here all the same. Local models are not constrained by a grammar.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -23,30 +24,36 @@ import msgspec
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.llm.chat import ChatModel, Shaping, ask
+from orbiter.train.llm.reasoning import strip_reasoning
 
 T = TypeVar("T")
 
 MOST_REASKS = 2
-"""Further questions after an answer that does not fit."""
+"""Further questions after answers that do not fit."""
+
+MOST_FAILURES = 5_000
+"""Brackets tried that begin no JSON; a long broken answer is given up after that many."""
 
 _FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+_OPENING = re.compile(r"[{\[]")
+_READER = json.JSONDecoder()
 
 
 class UnfitAnswersError(DataError):
-    """No answer fitted the shape, and asking has cost something all the same."""
+    """No answer fitted the type; asking cost something all the same."""
 
     def __init__(self, message: str, *, cost: float) -> None:
-        """Say what was wrong with the last one, and what all of them have cost."""
+        """State what was wrong with the last answer, and the cost of all of them."""
         super().__init__(message)
         self.cost = cost
 
 
 class Structured(NamedTuple, Generic[T]):
-    """A value that a model gave, and what that took."""
+    """A value that a model answered with, and what that took."""
 
     value: T
     text: str
-    """The answer that held it."""
+    """The answer that contained it."""
     reasks: int
     """Answers before it that did not fit."""
     cost: float
@@ -87,34 +94,68 @@ def schema_of(shape: Any) -> dict[str, object]:  # noqa: ANN401 - any type that 
 
 
 def value_in(text: str, shape: type[T]) -> T:
-    """Return the value that an answer holds, whatever stands around its JSON.
+    """Return the last complete JSON value in an answer that fits the type.
+
+    It may stand anywhere: alone, in a code fence, in a sentence, inside another value. Reasoning is
+    not looked at. A value inside another one counts only if no outer value fits.
 
     Raises:
-        DataError: there is no JSON in it, or none of this shape.
+        DataError: there is no JSON in the answer, or none that fits.
     """
-    objection = "there is no JSON in the answer"
-    for candidate in _candidates(text):
+    answer = strip_reasoning(text).strip()
+    objection = ""
+    for candidate in _candidates(answer):
         try:
             return msgspec.json.decode(candidate.encode("utf-8", "replace"), type=shape)
         except msgspec.ValidationError as error:
-            objection = f"the JSON does not fit: {error}"
-        except msgspec.DecodeError:
+            # The whole answer may be a broken value that is also of the wrong type.
+            if not objection and (candidate is not answer or _is_json(answer)):
+                objection = f"the JSON does not fit: {error}"
+        except (msgspec.DecodeError, RecursionError):
             continue
-    raise DataError(objection)
+    raise DataError(objection or "there is no JSON in the answer")
 
 
-def _candidates(text: str) -> list[str]:
-    """Return what may be the JSON: all of it, a code fence, the outermost braces or brackets."""
-    found = [text.strip(), *(inside.strip() for inside in _FENCED.findall(text))]
-    for opening, closing in ("{}", "[]"):
-        first, last = text.find(opening), text.rfind(closing)
-        if 0 <= first < last:
-            found.append(text[first : last + 1])
-    return found
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text.encode("utf-8", "replace"))
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def _candidates(answer: str) -> Iterator[str]:
+    """Yield what may be the JSON, in the order of preference."""
+    yield answer
+    outer = list(_json_values(answer))
+    for value in reversed(outer):
+        yield value
+    for block in reversed(_FENCED.findall(answer)):
+        yield block.strip()  # a bare number or text, which stands out only by its fence
+    for value in reversed(outer):
+        inner = list(_json_values(value[1:-1]))
+        while inner:
+            last = inner.pop()
+            yield last
+            inner.extend(_json_values(last[1:-1]))
+
+
+def _json_values(text: str) -> Iterator[str]:
+    """Yield the complete objects and arrays in a text, the outermost ones only."""
+    position, failures = 0, 0
+    while (opening := _OPENING.search(text, position)) and failures < MOST_FAILURES:
+        start = opening.start()
+        try:
+            _, end = _READER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            position, failures = start + 1, failures + 1
+        else:
+            yield text[start:end]
+            position = end
 
 
 def _with_schema(messages: Sequence[Message], schema: Mapping[str, object]) -> list[Message]:
-    """Add the schema to the last turn: not every server can be told, and no model minds."""
+    """Add the schema to the last turn: many servers cannot enforce one, and no model minds."""
     text = msgspec.json.encode(schema).decode()
     *before, last = messages
     asked = f"{last.get('content')}\n\nAnswer with JSON alone, of this schema: {text}"

@@ -1,24 +1,44 @@
-"""One request to an OpenAI-compatible endpoint, through the `openai` package, and what came back.
+"""Sends one request to an OpenAI-compatible endpoint and reads the response.
 
-The package's own retries are off. Left out: whether there is another try, which is `client.py`.
+The `openai` package sends it, with its own retries switched off: `client.py` decides about another
+try. Endpoints differ in what they send back, so a response is read leniently: content in parts,
+reasoning in a field beside the text, chunks without a delta, errors in a body with status 200.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from orbiter.train.errors import require
+from orbiter.train.errors import ConfigError, require
 from orbiter.train.llm.config import ClientConfig
 from orbiter.train.llm.failure import FailureKind
+from orbiter.train.llm.reasoning import split_reasoning
 
-_QUOTA = "insufficient_quota"
-"""The code of a 429 that waiting does not cure."""
+_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+"""Codes of a 429 that waiting does not cure."""
 _RETRIED_STATUS = frozenset({408, 409, 425})
+_MASKED_FROM = 4
+"""Shorter keys are placeholders ("x", "no"), and masking them would garble every message."""
+_PLACEHOLDERS = re.compile(
+    r"(sk-)?(no|none|null|nil|empty|dummy|fake|test(ing)?|local(host)?|ollama|lm.?studio|vllm|llama"
+    r"|(your.|my.)?(api.?)?(key|token|secret)|(no|not)?.?(needed|required|used|key)|unused|change.?me"
+    r"|placeholder|anything|whatever|model|openai|default|no.key.required|token-abc123|x+|\*+)",
+    re.IGNORECASE,
+)
+"""Keys that people set where an endpoint asks for none; they are words, not secrets."""
+SCHEMA_STATUS = frozenset({400, 404, 405, 406, 415, 422})
+"""With these, an endpoint may refuse a request for its JSON schema without saying so."""
+_ABOUT_SCHEMA = re.compile(r"response_format|json_schema|schema|structured|grammar|guided", re.I)
+
+Json = Any
 
 
 class RequestFailed(Exception):  # noqa: N818 - one request's end, which never leaves this package
@@ -31,47 +51,29 @@ class RequestFailed(Exception):  # noqa: N818 - one request's end, which never l
         *,
         retry_after: float | None = None,
         maybe_paid: bool = False,
+        about_schema: bool = False,
+        status: int | None = None,
     ) -> None:
-        """Say what happened; `maybe_paid` where the endpoint may have worked all the same."""
+        """Describe the failure; `maybe_paid` if the endpoint may charge for it all the same."""
         super().__init__(message)
         self.kind: FailureKind = kind
         self.retry_after = retry_after
         self.maybe_paid = maybe_paid
+        self.about_schema = about_schema
+        """The message complains about the JSON schema of the request."""
+        self.status = status
+        """The HTTP status, if it is the failure."""
 
 
-class ChoiceMessage(msgspec.Struct):
-    """What the model wrote."""
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The parts of a chat completion that are used here."""
 
-    content: str | None = None
-
-
-class Choice(msgspec.Struct):
-    """One answer."""
-
-    message: ChoiceMessage
+    text: str
+    reasoning: str = ""
     finish_reason: str | None = None
-
-
-class Tokens(msgspec.Struct):
-    """What an answer took."""
-
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-
-
-class Completion(msgspec.Struct):
-    """The parts of a chat completion that are read here."""
-
-    choices: list[Choice]
-    usage: Tokens | None = None
-
-    @property
-    def text(self) -> str:
-        """The first answer's text."""
-        return self.choices[0].message.content or ""
-
-
-_DECODER = msgspec.json.Decoder(Completion)
 
 
 def read_completion(raw: bytes) -> Completion:
@@ -81,68 +83,190 @@ def read_completion(raw: bytes) -> Completion:
         RequestFailed: it is no chat completion, or one without an answer.
     """
     try:
-        completion = _DECODER.decode(raw)
+        body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestFailed(
-            f"the response is no chat completion ({error}): {raw[:120]!r}",
-            "answer",
-            maybe_paid=True,
-        ) from None
-    if not completion.choices or completion.choices[0].message.content is None:
-        reason = completion.choices[0].finish_reason if completion.choices else "no choices"
-        raise RequestFailed(f"the response holds no text ({reason})", "answer", maybe_paid=True)
-    return completion
+        raise _unreadable(f"the response is no chat completion ({error}): {raw[:120]!r}") from None
+    choices = _field(body, "choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        raise _of_error_body(body) or _unreadable(
+            f"the response holds no choices: {raw[:120].decode('utf-8', 'replace')}"
+        )
+    message = _field(choice, "message")
+    message = message if isinstance(message, dict) else {"content": choice.get("text")}
+    said = _read_message(message)
+    finish = choice.get("finish_reason")
+    if said.text is None:
+        raise _without_text(message, finish, said.reasoning)
+    if not said.text and finish == "content_filter":
+        raise _refused("the endpoint's content filter removed the answer")
+    split = split_reasoning(said.text)
+    usage = _field(body, "usage")
+    return Completion(
+        split.text,
+        "\n\n".join(part for part in (said.reasoning, split.reasoning) if part),
+        finish if isinstance(finish, str) else None,
+        _count(_field(usage, "prompt_tokens")),
+        _count(_field(usage, "completion_tokens")),
+    )
+
+
+@dataclass(slots=True)
+class _Said:
+    """What a message, or the deltas of a stream, hold so far."""
+
+    text: str | None = None
+    """None: no text at all, which differs from an empty one."""
+    reasoning: str = ""
+
+    def add(self, message: Json) -> None:
+        """Take in a message or a delta."""
+        self.add_content(_field(message, "content"))
+        for name in ("reasoning_content", "reasoning", "thinking"):
+            value = _field(message, name)
+            if isinstance(value, str) and value:
+                self.reasoning += value
+                break  # some endpoints send the same reasoning under two names
+
+    def add_content(self, content: Json) -> None:
+        """Take in content: a text, a part, or a list of parts."""
+        if isinstance(content, str):
+            self.text = (self.text or "") + content
+        elif isinstance(content, list):
+            for part in content:
+                self.add_content(part)
+        elif isinstance(content, dict):
+            thought = content.get("thinking") or content.get("reasoning")
+            if thought or "think" in str(content.get("type")) or content.get("type") == "reasoning":
+                inner = _Said()
+                inner.add_content(thought or content.get("text"))
+                self.reasoning += inner.text or ""
+                return
+            text = content.get("text")
+            self.add_content(text.get("value") if isinstance(text, dict) else text)
+
+
+def _read_message(message: Json) -> _Said:
+    said = _Said()
+    said.add(message)
+    said.reasoning = said.reasoning.strip()
+    return said
+
+
+def _without_text(message: Mapping[str, Json], finish: Json, reasoning: str) -> RequestFailed:
+    refusal = message.get("refusal")
+    if isinstance(refusal, str) and refusal:
+        return _refused(f"the model refused: {refusal[:200]}")
+    if finish == "content_filter":
+        return _refused("the endpoint's content filter removed the answer")
+    if reasoning and finish == "length":
+        return _unreadable(
+            "the response holds reasoning but no answer: it was cut off (finish_reason 'length'); "
+            "raise max_tokens"
+        )
+    return _unreadable(f"the response holds no text (finish_reason {finish!r})")
+
+
+def _of_error_body(body: Json) -> RequestFailed | None:
+    """Return the error that a body with status 200 carries, as some gateways send it."""
+    error = _field(body, "error")
+    if not error:
+        return None
+    message = _field(error, "message") or error
+    kind: FailureKind = "rate_limit" if _field(error, "code") in {429, "429"} else "server"
+    return RequestFailed(f"the response is an error: {str(message)[:200]}", kind, maybe_paid=True)
+
+
+def _refused(message: str) -> RequestFailed:
+    return RequestFailed(message, "refused", maybe_paid=True)
+
+
+def _unreadable(message: str) -> RequestFailed:
+    return RequestFailed(message, "answer", maybe_paid=True)
+
+
+def _field(value: Json, name: str) -> Json:
+    """Return a field of a JSON object or of one of `openai`'s models; None if it has none."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
+
+
+def _count(value: Json) -> int | None:
+    """Return a token count; some endpoints send it as a float or a text."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        number = float(value)
+        if number >= 0 and math.isfinite(number):
+            return int(number)
+    return None
 
 
 class Wire:
-    """An open connection pool to one endpoint."""
+    """An open connection pool to one endpoint, for one event loop."""
 
     def __init__(self, config: ClientConfig, api_key: str | None) -> None:
         """Open it; the key is handed to `openai` and kept nowhere else.
 
         Raises:
-            ConfigError: there is no key, neither here nor in OPENAI_API_KEY.
+            ConfigError: there is no key, neither here nor in OPENAI_API_KEY, or it is no key.
             MissingExtraError: the `openai` package is not installed.
         """
         self._openai = openai = require("openai", extra="llm")
+        self._httpx = require("httpx", extra="llm")
         timeout = openai.Timeout(
             config.total_timeout, connect=config.connect_timeout, read=config.read_timeout
         )
-        # An own endpoint mostly asks for no key, but the package does.
-        key = api_key or (None if config.base_url is None else "none")
+        # Most local endpoints ask for no key, but the package insists on one.
+        key = (api_key or "").strip() or (None if config.base_url is None else "none")
+        if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigError(
+                "the API key holds a space, a line break or a character outside ASCII, so it "
+                "cannot be sent; copy it again"
+            )
         self._client = openai.AsyncOpenAI(
-            api_key=key, base_url=config.base_url, max_retries=0, timeout=timeout
+            api_key=key,
+            base_url=config.base_url,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout),
+            timeout=timeout,
         )
-        self._key = api_key or self._client.api_key
+        self._mask = _mask_of(key or self._client.api_key)
         self._config = config
 
     async def send(
-        self, messages: Sequence[Mapping[str, object]], extra: Mapping[str, object]
+        self,
+        messages: Sequence[Mapping[str, object]],
+        extra: Mapping[str, object],
+        *,
+        alive: Callable[[], None],
     ) -> bytes:
         """Return the body of the response to one request.
 
+        `alive` is called for each piece of a stream: the endpoint is working on the answer.
+
         Raises:
-            RequestFailed: there was none, or not to the end.
+            RequestFailed: there was none, or it is incomplete.
         """
-        openai = self._openai
+        openai, httpx = self._openai, self._httpx
         try:
             async with asyncio.timeout(self._config.total_timeout):
-                return await (self._streamed if self._config.stream else self._whole)(
-                    list(messages), dict(extra)
-                )
-        except (TimeoutError, openai.APITimeoutError):
+                if self._config.stream:
+                    return await self._streamed(list(messages), dict(extra), alive)
+                return await self._whole(list(messages), dict(extra))
+        except (TimeoutError, openai.APITimeoutError, httpx.TimeoutException):
             raise RequestFailed("nothing came in time", "timeout", maybe_paid=True) from None
         except openai.APIStatusError as error:
             raise self._of_status(error) from None
-        except openai.APIConnectionError as error:
-            cause = type(error.__cause__).__name__
+        except (openai.APIConnectionError, httpx.HTTPError, httpx.StreamError) as error:
+            cause = type(error.__cause__ or error).__name__
             raise RequestFailed(
                 f"the connection failed ({cause})", "connection", maybe_paid=cause != "ConnectError"
             ) from None
         except openai.APIError as error:
             message = self._without_key(error.message)
             raise RequestFailed(
-                f"an error in the stream: {message}", "server", maybe_paid=True
+                f"an error in the stream: {message}",
+                "server",
+                maybe_paid=True,
+                about_schema=bool(_ABOUT_SCHEMA.search(message)),
             ) from None
 
     async def close(self) -> None:
@@ -156,10 +280,11 @@ class Wire:
         content: bytes = response.content
         return content
 
-    async def _streamed(self, messages: list[Any], extra: dict[str, object]) -> bytes:
+    async def _streamed(
+        self, messages: list[Any], extra: dict[str, object], alive: Callable[[], None]
+    ) -> bytes:
         """Join the pieces into the body that an answer in one piece would have had."""
-        texts: list[str] = []
-        finish, usage = None, None
+        said, finish, usage = _Said(), None, None
         try:
             stream = await self._client.chat.completions.create(
                 model=self._config.model,
@@ -169,42 +294,56 @@ class Wire:
             )
             async with stream:
                 async for piece in stream:
-                    usage = piece.usage or usage
-                    for choice in piece.choices[:1]:
-                        texts.append(choice.delta.content or "")
-                        finish = choice.finish_reason or finish
-        except ValueError as error:  # a piece that is no JSON; openai lets json's error through
-            raise RequestFailed(
-                f"a piece of the stream is broken: {error}", "answer", maybe_paid=True
-            ) from None
+                    alive()
+                    usage = _field(piece, "usage") or usage
+                    choices = _field(piece, "choices")
+                    choice = choices[0] if isinstance(choices, list) and choices else None
+                    said.add(_field(choice, "delta"))
+                    if said.text is None:  # a last piece may hold the whole message instead
+                        said.add(_field(choice, "message"))
+                    finish = _field(choice, "finish_reason") or finish
+        except (ValueError, TypeError, AttributeError) as error:  # openai reads pieces unchecked
+            raise _unreadable(f"a piece of the stream is broken: {error}") from None
         if finish is None:
             raise RequestFailed("the stream broke off", "connection", maybe_paid=True)
-        message = ChoiceMessage("".join(texts))
-        tokens = usage and Tokens(usage.prompt_tokens, usage.completion_tokens)
-        return msgspec.json.encode(Completion([Choice(message, finish)], tokens))
+        message = {"content": said.text, "reasoning_content": said.reasoning}
+        counts = {n: _count(_field(usage, n)) for n in ("prompt_tokens", "completion_tokens")}
+        choices = [{"message": message, "finish_reason": str(finish)}]
+        return msgspec.json.encode({"choices": choices, "usage": counts})
 
     def _of_status(self, error: Any) -> RequestFailed:  # noqa: ANN401 - openai is loaded lazily
         status = int(error.status_code)
-        message = f"HTTP {status}: {self._without_key(error.message)}"
+        message = f"HTTP {status}: {self._without_key(str(error.message))}"
         wait = _retry_after(error.response.headers)
-        if status == 429 and error.code != _QUOTA:
+        about_schema = bool(_ABOUT_SCHEMA.search(message))
+        if status == 429 and not _QUOTA & {str(error.code), str(error.type)}:
             return RequestFailed(message, "rate_limit", retry_after=wait)
         if status >= 500 or status in _RETRIED_STATUS:
-            return RequestFailed(message, "server", retry_after=wait)
-        return RequestFailed(message, "refused")
+            return RequestFailed(message, "server", retry_after=wait, about_schema=about_schema)
+        return RequestFailed(message, "refused", about_schema=about_schema, status=status)
 
     def _without_key(self, message: str) -> str:
-        """Take the key out of what a server says: some repeat it."""
-        clean = message.replace(self._key, "***") if self._key else message
+        """Mask the key in a server's message: some repeat it."""
+        clean = self._mask.sub("***", message) if self._mask else message
         return clean[:300]
+
+
+def _mask_of(key: str) -> re.Pattern[str] | None:
+    """Return what finds the key in a text; None for a placeholder, which is an ordinary word."""
+    if len(key) < _MASKED_FROM or _PLACEHOLDERS.fullmatch(key):
+        return None
+    return re.compile(
+        rf"(?<![^\W_]){re.escape(key)}(?![^\W_])" if key.isalpha() else re.escape(key)
+    )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds to wait, from `retry-after-ms` or `retry-after` (a number or a date)."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         with contextlib.suppress(KeyError, ValueError):
-            return max(0.0, float(headers[name]) / unit)
-    with contextlib.suppress(KeyError, ValueError):
+            seconds = float(headers[name]) / unit
+            return None if math.isnan(seconds) else max(0.0, seconds)
+    with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
         return _seconds_until(headers["retry-after"])
     return None
 
@@ -214,4 +353,6 @@ def _seconds_until(date: str) -> float:
     from email.utils import parsedate_to_datetime
 
     when = parsedate_to_datetime(date)
+    if when.tzinfo is None:  # "-0000" and a missing zone both mean UTC in HTTP
+        when = when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -142,6 +142,7 @@ class PolicyServer:
         require("starlette", extra="serve")
         require("torch", extra="train")
         from orbiter.train.engine.session import work
+        from orbiter.train.serve.answering import Answering
         from orbiter.train.serve.app import Endpoint
         from orbiter.train.serve.batching import Batcher
 
@@ -151,7 +152,9 @@ class PolicyServer:
             policy, max_rows=self._terms.max_rows, max_waiting=self._terms.max_waiting
         )
         await stack.enter_async_context(batcher)
-        server = _uvicorn(Endpoint(policy, batcher, self._terms).app())
+        answering = Answering(policy, batcher)
+        stack.callback(answering.close)
+        server = _uvicorn(Endpoint(answering, self._terms).app())
         if not signals:
             server.capture_signals = contextlib.nullcontext
         self._port = listener.getsockname()[1]
