@@ -20,7 +20,8 @@ The weights are the policy's own. An update without `refresh` makes every later 
 `StaleWeightsError`; nothing is ever drawn from old weights unnoticed.
 
 The decode loop runs on its own thread, so a synchronous client may block the thread of the agent's
-event loop without a deadlock. `agents/` joins a session to the agent's HTTP clients.
+event loop without a deadlock. `capture.transport.answered_by(session)` gives a session the calls
+that an agent's HTTP clients make, whatever their base URL.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ class LivePolicy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         cache_bytes: int = CACHE_BYTES,
+        return_token_ids: bool = False,
     ) -> None:
         """Start nothing yet.
 
@@ -153,6 +155,8 @@ class LivePolicy:
             temperature: In force for every answer, whatever the agent asks for.
             top_p: In force for every answer; log probabilities stay those of the full softmax.
             cache_bytes: Memory for prefixes that were run before; 0 runs every prompt anew.
+            return_token_ids: Put token ids and log probabilities into chat completions, so that
+                `record` captures them too; the turns have them in any case.
         """
         for setting, value in (("max_rows", max_rows), ("max_new_tokens", max_new_tokens)):
             if value < 1:
@@ -170,6 +174,7 @@ class LivePolicy:
             cache_bytes=cache_bytes,
             on_change="refuse",
         )
+        self.return_token_ids = return_token_ids
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self.answering = Answering(policy, self._batcher)
@@ -354,6 +359,8 @@ class LiveSession:
         if self.max_turns is not None and self._requests >= self.max_turns:
             raise self._stop("max_turns", f"this episode may have {self.max_turns} turns")
         self._requests += 1
+        if self._live.return_token_ids:
+            request = msgspec.structs.replace(request, return_token_ids=True, logprobs=True)
         answering = self._live.answering
         answering.check_length(request)
         chat, tools = request.chat, request.offered
