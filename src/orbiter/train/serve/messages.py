@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from orbiter.train.chat.message import Message
 from orbiter.train.serve.asked import (
     ChatRequest,
-    Message,
     Parsed,
     Refusal,
     Sheet,
@@ -111,7 +111,7 @@ def _turned(message: Message, place: str) -> list[Message]:
     texts = [block for block in blocks if block["type"] == "text"]
     if results and not texts and not calls:
         return results
-    turned: Message = {"role": role, "content": texts}
+    turned: dict[str, Any] = {"role": role, "content": texts}
     if calls:
         turned["tool_calls"] = calls
     return [*results, turned]

@@ -15,7 +15,6 @@ from msgspec import Meta
 from orbiter.train.serve.asked import (
     ChatRequest,
     MaxTokens,
-    Message,
     Parsed,
     Refusal,
     Sheet,
@@ -113,8 +112,8 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
     return Parsed(request, dropped)
 
 
-def _messages(asked: ResponsesRequest) -> list[Message]:
-    messages: list[Message] = []
+def _messages(asked: ResponsesRequest) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
     if asked.instructions:
         messages.append({"role": "system", "content": asked.instructions})
     if isinstance(asked.input, str):
@@ -124,7 +123,7 @@ def _messages(asked: ResponsesRequest) -> list[Message]:
     return messages
 
 
-def _add(messages: list[Message], item: Item, place: str) -> None:
+def _add(messages: list[dict[str, Any]], item: Item, place: str) -> None:
     """Add an item; the calls of one turn belong to one message, with its text."""
     kind = item.get("type") or "message"
     if kind == "message":
