@@ -37,7 +37,7 @@ def outline(config: EngineConfig, *, reference: bool, value_head: bool) -> Outli
     require("torch", extra="train")
     import torch
 
-    from orbiter.train.engine.models.load import pick_device
+    from orbiter.train.engine.arithmetic import choose_dtype, pick_device
     from orbiter.train.engine.policy import Policy
 
     found = _skeleton(config.model)
@@ -50,6 +50,8 @@ def outline(config: EngineConfig, *, reference: bool, value_head: bool) -> Outli
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
     copies = 2 if reference and not config.lora_rank else 1
     weights = 4 * copies * sum(p.numel() for p in model.parameters())
+    device = pick_device(config.device)
+    arithmetic = choose_dtype(config.dtype, device)
     head = torch.nn.Linear(model.config.hidden_size, 1, device="meta") if value_head else None
     policy = Policy(
         model=model,
@@ -57,9 +59,10 @@ def outline(config: EngineConfig, *, reference: bool, value_head: bool) -> Outli
         forward=_Forward(type(model).__name__),  # type: ignore[arg-type] # asked for its name alone
         reference_forward=None,
         value_head=head,
-        dtype=config.dtype,
-        device=pick_device(config.device),
+        dtype=arithmetic.dtype,
+        device=device,
         stop_token_ids=frozenset(),
+        dtype_reason=arithmetic.reason,
     )
     return Outline(policy, tokenizer, weights)
 

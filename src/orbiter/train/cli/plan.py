@@ -41,6 +41,8 @@ class Plan:
     memory: str | None = None
     memory_bytes: int | None = None
     seconds: float | None = None
+    computes: str | None = None
+    """The dtype, the processor or accelerator, and the reason for the dtype."""
 
     def lines(self) -> list[tuple[str, str]]:
         """Say it in names and words."""
@@ -54,6 +56,7 @@ class Plan:
         ]
         if self.longest_item is not None:
             told.append(("longest item", f"{self.longest_item} tokens"))
+        told.append(("computes", self.computes or later))
         told.append(("memory", self.memory or later))
         told.append(("time", later if self.seconds is None else f"about {duration(self.seconds)}"))
         return told
@@ -126,6 +129,7 @@ def _measured(
     plan: Plan, config: EngineConfig, found: Outline, lengths: list[int], by_reward: bool
 ) -> Plan:
     from orbiter.train.engine.memory import GIB, memory_estimate
+    from orbiter.train.engine.trainer import computes_on
 
     group = getattr(config, "group_size", 1)
     new = config.max_response_length if by_reward else 0
@@ -147,6 +151,7 @@ def _measured(
         longest_item=max(lengths),
         memory=f"about {memory.total / GIB:.1f} GiB at the peak",
         memory_bytes=memory.total,
+        computes=computes_on(found.policy),
         seconds=_seconds(plan, config, found, read=read, drawn=drawn),
     )
 

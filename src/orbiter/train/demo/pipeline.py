@@ -295,7 +295,7 @@ def _engine(plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "max_response_length": plan.max_response_length,
-        "dtype": "bfloat16",
+        "dtype": "auto",
         "system_prompt": INSTRUCTION,
     }
 

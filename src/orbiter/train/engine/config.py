@@ -35,8 +35,9 @@ class EngineConfig(TrainConfig):
     """Rank of the adapters to train in place of the weights; 0 trains every weight."""
     lora_alpha: float | None = None
     """Scale of the adapters is lora_alpha / lora_rank; absent means 2 · lora_rank."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward and backward pass; the weights being trained stay float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward and backward pass; the weights being trained stay float32. "auto"
+    takes bfloat16 where it is measured to be faster on this machine, and float32 elsewhere."""
     device: str = "auto"
     """ "cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator there is."""
     lr_schedule: Literal["constant", "linear"] = "constant"
@@ -68,7 +69,7 @@ class EngineConfig(TrainConfig):
             raise ConfigError('model must name one: a folder, a hub name, "smollm2-135m" or "tiny"')
         one_of("on_long_prompt", self.on_long_prompt, ("error", "drop", "truncate-left"))
         one_of("lr_schedule", self.lr_schedule, ("constant", "linear"))
-        one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("dtype", self.dtype, ("auto", "float32", "bfloat16"))
         for name in ("max_response_length", "micro_batch_tokens", "keep_checkpoints"):
             whole(name, getattr(self, name), at_least=1)
         for name in ("lora_rank", "save_every"):

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from orbiter.train.engine.arithmetic import DTYPES
 from orbiter.train.engine.forward.attention import FUSED_FROM
-from orbiter.train.engine.policy import DTYPES, Policy
+from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 
 FLOAT32 = 4

@@ -18,6 +18,7 @@ from orbiter.train.engine.progress import Progress, make_progress
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
+from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -179,13 +180,14 @@ class ModelTrainer(Trainer):
 
         if self._policy is None:
             config = self.config
+            dtype = _recorded_dtype(config) or config.dtype
             loaded = load_model(config.model, device=config.device)
             self._policy = make_policy(
                 loaded.model,
                 loaded.tokenizer,
                 lora_rank=config.lora_rank,
                 lora_alpha=config.lora_alpha,
-                dtype=config.dtype,
+                dtype=dtype,
                 device=str(loaded.model.device),
                 seed=config.seed,
                 **self._policy_parts(),
@@ -249,7 +251,7 @@ class ModelTrainer(Trainer):
             with make_progress(
                 self.method, session.steps, done=session.position.step, wanted=config.progress
             ) as progress:
-                for line in opening:
+                for line in (computes_on(session.policy), *opening):
                     progress.say(line)
                 await loop(progress)
             self.stopped = session.stopping and session.position.step < session.steps
@@ -304,6 +306,26 @@ class ModelTrainer(Trainer):
             if self.config.output_dir is not None:
                 await self.save(Path(self.config.output_dir) / "best")
             session.position.best = score
+
+
+def _recorded_dtype(config: EngineConfig) -> str | None:
+    """Return the dtype that the run in `output_dir` began with, where "auto" is to resume it.
+
+    The choice for a new run may differ: another machine, another torch.
+    """
+    if config.dtype != "auto" or not config.resume or config.output_dir is None:
+        return None
+    folder = Path(config.output_dir)
+    recorded = read_config(folder).get("dtype") if (folder / RUN_FILE).exists() else None
+    return recorded if recorded in ("float32", "bfloat16") else None
+
+
+def computes_on(policy: Policy) -> str:
+    """Say in one line which processor or accelerator computes in which dtype, and why."""
+    from orbiter.train.engine.arithmetic import processor
+
+    on = str(processor()) if policy.device.type == "cpu" else str(policy.device)
+    return f"computes in {policy.dtype} on {on} ({policy.dtype_reason})"
 
 
 def as_metrics(
