@@ -16,12 +16,12 @@ header `x-orbiter-token`, or as the client's API key, which then gives way to th
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from typing import TYPE_CHECKING
 
 from orbiter.train.capture.redact import Redact
 from orbiter.train.errors import ConfigError, require
+from orbiter.train.net import bind, is_loopback
 from orbiter.train.trajectory import TrajectoryDataset
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def run_proxy(
         redact: As for `record`.
 
     Raises:
-        ConfigError: an open address without a token, or an address that is none.
+        ConfigError: an open address without a token, a malformed address, or a port that does not
+            exist or is in use.
         StorageError: the journal is held by another process, or is no journal.
         MissingExtraError: the extra `capture` is not installed.
     """
@@ -59,12 +60,10 @@ def run_proxy(
         raise ConfigError(
             f"host {host!r} can be reached from other machines: give a token=, or keep 127.0.0.1"
         )
-    with TrajectoryDataset(path=path) as dataset:
+    with bind(host, port) as listener, TrajectoryDataset(path=path) as dataset:
         app = proxy_app(to, dataset, token=token, api_key=api_key, redact=redact)
-        config = uvicorn.Config(
-            app, host=host, port=port, log_level="warning", lifespan="on", access_log=False
-        )
-        uvicorn.Server(config).run()
+        config = uvicorn.Config(app, log_level="warning", lifespan="on", access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def proxy_app(
@@ -88,13 +87,3 @@ def proxy_app(
     if not to.startswith(("http://", "https://")):
         raise ConfigError(f"to must be an http:// or https:// address, got {to!r}")
     return make_app(to, dataset, token=token, api_key=api_key, redact=redact)
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +11,6 @@ from urllib.parse import quote, urlsplit
 import httpcore2
 import httpx2
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,6 +22,7 @@ from orbiter.train.capture.redact import Redact, Redactor, keys_in
 from orbiter.train.capture.sessions import Sessions
 from orbiter.train.capture.wire import wire_of
 from orbiter.train.errors import TrainError
+from orbiter.train.net import refuse_web_pages, same_secret
 from orbiter.train.trajectory import TrajectoryDataset
 
 TOKEN_HEADER = "x-orbiter-token"
@@ -45,7 +44,6 @@ _CONNECT_SECONDS = 120.0
 _URL_MARKS = "%/:=&?~#+!$,;'@()*[]"
 """Characters of an address that stay as they are."""
 Header = tuple[bytes, bytes]
-_LOOPBACK_NAMES = frozenset(("127.0.0.1", "localhost", "[::1]", "::1"))
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -163,13 +161,13 @@ class _Proxy:
         """Return the headers to pass on; refuse who may not be served."""
         headers = [(n, v) for n, v in request.headers.raw if n.lower() not in _HOP_BY_HOP]
         if self._token is None:
-            _refuse_web_pages(request.headers)
+            refused = refuse_web_pages(request.headers.raw)
+            if refused is not None:
+                raise HTTPException(refused.status, refused.message)
             return headers
-        if hmac.compare_digest(
-            request.headers.get(TOKEN_HEADER, "").encode(), self._token.encode()
-        ):
+        if same_secret(request.headers.get(TOKEN_HEADER, "").encode("latin-1"), self._token):
             return headers
-        if self._token in keys_in(request.headers.raw):
+        if any(same_secret(key, self._token) for key in keys_in(request.headers.raw)):
             return self._with_own_key(headers)
         raise HTTPException(401, f"the token is missing or wrong: send it as {TOKEN_HEADER}")
 
@@ -220,16 +218,6 @@ _NOT_PASSED = frozenset((b"connection", b"keep-alive", b"transfer-encoding"))
 def _unpacker(encoding: str) -> Callable[[bytes], bytes]:
     headers = {"content-encoding": encoding}
     return lambda raw: httpx2.Response(200, headers=headers, content=raw).content
-
-
-def _refuse_web_pages(headers: Headers) -> None:
-    """Refuse what a web page open on this machine may send here behind its reader's back."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname
-    origin = headers.get("origin")
-    if host not in _LOOPBACK_NAMES or (
-        origin is not None and urlsplit(origin).hostname not in _LOOPBACK_NAMES
-    ):
-        raise HTTPException(403, "without a token only this machine's own programs are served")
 
 
 async def _json(request: Request) -> dict[str, Any]:

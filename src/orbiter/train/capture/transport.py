@@ -1,10 +1,10 @@
-"""Seeing every call of a model where the bytes go out: in httpx and httpx2.
+"""See every model call where its bytes go out, in httpx and httpx2; answer some in this process.
 
 `send` of their clients is wrapped, once a process; outside of any episode the wrapper only looks at
-one context variable. Inside, a request whose path is that of a model API becomes an exchange: its
+two context variables. Inside, a request whose path is that of a model API becomes an exchange: its
 body is read, and its response, or stream, is fed to the exchange on its way to the caller. A
-library that is imported later is wrapped then; none is imported here. Left out: clients on other
-transports (requests, aiohttp, gRPC); the proxy serves those.
+library that is imported later is wrapped then; none is imported here. Clients on other transports
+(requests, aiohttp, gRPC) are not seen; the proxy serves those.
 """
 
 from __future__ import annotations
@@ -13,19 +13,52 @@ import functools
 import importlib.util
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from orbiter.train.capture.context import CURRENT, OPEN
 from orbiter.train.capture.exchange import Exchange
+from orbiter.train.capture.in_process import (
+    ANSWERING,
+    Answerer,
+    Answering,
+    wrap_async,
+    wrap_sync,
+)
 from orbiter.train.capture.redact import keys_in
+from orbiter.train.capture.threads import follow_threads
 from orbiter.train.capture.wire import Wire, wire_of
 
 Foreign = Any
 """What belongs to a library that need not be installed."""
 
 LIBRARIES = ("httpx2", "httpx")
+
+
+@contextmanager
+def answered_by(answerer: Answerer, *, models: Sequence[str] | None = None) -> Iterator[None]:
+    """Give the model calls made inside the block to `answerer`, in this process and without HTTP.
+
+        with answered_by(session):
+            await agent(task)  # its openai, anthropic or httpx clients reach the session
+
+    Tasks and threads that are started in the block belong to it; `record` sees its calls as ever.
+
+    Args:
+        answerer: Anything with `takes`, `handle` and `handle_blocking`, such as a `LiveSession`.
+        models: Only calls that name one of these models, so that a judge or a helper model still
+            goes outside; None gives every call to the answerer.
+    """
+    watch()
+    follow_threads()
+    before = ANSWERING.get()
+    ANSWERING.set(Answering(answerer, None if models is None else frozenset(models)))
+    try:
+        yield
+    finally:
+        ANSWERING.set(before)  # not reset(): a fixture may leave in another context
 
 
 @functools.cache
@@ -65,8 +98,10 @@ class _WhenImported:
 
 
 def _wrap(library: ModuleType) -> None:
-    library.Client.send = _sync_send(library, library.Client.send)
-    library.AsyncClient.send = _async_send(library, library.AsyncClient.send)
+    # Capture is outermost: it sees a call in the same way, whoever answers it.
+    answered, answered_async = library.Client.send, library.AsyncClient.send
+    library.Client.send = _sync_send(library, wrap_sync(library, answered))
+    library.AsyncClient.send = _async_send(library, wrap_async(library, answered_async))
 
 
 def _sync_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:

@@ -24,9 +24,9 @@ from orbiter.train.cli.output import JsonFlag, Output, duration, shown
 from orbiter.train.cli.plan import Plan, make_plan
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
-from orbiter.train.cli.signals import Signals
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
+from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.report.story import Exam
 from orbiter.train.storage import atomic_write
 
@@ -151,7 +151,7 @@ def _carry_out(job: Job, plan: Plan, asked: Asked, output: Output) -> Code:
         logging.getLogger("orbiter.train").setLevel(logging.INFO)
     course = Course(job, output)
     began = perf_counter()
-    signals = Signals(
+    signals = TwoStepInterrupt(
         course.stop,
         first="finishing this step, then saving (once more stops at once)",
         second=f"stopped; go on from the last checkpoint with: {job.resume_command}",

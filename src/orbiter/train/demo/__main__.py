@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.outcome import Outcome
 from orbiter.train.demo.pipeline import run_demo
 from orbiter.train.demo.plan import QUICK, Plan
 from orbiter.train.errors import TrainError
+from orbiter.train.interrupts import TwoStepInterrupt
 
 INTERRUPTED = 128 + signal.SIGINT
 """What a shell expects of a process that Ctrl-C has ended."""
-STOPPING = b"\nstopping behind the work in hand; Ctrl-C again ends the run at once\n"
-SHOW_CURSOR = b"\x1b[?25h"
-"""Progress bars hide it."""
+STOPPING = "stopping after the current piece of work; Ctrl-C again ends the run at once"
 KEPT = {
     "traces.jsonl": "the captured traces",
     "sft/best": "the best model of SFT",
@@ -66,27 +63,23 @@ def main() -> int:
 async def _run(plan: Plan, folder: Path, account: Account) -> bool:
     """Run the demo, and say whether it came to its end.
 
-    Ctrl-C ends it behind the work in hand, so that no file is left half written that another run
-    would trip over; a second one ends the process.
+    The first Ctrl-C ends it after the current piece of work, so that no half-written file is left
+    for the next run; the second one ends the process.
     """
     loop, run = asyncio.get_running_loop(), asyncio.ensure_future(run_demo(plan, folder, account))
 
-    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
-        if run.cancelling():
-            os.write(2, SHOW_CURSOR if os.isatty(2) else b"")
-            os._exit(INTERRUPTED)
-        os.write(2, STOPPING)  # past Python's buffers, which the signal may have found half written
+    def stop() -> None:
         run.cancel()
-        loop.call_soon_threadsafe(lambda: None)  # which wakes it
+        loop.call_soon_threadsafe(lambda: None)  # wakes the loop, so that it sees the cancellation
 
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        await run
-    except (asyncio.CancelledError, TrainError):
-        # Ctrl-C reaches a download's process too, whose failure is then no news.
-        if not run.cancelling():
-            raise
-        return False
+    with TwoStepInterrupt(stop, first=STOPPING, second="ended", signals=(signal.SIGINT,)):
+        try:
+            await run
+        except (asyncio.CancelledError, TrainError):
+            # Ctrl-C also reaches a download's process; its failure is then a consequence.
+            if not run.cancelling():
+                raise
+            return False
     return True
 
 

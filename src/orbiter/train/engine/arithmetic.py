@@ -141,7 +141,8 @@ def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Li
     time of a sampling step (docs/engine.md); small ones are transposed. Accelerators take them as
     they are.
     """
-    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    weight = weight.detach().to(dtype)
+    bias = None if bias is None else bias.detach().to(dtype, copy=True)
     if weight.device.type != "cpu":
         return lambda x: functional.linear(x, weight, bias)
     if weight.numel() >= PREPACK_FROM and packing_works(dtype):

@@ -245,3 +245,23 @@ def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int
     if token_ids and token_ids[-1] in tokenizer.all_special_ids:
         return token_ids
     return token_ids if tokenizer.eos_token_id is None else [*token_ids, tokenizer.eos_token_id]
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, object]],
+    tools: Sequence[Mapping[str, object]] | None,
+    *,
+    open_turn: bool,
+) -> str:
+    """Return a whole chat as its template writes it.
+
+    With `open_turn` it ends where the next answer begins, and is what `render` cuts into token ids.
+    """
+    item = TrajectoryItem("", "", messages=list(messages), tools=list(tools) if tools else None)
+    return _through_template(tokenizer, item, _turns(tokenizer, item, None), prompt=open_turn)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a part of a chat: special tokens that it names, and none added."""
+    return _encode(tokenizer, text)

@@ -18,8 +18,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from orbiter.train.errors import ConfigError, StateError, require
-from orbiter.train.serve.address import is_loopback, listening
+from orbiter.train.errors import StateError, require
+from orbiter.train.net import bind, check_port, http_address, is_loopback
 from orbiter.train.serve.terms import Terms
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ class PolicyServer:
                 for capturing agents whose requests are not yours to change.
             seed: What is drawn for a request without a seed, by the order of requests.
         """
-        if not 0 <= port < 1 << 16:
-            raise ConfigError(f"port must lie in [0, 65535], got {port}")
+        check_port(port)
         if token is None and not is_loopback(host):
             token = secrets.token_urlsafe(24)
         self._terms = Terms(
@@ -104,8 +103,7 @@ class PolicyServer:
         """
         if not self._port:
             raise StateError("the port is chosen when the server opens: enter it first")
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}/v1"
+        return f"{http_address(self._host, self._port)}/v1"
 
     async def __aenter__(self) -> Self:
         """Load the model and answer.
@@ -143,16 +141,19 @@ class PolicyServer:
         require("starlette", extra="serve")
         require("torch", extra="train")
         from orbiter.train.engine.session import work
+        from orbiter.train.serve.answering import Answering
         from orbiter.train.serve.app import Endpoint
         from orbiter.train.serve.batching import Batcher
 
-        listener = stack.enter_context(listening(self._host, self._port))
+        listener = stack.enter_context(bind(self._host, self._port))
         policy = await work(_load, self._model, self._dtype, self._device)
         batcher = Batcher(
             policy, max_rows=self._terms.max_rows, max_waiting=self._terms.max_waiting
         )
         await stack.enter_async_context(batcher)
-        server = _uvicorn(Endpoint(policy, batcher, self._terms).app())
+        answering = Answering(policy, batcher)
+        stack.callback(answering.close)
+        server = _uvicorn(Endpoint(answering, self._terms).app())
         if not signals:
             server.capture_signals = contextlib.nullcontext
         self._port = listener.getsockname()[1]
