@@ -66,6 +66,11 @@ class Arithmetic(NamedTuple):
     """A key of `DTYPES`."""
     reason: str
 
+    def on(self, device: torch.device) -> str:
+        """Say in one line what computes, in which dtype, and why."""
+        name = str(processor()) if device.type == "cpu" else str(device)
+        return f"{self.dtype} on {name} ({self.reason})"
+
 
 def processor() -> Processor:
     """Describe the processor as torch sees it in this process."""

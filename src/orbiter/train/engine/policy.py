@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from orbiter.train.engine.allocator import keep_freed_memory
-from orbiter.train.engine.arithmetic import DTYPES, choose_dtype, pick_device, processor
+from orbiter.train.engine.arithmetic import DTYPES, Arithmetic, choose_dtype, pick_device, processor
 from orbiter.train.engine.forward.fast import FastForward, misfit
 from orbiter.train.engine.forward.generic import Forward, GenericForward
 from orbiter.train.engine.models.lora import add_lora
@@ -65,6 +65,11 @@ class Policy:
     def context_length(self) -> int:
         """Tokens that prompt and answer may fill together."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def computes(self) -> str:
+        """The dtype, what computes in it, and why, in one line."""
+        return Arithmetic(self.dtype, self.dtype_reason).on(self.device)
 
     def environment(self) -> dict[str, object]:
         """Describe what computes: device, processor, dtype and why; for logs and run folders."""
