@@ -15,12 +15,13 @@ from orbiter.train.demo.pipeline import (
     Run,
     capture,
     curate,
+    further_requests,
     open_run,
     run_demo,
     split_requests,
     without_lesson,
 )
-from orbiter.train.demo.plan import QUICK, Plan, estimate
+from orbiter.train.demo.plan import MIN_STEPS, QUICK, Plan, estimate
 from orbiter.train.demo.requests import ToolRequest
 from orbiter.train.demo.state import State, open_state, unfinished
 from orbiter.train.errors import StorageError
@@ -108,20 +109,29 @@ def test_the_newest_unfinished_run_of_the_plan_is_continued(tmp_path: Path) -> N
     assert unfinished(replace(QUICK, control=True), tmp_path) == tmp_path / "demo-2"
 
 
-def test_a_slow_machine_makes_fewer_passes() -> None:
-    passes = [
-        estimate(Plan(), exam, steps_per_pass=17).passes for exam in (20, 26, 45, 60, 90, 500)
-    ]
-    assert passes == sorted(passes, reverse=True)
-    assert (passes[0], passes[-1]) == (5, 1)
-    for exam in (20, 26, 45, 60):
-        assert estimate(Plan(), exam, steps_per_pass=17).minutes <= Plan().minutes
+def test_a_slow_machine_makes_fewer_steps() -> None:
+    exams = (15, 26, 45, 60, 90, 500)
+    steps = [estimate(Plan(), exam).steps for exam in exams]
+    assert steps == sorted(steps, reverse=True)
+    assert (steps[0], steps[-1]) == (Plan().grpo_steps, MIN_STEPS)
+    for exam in (15, 26, 45, 60):
+        assert estimate(Plan(), exam).minutes <= Plan().minutes
 
 
 def test_the_estimate_before_grpo_counts_the_seconds_already_spent() -> None:
-    fresh = estimate(Plan(), 40, steps_per_pass=17)
-    late = estimate(Plan(), 40, steps_per_pass=17, elapsed=700)
-    assert late.passes == 1 < fresh.passes
+    fresh = estimate(Plan(), 40)
+    late = estimate(Plan(), 40, elapsed=700)
+    assert late.steps == MIN_STEPS < fresh.steps
+
+
+def test_no_further_request_is_about_a_held_out_function(
+    requests: list[ToolRequest], tmp_path: Path
+) -> None:
+    plan = Plan()
+    held_out = split_requests(requests, plan).held_out
+    further = further_requests(open_run(plan, tmp_path, an_account()), held_out)
+    assert not {item.episode_id for item in further} & {item.episode_id for item in held_out}
+    assert len(further) > 100
 
 
 def test_a_plan_is_fixed() -> None:

@@ -1,7 +1,7 @@
 """`python -m orbiter.train.demo`: run the main job; `make demo` calls this.
 
 Options: --quick (every stage within seconds, on a model too small to learn the task), --control
-(give SFT the seconds that GRPO took, to compare), --seed N, --minutes M, --passes N, --out FOLDER.
+(give SFT the seconds that GRPO took, to compare), --seed N, --minutes M, --steps N, --out FOLDER.
 A run that was interrupted is continued by the same command.
 """
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--control", action="store_true", help="further SFT, to compare with")
     parser.add_argument("--seed", type=int, default=0, help="of the split, batches and samples")
     parser.add_argument("--minutes", type=float, help="time budget, downloads apart")
-    parser.add_argument("--passes", type=int, help="GRPO passes, whatever they take")
+    parser.add_argument("--steps", type=int, help="GRPO steps, however long they take")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], help="arithmetic")
     parser.add_argument("--out", type=Path, help="folder of the run; runs/demo-<time> unless given")
     return parser
@@ -80,8 +80,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         plan = replace(plan, minutes=options.minutes)
     if options.dtype is not None:
         plan = replace(plan, dtype=options.dtype)
-    if options.passes is not None:
-        plan = replace(plan, grpo_epochs=options.passes, minutes=float("1e6"))
+    if options.steps is not None:
+        plan = replace(plan, grpo_steps=options.steps, minutes=1e6)
     return plan
 
 

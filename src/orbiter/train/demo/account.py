@@ -44,8 +44,8 @@ class Account:
     def expect(self, expected: Estimate, plan: Plan) -> None:
         """Print how long the run will take on this machine."""
         self.console.print(
-            f"about {expected.minutes:.0f} minutes on this machine, with {expected.passes} of at "
-            f"most {plan.grpo_epochs} GRPO passes (budget: {plan.minutes:g} minutes)"
+            f"about {expected.minutes:.0f} minutes on this machine, with {expected.steps} of at "
+            f"most {plan.grpo_steps} GRPO steps (--minutes and --steps change that)"
         )
 
     def skipped(self, stage: str) -> None:

@@ -35,6 +35,7 @@ from orbiter.train.demo.requests import ToolRequest, load_requests
 from orbiter.train.demo.state import State, open_state
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.runlog import read_run
+from orbiter.train.seeding import sub_random
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.storage import atomic_write
 from orbiter.train.synthesis import deduplicate, filter_by_score, split_dataset
@@ -125,7 +126,9 @@ def open_run(plan: Plan, folder: Path, account: Account) -> Run:
     state = open_state(plan, folder)
     account.outcome = state.outcome
     requests = load_requests()[: plan.requests]
-    return Run(plan, folder, account, {request.id: request for request in requests}, state)
+    further = load_requests(part="multiple")[: plan.further_requests]
+    by_id = {request.id: request for request in [*requests, *further]}
+    return Run(plan, folder, account, by_id, state)
 
 
 async def run_demo(run: Run) -> Outcome:
@@ -135,14 +138,19 @@ async def run_demo(run: Run) -> Outcome:
         StorageError: the model is missing and cannot be fetched.
         asyncio.CancelledError: the run was interrupted; the same call continues it.
     """
-    parts = split_requests(list(run.requests.values()), run.plan)
+    simple = [request for request in run.requests.values() if request.id.startswith("simple")]
+    parts = split_requests(simple, run.plan)
     run.outcome.held_out = [_question(run.requests[str(item.task_id)]) for item in parts.held_out]
     run.outcome.counts |= {name: len(part) for name, part in parts._asdict().items()}
     await announce(run, parts)
     traces = await capture(run, parts)
     lessons = curate(run, traces)
     await imitate(run, lessons, parts.held_out)
-    practice = [*parts.own, *without_lesson(parts.shown, lessons)]
+    practice = [
+        *parts.own,
+        *without_lesson(parts.shown, lessons),
+        *further_requests(run, parts.held_out),
+    ]
     await learn_by_reward(run, practice, parts.held_out)
     if run.plan.control:
         await imitate_further(run, lessons, parts.held_out)
@@ -169,8 +177,7 @@ async def announce(run: Run, parts: Parts) -> None:
         return
     policy = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(plan)))
     speed = await exam_seconds(policy, parts.held_out)
-    expected = estimate(plan, speed, steps_per_pass=_steps(plan, len(parts.own)))
-    run.account.expect(expected, plan)
+    run.account.expect(estimate(plan, speed), plan)
 
 
 async def capture(run: Run, parts: Parts) -> TrajectoryDataset:
@@ -241,6 +248,20 @@ def without_lesson(shown: Sequence[TrajectoryItem], lessons: Lessons) -> list[Tr
     return [item for item in shown if item.task_id not in answered]
 
 
+def further_requests(run: Run, held_out: Sequence[TrajectoryItem]) -> list[TrajectoryItem]:
+    """Return the leaderboard's further requests whose function is not among the held-out ones.
+
+    Every step of GRPO then sees requests that no earlier step has seen, which generalises better
+    than further passes over the same ones.
+    """
+    functions = {item.episode_id for item in held_out}
+    return [
+        TrajectoryItem(render(request), "", task_id=request.id, episode_id=request.function.name)
+        for request in run.requests.values()
+        if request.id.startswith("multiple") and request.function.name not in functions
+    ]
+
+
 async def imitate(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
     """Imitate the good traces; the pass with the best validation loss is kept."""
     plan = run.plan
@@ -271,13 +292,17 @@ async def learn_by_reward(
         return verdict(output, run.requests[str(item.task_id)]).right
 
     with account.stage("grpo", f"the model's own calls for {len(practice)} other requests"):
+        steps = _choose_steps(run)
+        # Whole passes over as many requests as the steps have room for, drawn by the seed.
+        epochs = math.ceil(steps * plan.batch_size / len(practice))
+        order = sub_random(plan.seed, "practice").sample(practice, len(practice))
+        practice = order[: steps * plan.batch_size // epochs]
         config = VeRLConfig(
             algorithm=VeRLAlgorithm.GRPO,
             model=str(run.folder / "sft" / "best"),
-            epochs=_passes(run, len(practice)),
+            epochs=epochs,
             group_size=plan.group_size,
             learning_rate=plan.grpo_learning_rate,
-            temperature=plan.temperature,
             warmup_steps=3,
             lr_schedule="linear",
             # A group that splits into right and wrong counts for more than one whose wrong calls
@@ -299,28 +324,16 @@ async def learn_by_reward(
     run.finish("grpo")
 
 
-def _passes(run: Run, practice: int) -> int:
-    """Return the number of GRPO passes that fit into the time budget, the same after a resume."""
+def _choose_steps(run: Run) -> int:
+    """Return the number of GRPO steps that fit into the time budget; a resume keeps it."""
     plan, state = run.plan, run.state
-    if state.passes is None:
+    if state.steps is None:
         elapsed = sum(run.outcome.seconds.get(stage, 0.0) for stage in ("capture", "sft"))
-        chosen = estimate(
-            plan,
-            run.outcome.exams["sft"].seconds,
-            steps_per_pass=_steps(plan, practice),
-            elapsed=elapsed,
-        )
-        state.passes = plan.grpo_epochs if plan.model == "tiny" else chosen.passes
+        chosen = estimate(plan, run.outcome.exams["sft"].seconds, elapsed=elapsed)
+        state.steps = plan.grpo_steps if plan.model == "tiny" else chosen.steps
         state.save(run.folder)
-    run.account.say(
-        f"{state.passes} passes of at most {plan.grpo_epochs}, so that the run takes about "
-        f"{plan.minutes:g} minutes or less"
-    )
-    return state.passes
-
-
-def _steps(plan: Plan, requests: int) -> int:
-    return math.ceil(requests / plan.batch_size)
+    run.account.say(f"{state.steps} steps of at most {plan.grpo_steps}")
+    return state.steps
 
 
 async def imitate_further(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
@@ -383,7 +396,7 @@ def _sft_config(
         learning_rate=run.plan.sft_learning_rate,
         warmup_steps=3,
         lr_schedule="linear",
-        eval_every=_steps(run.plan, len(lessons.train)),
+        eval_every=math.ceil(len(lessons.train) / run.plan.batch_size),
         output_dir=run.folder / folder,
         resume=True,
         max_seconds=max_seconds,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One run of the demo. The plan, the seed and the number of GRPO passes determine it."""
+    """One run of the demo. The plan and the number of GRPO steps determine it."""
 
     model: str = "smollm2-135m"
     """The policy before training."""
@@ -34,16 +34,16 @@ class Plan:
     """Passes over the good traces; the best by validation loss is kept."""
     sft_learning_rate: float = 5e-5
     """AdamW's highest step size in SFT; it falls to 0 over the passes."""
-    grpo_epochs: int = 5
-    """Most passes over the requests for the model's own attempts; a slow machine makes fewer."""
+    further_requests: int = 200
+    """Further requests for the model's own attempts: those of functions that are not held out."""
+    grpo_steps: int = 72
+    """Most GRPO steps; a slow machine makes fewer, down to `MIN_STEPS`."""
     grpo_learning_rate: float = 4e-5
-    """AdamW's highest step size in GRPO; it falls to 0 over the passes."""
-    temperature: float = 1.0
-    """Sampling temperature in GRPO."""
+    """AdamW's highest step size in GRPO; it falls to 0 over the steps."""
     max_response_length: int = 64
     """Tokens in a call; the longest right one of the training requests has fewer."""
     minutes: float = 14.0
-    """Time budget in minutes, downloads apart; it decides how many GRPO passes are made."""
+    """Time budget in minutes, downloads apart; it decides how many GRPO steps are made."""
     control: bool = False
     """Whether SFT also gets the seconds that GRPO took, to compare what each brings."""
 
@@ -56,41 +56,42 @@ QUICK = Plan(
     group_size=4,
     sft_epochs=1,
     sft_learning_rate=1e-3,
-    grpo_epochs=1,
+    further_requests=4,
+    grpo_steps=6,
     grpo_learning_rate=1e-3,
     max_response_length=16,
 )
 """Every stage within seconds, on a model too small to learn the task: for tests."""
 
 
-class Estimate(NamedTuple):
-    """How long a run takes, and how many GRPO passes fit into its budget."""
+MIN_STEPS = 16
+"""Fewer GRPO steps than these are not worth the start; a slower machine takes longer instead."""
 
-    passes: int
-    minutes: float
-
-
-# What the stages cost, in units of one exam of an SFT model (200 requests, greedy). Measured in
-# bfloat16 (AVX-512) and float32 (AVX2): the ratios differ by less than 15 % between the two.
+# What the stages cost, in units of one exam of an SFT model (200 requests, answered greedily).
+# Measured in bfloat16 with AVX-512 and in float32 with AVX2: the ratios differ by less than 20 %.
 FIXED_COST = 6.6
 """Capture, the exam before training, SFT with its exam, the exam after GRPO."""
 STEP_COST = 0.225
 """One GRPO step of 8 requests x 8 attempts."""
 
 
-def estimate(
-    plan: Plan, exam_seconds: float, *, steps_per_pass: int, elapsed: float = 0.0
-) -> Estimate:
-    """Choose the number of GRPO passes that fit into the plan's time budget, at least one.
+class Estimate(NamedTuple):
+    """How many GRPO steps fit into a run's time budget, and how long the run then takes."""
+
+    steps: int
+    minutes: float
+
+
+def estimate(plan: Plan, exam_seconds: float, *, elapsed: float | None = None) -> Estimate:
+    """Choose the number of GRPO steps that fit into the plan's time budget.
 
     Args:
-        plan: The run; `grpo_epochs` is the upper limit.
+        plan: The run; `grpo_steps` is the upper limit.
         exam_seconds: How long this machine takes, or would take, for one exam of the SFT model.
-        steps_per_pass: GRPO steps in one pass over the practice requests.
-        elapsed: Seconds already spent, once the stages before GRPO are done; 0 at the start.
+        elapsed: Seconds spent on the stages before GRPO; None if they are still to come.
     """
-    before = elapsed + exam_seconds if elapsed else FIXED_COST * exam_seconds
-    one_pass = STEP_COST * exam_seconds * steps_per_pass
-    fitting = math.floor((60 * plan.minutes - before) / one_pass) if one_pass else plan.grpo_epochs
-    passes = max(1, min(plan.grpo_epochs, fitting))
-    return Estimate(passes, (before + passes * one_pass) / 60)
+    others = FIXED_COST * exam_seconds if elapsed is None else elapsed + exam_seconds
+    one_step = STEP_COST * exam_seconds
+    fitting = math.floor((60 * plan.minutes - others) / one_step)
+    steps = min(plan.grpo_steps, max(MIN_STEPS, fitting))
+    return Estimate(steps, (others + steps * one_step) / 60)

@@ -24,8 +24,8 @@ class State:
     outcome: Outcome = field(default_factory=Outcome)
     finished: list[str] = field(default_factory=list[str])
     """Names of the stages that are complete."""
-    passes: int | None = None
-    """GRPO passes, chosen when that stage first began."""
+    steps: int | None = None
+    """GRPO steps, chosen when that stage first began."""
 
     def save(self, folder: Path) -> None:
         """Write the state to the run's folder, atomically."""
