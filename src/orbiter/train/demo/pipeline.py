@@ -410,7 +410,7 @@ def _engine(plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "max_response_length": plan.max_response_length,
-        "dtype": plan.dtype if plan.dtype != "auto" else "bfloat16",
+        "dtype": plan.dtype,
         "system_prompt": INSTRUCTION,
     }
 
