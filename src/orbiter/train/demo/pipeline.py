@@ -46,6 +46,12 @@ class Parts(NamedTuple):
     own: list[TrajectoryItem]
 
 
+FUNCTION = "function"
+"""The metadata entry that names the function a request is for."""
+GROUPS = ("task_id", FUNCTION)
+"""What keeps traces together in a split."""
+
+
 class Lessons(NamedTuple):
     """Good traces: to imitate, and to tell when to stop."""
 
@@ -103,10 +109,12 @@ def _require_empty(folder: Path) -> None:
 def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
     """Share the requests out; those of one function stay together."""
     items = [
-        TrajectoryItem(render(request), "", task_id=request.id, episode_id=request.function.name)
+        TrajectoryItem(
+            render(request), "", None, {FUNCTION: request.function.name}, task_id=request.id
+        )
         for request in requests
     ]
-    return Parts(*split_dataset(items, plan.shares, seed=plan.seed))
+    return Parts(*split_dataset(items, plan.shares, seed=plan.seed, group_by=GROUPS))
 
 
 async def capture(run: Run, parts: Parts) -> TrajectoryDataset:
@@ -142,8 +150,8 @@ def _capture(
                 item.state,
                 reply,
                 float(right),
+                item.metadata,
                 task_id=item.task_id,
-                episode_id=item.episode_id,
                 agent=agent,
             )
         )
@@ -156,7 +164,7 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
         right = filter_by_score(traces.items[:], min_score=1.0)
         distinct = deduplicate(right, threshold=0.9)
         shares = (1 - plan.validation, plan.validation)
-        parts = split_dataset(distinct, shares, seed=plan.seed)
+        parts = split_dataset(distinct, shares, seed=plan.seed, group_by=GROUPS)
         lessons = Lessons(*parts)
         traces.close()
         account.say(
