@@ -13,32 +13,8 @@ from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from tests.synthesis.brute_force import close_pairs
 
 SYSTEM = " ".join(f"Rule {n}: always do thing {n} before you answer." for n in range(25))
-WORDS = [
-    "river",
-    "stone",
-    "amber",
-    "cloud",
-    "lantern",
-    "market",
-    "winter",
-    "harbour",
-    "violin",
-    "copper",
-    "meadow",
-    "thunder",
-    "pepper",
-    "anchor",
-    "marble",
-    "falcon",
-    "ribbon",
-    "cactus",
-    "velvet",
-    "saddle",
-    "orchid",
-    "bishop",
-    "tunnel",
-    "magnet",
-]
+WORDS = """river stone amber cloud lantern market winter harbour violin copper meadow thunder
+pepper anchor marble falcon ribbon cactus velvet saddle orchid bishop tunnel magnet""".split()  # noqa: SIM905 - a word list
 
 
 def sentence(seed: object, length: int = 20) -> str:

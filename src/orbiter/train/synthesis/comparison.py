@@ -27,7 +27,8 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, cast
 
-from orbiter.train.chat.message import call_in_words, text_of
+from orbiter.train.chat.message import text_of
+from orbiter.train.chat.tool_calls import write_call
 from orbiter.train.errors import ConfigError, did_you_mean
 from orbiter.train.synthesis.records import Row, action_of, state_of, value_of
 from orbiter.train.synthesis.similarity import Measure, ties
@@ -203,7 +204,7 @@ def _turn(message: Mapping[str, object]) -> Turn:
     calls = message.get("tool_calls")
     lines = [text_of(message.get("content"))]
     if isinstance(calls, Sequence) and not isinstance(calls, str):
-        lines += [call_in_words(call) for call in calls if isinstance(call, Mapping)]
+        lines += [write_call(call) for call in calls if isinstance(call, Mapping)]
     return Turn(str(message.get("role", "")), "\n".join(filter(None, lines)))
 
 
