@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orbiter.train.errors import StorageError
+from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.report.live import LiveServer, serve_live
 from orbiter.train.report.page import policy
 from orbiter.train.runlog import RunLog
@@ -70,7 +70,7 @@ def test_the_data_follows_the_run_and_unchanged_data_is_not_sent_again(server: L
 def test_a_website_cannot_read_it_by_way_of_dns(server: LiveServer, host: str) -> None:
     for path in ("/", "/data"):
         reply, body = ask(server, path, Host=host.format(port=server.server_address[1]))
-        assert reply.status == 421
+        assert reply.status == 403
         assert b"reward" not in body
 
 
@@ -122,7 +122,7 @@ def test_a_damaged_run_is_told_as_such(server: LiveServer) -> None:
 
 def test_a_port_that_is_taken_is_named(server: LiveServer, tmp_path: Path) -> None:
     port = server.server_address[1]
-    with pytest.raises(StorageError, match=f"cannot listen on 127.0.0.1:{port}"):
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
         serve_live(training(tmp_path / "b", steps=1), port=port)
     with pytest.raises(StorageError, match="holds no run"):
         serve_live(tmp_path / "nowhere")

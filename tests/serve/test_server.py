@@ -186,6 +186,9 @@ async def test_models_and_health_are_told(server: PolicyServer, client: AsyncOpe
         "asked": 0,
         "running": 0,
         "waiting": 0,
+        "prompt_tokens": 0,
+        "prompt_tokens_run": 0,
+        "weights_version": 0,
     }
 
 
@@ -207,7 +210,7 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
         "messages[0].tool_calls",
         "a function with a name",
     ),
-    ({"messages": [{"role": "user", "content": 5}]}, 400, "messages", "must be text"),
+    ({"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content", "must be text"),
     ({"messages": [{"role": "user", "content": "x" * 2000}]}, 400, "messages", "1024 tokens"),
     ({"max_tokens": 1020}, 400, "messages", "1024 tokens"),
     ({"max_tokens": 0}, 400, "max_tokens", ">= 1"),

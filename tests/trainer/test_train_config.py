@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from orbiter.train.checks import Number, WholeNumber, setting
 from orbiter.train.errors import ConfigError
 from orbiter.train.trainer import TrainConfig
-from orbiter.train.trainer.config import number, whole
 
 
 def test_the_guides_config_is_made_as_written() -> None:
@@ -60,25 +60,26 @@ def test_replace_checks_again_and_a_config_is_a_value() -> None:
 def test_a_subclass_with_slots_checks_its_own_settings_and_the_inherited_ones() -> None:
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Longer(TrainConfig):
-        beta: float = 0.1
+        beta: float = setting(0.1, "Weight.", Number(at_least=0, at_most=1))
+        gamma: float = 0.5
 
         def __post_init__(self) -> None:
             TrainConfig.__post_init__(self)
-            number("beta", self.beta, at_least=0, at_most=1)
+            Number(above=self.beta)("gamma", self.gamma)
 
-    assert Longer(beta=1.0).batch_size == TrainConfig().batch_size
-    for wrong in ({"beta": 1.5}, {"epochs": 0}):
+    assert Longer(beta=0.3).batch_size == TrainConfig().batch_size
+    for wrong in ({"beta": 1.5}, {"epochs": 0}, {"gamma": 0.05}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Longer(**wrong)
 
 
 def test_limits_are_kept_to_the_letter() -> None:
-    number("x", 0, at_least=0, at_most=1)
-    number("x", 1, at_least=0, at_most=1)
-    whole("n", 0, at_least=0)
+    Number(at_least=0, at_most=1)("x", 0)
+    Number(at_least=0, at_most=1)("x", 1)
+    WholeNumber(at_least=0)("n", 0)
     with pytest.raises(ConfigError, match=r"x must be at least 0, got -0\.1"):
-        number("x", -0.1, at_least=0)
+        Number(at_least=0)("x", -0.1)
     with pytest.raises(ConfigError, match="x must be at most 1, got 2"):
-        number("x", 2, at_most=1)
+        Number(at_most=1)("x", 2)
     with pytest.raises(ConfigError, match="x must be above 0, got 0"):
-        number("x", 0, above=0)
+        Number(above=0)("x", 0)

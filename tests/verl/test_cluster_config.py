@@ -7,8 +7,8 @@ import pytest
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.verl import VeRLAlgorithm, VeRLConfig
+from orbiter.train.verl.cluster.follow import as_row
 from orbiter.train.verl.cluster.layout import Layout
-from orbiter.train.verl.cluster.metrics import as_row
 from orbiter.train.verl.cluster.overrides import as_arguments, make_overrides
 
 
@@ -45,7 +45,7 @@ def layout(prompts: int = 40) -> Layout:
         ({"minibatch_size": 4}, "must be a multiple of group_size=8"),
         ({"verl_overrides": {"trainer.nnodes": 2}}, "'trainer.nnodes': nodes= does"),
         ({"verl_overrides": {"+data.seed=": 1}}, "must be a dotted name"),
-        ({"verl_overrides": {"a.b": object()}}, r"verl_overrides\['a.b'\] cannot be written"),
+        ({"verl_overrides": {"a.b": object()}}, r"verl_overrides\['a.b'\] cannot be written as"),
         ({"verl_overrides": ["a"]}, "must map verl's keys"),
         ({"step_timeout_seconds": 0}, "step_timeout_seconds must be above 0"),
         ({"gpus_per_node": 0}, "gpus_per_node must be at least 1"),

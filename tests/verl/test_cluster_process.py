@@ -226,15 +226,22 @@ async def test_a_plan_has_its_notes_and_its_files(tmp_path: Path) -> None:
     plan = await run.plan(PROMPTS)
     assert plan.steps == 2
     said = str(plan)
-    for words in ("2 of 8 prompts sit out", "vf_coef is not used", "warmup_steps counts"):
+    for words in ("2 of 8 prompts are left out", "vf_coef is not used", "warmup_steps counts"):
         assert words in said
     assert str(tmp_path / "run/verl/rewards.py") in plan.files
     assert not (tmp_path / "run").exists()
 
 
-async def test_plan_is_for_verl_alone() -> None:
-    with pytest.raises(ConfigError, match="plan\\(\\) is for backend='verl', got 'local'"):
-        await VeRLTrainer(VeRLConfig(model="tiny"), [RewardSpec("a", 1.0, vowels)]).plan(PROMPTS)
+async def test_a_plan_for_this_process_counts_steps_updates_and_tokens() -> None:
+    config = VeRLConfig(
+        model="tiny", epochs=3, batch_size=4, group_size=2, minibatch_size=4, ppo_epochs=2
+    )
+    run = VeRLTrainer(config, [RewardSpec("a", 1.0, vowels)], eval_dataset=PROMPTS[:2])
+    plan = await run.plan(PROMPTS)
+    assert (plan.method, plan.items, plan.held_out) == ("GRPO", 8, 2)
+    assert (plan.steps, plan.updates) == (6, 24), "3 x 2 steps, each of 2 x 2 updates"
+    assert plan.tokens > 8 * 2 * 64 * 3
+    assert plan.memory_bytes > 1 << 20
 
 
 JOB = """#!{python}
@@ -268,7 +275,7 @@ async def test_a_job_that_ends_early_shows_its_code_its_step_and_its_last_lines(
 ) -> None:
     python = job(tmp_path, steps=2, end='print("the reason"); sys.exit(7)')
     run = trainer(tmp_path / "run", verl_python=python, batch_size=2)
-    with pytest.raises(TrainingError, match="verl ended with code 7 behind step 2 of 4") as ended:
+    with pytest.raises(TrainingError, match="verl ended with code 7 after step 2 of 4") as ended:
         await run.train(PROMPTS)
     assert "the job begins\nthe reason" in str(ended.value)
     assert [row["reward"] for row in run.history] == [0.1, 0.2]
@@ -277,7 +284,7 @@ async def test_a_job_that_ends_early_shows_its_code_its_step_and_its_last_lines(
 async def test_a_job_that_stands_still_is_stopped_with_its_last_lines(tmp_path: Path) -> None:
     python = job(tmp_path, steps=1, end="time.sleep(600)")
     run = trainer(tmp_path / "run", verl_python=python, batch_size=2, step_timeout_seconds=3)
-    with pytest.raises(TrainingError, match=r"no step ended within .*behind step [01]\.") as still:
+    with pytest.raises(TrainingError, match=r"no step ended within .*after step [01]\.") as still:
         await run.train(PROMPTS)
     assert "the job begins" in str(still.value)
 

@@ -21,7 +21,8 @@ def test_the_guides_config_works_as_written() -> None:
 
 
 def test_the_algorithms_are_named_as_in_the_guide() -> None:
-    assert {a.name: a.value for a in VeRLAlgorithm} == {"PPO": "ppo", "GRPO": "grpo"}
+    named = {a.name: a.value for a in VeRLAlgorithm}
+    assert named.items() >= {"PPO": "ppo", "GRPO": "grpo"}.items()
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo"])
@@ -49,8 +50,8 @@ def test_an_algorithm_may_be_given_as_text(name: str) -> None:
         ({"minibatch_size": -1}, "minibatch_size must be at least 0"),
         ({"target_kl": 0}, "target_kl must be above 0"),
         ({"lora_rank": 1.5}, "lora_rank must be a whole number"),
-        ({"dtype": "float16"}, "dtype must be one of 'float32', 'bfloat16'"),
-        ({"model": ""}, "model must name one"),
+        ({"dtype": "float16"}, "dtype must be one of 'auto', 'float32', 'bfloat16'"),
+        ({"model": ""}, "model must name a model"),
         ({"on_long_prompt": "cut"}, "on_long_prompt must be one of"),
         ({"loss_aggregation": "mean"}, "loss_aggregation must be one of"),
         ({"on_reward_error": "ignore"}, "on_reward_error must be 'raise', 'skip' or a number"),

@@ -133,7 +133,7 @@ async def test_training_again_goes_on_from_the_trained_weights() -> None:
     [
         ([], PROMPTS, "rewards is empty"),
         ([vowels], PROMPTS, "rewards must hold RewardSpec"),
-        ([RewardSpec("a", 1.0, len), RewardSpec("a", 1.0, len)], PROMPTS, "a name of its own"),
+        ([RewardSpec("a", 1.0, len), RewardSpec("a", 1.0, len)], PROMPTS, "have the same name"),
         ([RewardSpec("a", 0.0, len)], PROMPTS, "weight 0"),
         ([RewardSpec("a", 1.0, len)], [], "the data set is empty"),
         ([RewardSpec("a", 1.0, len)], None, "there is no data set"),
@@ -182,7 +182,7 @@ async def test_a_negative_number_of_samples_is_refused() -> None:
 
 
 def test_a_scale_for_adapters_that_are_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match="give lora_rank="):
+    with pytest.raises(ConfigError, match="lora_alpha=8 scales adapters"):
         tiny(lora_alpha=8)
 
 
@@ -253,7 +253,7 @@ async def test_a_run_whose_samples_are_all_skipped_says_so() -> None:
     def broken(output: str) -> float:
         raise ValueError("broken")
 
-    with pytest.raises(TrainingError, match="every one was skipped"):
+    with pytest.raises(TrainingError, match="every sample was skipped"):
         await trainer(broken, on_reward_error="skip", max_flat_steps=2, epochs=3).train(PROMPTS)
 
 

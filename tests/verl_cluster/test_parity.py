@@ -14,8 +14,7 @@ from orbiter.train.formats.verl_rows import row
 from orbiter.train.rl import clipped_surrogate, gae, group_relative_advantage, kl_k3, whiten
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec
-from orbiter.train.verl.cluster.data import make_prompts
-from orbiter.train.verl.cluster.files import Inputs, write_files
+from orbiter.train.verl.cluster.data import Inputs, make_prompts, write_files
 from orbiter.train.verl.cluster.inside.reward import load
 from orbiter.train.verl.cluster.layout import Layout
 from orbiter.train.verl.cluster.overrides import NEVER, as_arguments

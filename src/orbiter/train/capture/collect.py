@@ -9,11 +9,11 @@ from hashlib import blake2b
 from typing import Generic, Protocol, SupportsFloat, TypeVar
 
 from orbiter.train.callback import call, map_bounded
-from orbiter.train.capture.collect_progress import Progress
 from orbiter.train.capture.episode import Episode
 from orbiter.train.capture.record import record
 from orbiter.train.capture.redact import Redact
 from orbiter.train.errors import ConfigError, DataError, boundary
+from orbiter.train.progress import LOG_SECONDS, make_progress
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from orbiter.train.trajectory.fields import number
 
@@ -142,11 +142,14 @@ async def collect(
         redact=redact,
     )
     wanted = [task for task in tasks for _ in range(attempts)]
-    with Progress(len(wanted), shown=progress) as bar:
+    failed = 0
+    with make_progress("episodes", len(wanted), shown=progress, every_seconds=LOG_SECONDS) as bar:
 
         async def one(task: T) -> Run[T]:
+            nonlocal failed
             run = await _run(plan, task)
-            bar.update(run.error)
+            failed += run.error is not None
+            bar.update(bar.done + 1, f"{failed} failed")
             return run
 
         runs = await map_bounded(wanted, one, concurrency=concurrency)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import hmac
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpcore2
-import httpx2
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from orbiter.train.capture.encoding import narrowed
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Redact, Redactor, keys_in
 from orbiter.train.capture.sessions import Sessions
-from orbiter.train.capture.wire import wire_of
+from orbiter.train.capture.wire import recognise
 from orbiter.train.errors import TrainError
+from orbiter.train.net import refuse_web_pages, same_secret
 from orbiter.train.trajectory import TrajectoryDataset
 
 TOKEN_HEADER = "x-orbiter-token"
@@ -45,7 +44,6 @@ _CONNECT_SECONDS = 120.0
 _URL_MARKS = "%/:=&?~#+!$,;'@()*[]"
 """Characters of an address that stay as they are."""
 Header = tuple[bytes, bytes]
-_LOOPBACK_NAMES = frozenset(("127.0.0.1", "localhost", "[::1]", "::1"))
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -131,11 +129,21 @@ class _Proxy:
         headers = self._admit(request)
         path = f"/{request.path_params['path']}"
         body = await request.body()
-        wire = wire_of(request.method, path)
+        recognised = recognise(request.method, self._host.decode().partition(":")[0], path)
         exchange = None
-        if wire is not None:
+        if recognised is not None:
             episode = self._sessions.episode(request.path_params["session"])
-            exchange = episode.begin(wire, body, keys_in(request.headers.raw))
+            exchange = episode.begin(
+                recognised,
+                body,
+                keys_in(request.headers.raw),
+                address=f"{request.method} {path}",
+                encoding=request.headers.get("content-encoding", ""),
+            )
+            headers = [
+                (name, narrowed(value) if name.lower() == b"accept-encoding" else value)
+                for name, value in headers
+            ]
         query = f"?{request.url.query}" if request.url.query else ""
         sent = httpcore2.Request(
             request.method,
@@ -163,13 +171,13 @@ class _Proxy:
         """Return the headers to pass on; refuse who may not be served."""
         headers = [(n, v) for n, v in request.headers.raw if n.lower() not in _HOP_BY_HOP]
         if self._token is None:
-            _refuse_web_pages(request.headers)
+            refused = refuse_web_pages(request.headers.raw)
+            if refused is not None:
+                raise HTTPException(refused.status, refused.message)
             return headers
-        if hmac.compare_digest(
-            request.headers.get(TOKEN_HEADER, "").encode(), self._token.encode()
-        ):
+        if same_secret(request.headers.get(TOKEN_HEADER, "").encode("latin-1"), self._token):
             return headers
-        if self._token in keys_in(request.headers.raw):
+        if any(same_secret(key, self._token) for key in keys_in(request.headers.raw)):
             return self._with_own_key(headers)
         raise HTTPException(401, f"the token is missing or wrong: send it as {TOKEN_HEADER}")
 
@@ -189,9 +197,7 @@ class _Passed(Response):
         self._response, self._exchange = response, exchange
         self.background = None
         if exchange is not None:
-            packed = exchange.answered(response.status, response.headers)
-            if packed:
-                exchange.unpack = _unpacker(packed)
+            exchange.answered(response.status, response.headers)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         response, exchange = self._response, self._exchange
@@ -215,21 +221,6 @@ class _Passed(Response):
 
 
 _NOT_PASSED = frozenset((b"connection", b"keep-alive", b"transfer-encoding"))
-
-
-def _unpacker(encoding: str) -> Callable[[bytes], bytes]:
-    headers = {"content-encoding": encoding}
-    return lambda raw: httpx2.Response(200, headers=headers, content=raw).content
-
-
-def _refuse_web_pages(headers: Headers) -> None:
-    """Refuse what a web page open on this machine may send here behind its reader's back."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname
-    origin = headers.get("origin")
-    if host not in _LOOPBACK_NAMES or (
-        origin is not None and urlsplit(origin).hostname not in _LOOPBACK_NAMES
-    ):
-        raise HTTPException(403, "without a token only this machine's own programs are served")
 
 
 async def _json(request: Request) -> dict[str, Any]:

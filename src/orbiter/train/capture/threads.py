@@ -1,9 +1,8 @@
-"""Plain threads belong to the episode of whoever started them.
+"""Plain threads belong to the episode of the code that started them.
 
 Context variables are inherited by tasks and by `asyncio.to_thread`, not by `threading.Thread` nor
 by a thread pool's workers. The start of a thread and a pool's `submit` are wrapped, once, and pass
-on this package's own variable only. Left out: process pools, whose calls no process but their own
-can see.
+on this package's own variables only. The calls of process pools cannot be seen from here.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from orbiter.train.capture.context import CURRENT
-from orbiter.train.capture.episode import Episode
+from orbiter.train.capture.in_process import ANSWERING
 
 
 @functools.cache
@@ -30,9 +29,8 @@ def _wrap_start() -> None:
 
     @functools.wraps(start)
     def started(self: threading.Thread) -> None:
-        episode = CURRENT.get()
-        if episode is not None:
-            self.run = _inside(episode, self.run)  # type: ignore[method-assign]  # of this one
+        if CURRENT.get() is not None or ANSWERING.get() is not None:
+            self.run = _inside(self.run)  # type: ignore[method-assign]  # of this one
         start(self)
 
     threading.Thread.start = started  # type: ignore[method-assign]  # what this file is for
@@ -45,20 +43,25 @@ def _wrap_submit() -> None:
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: object, **kwargs: object
     ) -> Future[Any]:
         # Outside of any episode too: a worker was started by whoever came first.
-        return submit(self, _inside(CURRENT.get(), fn), *args, **kwargs)
+        return submit(self, _inside(fn), *args, **kwargs)
 
     # `wraps` would lose its way in the original's generic type.
     submitted.__doc__ = submit.__doc__
     ThreadPoolExecutor.submit = submitted  # type: ignore[assignment, method-assign]  # as above
 
 
-def _inside(episode: Episode | None, fn: Callable[..., Any]) -> Callable[..., Any]:
+def _inside(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `fn` with what the present code has in this package's variables."""
+    episode, answering = CURRENT.get(), ANSWERING.get()
+
     def run(*args: object, **kwargs: object) -> object:
-        before = CURRENT.get()
+        before = CURRENT.get(), ANSWERING.get()
         CURRENT.set(episode)
+        ANSWERING.set(answering)
         try:
             return fn(*args, **kwargs)
         finally:
-            CURRENT.set(before)
+            CURRENT.set(before[0])
+            ANSWERING.set(before[1])
 
     return run

@@ -1,10 +1,10 @@
-"""Seeing every call of a model where the bytes go out: in httpx and httpx2.
+"""See every model call where its bytes go out, in httpx and httpx2; answer some in this process.
 
 `send` of their clients is wrapped, once a process; outside of any episode the wrapper only looks at
-one context variable. Inside, a request whose path is that of a model API becomes an exchange: its
+two context variables. Inside, a request whose path is that of a model API becomes an exchange: its
 body is read, and its response, or stream, is fed to the exchange on its way to the caller. A
-library that is imported later is wrapped then; none is imported here. Left out: clients on other
-transports (requests, aiohttp, gRPC); the proxy serves those.
+library that is imported later is wrapped then; none is imported here. Clients on other transports
+(requests, aiohttp, gRPC) are not seen; the proxy serves those.
 """
 
 from __future__ import annotations
@@ -13,19 +13,52 @@ import functools
 import importlib.util
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from orbiter.train.capture.context import CURRENT, OPEN
 from orbiter.train.capture.exchange import Exchange
+from orbiter.train.capture.in_process import (
+    ANSWERING,
+    Answerer,
+    Answering,
+    wrap_async,
+    wrap_sync,
+)
 from orbiter.train.capture.redact import keys_in
-from orbiter.train.capture.wire import Wire, wire_of
+from orbiter.train.capture.threads import follow_threads
+from orbiter.train.capture.wire import Recognised, recognise
 
 Foreign = Any
 """What belongs to a library that need not be installed."""
 
 LIBRARIES = ("httpx2", "httpx")
+
+
+@contextmanager
+def answered_by(answerer: Answerer, *, models: Sequence[str] | None = None) -> Iterator[None]:
+    """Give the model calls made inside the block to `answerer`, in this process and without HTTP.
+
+        with answered_by(session):
+            await agent(task)  # its openai, anthropic or httpx clients reach the session
+
+    Tasks and threads that are started in the block belong to it; `record` sees its calls as ever.
+
+    Args:
+        answerer: Anything with `takes`, `handle` and `handle_blocking`, such as a `LiveSession`.
+        models: Only calls that name one of these models, so that a judge or a helper model still
+            goes outside; None gives every call to the answerer.
+    """
+    watch()
+    follow_threads()
+    before = ANSWERING.get()
+    ANSWERING.set(Answering(answerer, None if models is None else frozenset(models)))
+    try:
+        yield
+    finally:
+        ANSWERING.set(before)  # not reset(): a fixture may leave in another context
 
 
 @functools.cache
@@ -65,8 +98,10 @@ class _WhenImported:
 
 
 def _wrap(library: ModuleType) -> None:
-    library.Client.send = _sync_send(library, library.Client.send)
-    library.AsyncClient.send = _async_send(library, library.AsyncClient.send)
+    # Capture is outermost: it sees a call in the same way, whoever answers it.
+    answered, answered_async = library.Client.send, library.AsyncClient.send
+    library.Client.send = _sync_send(library, wrap_sync(library, answered))
+    library.AsyncClient.send = _async_send(library, wrap_async(library, answered_async))
 
 
 def _sync_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
@@ -87,16 +122,16 @@ def _sync_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..
 
     @functools.wraps(send)
     def captured(client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
-        wire = _wire_of(request)
-        if wire is None:
+        recognised = _recognised(request)
+        if recognised is None:
             return send(client, request, *args, **kwargs)
-        exchange = _begin(wire, request, request.read())
+        exchange = _begin(recognised, request, request.read())
         try:
             response = send(client, request, *args, **kwargs)
         except BaseException as error:
             exchange.close(_said(error))
             raise
-        return _carried(library, exchange, response, Stream)
+        return _carried(exchange, response, Stream)
 
     return captured
 
@@ -121,16 +156,16 @@ def _async_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[.
     async def captured(
         client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign
     ) -> Foreign:
-        wire = _wire_of(request)
-        if wire is None:
+        recognised = _recognised(request)
+        if recognised is None:
             return await send(client, request, *args, **kwargs)
-        exchange = _begin(wire, request, await request.aread())
+        exchange = _begin(recognised, request, await request.aread())
         try:
             response = await send(client, request, *args, **kwargs)
         except BaseException as error:
             exchange.close(_said(error))
             raise
-        return _carried(library, exchange, response, Stream)
+        return _carried(exchange, response, Stream)
 
     return captured
 
@@ -150,45 +185,49 @@ class _Stream:
 _LEFT = "closed before the end"
 
 
-def _wire_of(request: Foreign) -> Wire | None:
-    """Return what a request of an episode speaks; what belongs nowhere is noted if it may matter.
+def _recognised(request: Foreign) -> Recognised | None:
+    """Return the API that a request inside an episode speaks; None if it is not to be captured."""
+    url = request.url
+    return recognised_here(request.method, url.host, url.path)
 
-    None: it is not to be captured.
+
+def recognised_here(method: str, host: str, path: str) -> Recognised | None:
+    """Return the API that a request from the running code speaks; None: do not capture it.
+
+    A request that no episode captures is counted, to explain later why nothing was captured.
     """
+    recognised = recognise(method, host, path)
     episode = CURRENT.get()
     if episode is None or episode.over:
-        if OPEN.blocks and wire_of(request.method, request.url.path) is not None:
+        if OPEN.blocks and recognised is not None and recognised.retrieves is None:
             OPEN.stray()
         return None
-    wire = wire_of(request.method, request.url.path)
-    if wire is None:
-        episode.note_other(f"{request.method} {request.url.host}{request.url.path}")
-    return wire
+    if recognised is None:
+        episode.note_other(f"{method} {host}{path}")
+    return recognised
 
 
-def _begin(wire: Wire, request: Foreign, body: bytes) -> Exchange:
+def _begin(recognised: Recognised, request: Foreign, body: bytes) -> Exchange:
     episode = CURRENT.get()
     assert episode is not None
-    return episode.begin(wire, body, keys_in(request.headers.raw))
+    return episode.begin(
+        recognised,
+        body,
+        keys_in(request.headers.raw),
+        address=f"{request.method} {request.url.host}{request.url.path}",
+        encoding=request.headers.get("content-encoding", ""),
+    )
 
 
 def _carried(
-    library: ModuleType,
-    exchange: Exchange,
-    response: Foreign,
-    stream: Callable[[Foreign, Exchange], Foreign],
+    exchange: Exchange, response: Foreign, stream: Callable[[Foreign, Exchange], Foreign]
 ) -> Foreign:
-    """Give the exchange the response, or what will come of it."""
-    packed = exchange.answered(response.status_code, response.headers.raw)
+    """Give the exchange the response, or the bytes that will come of it."""
+    exchange.answered(response.status_code, response.headers.raw)
     if response.is_stream_consumed or response.is_closed:
-        exchange.feed(response.content)
+        exchange.feed(response.content, decoded=True)
         exchange.close()
         return response
-    if packed:
-        headers = {"content-encoding": packed}
-        exchange.unpack = lambda raw: bytes(
-            library.Response(200, headers=headers, content=raw).content
-        )
     response.stream = stream(response.stream, exchange)
     return response
 

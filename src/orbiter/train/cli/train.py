@@ -21,12 +21,12 @@ from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
 from orbiter.train.cli.output import JsonFlag, Output, duration, shown
-from orbiter.train.cli.plan import Plan, make_plan
+from orbiter.train.cli.plan import plan_lines
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
-from orbiter.train.cli.signals import Signals
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
+from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.report.story import Exam
 from orbiter.train.storage import atomic_write
 
@@ -99,9 +99,8 @@ class Asked:
 def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Code:
     """Check, plan, train, and say what came of it; return the exit code."""
     job = make_job(method, settings, out=asked.out, resume=asked.resume)
-    asyncio.run(job.trainer.validate())
-    plan = make_plan(job)
-    output.table(("what", "how much"), [*plan.lines(), ("folder", str(job.folder))])
+    plan = asyncio.run(job.trainer.plan())
+    output.table(("what", "how much"), [*plan_lines(plan), ("folder", str(job.folder))])
     if asked.dry_run:
         asyncio.run(_try_rewards(job, output))
         output.say("all is well; without --dry-run this starts the run")
@@ -113,7 +112,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     if not resumed:
         _require_new(job.folder)
         write_run_config(job.folder, job.run_config())
-    return _carry_out(job, plan, asked, output)
+    return _carry_out(job, plan.steps, asked, output)
 
 
 def _require_new(folder: Path) -> None:
@@ -145,13 +144,13 @@ async def _try_rewards(job: Job, output: Output) -> None:
         output.say(f"reward {name!r} gives {shown(answers[0])} to the first item's own action")
 
 
-def _carry_out(job: Job, plan: Plan, asked: Asked, output: Output) -> Code:
+def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
     """Train under Ctrl-C's two steps, and leave a folder that tells of it."""
     if not job.trainer.config.progress:
         logging.getLogger("orbiter.train").setLevel(logging.INFO)
     course = Course(job, output)
     began = perf_counter()
-    signals = Signals(
+    signals = TwoStepInterrupt(
         course.stop,
         first="finishing this step, then saving (once more stops at once)",
         second=f"stopped; go on from the last checkpoint with: {job.resume_command}",
@@ -163,7 +162,7 @@ def _carry_out(job: Job, plan: Plan, asked: Asked, output: Output) -> Code:
             result = None
     if result is None:
         return _stopped(job, signals.received or 2, output)
-    result |= {"method": job.method, "seconds": perf_counter() - began, "steps": plan.steps}
+    result |= {"method": job.method, "seconds": perf_counter() - began, "steps": steps}
     return _finish(job, result, asked, output)
 
 

@@ -1,6 +1,6 @@
-"""What every run on the local engine needs to know, whether it imitates or is rewarded.
+"""The settings of every run on the local engine: the model, its arithmetic, what is kept on disk.
 
-Left out: the model itself. This file loads no torch, so that a config can be made anywhere.
+This file loads no torch, so that a config can be made anywhere.
 """
 
 from __future__ import annotations
@@ -9,105 +9,166 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from orbiter.train.checks import Boolean, Number, OneOf, OrNone, Text, WholeNumber, setting
 from orbiter.train.errors import ConfigError
 from orbiter.train.runlog.trackers import Tracker, check_trackers
-from orbiter.train.trainer.config import TrainConfig, number, whole
+from orbiter.train.trainer.config import NotInVerl, TrainConfig, VerlKeys
 
 OnLongPrompt = Literal["error", "drop", "truncate-left"]
-"""What becomes of a prompt that does not fit: stop the run; leave it out; keep its last tokens."""
+"""What happens to a prompt that is too long: stop the run, drop it, or keep its last tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig(TrainConfig):
-    """A model, its arithmetic, and what is kept of the run on disk."""
+    """The model, its arithmetic, and what is kept of the run on disk."""
 
-    model: str = "smollm2-135m"
-    """A folder in Hugging Face's layout, a hub name, "smollm2-135m" or "tiny"."""
-    system_prompt: str | None = None
-    """Put before every prompt; an agent's instructions take its place when it is absent."""
-    max_prompt_length: int | None = None
-    """Tokens; absent means all that the model's context leaves beside the response."""
-    on_long_prompt: OnLongPrompt = "error"
-    """What becomes of a prompt longer than that; dropped and shortened ones are counted."""
-    max_response_length: int = 64
-    """Tokens, the end token included."""
-    lora_rank: int = 0
-    """Rank of the adapters to train in place of the weights; 0 trains every weight."""
-    lora_alpha: float | None = None
-    """Scale of the adapters is lora_alpha / lora_rank; absent means 2 · lora_rank."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward and backward pass; the weights being trained stay float32."""
-    device: str = "auto"
-    """ "cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator there is."""
-    lr_schedule: Literal["constant", "linear"] = "constant"
-    """After the warm-up the learning rate stays, or falls in a line to 0 at the last step."""
-    max_seconds: float | None = None
-    """The run ends with the step that passes this much time in the present process."""
-    max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm where it is longer."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled decay."""
-    micro_batch_tokens: int = 4096
-    """Tokens a forward pass may hold; smaller saves memory by accumulating gradients, and changes
-    no result."""
-    save_every: int = 0
-    """Optimiser updates between two checkpoints in `output_dir`; 0 keeps none."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay on disk."""
-    resume: bool = False
-    """Go on from the newest whole checkpoint in `output_dir`, or from the start where there is
-    none yet; the same settings and data are needed."""
-    progress: bool = True
-    """Draw a progress bar on standard error when that is a terminal."""
-    trackers: Sequence[str | Tracker] = ()
-    """Who else gets every metric: "trackio", "wandb", "tensorboard", "mlflow", or a `Tracker`."""
+    model: str = setting(
+        "smollm2-135m",
+        'A folder in Hugging Face\'s layout, a name on the hub, "smollm2-135m" or "tiny".',
+        Text('a model: a folder, a hub name, "smollm2-135m" or "tiny"'),
+        path="model",
+        verl=VerlKeys(("actor_rollout_ref.model.path",), read_back=True, written=False),
+    )
+    system_prompt: str | None = setting(
+        None,
+        "System prompt before every prompt; without one, an agent's instructions are used.",
+        OrNone(Text()),
+    )
+    max_prompt_length: int | None = setting(
+        None,
+        "Largest prompt in tokens; none means all that the context leaves beside the response.",
+        OrNone(WholeNumber(at_least=1)),
+        verl=VerlKeys(("data.max_prompt_length",), written=False),
+    )
+    on_long_prompt: OnLongPrompt = setting(
+        "error",
+        "What happens to a longer prompt; dropped and shortened ones are counted.",
+        OneOf(("error", "drop", "truncate-left")),
+    )
+    max_response_length: int = setting(
+        64,
+        "Largest response in tokens, the end token included.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys(("data.max_response_length",)),
+    )
+    lora_rank: int = setting(
+        0,
+        "Rank of the adapters that are trained instead of the weights; 0 trains every weight.",
+        WholeNumber(at_least=0),
+        verl=VerlKeys(("actor_rollout_ref.model.lora_rank",), written=False),
+    )
+    lora_alpha: float | None = setting(
+        None,
+        "The adapters are scaled by lora_alpha / lora_rank; none means 2 * lora_rank.",
+        OrNone(Number(above=0)),
+        verl=VerlKeys(("actor_rollout_ref.model.lora_alpha",), written=False),
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "Arithmetic of the forward and backward pass; trained weights stay float32. auto takes "
+        "bfloat16 if it is measured to be faster on this machine, else float32.",
+        OneOf(("auto", "float32", "bfloat16")),
+        verl=VerlKeys(("actor_rollout_ref.rollout.dtype",), written=False),
+    )
+    device: str = setting(
+        "auto",
+        '"cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator found.',
+        Text('a device such as "cpu", "cuda" or "auto"'),
+        verl=VerlKeys(("trainer.device",), read_back=True, written=False),
+    )
+    lr_schedule: Literal["constant", "linear"] = setting(
+        "constant",
+        "After the warm-up the learning rate stays, or falls linearly to 0 at the last step.",
+        OneOf(("constant", "linear")),
+        verl=NotInVerl("verl's schedules are constant and cosine"),
+    )
+    max_seconds: float | None = setting(
+        None,
+        "The run ends after the step in which this process has run for this many seconds.",
+        OrNone(Number(above=0)),
+        may_change=True,
+        verl=NotInVerl("verl has no time limit; lower epochs"),
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        "A gradient longer than this is scaled down to it.",
+        Number(above=0),
+        verl=VerlKeys(("actor_rollout_ref.actor.grad_clip", "critic.grad_clip")),
+    )
+    weight_decay: float = setting(
+        0.0,
+        "AdamW's decoupled weight decay.",
+        Number(at_least=0),
+        verl=VerlKeys(("actor_rollout_ref.actor.optim.weight_decay", "critic.optim.weight_decay")),
+    )
+    micro_batch_tokens: int = setting(
+        4096,
+        "Tokens of one forward pass. Smaller saves memory through gradient accumulation and "
+        "changes no result.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys(
+            (
+                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+                "critic.ppo_max_token_len_per_gpu",
+            ),
+            written=False,
+        ),
+    )
+    save_every: int = setting(
+        0,
+        "Optimiser updates between two checkpoints in output_dir; 0 keeps none.",
+        WholeNumber(at_least=0),
+        may_change=True,
+        verl=VerlKeys(("trainer.save_freq",), written=False),
+    )
+    keep_checkpoints: int = setting(
+        2,
+        "Number of newest checkpoints that stay on disk.",
+        WholeNumber(at_least=1),
+        may_change=True,
+        verl=VerlKeys(("trainer.max_actor_ckpt_to_keep", "trainer.max_critic_ckpt_to_keep")),
+    )
+    resume: bool = setting(
+        False,
+        "Continue from the newest complete checkpoint in output_dir, or start if there is none; "
+        "needs the same settings and data.",
+        Boolean(),
+        may_change=True,
+        verl=VerlKeys(
+            ("trainer.resume_mode",), values={True: "auto", False: "disable"}, read_back=True
+        ),
+    )
+    progress: bool = setting(
+        True,
+        "Draw a progress bar on standard error if that is a terminal.",
+        Boolean(),
+        may_change=True,
+    )
+    trackers: Sequence[str | Tracker] = setting(
+        (),
+        'Services that also get every metric: "trackio", "wandb", "tensorboard", "mlflow", or a '
+        "Tracker.",
+        path="code",
+        may_change=True,
+    )
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        if not self.model:
-            raise ConfigError('model must name one: a folder, a hub name, "smollm2-135m" or "tiny"')
-        one_of("on_long_prompt", self.on_long_prompt, ("error", "drop", "truncate-left"))
-        one_of("lr_schedule", self.lr_schedule, ("constant", "linear"))
-        one_of("dtype", self.dtype, ("float32", "bfloat16"))
-        for name in ("max_response_length", "micro_batch_tokens", "keep_checkpoints"):
-            whole(name, getattr(self, name), at_least=1)
-        for name in ("lora_rank", "save_every"):
-            whole(name, getattr(self, name), at_least=0)
-        for name in ("resume", "progress"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        number("max_grad_norm", self.max_grad_norm, above=0)
-        number("weight_decay", self.weight_decay, at_least=0)
         object.__setattr__(self, "trackers", check_trackers(self.trackers))
-        self._check_optional()
-
-    def _check_optional(self) -> None:
-        if self.max_prompt_length is not None:
-            whole("max_prompt_length", self.max_prompt_length, at_least=1)
-        for name in ("lora_alpha", "max_seconds"):
-            if getattr(self, name) is not None:
-                number(name, getattr(self, name), above=0)
         if self.lora_alpha is not None and not self.lora_rank:
-            raise ConfigError("lora_alpha scales adapters; give lora_rank=, which makes them")
-        for knob in ("save_every", "resume", "trackers"):
-            if self.output_dir is None and getattr(self, knob):
-                raise ConfigError(f"{knob} needs output_dir=, the folder that keeps the run")
-
-
-NOT_SETTINGS = (
-    *("resume", "progress", "output_dir", "save_every", "keep_checkpoints", "max_seconds"),
-    "trackers",
-)
-"""Fields of a config that say nothing about what is learned: a resumed run may change them."""
+            raise ConfigError(
+                f"lora_alpha={self.lora_alpha!r} scales adapters, and lora_rank=0 makes none; set "
+                "lora_rank"
+            )
+        for name in ("save_every", "resume", "trackers"):
+            if self.output_dir is None and getattr(self, name):
+                raise ConfigError(f"{name} needs output_dir=, the folder that keeps the run")
 
 
 def settings_of(config: EngineConfig) -> dict[str, object]:
-    """Return what decides what is learned, by name."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_SETTINGS}
-
-
-def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse a setting that is none of `choices`."""
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ConfigError(f"{name} must be one of {listed}, got {value!r}")
+    """Return the settings that decide what is learned, by name: a resumed run must keep these."""
+    return {
+        declared.name: getattr(config, declared.name)
+        for declared in fields(config)
+        if not declared.metadata.get("may_change")
+    }

@@ -13,12 +13,13 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
+from orbiter.train.engine.arithmetic import DTYPES
 from orbiter.train.engine.forward.attention import FUSED_FROM
-from orbiter.train.engine.policy import DTYPES, Policy
 from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 
 FLOAT32 = 4
@@ -67,8 +68,25 @@ class MemoryEstimate:
         return f"about {self.total / GIB:.1f} GiB at the peak ({parts})"
 
 
+class Measurable(Protocol):
+    """What an estimate reads of a model: a policy has it, and so has an outline without weights."""
+
+    @property
+    def model(self) -> Any: ...  # noqa: ANN401, D102 - a model of transformers or peft
+    @property
+    def path(self) -> str: ...  # noqa: D102 - "fast" or "generic"
+    @property
+    def dtype(self) -> str: ...  # noqa: D102
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+    @property
+    def adapted(self) -> bool: ...  # noqa: D102 - whether adapters are trained
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name."""
+
+
 def memory_estimate(
-    policy: Policy,
+    policy: Measurable,
     *,
     prompts: int,
     n: int,
@@ -111,7 +129,7 @@ class _Block(NamedTuple):
 
     @classmethod
     def of_batch(
-        cls, policy: Policy, prompts: int, n: int, prompt_tokens: int, new_tokens: int
+        cls, policy: Measurable, prompts: int, n: int, prompt_tokens: int, new_tokens: int
     ) -> list[_Block]:
         """Lay a batch out as the policy's forward pass does: the fast one runs prompts once."""
         length = prompt_tokens + new_tokens
@@ -148,7 +166,7 @@ class _Dimensions(NamedTuple):
     """Bytes of a number in the policy's arithmetic."""
 
     @classmethod
-    def of(cls, policy: Policy) -> _Dimensions:
+    def of(cls, policy: Measurable) -> _Dimensions:
         """Read them; the families name a few of them differently, or leave them to a default."""
         config: Any = policy.model.config
         heads = config.num_attention_heads
@@ -217,7 +235,7 @@ class _Dimensions(NamedTuple):
         return self.width * block.rows * (own + seen + softmax)
 
 
-def _resident(policy: Policy) -> int:
+def _resident(policy: Measurable) -> int:
     """Return what is in use already: on the accelerator, or by the process."""
     if policy.device.type == "cuda":
         return int(torch.cuda.memory_allocated(policy.device))

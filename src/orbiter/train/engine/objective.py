@@ -6,6 +6,7 @@ They only put the functions of `rl/` together, by the weights in their fields.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -14,7 +15,7 @@ from torch import Tensor
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.update import Part, Scored
 from orbiter.train.errors import StateError
-from orbiter.train.rl.kl import kl_k3
+from orbiter.train.rl.kl import KL_ESTIMATES
 from orbiter.train.rl.loss import Aggregation, clipped_surrogate, clipped_value_loss
 from orbiter.train.rl.masked import masked_mean
 
@@ -35,8 +36,12 @@ class PolicyObjective:
     """How per-token losses become one number; see `rl.loss.aggregate`."""
     max_length: int | None = None
     """Tokens; the constant of the "constant" aggregation."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio of each token, or of the whole sequence (GSPO)."""
     kl_coef: float = 0.0
-    """Weight of the k3 estimate against `ref_logprob`."""
+    """Weight of the KL estimate against `ref_logprob`."""
+    kl_estimator: Literal["k2", "k3"] = "k3"
+    """Which estimate; see `rl.kl`."""
     vf_coef: float = 0.0
     """Weight of the value loss; 0 leaves the value function alone."""
     clip_range_value: float | None = None
@@ -58,6 +63,7 @@ class PolicyObjective:
             clip_range_high=self.clip_range_high,
             aggregation=self.aggregation,
             max_length=self.max_length,
+            ratio=self.ratio,
         )
         share = part.tokens if self.aggregation == "token" else part.rows
         beside = self._beside(scored, batch)
@@ -83,7 +89,8 @@ class PolicyObjective:
         """Return the means over tokens of what may stand beside the surrogate."""
         terms = {"entropy": masked_mean(scored.entropy, batch.mask)}
         if batch.ref_logprob is not None:
-            kl = kl_k3(scored.logprob, batch.ref_logprob, batch.mask)
+            estimate = KL_ESTIMATES[self.kl_estimator]
+            kl = estimate(scored.logprob, batch.ref_logprob, batch.mask)
             terms["kl"] = masked_mean(kl, batch.mask)
         if self.vf_coef:
             terms["vf_loss"] = self._value_loss(scored, batch)

@@ -1,17 +1,13 @@
-"""A run on the terminal: where it stands, how it does, when it will be over.
-
-Left out: the record. What is shown here stands in the run's folder too (`runlog.py`).
-"""
+"""Progress of a training: which of a step's metrics the terminal shows, and how."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import Self
 
-log = logging.getLogger(__name__)
+from orbiter.train import progress
+from orbiter.train.progress import PIECE_SEPARATOR
 
 SHOWN = {
     "reward": "reward {:.3f}",
@@ -25,94 +21,43 @@ SHOWN = {
     "eval/loss": "eval loss {:.4f}",
     "tokens_per_second": "{:.0f} tok/s",
 }
-"""What is shown of a step's metrics, in this order, where it was measured."""
+"""The metrics to show, in this order, each if it was measured."""
 
 
-class Progress(Protocol):
-    """Something that is told about every step."""
+class Progress:
+    """A progress bar over training steps."""
+
+    def __init__(self, bar: progress.Progress) -> None:
+        self._bar = bar
 
     def say(self, line: str) -> None:
-        """Show a line of its own."""
+        """Show a line that stays."""
+        self._bar.say(line)
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Show that `done` steps are over, and how the last one went."""
+        """Show that `done` steps are finished, and the metrics of the last one."""
+        self._bar.update(done, line_of(metrics))
 
-    def __enter__(self) -> Progress: ...
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self._bar.__exit__(kind, error, trace)
 
 
 def make_progress(title: str, total: int, *, done: int = 0, wanted: bool = True) -> Progress:
-    """Return a bar on standard error, or what only logs where that is no terminal."""
-    if wanted and sys.stderr.isatty():
-        return Bar(title, total, done)
-    return Quiet(total)
+    """Return a bar on standard error if that is a terminal and one is wanted; else only log."""
+    shown = None if wanted else False
+    return Progress(progress.make_progress(title, total, done=done, shown=shown))
 
 
 def line_of(metrics: Mapping[str, float]) -> str:
-    """Say a step's metrics in one line."""
+    """Write a step's metrics in one line."""
     shown = [form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics]
-    return "  ".join(shown)
-
-
-class Quiet:
-    """Nothing on the terminal; a line a step in the log, at level INFO."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-    def say(self, line: str) -> None:
-        """Log the line."""
-        log.info("%s", line)
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Log the step."""
-        log.info("step %d/%d  %s", done, self.total, line_of(metrics))
-
-    def __enter__(self) -> Quiet:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class Bar(Quiet):
-    """A bar with the metrics of the last step and the time that is left."""
-
-    def __init__(self, title: str, total: int, done: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
-
-        super().__init__(total)
-        self._rich = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=Console(stderr=True),
-        )
-        self._task = self._rich.add_task(title, total=total, completed=done, metrics="")
-
-    def say(self, line: str) -> None:
-        """Print the line above the bar."""
-        super().say(line)
-        self._rich.console.print(line, markup=False, highlight=False)
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Move the bar."""
-        super().step(done, metrics)
-        self._rich.update(self._task, completed=done, metrics=line_of(metrics))
-
-    def __enter__(self) -> Bar:
-        self._rich.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._rich.stop()
+    return PIECE_SEPARATOR.join(shown)

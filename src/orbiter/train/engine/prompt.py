@@ -9,11 +9,11 @@ which is the trainer's to decide (`shorten` cuts it).
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orbiter.train.chat.tool_calls import arguments_of, write_call
 from orbiter.train.errors import DataError, require
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -158,7 +158,7 @@ def _turn(message: Mapping[str, object], *, calls: bool) -> Turn:
             turn["tool_calls"] = ready
         else:
             said = [turn["content"]] if turn["content"] else []
-            turn["content"] = "\n".join([*said, *map(_in_words, ready)])
+            turn["content"] = "\n".join([*said, *map(write_call, ready)])
     return turn
 
 
@@ -175,18 +175,12 @@ def _text(content: object) -> str:
 
 
 def _call(call: Mapping[str, Any]) -> Turn:
-    """Return a call with its arguments as an object: OpenAI writes them as a text of JSON."""
+    """Return a call with its arguments as an object: OpenAI writes them as JSON text."""
     function = dict(call.get("function", call))
     if isinstance(function.get("arguments"), str):
-        with contextlib.suppress(ValueError):  # a model's broken call stays as it was written
-            function["arguments"] = json.loads(function["arguments"])
+        # A broken call of a model stays as it was written.
+        function["arguments"] = arguments_of(function["arguments"])
     return dict(call) | {"function": function} if "function" in call else function
-
-
-def _in_words(call: Turn) -> str:
-    function = call.get("function", call)
-    spoken = {name: function[name] for name in ("name", "arguments") if name in function}
-    return f"<tool_call>{json.dumps(spoken, ensure_ascii=False)}</tool_call>"
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> Turn:
@@ -245,3 +239,23 @@ def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int
     if token_ids and token_ids[-1] in tokenizer.all_special_ids:
         return token_ids
     return token_ids if tokenizer.eos_token_id is None else [*token_ids, tokenizer.eos_token_id]
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, object]],
+    tools: Sequence[Mapping[str, object]] | None,
+    *,
+    open_turn: bool,
+) -> str:
+    """Return a whole chat as its template writes it.
+
+    With `open_turn` it ends where the next answer begins, and is what `render` cuts into token ids.
+    """
+    item = TrajectoryItem("", "", messages=list(messages), tools=list(tools) if tools else None)
+    return _through_template(tokenizer, item, _turns(tokenizer, item, None), prompt=open_turn)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a part of a chat: special tokens that it names, and none added."""
+    return _encode(tokenizer, text)

@@ -1,6 +1,6 @@
-"""What the trainers of the local engine share: one model, loaded once, asked, saved and described.
+"""The base of all trainers of a language model: loads the model once, asks it, saves it.
 
-Left out: what is learned and how (`verl/`, `sft/`). This file loads no torch by itself; a trainer
+What is learned, and how, is in `verl/` and `sft/`. This file loads no torch by itself: a trainer
 can be made and checked without it.
 """
 
@@ -9,22 +9,31 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
 from orbiter.train.engine.progress import Progress, make_progress
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
+from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.engine.models.export import Card
+    from orbiter.train.engine.plan import TrainPlan, Workload
     from orbiter.train.engine.policy import Policy
     from orbiter.train.engine.session import Session
+
+
+class Stoppable(Protocol):
+    """A run that ends after its current step once `stopping` is set."""
+
+    stopping: bool
 
 
 class ModelTrainer(Trainer):
@@ -32,7 +41,7 @@ class ModelTrainer(Trainer):
 
     config: EngineConfig
     method = "training"
-    """How it trains, in a word, for the model card."""
+    """Name of the method, for logs and the model card."""
 
     def __init__(
         self,
@@ -43,42 +52,86 @@ class ModelTrainer(Trainer):
         agent: object = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
-        """Take what to train on; nothing is loaded before it is needed."""
+        """Nothing is loaded before it is needed."""
         super().__init__(agent, dataset, None, config, on_state_change=on_state_change)
         self.eval_dataset = eval_dataset
         self.history: list[dict[str, float]] = []
         """The metrics of every step of the last training, in order."""
         self.stopped = False
         """Whether the last training ended early because `stop()` was called."""
-        self._session: Session | None = None
+        self._run: Stoppable | None = None
+        """The run in progress."""
         self._policy: Policy | None = None
-        self._thrown_away = False
+        self._discarded = False
+        """Whether the last run diverged, so that there is no model to save."""
         self._results: dict[str, float] = {}
         self._data = ""
 
     def stop(self) -> None:
-        """End a training under way behind its present step, with a checkpoint; from any thread."""
-        if self._session is not None:
-            self._session.stopping = True
+        """End a training in progress after its current step, with a checkpoint; from any thread.
+
+        On verl the model is that of the last checkpoint, see `save_every`.
+        """
+        if self._run is not None:
+            self._run.stopping = True
+
+    async def plan(self, dataset: object = None) -> TrainPlan:
+        """Return what a run would take, in steps, tokens, memory and time; start nothing.
+
+        A model that is not on this machine is not fetched: what only it can tell stays None.
+
+        Raises:
+            ConfigError: the run cannot work; the message lists every reason.
+            DataError: a prompt does not fit, and `on_long_prompt` is "error".
+            StorageError: the model is a folder that holds none.
+        """
+        if dataset is not None:
+            self.dataset = dataset
+        await self.validate()
+        return await self.estimate()
+
+    async def estimate(self) -> TrainPlan:
+        """Estimate a run of this trainer, which has been validated."""
+        require("torch", extra="train")
+        from orbiter.train.engine.estimate import make_plan
+        from orbiter.train.engine.session import work
+
+        return await work(
+            make_plan,
+            self.config,
+            self._workload(),
+            self._items_to_train_on(),
+            held_out=0 if self.eval_dataset is None else len(as_items(self.eval_dataset)),
+            system=self.system_prompt,
+        )
+
+    def _workload(self) -> Workload:
+        """Return what a step asks of the model."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its steps take")
+
+    def _items_to_train_on(self) -> Sequence[TrajectoryItem]:
+        return as_items(self.dataset)
 
     # The checks: all before a model is loaded.
 
     async def check_agent(self) -> bool:
-        """Make sure that an agent's instructions can stand before every prompt."""
+        """Make sure that an agent's instructions can become the system prompt."""
         self.system_prompt  # noqa: B018 - asked for its error
         return True
 
     async def check_dataset(self) -> bool:
-        """Make sure that there is something to learn from, and to validate on where asked for."""
+        """Make sure that there is data to learn from, and to validate on if asked for."""
         if self.dataset is None:
-            raise DataError("there is no data set; give train() one, or dataset= at construction")
+            raise DataError(
+                "there is no data set; pass one to train(), or as dataset= to the constructor"
+            )
         as_items(self.dataset)
         if self.eval_dataset is not None:
             as_items(self.eval_dataset)
         return True
 
     async def check_config(self) -> bool:
-        """Make sure that a validation during training has data of its own."""
+        """Make sure that a validation during training has held-out data."""
         if self.config.eval_every and self.eval_dataset is None:
             raise ConfigError(
                 f"eval_every={self.config.eval_every} needs eval_dataset=, the held-out items to "
@@ -88,13 +141,13 @@ class ModelTrainer(Trainer):
 
     @property
     def system_prompt(self) -> str | None:
-        """What stands before every prompt: the config's words, else the agent's instructions."""
+        """The system prompt of every prompt: the config's, else the agent's instructions."""
         if self.config.system_prompt is not None or self.agent is None:
             return self.config.system_prompt
         instructions = getattr(self.agent, "instructions", None)
         if not isinstance(instructions, str):
             if callable(self.agent) or callable(getattr(self.agent, "run", None)):
-                return None  # what `collect` runs puts its own words into the conversations
+                return None  # an agent that `collect` runs writes its own system prompt
             raise ConfigError(
                 "agent must have `instructions` as a text, which become the system prompt; "
                 f"{type(self.agent).__name__} has {instructions!r}"
@@ -110,7 +163,9 @@ class ModelTrainer(Trainer):
         samples: int = 1,
         seed: int = 0,
     ) -> list[str]:
-        """Answer every prompt; `samples` answers each stand side by side. Temperature 0 is greedy.
+        """Answer every prompt `samples` times; the answers to one prompt are adjacent.
+
+        Temperature 0 is greedy.
 
         Raises:
             DataError: a prompt does not fit the model's context.
@@ -142,17 +197,17 @@ class ModelTrainer(Trainer):
         return [rollout.text for rollout in rollouts]
 
     async def save(self, path: str | os.PathLike[str], *, merge: bool = False) -> Path:
-        """Write the model as it stands, with tokenizer and model card; return the folder.
+        """Write the model with tokenizer and model card; return the folder.
 
         Hugging Face's layout; adapters in PEFT's, or merged into full weights with `merge=True`.
 
         Raises:
-            StateError: the run ended in a TrainingError, and its model was thrown away.
+            StateError: the run ended in a TrainingError, and its model was discarded.
         """
-        if self._thrown_away:
+        if self._discarded:
             raise StateError(
-                "there is no trained model to save: the run ended in an error, which threw its "
-                "weights away; train again"
+                "there is no trained model to save: the run ended with an error, and its weights "
+                "were discarded; train again"
             )
         policy = await self.policy()
         from orbiter.train.engine.models.export import save_policy
@@ -164,7 +219,7 @@ class ModelTrainer(Trainer):
         """Return the model, which is loaded at the first call.
 
         Raises:
-            StorageError: it cannot be had; says what was tried.
+            StorageError: it cannot be loaded; says what was tried.
             MissingExtraError: torch or transformers is not installed.
         """
         require("torch", extra="train")
@@ -179,13 +234,14 @@ class ModelTrainer(Trainer):
 
         if self._policy is None:
             config = self.config
+            dtype = _recorded_dtype(config) or config.dtype
             loaded = load_model(config.model, device=config.device)
             self._policy = make_policy(
                 loaded.model,
                 loaded.tokenizer,
                 lora_rank=config.lora_rank,
                 lora_alpha=config.lora_alpha,
-                dtype=config.dtype,
+                dtype=dtype,
                 device=str(loaded.model.device),
                 seed=config.seed,
                 **self._policy_parts(),
@@ -193,7 +249,7 @@ class ModelTrainer(Trainer):
         return self._policy
 
     def _policy_parts(self) -> dict[str, Any]:
-        """Say what the policy needs beside its weights."""
+        """Return what the policy needs besides its weights."""
         return {}
 
     def _encoder(self, policy: Policy) -> Callable[[TrajectoryItem, int | None], list[int]]:
@@ -208,8 +264,8 @@ class ModelTrainer(Trainer):
 
         return encode
 
-    async def _tasks(self, dataset: object) -> Tasks:
-        """Encode a data set's prompts, as far as they fit beside the response."""
+    async def encode(self, dataset: object) -> Tasks:
+        """Return a data set's items with their prompts as tokens, those that fit the context."""
         policy = await self.policy()
         from orbiter.train.engine.session import work
 
@@ -234,47 +290,67 @@ class ModelTrainer(Trainer):
             )
         return wanted
 
-    async def _learn(
-        self, session: Session, opening: Sequence[str], loop: Callable[[Progress], Awaitable[None]]
-    ) -> TrainMetrics:
-        """Run the loop on an open session under a progress bar, and close it whatever happens.
+    @asynccontextmanager
+    async def running(
+        self, session: Session, opening: Sequence[str], *, data: str
+    ) -> AsyncIterator[Progress]:
+        """Run a training loop on an open session under a progress bar, and close it afterwards.
 
-        A cancelled run is saved where it stands; a diverged model is thrown away.
+        A cancelled run is saved at its current update; a diverged model is discarded. `data`
+        describes what it learns from, for the model card.
         """
         from orbiter.train.engine.session import work
 
         config = self.config
-        self.history, self._session, self._thrown_away = session.history, session, False
-        try:
-            with make_progress(
-                self.method, session.steps, done=session.position.step, wanted=config.progress
-            ) as progress:
-                for line in opening:
-                    progress.say(line)
-                await loop(progress)
-            self.stopped = session.stopping and session.position.step < session.steps
-            if config.save_every or self.stopped:
-                await work(session.save)
-        except asyncio.CancelledError:
-            if config.save_every:
-                await work(session.save)
-            raise
-        except TrainingError:
-            self._policy, self._thrown_away = None, True
-            raise
-        finally:
-            self._session = None
-            session.close()
+        with self.running_elsewhere(session, session.history, data=data):
+            try:
+                with make_progress(
+                    self.method, session.steps, done=session.position.step, wanted=config.progress
+                ) as progress:
+                    for line in (f"computes in {session.policy.computes}", *opening):
+                        progress.say(line)
+                    yield progress
+                self.stopped = session.stopping and session.position.step < session.steps
+                if config.save_every or self.stopped:
+                    await work(session.save)
+            except asyncio.CancelledError:
+                if config.save_every:
+                    await work(session.save)
+                raise
+            except TrainingError:
+                self._policy, self._discarded = None, True
+                raise
+            finally:
+                session.close()
         self._results = session.epoch_means
+
+    @contextmanager
+    def running_elsewhere(
+        self, run: Stoppable, history: list[dict[str, float]], *, data: str
+    ) -> Iterator[None]:
+        """Show a run's history, and let `stop()` reach it, as long as it lasts."""
+        self.history, self._run, self._data = history, run, data
+        self.stopped = self._discarded = False
+        try:
+            yield
+        finally:
+            self._run = None
+
+    def results(
+        self, measured: Mapping[str, float] | None = None, *, stopped: bool = False
+    ) -> TrainMetrics:
+        """Return what the last run measured; a run that took place elsewhere gives `measured`."""
+        if measured is not None:
+            self._policy, self._results, self.stopped = None, dict(measured), stopped
         return as_metrics(self._results)
 
-    def _validation(
+    def validation(
         self,
         session: Session,
         measure: Callable[[], Awaitable[Mapping[str, float]]],
         score: Callable[[Mapping[str, float]], float],
     ) -> Callable[[int], Awaitable[Mapping[str, float]]]:
-        """Return what a loop asks behind every step: a validation, which keeps the best model."""
+        """Return what a loop calls after every step: a validation, which keeps the best model."""
 
         async def validate(step: int) -> Mapping[str, float]:
             if not self.config.eval_every or step % self.config.eval_every:
@@ -298,7 +374,7 @@ class ModelTrainer(Trainer):
         )
 
     async def _keep_best(self, session: Session, score: float) -> None:
-        """Save the model to `output_dir`/best where a validation came out better than ever."""
+        """Save the model to `output_dir`/best if a validation came out better than all before."""
         best = session.position.best
         if best is None or score > best:
             if self.config.output_dir is not None:
@@ -306,10 +382,22 @@ class ModelTrainer(Trainer):
             session.position.best = score
 
 
+def _recorded_dtype(config: EngineConfig) -> str | None:
+    """Return the dtype that the run in `output_dir` began with, where "auto" is to resume it.
+
+    The choice for a new run may differ: another machine, another torch.
+    """
+    if config.dtype != "auto" or not config.resume or config.output_dir is None:
+        return None
+    folder = Path(config.output_dir)
+    recorded = read_config(folder).get("dtype") if (folder / RUN_FILE).exists() else None
+    return str(recorded) if recorded in ("float32", "bfloat16") else None
+
+
 def as_metrics(
     measured: Mapping[str, float], *, reward_interval: Interval | None = None
 ) -> TrainMetrics:
-    """Return named numbers as TrainMetrics: its own fields apart, all others in `extra`."""
+    """Return named numbers as TrainMetrics; those without a field go to `extra`."""
     return TrainMetrics(
         measured.get("loss"),
         measured.get("accuracy"),

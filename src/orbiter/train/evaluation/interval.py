@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, NamedTuple
 
+from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -117,14 +117,6 @@ def finite_values(values: Iterable[float], name: str = "values") -> list[float]:
     if not numbers:
         raise DataError(f"{name} is empty: there is nothing to take the mean of")
     return numbers
-
-
-def is_finite_number(value: object) -> TypeGuard[float]:
-    """Say whether `value` is a real number that a float can hold; NaN and infinity are none."""
-    try:
-        return isinstance(value, Real) and math.isfinite(value)
-    except OverflowError:  # an int beyond every float
-        return False
 
 
 def _normal() -> NormalDist:

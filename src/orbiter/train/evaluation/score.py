@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from orbiter.train.callback import call, map_bounded
+from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import CallbackError, ConfigError, DataError, boundary
-from orbiter.train.evaluation.interval import Interval, is_finite_number, mean_interval
+from orbiter.train.evaluation.interval import Interval, mean_interval
 
 T = TypeVar("T")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from orbiter.train.errors import boundary
 from orbiter.train.evolution.config import EvolutionPhase
+from orbiter.train.progress import make_progress
 
 EventKind = Literal["phase", "evaluated", "failed", "epoch", "warning", "stop"]
 
@@ -51,36 +51,24 @@ class Caller:
         """Nothing to close."""
 
 
-class Bar:
-    """A progress line on stderr; only made where stderr is a terminal."""
+class ProgressListener:
+    """Shows progress: a bar on a terminal, else a line an epoch in the log."""
 
     def __init__(self, epochs: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("evolving"),
-            BarColumn(),
-            TextColumn("epoch {task.completed}/{task.total} {task.fields[best]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self._task = self._progress.add_task("evolving", total=epochs, best="")
-        self._progress.start()
+        self._progress = make_progress("evolving", epochs)
+        self._progress.__enter__()
 
     def handle(self, event: Event) -> None:
         """Advance at the end of an epoch."""
         if event.kind == "epoch" and event.score is not None:
-            self._progress.update(self._task, completed=event.epoch, best=f"best {event.score:.4g}")
+            self._progress.update(event.epoch, f"best {event.score:.4g}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._progress.stop()
+        self._progress.__exit__(None, None, None)
 
 
 def listeners(on_event: Callable[[Event], None] | None, epochs: int) -> list[Listener]:
-    """Return the listeners of a run: the user's function, and a progress line on a terminal."""
-    listening: list[Listener] = [Caller(on_event)] if on_event else []
-    if sys.stderr.isatty():
-        listening.append(Bar(epochs))
-    return listening
+    """Return the listeners of a run: the user's function, and its progress."""
+    callers: list[Listener] = [Caller(on_event)] if on_event else []
+    return [*callers, ProgressListener(epochs)]

@@ -6,10 +6,10 @@ Left out: anything but reading. Only the page and its data are answered, never a
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import os
 import secrets
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +18,14 @@ from typing import Any
 
 from typing_extensions import override
 
-from orbiter.train.errors import StorageError, TrainError
+from orbiter.train.errors import TrainError
+from orbiter.train.net import bind, http_address, is_loopback, refuse_web_pages, same_secret
 from orbiter.train.report.document import Source
 from orbiter.train.report.page import policy, render
 from orbiter.train.report.write import envelope
 
+MOST_CONNECTIONS = 64
+"""Connections at the same time; one more is closed at once."""
 HTML, JSON, PLAIN = "text/html; charset=utf-8", "application/json", "text/plain; charset=utf-8"
 
 
@@ -35,13 +38,14 @@ def serve_live(
 ) -> None:
     """Serve the report of the run in `folder` until Ctrl-C, and let it follow the running job.
 
-    `on_ready` is told the address once it can be opened; port 0 takes any free one. Read-only:
-    GET and HEAD of the page and of its data, and nothing else of the folder. The Host header must
-    be an address, `localhost` or `host`, so that no website can read it by way of DNS. Beyond this
-    machine (any other `host`) the address holds a random token without which nothing is answered.
+    `on_ready` receives the address once it can be opened; port 0 takes any free one. Read-only:
+    GET and HEAD of the page and of its data, and nothing else of the folder. On loopback the
+    requests of foreign web pages are refused (`net.py`). On any other `host` the address holds a
+    random token, without which nothing is answered.
 
     Raises:
-        StorageError: there is no run in `folder`, or the port is taken.
+        StorageError: there is no run in `folder`.
+        ConfigError: the port does not exist or is in use, or the host is not on this machine.
     """
     with LiveServer(folder, host, port) as server:
         if on_ready is not None:
@@ -53,38 +57,54 @@ def serve_live(
 
 
 class LiveServer(ThreadingHTTPServer):
-    """The server behind `serve_live`; usable in a `with` block."""
+    """The server of `serve_live`; usable in a `with` block."""
 
     daemon_threads = True
-    allow_reuse_address = os.name != "nt"
 
     def __init__(self, folder: str | os.PathLike[str], host: str, port: int) -> None:
         """Open the address.
 
         Raises:
-            StorageError: there is no run in `folder`, or the port is taken.
+            StorageError: there is no run in `folder`.
+            ConfigError: the port does not exist or is in use, or the host is not on this machine.
         """
         self.following = Following(Path(folder))
         self.host = host
-        self.token = "" if _is_loopback(host) else secrets.token_urlsafe(16)
-        try:
-            super().__init__((host, port), _Answer)
-        except OSError as error:
-            raise StorageError(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for "
-                "any that is free"
-            ) from error
+        self.token = "" if is_loopback(host) else secrets.token_urlsafe(16)
+        listener = bind(host, port)
+        super().__init__(listener.getsockname()[:2], _Answer, bind_and_activate=False)
+        self.socket.close()  # the one that socketserver made, without the checks of `bind`
+        self.socket = listener
+        self.server_activate()
+        self._slots = threading.BoundedSemaphore(MOST_CONNECTIONS)
 
     @property
     def url(self) -> str:
         """Where the page is."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.server_address[1]}/" + (f"{self.token}/" if self.token else "")
+        address = http_address(self.host, self.server_address[1])
+        return f"{address}/{self.token}/" if self.token else f"{address}/"
 
-    def is_meant(self, header: str | None) -> bool:
-        """Say whether a Host header is one that a browser sends for this address."""
-        name = (header or "").rpartition(":")[0] if _has_port(header or "") else header or ""
-        return name in ("localhost", self.host) or _is_address(name.strip("[]"))
+    @override
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; close the connection at once if too many are open."""
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    @override
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and free the place."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing about a client that left; anything else as usual."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class Following:
@@ -127,19 +147,29 @@ class _Answer(BaseHTTPRequestHandler):
     server: LiveServer
 
     def do_GET(self) -> None:
-        if not self.server.is_meant(self.headers.get("Host")):
-            self._send(421, PLAIN, b"This address answers only to its own name.\n")
+        headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in self.headers.items()]
+        refused = None if self.server.token else refuse_web_pages(headers)
+        if refused is not None:
+            self._send(refused.status, PLAIN, f"{refused.message}\n".encode())
             return
-        root = f"/{self.server.token}/" if self.server.token else "/"
+        path = self._path_after_token()
         try:
-            if self.path == root:
+            if path == "":
                 self._send(200, HTML, self.server.following.page())
-            elif self.path == f"{root}data":
+            elif path == "data":
                 self._send_data()
             else:
                 self._send(404, PLAIN, b"There is nothing here.\n")
         except TrainError as error:
             self._send(500, PLAIN, f"{error}\n".encode())
+
+    def _path_after_token(self) -> str | None:
+        """Return the path below the page's address, or None if it is not below it."""
+        start, _, path = self.path.removeprefix("/").partition("/")
+        if not self.server.token:
+            return self.path.removeprefix("/") if self.path.startswith("/") else None
+        is_below = self.path.startswith(f"/{start}/") and same_secret(start, self.server.token)
+        return path if is_below else None
 
     do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
 
@@ -170,19 +200,3 @@ class _Answer(BaseHTTPRequestHandler):
     @override
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: a terminal that shows a run needs no line a request."""
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _has_port(header: str) -> bool:
-    return header.rpartition(":")[2].isdigit() and (header.count(":") == 1 or "]" in header)

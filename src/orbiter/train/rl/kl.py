@@ -5,6 +5,8 @@ KL(pi || pi_ref) in nats per token. Schulman 2020, http://joschu.net/blog/kl-app
 Left out: the exact divergence over the whole vocabulary, which needs both models' logits.
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -50,3 +52,11 @@ def kl_k3(
     """
     difference = -kl_k1(logprob, ref_logprob, mask)
     return torch.expm1(difference) - difference
+
+
+KL_ESTIMATES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "k1": kl_k1,
+    "k2": kl_k2,
+    "k3": kl_k3,
+}
+"""The estimates by name."""

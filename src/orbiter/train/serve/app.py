@@ -1,16 +1,16 @@
-"""The routes: what a request goes through from its bytes to the answer's.
+"""The routes: a request's way from its bytes to the answer's.
 
-Left out: sockets and the life of the server (`server.py`).
+Sockets and the life of the server are in `server.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,26 +19,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from orbiter.train.engine.prompt import render
-from orbiter.train.errors import DataError
+from orbiter.train.net import bearer_token, refuse_web_pages, same_secret
 from orbiter.train.seeding import sub_seed
-from orbiter.train.serve.address import is_loopback
-from orbiter.train.serve.batching import Batcher
-from orbiter.train.serve.protocol import (
-    ROLES,
-    ChatRequest,
-    Refusal,
-    Sheet,
-    Wording,
-    parse_request,
-)
+from orbiter.train.serve.answering import Answering, as_refusal, too_long
+from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet
+from orbiter.train.serve.dialects import DIALECTS, Dialect
 from orbiter.train.serve.reply import Reply, Sampling
 from orbiter.train.serve.stream import events
 from orbiter.train.serve.terms import Terms
-from orbiter.train.trajectory import TrajectoryItem
-
-if TYPE_CHECKING:
-    from orbiter.train.engine.policy import Policy
 
 LARGEST_BODY = 16 << 20
 """Bytes of a request at most."""
@@ -49,11 +37,12 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Endpoint:
-    """What answers requests: one model, under one name."""
+    """Answers requests to one model, under one name."""
 
-    def __init__(self, policy: Policy, batcher: Batcher, terms: Terms) -> None:
-        """Take the model, what runs it, and what is offered."""
-        self._policy, self._batcher, self._terms = policy, batcher, terms
+    def __init__(self, answering: Answering, terms: Terms) -> None:
+        """Take the model and what is offered."""
+        self._answering, self._policy = answering, answering.policy
+        self._batcher, self._terms = answering.batcher, terms
         self._asked = 0
         self._since = int(time.time())
 
@@ -63,22 +52,35 @@ class Endpoint:
             Route("/health", self.health),
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.model),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
+        for dialect in DIALECTS:
+            answer = partial(self.answer, dialect)
+            routes.append(Route(f"/v1{dialect.path}", answer, methods=["POST"]))
         handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _no_route}
         app = Starlette(routes=routes, exception_handlers=handlers)
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            refusal = self._refusal(Request(scope)) if scope["type"] == "http" else None
+            refusal = self._refusal(scope) if scope["type"] == "http" else None
             answer = app if refusal is None else _json(refusal.body(), refusal.status)
             await answer(scope, receive, send)
 
         return guarded
 
     async def health(self, _: Request) -> Response:
-        """Say that it answers, how often it was asked, and how busy it is; needs no token."""
-        busy = {"running": self._batcher.running, "waiting": self._batcher.waiting}
-        return _json({"status": "ok", "model": self._terms.name, "asked": self._asked, **busy})
+        """Say that the server answers, and how busy it is; needs no token."""
+        batcher = self._batcher
+        return _json(
+            {
+                "status": "ok",
+                "model": self._terms.name,
+                "asked": self._asked,
+                "running": batcher.running,
+                "waiting": batcher.waiting,
+                "prompt_tokens": batcher.asked_tokens,
+                "prompt_tokens_run": batcher.run_tokens,
+                "weights_version": batcher.version,
+            }
+        )
 
     async def models(self, _: Request) -> Response:
         """List the one model."""
@@ -89,40 +91,37 @@ class Endpoint:
         self._check_name(request.path_params["model"])
         return _json(self._card())
 
-    async def chat(self, request: Request) -> Response:
+    async def answer(self, dialect: Dialect, request: Request) -> Response:
         """Answer a conversation, whole or in pieces."""
-        asked = parse_request(await _body(request))
+        try:
+            return await self._answer(dialect, request)
+        except Refusal as refusal:
+            headers = {"retry-after": "1"} if refusal.status in (429, 503) else None
+            return _json(dialect.refused(refusal), refusal.status, headers)
+
+    async def _answer(self, dialect: Dialect, request: Request) -> Response:
+        asked = dialect.parse(await _body(request)).request
         self._check_name(asked.model)
         if self._terms.return_token_ids:
             asked = msgspec.structs.replace(asked, return_token_ids=True, logprobs=True)
-        prompt_ids = self._prompt(asked)
-        sampling = self._sampling(asked, len(prompt_ids))
-        if self._batcher.full:
-            raise Refusal(429, "too many requests are waiting; try again in a second")
-        reply = self._batcher.submit(prompt_ids, sampling)
+        number = self._asked
         self._asked += 1
-        sheet = Sheet(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), self._terms.name)
-        wording = Wording(sheet, asked, self._policy.tokenizer)
+        prompt_ids = await self._answering.prompt(asked)
+        reply = self._answering.submit(prompt_ids, self._sampling(asked, len(prompt_ids), number))
+        sheet = Sheet(uuid.uuid4().hex, int(time.time()), self._terms.name)
+        writer = dialect.writer(reply, asked, sheet, self._policy.tokenizer)
         if asked.stream:
-            return StreamingResponse(events(reply, wording), media_type="text/event-stream")
+            stream = events(reply, asked, writer, refusal=as_refusal)
+            return StreamingResponse(stream, media_type="text/event-stream")
         await _or_leave(reply, request)
-        return _json(wording.completion(reply))
+        return _json(writer.whole())
 
-    def _prompt(self, asked: ChatRequest) -> list[int]:
-        """Write the conversation as the model reads it: exactly as in training."""
-        messages = [{**message, "role": ROLES[message["role"]]} for message in asked.messages]
-        try:
-            item = TrajectoryItem("", "", messages=messages, tools=asked.offered or None)
-            return render(self._policy.tokenizer, item)
-        except DataError as error:
-            raise Refusal(400, str(error), param="messages") from error
-
-    def _sampling(self, asked: ChatRequest, prompt_tokens: int) -> Sampling:
+    def _sampling(self, asked: ChatRequest, prompt_tokens: int, number: int) -> Sampling:
         """Check that the answer fits, and fill in what the request leaves open."""
         n, most = asked.n or 1, self._terms.max_rows
         if n > most:
             raise Refusal(400, f"n={n} is more than this server's {most}", param="n")
-        own = sub_seed(self._terms.seed, "request", self._asked)
+        own = sub_seed(self._terms.seed, "request", number)
         return Sampling(
             n=n,
             max_new_tokens=self._longest(asked, prompt_tokens),
@@ -135,30 +134,21 @@ class Endpoint:
         )
 
     def _longest(self, asked: ChatRequest, prompt_tokens: int) -> int:
-        """Say how long the answer may be: as asked, or as long as is usual here and fits."""
+        """Return the answer's length at most: as asked, or the server's default where it fits."""
         context = self._policy.context_length
         room = context - prompt_tokens
         longest = asked.longest or max(1, min(self._terms.max_tokens, room))
         if longest > room:
-            raise Refusal(
-                400,
-                f"the model's context holds {context} tokens; the conversation has {prompt_tokens} "
-                f"and the answer may have {longest}: shorten one of them",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise too_long(context, prompt_tokens, longest)
         return longest
 
-    def _refusal(self, request: Request) -> Refusal | None:
-        """Say why a request may not enter; the comparison's time does not tell the token."""
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        """Say why a request may not come in; decided from the raw path and headers alone."""
         if self._terms.token is None:
-            # A page in a browser can send here under a name of its own, but not under ours.
-            host = request.url.hostname or ""
-            known = is_loopback(host)
-            return None if known else Refusal(403, f"{host!r} is not this machine; give a token")
-        sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if request.url.path == "/health" or hmac.compare_digest(
-            sent.encode(), self._terms.token.encode()
+            refused = refuse_web_pages(scope["headers"])
+            return None if refused is None else Refusal(refused.status, refused.message)
+        if scope["path"] == "/health" or same_secret(
+            bearer_token(scope["headers"]), self._terms.token
         ):
             return None
         return Refusal(401, "the token is missing or wrong", code="invalid_api_key")
@@ -208,7 +198,7 @@ async def _or_leave(reply: Reply, request: Request) -> None:
     except ClientDisconnect:
         raise
     except Exception as error:
-        raise Refusal(500, f"{type(error).__name__}: {error}") from error
+        raise as_refusal(error) from error
     finally:
         reply.leave()
         whole.cancel()
@@ -216,8 +206,7 @@ async def _or_leave(reply: Reply, request: Request) -> None:
 
 
 async def _refused(_: Request, refusal: Refusal) -> Response:
-    headers = {"retry-after": "1"} if refusal.status == 429 else None
-    return _json(refusal.body(), refusal.status, headers)
+    return _json(refusal.body(), refusal.status)
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:

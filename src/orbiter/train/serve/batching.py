@@ -1,8 +1,8 @@
 """Concurrent requests on one model: rows join and leave at every step of the decode loop.
 
 All state lives on the event loop; only the model's step runs on the engine's thread. What a row
-draws depends on its own seed and prompt, never on its neighbours. Left out: the wire
-(`protocol.py`, `stream.py`), and how rows are kept in the model (`decoding.py`).
+draws depends on its own seed and prompt, never on its neighbours. How rows are kept in the model is
+in `decoding.py`, the wire formats are in `chat.py`, `responses.py` and `messages.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.decoding import Decoding, decoding
 from orbiter.train.serve.reply import Choice, Drawn, Reply, Sampling
+from orbiter.train.serve.weights import WeightsWatch
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOIN_TOKENS = 4096
-"""Prompt tokens that join in one step at most, so that those who wait for a token wait briefly."""
+"""New prompt tokens that join in one step at most, so that rows under way wait only briefly."""
+CACHE_BYTES = 1 << 30
+"""Memory for the keys and values of prefixes that were run before."""
+
+
+class StaleWeightsError(StateError):
+    """The policy was updated while answers were being drawn from its earlier weights."""
 
 
 @dataclass(slots=True)
@@ -42,24 +49,54 @@ class Row:
     reply: Reply
     choice: Choice
     noise: list[float]
-    """The uniform number of each token to come."""
+    """The uniform random number for each token to come."""
+    recovered_at: int = -1
+    """Tokens that it had when the model last failed; -1 if it never did."""
 
     @property
     def wanted(self) -> bool:
-        """Whether it goes on."""
+        """Whether the answer is still under way and somebody waits for it."""
         return self.choice.finish_reason is None and not self.reply.left
+
+    def run_token_ids(self) -> list[int]:
+        """Return the tokens that the model has run for this row: all but the newest one."""
+        return [*self.reply.prompt_ids, *(drawn.token_id for drawn in self.choice.tokens[:-1])]
 
 
 class Batcher:
     """The decode loop. Open it as an async context manager."""
 
-    def __init__(self, policy: Policy, *, max_rows: int, max_waiting: int) -> None:
-        """Take the policy; its weights are laid out for sampling when the loop begins."""
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        max_rows: int,
+        max_waiting: int,
+        cache_bytes: int = CACHE_BYTES,
+        on_change: Literal["refresh", "refuse"] = "refresh",
+    ) -> None:
+        """Take the policy; its weights are laid out for sampling when the loop begins.
+
+        Args:
+            policy: The model.
+            max_rows: Answers drawn at the same time at most.
+            max_waiting: Requests that may wait for a free row.
+            cache_bytes: Memory for prefixes that were run before; 0 turns reuse off.
+            on_change: What happens when the policy's weights have changed. "refresh": answers
+                under way end with the weights that they began with (where the model runs through
+                Hugging Face's forward, they fail), and later ones use the new weights. "refuse":
+                every answer fails with `StaleWeightsError` until `refresh` is called.
+        """
         self._policy, self._max_rows, self._max_waiting = policy, max_rows, max_waiting
+        self._cache_bytes, self._on_change = cache_bytes, on_change
         self._waiting: deque[Reply] = deque()
         self._rows: list[Row] = []
         self._wanted = asyncio.Event()
         self._closed = False
+        self._refreshing: list[asyncio.Future[None]] = []
+        self._earlier_asked = self._earlier_run = 0
+        self.version = 0
+        """How often the weights were laid out anew since the loop began."""
 
     @property
     def running(self) -> int:
@@ -73,8 +110,18 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether so many wait that one more should be sent away."""
+        """Whether so many requests wait that the next one should be turned away."""
         return len(self._waiting) >= self._max_waiting
+
+    @property
+    def asked_tokens(self) -> int:
+        """Prompt tokens of all answers so far, each prompt as often as it was asked."""
+        return self._earlier_asked + self._decoding.asked_tokens
+
+    @property
+    def run_tokens(self) -> int:
+        """Prompt tokens that the model really ran for them."""
+        return self._earlier_run + self._decoding.run_tokens
 
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
         """Queue a request; its answers begin at the next step that has room for them."""
@@ -85,14 +132,24 @@ class Batcher:
         self._wanted.set()
         return reply
 
+    async def refresh(self) -> None:
+        """Wait for the answers under way, then lay the policy's present weights out anew.
+
+        Requests that wait begin after that, with the new weights.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._refreshing.append(done)
+        self._wanted.set()
+        await done
+
     async def __aenter__(self) -> Batcher:
         """Begin."""
-        self._decoding: Decoding = await work(decoding, self._policy)
+        await self._lay_out()
         self._loop = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the loop; whoever still waits is told."""
+        """End the loop; every request that still waits fails."""
         self._closed = True
         self._loop.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -100,54 +157,150 @@ class Batcher:
         closed = StateError("the server was closed before the answer was complete")
         for reply in (*(row.reply for row in self._rows), *self._waiting):
             reply.fail(closed)
+        for done in self._refreshing:
+            if not done.done():
+                done.set_exception(closed)
+
+    async def _lay_out(self) -> None:
+        """Copy the present weights into a decoder without rows."""
+        snapshot = self._on_change == "refresh"
+
+        def make() -> tuple[Decoding, WeightsWatch]:
+            made = decoding(self._policy, cache_bytes=self._cache_bytes, snapshot=snapshot)
+            return made, WeightsWatch(self._policy)
+
+        self._decoding, self._watch = await work(make)
 
     async def _run(self) -> None:
         while True:
             await self._wanted.wait()
             try:
+                if not self._rows and self._refreshing:
+                    await self._refresh()
                 await self._step()
-            except Exception as error:  # whoever asked gets it, whatever it is
-                log.exception("the model failed; the answers under way are lost")
-                for row in self._rows:
-                    row.reply.fail(error)
-                self._rows = []
-                self._decoding = await work(decoding, self._policy)
-            if not self._rows and not self._waiting:
+            except StaleWeightsError as error:
+                await self._give_up(error)
+            except Exception as error:
+                await self._recover(error)
+            if not self._rows and not self._waiting and not self._refreshing:
                 self._wanted.clear()
+
+    async def _refresh(self) -> None:
+        """Lay the weights out anew; no row is under way."""
+        asked, run = self.asked_tokens, self.run_tokens
+        await self._lay_out()
+        self._earlier_asked, self._earlier_run = asked, run
+        self.version += 1
+        finished, self._refreshing = self._refreshing, []
+        for done in finished:
+            if not done.done():
+                done.set_result(None)
+
+    async def _give_up(self, error: StaleWeightsError) -> None:
+        """Fail the answers under way, and without an automatic refresh those that wait as well."""
+        lost = [row.reply for row in self._rows]
+        self._rows = []
+        if self._on_change == "refuse":
+            lost += self._waiting
+            self._waiting.clear()
+            # The rows are gone, but the decoder still has them: start it anew at `refresh`.
+            await work(self._decoding.keep, [])
+        else:
+            await self._refresh()
+        for reply in lost:
+            reply.fail(error)
+
+    async def _recover(self, error: Exception) -> None:
+        """After a failure of the model: begin anew with each row by itself, to find the culprit.
+
+        Rows that had tokens go on; only the requests that fail again when they are alone fail.
+        """
+        log.warning("the model failed (%r); running each answer by itself to find out why", error)
+        rows, self._rows = self._rows, []
+        asked, run = self.asked_tokens, self.run_tokens
+        await self._lay_out()
+        self._earlier_asked, self._earlier_run = asked, run
+        for row in rows:
+            if not row.wanted or row.reply.error is not None:
+                continue
+            if not self._decoding.continuous or row.recovered_at == len(row.choice.tokens):
+                row.reply.fail(error)
+                continue
+            row.recovered_at = len(row.choice.tokens)
+            try:
+                if row.choice.tokens:
+                    await work(self._decoding.join, [row.run_token_ids()], [1])
+                    self._rows.append(row)
+                elif row.choice.index == 0:
+                    await self._alone(row.reply)
+            except Exception as failure:
+                log.warning("a request failed in the model: %r", failure)
+                row.reply.fail(failure)
+                await work(self._decoding.keep, list(range(len(self._rows))))
+
+    async def _alone(self, reply: Reply) -> None:
+        """Begin one request's answers while nobody else begins."""
+        kept = self._rows
+        new = _rows(reply)
+        logits = await work(self._decoding.join, [reply.prompt_ids], [reply.sampling.n])
+        drawn = await work(_draw, logits, new)
+        self._rows = kept + new
+        for row, token in zip(new, drawn, strict=True):
+            row.recovered_at = 0
+            row.reply.take(row.choice, token)
 
     async def _step(self) -> None:
         """Draw a token of every answer, those included that begin now."""
         kept = _without([i for i, row in enumerate(self._rows) if not row.wanted], len(self._rows))
         old = [self._rows[place] for place in kept]
         moved = len(kept) < len(self._rows)
-        joining = self._admit(len(old)) if self._decoding.continuous or not old else []
+        open_ = not self._refreshing and (self._decoding.continuous or not old)
+        joining = self._admit(len(old)) if open_ else []
         new = [row for reply in joining for row in _rows(reply)]
         self._rows = old + new
         drawn = await work(self._advance, kept if moved else None, old, joining)
+        if drawn is None:  # the weights are new, and nobody has begun with the old ones
+            self._rows = old
+            self._waiting.extendleft(reversed(joining))
+            self._refreshing.append(asyncio.get_running_loop().create_future())
+            return
         for row, token in zip(self._rows, drawn, strict=True):
             row.reply.take(row.choice, token)
 
     def _admit(self, running: int) -> list[Reply]:
-        """Take those off the queue for which there is room, in the order in which they came."""
+        """Take requests off the queue for which there is room, in the order of their arrival."""
         joining: list[Reply] = []
         room, tokens = self._max_rows - running, JOIN_TOKENS
         while self._waiting:
             first = self._waiting[0]
-            fits = first.sampling.n <= room and (not joining or len(first.prompt_ids) <= tokens)
+            new = 0 if first.left else self._decoding.new_tokens(first.prompt_ids)
+            fits = first.sampling.n <= room and (not joining or new <= tokens)
             if not first.left and not fits:
                 break
             self._waiting.popleft()
             if not first.left:
-                room, tokens = room - first.sampling.n, tokens - len(first.prompt_ids)
+                room, tokens = room - first.sampling.n, tokens - new
                 joining.append(first)
         return joining
 
     def _advance(
         self, kept: Sequence[int] | None, old: Sequence[Row], joining: Sequence[Reply]
-    ) -> list[Drawn]:
-        """Run the model: on the engine's thread."""
+    ) -> list[Drawn] | None:
+        """Run the model, on the engine's thread; None where new weights must be laid out first."""
         if kept is not None:
             self._decoding.keep(kept)
+        if (old or joining) and self._watch.changed():
+            if self._on_change == "refuse":
+                raise StaleWeightsError(
+                    "the policy's weights were changed while it was being served: call "
+                    "`await live.refresh()` after an update and before the next answer"
+                )
+            if old and not self._decoding.snapshot:
+                raise StaleWeightsError(
+                    "the model was updated while this answer was drawn; ask again"
+                )
+            if joining:
+                return None
         logits = []
         if old:
             last = [row.choice.tokens[-1].token_id for row in old]
@@ -159,7 +312,7 @@ class Batcher:
 
 
 def _rows(reply: Reply) -> list[Row]:
-    """Make a row of each answer, with the random numbers that `sample` would draw it from."""
+    """Make a row for each answer, with the random numbers that `sample` would use for it."""
     rows = []
     for choice in reply.choices:
         generator = torch.Generator()
@@ -170,7 +323,7 @@ def _rows(reply: Reply) -> list[Row]:
 
 
 def _without(gone: Sequence[int], count: int) -> list[int]:
-    """List the rows that stay; where one goes, the last takes its place, so that few are moved."""
+    """List the rows that stay; the last row takes the place of one that goes, so few are moved."""
     order = list(range(count))
     for place in reversed(gone):
         order[place] = order[-1]
@@ -180,7 +333,7 @@ def _without(gone: Sequence[int], count: int) -> list[int]:
 
 @torch.inference_mode()
 def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[Drawn]:
-    """Draw every row's token as its own request wants it."""
+    """Draw every row's token with the settings of its request."""
     alike: dict[tuple[float, float], list[int]] = {}
     for place, row in enumerate(rows):
         sampling = row.reply.sampling
@@ -199,7 +352,7 @@ def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[Drawn]:
 
 
 def _top(logits: Float[Tensor, "V"], sampling: Sampling) -> list[tuple[int, float]]:
-    """List the likeliest tokens, at the temperature that the drawn one's log probability has."""
+    """List the likeliest tokens, at the temperature of the drawn token's log probability."""
     if not sampling.top_logprobs:
         return []
     scaled = logits.float() / (sampling.temperature or 1.0)

@@ -1,9 +1,10 @@
-"""Rows that come and go while a model decodes: what continuous batching stands on.
+"""Rows that join and leave while a model decodes, which is what continuous batching needs.
 
-`Slots` keeps each row's keys and values in a slot of its own, so that a row may join or leave at
-any step; it runs the engine's own layers, for the families that the fast forward knows. `Windows`
-serves every other model through the engine's generic decoder, where rows join only when none is
-left. Left out: sampling and who asked (`batching.py`), and reuse of a prompt that was run before.
+`Slots` keeps each row's keys and values in its own slot, so that a row may join or leave at any
+step; it runs the engine's own layers, for the families that the fast forward knows. What a row
+shares with any prompt or answer that was run before is copied from a `PrefixStore` and not run
+again. `Windows` serves every other model through the engine's generic decoder, where rows join only
+when no other row is left, and nothing is reused. Sampling is in `batching.py`.
 """
 
 from __future__ import annotations
@@ -11,23 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from orbiter.train.engine.arithmetic import packed_linear
 from orbiter.train.engine.forward.attention import attend
 from orbiter.train.engine.forward.fast import FastForward
-from orbiter.train.engine.forward.layers import (
-    merged,
-    packed_layers,
-    packed_linear,
-    rms_norm,
-    trunk,
-)
+from orbiter.train.engine.forward.layers import Layer, merged, packed_layers, rms_norm, trunk
 from orbiter.train.engine.forward.packing import Rectangle
+from orbiter.train.serve.prefix import PrefixStore
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
@@ -35,16 +32,29 @@ if TYPE_CHECKING:
 
 FIRST_LENGTH = 256
 """Tokens that a slot has room for at first; the room doubles."""
+KEPT_BYTES = 256 << 20
+"""Memory of empty slots that is kept for the next rows; more than this is given back."""
+SHARED_TOKENS = 8
+"""Prompts that join together and share at least so many new tokens wait for one another."""
 
 
 class Decoding(Protocol):
     """A model in the middle of drawing rows that do not begin and end together."""
 
     continuous: bool
-    """Whether rows may join others that are on their way."""
+    """Whether rows may join others that are under way."""
+    snapshot: bool
+    """Whether rows under way do not see a change of the policy's weights."""
+    asked_tokens: int
+    """Prompt tokens of all rows that joined, each prompt as often as it was asked."""
+    run_tokens: int
+    """Prompt tokens that the model really ran for them."""
+
+    def new_tokens(self, prompt: Sequence[int]) -> int:
+        """Count the tokens of a prompt that would have to be run."""
 
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "R V"]:
-        """Run prompts, append so many rows for each, and return the logits of their first token."""
+        """Run prompts, append `copies` rows for each, and return the logits of the next token."""
 
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
         """Append one token to every row and return the logits of the next."""
@@ -53,9 +63,31 @@ class Decoding(Protocol):
         """Let row i be what row rows[i] is; forget the others."""
 
 
-def decoding(policy: Policy) -> Decoding:
-    """Copy the policy's present weights into what can be drawn from row by row."""
-    return Slots(policy.forward) if isinstance(policy.forward, FastForward) else Windows(policy)
+def decoding(policy: Policy, *, cache_bytes: int, snapshot: bool) -> Decoding:
+    """Lay the policy's present weights out so that rows can be drawn from them.
+
+    Args:
+        policy: The model.
+        cache_bytes: Memory for prefixes that were run before; 0 runs every prompt anew.
+        snapshot: Copy the embedding and the norms too, so that a change of the policy's weights
+            does not reach rows under way (on a CPU; see `Decoding.snapshot`).
+    """
+    if isinstance(policy.forward, FastForward):
+        return Slots(policy.forward, cache_bytes=cache_bytes, snapshot=snapshot)
+    return Windows(policy)
+
+
+class _Pending(NamedTuple):
+    """A distinct prompt that waits to be run in its leading row."""
+
+    token_ids: tuple[int, ...]
+    row: int
+    path: list[int]
+    """Nodes of the prefix store that hold its beginning."""
+
+    @property
+    def new(self) -> int:
+        return len(self.token_ids) - len(self.path)
 
 
 class Slots:
@@ -64,48 +96,56 @@ class Slots:
     continuous = True
 
     @torch.inference_mode()
-    def __init__(self, forward: FastForward) -> None:
+    def __init__(self, forward: FastForward, *, cache_bytes: int, snapshot: bool) -> None:
         """Lay the weights out for sampling; the cache grows with what is asked."""
         body, shape = forward.body, forward.shape
-        weight = body.embed_tokens.weight
-        self._forward, self._embedding, self._norm = forward, weight, body.norm.weight
+        weight, norm = body.embed_tokens.weight, body.norm.weight
+        self._forward = forward
+        self.snapshot = snapshot and weight.device.type == "cpu"
         self._layers = packed_layers(body, forward.dtype)
+        if self.snapshot:
+            weight, norm = weight.clone(), norm.clone()
+            self._layers = [_with_own_norms(layer) for layer in self._layers]
+        self._embedding, self._norm = weight, norm
         self._head = packed_linear(*merged([forward.model.lm_head]), forward.dtype)
         empty = weight.new_empty(0, shape.kv_heads, FIRST_LENGTH, shape.head_dim).to(forward.dtype)
         self._empty = [empty] * len(self._layers)
         self._k, self._v = self._empty.copy(), self._empty.copy()
         self._length = torch.zeros(0, dtype=torch.long, device=weight.device)
+        self._tokens: list[list[int]] = []
+        self._store = PrefixStore(empty, len(self._layers), limit_bytes=cache_bytes)
+        self.asked_tokens = self.run_tokens = 0
+
+    def new_tokens(self, prompt: Sequence[int]) -> int:
+        """Count the tokens of a prompt that would have to be run; the last one always is."""
+        return max(1, len(prompt) - self._store.known(prompt))
 
     @torch.inference_mode()
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "R V"]:
-        """Run each prompt once and copy its keys and values to its rows' slots."""
-        device = self._length.device
-        length = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        of_row = torch.tensor(
-            list(chain.from_iterable(repeat(p, n) for p, n in enumerate(copies))), device=device
-        )
-        rectangle = Rectangle.of(length)
-        first, last = len(self._length), len(self._length) + len(of_row)
-        longest = rectangle.real.shape[1]
-        self._reserve(last, longest)
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril_()
-        bias = self._bias(causal).expand(len(prompts), -1, -1)
-
-        def prefill(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            k, v = rectangle.pad(k), rectangle.pad(v)
-            self._k[number][first:last, :, :longest] = k[of_row]
-            self._v[number][first:last, :, :longest] = v[of_row]
-            return rectangle.pack(attend(rectangle.pad(q), k, v, bias))
-
-        token_ids = torch.tensor([i for prompt in prompts for i in prompt], device=device)
-        along = torch.arange(longest, device=device).expand_as(rectangle.real)
-        x = self._run(token_ids, along[rectangle.real], prefill)
-        self._length = torch.cat([self._length, length[of_row]])
-        return self._logits(x[length.cumsum(0) - 1])[of_row]
+        """Run what is new of each distinct prompt once, and copy it to all its rows' slots."""
+        of_row = list(chain.from_iterable(map(repeat, map(tuple, prompts), copies)))
+        first = len(self._length)
+        self._reserve(first + len(of_row), max(map(len, of_row)))
+        lengths = torch.tensor([len(token_ids) for token_ids in of_row], device=self._length.device)
+        leader: dict[tuple[int, ...], int] = {}
+        for place, token_ids in enumerate(of_row):
+            leader.setdefault(token_ids, first + place)
+        logits: dict[tuple[int, ...], Tensor] = {}
+        waiting = list(leader)
+        while waiting:
+            waiting, ready = self._split(waiting, leader)
+            for together in ready:
+                for pending, row in zip(together, self._prefill(together), strict=True):
+                    logits[pending.token_ids] = row
+        self._spread([leader[token_ids] for token_ids in of_row], first, int(lengths.max()))
+        self._length = torch.cat([self._length, lengths])
+        self._tokens += map(list, of_row)
+        self.asked_tokens += sum(map(len, of_row))
+        return torch.stack([logits[token_ids] for token_ids in of_row])
 
     @torch.inference_mode()
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        """Append a token to every row, each at its own place."""
+        """Append a token to every row, each after its own last token."""
         at, rows = self._length, len(self._length)
         longest = int(at.max()) + 1
         self._reserve(rows, longest)
@@ -120,23 +160,112 @@ class Slots:
 
         x = self._run(token_ids, at, append)
         self._length = at + 1
+        for tokens, token_id in zip(self._tokens, token_ids.tolist(), strict=True):
+            tokens.append(token_id)
         return self._logits(x)
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        """Move only the rows that change their place; with the last row all memory goes."""
-        if not rows:
-            self._k, self._v = self._empty.copy(), self._empty.copy()
+        """Move only the rows that change their place; what the others ran goes to the store."""
+        stay = set(rows)
+        for row, tokens in enumerate(self._tokens):
+            if row not in stay:
+                self._remember(row, tokens)
         moved = [(source, place) for place, source in enumerate(rows) if source != place]
         if moved:
             sources, places = (list(side) for side in zip(*moved, strict=True))
             longest = int(self._length[sources].max())
             for cache in (*self._k, *self._v):
                 cache[places, :, :longest] = cache[sources, :, :longest]
+        if not rows and 2 * len(self._k) * self._k[0].nbytes > KEPT_BYTES:
+            self._k, self._v = self._empty.copy(), self._empty.copy()
         self._length = self._length[list(rows)]
+        self._tokens = [self._tokens[row] for row in rows]
+
+    def _split(
+        self, waiting: Sequence[tuple[int, ...]], leader: dict[tuple[int, ...], int]
+    ) -> tuple[list[tuple[int, ...]], list[list[_Pending]]]:
+        """Choose the prompts that can run now: those that wait share a beginning with one of them.
+
+        Prompts of similar length run together, so that little of the attention is padding.
+        """
+        later: list[tuple[int, ...]] = []
+        ready: dict[int, list[_Pending]] = {}
+        begun: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for token_ids in waiting:
+            path = self._path(token_ids)
+            end = len(path) + SHARED_TOKENS
+            if end < len(token_ids) and self._store.limit > end:
+                if token_ids[:end] in begun:
+                    later.append(token_ids)
+                    continue
+                begun[token_ids[:end]] = token_ids
+            pending = _Pending(token_ids, leader[token_ids], path)
+            ready.setdefault(pending.new.bit_length() // 2, []).append(pending)
+        return later, list(ready.values())
+
+    def _prefill(self, ready: Sequence[_Pending]) -> Float[Tensor, "P V"]:
+        """Run the new tokens of these prompts in their leading rows, and remember them."""
+        device = self._length.device
+        # Looked up again: a group that ran before this one may have pushed prefixes out.
+        pending = [each._replace(path=self._path(each.token_ids)) for each in ready]
+        for each in pending:
+            self._recall(each)
+        start = torch.tensor([len(each.path) for each in pending], device=device)
+        new = torch.tensor([each.new for each in pending], device=device)
+        rows = torch.tensor([each.row for each in pending], device=device)
+        longest = max(len(each.token_ids) for each in pending)
+        rectangle = Rectangle.of(new)
+        along = torch.arange(rectangle.real.shape[1], device=device)
+        at = start[:, None] + along
+        bias = self._bias(torch.arange(longest, device=device) <= at[..., None])
+        position = at[rectangle.real]
+        row = rows[:, None].expand_as(rectangle.real)[rectangle.real]
+        first, last = pending[0].row, pending[-1].row + 1
+        adjacent = last - first == len(pending)  # then their slots are a view, and not a copy
+        slots: Any = slice(first, last) if adjacent else rows
+
+        def prefill(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self._k[number], self._v[number]
+            keys[row, :, position], values[row, :, position] = k, v
+            seen = (keys[slots, :, :longest], values[slots, :, :longest])
+            return rectangle.pack(attend(rectangle.pad(q), *seen, bias))
+
+        ids = [token_id for each in pending for token_id in each.token_ids[len(each.path) :]]
+        x = self._run(torch.tensor(ids, device=device), position, prefill)
+        self.run_tokens += len(ids)
+        for each in pending:
+            self._remember(each.row, each.token_ids)
+        return self._logits(x[new.cumsum(0) - 1])
+
+    def _recall(self, pending: _Pending) -> None:
+        """Copy the keys and values of the known beginning of a prompt to its row."""
+        known = len(pending.path)
+        nodes = torch.tensor(pending.path, dtype=torch.long, device=self._length.device)
+        for number in range(len(self._k)) if known else ():
+            k, v = self._store.read(number, nodes)
+            self._k[number][pending.row, :, :known] = k
+            self._v[number][pending.row, :, :known] = v
+
+    def _path(self, token_ids: Sequence[int]) -> list[int]:
+        """Find the known beginning of a prompt; its last token always runs, for its logits."""
+        return self._store.match(token_ids)[: len(token_ids) - 1]
+
+    def _spread(self, leaders: Sequence[int], first: int, longest: int) -> None:
+        """Copy the leading rows to the rows with the same prompt."""
+        copied = [(source, first + k) for k, source in enumerate(leaders) if source != first + k]
+        if copied:
+            sources, places = (list(side) for side in zip(*copied, strict=True))
+            for cache in (*self._k, *self._v):
+                cache[places, :, :longest] = cache[sources, :, :longest]
+
+    def _remember(self, row: int, token_ids: Sequence[int]) -> None:
+        """Keep a row's keys and values for whatever begins with the same tokens."""
+        if self._store.limit:
+            self._store.add(token_ids, [k[row] for k in self._k], [v[row] for v in self._v])
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Make room for so many rows of so many tokens; what is there moves into a larger cache."""
+        """Make room for this many rows of this length; what is there moves into a larger cache."""
         slots, heads, room, width = self._k[0].shape
         if rows <= slots and length <= room:
             return
@@ -175,16 +304,24 @@ class Windows:
     """Batches that begin together: for models that only Hugging Face's own forward can run."""
 
     continuous = False
+    snapshot = False
 
     def __init__(self, policy: Policy) -> None:
         """Take the policy, whose weights are read when a batch begins."""
         self._policy = policy
         self._decoder: Decoder | None = None
+        self.asked_tokens = self.run_tokens = 0
+
+    def new_tokens(self, prompt: Sequence[int]) -> int:
+        """Count the tokens of a prompt: nothing is reused here."""
+        return len(prompt)
 
     @torch.inference_mode()
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "R V"]:
         """Begin a batch."""
         rows = [prompt for prompt, n in zip(prompts, copies, strict=True) for _ in range(n)]
+        self.asked_tokens += sum(map(len, rows))
+        self.run_tokens += sum(map(len, rows))
         room = self._policy.context_length - max(map(len, rows))
         self._decoder = self._policy.forward.decoder(rows, room)
         return self._decoder.start()
@@ -201,3 +338,13 @@ class Windows:
         assert self._decoder is not None, "rows have joined"
         if rows:
             self._decoder.keep(torch.tensor(list(rows), device=self._policy.device))
+
+
+def _with_own_norms(layer: Layer) -> Layer:
+    """Copy a packed layer's norms, which are the model's own tensors; the products are copies."""
+    head_norms = layer.head_norms and (layer.head_norms[0].clone(), layer.head_norms[1].clone())
+    return layer._replace(
+        attention_norm=layer.attention_norm.clone(),
+        mlp_norm=layer.mlp_norm.clone(),
+        head_norms=head_norms,
+    )

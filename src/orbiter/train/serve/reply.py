@@ -1,6 +1,6 @@
 """A request to the model and the answers to it, which grow token by token.
 
-Left out: who draws the tokens (`batching.py`), and how they are sent (`protocol.py`, `stream.py`).
+`batching.py` draws the tokens; `stream.py` and the dialects send them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """What is drawn behind a prompt, and how."""
+    """How the answers to a prompt are drawn."""
 
     n: int = 1
     """Answers to the prompt."""
@@ -28,10 +28,12 @@ class Sampling:
     seed: int = 0
     """Answer g draws what answer g of `sample([prompt], seed=seed)` draws."""
     top_logprobs: int = 0
-    """So many of the likeliest tokens are reported at each place."""
+    """How many of the likeliest tokens are reported at each place."""
     stops: Sequence[str] = ()
     live: bool = False
     """Whether the text is wanted while it grows."""
+    limit: str | None = None
+    """Which limit of the episode made `max_new_tokens` smaller than asked for, if any."""
 
 
 class Drawn(NamedTuple):
@@ -52,7 +54,7 @@ class Choice:
     text: Text
     tokens: list[Drawn] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
-    """The model or a stop text ended it, or the room; None while it goes on."""
+    """"stop": the model or a stop text ended it; "length": it was cut off; None: not ended yet."""
 
 
 class Reply:
@@ -63,7 +65,7 @@ class Reply:
         self.prompt_ids, self.sampling = list(prompt_ids), sampling
         self.error: Exception | None = None
         self.left = False
-        """Nobody waits for it any more."""
+        """Whether nobody waits for it any more."""
         self._policy, self._news = policy, asyncio.Event()
         self.choices = [
             Choice(index, Text(self._decode, sampling.stops)) for index in range(sampling.n)
@@ -78,7 +80,7 @@ class Reply:
         """Wait until there is more to see than at the last call.
 
         Raises:
-            Exception: what kept the model from answering.
+            Exception: the model could not answer.
         """
         if self.error is None:
             await self._news.wait()

@@ -18,8 +18,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from orbiter.train.errors import ConfigError, StateError, require
-from orbiter.train.serve.address import is_loopback, listening
+from orbiter.train.errors import StateError, require
+from orbiter.train.http_server import make_server
+from orbiter.train.net import bind, check_port, http_address, is_loopback
 from orbiter.train.serve.terms import Terms
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class PolicyServer:
         *,
         name: str | None = None,
         token: str | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         device: str = "auto",
         max_rows: int = 32,
         max_waiting: int = 1024,
@@ -58,7 +59,8 @@ class PolicyServer:
             name: What clients call the model; absent means the folder's or the model's own name.
             token: What clients must send as their API key. Where others can reach the host and
                 none is given, one is made up: see `token`.
-            dtype: Arithmetic: "float32" answers as `generate` does, "bfloat16" is twice as fast.
+            dtype: Arithmetic of the products: "float32", "bfloat16", or "auto" for the faster one
+                on this machine.
             device: "cpu", "cuda", "mps", or "auto".
             max_rows: Answers drawn at the same time at most: memory against throughput.
             max_waiting: Requests that may wait for a place; one more is told to come back (429).
@@ -67,8 +69,7 @@ class PolicyServer:
                 for capturing agents whose requests are not yours to change.
             seed: What is drawn for a request without a seed, by the order of requests.
         """
-        if not 0 <= port < 1 << 16:
-            raise ConfigError(f"port must lie in [0, 65535], got {port}")
+        check_port(port)
         if token is None and not is_loopback(host):
             token = secrets.token_urlsafe(24)
         self._terms = Terms(
@@ -103,8 +104,7 @@ class PolicyServer:
         """
         if not self._port:
             raise StateError("the port is chosen when the server opens: enter it first")
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}/v1"
+        return f"{http_address(self._host, self._port)}/v1"
 
     async def __aenter__(self) -> Self:
         """Load the model and answer.
@@ -142,16 +142,20 @@ class PolicyServer:
         require("starlette", extra="serve")
         require("torch", extra="train")
         from orbiter.train.engine.session import work
+        from orbiter.train.serve.answering import Answering
         from orbiter.train.serve.app import Endpoint
         from orbiter.train.serve.batching import Batcher
 
-        listener = stack.enter_context(listening(self._host, self._port))
+        listener = stack.enter_context(bind(self._host, self._port))
         policy = await work(_load, self._model, self._dtype, self._device)
         batcher = Batcher(
             policy, max_rows=self._terms.max_rows, max_waiting=self._terms.max_waiting
         )
         await stack.enter_async_context(batcher)
-        server = _uvicorn(Endpoint(policy, batcher, self._terms).app())
+        answering = Answering(policy, batcher)
+        stack.callback(answering.close)
+        app = Endpoint(answering, self._terms).app()
+        server = make_server(app, extra="serve", closing_seconds=CLOSING_SECONDS)
         if not signals:
             server.capture_signals = contextlib.nullcontext
         self._port = listener.getsockname()[1]
@@ -169,7 +173,7 @@ def run_server(
     port: int = 8000,
     name: str | None = None,
     token: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str = "auto",
     max_rows: int = 32,
     max_waiting: int = 1024,
@@ -215,20 +219,6 @@ def _name(model: object) -> str:
         return "policy"
     text = os.fspath(model)
     return Path(text).expanduser().resolve().name if Path(text).is_dir() else text
-
-
-def _uvicorn(app: object) -> Any:  # noqa: ANN401 - loaded late
-    """Make the HTTP server under the application."""
-    uvicorn: Any = require("uvicorn", extra="serve")
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-    )
-    return uvicorn.Server(config)
 
 
 async def _stop(server: Any, serving: asyncio.Task[None]) -> None:  # noqa: ANN401 - uvicorn's, loaded late

@@ -1,26 +1,55 @@
-"""The answer in pieces, as server-sent events.
+"""An answer while it grows: what is new of it and may be sent, whichever API it is sent through.
 
-Text goes out as soon as nothing can take it back: a character is whole, no stop text has begun,
-no tool call has. Calls are sent when they are complete. Every token that was drawn is in exactly
-one piece. Left out: the pieces' common fields (`protocol.py`).
+Text goes out as soon as nothing can take it back: a character is whole, and neither a stop text nor
+a tool call may have begun in it. Calls are sent when they are complete. Every token that was drawn
+is in exactly one piece of news.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from orbiter.train.chat.tool_calls import settled
-from orbiter.train.serve.protocol import Message, Refusal, Wording, as_turn, usage, wire_call
-from orbiter.train.serve.reply import Choice, Reply
+from orbiter.train.serve.asked import ChatRequest, Finished, Refusal, finished
+from orbiter.train.serve.reply import Choice, Drawn, Reply
 
-DONE = b"data: [DONE]\n\n"
+
+class News(NamedTuple):
+    """What is new of one answer."""
+
+    choice: Choice
+    text: str
+    tokens: list[Drawn]
+    """The tokens drawn since the last news."""
+    done: Finished | None
+    """The whole answer, where this is its end."""
+
+
+class Writer(Protocol):
+    """Writes one reply in the form of one API."""
+
+    def whole(self) -> dict[str, object]:
+        """Return the whole answer."""
+
+    def opening(self) -> list[bytes]:
+        """Begin a stream."""
+
+    def news(self, news: News) -> list[bytes]:
+        """Write what is new of an answer."""
+
+    def closing(self) -> list[bytes]:
+        """End a stream."""
+
+    def failed(self, refusal: Refusal) -> list[bytes]:
+        """End a stream with an error."""
 
 
 @dataclass(slots=True)
-class Sent:
+class _Sent:
     """How much of an answer has gone out."""
 
     characters: int = 0
@@ -28,94 +57,71 @@ class Sent:
     over: bool = False
 
 
-async def events(reply: Reply, wording: Wording) -> AsyncIterator[bytes]:
-    """Yield the pieces until the answer is complete or nobody listens; errors are pieces too."""
-    pieces = Pieces(reply, wording)
+async def events(
+    reply: Reply,
+    request: ChatRequest,
+    writer: Writer,
+    *,
+    refusal: Callable[[Exception], Refusal],
+    at_end: Callable[[], None] = lambda: None,
+) -> AsyncIterator[bytes]:
+    """Yield the stream until the answer is complete or nobody listens; errors are events too.
+
+    `at_end` is called once or twice: before the last piece goes out, and when the stream is left.
+    """
+    sent = [_Sent() for _ in reply.choices]
     try:
-        for choice in reply.choices:
-            yield pieces.opening(choice)
-        while not reply.done:
+        for piece in writer.opening():
+            yield piece
+        over = False
+        while not over:
             await reply.changed()
-            for choice in reply.choices:
-                for piece in pieces.news(choice):
-                    yield piece
-        options = wording.request.stream_options
-        if options is not None and options.include_usage:
-            yield pieces.usage()
-        yield DONE
-    except Exception as error:  # the status has gone out: the stream itself must say it
-        yield _event(Refusal(500, f"{type(error).__name__}: {error}").body())
+            over = reply.done
+            if over:
+                at_end()
+            for piece in _pieces(reply, sent, request, writer):
+                yield piece
+        for piece in writer.closing():
+            yield piece
+    except Exception as error:  # the status has gone out, so the stream itself must say it
+        for piece in writer.failed(refusal(error)):
+            yield piece
     finally:
         reply.leave()
+        at_end()
 
 
-class Pieces:
-    """Makes the pieces of one reply."""
+def event(body: object, name: str | None = None) -> bytes:
+    """Write a server-sent event."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + msgspec.json.encode(body) + b"\n\n"
 
-    def __init__(self, reply: Reply, wording: Wording) -> None:
-        """Nothing has gone out yet."""
-        self._reply, self._wording = reply, wording
-        self._head = wording.sheet.head("chat.completion.chunk")
-        options = wording.request.stream_options
-        self._usage = {"usage": None} if options is not None and options.include_usage else {}
-        self._sent = [Sent() for _ in reply.choices]
 
-    def opening(self, choice: Choice) -> bytes:
-        """Begin an answer."""
-        return self._piece(choice, {"role": "assistant", "content": ""}, opening=True)
+def _pieces(
+    reply: Reply, sent: list[_Sent], request: ChatRequest, writer: Writer
+) -> Iterator[bytes]:
+    for choice in reply.choices:
+        news = _news(choice, sent[choice.index], request)
+        if news is not None:
+            yield from writer.news(news)
 
-    def news(self, choice: Choice) -> list[bytes]:
-        """Return what may go out of an answer that was not sent before."""
-        sent = self._sent[choice.index]
-        if sent.over:
-            return []
-        if choice.finish_reason is not None:
-            return self._ending(choice)
+
+def _news(choice: Choice, sent: _Sent, request: ChatRequest) -> News | None:
+    """Take what may go out of an answer and has not; None where there is nothing."""
+    if sent.over:
+        return None
+    done = None
+    if choice.finish_reason is not None:
+        sent.over, done = True, finished(choice, request)
+        fresh = (done.content or "")[sent.characters :]
+    else:
         end = choice.text.settled()
-        if names := self._wording.request.offered_names:
+        if names := request.offered_names:
             end = min(end, settled(choice.text.known, names))
         fresh = choice.text.known[sent.characters : end]
         if not fresh:
-            return []
+            return None
         sent.characters = end
-        return [self._piece(choice, {"content": fresh})]
-
-    def usage(self) -> bytes:
-        """Return the last piece where the request wants to know how many tokens it was."""
-        return _event({**self._head, "choices": [], "usage": usage(self._reply)})
-
-    def _ending(self, choice: Choice) -> list[bytes]:
-        """Send the rest: text, calls, and why it ended."""
-        sent, turn = self._sent[choice.index], as_turn(choice, self._wording.request)
-        sent.over = True
-        deltas: list[Message] = []
-        if rest := (turn.content or "")[sent.characters :]:
-            deltas.append({"content": rest})
-        for place, call in enumerate(turn.calls):
-            named = wire_call(call, self._wording.call_id(choice.index, place))
-            deltas.append({"tool_calls": [{"index": place, **named}]})
-        pieces = [self._piece(choice, delta) for delta in deltas]
-        return [*pieces, self._piece(choice, {}, finish_reason=turn.finish_reason)]
-
-    def _piece(
-        self,
-        choice: Choice,
-        delta: Message,
-        *,
-        finish_reason: str | None = None,
-        opening: bool = False,
-    ) -> bytes:
-        """Write a piece, with the tokens drawn since the one before."""
-        sent = self._sent[choice.index]
-        tokens = choice.tokens[sent.tokens :]
-        sent.tokens = len(choice.tokens)
-        part = {"index": choice.index, "delta": delta, "finish_reason": finish_reason}
-        part |= self._wording.tokens(tokens)
-        body = {**self._head, "choices": [part], **self._usage}
-        if opening and self._wording.request.return_token_ids:
-            body["prompt_token_ids"] = self._reply.prompt_ids
-        return _event(body)
-
-
-def _event(body: object) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+    tokens = choice.tokens[sent.tokens :]
+    sent.tokens = len(choice.tokens)
+    return News(choice, fresh, tokens, done)

@@ -10,6 +10,9 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
+from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.tasks import as_items, make_tasks
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import DataError
@@ -19,7 +22,6 @@ from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
-    from orbiter.train.engine.progress import Progress
     from orbiter.train.sft.local import Lessons
 
 log = logging.getLogger(__name__)
@@ -97,22 +99,21 @@ class SFTTrainer(ModelTrainer):
         per_epoch = lessons.tasks.steps_per_epoch(config.batch_size)
         opening = self._opening(policy, lessons, config.epochs * per_epoch)
         session = await work(Session, config, policy, lessons.tasks, steps_per_epoch=per_epoch)
-        self._data = f"{len(lessons.tasks)} items"
 
         def measure() -> Awaitable[Mapping[str, float]]:
             return self._measure(policy, held_out)
 
-        def loop(progress: Progress) -> Awaitable[None]:
+        data = f"{len(lessons.tasks)} items"
+        async with self.running(session, opening, data=data) as progress:
             job = Job(
                 config=config,
                 lessons=lessons,
                 session=session,
                 progress=progress,
-                validate=self._validation(session, measure, lambda measured: -measured["loss"]),
+                validate=self.validation(session, measure, lambda measured: -measured["loss"]),
             )
-            return fit(job)
-
-        return await self._learn(session, opening, loop)
+            await fit(job)
+        return self.results()
 
     async def evaluate(self, dataset: object = None) -> TrainMetrics:
         """Say how likely the model finds the answers of held-out items.
@@ -185,6 +186,14 @@ class SFTTrainer(ModelTrainer):
             mean = sum(rewards) / len(rewards)
             weights = [reward / mean for reward in rewards] if mean else None
         return Lessons(tasks, [answers[id(item)] for item in tasks.items], weights)
+
+    @override
+    def _items_to_train_on(self) -> Sequence[TrajectoryItem]:
+        return self._chosen(as_items(self.dataset))
+
+    @override
+    def _workload(self) -> Workload:
+        return Workload(method=self.method)
 
     def _opening(self, policy: Policy, lessons: Lessons, total: int) -> list[str]:
         """Say what is about to happen, and what memory it takes."""

@@ -1,76 +1,128 @@
-"""What every trainer needs to know, and the checks of single settings that other configs share.
+"""The settings that every trainer shares, and how a setting is written in verl's configuration.
 
-Left out: models, devices and algorithms. Their settings stand with the trainers that know them.
+Settings of models, devices and algorithms are declared with the trainers that use them.
 """
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orbiter.train.errors import ConfigError
-from orbiter.train.evaluation.interval import is_finite_number
+from orbiter.train.checks import Number, OrNone, PathName, WholeNumber, check_fields, setting
+
+
+@dataclass(frozen=True, slots=True)
+class VerlKeys:
+    """The keys of verl's configuration that a field sets; declared as the field's `verl=`."""
+
+    keys: tuple[str, ...]
+    values: Mapping[object, object] | None = None
+    """verl's value for each of ours; None passes ours on unchanged."""
+    off: object = None
+    """What verl is given where our value is None or 0 and means "off"; None passes it on."""
+    read_back: bool = False
+    """Whether the trainer reads the value back, so that `verl_overrides` must not change it."""
+    written: bool = True
+    """False where the value also depends on other fields: `verl/cluster/overrides.py` computes
+    it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotInVerl:
+    """A field, or some of its values, that verl cannot honour; declared as the field's `verl=`."""
+
+    reason: str
+    refused: tuple[object, ...] = ()
+    """The values that are refused; empty refuses every value but the default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """What every trainer needs to know. A wrong value is refused here, by field and value.
+    """The settings that every trainer shares. A wrong value is refused by field and value.
 
-    A subclass with `slots=True` that has a `__post_init__` of its own calls
+    A subclass with `slots=True` and its own `__post_init__` calls
     `TrainConfig.__post_init__(self)`: `super()` without arguments does not work there.
     """
 
-    epochs: int = 1
-    """Times the training goes through the data."""
-    batch_size: int = 8
-    """Items an update learns from."""
-    learning_rate: float = 1e-5
-    """Step size at its highest, after the warm-up."""
-    warmup_steps: int = 0
-    """Updates over which the learning rate rises from 0."""
-    eval_every: int | None = None
-    """Updates between two evaluations during training; None: none before the end."""
-    seed: int = 0
-    """Where every random act starts from."""
-    output_dir: str | os.PathLike[str] | None = None
-    """Folder for the run's log and the trained weights; None: nothing is written."""
+    epochs: int = setting(
+        1,
+        "Passes over the data.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys(("trainer.total_epochs",), read_back=True),
+    )
+    batch_size: int = setting(
+        8,
+        "Items that one update learns from.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys(("data.train_batch_size",), read_back=True),
+    )
+    learning_rate: float = setting(
+        1e-5,
+        "The largest step size, reached after the warm-up.",
+        Number(above=0),
+        verl=VerlKeys(("actor_rollout_ref.actor.optim.lr", "critic.optim.lr")),
+    )
+    warmup_steps: int = setting(
+        0,
+        "Updates over which the learning rate rises from 0.",
+        WholeNumber(at_least=0),
+        verl=VerlKeys(
+            (
+                "actor_rollout_ref.actor.optim.lr_warmup_steps",
+                "critic.optim.lr_warmup_steps",
+            ),
+            off=-1,
+        ),
+    )
+    eval_every: int | None = setting(
+        None,
+        "Updates between two evaluations during training; none means only after the end.",
+        OrNone(WholeNumber(at_least=1)),
+        verl=VerlKeys(("trainer.test_freq",), off=-1),
+    )
+    seed: int = setting(
+        0,
+        "Seed of every random choice.",
+        WholeNumber(at_least=0),
+        verl=VerlKeys(
+            (
+                "data.seed",
+                "actor_rollout_ref.actor.data_loader_seed",
+                "actor_rollout_ref.rollout.seed",
+                "critic.data_loader_seed",
+            )
+        ),
+    )
+    output_dir: str | os.PathLike[str] | None = setting(
+        None,
+        "Folder for the run's log and the trained weights; none writes nothing.",
+        OrNone(PathName("a folder")),
+        path="file",
+        may_change=True,
+        verl=VerlKeys(
+            ("trainer.default_local_dir", "trainer.rollout_data_dir"),
+            read_back=True,
+            written=False,
+        ),
+    )
 
     def __post_init__(self) -> None:
-        whole("epochs", self.epochs, at_least=1)
-        whole("batch_size", self.batch_size, at_least=1)
-        number("learning_rate", self.learning_rate, above=0)
-        whole("warmup_steps", self.warmup_steps, at_least=0)
-        if self.eval_every is not None:
-            whole("eval_every", self.eval_every, at_least=1)
-        whole("seed", self.seed, at_least=0)
-        if self.output_dir is not None and (
-            not isinstance(self.output_dir, str | os.PathLike) or not os.fspath(self.output_dir)
-        ):
-            raise ConfigError(f"output_dir must name a folder, got {self.output_dir!r}")
+        check_fields(self)
 
 
 def whole(name: str, value: object, *, at_least: int) -> None:
-    """Refuse a setting that is no int (bool is none) or lies below `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name} must be a whole number, got {value!r}")
-    if value < at_least:
-        raise ConfigError(f"{name} must be at least {at_least}, got {value!r}")
+    """Refuse a setting that is no int or lies below `at_least`; see `checks.WholeNumber`."""
+    WholeNumber(at_least=at_least)(name, value)
 
 
 def number(
     name: str,
     value: object,
     *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
 ) -> None:
-    """Refuse a setting that is no finite number (bool is none) or lies outside its limits."""
-    if isinstance(value, bool) or not is_finite_number(value):
-        raise ConfigError(f"{name} must be a finite number, got {value!r}")
-    if not value > above:
-        raise ConfigError(f"{name} must be above {above:g}, got {value!r}")
-    if not at_least <= value <= at_most:
-        limit = f"at least {at_least:g}" if value < at_least else f"at most {at_most:g}"
-        raise ConfigError(f"{name} must be {limit}, got {value!r}")
+    """Refuse a setting that is no finite number or outside its limits; see `checks.Number`."""
+    Number(above=above, at_least=at_least, at_most=at_most)(name, value)

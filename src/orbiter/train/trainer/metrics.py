@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Interval
-from orbiter.train.evaluation.interval import is_finite_number
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,171 +1,164 @@
-"""How a run by reward goes: the knobs under the names the field gives them."""
+"""The settings of a run by reward: those of the algorithms, of the rewards and of the backend."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from orbiter.train.engine.config import EngineConfig, one_of
+from orbiter.train.checks import (
+    Number,
+    OneOf,
+    OrNone,
+    PathName,
+    Text,
+    WholeNumber,
+    setting,
+    shown,
+)
 from orbiter.train.errors import ConfigError, did_you_mean
-from orbiter.train.trainer.config import number, whole
+from orbiter.train.trainer.config import NotInVerl, VerlKeys
+from orbiter.train.verl.algorithms import ALGORITHMS, AlgorithmConfig, VeRLAlgorithm
 from orbiter.train.verl.reward import OnRewardError
 
+__all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
-class VeRLAlgorithm(StrEnum):
-    """How a reward becomes a gradient."""
 
-    PPO = "ppo"
-    """A value head guesses what a state is worth; each token is credited against that guess."""
-    GRPO = "grpo"
-    """Siblings of one prompt are compared with each other; no value function."""
+def _check_algorithm(_: str, value: object) -> None:
+    names = [str(algorithm) for algorithm in VeRLAlgorithm]
+    if not isinstance(value, str) or value not in names:
+        listed = " or ".join([", ".join(map(repr, names[:-1])), repr(names[-1])])
+        hint = did_you_mean(str(value).lower(), names)
+        raise ConfigError(f"algorithm must be {listed}, got {shown(value)}{hint}")
+
+
+def _check_on_reward_error(name: str, value: object) -> None:
+    if isinstance(value, str):
+        if value not in ("raise", "skip"):
+            raise ConfigError(f"{name} must be 'raise', 'skip' or a number, got {value!r}")
+        return
+    Number()(name, value)
+
+
+def _check_overrides(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must map verl's keys to values, got {shown(value)}")
+    for key, each in value.items():
+        if not isinstance(key, str) or not key or "=" in key:
+            raise ConfigError(f"a key of {name} must be a dotted name, got {key!r}")
+        try:
+            json.dumps(each)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{name}[{key!r}] cannot be written as JSON: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VeRLConfig(EngineConfig):
+class VeRLConfig(AlgorithmConfig):
     """One run by reward. A step draws `group_size` samples of each of `batch_size` prompts."""
 
-    algorithm: VeRLAlgorithm = VeRLAlgorithm.GRPO
-    """PPO or GRPO; the values "ppo" and "grpo" will do."""
-    epochs: int = 1
-    """Passes over the prompts."""
-    batch_size: int = 8
-    """Prompts a step. The last step of an epoch takes what is left."""
-    group_size: int = 8
-    """Samples of each prompt a step; GRPO compares them with each other, so it needs two."""
-    learning_rate: float = 1e-5
-    """AdamW's step size, after `warmup_steps` updates of linear warm-up."""
-    eval_every: int | None = None
-    """Steps between two validations on `eval_dataset`; None: none before the end."""
-    temperature: float = 1.0
-    """Of sampling; the logprobs that are trained on are of the same tempered distribution."""
-    kl_coef: float = 0.0
-    """Weight of the KL from the model the run began with: in GRPO a term of the loss (the k3
-    estimate), in PPO a price subtracted from each token's reward. 0 needs no reference model."""
-    clip_range: float = 0.2
-    """PPO's epsilon: the ratio to the sampling policy earns nothing beyond [1 - eps, 1 + eps]."""
-    clip_range_high: float | None = None
-    """The upper bound's own epsilon (DAPO's clip-higher); absent means `clip_range`."""
-    scale_rewards: bool = True
-    """GRPO divides by the group's standard deviation; False leaves that out (Dr. GRPO)."""
-    loss_aggregation: Literal["token", "sequence"] = "token"
-    """Mean over all tokens of the batch, or over sequences of each one's mean over its tokens."""
-    gamma: float = 1.0
-    """PPO's discount a token."""
-    gae_lambda: float = 0.95
-    """PPO's trade of bias for variance in generalised advantage estimation."""
-    vf_coef: float = 0.5
-    """Weight of PPO's value loss beside the policy loss."""
-    clip_range_value: float | None = 0.2
-    """How far PPO's value may move from its old guess and still earn; absent means no clip."""
-    ent_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    ppo_epochs: int = 1
-    """Passes over the samples of a step, for both algorithms. One pass in one minibatch is exactly
-    on-policy: every ratio is 1 and nothing is clipped."""
-    minibatch_size: int = 0
-    """Samples an optimiser update takes; 0 takes all samples of the step in one update."""
-    target_kl: float | None = None
-    """A step's updates end once the KL from the sampling policy (nats a token) exceeds this."""
-    on_reward_error: OnRewardError = "raise"
-    """A reward that fails or is no finite number: "raise" stops the run, "skip" leaves the sample
-    out, a number counts in its place."""
-    reward_timeout_seconds: float = 60.0
-    """How long one call of a reward function may take."""
-    reward_concurrency: int = 16
-    """Reward calls under way at once."""
-    max_flat_steps: int = 20
-    """Steps in a row without any difference in reward after which a run ends: as an error when
-    there never was one, with a warning when there is nothing left to learn."""
-    backend: Literal["local", "verl"] = "local"
-    """Where the run takes place: this machine and process, or verl's workers on Ray. What follows
-    is for verl."""
-    nodes: int = 1
-    """Machines of the cluster that the run takes."""
-    gpus_per_node: int = 1
-    """GPUs of each; on `device="cpu"` the worker processes of each."""
-    rollout: Literal["auto", "vllm", "sglang", "trtllm", "transformers"] = "auto"
-    """What samples: "auto" means vLLM, or, with `device="cpu"`, plain transformers."""
-    tensor_parallel: int = 1
-    """GPUs that share one copy of the model while it samples."""
-    ray_address: str | None = None
-    """Ray's job server, such as "http://head:8265"; absent means a Ray of its own, on this machine.
-    Every node must see `output_dir` under the same path."""
-    verl_overrides: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Further keys of verl's configuration, as verl names them; they win over ours."""
-    verl_python: str | os.PathLike[str] | None = None
-    """The interpreter that verl is installed for; absent means this one."""
-    step_timeout_seconds: float = 3600.0
-    """The longest time between two steps, the start of the job included; it is stopped then."""
+    algorithm: VeRLAlgorithm = setting(
+        VeRLAlgorithm.GRPO,
+        "How a reward becomes a gradient: " + ", ".join(VeRLAlgorithm) + ".",
+        _check_algorithm,
+        verl=VerlKeys(("algorithm.adv_estimator",), written=False),
+    )
+    on_reward_error: OnRewardError = setting(
+        "raise",
+        'When a reward fails or is no finite number: "raise" stops the run, "skip" leaves the '
+        "sample out, a number is counted instead.",
+        _check_on_reward_error,
+        verl=NotInVerl(
+            "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
+        ),
+    )
+    reward_timeout_seconds: float = setting(
+        60.0, "Time limit of one call of a reward function, in seconds.", Number(above=0)
+    )
+    reward_concurrency: int = setting(16, "Reward calls at the same time.", WholeNumber(at_least=1))
+    max_flat_steps: int = setting(
+        20,
+        "Steps in a row without any difference in reward after which a run ends: with an error if "
+        "there never was one, with a warning if nothing is left to learn.",
+        WholeNumber(at_least=1),
+    )
+    backend: Literal["local", "verl"] = setting(
+        "local",
+        "Where the run takes place: in this process, or in verl's workers on Ray. The settings "
+        "from here on are for verl.",
+        OneOf(("local", "verl")),
+    )
+    nodes: int = setting(
+        1,
+        "Machines of the cluster that the run takes.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys(("trainer.nnodes",), read_back=True),
+    )
+    gpus_per_node: int = setting(
+        1,
+        'GPUs of each machine; worker processes of each with device="cpu".',
+        WholeNumber(at_least=1),
+        verl=VerlKeys(("trainer.n_gpus_per_node",), read_back=True),
+    )
+    rollout: Literal["auto", "vllm", "sglang", "trtllm", "transformers"] = setting(
+        "auto",
+        'Engine that samples: "auto" means vLLM, or plain transformers with device="cpu".',
+        OneOf(("auto", "vllm", "sglang", "trtllm", "transformers")),
+        verl=VerlKeys(("actor_rollout_ref.rollout.name",), read_back=True, written=False),
+    )
+    tensor_parallel: int = setting(
+        1,
+        "GPUs that share one copy of the model while it samples.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys(("actor_rollout_ref.rollout.tensor_model_parallel_size",)),
+    )
+    ray_address: str | None = setting(
+        None,
+        'Ray\'s job server, such as "http://head:8265"; none starts a Ray on this machine. Every '
+        "node must see output_dir under the same path.",
+        OrNone(Text("Ray's job server")),
+        may_change=True,
+    )
+    verl_overrides: Mapping[str, object] = setting(
+        dict,
+        "Further keys of verl's configuration, as verl names them; they override ours.",
+        _check_overrides,
+    )
+    verl_python: str | os.PathLike[str] | None = setting(
+        None,
+        "Python interpreter with verl installed; none means the current one.",
+        OrNone(PathName("a Python interpreter")),
+        may_change=True,
+    )
+    step_timeout_seconds: float = setting(
+        3600.0,
+        "Longest time between two steps in seconds, the start of the job included; then the job "
+        "is stopped.",
+        Number(above=0),
+        may_change=True,
+    )
 
     @property
     def rollout_name(self) -> str:
-        """What samples, by verl's name."""
+        """The engine that samples, by verl's name."""
         if self.rollout != "auto":
             return self.rollout
         return "transformers" if self.device == "cpu" else "vllm"
 
     def __post_init__(self) -> None:
-        EngineConfig.__post_init__(self)
-        _check_choices(self)
-        _check_numbers(self)
+        AlgorithmConfig.__post_init__(self)
+        object.__setattr__(self, "algorithm", VeRLAlgorithm(self.algorithm))
+        ALGORITHMS[self.algorithm].check(self)
         _check_batch(self)
         if self.backend == "verl":
-            from orbiter.train.verl.cluster.limits import check_for_verl
-
-            check_for_verl(self)
-
-
-def _check_choices(config: VeRLConfig) -> None:
-    try:
-        object.__setattr__(config, "algorithm", VeRLAlgorithm(config.algorithm))
-    except ValueError:
-        near = did_you_mean(str(config.algorithm).lower(), [str(a) for a in VeRLAlgorithm])
-        raise ConfigError(
-            f"algorithm must be 'ppo' or 'grpo', got {config.algorithm!r}{near}"
-        ) from None
-    one_of("loss_aggregation", config.loss_aggregation, ("token", "sequence"))
-    one_of("backend", config.backend, ("local", "verl"))
-    one_of("rollout", config.rollout, ("auto", "vllm", "sglang", "trtllm", "transformers"))
-    if config.on_reward_error not in ("raise", "skip"):
-        if isinstance(config.on_reward_error, str):
-            raise ConfigError(
-                f"on_reward_error must be 'raise', 'skip' or a number, "
-                f"got {config.on_reward_error!r}"
-            )
-        number("on_reward_error", config.on_reward_error)
-
-
-def _check_numbers(config: VeRLConfig) -> None:
-    for name in ("temperature", "reward_timeout_seconds", "step_timeout_seconds"):
-        number(name, getattr(config, name), above=0)
-    for name in ("clip_range", "gamma", "gae_lambda"):
-        number(name, getattr(config, name), at_least=0, at_most=1)
-    for name in ("kl_coef", "vf_coef", "ent_coef"):
-        number(name, getattr(config, name), at_least=0)
-    for name in ("clip_range_high", "clip_range_value", "target_kl"):
-        if getattr(config, name) is not None:
-            number(name, getattr(config, name), above=0)
-    if not config.clip_range < 1 or config.clip_range == 0:
-        raise ConfigError(f"clip_range must lie in (0, 1), got {config.clip_range!r}")
-    counts = ("ppo_epochs", "reward_concurrency", "max_flat_steps")
-    for name in (*counts, "nodes", "gpus_per_node", "tensor_parallel"):
-        whole(name, getattr(config, name), at_least=1)
+            _check_for_verl(self)
 
 
 def _check_batch(config: VeRLConfig) -> None:
-    """Explain the arithmetic where it does not come out: prompts, samples, samples an update."""
-    whole("group_size", config.group_size, at_least=1)
-    whole("minibatch_size", config.minibatch_size, at_least=0)
-    if config.algorithm is VeRLAlgorithm.GRPO and config.group_size < 2:
-        raise ConfigError(
-            f"group_size={config.group_size}: GRPO compares the samples of one prompt with each "
-            "other, so it needs at least 2 (4 to 16 are usual); PPO works with 1"
-        )
-    samples = config.batch_size * config.group_size
+    """Refuse a minibatch that does not divide the samples of a step, and offer some that do."""
+    samples = config.samples_per_step
     if config.minibatch_size and samples % config.minibatch_size:
         divisors = [size for size in range(1, samples + 1) if samples % size == 0]
         near = sorted(divisors, key=lambda size: abs(math.log(size / config.minibatch_size)))[:2]
@@ -173,4 +166,80 @@ def _check_batch(config: VeRLConfig) -> None:
             f"a step has batch_size={config.batch_size} prompts x group_size={config.group_size} = "
             f"{samples} samples, which minibatch_size={config.minibatch_size} does not divide; "
             f"use {' or '.join(str(size) for size in sorted(near))}, or 0 for all in one update"
+        )
+
+
+OURS: Mapping[str, str] = {
+    "data.train_files": "the data set given to train()",
+    "data.val_files": "eval_dataset=",
+    "reward.custom_reward_function.path": "rewards=",
+    "reward.custom_reward_function.name": "rewards=",
+    **{
+        key: f"{declared.name}="
+        for declared in fields(VeRLConfig)
+        if isinstance(keys := declared.metadata.get("verl"), VerlKeys) and keys.read_back
+        for key in keys.keys
+    },
+}
+"""Keys of verl's that the trainer itself reads back, and what sets each of them here."""
+
+
+def _check_for_verl(config: VeRLConfig) -> None:
+    """Refuse settings that verl has no counterpart for, and machines that cannot be.
+
+    What only verl itself can say about a plan is asked by `cluster/inside/check.py`.
+
+    Raises:
+        ConfigError: names the setting, its value and what to do instead.
+    """
+    _check_place(config)
+    for declared in fields(config):
+        keys, value = declared.metadata.get("verl"), getattr(config, declared.name)
+        if not isinstance(keys, NotInVerl):
+            continue
+        if value in keys.refused if keys.refused else value != declared.default:
+            raise ConfigError(
+                f"{declared.name}={value!r} has no counterpart in verl ({keys.reason})"
+            )
+    for key in config.verl_overrides:
+        if key.lstrip("+") in OURS:
+            raise ConfigError(f"verl_overrides cannot set {key!r}: {OURS[key.lstrip('+')]} does")
+    ALGORITHMS[config.algorithm].verl_overrides(config)
+    if config.minibatch_size % config.group_size:
+        raise ConfigError(
+            f"minibatch_size={config.minibatch_size} must be a multiple of group_size="
+            f"{config.group_size} for backend='verl', whose updates take whole groups"
+        )
+
+
+def _check_place(config: VeRLConfig) -> None:
+    """Refuse a combination of machines and devices that cannot be."""
+    if config.device not in {"auto", "cuda", "cpu"}:
+        raise ConfigError(
+            f"device must be 'auto' or 'cuda' (GPUs), or 'cpu' (a rehearsal) for backend='verl', "
+            f"got {config.device!r}"
+        )
+    if (config.rollout_name == "transformers") != (config.device == "cpu"):
+        raise ConfigError(
+            f"rollout={config.rollout!r} does not go with device={config.device!r}: transformers "
+            "samples in a rehearsal on 'cpu', and nothing else does"
+        )
+    if config.device == "cpu" and config.tensor_parallel > 1:
+        raise ConfigError(
+            f"tensor_parallel={config.tensor_parallel}: a rehearsal cannot split its model; use 1"
+        )
+    if config.ray_address is not None:
+        if not config.ray_address.startswith(("http://", "https://")):
+            raise ConfigError(
+                "ray_address must be the URL of Ray's job server, such as 'http://head:8265', "
+                f"got {config.ray_address!r}"
+            )
+        if config.output_dir is None:
+            raise ConfigError(
+                "ray_address needs output_dir=, a folder that every node sees under the same path"
+            )
+    elif config.nodes > 1 and config.device != "cpu":
+        raise ConfigError(
+            f"nodes={config.nodes} needs ray_address=, the job server of a Ray cluster; a Ray "
+            "started here has this machine only"
         )

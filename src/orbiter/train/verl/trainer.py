@@ -1,43 +1,43 @@
-"""VeRLTrainer: better weights by reward, on this machine or on verl's workers.
+"""VeRLTrainer: train a language model by reward, in this process or on verl's workers.
 
-Left out: the loop (`local.py`), the job for verl (`cluster.py`), and the model with its files
-(`engine/trainer.py`).
+The backends do the training (`backend.py`, `cluster/backend.py`); the model is loaded and saved in
+`engine/trainer.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from statistics import fmean
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orbiter.train.engine.trainer import as_metrics
+from typing_extensions import override
+
+from orbiter.train.checks import WholeNumber
+from orbiter.train.engine.plan import Workload
+from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, DataError
-from orbiter.train.evaluation import mean_interval, pass_at_k
 from orbiter.train.trainer import TrainerState, TrainMetrics
-from orbiter.train.trainer.config import whole
-from orbiter.train.verl.cluster.trainer import ClusterTrainer
-from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
+from orbiter.train.verl.algorithms import ALGORITHMS
+from orbiter.train.verl.backend import Backend, LocalBackend
+from orbiter.train.verl.cluster.backend import ClusterBackend
+from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.reward import RewardSpec
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
-    from orbiter.train.engine.progress import Progress
-    from orbiter.train.engine.tasks import Tasks
-    from orbiter.train.verl.local import Judged
 
-NEAR_ZERO = (
-    "GRPO's loss is near 0 by construction while the policy is the one that sampled: the "
-    "advantages of a group sum to 0, and only unequal lengths leave a rest. Watch reward, KL, "
-    "entropy and gradient norm instead"
-)
+BACKENDS: dict[str, type[Backend]] = {"local": LocalBackend, "verl": ClusterBackend}
 
 
-class VeRLTrainer(ClusterTrainer):
-    """Trains a language model by reward, with PPO or GRPO.
+class VeRLTrainer(ModelTrainer):
+    """Trains a language model by reward, with PPO, GRPO or a relative.
 
     `dataset` is a TrajectoryDataset, a list of TrajectoryItem or a list of prompts. The model
     answers each item's `state` (its `messages`, where it has any); the rewards judge the answer.
     """
+
+    config: VeRLConfig
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class VeRLTrainer(ClusterTrainer):
         agent: object = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
-        """Take what to train by; nothing is loaded before it is needed.
+        """Nothing is loaded before it is needed.
 
         Args:
-            config: How the run goes; absent means `VeRLConfig()`.
-            rewards: What an output is worth: the sum of weight · fn(output).
-            dataset: The tasks; may also be given to `train()`.
+            config: The settings; absent means `VeRLConfig()`.
+            rewards: The score of an output is the sum of weight · fn(output).
+            dataset: The tasks; may also be passed to `train()`.
             eval_dataset: Held-out tasks, for `eval_every` and `evaluate()`.
             agent: An object whose `instructions` become the system prompt.
             on_state_change: Called with the old and the new state of the lifecycle.
@@ -67,10 +67,11 @@ class VeRLTrainer(ClusterTrainer):
             on_state_change=on_state_change,
         )
         self.rewards = tuple(rewards)
-        self.method = self.config.algorithm.upper()
+        self.method = ALGORITHMS[self.config.algorithm].title
+        self._backend = BACKENDS[self.config.backend](self, self.config, self.rewards)
 
     async def check_reward(self) -> bool:
-        """Make sure that there are rewards, told apart by name, and that one of them counts."""
+        """Make sure that there are rewards with different names, and that one of them counts."""
         if not self.rewards:
             raise ConfigError("rewards is empty: give at least one RewardSpec(name=..., fn=...)")
         for reward in self.rewards:
@@ -80,9 +81,9 @@ class VeRLTrainer(ClusterTrainer):
                 )
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
-            raise ConfigError(f"each reward needs a name of its own, got {names}")
+            raise ConfigError(f"two rewards have the same name: {names}")
         if not any(reward.weight for reward in self.rewards):
-            raise ConfigError("every reward has weight 0, so every output would be worth the same")
+            raise ConfigError("every reward has weight 0, so all outputs would be equal")
         return True
 
     async def train(self, dataset: object = None) -> TrainMetrics:  # noqa: ARG002 - the lifecycle takes it
@@ -94,40 +95,29 @@ class VeRLTrainer(ClusterTrainer):
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
             MissingExtraError: the backend is "verl", and its interpreter lacks it.
         """
-        if self.config.backend == "verl":
-            return await self._train_on_verl()
-        policy = await self.policy()
-        from orbiter.train.engine.session import Session, work
-        from orbiter.train.verl.local import Job, fit
+        return await self._backend.train()
 
-        config = self.config
-        tasks = await self._tasks(self.dataset)
-        held_out = None if self.eval_dataset is None else await self._tasks(self.eval_dataset)
-        per_epoch = tasks.steps_per_epoch(config.batch_size)
-        opening = self._opening(policy, tasks, config.epochs * per_epoch)
-        session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
-        self._data = f"{len(tasks)} prompts"
+    @override
+    async def plan(self, dataset: object = None) -> Any:
+        """Return what a run would take; start nothing.
 
-        async def measure() -> Mapping[str, float]:
-            return (await self._judge(held_out or tasks, samples=0)).measured()
+        With `backend="local"` a `TrainPlan`: steps, tokens, memory and time. With `backend="verl"`
+        a cluster `Plan`: verl's settings, files and machines, which verl itself has checked.
 
-        def loop(progress: Progress) -> Awaitable[None]:
-            job = Job(
-                config=config,
-                rewards=self.rewards,
-                tasks=tasks,
-                session=session,
-                progress=progress,
-                validate=self._validation(session, measure, lambda measured: measured["reward"]),
-            )
-            return fit(job)
-
-        return await self._learn(session, opening, loop)
+        Raises:
+            ConfigError: the run cannot work; the message lists every reason.
+            DataError: a prompt does not fit, and `on_long_prompt` is "error".
+            MissingExtraError: verl's interpreter lacks it; says what to install.
+        """
+        if dataset is not None:
+            self.dataset = dataset
+        await self.validate()
+        return await self._backend.plan()
 
     async def evaluate(
         self, dataset: object = None, *, samples: int = 0, success: float = 1.0
     ) -> TrainMetrics:
-        """Answer held-out tasks and say what that is worth, with a 95 % interval over the tasks.
+        """Answer held-out tasks and return their reward, with a 95 % interval over the tasks.
 
         Args:
             dataset: The tasks; absent means `eval_dataset`, else the data trained on.
@@ -135,67 +125,51 @@ class VeRLTrainer(ClusterTrainer):
                 measures pass@1 and pass@k.
             success: The total reward from which an answer counts as passed.
         """
-        whole("samples", samples, at_least=0)
+        WholeNumber(at_least=0)("samples", samples)
         chosen = next(
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
         )
         if chosen is None:
             raise DataError("there is nothing to evaluate on; give evaluate() a data set")
         await self.check_reward()
-        return await self._judge(await self._tasks(chosen), samples=samples, success=success)
+        policy, tasks = await self.policy(), await self.encode(chosen)
+        from orbiter.train.verl.evaluate import judge, summary
 
-    async def _judge(self, tasks: Tasks, *, samples: int, success: float = 1.0) -> TrainMetrics:
-        from orbiter.train.verl.local import judge
-
-        judged = await judge(await self.policy(), self.config, self.rewards, tasks, samples=samples)
+        judged = await judge(policy, self.config, self.rewards, tasks, samples=samples)
         return summary(judged, len(tasks), success=success)
 
+    @override
+    async def save(self, path: str | os.PathLike[str], *, merge: bool = False) -> Path:
+        """Write the model with tokenizer and model card; return the folder.
+
+        Hugging Face's layout; adapters in PEFT's, or merged into full weights with `merge=True`.
+
+        Raises:
+            StateError: the run ended in a TrainingError, and its model was discarded.
+        """
+        saved = None if merge else await self._backend.save(Path(path))
+        return await super().save(path, merge=merge) if saved is None else saved
+
+    @override
+    def _loaded(self) -> Policy:
+        """Load the model: what the backend has trained, else the config's."""
+        if self._policy is None:
+            self._policy = self._backend.load()
+        return super()._loaded()
+
+    @override
     def _policy_parts(self) -> dict[str, Any]:
-        """PPO needs a value head, and a KL something to measure it from."""
-        ppo = self.config.algorithm is VeRLAlgorithm.PPO
-        return {"value_head": ppo, "reference": self.config.kl_coef > 0}
+        """Return which parts the algorithm and the KL need."""
+        value_head = ALGORITHMS[self.config.algorithm].value_head
+        return {"value_head": value_head, "reference": self.config.kl_coef > 0}
 
-    def _opening(self, policy: Policy, tasks: Tasks, total: int) -> list[str]:
-        """Say what is about to happen, and what memory it takes."""
-        from orbiter.train.engine.memory import memory_estimate
-
-        config = self.config
-        asked = min(config.batch_size, len(tasks))
-        estimate = memory_estimate(
-            policy,
-            prompts=asked,
-            n=config.group_size,
-            prompt_tokens=max(len(prompt) for prompt in tasks.prompts),
-            new_tokens=config.max_response_length,
-            micro_batch_tokens=config.micro_batch_tokens,
+    @override
+    def _workload(self) -> Workload:
+        return Workload(
+            method=self.method,
+            samples=self.config.group_size,
+            new_tokens=self.config.max_response_length,
+            passes=self.config.ppo_epochs,
+            updates=self.config.updates_per_step,
+            **self._policy_parts(),
         )
-        plan = (
-            f"{self.method} of {config.model}: {len(tasks)} prompts, {total} steps of {asked} "
-            f"prompts x {config.group_size} samples"
-        )
-        lines = [plan, f"memory: {estimate}"]
-        return lines if config.algorithm is VeRLAlgorithm.PPO else [*lines, NEAR_ZERO]
-
-
-def summary(judged: Judged, tasks: int, *, success: float) -> TrainMetrics:
-    """Put an evaluation into numbers; tasks are what the interval is over, not their samples.
-
-    Raises:
-        DataError: every sample was skipped, since its rewards failed.
-    """
-    from orbiter.train.verl.local import length_metrics, reward_metrics
-
-    total = judged.scores.total
-    n = len(total) // tasks
-    groups = [[t for t in total[at : at + n] if t is not None] for at in range(0, len(total), n)]
-    known = [group for group in groups if group]
-    if not known:
-        raise DataError("nothing was scored: the rewards failed on every output")
-    interval = mean_interval([fmean(group) for group in known])
-    measured = reward_metrics(judged.scores) | length_metrics(judged.rollouts)
-    for k in sorted({1, n} if n > 1 else set()):
-        complete = [group for group in known if len(group) == n]
-        passed = [pass_at_k(n, sum(t >= success for t in group), k) for group in complete]
-        if passed:
-            measured[f"pass@{k}"] = fmean(passed)
-    return as_metrics(measured | {"reward": interval.mean}, reward_interval=interval)

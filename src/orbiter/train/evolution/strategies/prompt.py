@@ -17,8 +17,8 @@ from typing import ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 from typing_extensions import override
 
 from orbiter.train.callback import map_bounded, prepare
+from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import CallbackError, ConfigError, DataError, TrainError, boundary
-from orbiter.train.evaluation.interval import is_finite_number
 from orbiter.train.evolution.front import Race, Vector, newest_of_front
 from orbiter.train.evolution.strategies.reflection import (
     Limits,

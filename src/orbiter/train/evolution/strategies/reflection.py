@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
-from orbiter.train.llm.chat import Answer, ChatModel, Message, ask
+from orbiter.train.llm.chat import Answer, ChatModel, ask
 from orbiter.train.llm.reasoning import strip_reasoning
 
 SYSTEM = (

@@ -16,14 +16,14 @@ import hashlib
 import inspect
 import os
 import signal
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from orbiter.train.errors import ConfigError, StateError
+from orbiter.train.interrupts import TwoStepInterrupt
+from orbiter.train.progress import LOG_SECONDS, make_progress
 from orbiter.train.synthesis.journal import FileJournal, Journal, NoJournal
 from orbiter.train.synthesis.pipeline.asking import Desk, Scorer, Validator, item_of
 from orbiter.train.synthesis.pipeline.config import SynthesisConfig
-from orbiter.train.synthesis.pipeline.progress import Progress
 from orbiter.train.synthesis.pipeline.result import SynthesisResult
 from orbiter.train.synthesis.pipeline.run import Run
 from orbiter.train.synthesis.records import Records
@@ -126,12 +126,17 @@ class SynthesisPipeline:
         """
         self._run = run = self._begin(seed_data)
         self.result = None
-        progress = Progress(self.config.target_size, shown=self._progress)
+        progress = make_progress(
+            "accepted", self.config.target_size, shown=self._progress, every_seconds=LOG_SECONDS
+        )
         try:
             async with contextlib.aclosing(run.items()) as items:
                 with progress:
                     async for item in items:
-                        progress.update(run)
+                        progress.update(
+                            len(run.accepted),
+                            f"{run.generated} made  {len(run.rejections)} rejected",
+                        )
                         yield item
         finally:
             run.desk.journal.close()
@@ -174,21 +179,7 @@ class SynthesisPipeline:
         return FileJournal(self._run_dir, run)
 
 
-@contextlib.contextmanager
-def _ctrl_c_calls(stop: Callable[[], None]) -> Iterator[None]:
-    """While a run is under way the first Ctrl-C calls `stop`; a second one interrupts as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set signal handlers
-        return
+def _ctrl_c_calls(stop: Callable[[], None]) -> TwoStepInterrupt:
+    """Make the first Ctrl-C call `stop` during a run; a second one interrupts as usual."""
     loop = asyncio.get_running_loop()
-    former = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
-
-    def handle(*_: object) -> None:
-        signal.signal(signal.SIGINT, former)
-        loop.call_soon_threadsafe(stop)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, former)
+    return TwoStepInterrupt(lambda: loop.call_soon_threadsafe(stop), signals=(signal.SIGINT,))

@@ -1,10 +1,12 @@
-"""What a run on verl starts from: the model's files, and prompts that are known to fit.
+"""What a job on verl reads: the model's files, prompts that fit, rows, and rewards.
 
-Left out: weights, unless a model exists in code only and must be written for verl to load.
+Weights are written only for a model that verl cannot load as it is (built in, or adapters).
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,12 @@ from orbiter.train.engine.models.load import TINY, load_model
 from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
 from orbiter.train.engine.tasks import as_items, make_tasks
 from orbiter.train.errors import ConfigError, DataError, StorageError, require
-from orbiter.train.formats.verl_rows import prompt_of
+from orbiter.train.formats.verl_rows import prompt_of, write_rows
+from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.verl.cluster.inside.reward import FAULTS, SHIPMENT
+from orbiter.train.verl.cluster.layout import Layout
+from orbiter.train.verl.cluster.rewards import MODULE, Shipped
 from orbiter.train.verl.config import VeRLConfig
 
 if TYPE_CHECKING:
@@ -29,35 +35,35 @@ class ModelFiles(NamedTuple):
     path: str
     """A folder, or a name on the hub."""
     written: bool
-    """Whether the folder has yet to be written."""
+    """Whether the folder has still to be written."""
     tokenizer: PreTrainedTokenizerBase
     context: int
     """Tokens that the model can hold."""
 
 
 def model_files(name: str, folder: Path) -> ModelFiles:
-    """Find a model for verl; one that exists in code only goes to `folder`.
+    """Find a model for verl; one that verl cannot load as it is will be written to `folder`.
 
     Raises:
         StorageError: there is no such model.
         ConfigError: its tokenizer has no chat template, which verl applies to every prompt.
     """
     if name == TINY:
-        found = ModelFiles(str(folder), True, tiny_tokenizer(), CONTEXT)
+        files = ModelFiles(str(folder), True, tiny_tokenizer(), CONTEXT)
     elif name == SMOLLM2:
-        found = _described(str(ensure_smollm2()[0]))
+        files = _described(str(ensure_smollm2()[0]))
     elif (Path(name).expanduser() / "adapter_config.json").is_file():
         loaded = load_model(name, device="cpu")
         context = loaded.model.config.max_position_embeddings
-        found = ModelFiles(str(folder), True, loaded.tokenizer, context)
+        files = ModelFiles(str(folder), True, loaded.tokenizer, context)
     else:
-        place = Path(name).expanduser()
-        found = _described(str(place.resolve()) if place.is_dir() else name)
-    if found.tokenizer.chat_template is None:
+        path = Path(name).expanduser()
+        files = _described(str(path.resolve()) if path.is_dir() else name)
+    if files.tokenizer.chat_template is None:
         raise ConfigError(
             f"the tokenizer of {name} has no chat template, and verl renders every prompt with it"
         )
-    return found
+    return files
 
 
 def _described(path: str) -> ModelFiles:
@@ -72,7 +78,7 @@ def _described(path: str) -> ModelFiles:
 
 
 def write_model(name: str, files: ModelFiles) -> None:
-    """Write the weights of a model that exists in code only, unless they stand there already."""
+    """Write the weights of a model that verl cannot load as it is, unless that was done before."""
     if not files.written or (Path(files.path) / "config.json").is_file():
         return
     loaded = load_model(name, device="cpu")
@@ -81,7 +87,7 @@ def write_model(name: str, files: ModelFiles) -> None:
 
 
 def describe_model(name: str, files: ModelFiles, folder: Path) -> str:
-    """Return where verl finds out what the model is, before its weights have to be anywhere.
+    """Return a folder with the model's configuration and tokenizer, without its weights.
 
     verl reads a critic's configuration and tokenizer when it validates a plan; for a model that
     is not written yet, both go to `folder`.
@@ -97,7 +103,7 @@ def describe_model(name: str, files: ModelFiles, folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """Tasks whose prompts fit."""
+    """The tasks whose prompts fit."""
 
     items: list[TrajectoryItem]
     held_out: list[TrajectoryItem]
@@ -109,7 +115,7 @@ class Prompts:
 def make_prompts(
     config: VeRLConfig, files: ModelFiles, dataset: object, held_out: object, system: str | None
 ) -> Prompts:
-    """Choose the tasks that verl gets, by the length of their prompts in verl's own rendering.
+    """Choose the tasks for verl by the length of their prompts as verl renders them.
 
     Raises:
         DataError: a prompt is too long and `on_long_prompt` is "error", or none is left.
@@ -128,8 +134,10 @@ def make_prompts(
         return tasks.items, max(map(len, tasks.prompts))
 
     items, longest = fitting(dataset)
-    others, longest_other = ([], 0) if held_out is None else fitting(held_out)
-    return Prompts(items=items, held_out=others, longest=max(longest, longest_other), system=system)
+    evaluated, longest_evaluated = ([], 0) if held_out is None else fitting(held_out)
+    return Prompts(
+        items=items, held_out=evaluated, longest=max(longest, longest_evaluated), system=system
+    )
 
 
 def _room(config: VeRLConfig, files: ModelFiles) -> int:
@@ -146,7 +154,7 @@ def _room(config: VeRLConfig, files: ModelFiles) -> int:
 def _encoder(
     tokenizer: PreTrainedTokenizerBase, system: str | None
 ) -> Callable[[TrajectoryItem, int | None], list[int]]:
-    """Return what turns an item into the tokens that verl's agent loop will make of its row."""
+    """Return a function from an item to the tokens that verl's agent loop makes of its row."""
     errors = require("jinja2.exceptions", extra="train")
 
     def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
@@ -162,3 +170,44 @@ def _encoder(
         return token_ids if longest is None else token_ids[-longest:]
 
     return encode
+
+
+class Inputs(NamedTuple):
+    """What a job learns from."""
+
+    model: ModelFiles
+    prompts: Prompts
+    rewards: Sequence[Shipped]
+    plan: str
+    """The plan as text, kept beside the files."""
+
+
+def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
+    """Write everything that the job reads, and remove what an earlier start of the run reported."""
+    layout.folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(layout.folder / FAULTS, ignore_errors=True)
+    shutil.rmtree(layout.samples, ignore_errors=True)
+    layout.metrics_file.unlink(missing_ok=True)
+    prompts = inputs.prompts
+    write_model(config.model, inputs.model)
+    write_rows(prompts.items, layout.train_file, system=prompts.system)
+    if layout.validates:
+        write_rows(prompts.held_out, layout.held_out_file, system=prompts.system)
+    files = {layout.reward_file.name: MODULE, SHIPMENT: _shipment(config, inputs.rewards)}
+    files |= {str(each.file): each.source or "" for each in inputs.rewards if each.file}
+    files["plan.txt"] = f"{inputs.plan}\n"
+    for name, text in files.items():
+        with atomic_write(layout.folder / name) as file:
+            file.write(text.encode())
+
+
+def _shipment(config: VeRLConfig, rewards: Sequence[Shipped]) -> str:
+    """Return the rewards and their limits as the reward module reads them."""
+    kept = ("name", "weight", "module", "function", "file")
+    shipment = {
+        "rewards": [{name: getattr(each, name) for name in kept} for each in rewards],
+        "on_error": config.on_reward_error,
+        "timeout_seconds": config.reward_timeout_seconds,
+        "concurrency": config.reward_concurrency,
+    }
+    return json.dumps(shipment, indent=2)

@@ -1,4 +1,4 @@
-"""Where a run on verl keeps its files, and how large what it learns from is."""
+"""The files of a run on verl, and the sizes of its data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from orbiter.train.verl.config import VeRLConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What the overrides need to know beside the config: files, sizes of the data, the start."""
+    """Files, sizes of the data, and where the run starts: what the config does not say."""
 
     folder: Path
-    """Holds what the job reads and writes."""
+    """Holds all files that the job reads and writes."""
     model: str
     """A folder, or a name on the hub."""
     prompts: int
@@ -22,7 +22,7 @@ class Layout:
     validates: bool
     """Whether there is held-out data."""
     start: int = 0
-    """Steps that are over."""
+    """Finished steps."""
 
     @property
     def train_file(self) -> Path:
@@ -31,7 +31,7 @@ class Layout:
 
     @property
     def held_out_file(self) -> Path:
-        """The rows to validate on; verl wants a file even where it never validates."""
+        """The rows to validate on; verl needs a file even if it never validates."""
         return self.folder / "held_out.parquet" if self.validates else self.train_file
 
     @property
@@ -41,20 +41,20 @@ class Layout:
 
     @property
     def checkpoints(self) -> Path:
-        """Where verl keeps its checkpoints."""
+        """Folder of verl's checkpoints."""
         return self.folder / "checkpoints"
 
     @property
     def metrics_file(self) -> Path:
-        """Where verl writes its metrics; of its own for each start, since verl truncates it."""
+        """Verl's metrics; a new file for each start, since verl truncates it."""
         return self.folder / f"metrics-{self.start}.jsonl"
 
     @property
     def samples(self) -> Path:
-        """Where verl writes what was sampled."""
+        """Folder of the samples that verl writes."""
         return self.folder / "samples"
 
 
 def steps_per_epoch(config: VeRLConfig, prompts: int) -> int:
-    """Return the steps of an epoch; verl leaves out an incomplete last batch."""
+    """Return the steps of an epoch; verl drops an incomplete last batch."""
     return prompts // config.batch_size

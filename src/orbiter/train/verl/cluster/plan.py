@@ -1,6 +1,6 @@
-"""A run on verl before it starts: what would be set, written and taken, and whether verl agrees.
+"""The plan of a run on verl: its settings, files and machines, checked by verl itself.
 
-Left out: starting it (`cluster.py`). Nothing here writes a file or loads a model.
+Nothing here writes a file, loads a model or starts the run (`run.py` does).
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from orbiter.train.errors import ConfigError, MissingExtraError
+from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.layout import Layout, steps_per_epoch
-from orbiter.train.verl.cluster.overrides import as_arguments, make_overrides, save_frequency
+from orbiter.train.verl.cluster.overrides import (
+    as_arguments,
+    in_float32,
+    make_overrides,
+    save_frequency,
+)
 from orbiter.train.verl.cluster.process import ask
 from orbiter.train.verl.cluster.rewards import Shipped
 from orbiter.train.verl.cluster.versions import TESTED, install_command, untested
-from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
+from orbiter.train.verl.config import VeRLConfig
 
 ENTRY_POINT = "verl.trainer.main_ppo"
-"""The module of verl's that is run."""
+"""The module of verl that is run."""
 PLUGIN = "orbiter.train.verl.cluster.cpu.plugin"
 CHECKING_SECONDS = 300.0
 """How long verl may take to compose its configuration; about ten seconds are usual."""
@@ -35,15 +41,15 @@ class Plan:
     """One run on verl: print it to read it."""
 
     overrides: Mapping[str, object]
-    """Keys of verl's configuration with what they are set to."""
+    """Keys of verl's configuration and their values."""
     composed: Mapping[str, Any]
-    """verl's whole configuration with them in it, a dotted key each."""
+    """verl's whole configuration with the overrides applied, by dotted key."""
     files: Mapping[str, str]
-    """What would be written, and what it is."""
+    """Paths that would be written, and what each holds."""
     command: Sequence[str]
-    """What would be run."""
+    """The command that would be run."""
     environment: Mapping[str, str]
-    """Variables that the job gets beside those that are there."""
+    """Variables that the job gets in addition to the present ones."""
     nodes: int
     gpus_per_node: int
     device: str
@@ -51,11 +57,11 @@ class Plan:
     where: str
     """Ray's job server, or "a local Ray"."""
     steps: int
-    """Of the whole run."""
+    """Steps of the whole run."""
     verl: str
     """The version of verl."""
     notes: Sequence[str] = ()
-    """What is not as the same config is on one machine."""
+    """Where the same config means something else than on one machine."""
 
     def __str__(self) -> str:
         unit = "GPUs" if self.device == "cuda" else "CPU workers"
@@ -77,9 +83,9 @@ class Plan:
 async def make_plan(
     config: VeRLConfig, layout: Layout, rewards: Sequence[Shipped], *, described: str
 ) -> Plan:
-    """Make the plan of a run and have verl compose and validate it.
+    """Make the plan of a run, and let verl compose and validate it.
 
-    `described` stands for the model while verl does: a folder with what it is, if not its weights.
+    `described` is the model as verl sees it meanwhile: a folder that may lack the weights.
 
     Raises:
         ConfigError: the plan cannot work; the message lists every reason.
@@ -183,7 +189,7 @@ def _too_few(config: VeRLConfig, layout: Layout) -> list[str]:
         return []
     return [
         f"batch_size={config.batch_size} prompts a step, and there are {layout.prompts}: verl "
-        "leaves out an incomplete batch, so nothing would be left"
+        "drops an incomplete batch, so nothing would be left; lower batch_size"
     ]
 
 
@@ -224,25 +230,21 @@ def _files(layout: Layout, rewards: Sequence[Shipped]) -> dict[str, str]:
 
 
 def _notes(config: VeRLConfig, layout: Layout) -> list[str]:
-    """Say what the config means less, or otherwise, than on one machine."""
-    ppo = config.algorithm is VeRLAlgorithm.PPO
+    """Say where the config means something else, or less, than on one machine."""
     left = layout.prompts % config.batch_size
-    updates = config.ppo_epochs * (config.minibatch_size or 1)
-    said = {
-        f"{left} of {layout.prompts} prompts sit out each epoch, other ones each time: verl "
-        "leaves out an incomplete batch": left > 0,
-        "vf_coef is not used: verl's critic is a network of its own": ppo,
-        "warmup_steps counts verl's steps, and its first has learning rate 0": (
+    notes = {
+        f"{left} of {layout.prompts} prompts are left out of each epoch, different ones each time: "
+        "verl drops an incomplete batch": left > 0,
+        "warmup_steps counts verl's steps, and the first has learning rate 0": (
             config.warmup_steps > 0
         ),
-        f"a checkpoint every {save_frequency(config)} steps: verl saves behind whole steps": (
-            config.save_every > 0 and updates > 1
+        f"a checkpoint every {save_frequency(config)} steps: verl saves after whole steps": (
+            config.save_every > 0 and config.updates_per_step > 1
         ),
-        "a prompt that is too long loses its first tokens, the mark of its turn included": (
+        "a prompt that is too long loses its first tokens, the marker of its turn included": (
             config.on_long_prompt == "truncate-left"
         ),
-        "the trained model is written in bfloat16, as verl's merger does": (
-            config.dtype == "float32"
-        ),
+        "the trained model is written in bfloat16, as verl's merger does": in_float32(config),
     }
-    return [note for note, applies in said.items() if applies]
+    applying = [note for note, applies in notes.items() if applies]
+    return [*ALGORITHMS[config.algorithm].verl_notes(), *applying]

@@ -1,8 +1,7 @@
-"""The same job for verl on Ray: files written, verl's own entry point run, its results taken back.
+"""One run on verl: write its files, run verl's own entry point, read back its results.
 
-Everything that this package knows of how verl is run stands here and in the `cluster_*` files
-beside it, as text: keys, names, commands. What imports verl runs in verl's own interpreter
-(`inside/`, `cpu/`). Left out: the algorithms, which are verl's.
+This folder knows verl as text only: keys, names, commands. Code that imports verl runs in verl's
+own interpreter (`inside/`, `cpu/`).
 """
 
 from __future__ import annotations
@@ -25,35 +24,34 @@ from orbiter.train.engine.progress import Progress
 from orbiter.train.engine.session import work
 from orbiter.train.errors import CallbackError, StorageError, TrainingError
 from orbiter.train.runlog import RunLog, read_run
+from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.data import (
+    Inputs,
     ModelFiles,
     describe_model,
     make_prompts,
     model_files,
+    write_files,
 )
-from orbiter.train.verl.cluster.files import Inputs, write_files
-from orbiter.train.verl.cluster.follow import Step, Tail, first_fault, groups_of
+from orbiter.train.verl.cluster.follow import OWN, Step, Tail, as_row, first_fault, groups_of
 from orbiter.train.verl.cluster.inside.reward import FAULTS
 from orbiter.train.verl.cluster.layout import Layout
 from orbiter.train.verl.cluster.merge import last_checkpoint, merge
-from orbiter.train.verl.cluster.metrics import OWN, as_row
 from orbiter.train.verl.cluster.plan import Plan, interpreter, make_plan
 from orbiter.train.verl.cluster.process import Child, last_lines
 from orbiter.train.verl.cluster.rewards import Shipped, ship
-from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
+from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.reward import RewardSpec
 from orbiter.train.verl.samples import GROUPS_KEPT
 
 log = logging.getLogger(__name__)
 
 FOLDER, FINAL = "verl", "final"
-"""In a run's folder: what the job reads and writes, and the trained model."""
+"""Folders inside a run's folder: the job's files, and the trained model."""
 LOOKING_SECONDS = 0.2
-"""How often the job's files are looked at."""
-PLACE = ("ray_address", "verl_python", "step_timeout_seconds")
-"""Settings that say where and not what: a resumed run may change them."""
+"""Pause between two looks at the job's files."""
 APART = ("step", "seconds", "tokens_per_second")
-"""What stands in the history beside the metrics."""
+"""Entries of the history that are no metrics."""
 
 
 @dataclass(slots=True)
@@ -67,7 +65,7 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     """The metrics of every step so far."""
     stopping: bool = False
-    """Whether the job is to end behind the step under way."""
+    """Whether the job is to end after the current step."""
     flat_steps: int = 0
     has_taught: bool = False
     _sampled: int = 0
@@ -80,12 +78,12 @@ class Run:
 
     @property
     def job_log(self) -> Path:
-        """Everything that the job says."""
+        """The job's output."""
         return self.layout.folder / "job.log"
 
     @property
     def steps_done(self) -> int:
-        """Steps that are over."""
+        """Finished steps."""
         return int(self.history[-1]["step"]) if self.history else self.layout.start
 
     async def train(self, progress: Progress) -> Path:
@@ -95,10 +93,9 @@ class Run:
             CallbackError: a reward failed in a worker; the job is stopped.
             TrainingError: the job failed, or no step came in time; shows the job's last lines.
         """
-        settings = {k: v for k, v in settings_of(self.config).items() if k not in PLACE}
         with RunLog(
             self.folder,
-            settings,
+            settings_of(self.config),
             resume_from=self.layout.start,
             trackers=self.config.trackers,
         ) as run_log:
@@ -119,7 +116,7 @@ class Run:
         return {name: fmean(row[name] for row in rows if name in row) for name in names}
 
     def _job(self) -> Child:
-        """Return the job as a child: verl itself, or what submits it to a cluster."""
+        """Return the job as a child process: verl itself, or the command that submits it."""
         hydra = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
         command = [*self.plan.command, *hydra]
         inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -146,7 +143,7 @@ class Run:
         )
 
     async def _follow(self, job: Child, run_log: RunLog, progress: Progress) -> None:
-        """Take in each step as it ends, until the job has; no wait is without an end."""
+        """Record each step as it ends, until the job ends or a time limit passes."""
         tail, until = Tail(self.layout.metrics_file), monotonic() + self._patience
         while True:
             ended = await job.wait(LOOKING_SECONDS)
@@ -159,11 +156,11 @@ class Run:
             if monotonic() > until:
                 raise TrainingError(
                     f"no step ended within step_timeout_seconds={self._patience:g}; the job was "
-                    f"stopped behind step {self.steps_done}. {self._last_words()}"
+                    f"stopped after step {self.steps_done}. {self._last_words()}"
                 )
         if not self.stopping and (job.code or self.steps_done < self.plan.steps):
             raise TrainingError(
-                f"verl ended with code {job.code} behind step {self.steps_done} of "
+                f"verl ended with code {job.code} after step {self.steps_done} of "
                 f"{self.plan.steps}. {self._last_words()}"
             )
         self._note_samples(run_log, self.steps_done + 1)
@@ -181,7 +178,7 @@ class Run:
             raise CallbackError(f"in verl's worker, {fault}")
 
     def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
-        """Put one step into the run's folder, the history and the bar."""
+        """Write one step to the run's folder, the history and the progress bar."""
         row = as_row(step.data, self.config.algorithm)
         run_log.write(step.number, row.metrics)
         run_log.time(step.number, row.clock)
@@ -201,29 +198,25 @@ class Run:
             self._sampled = number
 
     def _watch(self, metrics: dict[str, float]) -> None:
-        """End a run that never had anything to learn from.
+        """Stop a run that never had anything to learn from.
 
         Raises:
-            TrainingError: for `max_flat_steps` steps every sample has been worth the same.
+            TrainingError: for `max_flat_steps` steps all samples of a prompt got the same reward.
         """
-        if self.config.algorithm is VeRLAlgorithm.PPO:
-            flat = metrics.get("reward_std") == 0
-        else:
-            ends = [metrics.get(f"verl/critic/advantages/{end}") for end in ("min", "max")]
-            flat = ends == [0, 0]
+        flat = ALGORITHMS[self.config.algorithm].is_flat(metrics)
         self.flat_steps = self.flat_steps + 1 if flat else 0
         self.has_taught |= not flat
         if self.flat_steps >= self.config.max_flat_steps and not self.has_taught:
             raise TrainingError(
                 f"nothing can be learned: in all {self.flat_steps} steps so far every sample of a "
-                f"prompt was worth the same (lately {metrics.get('reward', 0.0):.4g}). Make the "
-                "reward tell better from worse, sample more (group_size, temperature), or begin "
-                "with easier prompts; max_flat_steps sets how long this is watched"
+                f"prompt got the same reward (most recently {metrics.get('reward', 0.0):.4g}). Use "
+                "a reward that tells better from worse, sample more (group_size, temperature), or "
+                "start with easier prompts; max_flat_steps sets the number of such steps"
             )
 
 
 class Prepared(NamedTuple):
-    """What is known of a run before its data is looked at."""
+    """A run before its data is read."""
 
     config: VeRLConfig
     folder: Path
@@ -232,7 +225,7 @@ class Prepared(NamedTuple):
     start: int
 
     async def run(self, dataset: object, held_out: object, system: str | None) -> Run:
-        """Look at the data, make the plan, and let verl check it.
+        """Read the data, make the plan, and let verl check it.
 
         Raises:
             ConfigError: the run cannot work on verl; the message lists every reason.
@@ -256,11 +249,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path) -> Prepared:
-    """Find what a run needs, and refuse what cannot be; writes nothing.
+    """Find everything that a run needs, without writing anything.
 
     Raises:
         ConfigError: a reward cannot be sent to verl's workers.
-        StorageError: there is no such model, or a run in `place` already.
+        StorageError: there is no such model, or `folder` holds a run already.
     """
     folder = place.absolute()
     return Prepared(
@@ -273,7 +266,7 @@ def prepare(config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path) -> P
 
 
 def start_of(config: VeRLConfig, folder: Path) -> int:
-    """Return the steps that are over in a run's folder.
+    """Return the number of finished steps in a run's folder.
 
     Raises:
         StorageError: there is a run already, and `resume` is off.
@@ -281,14 +274,14 @@ def start_of(config: VeRLConfig, folder: Path) -> int:
     begun = last_checkpoint(folder / FOLDER / "checkpoints")
     if not config.resume and (begun or (folder / "metrics.jsonl").exists()):
         raise StorageError(
-            f"{folder} holds a run already; set resume=True to go on with it, "
+            f"{folder} holds a run already; set resume=True to continue it, "
             "or choose another output_dir"
         )
     return begun
 
 
 def _earlier(folder: Path, start: int) -> list[dict[str, float]]:
-    """Return the metrics of the steps that a resumed run does not take again."""
+    """Return the metrics of the steps that a resumed run does not repeat."""
     if not start:
         return []
     return [dict(row) for row in read_run(folder).metrics if row["step"] <= start]

@@ -1,0 +1,148 @@
+"""Estimate what a training will take before a model is loaded: steps, tokens, memory and time.
+
+The time is estimated from the model's size and this machine's measured speed at multiplying, good
+to a factor of about three; what rewards take is not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from orbiter.train.engine.config import EngineConfig
+from orbiter.train.engine.memory import GIB, memory_estimate
+from orbiter.train.engine.models.load import TINY
+from orbiter.train.engine.models.outline import Outline, make_outline
+from orbiter.train.engine.plan import TrainPlan, Workload
+from orbiter.train.engine.prompt import render, render_action, shorten
+from orbiter.train.engine.tasks import make_tasks
+from orbiter.train.trajectory import TrajectoryItem
+
+BYTES_A_SECOND = 1e10
+"""Speed at which weights are read while tokens are sampled: an ordinary machine's memory."""
+LAYER_SECONDS = 1.5e-4
+"""Overhead of one layer for one sampled token."""
+STEP_SECONDS = 0.02
+"""Overhead of one step."""
+
+
+def make_plan(
+    config: EngineConfig,
+    workload: Workload,
+    items: Sequence[TrajectoryItem],
+    *,
+    held_out: int,
+    system: str | None,
+) -> TrainPlan:
+    """Estimate a training on `items`; `held_out` counts the items to evaluate on.
+
+    Raises:
+        DataError: a prompt does not fit, and `on_long_prompt` is "error".
+        StorageError: the model is a folder that holds none.
+    """
+    outline = make_outline(config, reference=workload.reference, value_head=workload.value_head)
+    lengths = None if outline is None else _lengths(config, workload, items, outline, system)
+    count = len(items) if lengths is None else len(lengths)
+    steps = config.epochs * math.ceil(count / config.batch_size)
+    plan = TrainPlan(
+        method=workload.method,
+        model=config.model,
+        items=count,
+        held_out=held_out,
+        steps=steps,
+        updates=steps * workload.updates,
+    )
+    if outline is None or lengths is None:
+        return plan
+    return _measured(plan, config, workload, outline, lengths)
+
+
+def _lengths(
+    config: EngineConfig,
+    workload: Workload,
+    items: Sequence[TrajectoryItem],
+    outline: Outline,
+    system: str | None,
+) -> list[int]:
+    """Return each item's tokens as the run will see them: prompt, and for imitation answer."""
+    tokenizer, context = outline.tokenizer, outline.context_length
+    imitates = workload.new_tokens == 0
+
+    def answer(item: TrajectoryItem) -> int:
+        return len(render_action(tokenizer, item)) if imitates else workload.new_tokens
+
+    def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
+        if longest is None:
+            return render(tokenizer, item, system=system)
+        return shorten(tokenizer, item, longest, system=system)
+
+    limit = config.max_prompt_length or context
+    tasks = make_tasks(
+        items,
+        encode,
+        room=lambda item: min(limit, context - answer(item)),
+        on_long_prompt=config.on_long_prompt,
+    )
+    pairs = zip(tasks.items, tasks.prompts, strict=True)
+    return [len(prompt) + (answer(item) if imitates else 0) for item, prompt in pairs]
+
+
+def _measured(
+    plan: TrainPlan,
+    config: EngineConfig,
+    workload: Workload,
+    outline: Outline,
+    lengths: Sequence[int],
+) -> TrainPlan:
+    """Add tokens, memory and time to a plan."""
+    memory = memory_estimate(
+        outline,
+        prompts=min(config.batch_size, plan.items),
+        n=workload.samples,
+        prompt_tokens=max(lengths),
+        new_tokens=workload.new_tokens,
+        micro_batch_tokens=config.micro_batch_tokens,
+    )
+    if config.model != TINY:  # its weights are in memory already
+        memory = replace(memory, resident=memory.resident + outline.weights)
+    sampled = workload.new_tokens * workload.samples * plan.items * config.epochs
+    read = sum(lengths) * config.epochs
+    return replace(
+        plan,
+        tokens=sampled + read,
+        longest_item=max(lengths),
+        memory=f"about {memory.total / GIB:.1f} GiB at the peak",
+        memory_bytes=memory.total,
+        computes=outline.computes,
+        seconds=_seconds(plan, workload, outline, read=read, sampled=sampled),
+    )
+
+
+def _seconds(
+    plan: TrainPlan, workload: Workload, outline: Outline, *, read: int, sampled: int
+) -> float:
+    """Estimate the whole run: arithmetic, reading weights while sampling, and overhead."""
+    weights: int = sum(p.numel() for p in outline.model.parameters())
+    layers: int = outline.model.config.num_hidden_layers
+    speed = _operations_a_second(str(outline.device))
+    passes = 3 * workload.passes + (1 if sampled else 0)  # a backward pass costs two forward ones
+    arithmetic = 2 * weights * (read + sampled) * passes / speed
+    draws = plan.steps * workload.new_tokens
+    sampling = draws * (weights * 4 / BYTES_A_SECOND + layers * LAYER_SECONDS)
+    return arithmetic + sampling + plan.steps * STEP_SECONDS
+
+
+def _operations_a_second(device: str) -> float:
+    """Measure for a few milliseconds how fast this machine multiplies matrices."""
+    side = 512 if device == "cpu" else 4096
+    a = torch.ones(side, side, device=device)
+    (a @ a).sum().item()
+    began, rounds = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.05:
+        (a @ a).sum().item()
+        rounds += 1
+    return float(2 * side**3 * rounds) / (time.perf_counter() - began)

@@ -1,0 +1,127 @@
+"""A model's shape without its weights: enough to count tokens and bytes before a run.
+
+Nothing is downloaded: a model that is not on this machine has no outline.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from orbiter.train.engine.arithmetic import choose_dtype, pick_device
+from orbiter.train.engine.config import EngineConfig
+from orbiter.train.engine.forward.fast import FAMILIES
+from orbiter.train.engine.models.download import cache_folder
+from orbiter.train.engine.models.gguf import CACHED, SMOLLM2
+from orbiter.train.engine.models.load import TINY
+from orbiter.train.engine.models.lora import add_lora
+from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
+from orbiter.train.errors import StorageError, require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What is known of a model before it is loaded; its modules hold no numbers."""
+
+    model: Any
+    tokenizer: Any
+    value_head: nn.Module | None
+    path: str
+    """The forward pass that it will run on: "fast" or "generic"."""
+    dtype: str
+    computes: str
+    """The dtype, what computes in it, and why."""
+    device: torch.device
+    weights: int
+    """Bytes that loading it will take, in float32, a frozen reference included."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and answer may fill together."""
+        return int(self.model.config.max_position_embeddings)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether LoRA adapters are trained instead of the weights."""
+        return hasattr(self.model, "peft_config")
+
+    def named_trainable(self) -> dict[str, nn.Parameter]:
+        """Return what would be trained, by name."""
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if self.value_head is not None:
+            named |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
+        return named
+
+
+def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> Outline | None:
+    """Return the outline of a config's model, or None if the model is not on this machine.
+
+    Raises:
+        StorageError: the model is a folder that holds none.
+    """
+    skeleton = _skeleton(config.model)
+    if skeleton is None:
+        return None
+    model, tokenizer = skeleton
+    path = "fast" if type(model).__name__ in FAMILIES else "generic"
+    if config.lora_rank:
+        model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    copies = 2 if reference and not config.lora_rank else 1
+    device = pick_device(config.device)
+    arithmetic = choose_dtype(config.dtype, device)
+    head = nn.Linear(model.config.hidden_size, 1, device="meta") if value_head else None
+    return Outline(
+        model=model,
+        tokenizer=tokenizer,
+        value_head=head,
+        path=path,
+        dtype=arithmetic.dtype,
+        computes=arithmetic.on(device),
+        device=device,
+        weights=4 * copies * sum(p.numel() for p in model.parameters()),
+    )
+
+
+class _Skeleton(NamedTuple):
+    """A model without weights, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def _skeleton(name: str) -> _Skeleton | None:
+    if name == TINY:
+        return _Skeleton(tiny_model(), tiny_tokenizer())
+    if name == SMOLLM2:
+        cached = cache_folder() / CACHED
+        return _read(str(cached)) if cached.is_dir() else None
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith((".", "~")):
+            raise StorageError(f"there is no model in {folder}: no such folder")
+        return _read(name)
+    if (folder / "config.json").is_file():
+        return _read(str(folder))
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        return _skeleton(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
+    raise StorageError(f"{folder} is no saved model: config.json is missing")
+
+
+def _read(name: str) -> _Skeleton | None:
+    """Read config and tokenizer from a folder, or from the hub's cache on this machine."""
+    transformers = require("transformers", extra="train")
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **local)
+    except (OSError, ValueError):
+        return None
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return _Skeleton(model, tokenizer)

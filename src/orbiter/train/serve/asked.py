@@ -1,0 +1,355 @@
+"""A request to the model, whichever API it came through, and why a request may be refused.
+
+Each API's settings are an allow-list. A setting that is unknown, or known and not supported with a
+value that would change the answer, is refused in a server and dropped in training, where the
+trainer's settings count; it is never ignored in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from orbiter.train.chat.message import Message
+from orbiter.train.chat.tool_calls import Call, parse_calls
+from orbiter.train.serve.reply import Choice, Drawn
+
+MaxTokens = Annotated[int, Meta(ge=1)] | None
+T = TypeVar("T")
+
+ROLES: Mapping[str, str] = {
+    "system": "system",
+    "developer": "system",  # OpenAI's later name for it, which no chat template knows
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+SMALLEST = 1e-5
+"""Smallest temperature beside 0, and smallest top_p: float32 has no room for less."""
+MOST_STOPS = 64
+"""Stop texts of one request at most."""
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A conversation to answer, in the form of chat completions; the defaults are OpenAI's.
+
+    null is as good as absent.
+    """
+
+    model: str
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: MaxTokens = None
+    max_completion_tokens: MaxTokens = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop texts, as a list without empty ones."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [stop for stop in stops if stop]
+
+    @property
+    def longest(self) -> int | None:
+        """The answer's length at most, under either name."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that may be called: none, all, or the one that `tool_choice` names."""
+        if not self.tools or self.tool_choice == "none":
+            return []
+        if not isinstance(self.tool_choice, Mapping):
+            return self.tools
+        function = self.tool_choice.get("function")
+        chosen = function.get("name") if isinstance(function, Mapping) else None
+        return [tool for tool in self.tools if tool["function"]["name"] == chosen]
+
+    @property
+    def offered_names(self) -> list[str]:
+        """The names of the tools that may be called."""
+        return [tool["function"]["name"] for tool in self.offered]
+
+    @property
+    def chat(self) -> list[Message]:
+        """The messages with the roles that chat templates know, and only the fields they read."""
+        return [
+            {name: message[name] for name in _READ if name in message}
+            | {"role": ROLES[message["role"]]}
+            for message in self.messages
+        ]
+
+
+_READ = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+
+
+class Refusal(Exception):  # noqa: N818 - it is an answer, in OpenAI's words
+    """A request that gets no answer: status and error body."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        """Say what was wrong; `param` is the request's field."""
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    @property
+    def kind(self) -> str:
+        """The type of error, in the words that OpenAI and Anthropic share."""
+        kinds = {
+            401: "authentication_error",
+            403: "permission_error",
+            404: "not_found_error",
+            429: "rate_limit_error",
+        }
+        kind = "server_error" if self.status >= 500 else kinds.get(self.status)
+        return kind or "invalid_request_error"
+
+    def body(self) -> dict[str, object]:
+        """Return what is sent, in OpenAI's form."""
+        detail = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": detail}
+
+
+class Parsed(NamedTuple):
+    """A request, and the settings that it asked for in vain."""
+
+    request: ChatRequest
+    dropped: list[str]
+
+
+def decode(body: bytes) -> dict[str, Any]:
+    """Read a body that must be a JSON object.
+
+    Raises:
+        Refusal: 400.
+    """
+    try:
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Refusal(400, f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise Refusal(400, f"the body must be a JSON object, got {type(fields).__name__}")
+    return fields
+
+
+def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
+    """Read fields as a request.
+
+    Raises:
+        Refusal: 400, with the field that is wrong.
+    """
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at `$")
+        param = place.rstrip("`").lstrip(".") or None
+        where = f" in {param}" if param else ""
+        raise Refusal(400, f"{problem}{where}", param=param) from error
+
+
+def drop_unsupported(
+    fields: dict[str, Any], allowed: Mapping[str, Sequence[object] | None], *, lenient: bool
+) -> list[str]:
+    """Take out the settings that this server does not support, and return their names.
+
+    Args:
+        fields: The request.
+        allowed: The known fields. A list holds the values of an unsupported setting that ask for
+            nothing; None allows every value.
+        lenient: Drop what is not supported instead of refusing it.
+
+    Raises:
+        Refusal: 400, unless `lenient`.
+    """
+    dropped = []
+    for name in list(fields):
+        value = fields[name]
+        neutral = allowed.get(name, ())
+        if neutral is None or value is None or value in neutral:
+            continue
+        if not lenient:
+            raise Refusal(400, f"{name}={value!r:.80} is not supported by this server", param=name)
+        dropped.append(name)
+        del fields[name]
+    return dropped
+
+
+def check_request(request: ChatRequest) -> None:
+    """Check what the types alone do not say.
+
+    Raises:
+        Refusal: 400, with the field that is wrong.
+    """
+    for name in ("temperature", "top_p"):
+        value = getattr(request, name)
+        if value and value < SMALLEST:
+            least = f"0 or at least {SMALLEST}" if name == "temperature" else f"at least {SMALLEST}"
+            raise Refusal(400, f"{name} must be {least}, got {value}", param=name)
+    if len(request.stops) > MOST_STOPS:
+        raise Refusal(
+            400, f"stop may hold {MOST_STOPS} texts, got {len(request.stops)}", param="stop"
+        )
+    _check_tools(request)
+    for index, message in enumerate(request.messages):
+        _check_message(message, f"messages[{index}]")
+
+
+def _check_tools(request: ChatRequest) -> None:
+    for index, tool in enumerate(request.tools or ()):
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Refusal(
+                400,
+                'a tool must be {"type": "function", "function": {"name": ..., ...}}, '
+                f"got {tool!r:.80}",
+                param=f"tools[{index}]",
+            )
+    choice = request.tool_choice
+    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
+        raise Refusal(
+            400, f"tool_choice must be none, auto, required or a tool, got {choice!r}",
+            param="tool_choice",
+        )  # fmt: skip
+    if isinstance(choice, Mapping) and not request.offered:
+        raise Refusal(400, f"tool_choice names no tool of tools: {choice}", param="tool_choice")
+    if request.top_logprobs and not request.logprobs:
+        raise Refusal(400, "top_logprobs needs logprobs=true", param="top_logprobs")
+
+
+def _check_message(message: Message, place: str) -> None:
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise Refusal(
+            400, f"role must be one of {', '.join(ROLES)}, got {role!r:.80}", param=f"{place}.role"
+        )
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        _check_text(message, name, place)
+    calls = message.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise Refusal(
+            400, f"tool_calls must be a list of calls, got {calls!r:.80}",
+            param=f"{place}.tool_calls",
+        )  # fmt: skip
+    for index, call in enumerate(calls or ()):
+        _check_call(call, f"{place}.tool_calls[{index}]")
+    parts = message.get("content")
+    if not isinstance(parts, str | list | None):
+        raise Refusal(
+            400, f"content must be text or a list of parts, got {parts!r:.80}",
+            param=f"{place}.content",
+        )  # fmt: skip
+    for part in parts if isinstance(parts, list) else []:
+        if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise Refusal(
+                400, f"content may hold text only, got a part of type {kind!r:.80}",
+                param=f"{place}.content",
+            )  # fmt: skip
+
+
+def _check_call(call: object, place: str) -> None:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise Refusal(
+            400, f"a call must hold a function with a name, got {call!r:.80}",
+            param=place.rpartition("[")[0],
+        )  # fmt: skip
+    if not isinstance(function.get("arguments"), str | dict | None):
+        raise Refusal(
+            400, f"a call's arguments must be JSON text, got {function['arguments']!r:.80}",
+            param=f"{place}.function.arguments",
+        )  # fmt: skip
+    if isinstance(call, Mapping):
+        _check_text(call, "id", place)
+
+
+def _check_text(holder: Mapping[str, Any], name: str, place: str) -> None:
+    if not isinstance(holder.get(name), str | None):
+        raise Refusal(
+            400, f"{name} must be text, got {holder[name]!r:.80}", param=f"{place}.{name}"
+        )
+
+
+class Finished(NamedTuple):
+    """A complete answer, taken apart."""
+
+    content: str | None
+    calls: list[Call]
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+def finished(choice: Choice, request: ChatRequest) -> Finished:
+    """Read an answer that is complete: its calls where tools were offered, else its text."""
+    text, reason = choice.text.known, choice.finish_reason or "stop"
+    if not request.offered:
+        return Finished(text, [], reason)
+    parsed = parse_calls(text, request.offered_names)
+    if not parsed.calls:
+        return Finished(text, [], reason)
+    calls = parsed.calls[:1] if request.parallel_tool_calls is False else parsed.calls
+    return Finished(parsed.content or None, calls, "tool_calls")
+
+
+class Sheet(NamedTuple):
+    """What every piece of an answer repeats: its key, its time, its model."""
+
+    key: str
+    """Unique hexadecimal digits, from which the ids of the answer and of its calls are made."""
+    created: int
+    model: str
+
+    def call_id(self, index: int, place: int) -> str:
+        """Name a call; no other call has this id."""
+        return f"call_{self.key}_{index}_{place}"
+
+
+def as_message(done: Finished, sheet: Sheet, index: int) -> Message:
+    """Return an answer as the message with which the conversation continues."""
+    message: dict[str, Any] = {"role": "assistant", "content": done.content}
+    if done.calls:
+        message["tool_calls"] = [
+            wire_call(call, sheet.call_id(index, place)) for place, call in enumerate(done.calls)
+        ]
+    return message
+
+
+def wire_call(call: Call, call_id: str) -> dict[str, object]:
+    """Return a call in the form of chat completions."""
+    function = {"name": call.name, "arguments": call.arguments_text()}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def count_drawn(choices: Sequence[Choice]) -> int:
+    """Count the tokens of all answers, with the tokens that end them."""
+    return sum(len(choice.tokens) for choice in choices)
+
+
+def token_ids_of(drawn: Sequence[Drawn]) -> list[int]:
+    """Return the ids of drawn tokens."""
+    return [token.token_id for token in drawn]

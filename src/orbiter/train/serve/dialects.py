@@ -1,0 +1,37 @@
+"""The APIs that a model is asked through, found by a request's path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from orbiter.train.serve import chat
+from orbiter.train.serve.asked import ChatRequest, Parsed, Refusal, Sheet
+from orbiter.train.serve.reply import Reply
+from orbiter.train.serve.stream import Writer
+
+
+class Parse(Protocol):
+    """Reads a request."""
+
+    def __call__(self, body: bytes, *, lenient: bool = False) -> Parsed:
+        """Read it, or refuse it; `lenient` drops settings that are not supported."""
+
+
+class Dialect(NamedTuple):
+    """How one API writes requests and answers."""
+
+    path: str
+    """Where the server has it; clients of other providers may put anything before it."""
+    parse: Parse
+    writer: Callable[[Reply, ChatRequest, Sheet, Any], Writer]
+    refused: Callable[[Refusal], dict[str, object]]
+    """The body of an error."""
+
+
+DIALECTS = (Dialect("/chat/completions", chat.parse, chat.ChatWriter, Refusal.body),)
+
+
+def dialect_of(path: str) -> Dialect | None:
+    """Return the API of a path; None where it is none of a model's."""
+    return next((each for each in DIALECTS if path.endswith(each.path)), None)

@@ -1,0 +1,265 @@
+"""What an algorithm is: the rules that one file of this folder states, and the settings all share.
+
+Nothing here loads torch: a config is made and checked without it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from orbiter.train.checks import Number, OneOf, OrNone, WholeNumber, setting, setting_like
+from orbiter.train.engine.config import EngineConfig
+from orbiter.train.errors import ConfigError
+from orbiter.train.trainer.config import NotInVerl, VerlKeys
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from orbiter.train.engine.batch import Batch
+    from orbiter.train.engine.objective import PolicyObjective
+    from orbiter.train.engine.policy import Policy
+
+ACTOR = "actor_rollout_ref.actor"
+"""The part of verl's configuration that holds the policy's update."""
+KL_NAMES: Mapping[str, str] = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
+"""verl's name of each KL estimate."""
+
+KlEstimator = Literal["k1", "k2", "k3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig(EngineConfig):
+    """The settings that every algorithm reads."""
+
+    epochs: int = setting_like(EngineConfig, "epochs", 1, "Passes over the prompts.")
+    batch_size: int = setting_like(
+        EngineConfig,
+        "batch_size",
+        8,
+        "Prompts of one step. The last step of an epoch takes the rest.",
+    )
+    group_size: int = setting(
+        8,
+        "Samples of each prompt in a step; algorithms that compare samples need at least 2.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys(("actor_rollout_ref.rollout.n",), read_back=True),
+    )
+    learning_rate: float = setting_like(
+        EngineConfig,
+        "learning_rate",
+        1e-5,
+        "AdamW's step size, reached after warmup_steps updates of linear warm-up.",
+    )
+    eval_every: int | None = setting_like(
+        EngineConfig,
+        "eval_every",
+        None,
+        "Steps between two validations on eval_dataset; none means only after the end.",
+    )
+    temperature: float = setting(
+        1.0,
+        "Sampling temperature; training uses the log probabilities of the same distribution.",
+        Number(above=0),
+        verl=VerlKeys(("actor_rollout_ref.rollout.temperature",)),
+    )
+    kl_coef: float = setting(
+        0.0,
+        "Weight of the KL from the initial model: a term of the loss, or for PPO a penalty on "
+        "each token's reward. 0 needs no reference model.",
+        Number(at_least=0),
+        verl=VerlKeys((f"{ACTOR}.kl_loss_coef", "algorithm.kl_ctrl.kl_coef"), written=False),
+    )
+    kl_estimator: KlEstimator | None = setting(
+        None,
+        "Estimate of the KL: k1, k2 or k3; none means k1 for a penalty on the reward (PPO) and k3 "
+        "in the loss, where k1 is refused since its gradient is zero on average.",
+        OrNone(OneOf(("k1", "k2", "k3"))),
+        verl=VerlKeys((f"{ACTOR}.kl_loss_type", "algorithm.kl_penalty"), written=False),
+    )
+    clip_range: float = setting(
+        0.2,
+        "PPO's epsilon: the ratio to the sampling policy earns nothing outside "
+        "[1 - clip_range, 1 + clip_range].",
+        Number(above=0, below=1),
+        verl=VerlKeys((f"{ACTOR}.clip_ratio", f"{ACTOR}.clip_ratio_low")),
+    )
+    clip_range_high: float | None = setting(
+        None,
+        "Epsilon of the upper bound (DAPO's clip-higher); none means clip_range.",
+        OrNone(Number(above=0)),
+        verl=VerlKeys((f"{ACTOR}.clip_ratio_high",), written=False),
+    )
+    loss_aggregation: Literal["token", "sequence", "constant"] = setting(
+        "token",
+        "Mean over all tokens; mean over sequences of each one's mean; or sum over tokens divided "
+        "by sequences times max_response_length (Dr. GRPO).",
+        OneOf(("token", "sequence", "constant")),
+        verl=VerlKeys(
+            (f"{ACTOR}.loss_agg_mode",),
+            values={
+                "token": "token-mean",
+                "sequence": "seq-mean-token-mean",
+                "constant": "seq-mean-token-sum-norm",
+            },
+        ),
+    )
+    ent_coef: float = setting(
+        0.0,
+        "Weight of the entropy bonus.",
+        Number(at_least=0),
+        verl=VerlKeys((f"{ACTOR}.entropy_coeff",)),
+    )
+    ppo_epochs: int = setting(
+        1,
+        "Passes over the samples of a step, for every algorithm. One pass in one minibatch is "
+        "exactly on-policy: every ratio is 1 and nothing is clipped.",
+        WholeNumber(at_least=1),
+        verl=VerlKeys((f"{ACTOR}.ppo_epochs",)),
+    )
+    minibatch_size: int = setting(
+        0,
+        "Samples of one optimiser update; 0 takes all samples of the step.",
+        WholeNumber(at_least=0),
+        verl=VerlKeys((f"{ACTOR}.ppo_mini_batch_size",), written=False),
+    )
+    target_kl: float | None = setting(
+        None,
+        "A step's updates end once the KL from the sampling policy, in nats a token, exceeds this.",
+        OrNone(Number(above=0)),
+        verl=NotInVerl("verl takes all updates of a step"),
+    )
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a whole step."""
+        return self.batch_size * self.group_size
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimiser updates of a whole step."""
+        size = self.minibatch_size or self.samples_per_step
+        return self.ppo_epochs * math.ceil(self.samples_per_step / size)
+
+
+class Credited(NamedTuple):
+    """The samples of a step as a batch with advantages, and what was measured on the way."""
+
+    batch: Batch | None
+    """None if every sample was skipped."""
+    metrics: dict[str, float]
+    flat: bool
+    """Whether no sample got another reward than those it is compared with."""
+
+
+class Samples(NamedTuple):
+    """The samples of a step that got a reward, before credit is assigned."""
+
+    policy: Policy
+    batch: Batch
+    """One row for each sample that got a reward."""
+    reward: Float[Tensor, "P G"]
+    """By prompt, in float64; 0 for a skipped sample."""
+    valid: Bool[Tensor, "P G"]
+    """Which samples got a reward."""
+
+
+C_contra = TypeVar("C_contra", bound=RewardConfig, contravariant=True)
+"""The config with an algorithm's own settings."""
+
+
+class Algorithm(ABC, Generic[C_contra]):
+    """How rewards become a gradient: credit assignment, objective, and both in verl's terms.
+
+    A new algorithm is one file of this folder with a subclass, and its line in `algorithms`.
+    """
+
+    title: ClassVar[str]
+    """Its name in logs and model cards."""
+    summary: ClassVar[str]
+    """One sentence for a reader who chooses."""
+    value_head: ClassVar[bool] = False
+    """Whether it needs a value function: a head on the policy here, a critic in verl."""
+    least_group: ClassVar[int] = 1
+    """The smallest `group_size` it can work with."""
+    verl_kl: ClassVar[str] = "actor/kl_loss"
+    """verl's metric for the KL from the reference."""
+
+    def check(self, config: C_contra) -> None:
+        """Refuse settings that make no sense for this algorithm.
+
+        Raises:
+            ConfigError: names the settings and their values.
+        """
+        if config.group_size < self.least_group:
+            raise ConfigError(
+                f"group_size={config.group_size}: {self.title} compares the samples of one prompt "
+                f"with each other, so it needs at least {self.least_group} (4 to 16 are usual); "
+                "PPO works with 1"
+            )
+        if config.kl_estimator == "k1" and not self.value_head:
+            raise ConfigError(
+                f"kl_estimator='k1' cannot be {self.title}'s loss term: its gradient is zero on "
+                "average; use 'k2' or 'k3'"
+            )
+
+    def needs_old_logprob(self, config: C_contra) -> bool:  # noqa: ARG002 - subclasses read it
+        """Say whether credit needs the sampling policy's log probabilities."""
+        return False
+
+    @abstractmethod
+    def credit(self, config: C_contra, samples: Samples) -> Credited:
+        """Give every token of the samples its advantage."""
+
+    @abstractmethod
+    def objective(self, config: C_contra) -> PolicyObjective:
+        """Return what an update minimises."""
+
+    def opening(self) -> Sequence[str]:
+        """Return what a user should know at the start of a run."""
+        return ()
+
+    @abstractmethod
+    def verl_overrides(self, config: C_contra) -> dict[str, object]:
+        """Return the keys of verl's configuration that make it run this algorithm.
+
+        Raises:
+            ConfigError: verl cannot run it with these settings.
+        """
+
+    def verl_notes(self) -> Sequence[str]:
+        """Return what this algorithm does differently in verl."""
+        return ()
+
+    @abstractmethod
+    def is_flat(self, metrics: Mapping[str, float]) -> bool:
+        """Say from a step's metrics on verl whether there was nothing to learn."""
+
+
+def loss_settings(config: RewardConfig) -> dict[str, Any]:
+    """Return the arguments of `PolicyObjective` that every algorithm takes from the config."""
+    return {
+        "clip_range": config.clip_range,
+        "clip_range_high": config.clip_range_high,
+        "aggregation": config.loss_aggregation,
+        "max_length": config.max_response_length,
+        "kl_coef": config.kl_coef,
+        "kl_estimator": config.kl_estimator or "k3",
+        "ent_coef": config.ent_coef,
+    }
+
+
+def kl_in_the_loss(config: RewardConfig) -> dict[str, object]:
+    """Return verl's keys for a KL that is a term of the loss."""
+    made: dict[str, object] = {
+        "algorithm.use_kl_in_reward": False,
+        f"{ACTOR}.use_kl_loss": config.kl_coef > 0,
+    }
+    if config.kl_coef:
+        made[f"{ACTOR}.kl_loss_coef"] = config.kl_coef
+        made[f"{ACTOR}.kl_loss_type"] = KL_NAMES[config.kl_estimator or "k3"]
+    return made

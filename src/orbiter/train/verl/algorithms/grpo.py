@@ -1,0 +1,100 @@
+"""GRPO: the samples of one prompt are compared with each other; no value function.
+
+Shao et al. 2024, https://arxiv.org/abs/2402.03300. Its settings also make it Dr. GRPO
+(`scale_rewards=False` with `loss_aggregation="constant"`) and GSPO (`ratio="sequence"`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from orbiter.train.checks import Boolean, OneOf, setting
+from orbiter.train.trainer.config import VerlKeys
+from orbiter.train.verl.algorithms.base import (
+    ACTOR,
+    Algorithm,
+    Credited,
+    RewardConfig,
+    Samples,
+    kl_in_the_loss,
+    loss_settings,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from orbiter.train.engine.objective import PolicyObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrpoConfig(RewardConfig):
+    """GRPO's own settings."""
+
+    __slots__ = ()
+
+    scale_rewards: bool = setting(
+        True,
+        "Divide by the standard deviation of the group; false leaves that out (Dr. GRPO).",
+        Boolean(),
+        verl=VerlKeys(("algorithm.norm_adv_by_std_in_grpo",)),
+    )
+    ratio: Literal["token", "sequence"] = setting(
+        "token",
+        "Ratio to the sampling policy of each token, or one for the whole sequence (GSPO).",
+        OneOf(("token", "sequence")),
+        verl=VerlKeys((f"{ACTOR}.policy_loss.loss_mode",), written=False),
+    )
+
+
+class Grpo(Algorithm[GrpoConfig]):
+    """Compares the samples of one prompt with each other."""
+
+    title = "GRPO"
+    summary = "The samples of one prompt are compared with each other; no value function."
+    least_group = 2
+
+    def credit(self, config: GrpoConfig, samples: Samples) -> Credited:
+        """Give all tokens of a sample its advantage over the other samples of its prompt."""
+        from orbiter.train.rl import group_relative_advantage
+
+        scale: Literal["std", "none"] = "std" if config.scale_rewards else "none"
+        advantage = group_relative_advantage(samples.reward, valid=samples.valid, scale=scale)
+        return spread(samples, advantage)
+
+    def objective(self, config: GrpoConfig) -> PolicyObjective:
+        """Return the clipped surrogate, with the KL as a term of the loss."""
+        from orbiter.train.engine.objective import PolicyObjective
+
+        return PolicyObjective(**loss_settings(config), ratio=config.ratio)
+
+    def opening(self) -> Sequence[str]:
+        """Explain the one number that misleads."""
+        return (
+            f"{self.title}'s loss is near 0 by construction while the policy is the one that "
+            "sampled: the advantages of a group sum to 0, and only unequal lengths leave a rest. "
+            "Watch reward, KL, entropy and gradient norm instead",
+        )
+
+    def verl_overrides(self, config: GrpoConfig) -> dict[str, object]:
+        """Return verl's grpo estimator, with the vanilla or the GSPO loss."""
+        made = {"algorithm.adv_estimator": "grpo", **kl_in_the_loss(config)}
+        if config.ratio == "sequence":
+            made[f"{ACTOR}.policy_loss.loss_mode"] = "gspo"
+        return made
+
+    def is_flat(self, metrics: Mapping[str, float]) -> bool:
+        """Say whether every advantage was 0."""
+        ends = [metrics.get(f"verl/critic/advantages/{end}") for end in ("min", "max")]
+        return ends == [0, 0]
+
+
+def spread(samples: Samples, advantage: Float[Tensor, "P G"]) -> Credited:
+    """Give every token of a sample the sample's advantage."""
+    flat_groups = 1 - advantage.ne(0).any(dim=-1).float().mean().item()
+    batch, device = samples.batch, samples.batch.mask.device
+    by_token = advantage[samples.valid].float().to(device)[:, None] * batch.mask
+    metrics = {"flat_groups": flat_groups}
+    return Credited(replace(batch, advantage=by_token), metrics, flat=flat_groups == 1)

@@ -1,0 +1,132 @@
+"""PPO: a value function predicts the return, and each token is credited against the prediction.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from orbiter.train.checks import Number, OrNone, setting
+from orbiter.train.trainer.config import VerlKeys
+from orbiter.train.verl.algorithms.base import (
+    ACTOR,
+    KL_NAMES,
+    Algorithm,
+    Credited,
+    RewardConfig,
+    Samples,
+    loss_settings,
+)
+
+if TYPE_CHECKING:
+    from orbiter.train.engine.objective import PolicyObjective
+
+NEVER = 1e9
+"""A bound that nothing reaches: verl has no value that switches the clip off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PpoConfig(RewardConfig):
+    """PPO's own settings."""
+
+    __slots__ = ()
+
+    gamma: float = setting(
+        1.0,
+        "Discount of each token.",
+        Number(at_least=0, at_most=1),
+        verl=VerlKeys(("algorithm.gamma",)),
+    )
+    gae_lambda: float = setting(
+        0.95,
+        "Trades bias for variance in generalised advantage estimation.",
+        Number(at_least=0, at_most=1),
+        verl=VerlKeys(("algorithm.lam",)),
+    )
+    vf_coef: float = setting(
+        0.5,
+        "Weight of the value loss beside the policy loss.",
+        Number(at_least=0),
+    )
+    clip_range_value: float | None = setting(
+        0.2,
+        "How far a value may move from its old prediction and still earn; none does not clip.",
+        OrNone(Number(above=0)),
+        verl=VerlKeys(("critic.cliprange_value",), off=NEVER),
+    )
+
+
+class Ppo(Algorithm[PpoConfig]):
+    """Credits each token against a learned prediction."""
+
+    title = "PPO"
+    summary = "A value head predicts the return; each token is credited against the prediction."
+    value_head = True
+    verl_kl = "actor/reward_kl_penalty"
+
+    def needs_old_logprob(self, config: PpoConfig) -> bool:
+        """Say whether the KL penalty on the rewards is on."""
+        return config.kl_coef > 0
+
+    def credit(self, config: PpoConfig, samples: Samples) -> Credited:
+        """Compare the reward, less the KL penalty of each token, with the value head."""
+        from orbiter.train.engine.update import value
+        from orbiter.train.rl import explained_variance, gae, masked_mean, token_reward, whiten
+        from orbiter.train.rl.kl import KL_ESTIMATES, kl_k3
+
+        batch, mask = samples.batch, samples.batch.mask
+        reward = samples.reward[samples.valid].to(mask.device)
+        metrics, kl = dict[str, float](), None
+        if batch.ref_logprob is not None and batch.old_logprob is not None:
+            estimate = KL_ESTIMATES[config.kl_estimator or "k1"]
+            kl = estimate(batch.old_logprob, batch.ref_logprob, mask)
+            measured = kl_k3(batch.old_logprob, batch.ref_logprob, mask)
+            metrics["kl"] = masked_mean(measured, mask).item()
+        old_value = value(samples.policy, batch, micro_batch_tokens=config.micro_batch_tokens)
+        advantage, return_ = gae(
+            token_reward(reward.float(), mask, kl=kl, kl_coef=config.kl_coef),
+            old_value,
+            mask,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+        )
+        metrics["explained_variance"] = explained_variance(old_value, return_, mask).item()
+        metrics["value"] = masked_mean(old_value, mask).item()
+        credited = replace(
+            batch, advantage=whiten(advantage, mask), return_=return_, old_value=old_value
+        )
+        return Credited(credited, metrics, flat=bool(reward.min() == reward.max()))
+
+    def objective(self, config: PpoConfig) -> PolicyObjective:
+        """Return the clipped surrogate and the value loss; the KL is in the rewards already."""
+        from orbiter.train.engine.objective import PolicyObjective
+
+        return PolicyObjective(
+            **{**loss_settings(config), "kl_coef": 0.0, "kl_estimator": "k3"},
+            vf_coef=config.vf_coef,
+            clip_range_value=config.clip_range_value,
+        )
+
+    def verl_overrides(self, config: PpoConfig) -> dict[str, object]:
+        """Return verl's gae estimator, which brings a critic, and the KL in the reward."""
+        made: dict[str, object] = {
+            "algorithm.adv_estimator": "gae",
+            "algorithm.use_kl_in_reward": config.kl_coef > 0,
+            f"{ACTOR}.use_kl_loss": False,
+        }
+        if config.kl_coef:
+            made["algorithm.kl_ctrl.type"] = "fixed"
+            made["algorithm.kl_ctrl.kl_coef"] = config.kl_coef
+            made["algorithm.kl_penalty"] = KL_NAMES[config.kl_estimator or "k1"]
+        return made
+
+    def verl_notes(self) -> Sequence[str]:
+        """Say what the critic changes."""
+        return ("vf_coef is not used: verl's critic is a separate network",)
+
+    def is_flat(self, metrics: Mapping[str, float]) -> bool:
+        """Say whether all samples got the same reward."""
+        return metrics.get("reward_std") == 0

@@ -1,0 +1,110 @@
+"""Where a run by reward takes place: the interface of a backend, and the one in this process.
+
+The other one is `cluster/backend.py`. Nothing here loads torch before it trains.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from orbiter.train.engine.trainer import ModelTrainer
+from orbiter.train.trainer import TrainMetrics
+from orbiter.train.verl.algorithms import ALGORITHMS
+from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.reward import RewardSpec
+
+if TYPE_CHECKING:
+    from orbiter.train.engine.plan import TrainPlan
+    from orbiter.train.engine.policy import Policy
+    from orbiter.train.engine.tasks import Tasks
+    from orbiter.train.verl.cluster.plan import Plan
+
+
+class Backend(ABC):
+    """Runs a trainer's training somewhere; `VeRLTrainer` holds one."""
+
+    def __init__(
+        self, trainer: ModelTrainer, config: VeRLConfig, rewards: Sequence[RewardSpec]
+    ) -> None:
+        self.trainer, self.config, self.rewards = trainer, config, rewards
+
+    @abstractmethod
+    async def plan(self) -> TrainPlan | Plan:
+        """Return what a run would take, without starting it."""
+
+    @abstractmethod
+    async def train(self) -> TrainMetrics:
+        """Train, and return the means of every metric over the last epoch."""
+
+    def load(self) -> Policy | None:
+        """Return the trained model if the backend keeps it outside the trainer; may take time."""
+        return None
+
+    async def save(self, path: Path) -> Path | None:
+        """Write the trained model as the backend keeps it; None if the trainer has to write it."""
+        del path
+        return None
+
+
+class LocalBackend(Backend):
+    """Trains in this process."""
+
+    @override
+    async def plan(self) -> TrainPlan:
+        return await self.trainer.estimate()
+
+    @override
+    async def train(self) -> TrainMetrics:
+        trainer, config = self.trainer, self.config
+        policy = await trainer.policy()
+        from orbiter.train.engine.session import Session, work
+        from orbiter.train.verl.evaluate import judge, summary
+        from orbiter.train.verl.local import Job, fit
+
+        tasks = held_out = await trainer.encode(trainer.dataset)
+        if trainer.eval_dataset is not None:
+            held_out = await trainer.encode(trainer.eval_dataset)
+        per_epoch = tasks.steps_per_epoch(config.batch_size)
+        opening = self._opening(policy, tasks, config.epochs * per_epoch)
+        session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
+
+        async def measure() -> Mapping[str, float]:
+            judged = await judge(policy, config, self.rewards, held_out, samples=0)
+            return summary(judged, len(held_out), success=1.0).measured()
+
+        async with trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress:
+            job = Job(
+                config=config,
+                rewards=self.rewards,
+                tasks=tasks,
+                session=session,
+                progress=progress,
+                validate=trainer.validation(session, measure, lambda result: result["reward"]),
+            )
+            await fit(job)
+        return trainer.results()
+
+    def _opening(self, policy: Policy, tasks: Tasks, total: int) -> list[str]:
+        """Return what a run says first: its size, the memory it takes, the algorithm's remarks."""
+        from orbiter.train.engine.memory import memory_estimate
+
+        config = self.config
+        prompts = min(config.batch_size, len(tasks))
+        estimate = memory_estimate(
+            policy,
+            prompts=prompts,
+            n=config.group_size,
+            prompt_tokens=max(len(prompt) for prompt in tasks.prompts),
+            new_tokens=config.max_response_length,
+            micro_batch_tokens=config.micro_batch_tokens,
+        )
+        size = (
+            f"{self.trainer.method} of {config.model}: {len(tasks)} prompts, {total} steps of "
+            f"{prompts} prompts x {config.group_size} samples"
+        )
+        return [size, f"memory: {estimate}", *ALGORITHMS[config.algorithm].opening()]

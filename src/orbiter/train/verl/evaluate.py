@@ -1,0 +1,124 @@
+"""Measure a policy on held-out tasks: sample answers, score them, and summarise the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, repeat
+from statistics import fmean, pstdev
+from typing import NamedTuple
+
+from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.rollout import Rollout, sample
+from orbiter.train.engine.session import work
+from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.trainer import as_metrics
+from orbiter.train.errors import DataError
+from orbiter.train.evaluation import mean_interval, pass_at_k
+from orbiter.train.seeding import sub_seed
+from orbiter.train.trainer import TrainMetrics
+from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.reward import RewardSpec, Scores, score
+
+ROWS_AT_ONCE = 256
+"""Samples drawn before the next check whether an evaluation was cancelled."""
+
+
+class Judged(NamedTuple):
+    """Outputs on held-out tasks with their scores; output i belongs to item i // samples."""
+
+    rollouts: list[Rollout]
+    scores: Scores
+
+
+async def judge(
+    policy: Policy,
+    config: VeRLConfig,
+    rewards: Sequence[RewardSpec],
+    tasks: Tasks,
+    *,
+    samples: int,
+) -> Judged:
+    """Answer every task and score the answers: once and greedily with `samples=0`, else `samples`
+    times at the config's temperature.
+    """
+    n = max(1, samples)
+    at_once = max(1, ROWS_AT_ONCE // n)
+    rollouts: list[Rollout] = []
+    for first in range(0, len(tasks), at_once):
+        rollouts += await work(
+            sample,
+            policy,
+            tasks.prompts[first : first + at_once],
+            n=n,
+            max_new_tokens=config.max_response_length,
+            temperature=config.temperature if samples else 0.0,
+            seed=sub_seed(config.seed, "evaluate", first),
+        )
+    return Judged(rollouts, await ask_rewards(config, rewards, tasks.items, rollouts))
+
+
+async def ask_rewards(
+    config: VeRLConfig,
+    rewards: Sequence[RewardSpec],
+    items: Sequence[TrajectoryItem],
+    rollouts: Sequence[Rollout],
+) -> Scores:
+    """Score the samples, which come in groups, one group for each item."""
+    group_size = len(rollouts) // len(items)
+    return await score(
+        [rollout.text for rollout in rollouts],
+        list(chain.from_iterable(repeat(item, group_size) for item in items)),
+        rewards,
+        on_error=config.on_reward_error,
+        timeout_seconds=config.reward_timeout_seconds,
+        concurrency=config.reward_concurrency,
+    )
+
+
+def summary(judged: Judged, tasks: int, *, success: float) -> TrainMetrics:
+    """Return an evaluation in numbers; the interval is over tasks, not over their samples.
+
+    Raises:
+        DataError: every sample was skipped, since its rewards failed.
+    """
+    total = judged.scores.total
+    n = len(total) // tasks
+    groups = [[t for t in total[at : at + n] if t is not None] for at in range(0, len(total), n)]
+    known = [group for group in groups if group]
+    if not known:
+        raise DataError("nothing was scored: the rewards failed on every output")
+    interval = mean_interval([fmean(group) for group in known])
+    measured = reward_metrics(judged.scores) | length_metrics(judged.rollouts)
+    for k in sorted({1, n} if n > 1 else set()):
+        complete = [group for group in known if len(group) == n]
+        passed = [pass_at_k(n, sum(t >= success for t in group), k) for group in complete]
+        if passed:
+            measured[f"pass@{k}"] = fmean(passed)
+    return as_metrics(measured | {"reward": interval.mean}, reward_interval=interval)
+
+
+def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Return the sampled tokens, their mean per sample, and the share of samples cut off."""
+    lengths = [sum(rollout.mask) for rollout in rollouts]
+    return {
+        "length": fmean(lengths),
+        "cut_off": fmean(rollout.finish_reason == "length" for rollout in rollouts),
+        "tokens": float(sum(lengths)),
+    }
+
+
+def reward_metrics(scores: Scores) -> dict[str, float]:
+    """Return mean and spread of the total, the mean of each reward, and the number of faults.
+
+    Skipped samples count in none of the means.
+    """
+    known = [total for total in scores.total if total is not None]
+    metrics: dict[str, float] = {"reward_faults": float(scores.faults)}
+    if known:
+        metrics |= {"reward": fmean(known), "reward_std": pstdev(known)}
+    for name, answers in scores.by_name.items():
+        numbers = [answer for answer in answers if answer is not None]
+        if numbers:
+            metrics[f"reward/{name}"] = fmean(numbers)
+    return metrics
