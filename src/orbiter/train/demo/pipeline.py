@@ -93,11 +93,17 @@ class Run:
             self.account.skipped(stage)
         return done
 
-    def stop(self) -> None:
-        """End the training in progress after its present step, with a checkpoint."""
+    def stop(self) -> bool:
+        """End the training in progress after its present step, with a checkpoint.
+
+        Returns:
+            Whether there is one; anything else must be cancelled.
+        """
         self.stopping = True
-        if self.trainer is not None:
-            self.trainer.stop()
+        if self.trainer is None or not self.trainer.training:
+            return False
+        self.trainer.stop()
+        return True
 
     async def train(
         self, trainer: SFTTrainer | VeRLTrainer, data: Sequence[TrajectoryItem]
