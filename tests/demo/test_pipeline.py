@@ -52,7 +52,7 @@ async def test_only_right_traces_become_lessons(
 ) -> None:
     plan = QUICK
     by_id = {request.id: request for request in requests}
-    run = Run(plan, tmp_path, an_account(), by_id, State(plan))
+    run = Run(plan, tmp_path, an_account(), by_id, State(plan, dtype="float32"))
     parts = split_requests(requests[:100], plan)
     traces = await capture(run, parts)
     lessons = curate(run, traces)

@@ -99,11 +99,17 @@ class Run:
             self.account.skipped(stage)
         return done
 
-    def stop(self) -> None:
-        """End the training in progress after its present step, with a checkpoint."""
+    def stop(self) -> bool:
+        """End the training in progress after its present step, with a checkpoint.
+
+        Returns:
+            Whether there is one; anything else must be cancelled.
+        """
         self.stopping = True
-        if self.trainer is not None:
-            self.trainer.stop()
+        if self.trainer is None or not self.trainer.training:
+            return False
+        self.trainer.stop()
+        return True
 
     async def train(
         self, trainer: SFTTrainer | VeRLTrainer, data: Sequence[TrajectoryItem]
@@ -182,11 +188,18 @@ def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
 
 
 async def announce(run: Run, parts: Parts) -> None:
-    """Measure how fast this machine is, and print the number of minutes to expect."""
+    """Choose the arithmetic, measure this machine's speed, and print the minutes to expect."""
     plan = run.plan
+    from orbiter.train.engine.arithmetic import choose_dtype, pick_device
+
+    if not run.state.dtype:
+        device = pick_device()
+        chosen = choose_dtype(plan.dtype, device)
+        run.state.dtype = chosen.dtype
+        run.account.say(chosen.on(device))
     if run.state.finished or plan.model == "tiny":
         return
-    policy = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(plan)))
+    policy = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(run)))
     speed = await exam_seconds(policy, parts.held_out)
     run.account.expect(estimate(plan, speed), plan)
 
@@ -202,7 +215,7 @@ async def capture(run: Run, parts: Parts) -> TrajectoryDataset:
         shown = [run.requests[str(item.task_id)] for item in parts.shown]
         replies = answer_all(shown, seed=plan.seed)
         _capture(run, dataset, parts.shown, replies, agent="reference")
-        model = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(plan)))
+        model = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(run)))
         asked = parts.shown[: plan.own_traces]
         _capture(run, dataset, asked, await model.generate(asked), agent=plan.model)
         wrong = sum(item.reward == 0 for item in dataset)
@@ -327,7 +340,7 @@ async def learn_by_reward(
             scale_rewards=False,
             output_dir=run.folder / "grpo",
             resume=True,
-            **_engine(plan),
+            **_engine(run),
         )
         rewards = [RewardSpec("call", 1.0, call_score), RewardSpec("right", 0.0, call_right)]
         trainer = VeRLTrainer(config, rewards)
@@ -394,7 +407,7 @@ async def examine(
 
 def _asker(run: Run, model: Path) -> ModelTrainer:
     """Load a model only to ask it."""
-    return VeRLTrainer(VeRLConfig(model=str(model), **_engine(run.plan)))
+    return VeRLTrainer(VeRLConfig(model=str(model), **_engine(run)))
 
 
 def _sft_config(
@@ -417,17 +430,18 @@ def _sft_config(
         output_dir=run.folder / folder,
         resume=True,
         max_seconds=max_seconds,
-        **_engine(run.plan),
+        **_engine(run),
     )
 
 
-def _engine(plan: Plan) -> dict[str, Any]:
+def _engine(run: Run) -> dict[str, Any]:
     """Return the settings that all trainers share."""
+    plan = run.plan
     return {
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "max_response_length": plan.max_response_length,
-        "dtype": plan.dtype,
+        "dtype": run.state.dtype,
         "system_prompt": INSTRUCTION,
     }
 
