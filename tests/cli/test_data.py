@@ -75,7 +75,7 @@ def test_dedup_and_split_take_units_keys_and_groups(run: Run, tmp_path: Path) ->
     ]
     file = tmp_path / "d.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = {}
+    kept: dict[str, object] = {}
     for words in ("", "--unit text --threshold 0.7", "--key goal", "--key goal --unit step"):
         out = tmp_path / f"{len(kept)}.jsonl"
         ran = run("data", "dedup", file, "-o", out, "--json", *words.split())

@@ -143,7 +143,7 @@ def test_a_history_cut_to_the_last_turns_adds_no_more_than_a_whole_one() -> None
     whole = episode(sentence("a"), 0, steps=8)
     cut = [
         TrajectoryItem(
-            rendered([*item.messages[:2], *item.messages[-4:]])  # type: ignore[index,list-item]  # chats
+            rendered([*item.messages[:2], *item.messages[-4:]])  # type: ignore[index]  # chats
             if len(item.messages or ()) > 6
             else item.state,
             item.action,
@@ -202,14 +202,17 @@ def test_a_date_in_the_system_prompt_changes_nothing() -> None:
 
 
 def test_worked_examples_that_rows_share_are_instructions() -> None:
-    shots = [
+    shots: list[dict[str, object]] = [
         {"role": role, "content": sentence((role, n), 25)}
         for n in range(6)
         for role in ("user", "assistant")
     ]
     items = []
     for n in range(20):
-        messages = [*shots, {"role": "user", "content": f"And what is {n} times {n + 1}?"}]
+        messages: list[dict[str, object]] = [
+            *shots,
+            {"role": "user", "content": f"And what is {n} times {n + 1}?"},
+        ]
         items.append(TrajectoryItem(rendered(messages), str(n * (n + 1)), 1.0, messages=messages))
     assert deduplicate(items) == items
     assert deduplicate([*items, *items]) == items
