@@ -522,3 +522,21 @@ async def test_the_journal_ends_with_what_the_result_says(tmp_path: Path) -> Non
     last = json.loads((tmp_path / "evolution.jsonl").read_text().splitlines()[-1])["end"]
     assert last["score"] == result.best_score
     assert last["reason"] == "epochs"
+
+
+async def test_the_report_of_a_confirmed_run_agrees_with_its_result(tmp_path: Path) -> None:
+    from orbiter.train.report.lineage import read_lineage
+
+    class Lottery(OneMax):
+        @override
+        async def evaluate(self, candidate: Bits) -> float:
+            return self.context.rng.gauss(0, 1)
+
+    config = EvolutionConfig(epochs=4, population_size=8, confirm=20, run_dir=tmp_path)
+    result = await EvolutionPipeline(config, Lottery()).run(population(8))
+    page = read_lineage(tmp_path / "evolution.jsonl", "run")
+    best = page["members"][page["best"]]
+    assert best["score"] == pytest.approx(result.best_score, rel=1e-3)
+    assert best["n"] == 20
+    assert page["members_in_all"] == len(result.members)
+    assert page["evaluations"] == result.evaluations

@@ -322,15 +322,11 @@ async def learn_by_reward(
         return verdict(output, run.requests[str(item.task_id)]).right
 
     with account.stage("grpo", f"the model's own calls for {len(practice)} other requests"):
-        steps = _choose_steps(run)
-        # Whole passes over as many requests as the steps have room for, drawn by the seed.
-        epochs = math.ceil(steps * plan.batch_size / len(practice))
-        order = sub_random(plan.seed, "practice").sample(practice, len(practice))
-        practice = order[: steps * plan.batch_size // epochs]
+        attempted = draw(practice, _choose_steps(run) * plan.batch_size, seed=plan.seed)
         config = VeRLConfig(
             algorithm=VeRLAlgorithm.GRPO,
             model=str(run.folder / "sft" / "best"),
-            epochs=epochs,
+            epochs=1,  # `draw` repeats what is attempted more than once
             group_size=plan.group_size,
             learning_rate=plan.grpo_learning_rate,
             warmup_steps=3,
@@ -345,13 +341,19 @@ async def learn_by_reward(
         rewards = [RewardSpec("call", 1.0, call_score), RewardSpec("right", 0.0, call_right)]
         trainer = VeRLTrainer(config, rewards)
         with run.account.timed("grpo training"):
-            await run.train(trainer, practice)
+            await run.train(trainer, attempted)
         _keep_curve(run, "grpo reward", "grpo", "reward")
         run.outcome.counts["practice"] = len(practice)
         await examine(run, "grpo", trainer, held_out)
         run.outcome.model = str(await trainer.save(run.folder / "model"))
     shutil.rmtree(run.folder / "grpo" / "checkpoints", ignore_errors=True)
     run.finish("grpo")
+
+
+def draw(practice: Sequence[TrajectoryItem], count: int, *, seed: int) -> list[TrajectoryItem]:
+    """Return `count` requests in random order, none of them twice before all occur once."""
+    order = sub_random(seed, "practice").sample(practice, len(practice))
+    return [order[position % len(order)] for position in range(count)]
 
 
 def _choose_steps(run: Run) -> int:
