@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.llm.budget import Budget
 from orbiter.train.llm.cache import Request, ResponseCache, request_of
-from orbiter.train.llm.chat import Answer, ChatModel, Message
+from orbiter.train.llm.chat import Answer, ChatModel
 from orbiter.train.llm.config import ClientConfig, Usage
 from orbiter.train.llm.failure import ChatError
 from orbiter.train.llm.gate import Gate
@@ -93,6 +94,11 @@ class RemoteChatModel:
     def name(self) -> str:
         """The model's name."""
         return self.config.model
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the answers: the model and its parameters, but not the address."""
+        return repr((self.config.model, sorted(self.config.parameters.items())))
 
     async def __call__(self, messages: Sequence[Message], /) -> Answer:
         """Return the answer to the conversation so far.
