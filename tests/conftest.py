@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,3 +41,38 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type] # an address is whatever the family takes
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def auto_means_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dtype="auto" computes in float32, so that no result depends on the machine's speed."""
+    from orbiter.train.engine import arithmetic
+
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: 1.0)
+
+
+@pytest.fixture(params=["this processor", "no packed bfloat16", "no packed weights"])
+def each_processor(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Run a test on this processor, and as if oneDNN could not pack bfloat16, or anything.
+
+    The operators fail as they do on a processor without AVX-512. Small weights are packed too.
+    """
+    import torch
+
+    from orbiter.train.engine import arithmetic
+
+    pack = torch.ops.mkldnn._reorder_linear_weight
+
+    def refuse(weight: torch.Tensor, rows: int) -> Any:  # noqa: ANN401 - torch's own operator
+        if request.param == "no packed weights" or weight.dtype == torch.bfloat16:
+            raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support ...")
+        return pack(weight, rows)
+
+    arithmetic.packing_works.cache_clear()
+    monkeypatch.setattr(arithmetic, "PREPACK_FROM", 1)
+    if request.param != "this processor":
+        monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    yield request.param
+    arithmetic.packing_works.cache_clear()

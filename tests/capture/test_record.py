@@ -431,7 +431,7 @@ def test_an_answer_that_cannot_be_read_is_a_failure(
     server: ModelServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.plan = lambda _number: "gibberish"
-    with pytest.raises(DataError, match="no JSON"), record(TrajectoryDataset()):
+    with pytest.raises(DataError, match="not JSON"), record(TrajectoryDataset()):
         httpx2.post(f"{server.url}/chat/completions", json={"model": "m", "messages": []})
     assert "could not be read" in caplog.text
 

@@ -8,7 +8,7 @@ import pytest
 
 from orbiter.train import TrajectoryDataset
 from orbiter.train.capture.episode import Episode
-from orbiter.train.capture.wire import CHAT, MESSAGES, RESPONSES, Wire
+from orbiter.train.capture.wire import CHAT, MESSAGES, RESPONSES, Recognised, Wire
 from orbiter.train.capture.wire.events import events
 from orbiter.train.chat.reply import Unreadable
 from tests.capture.server import ModelServer, answer, stream_of
@@ -30,7 +30,7 @@ def test_every_whole_event_is_found(stream: bytes, found: list[object]) -> None:
 
 def test_an_event_that_is_no_json_is_told() -> None:
     with pytest.raises(Unreadable):
-        list(events(b"data: no\n\ndata: [DONE]\n\n"))
+        list(events(b"data: {no\n\ndata: [DONE]\n\n"))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_call_is_kept_with_the_bytes_that_end_it(wire: Wire, path: str, size: 
     stream = b"".join(stream_of(path, answer(ModelServer(), path, body, 0)))
     dataset = TrajectoryDataset()
     episode = Episode(dataset, episode_id="e")
-    exchange = episode.begin(wire, json.dumps(body).encode())
+    exchange = episode.begin(Recognised(wire, certain=True), json.dumps(body).encode())
     exchange.answered(200, [(b"Content-Type", b"text/event-stream; charset=utf-8")])
     for at in range(0, len(stream), size):
         assert not episode.calls

@@ -6,7 +6,7 @@ from typing import Any
 
 from orbiter.train import TrajectoryItem
 from orbiter.train.chat.conversation import conversations, items_of
-from orbiter.train.chat.message import action_of, content_of, state_of
+from orbiter.train.chat.transcript import content_of, state_of, write_action
 
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -58,7 +58,7 @@ def test_items_without_an_episode_stand_alone() -> None:
 def test_an_answer_and_its_calls_are_one_action_both_ways() -> None:
     words = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     for text in ("", "Let me see.", "ends with a break\n", words):
-        action = action_of(text, [CALL])
+        action = write_action(text, [CALL])
         assert action == (f"{text}\n{words}" if text else words)
         assert content_of(action, [CALL]) == text
     assert content_of("search(q='x')", [CALL]) == "search(q='x')"

@@ -172,7 +172,7 @@ def judge(wheel: Path) -> dict[tuple[str, str], bool]:
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
         verdict = leaderboard(Path(folder))
-        lines = archive.read(REQUESTS).splitlines()
+        lines = archive.read(REQUESTS.format("simple_python")).splitlines()
         for request, line in zip(load_requests(wheel), lines, strict=True):
             for reply in replies(request, generator):
                 try:

@@ -15,12 +15,15 @@ from orbiter.train.demo.pipeline import (
     Run,
     capture,
     curate,
+    further_requests,
+    open_run,
     run_demo,
     split_requests,
     without_lesson,
 )
-from orbiter.train.demo.plan import QUICK, Plan
+from orbiter.train.demo.plan import MIN_STEPS, QUICK, Plan, estimate
 from orbiter.train.demo.requests import ToolRequest
+from orbiter.train.demo.state import State, open_state, unfinished
 from orbiter.train.errors import StorageError
 
 
@@ -48,7 +51,8 @@ async def test_only_right_traces_become_lessons(
     requests: list[ToolRequest], tmp_path: Path
 ) -> None:
     plan = QUICK
-    run = Run(plan, tmp_path, an_account(), {request.id: request for request in requests})
+    by_id = {request.id: request for request in requests}
+    run = Run(plan, tmp_path, an_account(), by_id, State(plan))
     parts = split_requests(requests[:100], plan)
     traces = await capture(run, parts)
     lessons = curate(run, traces)
@@ -66,7 +70,7 @@ async def test_the_whole_way_leaves_a_page_a_model_and_a_result(
     requests: list[ToolRequest], tmp_path: Path
 ) -> None:
     account = an_account()
-    outcome = await run_demo(replace(QUICK, control=True), tmp_path, account)
+    outcome = await run_demo(open_run(replace(QUICK, control=True), tmp_path, account))
     account.summary()
     assert list(outcome.exams) == ["before", "sft", "grpo", "further sft"]
     assert (tmp_path / "model" / "model.safetensors").exists()
@@ -77,10 +81,57 @@ async def test_the_whole_way_leaves_a_page_a_model_and_a_result(
     assert str(tmp_path / "model") in account.console.file.getvalue().replace("\n", "")
 
 
-async def test_a_run_never_writes_into_another_ones_folder(tmp_path: Path) -> None:
+def test_a_run_never_writes_into_a_folder_that_holds_something_else(tmp_path: Path) -> None:
     (tmp_path / "traces.jsonl").write_text("")
-    with pytest.raises(StorageError, match="needs a folder of its own"):
-        await run_demo(QUICK, tmp_path, an_account())
+    with pytest.raises(StorageError, match="holds no run of the demo"):
+        open_state(QUICK, tmp_path)
+
+
+def test_a_run_of_another_plan_is_not_continued(tmp_path: Path) -> None:
+    State(QUICK).save(tmp_path)
+    with pytest.raises(StorageError, match="other settings"):
+        open_state(replace(QUICK, seed=1), tmp_path)
+
+
+def test_a_damaged_state_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"plan": {')
+    with pytest.raises(StorageError, match=r"state\.json is damaged"):
+        open_state(QUICK, tmp_path)
+
+
+def test_the_newest_unfinished_run_of_the_plan_is_continued(tmp_path: Path) -> None:
+    assert unfinished(QUICK, tmp_path) is None
+    State(QUICK, finished=["capture"]).save(tmp_path / "demo-1")
+    State(QUICK, finished=["capture", "sft", "grpo", "report"]).save(tmp_path / "demo-2")
+    State(replace(QUICK, seed=1)).save(tmp_path / "demo-3")
+    assert unfinished(QUICK, tmp_path) == tmp_path / "demo-1"
+    # A finished run lacks only the control, once that is asked for.
+    assert unfinished(replace(QUICK, control=True), tmp_path) == tmp_path / "demo-2"
+
+
+def test_a_slow_machine_makes_fewer_steps() -> None:
+    exams = (15, 26, 45, 60, 90, 500)
+    steps = [estimate(Plan(), exam).steps for exam in exams]
+    assert steps == sorted(steps, reverse=True)
+    assert (steps[0], steps[-1]) == (Plan().grpo_steps, MIN_STEPS)
+    for exam in (15, 26, 45, 60):
+        assert estimate(Plan(), exam).minutes <= Plan().minutes
+
+
+def test_the_estimate_before_grpo_counts_the_seconds_already_spent() -> None:
+    fresh = estimate(Plan(), 40)
+    late = estimate(Plan(), 40, elapsed=700)
+    assert late.steps == MIN_STEPS < fresh.steps
+
+
+def test_no_further_request_is_about_a_held_out_function(
+    requests: list[ToolRequest], tmp_path: Path
+) -> None:
+    plan = Plan()
+    held_out = split_requests(requests, plan).held_out
+    further = further_requests(open_run(plan, tmp_path, an_account()), held_out)
+    assert not {item.episode_id for item in further} & {item.episode_id for item in held_out}
+    assert len(further) > 100
 
 
 def test_a_plan_is_fixed() -> None:

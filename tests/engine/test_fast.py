@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orbiter.train.engine import arithmetic
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.forward import attention, layers
 from orbiter.train.engine.forward.packing import Packing
@@ -144,15 +145,16 @@ def test_the_fused_kernel_gives_the_same_attention(
 def test_every_layout_of_a_packed_weight_is_the_same_product(
     policy_of: MakePolicy, monkeypatch: pytest.MonkeyPatch, prepack_from: int
 ) -> None:
-    monkeypatch.setattr(layers, "PREPACK_FROM", prepack_from)
+    monkeypatch.setattr(arithmetic, "PREPACK_FROM", prepack_from)
     policy = policy_of("qwen2")
     attention_block = policy.forward.model.model.layers[0].self_attn  # type: ignore[attr-defined]
     modules = [attention_block.q_proj, attention_block.k_proj, attention_block.v_proj]
     x = torch.randn(5, 64)
-    packed = layers.packed_linear(*layers.merged(modules), torch.float32)(x)
+    packed = arithmetic.packed_linear(*layers.merged(modules), torch.float32)(x)
     torch.testing.assert_close(packed, torch.cat([m(x) for m in modules], dim=-1))
 
 
+@pytest.mark.usefixtures("each_processor")
 @pytest.mark.parametrize("path", ["auto", "generic"])
 def test_bfloat16_stays_near_float32(policy_of: MakePolicy, path: str) -> None:
     batch = collate(ROLLOUTS)

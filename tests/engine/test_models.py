@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from orbiter.train.engine.arithmetic import pick_device
 from orbiter.train.engine.models.download import cache_folder, wait_for_lock
 from orbiter.train.engine.models.folder import verify_folder
 from orbiter.train.engine.models.gguf import CACHED, ensure_smollm2, unpack_gguf
-from orbiter.train.engine.models.load import Dtype, load_model, pick_device
+from orbiter.train.engine.models.load import Dtype, load_model
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import ConfigError, StorageError
 
@@ -105,7 +106,7 @@ def test_a_setting_that_means_nothing_is_refused() -> None:
         load_model("tiny", device="tpu")
     for kind in ("cuda", "mps"):
         if pick_device().type != kind:
-            with pytest.raises(ConfigError, match=f"this machine has no {kind}"):
+            with pytest.raises(ConfigError, match=f"torch finds no {kind} device"):
                 pick_device(kind)
 
 

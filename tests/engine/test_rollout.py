@@ -20,6 +20,7 @@ MakePolicy = Callable[..., Policy]
 PROMPTS = [list(b"hello there"), list(b"abc"), list(b"a little longer than that")]
 
 
+@pytest.mark.usefixtures("each_processor")
 @pytest.mark.parametrize("path", ["auto", "generic"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("lora_rank", [0, 4])
@@ -39,6 +40,7 @@ def test_recorded_logprobs_are_those_of_a_teacher_forced_forward(
     assert len({len(rollout.token_ids) for rollout in rollouts}) > 2
 
 
+@pytest.mark.usefixtures("each_processor")
 @pytest.mark.parametrize("path", ["auto", "generic"])
 def test_what_is_drawn_does_not_depend_on_what_is_batched_with_it(
     policy_of: MakePolicy, path: str
@@ -52,6 +54,7 @@ def test_what_is_drawn_does_not_depend_on_what_is_batched_with_it(
     assert alone[0].token_ids == at_once[0].token_ids
 
 
+@pytest.mark.usefixtures("each_processor")
 def test_both_paths_draw_the_same_tokens(policy_of: MakePolicy) -> None:
     fast, generic = policy_of(path="auto"), policy_of(path="generic")
     assert (fast.path, generic.path) == ("fast", "generic")
@@ -107,6 +110,7 @@ def test_seeds_and_siblings_differ_and_a_seed_repeats(policy_of: MakePolicy) -> 
     assert first[0] != first[1]
 
 
+@pytest.mark.usefixtures("each_processor")
 @pytest.mark.parametrize("path", ["auto", "generic"])
 def test_greedy_takes_the_likeliest_token_every_time(policy_of: MakePolicy, path: str) -> None:
     policy = policy_of(path=path)

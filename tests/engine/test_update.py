@@ -84,6 +84,7 @@ def test_the_size_of_micro_batches_changes_nothing(
         assert worst < 1e-5
 
 
+@pytest.mark.usefixtures("each_processor")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"])
 @pytest.mark.parametrize("lora_rank", [0, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from orbiter.train.engine import arithmetic
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.prompt import render, render_action
 from orbiter.train.errors import ConfigError, DataError
@@ -38,6 +39,7 @@ async def answers(trainer: SFTTrainer) -> list[str]:
     return await trainer.generate([item.state for item in ITEMS])
 
 
+@pytest.mark.usefixtures("each_processor")
 async def test_imitation_learns_the_answers_and_where_they_end() -> None:
     trainer = sft()
     before = (await trainer.evaluate(ITEMS)).loss
@@ -202,3 +204,28 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         SFTConfig(min_reward=math.nan)
     with pytest.raises(ConfigError, match="reward_weighted must be True or False"):
         SFTConfig(reward_weighted=1)  # type: ignore[arg-type] # on purpose
+
+
+async def test_a_resumed_run_keeps_the_dtype_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, Any] = {"output_dir": tmp_path / "run", "save_every": 1, "epochs": 3}
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: 3.0)
+    first = sft(**kept, max_seconds=1e-9)
+    await first.train(ITEMS)
+    assert first.history[-1]["step"] == 1
+    assert read_run(tmp_path / "run").config["dtype"] == "bfloat16"
+    on = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert on["dtype"] == "bfloat16"
+    assert "3.0 times as fast" in on["dtype_reason"]
+    assert on["processor"] == arithmetic.processor().name
+
+    monkeypatch.setattr(arithmetic, "bfloat16_gain", lambda: 0.2)  # on another machine
+    again = sft(**kept, resume=True)
+    await again.train(ITEMS)
+    assert (await again.policy()).dtype == "bfloat16"
+    with pytest.raises(ConfigError, match="dtype is 'bfloat16' there and 'float32' here"):
+        await sft(**kept, resume=True, dtype="float32").train(ITEMS)
+    fresh = sft(output_dir=tmp_path / "fresh", resume=True, epochs=1)
+    await fresh.train(ITEMS)
+    assert (await fresh.policy()).dtype == "float32"

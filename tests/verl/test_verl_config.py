@@ -50,7 +50,7 @@ def test_an_algorithm_may_be_given_as_text(name: str) -> None:
         ({"minibatch_size": -1}, "minibatch_size must be at least 0"),
         ({"target_kl": 0}, "target_kl must be above 0"),
         ({"lora_rank": 1.5}, "lora_rank must be a whole number"),
-        ({"dtype": "float16"}, "dtype must be one of 'float32', 'bfloat16'"),
+        ({"dtype": "float16"}, "dtype must be one of 'auto', 'float32', 'bfloat16'"),
         ({"model": ""}, "model must name a model"),
         ({"on_long_prompt": "cut"}, "on_long_prompt must be one of"),
         ({"loss_aggregation": "mean"}, "loss_aggregation must be one of"),

@@ -1,9 +1,8 @@
-"""What the requests of an episode have in common, kept once.
+"""Keeps what the requests of an episode have in common only once.
 
 A request carries the whole conversation so far. The part that an earlier request of the episode
-carried too, byte for byte, is neither decoded nor rendered again: its messages are the very same
-objects, and the data set under the episode sees that at a glance. Left out: the bytes themselves,
-and how they are compared (`written.py`).
+carried too, byte for byte, is neither decoded nor written as text again: its messages are the very
+same objects, which lets the data set recognise them cheaply. `raw_request.py` compares the bytes.
 """
 
 from __future__ import annotations
@@ -16,52 +15,65 @@ from orbiter.train.capture.raw_request import Written, written
 from orbiter.train.capture.redact import Cleaned, Cleaner, without_keys
 from orbiter.train.capture.wire import NO_PARAMETERS, RESPONSES, Wire
 from orbiter.train.capture.wire.responses import previous
-from orbiter.train.chat.reply import Fields, Json, Message, Reply, decode, decode_fields
-from orbiter.train.chat.transcript import render_state
+from orbiter.train.chat.message import Json, Message
+from orbiter.train.chat.reply import Fields, Reply, decode, decode_fields
+from orbiter.train.chat.transcript import Transcript
 
 Clean = Cleaner | None
 
 REMEMBERED = 8
-"""Lines of talk of one episode that a request may go on from: its agents may take turns."""
+"""Conversations of one episode that a request may continue: its agents may take turns."""
 
 
 class Conversation(msgspec.Struct, kw_only=True):
-    """A conversation up to where the model is asked, and what is asked of it there."""
+    """A conversation up to a request to the model, and the request's settings."""
 
     messages: list[Message] = []
     state: str = ""
+    """The transcript of the messages. It begins with the state of the turn before, so a lone user
+    message has its role too, unlike in `transcript.state_of`."""
     names: dict[str, str] = {}
-    """The tool behind each call's id."""
+    """The tool that each call's id is for."""
     redacted: bool = False
+    missing: str | None = None
+    """The response or conversation that the server knows, that this continues, and that was not
+    captured: messages are missing at the beginning."""
     tools: list[Message] | None = None
     params: dict[str, Json] = {}
 
     def with_more(self, messages: list[Message], *, redacted: bool) -> Conversation:
-        """Return the conversation gone on with `messages`."""
+        """Return the conversation with `messages` added."""
         names = self.names.copy()
-        added = render_state(messages, names)
-        state = f"{self.state}\n\n{added}" if self.state and added else self.state or added
+        added = "\n\n".join(Transcript(names).blocks(messages))
+        state = "\n\n".join(filter(None, (self.state, added)))
         return Conversation(
             messages=self.messages + messages,
             state=state,
             names=names,
             redacted=self.redacted or redacted,
+            missing=self.missing,
             tools=self.tools,
             params=self.params,
         )
 
 
+class NotACall(Exception):  # noqa: N818 - decides which list a request is noted in
+    """A request whose address could be a model's, and whose body is not one for a model."""
+
+
 class Asked(NamedTuple):
-    """A request: the conversation that it goes on from, and what of it is new."""
+    """A request: the conversation that it continues, and what of it is new."""
 
     written: Written
     before: Conversation
     new: list[Json]
-    """The pieces behind `before`, which the wire's `chat` makes messages of."""
+    """The pieces after `before`, which the wire's `chat` turns into messages."""
     fields: Fields | None
-    """The request's top level; None where all beside the conversation is as in `before`."""
+    """The request's top level; None if all but the conversation is as in `before`."""
     kept_by_server: bool
     """Whether the request names `before` instead of repeating it."""
+    named: str | None = None
+    """The response or conversation that the request says it continues."""
 
 
 class Conversations:
@@ -70,17 +82,23 @@ class Conversations:
     def __init__(self) -> None:
         self._latest: list[tuple[Written, Conversation]] = []
         self._said = Reply()
-        """The latest reply, which the next request mostly repeats."""
+        """The latest reply, which the next request usually repeats."""
         self._answered: dict[str, Conversation] = {}
-        """By the id of a response that the server keeps, and that a request may go on from."""
+        """By the id of a response or conversation that the server keeps and requests may name."""
         self._tools: dict[bytes, Cleaned] = {}
         self._params: dict[tuple[tuple[str, bytes], ...], dict[str, Json]] = {}
 
-    def follow(self, wire: Wire, body: bytes) -> Asked:
-        """Return a request, read as far as no earlier one was; remembers nothing of it.
+    def follow(self, wire: Wire, body: bytes, *, certain: bool = True) -> Asked:
+        """Return a request, decoded as far as it differs from earlier ones; remembers nothing.
+
+        Args:
+            wire: The API.
+            body: The request.
+            certain: Whether host and path leave no doubt that it goes to a model.
 
         Raises:
-            Unreadable: it is no JSON object, or its conversation is none.
+            NotACall: it does not have the shape of a request to a model.
+            Unreadable: it is not a JSON object.
         """
         longest: tuple[Written, Conversation] | None = None
         for known in self._latest:
@@ -92,7 +110,7 @@ class Conversations:
             new = longest[0].new_in(body)
             if new is not None:
                 return Asked(longest[0].grown(body), longest[1], new, None, kept_by_server=False)
-        return self._compare(wire, body)
+        return self._compare(wire, body, certain=certain)
 
     def read(self, asked: Asked, clean: Clean) -> Conversation:
         """Return what a request asks, and remember it."""
@@ -101,40 +119,50 @@ class Conversations:
         if clean is not None:
             messages, redacted = clean(messages)
         if asked.kept_by_server:
-            talk = _gone_on(before, messages, redacted=redacted)
+            talk = _continued(before, messages, redacted=redacted)
         else:
             _share(messages, self._said)
             talk = before.with_more(messages, redacted=redacted)
-            self._remember(asked.written, talk, instead_of=before)
+            if asked.named is not None:
+                talk.missing = asked.named
+            else:
+                self._remember(asked.written, talk, instead_of=before)
         if fields is not None:
             tools = self._read_tools(asked.written.wire, fields, clean)
             talk.tools, talk.redacted = tools.value or None, talk.redacted or tools.changed
             talk.params = self._read_params(fields, clean)
         return talk
 
-    def answered(self, wire: Wire, talk: Conversation, reply: Reply) -> None:
-        """Remember what was answered; as a conversation, where the server does so too."""
+    def answered(self, asked: Asked, talk: Conversation, reply: Reply) -> None:
+        """Remember an answer; as a conversation too if the server keeps one."""
         self._said = reply
-        if wire is RESPONSES and reply.response_id is not None:
-            said = talk.with_more([reply.as_message()], redacted=reply.redacted)
-            self._answered[reply.response_id] = said
+        if asked.written.wire is not RESPONSES:
+            return
+        names = [reply.response_id]
+        if asked.fields is not None and "conversation" in asked.fields:
+            names.append(asked.named or previous(asked.fields))
+        whole = talk.with_more([reply.as_message()], redacted=reply.redacted)
+        for name in filter(None, names):
+            self._answered[name] = whole
 
-    def _compare(self, wire: Wire, body: bytes) -> Asked:
-        """Read a request as a whole, and look which conversation it goes on from piece by piece."""
+    def _compare(self, wire: Wire, body: bytes, *, certain: bool) -> Asked:
+        """Decode a whole request, and find the conversation it continues piece by piece."""
         fields = decode_fields(body)
+        if not wire.accepts(fields, certain=certain):
+            raise NotACall
         named = previous(fields) if wire is RESPONSES else None
         asked = written(wire, body, fields, may_grow=named is None)
         before = self._answered.get(named or "")
         if before is not None:
             new = [decode(part) for part in asked.parts]
-            return Asked(asked, before, new, fields, kept_by_server=True)
+            return Asked(asked, before, new, fields, kept_by_server=True, named=named)
         before, shared = Conversation(), 0
         for known, talk in self._latest:
             count = known.shared_with(asked)
             if count == len(known.parts) > shared:
                 before, shared = talk, count
         new = [decode(part) for part in asked.parts[shared:]]
-        return Asked(asked, before, new, fields, kept_by_server=False)
+        return Asked(asked, before, new, fields, kept_by_server=False, named=named)
 
     def _remember(self, asked: Written, talk: Conversation, *, instead_of: Conversation) -> None:
         kept = [known for known in self._latest if known[1] is not instead_of]
@@ -156,17 +184,19 @@ class Conversations:
         return self._params[key]
 
 
-def _gone_on(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:
-    """Return a conversation that the server keeps, gone on; instructions hold for one request."""
+def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:
+    """Return a conversation that the server keeps with more; instructions hold for one request."""
     system = [message for message in new if message["role"] == "system"]
-    said = [message for message in [*before.messages, *new] if message["role"] != "system"]
-    return Conversation().with_more([*system, *said], redacted=before.redacted or redacted)
+    rest = [message for message in [*before.messages, *new] if message["role"] != "system"]
+    talk = Conversation().with_more([*system, *rest], redacted=before.redacted or redacted)
+    talk.missing = before.missing
+    return talk
 
 
 def _share(messages: list[Message], said: Reply) -> None:
-    """Let messages that repeat a reply hold its very texts and calls: memory has them once."""
+    """Let messages that repeat a reply share its texts and calls, to hold them in memory once."""
     for message in messages:
-        if message.get("role") != "assistant":
+        if message.get("role") != "assistant" or not isinstance(message, dict):
             continue
         if said.text and message.get("content") == said.text:
             message["content"] = said.text

@@ -14,22 +14,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from orbiter.train.capture.conversation import Asked, Conversations
+from orbiter.train.capture.conversation import Asked, Conversation, Conversations, NotACall
+from orbiter.train.capture.encoding import decoded
 from orbiter.train.capture.exchange import Exchange
-from orbiter.train.capture.item import Attempt, cleaned, item_of, metadata_of, read
+from orbiter.train.capture.item import Attempt, cleaned, completed, item_of, metadata_of, read
 from orbiter.train.capture.joining import Joins, ToolRun
 from orbiter.train.capture.redact import Redactor
-from orbiter.train.capture.wire import Wire
+from orbiter.train.capture.wire import Recognised
 from orbiter.train.chat.reply import Reply, Unreadable, decode
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem, fields
 
 log = logging.getLogger(__name__)
+_UNREADABLE = (Unreadable, KeyError, TypeError, AttributeError, ValueError)
+"""What reading an answer of an unexpected shape may raise."""
 
 
 class _Final(NamedTuple):
     reward: float
     gamma: float
+
+
+class _Background(NamedTuple):
+    """A response that the server is still making."""
+
+    step: int
+    """The step whose item waits for it."""
+    asked: Asked
+    talk: Conversation
 
 
 class Episode:
@@ -72,6 +84,8 @@ class Episode:
         self._talks = Conversations()
         self._joins = Joins()
         self._failed: list[Attempt] = []
+        self._background: dict[str, _Background] = {}
+        """Responses that are being made while the agent goes on, by their ids."""
         self._final: _Final | None = None
         self._left = False
 
@@ -156,9 +170,31 @@ class Episode:
 
     # What is seen of it.
 
-    def begin(self, wire: Wire, body: bytes, secrets: tuple[str, ...] = ()) -> Exchange:
-        """Return a new exchange of this episode, to be fed with what comes back."""
-        exchange = Exchange(self, wire, body, secrets)
+    def begin(
+        self,
+        recognised: Recognised,
+        body: bytes,
+        secrets: tuple[str, ...] = (),
+        *,
+        address: str = "",
+        encoding: str = "",
+    ) -> Exchange:
+        """Return a new exchange of this episode, to be fed with what comes back.
+
+        Args:
+            recognised: The API that the request speaks.
+            body: The request.
+            secrets: The keys that it is sent with, to be removed from its texts.
+            address: The request in messages, as "POST host/path".
+            encoding: The request's content encoding.
+        """
+        unreadable = None
+        try:
+            body = decoded(body, encoding)
+        except Unreadable as problem:
+            unreadable = str(problem)
+        exchange = Exchange(self, recognised, body, secrets, address)
+        exchange.unreadable = unreadable
         with self._lock:
             self._open.add(exchange)
         return exchange
@@ -211,18 +247,55 @@ class Episode:
             self._joins.note(self._step - 1, {"episode_error": error})
 
     def _take(self, exchange: Exchange, body: bytes, error: str | None) -> None:
+        if exchange.retrieves is not None:
+            self._take_retrieved(exchange, body, error)
+            return
         try:
+            if exchange.unreadable is not None:
+                raise Unreadable(exchange.unreadable)
+            wire = exchange.wire
+            asked = self._talks.follow(wire, exchange.body, certain=exchange.certain)
             reply = read(exchange, body, error)
             if reply.is_empty() and reply.error is not None:
                 self._fail(exchange, reply.error)
                 return
-            asked = self._talks.follow(exchange.wire, exchange.body)
-        except (Unreadable, KeyError, TypeError, AttributeError, ValueError) as problem:
+        except NotACall:
+            self.note_other(exchange.address)
+            return
+        except _UNREADABLE as problem:
+            if not exchange.certain and exchange.status < 400:
+                self.note_other(exchange.address)
+                return
             if exchange.status < 400 and error is None:
                 log.warning("a model's answer could not be read: %s", problem)
             self._fail(exchange, error or str(problem))
             return
         self._answer(exchange, asked, reply)
+
+    def _take_retrieved(self, exchange: Exchange, body: bytes, error: str | None) -> None:
+        """Complete the item of a response that was made in the background and is fetched now."""
+        waiting = self._background.get(exchange.retrieves or "")
+        if waiting is None:
+            self.note_other(exchange.address)
+            return
+        try:
+            reply = read(exchange, body, error)
+        except _UNREADABLE as problem:
+            self._fail(exchange, error or str(problem))
+            return
+        if reply.pending:
+            return
+        if reply.is_empty() or reply.response_id is None:
+            self._fail(exchange, reply.error or "the response could not be fetched")
+            return
+        del self._background[exchange.retrieves or ""]
+        talk, reply = self._cleaned(exchange, waiting.talk, reply)
+        entries = metadata_of(exchange, talk, reply, []) | {"background": True}
+        made = item_of(talk, reply, episode_id=self.id, step=waiting.step, metadata=entries)
+        self._join()
+        self.dataset.revise(self.id, waiting.step, lambda item: completed(item, made))
+        self._talks.answered(waiting.asked, talk, reply)
+        self._joins.answered(waiting.step, reply.response_id, reply.tool_calls)
 
     def _fail(self, exchange: Exchange, error: str) -> None:
         clean = self._redactor.cleaner(exchange.secrets)
@@ -230,12 +303,21 @@ class Episode:
         self._failed.append(Attempt(exchange.status, shown))
         self.failures.append(self._failed[-1])
 
+    def _cleaned(
+        self, exchange: Exchange, talk: Conversation, reply: Reply
+    ) -> tuple[Conversation, Reply]:
+        """Return a reply without secrets, to a conversation that has none any more."""
+        clean = self._redactor.cleaner([s for s in exchange.secrets if reply.contains(s)])
+        return talk, reply if clean is None else cleaned(reply, clean, prompt_too=talk.redacted)
+
     def _answer(self, exchange: Exchange, asked: Asked, reply: Reply) -> None:
-        found = [s for s in exchange.secrets if s.encode() in exchange.body or reply.says(s)]
-        clean = self._redactor.cleaner(found)
+        shown = [s for s in exchange.secrets if s.encode() in exchange.body or reply.contains(s)]
+        clean = self._redactor.cleaner(shown)
         talk = self._talks.read(asked, clean)
         if clean is not None:
             reply = cleaned(reply, clean, prompt_too=talk.redacted)
+        if reply.pending:
+            reply.error = f"not complete: the response is {reply.finish_reason}, to be fetched"
         self._keep(
             item_of(
                 talk,
@@ -249,7 +331,10 @@ class Episode:
             )
         )
         self._failed = []
-        self._talks.answered(exchange.wire, talk, reply)
+        if reply.pending and reply.response_id is not None:
+            self._background[reply.response_id] = _Background(self._step - 1, asked, talk)
+            return
+        self._talks.answered(asked, talk, reply)
         self._joins.answered(self._step - 1, reply.response_id, reply.tool_calls)
 
     def _family(self) -> dict[str, object]:

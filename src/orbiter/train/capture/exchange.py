@@ -1,17 +1,20 @@
-"""One request to a model on its way: what goes out, what comes back, until the reply is whole.
+"""One request to a model under way: what goes out and what comes back, until the reply is whole.
 
-Whoever carries the bytes (the patched client, the proxy) feeds them in. The call is kept before the
-bytes that end it are handed on, so a reply that the agent has seen whole is never lost.
+Whatever carries the bytes (a patched client, the proxy) feeds them in. The call is kept before the
+bytes that end it are handed on, so a reply that the agent has seen in full is never lost.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from orbiter.train.capture.context import SPEAKER
-from orbiter.train.capture.wire import Wire
+from orbiter.train.capture.encoding import Decode, decoder
+from orbiter.train.capture.wire import Recognised, Wire
+from orbiter.train.capture.wire.events import is_event_stream
+from orbiter.train.chat.reply import Unreadable
 
 if TYPE_CHECKING:
     from orbiter.train.capture.episode import Episode
@@ -24,60 +27,87 @@ class Exchange:
     """One request and the answer that comes in. One thread at a time."""
 
     __slots__ = (
-        "_chunks", "_clock", "_ending", "_tail", "agent", "body", "done", "episode",
-        "first_token_seconds", "seconds", "secrets", "started", "status", "streamed", "unpack",
-        "wire",
+        "_chunks", "_clock", "_decode", "_ending", "_tail", "address", "agent", "body", "certain",
+        "done", "episode", "first_token_seconds", "retrieves", "seconds", "secrets", "started",
+        "status", "streamed", "unreadable", "wire",
     )  # fmt: skip
 
-    def __init__(self, episode: Episode, wire: Wire, body: bytes, secrets: tuple[str, ...]) -> None:
-        self.episode, self.wire, self.body, self.secrets = episode, wire, body, secrets
+    def __init__(
+        self,
+        episode: Episode,
+        recognised: Recognised,
+        body: bytes,
+        secrets: tuple[str, ...],
+        address: str = "",
+    ) -> None:
+        """Begin with the request; `address` names it in messages, as "POST host/path"."""
+        self.episode, self.body, self.secrets, self.address = episode, body, secrets, address
+        self.wire: Wire = recognised.wire
+        self.certain = recognised.certain
+        self.retrieves = recognised.retrieves
         self.agent = SPEAKER.get()
-        """Who asks, where a hook knows it."""
+        """The agent that made the request, if a hook knows it."""
         self.started = time.time()
         self.status = 0
         self.streamed = False
         self.seconds = 0.0
         self.first_token_seconds: float | None = None
         self.done = False
-        self.unpack: Callable[[bytes], bytes] | None = None
-        """Undoes the content encoding, where the bytes come in compressed."""
+        self.unreadable: str | None = None
+        """Why the bytes could not be decoded."""
         self._clock = time.perf_counter()
+        self._decode: Decode | None = None
         self._chunks: list[bytes] = []
         self._tail = b""
         self._ending = b""
 
-    def answered(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Take the head of the response; return the encoding that it is packed in, or ""."""
+    def answered(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take the head of the response; `headers` as they go over the wire."""
         self.status = status
-        encoding = b""
         for name, value in headers:
             if len(name) in _LENGTHS:  # most names need no look
                 if name.lower() == b"content-type":
-                    self.streamed = value.startswith(b"text/event-stream")
+                    self.streamed = value.lower().startswith(b"text/event-stream")
                 elif name.lower() == b"content-encoding":
-                    encoding = value
-        return "" if encoding == b"identity" else encoding.decode("latin-1")
+                    self._decode = decoder(value.decode("latin-1"))
 
-    def feed(self, chunk: bytes) -> None:
-        """Take bytes of the response; the call is kept where they end it."""
+    def feed(self, chunk: bytes, *, decoded: bool = False) -> None:
+        """Take bytes of the response; the call is kept when they end it.
+
+        Args:
+            chunk: The next bytes.
+            decoded: Whether the client has undone the content encoding already.
+        """
         if self.done:
             return
         if self.first_token_seconds is None:
             self.first_token_seconds = time.perf_counter() - self._clock
+        if self._decode is not None and not decoded and self.unreadable is None:
+            try:
+                chunk = self._decode(chunk)
+            except Unreadable as problem:
+                self.unreadable = str(problem)
+        if not chunk or self.unreadable is not None:
+            return
+        if not self._chunks:
+            # The content type may be wrong: the first bytes decide.
+            self.streamed = is_event_stream(chunk) or (
+                self.streamed and not chunk.lstrip().startswith((b"{", b"["))
+            )
         self._chunks.append(chunk)
-        if self.streamed and self.unpack is None and self._is_last(chunk):
+        if self.streamed and self._is_last(chunk):
             self.close()
 
     def close(self, error: str | None = None) -> None:
-        """End the exchange; `error` says why the bytes ended, where they should not have."""
+        """End the exchange; `error` says why the bytes ended too early."""
         if self.done:
             return
         self.done = True
         self.seconds = time.perf_counter() - self._clock
-        self.episode.ended(self, b"".join(self._chunks), error)
+        self.episode.ended(self, b"".join(self._chunks), self.unreadable or error)
 
     def _is_last(self, chunk: bytes) -> bool:
-        """Say whether the event that ends a stream has come in whole."""
+        """Return whether the event that ends a stream has come in whole."""
         if self._ending:
             self._ending += chunk
         else:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from orbiter.train.capture.wire import wire_of
+from orbiter.train.capture.wire import recognise
 
 Foreign = Any
 """What belongs to a library that need not be installed."""
@@ -151,7 +151,7 @@ def wrap_async(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..
 def _answerer(request: Foreign) -> Answerer | None:
     """Return who answers a request, if it is one to a model and anybody does."""
     current = ANSWERING.get()
-    if current is None or wire_of(request.method, request.url.path) is None:
+    if current is None or recognise(request.method, request.url.host, request.url.path) is None:
         return None
     takes = current.answerer.takes(request.method, request.url.path)
     return current.answerer if takes else None

@@ -1,53 +1,58 @@
-"""From an exchange that is over to the item that is kept of it.
+"""Makes an item of an exchange that is over.
 
 state, messages, tools     what the model was asked
-action, tool_calls         what it answered; `action` as `render.py` says
+action, tool_calls         what it answered; the texts are in the form of `chat/transcript.py`
 prompt_token_ids, token_ids, logprobs      where the server gives them
-metadata                   api, model, response_id, finish_reason, params, seconds, and where
-                           there is something to say: input_tokens, output_tokens,
-                           cached_tokens, reasoning_tokens, stream, first_token_seconds,
-                           reasoning, error, failed_attempts, other_answers, logprobs and
+metadata                   api, model, response_id, finish_reason, params, seconds, and those
+                           of these that apply: input_tokens (cached ones included),
+                           output_tokens, cached_tokens, cache_write_tokens,
+                           reasoning_tokens, stream, first_token_seconds, reasoning,
+                           server_calls, error, failed_attempts, other_answers, logprobs and
                            logprob_tokens (without token ids), redacted, tool_runs, branch,
-                           parent_episode, episode_error
+                           parent_episode, episode_error, history_missing (the response or
+                           conversation that the request continues and nobody captured)
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from orbiter.train.capture.conversation import Conversation
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Cleaner
-from orbiter.train.capture.wire.events import events
-from orbiter.train.chat.reply import Json, Reply, decode
-from orbiter.train.chat.transcript import render_action
+from orbiter.train.capture.wire.events import events, is_event_stream
+from orbiter.train.chat.message import Json
+from orbiter.train.chat.reply import Reply, decode
+from orbiter.train.chat.transcript import write_action
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import from_values
 
 
 class Attempt(NamedTuple):
-    """A request to a model that brought no answer."""
+    """A request to a model that got no answer."""
 
     status: int
-    """Of HTTP; 0 where no whole response came."""
+    """HTTP status; 0 if no complete response came."""
     error: str
 
 
 def read(exchange: Exchange, body: bytes, error: str | None) -> Reply:
-    """Read what was answered; a reply that broke off carries its error.
+    """Read an answer; one that broke off carries its error.
 
     Raises:
-        Unreadable: it is not what its path promises.
+        Unreadable: it is not what the path promises.
     """
-    if exchange.unpack is not None:
-        body = exchange.unpack(body)
     if exchange.status >= 400 or not body:
         return Reply(error=error or _failure(exchange.status, body))
-    if not exchange.streamed:
+    if not (exchange.streamed or is_event_stream(body)):
         return exchange.wire.reply(decode(body))
     reply = exchange.wire.assemble(events(body))
-    if reply.finish_reason is None and reply.error is None:
+    ended = any(mark in b"\n" + body for mark in exchange.wire.terminal)
+    if reply.finish_reason is None and reply.error is None and not ended:
         reply.error = error or "the stream ended before the answer did"
+    if reply.is_empty() and reply.error is None:
+        reply.error = error or "the stream ended without an answer"
     return reply
 
 
@@ -55,29 +60,43 @@ def item_of(
     talk: Conversation,
     reply: Reply,
     *,
-    task_id: str | None,
     episode_id: str,
     step: int,
-    agent: str | None,
-    timestamp: float,
     metadata: dict[str, Json],
+    task_id: str | None = None,
+    agent: str | None = None,
+    timestamp: float | None = None,
 ) -> TrajectoryItem:
-    """Return the item of a call; all of it came out of JSON, so nothing is checked again."""
+    """Return the item of a call; all of it came from JSON, so nothing is checked again."""
     logprobs = reply.logprobs if reply.logprob_tokens is None else None
     return from_values(
         (
-            talk.state, render_action(reply), None, metadata, task_id, episode_id,
-            step, agent, talk.messages, talk.tools, reply.tool_calls or None, None,
+            talk.state, write_action(reply.text, reply.tool_calls), None, metadata, task_id,
+            episode_id, step, agent, talk.messages, talk.tools, reply.tool_calls or None, None,
             timestamp, reply.prompt_token_ids, reply.token_ids, logprobs,
         )
     )  # fmt: skip
 
 
+def completed(waiting: TrajectoryItem, made: TrajectoryItem) -> TrajectoryItem:
+    """Return an item of a response that was not complete, with the complete answer."""
+    kept = {name: value for name, value in waiting.metadata.items() if name != "error"}
+    return replace(
+        waiting,
+        action=made.action,
+        tool_calls=made.tool_calls,
+        metadata={**kept, **made.metadata, "params": kept.get("params", {})},
+        prompt_token_ids=made.prompt_token_ids,
+        token_ids=made.token_ids,
+        logprobs=made.logprobs,
+    )
+
+
 def metadata_of(
     exchange: Exchange, talk: Conversation, reply: Reply, failed: list[Attempt]
 ) -> dict[str, Json]:
-    """Return what is known of a call beside its texts."""
-    found: dict[str, Json] = {
+    """Return an item's metadata: what is known of a call beside its texts."""
+    entries: dict[str, Json] = {
         "api": exchange.wire.name,
         "model": reply.model,
         "response_id": reply.response_id,
@@ -89,23 +108,26 @@ def metadata_of(
         "error": reply.error,
         "failed_attempts": [attempt._asdict() for attempt in failed] if failed else None,
         "other_answers": reply.others or None,
+        "server_calls": reply.server_calls or None,
+        "history_missing": talk.missing,
         "redacted": talk.redacted or reply.redacted or None,
     }
     if exchange.streamed:
         first = exchange.first_token_seconds or 0.0
-        found |= {"stream": True, "first_token_seconds": round(first, 6)}
+        entries |= {"stream": True, "first_token_seconds": round(first, 6)}
     if reply.logprob_tokens is not None:
-        found |= {"logprobs": reply.logprobs, "logprob_tokens": reply.logprob_tokens}
-    return {name: value for name, value in found.items() if value is not None}
+        entries |= {"logprobs": reply.logprobs, "logprob_tokens": reply.logprob_tokens}
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def cleaned(reply: Reply, clean: Cleaner, *, prompt_too: bool) -> Reply:
-    """Take the secrets out of a reply; ids of tokens that spell them go with them."""
+    """Remove the secrets from a reply, and the token ids that would spell them."""
     if prompt_too:
         reply.prompt_token_ids = None
-    said = (reply.text, reply.tool_calls, reply.reasoning, reply.others, reply.error)
-    value, changed = clean([*said])
-    reply.text, reply.tool_calls, reply.reasoning, reply.others, reply.error = value
+    texts = [reply.text, reply.tool_calls, reply.reasoning, reply.others, reply.error]
+    value, changed = clean([*texts, reply.server_calls])
+    reply.text, reply.tool_calls, reply.reasoning, reply.others, reply.error = value[:5]
+    reply.server_calls = value[5]
     if changed:
         reply.redacted = True
         reply.token_ids = reply.logprobs = reply.logprob_tokens = None
@@ -113,5 +135,5 @@ def cleaned(reply: Reply, clean: Cleaner, *, prompt_too: bool) -> Reply:
 
 
 def _failure(status: int, body: bytes) -> str:
-    said = body[:500].decode("utf-8", "replace")
-    return f"HTTP {status}: {said}" if status >= 400 else "an empty response"
+    shown = body[:500].decode("utf-8", "replace")
+    return f"HTTP {status}: {shown}" if status >= 400 else "an empty response"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from orbiter.train.chat.reply import Json, Message
+from orbiter.train.chat.message import Json, Message
+from orbiter.train.chat.tool_calls import input_of, name_of
 from orbiter.train.trajectory import TrajectoryItem
 
 Change = Callable[[TrajectoryItem], TrajectoryItem]
@@ -54,8 +55,8 @@ class Joins:
         if response_id is not None:
             self._step_of[response_id] = step
         for call in calls:
-            function = call["function"]
-            self._calls.append(_Call(step, call["id"], function["name"], function["arguments"]))
+            call_id = str(call.get("id") or "")
+            self._calls.append(_Call(step, call_id, name_of(call), input_of(call)))
 
     def tool_ran(self, run: ToolRun) -> None:
         """Gather an execution for the step that asked for it; for the latest where none did."""

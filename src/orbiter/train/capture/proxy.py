@@ -17,11 +17,13 @@ header `x-orbiter-token`, or as the client's API key, which then gives way to th
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orbiter.train.capture.redact import Redact
 from orbiter.train.errors import ConfigError, require
-from orbiter.train.net import bind, is_loopback
+from orbiter.train.http_server import make_server
+from orbiter.train.net import bind, http_address, is_loopback
 from orbiter.train.trajectory import TrajectoryDataset
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def run_proxy(
     token: str | None = None,
     api_key: str | None = None,
     redact: Redact = None,
+    on_ready: Callable[[str], object] | None = None,
 ) -> None:
     """Serve until interrupted; every call is in the journal at `path` before its reply is whole.
 
@@ -48,6 +51,7 @@ def run_proxy(
         token: What clients must show.
         api_key: The model's key, put in the place of a token that came as the client's key.
         redact: As for `record`.
+        on_ready: Called with the proxy's address once its port is taken.
 
     Raises:
         ConfigError: an open address without a token, a malformed address, or a port that does not
@@ -55,15 +59,15 @@ def run_proxy(
         StorageError: the journal is held by another process, or is no journal.
         MissingExtraError: the extra `capture` is not installed.
     """
-    uvicorn = require("uvicorn", extra="capture")
     if token is None and not is_loopback(host):
         raise ConfigError(
             f"host {host!r} can be reached from other machines: give a token=, or keep 127.0.0.1"
         )
     with bind(host, port) as listener, TrajectoryDataset(path=path) as dataset:
         app = proxy_app(to, dataset, token=token, api_key=api_key, redact=redact)
-        config = uvicorn.Config(app, log_level="warning", lifespan="on", access_log=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        if on_ready is not None:
+            on_ready(http_address(host, listener.getsockname()[1]))
+        make_server(app, extra="capture", lifespan="on").run(sockets=[listener])
 
 
 def proxy_app(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpcore2
-import httpx2
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,10 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from orbiter.train.capture.encoding import narrowed
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Redact, Redactor, keys_in
 from orbiter.train.capture.sessions import Sessions
-from orbiter.train.capture.wire import wire_of
+from orbiter.train.capture.wire import recognise
 from orbiter.train.errors import TrainError
 from orbiter.train.net import refuse_web_pages, same_secret
 from orbiter.train.trajectory import TrajectoryDataset
@@ -129,11 +129,21 @@ class _Proxy:
         headers = self._admit(request)
         path = f"/{request.path_params['path']}"
         body = await request.body()
-        wire = wire_of(request.method, path)
+        recognised = recognise(request.method, self._host.decode().partition(":")[0], path)
         exchange = None
-        if wire is not None:
+        if recognised is not None:
             episode = self._sessions.episode(request.path_params["session"])
-            exchange = episode.begin(wire, body, keys_in(request.headers.raw))
+            exchange = episode.begin(
+                recognised,
+                body,
+                keys_in(request.headers.raw),
+                address=f"{request.method} {path}",
+                encoding=request.headers.get("content-encoding", ""),
+            )
+            headers = [
+                (name, narrowed(value) if name.lower() == b"accept-encoding" else value)
+                for name, value in headers
+            ]
         query = f"?{request.url.query}" if request.url.query else ""
         sent = httpcore2.Request(
             request.method,
@@ -187,9 +197,7 @@ class _Passed(Response):
         self._response, self._exchange = response, exchange
         self.background = None
         if exchange is not None:
-            packed = exchange.answered(response.status, response.headers)
-            if packed:
-                exchange.unpack = _unpacker(packed)
+            exchange.answered(response.status, response.headers)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         response, exchange = self._response, self._exchange
@@ -213,11 +221,6 @@ class _Passed(Response):
 
 
 _NOT_PASSED = frozenset((b"connection", b"keep-alive", b"transfer-encoding"))
-
-
-def _unpacker(encoding: str) -> Callable[[bytes], bytes]:
-    headers = {"content-encoding": encoding}
-    return lambda raw: httpx2.Response(200, headers=headers, content=raw).content
 
 
 async def _json(request: Request) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import msgspec
 
 from orbiter.train.capture.wire import Part, Wire
-from orbiter.train.chat.reply import Fields, Json, Unreadable, decode, decode_fields
+from orbiter.train.chat.message import Json
+from orbiter.train.chat.reply import Fields, Unreadable, decode, decode_fields
 
 
 class Written:

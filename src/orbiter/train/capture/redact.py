@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from orbiter.train.chat.reply import Fields, Json
+from orbiter.train.chat.message import Json
+from orbiter.train.chat.reply import Fields
 from orbiter.train.errors import CallbackError, ConfigError, boundary
 
 Redact = Callable[[str], str] | Iterable[str | re.Pattern[str]] | None

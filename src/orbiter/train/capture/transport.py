@@ -29,7 +29,7 @@ from orbiter.train.capture.in_process import (
 )
 from orbiter.train.capture.redact import keys_in
 from orbiter.train.capture.threads import follow_threads
-from orbiter.train.capture.wire import Wire, wire_of
+from orbiter.train.capture.wire import Recognised, recognise
 
 Foreign = Any
 """What belongs to a library that need not be installed."""
@@ -122,16 +122,16 @@ def _sync_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..
 
     @functools.wraps(send)
     def captured(client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
-        wire = _wire_of(request)
-        if wire is None:
+        recognised = _recognised(request)
+        if recognised is None:
             return send(client, request, *args, **kwargs)
-        exchange = _begin(wire, request, request.read())
+        exchange = _begin(recognised, request, request.read())
         try:
             response = send(client, request, *args, **kwargs)
         except BaseException as error:
             exchange.close(_said(error))
             raise
-        return _carried(library, exchange, response, Stream)
+        return _carried(exchange, response, Stream)
 
     return captured
 
@@ -156,16 +156,16 @@ def _async_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[.
     async def captured(
         client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign
     ) -> Foreign:
-        wire = _wire_of(request)
-        if wire is None:
+        recognised = _recognised(request)
+        if recognised is None:
             return await send(client, request, *args, **kwargs)
-        exchange = _begin(wire, request, await request.aread())
+        exchange = _begin(recognised, request, await request.aread())
         try:
             response = await send(client, request, *args, **kwargs)
         except BaseException as error:
             exchange.close(_said(error))
             raise
-        return _carried(library, exchange, response, Stream)
+        return _carried(exchange, response, Stream)
 
     return captured
 
@@ -185,45 +185,49 @@ class _Stream:
 _LEFT = "closed before the end"
 
 
-def _wire_of(request: Foreign) -> Wire | None:
-    """Return what a request of an episode speaks; what belongs nowhere is noted if it may matter.
+def _recognised(request: Foreign) -> Recognised | None:
+    """Return the API that a request inside an episode speaks; None if it is not to be captured."""
+    url = request.url
+    return recognised_here(request.method, url.host, url.path)
 
-    None: it is not to be captured.
+
+def recognised_here(method: str, host: str, path: str) -> Recognised | None:
+    """Return the API that a request from the running code speaks; None: do not capture it.
+
+    A request that no episode captures is counted, to explain later why nothing was captured.
     """
+    recognised = recognise(method, host, path)
     episode = CURRENT.get()
     if episode is None or episode.over:
-        if OPEN.blocks and wire_of(request.method, request.url.path) is not None:
+        if OPEN.blocks and recognised is not None and recognised.retrieves is None:
             OPEN.stray()
         return None
-    wire = wire_of(request.method, request.url.path)
-    if wire is None:
-        episode.note_other(f"{request.method} {request.url.host}{request.url.path}")
-    return wire
+    if recognised is None:
+        episode.note_other(f"{method} {host}{path}")
+    return recognised
 
 
-def _begin(wire: Wire, request: Foreign, body: bytes) -> Exchange:
+def _begin(recognised: Recognised, request: Foreign, body: bytes) -> Exchange:
     episode = CURRENT.get()
     assert episode is not None
-    return episode.begin(wire, body, keys_in(request.headers.raw))
+    return episode.begin(
+        recognised,
+        body,
+        keys_in(request.headers.raw),
+        address=f"{request.method} {request.url.host}{request.url.path}",
+        encoding=request.headers.get("content-encoding", ""),
+    )
 
 
 def _carried(
-    library: ModuleType,
-    exchange: Exchange,
-    response: Foreign,
-    stream: Callable[[Foreign, Exchange], Foreign],
+    exchange: Exchange, response: Foreign, stream: Callable[[Foreign, Exchange], Foreign]
 ) -> Foreign:
-    """Give the exchange the response, or what will come of it."""
-    packed = exchange.answered(response.status_code, response.headers.raw)
+    """Give the exchange the response, or the bytes that will come of it."""
+    exchange.answered(response.status_code, response.headers.raw)
     if response.is_stream_consumed or response.is_closed:
-        exchange.feed(response.content)
+        exchange.feed(response.content, decoded=True)
         exchange.close()
         return response
-    if packed:
-        headers = {"content-encoding": packed}
-        exchange.unpack = lambda raw: bytes(
-            library.Response(200, headers=headers, content=raw).content
-        )
     response.stream = stream(response.stream, exchange)
     return response
 

@@ -17,16 +17,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from orbiter.train.chat.message import (
-    REASONING,
-    Message,
-    Transcript,
-    action_of,
-    check_messages,
-    content_of,
-    state_of,
-    text_of,
-)
+from orbiter.train.chat.message import REASONING, Message, check_messages, text_of
+from orbiter.train.chat.transcript import Transcript, content_of, state_of, write_action
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
@@ -153,7 +145,7 @@ def item_of(
         entries["answer"] = rest
     return TrajectoryItem(
         state_of(prompt) if state is None else state,
-        action_of(text, calls),
+        write_action(text, calls),
         metadata=entries,
         messages=_beyond_state(prompt),
         tool_calls=calls,

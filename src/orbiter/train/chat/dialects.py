@@ -11,12 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orbiter.train.chat.message import as_json
+from orbiter.train.chat.message import Message
+from orbiter.train.chat.tool_calls import as_json
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.trajectory import fields
-
-Message = dict[str, Any]
 
 
 def messages_from(value: object, *, role: str = "user") -> list[Message]:
@@ -69,7 +68,10 @@ def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Messag
     }
     if split.results and not (split.content or split.calls or split.thoughts):
         return split.results
-    message: Message = {"role": who, "content": _content(content, split, joined=parts is content)}
+    message: dict[str, Any] = {
+        "role": who,
+        "content": _content(content, split, joined=parts is content),
+    }
     if not _CALLED.isdisjoint(given):
         split.calls.extend(map(call_from, _calls(given)))
     if split.calls:
@@ -96,7 +98,7 @@ def call_from(given: Mapping[str, Any]) -> Message:
     function = given.get("function")
     told = function if isinstance(function, Mapping) else given
     arguments: object = told.get("arguments", told.get("args", told.get("input", _NONE)))
-    call: Message = {"type": "function"}
+    call: dict[str, Any] = {"type": "function"}
     if isinstance(identifier := given.get("id"), str):
         call["id"] = identifier
     name = told.get("name")
@@ -157,7 +159,7 @@ class _Split:
 
 def _result(part: Mapping[str, Any]) -> Message:
     said = (part[key] for key in ("response", "result", "content") if key in part)
-    message: Message = {"role": "tool", "content": _result_content(next(said, None))}
+    message: dict[str, Any] = {"role": "tool", "content": _result_content(next(said, None))}
     identifier = part.get("id", part.get("tool_use_id"))
     if isinstance(identifier, str):
         message["tool_call_id"] = identifier

@@ -1,4 +1,4 @@
-"""What a model answered, in one form for all three wire formats; and the JSON they come in."""
+"""What a model answered, in one form for all three APIs, and the JSON that it comes in."""
 
 from __future__ import annotations
 
@@ -8,73 +8,77 @@ from typing import Any
 
 import msgspec
 
-Json = Any
-"""What came out of JSON."""
-Message = dict[str, Any]
-"""One message of a chat, in OpenAI's form."""
+from orbiter.train.chat.message import Json, Message
+from orbiter.train.chat.tool_calls import input_of
+
 Fields = dict[str, msgspec.Raw]
-"""A request's body: its top level, each value still as it was written."""
+"""A request's body: its top level, each value as the bytes that it came in."""
 
 
 class Reply(msgspec.Struct, kw_only=True, gc=False):
-    """One answer of a model: a `Struct`, for a call of a model makes one, and more."""
+    """One answer of a model."""
 
     text: str = ""
     tool_calls: list[Message] = []
+    """Calls for the agent to carry out."""
+    server_calls: list[Json] = []
+    """Calls that the API's server carried out itself (a web search, say): name, arguments, and the
+    blocks of the answer as they came, in `raw`."""
     reasoning: str = ""
-    """What the model thought aloud, where it is given apart from the answer."""
+    """What the model thought, if it is given apart from the answer."""
     response_id: str | None = None
     model: str | None = None
     finish_reason: str | None = None
     usage: dict[str, int] = {}
-    """Tokens, by "input_tokens", "output_tokens", "cached_tokens" and "reasoning_tokens"."""
+    """Token counts by "input_tokens" (cached ones included), "output_tokens", "cached_tokens",
+    "cache_write_tokens" and "reasoning_tokens"."""
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
     logprob_tokens: list[str] | None = None
-    """The tokens of `logprobs` as text, where their ids are not given."""
+    """The tokens of `logprobs` as text, if their ids are not given."""
     others: list[str] = []
-    """The answers beside the first where several were asked for."""
+    """The further answers if several were requested."""
     error: str | None = None
-    """Why the answer is not whole."""
+    """Why the answer is not complete."""
+    pending: bool = False
+    """Whether the answer is still being made and has to be fetched later."""
     redacted: bool = False
-    """Whether something was taken out of it."""
+    """Whether a secret was removed from it."""
 
     def is_empty(self) -> bool:
-        """Say whether nothing at all was answered."""
-        return not (self.text or self.tool_calls or self.reasoning or self.finish_reason)
+        """Return whether nothing at all was answered."""
+        return not (
+            self.text
+            or self.tool_calls
+            or self.server_calls
+            or self.reasoning
+            or self.finish_reason
+            or self.pending
+        )
 
-    def says(self, text: str) -> bool:
-        """Say whether a text stands anywhere in it."""
-        calls = [call["function"]["arguments"] for call in self.tool_calls]
-        said = (self.text, self.reasoning, self.error or "", *calls, *self.others)
-        return any(text in part for part in said)
+    def contains(self, text: str) -> bool:
+        """Return whether a text is anywhere in it."""
+        calls = [input_of(call) for call in self.tool_calls]
+        texts = (self.text, self.reasoning, self.error or "", *calls, *self.others)
+        if any(text in part for part in texts):
+            return True
+        return bool(self.server_calls) and text in msgspec.json.encode(self.server_calls).decode()
 
-    def as_message(self) -> Message:
-        """Return the answer as the conversation goes on with it."""
-        message: Message = {"role": "assistant", "content": self.text or None}
+    def as_message(self) -> dict[str, Any]:
+        """Return the answer as the message that continues the conversation."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text or None}
         if self.tool_calls:
             message["tool_calls"] = self.tool_calls
         return message
 
 
-class Unreadable(Exception):  # noqa: N818 - becomes a note in the episode, and never leaves it
+class Unreadable(Exception):  # noqa: N818 - becomes a note in the episode and never leaves it
     """A body that is not what its path promises."""
 
 
-def tool_call(call_id: object, name: object, arguments: object) -> Message:
-    """Return a call of a tool in OpenAI's form: its arguments are a text of JSON."""
-    if not isinstance(arguments, str):
-        arguments = msgspec.json.encode(arguments).decode()
-    return {
-        "id": str(call_id or ""),
-        "type": "function",
-        "function": {"name": str(name or ""), "arguments": arguments},
-    }
-
-
 def decode(raw: bytes | msgspec.Raw) -> Json:
-    """Return what a JSON text holds; half a surrogate pair in it becomes U+FFFD."""
+    """Return the value of a JSON text; half a surrogate pair in it becomes U+FFFD."""
     try:
         return msgspec.json.decode(raw)
     except msgspec.DecodeError:
@@ -82,40 +86,40 @@ def decode(raw: bytes | msgspec.Raw) -> Json:
     try:
         return msgspec.json.decode(mended)
     except msgspec.DecodeError as error:
-        raise Unreadable(f"no JSON ({error}): {bytes(raw)[:80]!r}") from None
+        raise Unreadable(f"not JSON ({error}): {bytes(raw)[:80]!r}") from None
 
 
 def decode_fields(body: bytes) -> Fields:
     """Return a request's top level.
 
     Raises:
-        Unreadable: it is no JSON object.
+        Unreadable: it is not a JSON object.
     """
     try:
         return _FIELDS.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unreadable(f"the request is no JSON object ({error})") from None
+        raise Unreadable(f"the request is not a JSON object ({error})") from None
 
 
 def whole_numbers(value: Json) -> list[int] | None:
-    """Return a list of token ids, or None where it is none."""
+    """Return a list of token ids; None if the value is not one."""
     if isinstance(value, list) and value and {type(inner) for inner in value} == {int}:
         return value
     return None
 
 
 def counts(usage: Json, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Return the token counts that a `usage` object holds, each found along its path."""
-    found: dict[str, int] = {}
+    """Return the token counts that a `usage` object holds, each by its path in the object."""
+    known: dict[str, int] = {}
     if not isinstance(usage, dict):
-        return found
+        return known
     for ours, (name, *within) in names.items():
         value = usage.get(name)
         if within and value is not None:
             value = value.get(*within) if isinstance(value, dict) else None
         if type(value) is int:
-            found[ours] = value
-    return found
+            known[ours] = value
+    return known
 
 
 _FIELDS = msgspec.json.Decoder(Fields)

@@ -95,9 +95,13 @@ def _device() -> Iterator[Finding]:
         return
     import torch
 
-    from orbiter.train.engine.models.load import pick_device
+    from orbiter.train.engine.arithmetic import choose_dtype, pick_device, processor
 
     device = pick_device()
+    arithmetic = choose_dtype("auto", device)
+    yield Finding(
+        what="dtype", level="ok", found=f"auto means {arithmetic.dtype} ({arithmetic.reason})"
+    )
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
@@ -111,7 +115,7 @@ def _device() -> Iterator[Finding]:
     yield Finding(
         what="device",
         level="ok",
-        found=f"{device.type}, {torch.get_num_threads()} threads",
+        found=f"{device.type}, {processor()}",
         remedy="models up to some 500M parameters train here" if device.type == "cpu" else "",
     )
 

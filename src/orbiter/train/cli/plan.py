@@ -23,6 +23,7 @@ def _here(plan: TrainPlan) -> list[tuple[str, str]]:
     ]
     if plan.longest_item is not None:
         lines.append(("longest item", f"{plan.longest_item} tokens"))
+    lines.append(("computes in", plan.computes or later))
     lines.append(("memory", plan.memory or later))
     lines.append(("time", later if plan.seconds is None else f"about {duration(plan.seconds)}"))
     return lines

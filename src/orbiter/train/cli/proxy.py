@@ -44,11 +44,14 @@ def proxy(
     from orbiter.train.capture.proxy import run_proxy
 
     output = Output()
-    output.say(
-        f"capturing to {out}; point the agent's base URL to http://{host}:{port}/s/SESSION/v1"
-    )
+
+    def ready(address: str) -> None:
+        output.say(f"capturing to {out}; set the agent's base URL to {address}/s/SESSION/v1")
+
     key = os.environ.get("ORBITER_TRAIN_UPSTREAM_KEY")
     try:
-        run_proxy(to, out, host=host, port=port, token=token, api_key=key, redact=redact)
-    except KeyboardInterrupt:  # the way it is meant to end
-        output.say(f"what was captured is in {out}")
+        run_proxy(
+            to, out, host=host, port=port, token=token, api_key=key, redact=redact, on_ready=ready
+        )
+    except KeyboardInterrupt:  # the normal way to end the proxy
+        output.say(f"the captured calls are in {out}")

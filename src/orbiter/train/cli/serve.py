@@ -30,7 +30,7 @@ def serve(
             help="What clients must send; made up where other machines can reach the host.",
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, or the first there is.")] = "auto",
     max_rows: Annotated[int, typer.Option(help="Answers drawn at the same time at most.")] = 32,
     max_waiting: Annotated[

@@ -1,13 +1,15 @@
-"""`python -m orbiter.train.demo`: run the main job, which `make demo` does.
+"""`python -m orbiter.train.demo`: run the main job; `make demo` calls this.
 
-Options: --quick (the whole way in seconds, on a model that cannot learn it), --control (as many
-seconds of further SFT as GRPO took, to compare with), --seed N, --out FOLDER.
+Options: --quick (every stage within seconds, on a model too small to learn the task), --control
+(give SFT the seconds that GRPO took, to compare), --seed N, --minutes M, --steps N, --out FOLDER.
+A run that was interrupted is continued by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -16,78 +18,97 @@ from pathlib import Path
 
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.outcome import Outcome
-from orbiter.train.demo.pipeline import run_demo
+from orbiter.train.demo.pipeline import open_run, run_demo
 from orbiter.train.demo.plan import QUICK, Plan
+from orbiter.train.demo.state import unfinished
 from orbiter.train.errors import TrainError
 from orbiter.train.interrupts import TwoStepInterrupt
 
 INTERRUPTED = 128 + signal.SIGINT
-"""What a shell expects of a process that Ctrl-C has ended."""
-STOPPING = "stopping after the current piece of work; Ctrl-C again ends the run at once"
-KEPT = {
-    "traces.jsonl": "the captured traces",
-    "sft/best": "the best model of SFT",
-    "model": "the trained model",
-}
-"""What an interrupted run may leave that is whole and worth keeping."""
+"""The exit code that a shell expects of a process ended by Ctrl-C."""
+STOPPING = "stopping after the current step; press Ctrl-C again to end the run at once"
+RUNS = Path("runs")
 
 
 def main() -> int:
     """Run the demo.
 
     Returns:
-        0, or 1 where something that it needs is missing, with what to do about it; 130 after
-        Ctrl-C, with what the run leaves.
+        0; 1 if something that it needs is missing, with what to do about it; 130 after Ctrl-C,
+        with how to continue.
     """
-    parser = argparse.ArgumentParser(prog="python -m orbiter.train.demo", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few requests")
-    parser.add_argument("--control", action="store_true", help="further SFT, to compare with")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, batches and samples")
-    parser.add_argument("--out", type=Path, help="the run's folder; runs/demo-<time> unless given")
-    options = parser.parse_args()
-    folder = options.out or Path("runs") / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    plan = replace(QUICK if options.quick else Plan(), control=options.control, seed=options.seed)
+    options = _parser().parse_args()
+    plan = _plan(options)
+    folder = options.out or unfinished(plan, RUNS)
     account = Account(Outcome())
+    if folder is None:
+        folder = RUNS / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    elif folder.exists() and any(folder.iterdir()):
+        account.console.print(f"continuing {folder}", markup=False, soft_wrap=True)
     try:
         finished = asyncio.run(_run(plan, folder, account))
     except TrainError as error:
         account.console.print(f"error: {error}", style="red", markup=False)
         return 1
     if not finished:
-        account.console.print(f"interrupted: {left_behind(folder)}", markup=False, soft_wrap=True)
+        command = shlex.join(["python", "-m", "orbiter.train.demo", *sys.argv[1:]])
+        account.console.print(
+            f"interrupted: {folder} keeps what is finished; `make demo`, or `{command}`, continues",
+            markup=False,
+            soft_wrap=True,
+        )
         return INTERRUPTED
     account.summary()
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m orbiter.train.demo", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few requests")
+    parser.add_argument("--control", action="store_true", help="further SFT, to compare with")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, batches and samples")
+    parser.add_argument("--minutes", type=float, help="time budget, downloads apart")
+    parser.add_argument("--steps", type=int, help="GRPO steps, however long they take")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], help="arithmetic")
+    parser.add_argument("--out", type=Path, help="folder of the run; runs/demo-<time> unless given")
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    plan = replace(QUICK if options.quick else Plan(), control=options.control, seed=options.seed)
+    if options.minutes is not None:
+        plan = replace(plan, minutes=options.minutes)
+    if options.dtype is not None:
+        plan = replace(plan, dtype=options.dtype)
+    if options.steps is not None:
+        plan = replace(plan, grpo_steps=options.steps, minutes=1e6)
+    return plan
+
+
 async def _run(plan: Plan, folder: Path, account: Account) -> bool:
     """Run the demo, and say whether it came to its end.
 
-    The first Ctrl-C ends it after the current piece of work, so that no half-written file is left
-    for the next run; the second one ends the process.
+    The first Ctrl-C lets the current step finish and writes a checkpoint; the second one ends the
+    process at once.
     """
-    loop, run = asyncio.get_running_loop(), asyncio.ensure_future(run_demo(plan, folder, account))
+    run = open_run(plan, folder, account)
+    loop, job = asyncio.get_running_loop(), asyncio.ensure_future(run_demo(run))
 
     def stop() -> None:
-        run.cancel()
+        run.stop()
+        if run.trainer is None:  # a training ends by itself, with a checkpoint
+            job.cancel()
         loop.call_soon_threadsafe(lambda: None)  # wakes the loop, so that it sees the cancellation
 
-    with TwoStepInterrupt(stop, first=STOPPING, second="ended", signals=(signal.SIGINT,)):
+    with TwoStepInterrupt(stop, first=STOPPING, second="ended"):
         try:
-            await run
+            await job
         except (asyncio.CancelledError, TrainError):
-            # Ctrl-C also reaches a download's process; its failure is then a consequence.
-            if not run.cancelling():
+            # Ctrl-C also reaches a download's process; its failure is then no error to report.
+            if not run.stopping:
                 raise
             return False
     return True
-
-
-def left_behind(folder: Path) -> str:
-    """Say what an interrupted run has left, and how to go on."""
-    kept = [f"{folder / name} ({what})" for name, what in KEPT.items() if (folder / name).exists()]
-    left = f"{', '.join(kept)} stay" if kept else "nothing worth keeping was made yet"
-    return f"{left}; a run cannot be taken up again, a new one begins in a folder of its own"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The run, told on the terminal while it happens."""
+"""Prints the run to the terminal as it happens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from orbiter.train.demo.outcome import Exam, Outcome
+from orbiter.train.demo.plan import Estimate, Plan
+
+STAGES = ("capture", "curate", "sft", "grpo", "further sft")
 
 
 class Account:
-    """Tells what happens, one stage after the other, and keeps the time of each."""
+    """Prints each stage and its results, and records how long each took."""
 
     def __init__(self, outcome: Outcome, console: Console | None = None) -> None:
         """Write to `console`, or to standard output."""
@@ -22,30 +25,52 @@ class Account:
 
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
-        """Announce a stage, and say at its end how long it took."""
+        """Announce a stage, and print at its end how long it took."""
         self.console.print(f"[bold]{name}[/bold] {what}")
+        with self.timed(name):
+            yield
+        self.console.print(f"  [dim]{self.outcome.seconds[name]:.0f} s[/dim]")
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to those of `name`, also if it is interrupted."""
         began = perf_counter()
-        yield
-        self.outcome.seconds[name] = seconds = perf_counter() - began
-        self.console.print(f"  [dim]{seconds:.0f} s[/dim]")
+        try:
+            yield
+        finally:
+            seconds = self.outcome.seconds
+            seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
+
+    def expect(self, expected: Estimate, plan: Plan) -> None:
+        """Print how long the run will take on this machine."""
+        self.console.print(
+            f"about {expected.minutes:.0f} minutes on this machine, with {expected.steps} of at "
+            f"most {plan.grpo_steps} GRPO steps (--minutes and --steps change that)"
+        )
+
+    def skipped(self, stage: str) -> None:
+        """Print that a stage was finished by an earlier, interrupted run."""
+        self.console.print(f"[bold]{stage}[/bold] [dim]finished before the interruption[/dim]")
+        if stage in self.outcome.exams:
+            self.exam(self.outcome.exams[stage])
 
     def say(self, line: str) -> None:
-        """Tell one fact of the stage under way."""
+        """Print one fact about the current stage."""
         self.console.print(f"  {line}", markup=False)
 
     def exam(self, exam: Exam) -> None:
-        """Tell how an examination went."""
+        """Print the result of an exam."""
         self.say(f"{percent(exam)} of {len(exam.right)} held-out requests right")
 
     def summary(self) -> None:
-        """Tell the result, and where the page and the model lie."""
+        """Print the result, and where the page and the model are."""
         exams = self.outcome.exams
         table = Table("model", "right calls", "against SFT, paired", title="Held-out requests")
         for exam in exams.values():
             gain = "" if exam.name in ("before", "sft") else gain_text(exam, exams["sft"])
             table.add_row(exam.name, percent(exam), gain)
         self.console.print(table)
-        total = sum(self.outcome.seconds.values())
+        total = sum(self.outcome.seconds.get(stage, 0.0) for stage in STAGES)
         self.console.print(f"{total:.0f} s in all. Report: {self.outcome.page}")
         self.console.print(f"Model: {self.outcome.model}", soft_wrap=True)
 

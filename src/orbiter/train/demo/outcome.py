@@ -1,4 +1,4 @@
-"""What a run of the demo found: what the page shows, and `result.json` keeps."""
+"""The results of a run: what the page shows and `result.json` keeps."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Outcome:
 
     held_out: list[Question] = field(default_factory=list[Question])
     counts: dict[str, int] = field(default_factory=dict[str, int])
-    """How many requests, traces and lessons there were, by name."""
+    """Numbers of requests, traces and lessons, by name."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
-    """Wall time of each stage."""
+    """Wall time of each stage, and of the GRPO training alone."""
     exams: dict[str, Exam] = field(default_factory=dict[str, Exam])
     """By name: "before", "sft", "grpo", "further sft"."""
     curves: dict[str, list[tuple[float, float]]] = field(

@@ -1,20 +1,22 @@
-"""The whole way: capture, curate, imitate, learn by reward, and examine after every step.
+"""The stages of the demo: capture, curate, SFT, GRPO, with an exam after each.
 
     requests ─ split ┬ held out ───────────────────────────────────── exam · exam · exam
                      ├ shown ── reference agent, model → traces → lessons → SFT ┐
                      │                                 └ answered wrongly ─┐    │
                      └ own ────────────────────────────────────────────────┴─ GRPO → model
 
-No function of the held-out part occurs in the others. With `Plan.control`, what GRPO gains is
-compared with what as many seconds of further SFT gain.
+No function of the held-out part occurs in the other parts. With `Plan.control`, SFT gets the
+seconds that GRPO took, so that the two gains can be compared. A run that was interrupted continues
+where it stopped: finished stages are read back, and a training resumes from its checkpoint.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -26,20 +28,26 @@ from orbiter.train.demo.agent import answer_all, right_call
 from orbiter.train.demo.check import score, verdict
 from orbiter.train.demo.outcome import Exam, Outcome, Question
 from orbiter.train.demo.page import write_page
-from orbiter.train.demo.plan import Plan
+from orbiter.train.demo.plan import Plan, estimate
+from orbiter.train.demo.probe import exam_seconds
 from orbiter.train.demo.prompt import INSTRUCTION, render
 from orbiter.train.demo.requests import ToolRequest, load_requests
+from orbiter.train.demo.state import State, open_state
 from orbiter.train.engine.trainer import ModelTrainer
-from orbiter.train.errors import StorageError
+from orbiter.train.runlog import read_run
+from orbiter.train.seeding import sub_random
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.storage import atomic_write
 from orbiter.train.synthesis import deduplicate, filter_by_score, split_dataset
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
 
+EXAM_ROWS = 100
+"""Requests answered between two looks at whether the run was interrupted."""
+
 
 class Parts(NamedTuple):
-    """The requests by what they are for; no function is in two parts."""
+    """The requests by their use; no function is in two parts."""
 
     held_out: list[TrajectoryItem]
     shown: list[TrajectoryItem]
@@ -47,61 +55,114 @@ class Parts(NamedTuple):
 
 
 class Lessons(NamedTuple):
-    """Good traces: to imitate, and to tell when to stop."""
+    """Good traces: to imitate, and to decide when to stop."""
 
     train: list[TrajectoryItem]
     validation: list[TrajectoryItem]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
-    """What every stage needs."""
+    """A run in progress: its settings, its state, and where it reports to."""
 
     plan: Plan
     folder: Path
     account: Account
     requests: Mapping[str, ToolRequest]
     """By id."""
+    state: State
+    trainer: SFTTrainer | VeRLTrainer | None = field(default=None, init=False)
+    """The training in progress, if there is one."""
+    stopping: bool = field(default=False, init=False)
+    """Whether the run was interrupted."""
 
     @property
     def outcome(self) -> Outcome:
-        """What has been found so far."""
-        return self.account.outcome
+        """What the finished stages measured."""
+        return self.state.outcome
+
+    def finish(self, stage: str) -> None:
+        """Record that a stage is complete."""
+        self.state.finished.append(stage)
+        self.state.save(self.folder)
+
+    def has(self, stage: str) -> bool:
+        """Say whether a stage is complete, and print that it is not run again."""
+        done = stage in self.state.finished
+        if done:
+            self.account.skipped(stage)
+        return done
+
+    def stop(self) -> None:
+        """End the training in progress after its present step, with a checkpoint."""
+        self.stopping = True
+        if self.trainer is not None:
+            self.trainer.stop()
+
+    async def train(
+        self, trainer: SFTTrainer | VeRLTrainer, data: Sequence[TrajectoryItem]
+    ) -> None:
+        """Run a training to its end.
+
+        Raises:
+            asyncio.CancelledError: the run was interrupted, and the training has a checkpoint.
+        """
+        self.trainer = trainer
+        try:
+            await trainer.train(data)
+        finally:
+            self.trainer = None
+        if trainer.stopped:
+            raise asyncio.CancelledError
 
 
-async def run_demo(plan: Plan, folder: Path, account: Account) -> Outcome:
-    """Run every stage, write the page, and return what was found.
+def open_run(plan: Plan, folder: Path, account: Account) -> Run:
+    """Open the run in `folder`, new or interrupted, and fetch the requests.
 
     Raises:
-        StorageError: the requests or the model are not at hand and cannot be fetched, or `folder`
-            holds something already.
+        StorageError: the requests are missing and cannot be fetched, or `folder` holds something
+            other than a run of this plan.
     """
-    _require_empty(folder)
+    state = open_state(plan, folder)
+    account.outcome = state.outcome
     requests = load_requests()[: plan.requests]
-    run = Run(plan, folder, account, {request.id: request for request in requests})
-    parts = split_requests(requests, plan)
+    further = load_requests(part="multiple")[: plan.further_requests]
+    by_id = {request.id: request for request in [*requests, *further]}
+    return Run(plan, folder, account, by_id, state)
+
+
+async def run_demo(run: Run) -> Outcome:
+    """Run every stage that is not complete yet, write the page, and return the outcome.
+
+    Raises:
+        StorageError: the model is missing and cannot be fetched.
+        asyncio.CancelledError: the run was interrupted; the same call continues it.
+    """
+    simple = [request for request in run.requests.values() if request.id.startswith("simple")]
+    parts = split_requests(simple, run.plan)
     run.outcome.held_out = [_question(run.requests[str(item.task_id)]) for item in parts.held_out]
     run.outcome.counts |= {name: len(part) for name, part in parts._asdict().items()}
+    await announce(run, parts)
     traces = await capture(run, parts)
     lessons = curate(run, traces)
     await imitate(run, lessons, parts.held_out)
-    practice = [*parts.own, *without_lesson(parts.shown, lessons)]
-    seconds = await learn_by_reward(run, practice, parts.held_out)
-    if plan.control:
-        await imitate_further(run, lessons, parts.held_out, seconds=seconds)
-    run.outcome.page = str(write_page(run.outcome, plan, folder))
-    with atomic_write(folder / "result.json") as file:
+    practice = [
+        *parts.own,
+        *without_lesson(parts.shown, lessons),
+        *further_requests(run, parts.held_out),
+    ]
+    await learn_by_reward(run, practice, parts.held_out)
+    if run.plan.control:
+        await imitate_further(run, lessons, parts.held_out)
+    run.outcome.page = str(write_page(run.outcome, run.plan, run.folder))
+    with atomic_write(run.folder / "result.json") as file:
         file.write(msgspec.json.encode(run.outcome))
+    run.finish("report")
     return run.outcome
 
 
-def _require_empty(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise StorageError(f"{folder} is not empty: a run of the demo needs a folder of its own")
-
-
 def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
-    """Share the requests out; those of one function stay together."""
+    """Divide the requests into the three parts; those of one function stay together."""
     items = [
         TrajectoryItem(render(request), "", task_id=request.id, episode_id=request.function.name)
         for request in requests
@@ -109,11 +170,24 @@ def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
     return Parts(*split_dataset(items, plan.shares, seed=plan.seed))
 
 
+async def announce(run: Run, parts: Parts) -> None:
+    """Measure how fast this machine is, and print the number of minutes to expect."""
+    plan = run.plan
+    if run.state.finished or plan.model == "tiny":
+        return
+    policy = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(plan)))
+    speed = await exam_seconds(policy, parts.held_out)
+    run.account.expect(estimate(plan, speed), plan)
+
+
 async def capture(run: Run, parts: Parts) -> TrajectoryDataset:
-    """Capture the traces of the reference agent, and of the model as it comes."""
-    plan, account = run.plan, run.account
+    """Capture the traces of the reference agent and of the untrained model."""
+    plan, account, path = run.plan, run.account, run.folder / "traces.jsonl"
+    if run.has("capture"):
+        return TrajectoryDataset(path=path)
+    path.unlink(missing_ok=True)  # of an interrupted attempt at this stage
     with account.stage("capture", "traces of the reference agent and of the untrained model"):
-        dataset = TrajectoryDataset(path=run.folder / "traces.jsonl")
+        dataset = TrajectoryDataset(path=path)
         shown = [run.requests[str(item.task_id)] for item in parts.shown]
         replies = answer_all(shown, seed=plan.seed)
         _capture(run, dataset, parts.shown, replies, agent="reference")
@@ -124,6 +198,7 @@ async def capture(run: Run, parts: Parts) -> TrajectoryDataset:
         account.say(f"{len(dataset)} traces, {wrong} of them wrong")
         run.outcome.counts |= {"traces": len(dataset), "wrong traces": wrong}
         await examine(run, "before", model, parts.held_out)
+    run.finish("capture")
     return dataset
 
 
@@ -150,14 +225,13 @@ def _capture(
 
 
 def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
-    """Keep what is right, once each, and set validation traces aside."""
+    """Keep the right traces, each once, and set some aside for validation."""
     plan, account = run.plan, run.account
     with account.stage("curate", "filter by reward, deduplicate, split"):
         right = filter_by_score(traces.items[:], min_score=1.0)
         distinct = deduplicate(right, threshold=0.9)
         shares = (1 - plan.validation, plan.validation)
-        parts = split_dataset(distinct, shares, seed=plan.seed)
-        lessons = Lessons(*parts)
+        lessons = Lessons(*split_dataset(distinct, shares, seed=plan.seed))
         traces.close()
         account.say(
             f"{len(traces)} traces → {len(right)} right → {len(distinct)} distinct → "
@@ -169,31 +243,47 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
 
 
 def without_lesson(shown: Sequence[TrajectoryItem], lessons: Lessons) -> list[TrajectoryItem]:
-    """Return the shown requests for which there is no good trace: left to the model's own tries."""
+    """Return the shown requests without a good trace: left to the model's own attempts."""
     answered = {item.task_id for part in lessons for item in part}
     return [item for item in shown if item.task_id not in answered]
 
 
+def further_requests(run: Run, held_out: Sequence[TrajectoryItem]) -> list[TrajectoryItem]:
+    """Return the leaderboard's further requests whose function is not among the held-out ones.
+
+    Every step of GRPO then sees requests that no earlier step has seen, which generalises better
+    than further passes over the same ones.
+    """
+    functions = {item.episode_id for item in held_out}
+    return [
+        TrajectoryItem(render(request), "", task_id=request.id, episode_id=request.function.name)
+        for request in run.requests.values()
+        if request.id.startswith("multiple") and request.function.name not in functions
+    ]
+
+
 async def imitate(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
-    """Imitate the good traces until validation stops getting better; the best epoch is kept."""
+    """Imitate the good traces; the pass with the best validation loss is kept."""
     plan = run.plan
+    if run.has("sft"):
+        return
     with run.account.stage("sft", f"{len(lessons.train)} traces, up to {plan.sft_epochs} passes"):
         config = _sft_config(run, lessons, model=plan.model, folder="sft", epochs=plan.sft_epochs)
-        trainer = SFTTrainer(config, dataset=lessons.train, eval_dataset=lessons.validation)
-        await trainer.train()
-        _keep_curve(run, "sft validation loss", trainer, "eval/loss")
+        trainer = SFTTrainer(config, eval_dataset=lessons.validation)
+        await run.train(trainer, lessons.train)
+        _keep_curve(run, "sft validation loss", "sft", "eval/loss")
         await examine(run, "sft", _asker(run, run.folder / "sft" / "best"), held_out)
+    shutil.rmtree(run.folder / "sft" / "checkpoints", ignore_errors=True)
+    run.finish("sft")
 
 
 async def learn_by_reward(
     run: Run, practice: Sequence[TrajectoryItem], held_out: Sequence[TrajectoryItem]
-) -> float:
-    """Let the model try calls for requests without a good answer, and reward the right ones.
-
-    Returns:
-        Wall seconds of the training alone.
-    """
+) -> None:
+    """Let the model attempt requests without a good answer, and reward its right calls."""
     plan, account = run.plan, run.account
+    if run.has("grpo"):
+        return
 
     def call_score(output: str, item: TrajectoryItem) -> float:
         return score(output, run.requests[str(item.task_id)])
@@ -202,10 +292,15 @@ async def learn_by_reward(
         return verdict(output, run.requests[str(item.task_id)]).right
 
     with account.stage("grpo", f"the model's own calls for {len(practice)} other requests"):
+        steps = _choose_steps(run)
+        # Whole passes over as many requests as the steps have room for, drawn by the seed.
+        epochs = math.ceil(steps * plan.batch_size / len(practice))
+        order = sub_random(plan.seed, "practice").sample(practice, len(practice))
+        practice = order[: steps * plan.batch_size // epochs]
         config = VeRLConfig(
             algorithm=VeRLAlgorithm.GRPO,
             model=str(run.folder / "sft" / "best"),
-            epochs=plan.grpo_epochs,
+            epochs=epochs,
             group_size=plan.group_size,
             learning_rate=plan.grpo_learning_rate,
             warmup_steps=3,
@@ -214,45 +309,64 @@ async def learn_by_reward(
             # differ in an argument; dividing by the spread would make both the same.
             scale_rewards=False,
             output_dir=run.folder / "grpo",
+            resume=True,
             **_engine(plan),
         )
         rewards = [RewardSpec("call", 1.0, call_score), RewardSpec("right", 0.0, call_right)]
         trainer = VeRLTrainer(config, rewards)
-        began = perf_counter()
-        await trainer.train(practice)
-        seconds = perf_counter() - began
-        _keep_curve(run, "grpo reward", trainer, "reward")
+        with run.account.timed("grpo training"):
+            await run.train(trainer, practice)
+        _keep_curve(run, "grpo reward", "grpo", "reward")
         run.outcome.counts["practice"] = len(practice)
         await examine(run, "grpo", trainer, held_out)
         run.outcome.model = str(await trainer.save(run.folder / "model"))
-    return seconds
+    shutil.rmtree(run.folder / "grpo" / "checkpoints", ignore_errors=True)
+    run.finish("grpo")
 
 
-async def imitate_further(
-    run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem], *, seconds: float
-) -> None:
-    """Give SFT the seconds that GRPO had, from the same start: what would they have brought?
+def _choose_steps(run: Run) -> int:
+    """Return the number of GRPO steps that fit into the time budget; a resume keeps it."""
+    plan, state = run.plan, run.state
+    if state.steps is None:
+        elapsed = sum(run.outcome.seconds.get(stage, 0.0) for stage in ("capture", "sft"))
+        chosen = estimate(plan, run.outcome.exams["sft"].seconds, elapsed=elapsed)
+        state.steps = plan.grpo_steps if plan.model == "tiny" else chosen.steps
+        state.save(run.folder)
+    run.account.say(f"{state.steps} steps of at most {plan.grpo_steps}")
+    return state.steps
 
-    Here too the best pass by validation counts, not the last.
+
+async def imitate_further(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
+    """Give SFT the seconds that GRPO had, from the same start: what would they have gained?
+
+    Here too the best pass by validation loss counts, not the last.
     """
+    if run.has("further sft"):
+        return
+    seconds = run.outcome.seconds["grpo training"]
     with run.account.stage("further sft", f"the control: {seconds:.0f} s more of SFT"):
         start = str(run.folder / "sft" / "best")
         config = _sft_config(
             run, lessons, model=start, folder="further", epochs=1000, max_seconds=seconds
         )
-        trainer = SFTTrainer(config, dataset=lessons.train, eval_dataset=lessons.validation)
-        await trainer.train()
-        _keep_curve(run, "further sft validation loss", trainer, "eval/loss")
+        trainer = SFTTrainer(config, eval_dataset=lessons.validation)
+        await run.train(trainer, lessons.train)
+        _keep_curve(run, "further sft validation loss", "further", "eval/loss")
         await examine(run, "further sft", _asker(run, run.folder / "further" / "best"), held_out)
-    shutil.rmtree(run.folder / "further" / "best", ignore_errors=True)
+    for name in ("best", "checkpoints"):
+        shutil.rmtree(run.folder / "further" / name, ignore_errors=True)
+    run.finish("further sft")
 
 
 async def examine(
     run: Run, name: str, model: ModelTrainer, held_out: Sequence[TrajectoryItem]
 ) -> None:
     """Let a model answer the held-out requests greedily, and judge its calls."""
+    await model.policy()  # loaded before the clock starts: `estimate` counts answering alone
     began = perf_counter()
-    replies = await model.generate(held_out)
+    replies: list[str] = []
+    for first in range(0, len(held_out), EXAM_ROWS):
+        replies += await model.generate(held_out[first : first + EXAM_ROWS])
     requests = [run.requests[str(item.task_id)] for item in held_out]
     right = [
         verdict(reply, request).right for reply, request in zip(replies, requests, strict=True)
@@ -275,7 +389,7 @@ def _sft_config(
     epochs: int,
     max_seconds: float | None = None,
 ) -> SFTConfig:
-    """Validate after every pass; the best stays in the folder's `best`."""
+    """Validate after every pass; the best model is kept in the folder's `best`."""
     return SFTConfig(
         model=model,
         epochs=epochs,
@@ -284,6 +398,7 @@ def _sft_config(
         lr_schedule="linear",
         eval_every=math.ceil(len(lessons.train) / run.plan.batch_size),
         output_dir=run.folder / folder,
+        resume=True,
         max_seconds=max_seconds,
         **_engine(run.plan),
     )
@@ -295,14 +410,14 @@ def _engine(plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "max_response_length": plan.max_response_length,
-        "dtype": "bfloat16",
+        "dtype": plan.dtype,
         "system_prompt": INSTRUCTION,
     }
 
 
-def _keep_curve(run: Run, name: str, trainer: ModelTrainer, metric: str) -> None:
-    points = [(row["step"], row[metric]) for row in trainer.history if metric in row]
-    run.outcome.curves[name] = points
+def _keep_curve(run: Run, name: str, folder: str, metric: str) -> None:
+    points = read_run(run.folder / folder).series(metric)
+    run.outcome.curves[name] = [(float(step), value) for step, value in points]
 
 
 def _question(request: ToolRequest) -> Question:

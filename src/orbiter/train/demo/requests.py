@@ -1,9 +1,10 @@
-"""The demo's real input: 400 requests of the Berkeley Function-Calling Leaderboard.
+"""The demo's real input: requests of the Berkeley Function-Calling Leaderboard (Apache-2.0).
 
-The set is `simple_python` (Apache-2.0): a request in plain English, the schema of one function,
-and for each of its arguments the values that count as right. It comes inside a wheel, which pip
-fetches alone, without the packages that the leaderboard itself would need; the wheel's sha256 is
-checked before anything in it is read.
+The 400 of `simple_python` have a request in plain English, the schema of one function, and for
+each of its arguments the values that count as right. The 200 of `multiple` offer several functions;
+only the one to be called is kept, which gives them the same form. Both come inside a wheel, which
+pip fetches alone, without the packages that the leaderboard itself would need; the wheel's sha256
+is checked before anything in it is read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,8 +26,8 @@ from orbiter.train.errors import DataError, StorageError
 WHEEL = "bfcl_eval-2026.3.23-py3-none-any.whl"
 SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
 REQUIREMENT = "bfcl-eval==2026.3.23"
-REQUESTS = "bfcl_eval/data/BFCL_v4_simple_python.json"
-_ANSWERS = "bfcl_eval/data/possible_answer/BFCL_v4_simple_python.json"
+REQUESTS = "bfcl_eval/data/BFCL_v4_{}.json"
+ANSWERS = "bfcl_eval/data/possible_answer/BFCL_v4_{}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One argument of a function, as its schema tells it."""
+    """One argument of a function, from its schema."""
 
     type: str
     description: str = ""
@@ -48,7 +50,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """A function's arguments, and which of them must be given."""
+    """A function's arguments, and which of them are required."""
 
     properties: Mapping[str, Parameter]
     required: Sequence[str]
@@ -56,7 +58,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """The one function that a request may call."""
+    """A function that a request may call."""
 
     name: str
     description: str
@@ -65,13 +67,20 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """One request, the function at hand, and what counts as a right call of it."""
+    """One request, its function, and what counts as a right call of it."""
 
     id: str
     text: str
     function: Function
     accepted: Mapping[str, Sequence[object]]
-    """Accepted values by argument; "" among them: the argument may be left away."""
+    """Accepted values by argument; "" among them means that the argument may be omitted."""
+
+
+class _Call(NamedTuple):
+    """The right call of a request: its function, and the accepted values by argument."""
+
+    function: str
+    values: Mapping[str, Sequence[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +101,21 @@ class _Answer:
     ground_truth: list[dict[str, dict[str, list[object]]]]
 
 
-def load_requests(wheel: Path | None = None) -> list[ToolRequest]:
-    """Read the 400 requests, from `wheel` or from the one in the cache, fetched where missing.
+def load_requests(wheel: Path | None = None, *, part: str = "simple_python") -> list[ToolRequest]:
+    """Read a part of the leaderboard from `wheel`, or from the cache, where pip puts it once.
+
+    Args:
+        wheel: The leaderboard's wheel; None means the cached one.
+        part: "simple_python" (400 requests) or "multiple" (200).
 
     Raises:
-        StorageError: the wheel is not at hand and pip could not fetch it; the message says how to
-            get it by hand.
+        StorageError: the wheel is missing and pip could not fetch it; the message says how to get
+            it by hand.
         DataError: the wheel does not hold what it should.
     """
     with zipfile.ZipFile(wheel or fetch_wheel()) as archive:
-        requests = archive.read(REQUESTS).splitlines()
-        answers = archive.read(_ANSWERS).splitlines()
+        requests = archive.read(REQUESTS.format(part)).splitlines()
+        answers = archive.read(ANSWERS.format(part)).splitlines()
     return parse_requests(requests, answers)
 
 
@@ -112,33 +125,33 @@ def parse_requests(requests: Sequence[bytes], answers: Sequence[bytes]) -> list[
     return [_request(number, line, accepted) for number, line in enumerate(requests, 1)]
 
 
-def _request(
-    number: int, line: bytes, accepted: Mapping[str, Mapping[str, Sequence[object]]]
-) -> ToolRequest:
+def _request(number: int, line: bytes, accepted: Mapping[str, _Call]) -> ToolRequest:
     try:
         row = msgspec.json.decode(line, type=_Request)
-        (((message,),), (function,)) = row.question, row.function
-        return ToolRequest(row.id, message.content, function, accepted[row.id])
+        ((message,),) = row.question
+        name, values = accepted[row.id]
+        (function,) = (offered for offered in row.function if offered.name == name)
+        return ToolRequest(row.id, message.content, function, values)
     except (msgspec.DecodeError, ValueError) as error:
         raise DataError(f"request {number} is not one message and one function: {error}") from error
     except KeyError as error:
         raise DataError(f"request {number}: no accepted answer for {error}") from error
 
 
-def _accepted(number: int, line: bytes) -> tuple[str, Mapping[str, Sequence[object]]]:
+def _accepted(number: int, line: bytes) -> tuple[str, _Call]:
     try:
         row = msgspec.json.decode(line, type=_Answer)
-        ((values,),) = (call.values() for call in row.ground_truth)
+        ((call,),) = (call.items() for call in row.ground_truth)
     except (msgspec.DecodeError, ValueError) as error:
         raise DataError(f"answer {number} is not one accepted call: {error}") from error
-    return row.id, values
+    return row.id, _Call(*call)
 
 
 def fetch_wheel(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the leaderboard's wheel from the cache; pip fetches it the first time.
 
     Raises:
-        StorageError: it is not at hand and pip could not fetch it; says how to get it by hand.
+        StorageError: it is missing and pip could not fetch it; says how to get it by hand.
     """
     kept = cache_folder(cache_dir) / WHEEL
     if kept.exists() and file_sha256(kept) == SHA256:

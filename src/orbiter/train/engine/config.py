@@ -63,10 +63,11 @@ class EngineConfig(TrainConfig):
         OrNone(Number(above=0)),
         verl=VerlKeys(("actor_rollout_ref.model.lora_alpha",), written=False),
     )
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32",
-        "Arithmetic of the forward and backward pass; trained weights stay float32.",
-        OneOf(("float32", "bfloat16")),
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "Arithmetic of the forward and backward pass; trained weights stay float32. auto takes "
+        "bfloat16 if it is measured to be faster on this machine, else float32.",
+        OneOf(("auto", "float32", "bfloat16")),
         verl=VerlKeys(("actor_rollout_ref.rollout.dtype",), written=False),
     )
     device: str = setting(

@@ -117,6 +117,7 @@ def _measured(
         longest_item=max(lengths),
         memory=f"about {memory.total / GIB:.1f} GiB at the peak",
         memory_bytes=memory.total,
+        computes=outline.computes,
         seconds=_seconds(plan, workload, outline, read=read, sampled=sampled),
     )
 

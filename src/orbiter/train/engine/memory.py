@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from orbiter.train.engine.arithmetic import DTYPES
 from orbiter.train.engine.forward.attention import FUSED_FROM
-from orbiter.train.engine.policy import DTYPES
 from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 
 FLOAT32 = 4

@@ -43,3 +43,5 @@ class TrainPlan:
     memory: str | None = None
     memory_bytes: int | None = None
     seconds: float | None = None
+    computes: str | None = None
+    """The dtype, the processor or accelerator, and the reason for the dtype."""

@@ -23,20 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from orbiter.train.engine.allocator import keep_freed_memory
+from orbiter.train.engine.arithmetic import DTYPES, Arithmetic, choose_dtype, pick_device, processor
 from orbiter.train.engine.forward.fast import FastForward, misfit
 from orbiter.train.engine.forward.generic import Forward, GenericForward
-from orbiter.train.engine.models.load import pick_device
 from orbiter.train.engine.models.lora import add_lora
-from orbiter.train.errors import ConfigError, DataError, StateError
+from orbiter.train.errors import DataError, StateError
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""The arithmetics on offer; the weights that are trained stay in float32 in both."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,10 +49,12 @@ class Policy:
     value_head: nn.Linear | None
     """Hidden state to value; starts at zero, so that the first advantages are the returns."""
     dtype: str
-    """Arithmetic of the matrix products: float32 or bfloat16."""
+    """Type of the matrix products: float32 or bfloat16, never "auto"."""
     device: torch.device
     stop_token_ids: frozenset[int]
     """Tokens that end an answer."""
+    dtype_reason: str = ""
+    """Why the policy computes in `dtype`, in words for the log."""
 
     @property
     def path(self) -> str:
@@ -66,6 +65,23 @@ class Policy:
     def context_length(self) -> int:
         """Tokens that prompt and answer may fill together."""
         return int(self.model.config.max_position_embeddings)
+
+    @property
+    def computes(self) -> str:
+        """The dtype, what computes in it, and why, in one line."""
+        return Arithmetic(self.dtype, self.dtype_reason).on(self.device)
+
+    def environment(self) -> dict[str, object]:
+        """Describe what computes: device, processor, dtype and why; for logs and run folders."""
+        on = processor()
+        return {
+            "device": str(self.device),
+            "processor": on.name,
+            "instruction_set": on.instruction_set,
+            "threads": on.threads,
+            "dtype": self.dtype,
+            "dtype_reason": self.dtype_reason,
+        }
 
     @property
     def adapted(self) -> bool:
@@ -124,14 +140,15 @@ def make_policy(
 ) -> Policy:
     """Make a policy of a model: freeze or not, adapters, value head, reference, forward pass.
 
+    `dtype` "auto" takes the faster of float32 and bfloat16 on this device (`arithmetic.py`).
     `lora_rank` 0 trains all weights. `reference` keeps a frozen copy, which LoRA does not need.
     `path="generic"` insists on Hugging Face's own forward; "auto" takes the fast one where the
     model is of a family it knows and both agree on a probe.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     keep_freed_memory()
     place = pick_device(device)
+    arithmetic = choose_dtype(dtype, place)
+    torch_dtype = DTYPES[arithmetic.dtype]
     model = model.to(device=place, dtype=torch.float32).eval()
     model.config.use_cache = False
     frozen = copy.deepcopy(model).requires_grad_(False) if reference and not lora_rank else None
@@ -142,12 +159,13 @@ def make_policy(
     return Policy(
         model=trained,
         tokenizer=tokenizer,
-        forward=_make_forward(model, DTYPES[dtype], path),
-        reference_forward=frozen and _make_forward(frozen, DTYPES[dtype], path),
+        forward=_make_forward(model, torch_dtype, path),
+        reference_forward=frozen and _make_forward(frozen, torch_dtype, path),
         value_head=_value_head(model, place) if value_head else None,
-        dtype=dtype,
+        dtype=arithmetic.dtype,
         device=place,
         stop_token_ids=_stop_token_ids(model, tokenizer),
+        dtype_reason=arithmetic.reason,
     )
 
 

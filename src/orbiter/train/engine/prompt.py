@@ -9,11 +9,11 @@ which is the trainer's to decide (`shorten` cuts it).
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orbiter.train.chat.tool_calls import arguments_of, write_call
 from orbiter.train.errors import DataError, require
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -158,7 +158,7 @@ def _turn(message: Mapping[str, object], *, calls: bool) -> Turn:
             turn["tool_calls"] = ready
         else:
             said = [turn["content"]] if turn["content"] else []
-            turn["content"] = "\n".join([*said, *map(_in_words, ready)])
+            turn["content"] = "\n".join([*said, *map(write_call, ready)])
     return turn
 
 
@@ -175,18 +175,12 @@ def _text(content: object) -> str:
 
 
 def _call(call: Mapping[str, Any]) -> Turn:
-    """Return a call with its arguments as an object: OpenAI writes them as a text of JSON."""
+    """Return a call with its arguments as an object: OpenAI writes them as JSON text."""
     function = dict(call.get("function", call))
     if isinstance(function.get("arguments"), str):
-        with contextlib.suppress(ValueError):  # a model's broken call stays as it was written
-            function["arguments"] = json.loads(function["arguments"])
+        # A broken call of a model stays as it was written.
+        function["arguments"] = arguments_of(function["arguments"])
     return dict(call) | {"function": function} if "function" in call else function
-
-
-def _in_words(call: Turn) -> str:
-    function = call.get("function", call)
-    spoken = {name: function[name] for name in ("name", "arguments") if name in function}
-    return f"<tool_call>{json.dumps(spoken, ensure_ascii=False)}</tool_call>"
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> Turn:

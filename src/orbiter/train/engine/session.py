@@ -143,9 +143,10 @@ class Session:
             self._restore(found)
         self._log = RunLog(
             folder,
-            settings_of(self.config),
+            settings_of(self.config) | {"dtype": self.policy.dtype},  # the one chosen, not "auto"
             resume_from=self.position.step,
             trackers=self.config.trackers,
+            environment=self.policy.environment(),
         )
 
     def _restore(self, found: Checkpoint) -> None:

@@ -19,6 +19,7 @@ from orbiter.train.engine.progress import Progress, make_progress
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
+from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -233,13 +234,14 @@ class ModelTrainer(Trainer):
 
         if self._policy is None:
             config = self.config
+            dtype = _recorded_dtype(config) or config.dtype
             loaded = load_model(config.model, device=config.device)
             self._policy = make_policy(
                 loaded.model,
                 loaded.tokenizer,
                 lora_rank=config.lora_rank,
                 lora_alpha=config.lora_alpha,
-                dtype=config.dtype,
+                dtype=dtype,
                 device=str(loaded.model.device),
                 seed=config.seed,
                 **self._policy_parts(),
@@ -305,7 +307,7 @@ class ModelTrainer(Trainer):
                 with make_progress(
                     self.method, session.steps, done=session.position.step, wanted=config.progress
                 ) as progress:
-                    for line in opening:
+                    for line in (f"computes in {session.policy.computes}", *opening):
                         progress.say(line)
                     yield progress
                 self.stopped = session.stopping and session.position.step < session.steps
@@ -378,6 +380,18 @@ class ModelTrainer(Trainer):
             if self.config.output_dir is not None:
                 await self.save(Path(self.config.output_dir) / "best")
             session.position.best = score
+
+
+def _recorded_dtype(config: EngineConfig) -> str | None:
+    """Return the dtype that the run in `output_dir` began with, where "auto" is to resume it.
+
+    The choice for a new run may differ: another machine, another torch.
+    """
+    if config.dtype != "auto" or not config.resume or config.output_dir is None:
+        return None
+    folder = Path(config.output_dir)
+    recorded = read_config(folder).get("dtype") if (folder / RUN_FILE).exists() else None
+    return str(recorded) if recorded in ("float32", "bfloat16") else None
 
 
 def as_metrics(

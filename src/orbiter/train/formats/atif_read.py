@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orbiter.train.chat.dialects import Message, as_text
-from orbiter.train.chat.message import as_json
+from orbiter.train.chat.dialects import as_text
+from orbiter.train.chat.message import Message
+from orbiter.train.chat.tool_calls import as_json
 from orbiter.train.errors import DataError
 from orbiter.train.tracing.recorded import Recorder
 from orbiter.train.tracing.times import time_of
@@ -62,7 +63,7 @@ def message_of(step: Mapping[str, Any]) -> Message:
     said = step.get("message", "")
     if not isinstance(said, str | list):
         raise DataError(f"field 'message': expected text or parts, got {fields.shown(said)}")
-    message: Message = {"role": SOURCES[source], "content": said}
+    message: dict[str, Any] = {"role": SOURCES[source], "content": said}
     if calls := [call_of(call) for call in _objects(step, "tool_calls", "")]:
         message["content"] = said or None
         message["tool_calls"] = calls

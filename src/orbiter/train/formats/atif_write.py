@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orbiter.train.chat.conversation import Conversation, answer_of, conversations, prompt_of
-from orbiter.train.chat.dialects import Message
-from orbiter.train.chat.message import arguments_of, check_messages, text_of
+from orbiter.train.chat.message import Message, check_messages, text_of
+from orbiter.train.chat.tool_calls import arguments_of
 from orbiter.train.errors import DataError
 from orbiter.train.formats.atif_read import OURS, SOURCES, call_of, items_in, message_of, result_of
 from orbiter.train.trajectory import TrajectoryItem, fields

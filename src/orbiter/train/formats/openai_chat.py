@@ -19,7 +19,8 @@ from orbiter.train.chat.conversation import (
     items_of,
     note,
 )
-from orbiter.train.chat.message import Message, calls_with_text, check_messages, tools_in
+from orbiter.train.chat.message import Message, check_messages, tools_in
+from orbiter.train.chat.tool_calls import calls_with_text
 from orbiter.train.errors import DataError
 from orbiter.train.formats.rows import Built, Column, Row, Rows, row_format
 from orbiter.train.trajectory import TrajectoryItem

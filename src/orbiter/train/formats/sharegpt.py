@@ -16,15 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orbiter.train.chat.conversation import CARRIED, Conversation, conversations, items_of, note
-from orbiter.train.chat.message import (
-    Message,
+from orbiter.train.chat.message import Message, check_messages, text_of, tools_in
+from orbiter.train.chat.tool_calls import (
     arguments_of,
     as_json,
     calls_with_objects,
     calls_with_text,
-    check_messages,
-    text_of,
-    tools_in,
 )
 from orbiter.train.errors import DataError
 from orbiter.train.formats.openai_chat import learned, openai_message, unset_free
@@ -236,7 +233,7 @@ def _tidy(message: Message) -> dict[str, Any]:
     """Return a message with nothing unset, and its arguments as JSON is spaced."""
     tidy = {key: value for key, value in message.items() if value not in (None, "", [])}
     if calls := tidy.get("tool_calls"):
-        tidy["tool_calls"] = calls_with_text(calls_with_objects(calls))  # type: ignore[arg-type]
+        tidy["tool_calls"] = calls_with_text(calls_with_objects(calls))
     return tidy
 
 

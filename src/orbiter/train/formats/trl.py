@@ -24,7 +24,8 @@ from orbiter.train.chat.conversation import (
     note,
     prompt_of,
 )
-from orbiter.train.chat.message import Message, calls_with_objects, check_messages, tools_in
+from orbiter.train.chat.message import Message, check_messages, tools_in
+from orbiter.train.chat.tool_calls import calls_with_objects
 from orbiter.train.errors import DataError
 from orbiter.train.formats import openai_chat
 from orbiter.train.formats.rows import Built, Column, Row, Rows, row_format

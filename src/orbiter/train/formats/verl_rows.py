@@ -17,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
-from orbiter.train.chat.message import Message, action_of, check_messages, state_of, text_of
+from orbiter.train.chat.message import Message, check_messages, text_of
+from orbiter.train.chat.transcript import state_of, write_action
 from orbiter.train.errors import DataError, require
 from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.storage import atomic_write
@@ -99,7 +100,7 @@ def prompt_of(item: TrajectoryItem, *, system: str | None = None) -> list[dict[s
 
 def _said(message: Message) -> str:
     calls = cast("Sequence[Message] | None", message.get("tool_calls"))
-    return action_of(text_of(message.get("content")), calls)
+    return write_action(text_of(message.get("content")), calls)
 
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:

@@ -1,6 +1,7 @@
 """Language models behind one protocol: on this machine or behind an endpoint."""
 
-from orbiter.train.llm.chat import Answer, ChatModel, Message, Sampling, ask, name_of, sample_of
+from orbiter.train.chat.message import Message
+from orbiter.train.llm.chat import Answer, ChatModel, Sampling, ask, name_of, sample_of
 from orbiter.train.llm.client import RemoteChatModel
 from orbiter.train.llm.config import ClientConfig, Price, Usage
 from orbiter.train.llm.failure import BudgetError, ChatError

@@ -10,11 +10,9 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError, boundary
 from orbiter.train.llm.reasoning import split_reasoning
-
-Message = Mapping[str, object]
-"""A chat message: `role` ("system", "user", "assistant", "tool") and `content`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.llm.budget import Budget
 from orbiter.train.llm.cache import Request, ResponseCache, request_of
-from orbiter.train.llm.chat import Answer, ChatModel, Message
+from orbiter.train.llm.chat import Answer, ChatModel
 from orbiter.train.llm.config import ClientConfig, Usage
 from orbiter.train.llm.failure import ChatError
 from orbiter.train.llm.gate import Gate

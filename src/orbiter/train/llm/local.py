@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError, DataError, require
-from orbiter.train.llm.chat import Answer, ChatModel, Message
+from orbiter.train.llm.chat import Answer, ChatModel
 from orbiter.train.seeding import sub_seed
 
 if TYPE_CHECKING:

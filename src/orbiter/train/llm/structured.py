@@ -21,8 +21,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
-from orbiter.train.llm.chat import ChatModel, Message, Shaping, ask
+from orbiter.train.llm.chat import ChatModel, Shaping, ask
 from orbiter.train.llm.reasoning import strip_reasoning
 
 T = TypeVar("T")

@@ -22,12 +22,12 @@ PACKAGES = ("orbiter-train", "torch", "transformers", "peft", "numpy", "verl", "
 """Those whose version can change what a run learns."""
 
 
-def keep_environment(folder: Path) -> None:
+def keep_environment(folder: Path, further: Mapping[str, object]) -> None:
     """Write where the run began, unless that is known already: a resumed run has one beginning."""
     path = folder / ENVIRONMENT_FILE
     if not path.exists():
         with atomic_write(path) as file:
-            file.write(json.dumps(environment(), indent=2).encode() + b"\n")
+            file.write(json.dumps({**environment(), **further}, indent=2).encode() + b"\n")
 
 
 def environment() -> Mapping[str, object]:

@@ -49,12 +49,14 @@ class RunLog:
         resume_from: int | None = None,
         durability: Durability = "process",
         trackers: Iterable[str | Tracker] = (),
+        environment: Mapping[str, object] | None = None,
     ) -> None:
         """Open or make the folder of the run that `config` describes; None takes what is there.
 
         With `resume_from`, the records of all later steps are cut off: they will be made again.
         Without it, records go on after the last one. Write a step's metrics before its checkpoint.
-        `trackers` get a copy of every metric.
+        `trackers` get a copy of every metric. `environment` is added to what a new run's folder
+        records about this machine.
 
         Raises:
             ConfigError: the folder holds a run of another configuration.
@@ -75,7 +77,7 @@ class RunLog:
             times = AppendLog(self.folder / TIMES_FILE, durability=durability)
             opened.callback(times.close)
             self._times = _Steps(times, resume_from)
-            keep_environment(self.folder)
+            keep_environment(self.folder, environment or {})
             run = Tracked(folder=self.folder, config=described or {})
             self._trackers = Trackers(trackers, run)
             opened.callback(self._trackers.finish)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from orbiter.train.chat.message import Message
 from orbiter.train.engine.prompt import chat_text, encode_text
 from orbiter.train.errors import DataError
-from orbiter.train.serve.asked import ChatRequest, Message, Refusal
+from orbiter.train.serve.asked import ChatRequest, Refusal
 from orbiter.train.serve.batching import Batcher, StaleWeightsError
 from orbiter.train.serve.reply import Reply, Sampling
 

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
+from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import Call, parse_calls
 from orbiter.train.serve.reply import Choice, Drawn
 
-Message = dict[str, Any]
 MaxTokens = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
 
@@ -331,7 +331,7 @@ class Sheet(NamedTuple):
 
 def as_message(done: Finished, sheet: Sheet, index: int) -> Message:
     """Return an answer as the message with which the conversation continues."""
-    message: Message = {"role": "assistant", "content": done.content}
+    message: dict[str, Any] = {"role": "assistant", "content": done.content}
     if done.calls:
         message["tool_calls"] = [
             wire_call(call, sheet.call_id(index, place)) for place, call in enumerate(done.calls)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orbiter.train.chat.message import Message
 from orbiter.train.serve.asked import (
     ChatRequest,
-    Message,
     Parsed,
     Refusal,
     Sheet,
@@ -161,7 +161,7 @@ class ChatWriter:
         done = finished(choice, self._request)
         return {
             "index": choice.index,
-            "message": as_message(done, self._sheet, choice.index) | {"refusal": None},
+            "message": {**as_message(done, self._sheet, choice.index), "refusal": None},
             "finish_reason": done.finish_reason,
             **self._tokens(choice.tokens),
         }

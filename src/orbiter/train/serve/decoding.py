@@ -19,16 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from orbiter.train.engine.arithmetic import packed_linear
 from orbiter.train.engine.forward.attention import attend
 from orbiter.train.engine.forward.fast import FastForward
-from orbiter.train.engine.forward.layers import (
-    Layer,
-    merged,
-    packed_layers,
-    packed_linear,
-    rms_norm,
-    trunk,
-)
+from orbiter.train.engine.forward.layers import Layer, merged, packed_layers, rms_norm, trunk
 from orbiter.train.engine.forward.packing import Rectangle
 from orbiter.train.serve.prefix import PrefixStore
 

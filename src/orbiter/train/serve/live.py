@@ -39,10 +39,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError, StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.answering import Answering, as_refusal, too_long
-from orbiter.train.serve.asked import ChatRequest, Message, Refusal, Sheet, as_message, finished
+from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet, as_message, finished
 from orbiter.train.serve.batching import CACHE_BYTES, Batcher
 from orbiter.train.serve.dialects import Dialect, dialect_of
 from orbiter.train.serve.reply import Reply, Sampling

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from orbiter.train.errors import StateError, require
+from orbiter.train.http_server import make_server
 from orbiter.train.net import bind, check_port, http_address, is_loopback
 from orbiter.train.serve.terms import Terms
 
@@ -40,7 +41,7 @@ class PolicyServer:
         *,
         name: str | None = None,
         token: str | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         device: str = "auto",
         max_rows: int = 32,
         max_waiting: int = 1024,
@@ -58,7 +59,8 @@ class PolicyServer:
             name: What clients call the model; absent means the folder's or the model's own name.
             token: What clients must send as their API key. Where others can reach the host and
                 none is given, one is made up: see `token`.
-            dtype: Arithmetic: "float32" answers as `generate` does, "bfloat16" is twice as fast.
+            dtype: Arithmetic of the products: "float32", "bfloat16", or "auto" for the faster one
+                on this machine.
             device: "cpu", "cuda", "mps", or "auto".
             max_rows: Answers drawn at the same time at most: memory against throughput.
             max_waiting: Requests that may wait for a place; one more is told to come back (429).
@@ -152,7 +154,8 @@ class PolicyServer:
         await stack.enter_async_context(batcher)
         answering = Answering(policy, batcher)
         stack.callback(answering.close)
-        server = _uvicorn(Endpoint(answering, self._terms).app())
+        app = Endpoint(answering, self._terms).app()
+        server = make_server(app, extra="serve", closing_seconds=CLOSING_SECONDS)
         if not signals:
             server.capture_signals = contextlib.nullcontext
         self._port = listener.getsockname()[1]
@@ -170,7 +173,7 @@ def run_server(
     port: int = 8000,
     name: str | None = None,
     token: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str = "auto",
     max_rows: int = 32,
     max_waiting: int = 1024,
@@ -216,20 +219,6 @@ def _name(model: object) -> str:
         return "policy"
     text = os.fspath(model)
     return Path(text).expanduser().resolve().name if Path(text).is_dir() else text
-
-
-def _uvicorn(app: object) -> Any:  # noqa: ANN401 - loaded late
-    """Make the HTTP server under the application."""
-    uvicorn: Any = require("uvicorn", extra="serve")
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-    )
-    return uvicorn.Server(config)
 
 
 async def _stop(server: Any, serving: asyncio.Task[None]) -> None:  # noqa: ANN401 - uvicorn's, loaded late

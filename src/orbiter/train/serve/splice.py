@@ -18,8 +18,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from orbiter.train.chat.message import Message
 from orbiter.train.engine.prompt import encode_text
-from orbiter.train.serve.asked import ROLES, Message
+from orbiter.train.serve.asked import ROLES
 
 _PROBE = "orbiter-probe"
 """An answer whose end is easy to find in what a template makes of it."""

@@ -18,13 +18,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from orbiter.train.chat.dialects import (
-    Message,
-    call_from,
-    message_from,
-    messages_from,
-    tools_from,
-)
+from orbiter.train.chat.dialects import call_from, message_from, messages_from, tools_from
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.flat import (

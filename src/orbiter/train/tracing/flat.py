@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from orbiter.train.chat.dialects import Message, message_from, tools_from
+from orbiter.train.chat.dialects import message_from, tools_from
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.span import Piece, Rows, Span

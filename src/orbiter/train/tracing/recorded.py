@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
-from orbiter.train.chat.dialects import Message
-from orbiter.train.chat.message import REASONING, Transcript, action_of, text_of
+from orbiter.train.chat.message import REASONING, Message, text_of
+from orbiter.train.chat.transcript import Transcript, write_action
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import NAMES, from_values
 
@@ -62,7 +62,7 @@ class Recorder:
             metadata["answer"] = rest
         return self._make(
             self._state(prompt),
-            action_of(content if isinstance(content, str) else text_of(content), calls),
+            write_action(content if isinstance(content, str) else text_of(content), calls),
             metadata=metadata,
             messages=None if _is_plain(prompt) else prompt,
             tool_calls=calls,

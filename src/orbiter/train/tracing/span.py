@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from orbiter.train.chat.dialects import Message
+from orbiter.train.chat.message import Message
 from orbiter.train.tracing.keys import place_of
 
 Attributes = Mapping[str, Any]

@@ -1,19 +1,27 @@
-"""The three wire formats that are understood, found by a request's path."""
+"""The three APIs that are understood, recognised by host, path and the shape of the body."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from orbiter.train.capture.wire import anthropic as wire_anthropic
 from orbiter.train.capture.wire import chat as wire_chat
 from orbiter.train.capture.wire import responses as wire_responses
-from orbiter.train.chat.reply import Fields, Json, Message, Reply
+from orbiter.train.chat.message import Json, Message
+from orbiter.train.chat.reply import Fields, Reply
 
 Part = msgspec.Raw | bytes
-"""A piece of a conversation, as it was written."""
+"""A piece of a conversation, as the bytes that it came in."""
+
+
+class Accepts(Protocol):
+    """Returns whether a request's body has the shape that its API asks for."""
+
+    def __call__(self, fields: Fields, *, certain: bool) -> bool:
+        """Look at the top level; `certain` if host and path leave no doubt which API it is."""
 
 
 class Wire(NamedTuple):
@@ -22,6 +30,7 @@ class Wire(NamedTuple):
     name: str
     turns: str
     """The field of a request to whose list a conversation adds its turns."""
+    accepts: Accepts
     parts: Callable[[Fields], list[Part]]
     """The conversation in a request."""
     chat: Callable[[list[Json]], list[Message]]
@@ -35,30 +44,54 @@ class Wire(NamedTuple):
 
 
 CHAT = Wire(
-    "chat", "messages", wire_chat.parts, wire_chat.chat, wire_chat.tools, wire_chat.reply,
-    wire_chat.assemble, wire_chat.TERMINAL,
+    "chat", "messages", wire_chat.accepts, wire_chat.parts, wire_chat.chat, wire_chat.tools,
+    wire_chat.reply, wire_chat.assemble, wire_chat.TERMINAL,
 )  # fmt: skip
 RESPONSES = Wire(
-    "responses", "input", wire_responses.parts, wire_responses.chat, wire_responses.tools,
-    wire_responses.reply, wire_responses.assemble, wire_responses.TERMINAL,
+    "responses", "input", wire_responses.accepts, wire_responses.parts, wire_responses.chat,
+    wire_responses.tools, wire_responses.reply, wire_responses.assemble, wire_responses.TERMINAL,
 )  # fmt: skip
 MESSAGES = Wire(
-    "messages", "messages", wire_anthropic.parts, wire_anthropic.chat, wire_anthropic.tools,
-    wire_anthropic.reply, wire_anthropic.assemble, wire_anthropic.TERMINAL,
+    "messages", "messages", wire_anthropic.accepts, wire_anthropic.parts, wire_anthropic.chat,
+    wire_anthropic.tools, wire_anthropic.reply, wire_anthropic.assemble, wire_anthropic.TERMINAL,
 )  # fmt: skip
 
-_BY_END = {"completions": CHAT, "responses": RESPONSES, "messages": MESSAGES}
-
 NO_PARAMETERS = frozenset(
-    ("messages", "input", "instructions", "system", "tools", "previous_response_id")
+    ("messages", "input", "instructions", "system", "tools", "previous_response_id", "conversation")
 )
-"""The fields of a request that are no parameters: they stand elsewhere in the item."""
+"""The fields of a request that the item holds elsewhere than among its parameters."""
+
+_BY_END = {"responses": RESPONSES, "messages": MESSAGES}
+_MODEL_HOSTS = ("api.openai.com", "api.anthropic.com", ".openai.azure.com", "openrouter.ai")
+"""Hosts, or ends of hosts, that serve nothing but models."""
 
 
-def wire_of(method: str, path: str) -> Wire | None:
-    """Return the format of a request to a model; None where it is none."""
-    if method != "POST":
-        return None
-    before, _, last = path.rpartition("/")
-    wire = _BY_END.get(last)
-    return None if wire is CHAT and not before.endswith("/chat") else wire
+class Recognised(NamedTuple):
+    """A request that may go to a model."""
+
+    wire: Wire
+    certain: bool
+    """Whether host and path leave no doubt which API it is; else the body must show it."""
+    retrieves: str | None = None
+    """The response that the request fetches, rather than asking for a new one."""
+
+
+def recognise(method: str, host: str, path: str) -> Recognised | None:
+    """Return the API that a request speaks, by its address; None if it goes to no model.
+
+    Whether it really is a request to a model also depends on its body: see `Wire.accepts`.
+    """
+    before, _, last = path.rstrip("/").rpartition("/")
+    known = host in _MODEL_HOSTS or host.endswith(tuple(h for h in _MODEL_HOSTS if h[0] == "."))
+    if method == "GET":
+        within, _, resource = before.rpartition("/")
+        if resource != "responses" or not last:
+            return None
+        theirs = known or within.endswith(("/v1", "/openai"))
+        return Recognised(RESPONSES, certain=True, retrieves=last) if theirs else None
+    if method == "POST" and last == "completions" and before.endswith("/chat"):
+        return Recognised(CHAT, certain=True)
+    if method == "POST" and last in _BY_END:
+        certain = known or before.endswith(("/v1", "/openai"))
+        return Recognised(_BY_END[last], certain=certain)
+    return None

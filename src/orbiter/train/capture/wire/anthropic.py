@@ -1,4 +1,4 @@
-"""Anthropic's messages, put into OpenAI's form of a chat."""
+"""Anthropic's messages, in the form of OpenAI's chat."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from typing import Any
 
 import msgspec
 
-from orbiter.train.chat.reply import (
-    Fields,
-    Json,
-    Message,
-    Reply,
-    Unreadable,
-    counts,
-    decode,
-    tool_call,
-)
-from orbiter.train.chat.transcript import text_of
+from orbiter.train.capture.wire.chat import are_messages
+from orbiter.train.chat.message import Json, Message, text_of
+from orbiter.train.chat.reply import Fields, Reply, Unreadable, counts, decode
+from orbiter.train.chat.tool_calls import function_call
 
 TERMINAL = (b'"type":"message_stop"', b'"type": "message_stop"')
 """What the last event of a stream holds."""
@@ -26,8 +19,22 @@ _USAGE = {
     "input_tokens": ("input_tokens",),
     "output_tokens": ("output_tokens",),
     "cached_tokens": ("cache_read_input_tokens",),
+    "cache_write_tokens": ("cache_creation_input_tokens",),
 }
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_THOUGHTS = frozenset({"thinking", "redacted_thinking"})
+
+
+def accepts(fields: Fields, *, certain: bool) -> bool:
+    """Return whether a request has the shape of one for a message.
+
+    Args:
+        fields: The request's top level.
+        certain: Whether the host and the path alone say that it is Anthropic's API.
+    """
+    return are_messages(fields.get("messages")) and (
+        certain or "max_tokens" in fields or "model" in fields
+    )
 
 
 def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
@@ -38,113 +45,188 @@ def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
 
 
 def chat(messages: list[Json]) -> list[Message]:
-    """Return messages in OpenAI's form: tools' results become messages of their own."""
-    return [turned for message in messages for turned in _turned(message)]
+    """Return messages in OpenAI's form; results of tools become messages of their own."""
+    return [turned for message in messages for turned in message_in_openai_form(message)]
 
 
 def tools(given: Json) -> list[Message]:
-    """Return tools as OpenAI writes them; a tool of Anthropic's own keeps its form."""
+    """Return tools as OpenAI writes them; one that Anthropic defines itself keeps its form."""
     return [_tool(tool) for tool in given] if isinstance(given, list) else []
 
 
 def reply(body: Json) -> Reply:
-    """Read a whole response.
+    """Read a complete response.
 
     Raises:
         Unreadable: it is no message.
     """
     blocks = body.get("content") if isinstance(body, dict) else None
-    if not isinstance(blocks, list):
+    if not isinstance(blocks, list) or not all(map(_is_block, blocks)):
         raise Unreadable(f"no message: {str(body)[:120]}")
     return Reply(
         text="".join([text_of(block) for block in _of(blocks, "text")]),
         tool_calls=_calls(blocks),
+        server_calls=_server_calls(blocks),
         reasoning="".join([str(block.get("thinking", "")) for block in _of(blocks, "thinking")]),
         response_id=body.get("id"),
         model=body.get("model"),
         finish_reason=body.get("stop_reason"),
-        usage=counts(body.get("usage"), _USAGE),
+        usage=_usage(body.get("usage")),
     )
 
 
 def assemble(events: Iterable[Json]) -> Reply:
-    """Put a stream's events together; what is missing at its end is noted as its error."""
+    """Join a stream's events; whatever is missing at its end is noted as its error."""
     body: dict[str, Any] = {"content": []}
-    blocks: dict[int, dict[str, Any]] = {}
+    blocks: list[_Block] = []
     error: str | None = None
     for event in events:
         kind = event.get("type")
         if kind == "message_start":
             body |= event["message"]
         elif kind == "content_block_start":
-            blocks[event["index"]] = dict(event["content_block"])
+            blocks.append(_Block(event.get("index"), dict(event["content_block"])))
         elif kind == "content_block_delta":
-            _grow(blocks.setdefault(event["index"], {}), event["delta"])
+            _block_at(blocks, event.get("index")).grow(event["delta"])
         elif kind == "message_delta":
-            usage = {**(body.get("usage") or {}), **(event.get("usage") or {})}
-            body |= {**event["delta"], "usage": usage}
+            usage = {**(body.get("usage") or {}), **_present(event.get("usage"))}
+            body |= {**_present(event.get("delta")), "usage": usage}
         elif kind == "error":
             error = str(event.get("error"))
-    answer = reply(body | {"content": [_closed(blocks[index]) for index in sorted(blocks)]})
+    # Servers that put the whole content into `message_start` stream no blocks.
+    content = [block.closed() for block in blocks] or body["content"]
+    answer = reply(body | {"content": content})
     answer.error = error
     return answer
 
 
-def _turned(message: Json) -> list[Message]:
+def message_in_openai_form(message: Json) -> list[Message]:
+    """Return one message in OpenAI's form, the tools' results in it first."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(content, list):
-        return [{"role": role, "content": content}]
-    results = [
-        {
-            "role": "tool",
-            "tool_call_id": block.get("tool_use_id"),
-            "content": text_of(block.get("content")),
-        }
-        for block in _of(content, "tool_result")
+        return [message if message.keys() <= {"role", "content"} else dict(message)]
+    blocks = [
+        {"type": "text", "text": block} if isinstance(block, str) else block for block in content
     ]
-    said = [block for block in content if block.get("type") in {"text", "image", "document"}]
-    calls = _calls(content)
+    results: list[Message] = [_result(block) for block in _of(blocks, "tool_result")]
+    # Thoughts belong to the reply they came with. All else stays, also blocks of unknown kinds.
+    said = [b for b in blocks if b.get("type") not in {"tool_result", "tool_use", *_THOUGHTS}]
+    calls = _calls(blocks)
     if not said and not calls:
         return results
     plain = all(block.get("type") == "text" for block in said)
-    turned: Message = {"role": role, "content": text_of(said) if plain else said}
+    turned: dict[str, Any] = {"role": role, "content": text_of(said) if plain else said}
     if calls:
         turned |= {"content": turned["content"] or None, "tool_calls": calls}
     return [*results, turned]
 
 
+def _result(block: Json) -> Message:
+    """Return a tool's result; one with images keeps its blocks."""
+    content = block.get("content")
+    plain = not isinstance(content, list) or all(
+        isinstance(part, str) or part.get("type") == "text" for part in content
+    )
+    message: dict[str, Any] = {
+        "role": "tool",
+        "tool_call_id": block.get("tool_use_id"),
+        "content": text_of(content) if plain else content,
+    }
+    return message | ({"is_error": True} if block.get("is_error") else {})
+
+
 def _tool(tool: Json) -> Message:
-    if "input_schema" not in tool:
-        return dict(tool)
+    if not isinstance(tool, dict) or "input_schema" not in tool:
+        return dict(tool) if isinstance(tool, dict) else {}
     function = {"name": tool.get("name"), "description": tool.get("description", "")}
     return {"type": "function", "function": function | {"parameters": tool["input_schema"]}}
 
 
 def _calls(blocks: list[Json]) -> list[Message]:
-    return [tool_call(b.get("id"), b.get("name"), b.get("input")) for b in _of(blocks, "tool_use")]
+    return [
+        function_call(block.get("id"), block.get("name"), block.get("input"))
+        for block in _of(blocks, "tool_use")
+    ]
+
+
+def _server_calls(blocks: list[Json]) -> list[Json]:
+    """Return the calls that the server carried out itself, each with its result's block."""
+    calls: dict[str, dict[str, Any]] = {}
+    for block in blocks:
+        kind, call_id = str(block.get("type")), str(block.get("tool_use_id") or block.get("id"))
+        if kind.endswith("_tool_use"):
+            calls[call_id] = {
+                "name": str(block.get("name") or kind.removesuffix("_tool_use")),
+                "arguments": block.get("input"),
+                "raw": [block],
+            }
+        elif kind.endswith("_tool_result"):
+            name = kind.removesuffix("_tool_result")
+            calls.setdefault(call_id, {"name": name, "raw": []})["raw"].append(block)
+    return list(calls.values())
 
 
 def _of(blocks: list[Json], kind: str) -> list[Json]:
     return [block for block in blocks if block.get("type") == kind]
 
 
-def _grow(block: dict[str, Any], delta: Json) -> None:
-    """Add one event's part of a block."""
-    kind = delta.get("type")
-    if kind == "text_delta":
-        block["text"] = block.get("text", "") + delta["text"]
-    elif kind == "thinking_delta":
-        block["thinking"] = block.get("thinking", "") + delta["thinking"]
-    elif kind == "input_json_delta":
-        block["written"] = block.get("written", "") + delta["partial_json"]
+def _is_block(block: Json) -> bool:
+    return (
+        isinstance(block, dict)
+        and isinstance(block.get("type"), str)
+        and not (block["type"] == "text" and not isinstance(block.get("text"), str))
+    )
 
 
-def _closed(block: dict[str, Any]) -> dict[str, Any]:
-    """Read the input of a call that came in pieces; a broken one stays a text."""
-    if "written" in block:
-        written = block.pop("written")
-        try:
-            block["input"] = decode(written.encode()) if written else {}
-        except Unreadable:
-            block["input"] = written
-    return block
+def _present(values: Json) -> dict[str, Any]:
+    """Return an object without what is null: a later event must not erase an earlier one."""
+    return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else {}
+
+
+def _usage(given: Json) -> dict[str, int]:
+    """Return token counts; Anthropic's `input_tokens` leave out cached ones, ours include them."""
+    usage = counts(given, _USAGE)
+    cached = usage.get("cached_tokens", 0) + usage.get("cache_write_tokens", 0)
+    if "input_tokens" in usage or cached:
+        usage["input_tokens"] = usage.get("input_tokens", 0) + cached
+    return usage
+
+
+class _Block:
+    """One block of a streamed answer."""
+
+    def __init__(self, index: object, block: dict[str, Any]) -> None:
+        self.index, self._block = index, block
+        self._texts: dict[str, list[str]] = {}
+
+    def grow(self, delta: Json) -> None:
+        """Add one event's part."""
+        for name in ("text", "thinking", "partial_json"):
+            if isinstance(piece := delta.get(name), str):
+                self._texts.setdefault(name, []).append(piece)
+        if delta.get("type") == "citations_delta" and "citation" in delta:
+            self._block["citations"] = [*(self._block.get("citations") or ()), delta["citation"]]
+
+    def closed(self) -> dict[str, Any]:
+        """Return the complete block; the input of a call that is broken JSON stays text."""
+        block = dict(self._block)
+        for name in ("text", "thinking"):
+            if name in self._texts:
+                block.setdefault("type", name)
+                block[name] = str(block.get(name) or "") + "".join(self._texts[name])
+        if written := "".join(self._texts.get("partial_json", ())):
+            block.setdefault("type", "tool_use")
+            try:
+                block["input"] = decode(written.encode())
+            except Unreadable:
+                block["input"] = written
+        return block
+
+
+def _block_at(blocks: list[_Block], index: object) -> _Block:
+    """Return the latest block of an index; the latest of all if servers leave the index out."""
+    for block in reversed(blocks):
+        if index is None or block.index == index:
+            return block
+    blocks.append(_Block(index, {}))
+    return blocks[-1]

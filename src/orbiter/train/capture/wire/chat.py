@@ -1,4 +1,4 @@
-"""Chat completions: OpenAI's, and what vLLM, SGLang, llama.cpp and our own server make of them."""
+"""Chat completions, as OpenAI, vLLM, SGLang, llama.cpp, gateways and our own server write them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ from typing import Any
 
 import msgspec
 
-from orbiter.train.chat.reply import (
-    Fields,
-    Json,
-    Message,
-    Reply,
-    Unreadable,
-    counts,
-    tool_call,
-    whole_numbers,
-)
-from orbiter.train.chat.transcript import render_call, text_of
+from orbiter.train.chat.message import Json, Message, text_of
+from orbiter.train.chat.reply import Fields, Reply, Unreadable, counts, decode, whole_numbers
+from orbiter.train.chat.tool_calls import custom_call, function_call
+from orbiter.train.chat.transcript import write_action
 
 TERMINAL = (b"\ndata: [DONE]", b"\ndata:[DONE]")
 """What the last event of a stream holds."""
@@ -29,7 +22,25 @@ _USAGE = {
     "reasoning_tokens": ("completion_tokens_details", "reasoning_tokens"),
 }
 _TOKEN_ID = "token_id:"
-"""What vLLM writes in the place of a token's text with `return_tokens_as_token_ids`."""
+"""What vLLM writes in place of a token's text with `return_tokens_as_token_ids`."""
+_TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
+"""Fields of a message whose deltas are joined."""
+
+
+def accepts(fields: Fields, *, certain: bool) -> bool:  # noqa: ARG001 - the path is distinctive
+    """Return whether a request has the shape of one for a chat completion."""
+    return are_messages(fields.get("messages"))
+
+
+def are_messages(raw: msgspec.Raw | None) -> bool:
+    """Return whether a field of a request is a list of objects that each have a role."""
+    if raw is None:
+        return False
+    try:
+        _WITH_ROLES.decode(raw)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
@@ -38,8 +49,8 @@ def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
 
 
 def chat(messages: list[Json]) -> list[Message]:
-    """Return messages in OpenAI's form, which these are."""
-    return [message for message in messages if isinstance(message, dict)]
+    """Return messages in OpenAI's form; a legacy `function_call` becomes a tool call."""
+    return [_modern(message) for message in messages if isinstance(message, dict)]
 
 
 def tools(given: Json) -> list[Message]:
@@ -48,7 +59,7 @@ def tools(given: Json) -> list[Message]:
 
 
 def reply(body: Json) -> Reply:
-    """Read a whole response.
+    """Read a complete response.
 
     Raises:
         Unreadable: it is no chat completion.
@@ -56,15 +67,15 @@ def reply(body: Json) -> Reply:
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices:
         raise Unreadable(f"no chat completion: {str(body)[:120]}")
-    first, *others = [_choice(choice, choice.get("message") or {}) for choice in choices]
-    _head(first, body)
-    first.others = [_in_words(other) for other in others]
+    first, *more = [_choice(choice, choice.get("message") or {}) for choice in choices]
+    _take_head(first, body)
+    first.others = [write_action(choice.text, choice.tool_calls) for choice in more]
     return first
 
 
 def assemble(events: Iterable[Json]) -> Reply:
-    """Put a stream's events together; what is missing at its end is noted as its error."""
-    merged: dict[int, dict[str, Any]] = {}
+    """Join a stream's events; whatever is missing at its end is noted as its error."""
+    merged: dict[int, _Growing] = {}
     head: dict[str, Any] = {}
     error: str | None = None
     for event in events:
@@ -72,11 +83,11 @@ def assemble(events: Iterable[Json]) -> Reply:
             error = str(event["error"])
         head |= {name: event[name] for name in _HEAD if event.get(name)}
         for choice in event.get("choices") or ():
-            _merge(merged.setdefault(choice.get("index") or 0, {}), choice)
-    whole = [_choice(merged[index], _message(merged[index])) for index in sorted(merged)]
+            merged.setdefault(choice.get("index") or 0, _Growing()).add(choice)
+    whole = [_choice(growing.choice, growing.message()) for _, growing in sorted(merged.items())]
     first = whole[0] if whole else Reply()
-    _head(first, head)
-    first.others = [_in_words(other) for other in whole[1:]]
+    _take_head(first, head)
+    first.others = [write_action(choice.text, choice.tool_calls) for choice in whole[1:]]
     first.error = error
     return first
 
@@ -85,17 +96,39 @@ _HEAD = ("id", "model", "usage", "prompt_token_ids")
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def _head(answer: Reply, body: Json) -> None:
+class _WithRole(msgspec.Struct, gc=False):
+    """A message of which only the role matters."""
+
+    role: str
+
+
+_WITH_ROLES = msgspec.json.Decoder(list[_WithRole])
+
+
+def _modern(message: dict[str, Any]) -> Message:
+    """Return a message with a legacy function call as a tool call; the call's id is its name."""
+    given = message.get("function_call")
+    if isinstance(given, dict):
+        rest = {name: value for name, value in message.items() if name != "function_call"}
+        name = given.get("name")
+        made = function_call(name, name, given.get("arguments"))
+        return {**rest, "tool_calls": [*(rest.get("tool_calls") or ()), made]}
+    if message.get("role") == "function":
+        return {**message, "role": "tool", "tool_call_id": str(message.get("name") or "")}
+    return message
+
+
+def _take_head(answer: Reply, body: Json) -> None:
     answer.response_id, answer.model = body.get("id"), body.get("model")
     answer.usage = counts(body.get("usage"), _USAGE)
     answer.prompt_token_ids = whole_numbers(body.get("prompt_token_ids"))
 
 
 def _choice(choice: Json, message: Json) -> Reply:
-    said, calls = message.get, message.get("tool_calls")
+    said, calls = _modern(message).get, _modern(message).get("tool_calls")
     answer = Reply(
         text=text_of(said("content")) or text_of(said("refusal")),
-        tool_calls=[_call(call) for call in calls] if calls else [],
+        tool_calls=[_call(call) for call in calls if isinstance(call, dict)] if calls else [],
         reasoning=text_of(said("reasoning_content") or said("reasoning")),
         finish_reason=choice.get("finish_reason"),
         token_ids=whole_numbers(choice.get("token_ids")),
@@ -116,49 +149,131 @@ def _take_logprobs(answer: Reply, content: list[Json]) -> None:
         answer.logprob_tokens = tokens
 
 
-def _call(call: Json) -> Message:
-    function = call.get("function") or {}
-    return tool_call(call.get("id"), function.get("name"), function.get("arguments") or "")
+def _call(call: dict[str, Any]) -> Message:
+    """Return a call of a function or a custom tool; any other kind stays as it came."""
+    if isinstance(custom := call.get("custom"), dict):
+        return custom_call(call.get("id"), custom.get("name"), custom.get("input"))
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return (
+            call
+            if call.get("type", "function") != "function"
+            else function_call(call.get("id"), call.get("name"), call.get("arguments") or "")
+        )
+    return function_call(call.get("id"), function.get("name"), function.get("arguments") or "")
 
 
-def _in_words(answer: Reply) -> str:
-    return "\n".join(filter(None, [answer.text, *map(render_call, answer.tool_calls)]))
+class _Growing:
+    """One choice of a stream, growing by its deltas."""
+
+    def __init__(self) -> None:
+        self.choice: dict[str, Any] = {}
+        """What a complete choice has beside its message."""
+        self._texts: dict[str, list[str]] = {}
+        self._calls: list[dict[str, Any]] = []
+        """In the order in which they began; "index" is the one in the stream."""
+        self._function: dict[str, Any] | None = None
+
+    def add(self, piece: Json) -> None:
+        """Add one event's part."""
+        delta = piece.get("delta")
+        if delta is None and not (self._texts or self._calls):
+            delta = piece.get("message")  # some gateways put the whole message into one event
+        for name in _TEXTS if delta else ():
+            if text := text_of(delta.get(name)):
+                self._texts.setdefault(name, []).append(text)
+        for call in (delta or {}).get("tool_calls") or ():
+            self._add_call(call)
+        if isinstance(function := (delta or {}).get("function_call"), dict):
+            self._function = _joined(self._function or {}, function)
+        choice = self.choice
+        if piece.get("finish_reason"):
+            choice["finish_reason"] = piece["finish_reason"]
+        if piece.get("token_ids"):
+            choice.setdefault("token_ids", []).extend(piece["token_ids"])
+        if content := (piece.get("logprobs") or {}).get("content"):
+            choice.setdefault("logprobs", {"content": []})["content"].extend(content)
+
+    def message(self) -> dict[str, Any]:
+        """Return the message as a complete response would have it."""
+        message: dict[str, Any] = {name: "".join(texts) for name, texts in self._texts.items()}
+        calls = self._calls
+        if all(isinstance(call["index"], int) for call in calls):
+            calls = sorted(calls, key=lambda call: call["index"])
+        message["tool_calls"] = [
+            {name: value for name, value in call.items() if name != "index"} for call in calls
+        ]
+        if self._function is not None:
+            message["function_call"] = self._function
+        return message
+
+    def _add_call(self, piece: Json) -> None:
+        """Add a delta to the call that it continues, or begin a new one."""
+        known = self._continued(piece)
+        if known is None:
+            self._calls.append(known := {"index": piece.get("index")})
+        for name in ("id", "type"):
+            if piece.get(name) and not known.get(name):
+                known[name] = piece[name]
+        for name in ("function", "custom"):
+            if isinstance(given := piece.get(name), dict):
+                known[name] = _joined(known.get(name) or {}, given)
+
+    def _continued(self, piece: Json) -> dict[str, Any] | None:
+        """Return the call that a delta belongs to; None if it begins one.
+
+        The index should tell, but servers get it wrong: some repeat 0 for every call, some leave it
+        out, some make up a new id for every delta. So an id that is known continues its call, and
+        otherwise a delta continues the latest call of its index unless it begins one: with a name
+        that is not the one that is being streamed.
+        """
+        index, call_id = piece.get("index"), piece.get("id")
+        if call_id:
+            for call in self._calls:
+                if call.get("id") == call_id and index in (None, call["index"]):
+                    return call
+        near = [call for call in self._calls if index is None or call["index"] == index]
+        if not near:
+            return None
+        return None if _begins_call(piece, near[-1]) else near[-1]
 
 
-def _merge(choice: dict[str, Any], piece: Json) -> None:
-    """Add one event's part of a choice."""
-    delta = piece.get("delta") or {}
-    for name in ("content", "refusal", "reasoning_content", "reasoning"):
-        if delta.get(name):
-            choice.setdefault(name, []).append(delta[name])
-    for call in delta.get("tool_calls") or ():
-        _merge_call(choice.setdefault("calls", {}), call)
-    if piece.get("finish_reason"):
-        choice["finish_reason"] = piece["finish_reason"]
-    if piece.get("token_ids"):
-        choice.setdefault("token_ids", []).extend(piece["token_ids"])
-    content = (piece.get("logprobs") or {}).get("content")
-    if content:
-        choice.setdefault("logprobs", {"content": []})["content"].extend(content)
+def _begins_call(piece: Json, latest: dict[str, Any]) -> bool:
+    """Return whether a delta begins a new call rather than continuing the latest one."""
+    name, known = _name_in(piece), _name_in(latest)
+    if not name or not known:
+        return False
+    if piece.get("id") and latest.get("id"):
+        return True
+    # Without ids: servers may repeat the name in every delta of one call.
+    return name != known or _is_complete(latest)
 
 
-def _merge_call(calls: dict[int, Message], piece: Json) -> None:
-    index = piece.get("index")
-    call = calls.setdefault(len(calls) if index is None else index, {"name": "", "arguments": []})
-    function = piece.get("function") or {}
-    call["id"] = piece.get("id") or call.get("id")
-    call["name"] = function.get("name") or call["name"]
-    call["arguments"].append(function.get("arguments") or "")
+def _is_complete(call: dict[str, Any]) -> bool:
+    """Return whether the arguments that were streamed so far are a whole JSON object."""
+    arguments = (call.get("function") or {}).get("arguments", "")
+    try:
+        return isinstance(arguments, dict) or isinstance(decode(arguments.encode()), dict)
+    except Unreadable:
+        return False
 
 
-def _message(choice: dict[str, Any]) -> Message:
-    message: Message = {
-        name: "".join(choice[name])
-        for name in ("content", "refusal", "reasoning_content", "reasoning")
-        if name in choice
-    }
-    message["tool_calls"] = [
-        tool_call(call["id"], call["name"], "".join(call["arguments"]))
-        for _, call in sorted(choice.get("calls", {}).items())
-    ]
-    return message
+def _joined(known: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
+    """Add a delta of a function or a custom tool to what is known of it."""
+    grown = dict(known)
+    if piece.get("name"):
+        grown["name"] = piece["name"]
+    for name in ("arguments", "input"):
+        given = piece.get(name)
+        if isinstance(given, str):
+            grown[name] = grown.get(name, "") + given
+        elif given is not None:
+            grown[name] = given  # a server that sends the arguments as an object sends them once
+    return grown
+
+
+def _name_in(piece: Json) -> str:
+    for holder in (piece.get("function"), piece.get("custom")):
+        if isinstance(holder, dict) and holder.get("name"):
+            return str(holder["name"])
+    return ""

@@ -1,33 +1,57 @@
-"""Server-sent events, read back out of the bytes of a stream."""
+"""Server-sent events, decoded from the bytes of a stream."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
-from orbiter.train.chat.reply import Json, Unreadable, decode
+from orbiter.train.chat.reply import Unreadable, decode
+
+DONE = b"[DONE]"
+"""The data of the event with which OpenAI's chat streams end."""
+_FIELD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*(?::|(?:data|event|id|retry):)")
 
 
-def events(body: bytes) -> Iterator[Json]:
-    """Yield the JSON of each event; `[DONE]`, comments and an unfinished last event are left out.
+def is_event_stream(head: bytes) -> bool:
+    """Return whether a body begins like a stream of events, whatever its content type says."""
+    return _FIELD.match(head) is not None
+
+
+def is_done(body: bytes) -> bool:
+    """Return whether a stream ends with the event that marks its regular end."""
+    tail = body[-256:].rstrip()
+    return tail.endswith((b"data: " + DONE, b"data:" + DONE))
+
+
+def events(body: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the JSON object of each event.
+
+    `[DONE]`, comments and an unfinished last event are skipped. So are keep-alives that a server
+    sends as data: an empty text, a bare word such as `ping`, or JSON that is not an object.
 
     Raises:
-        Unreadable: a whole event holds no JSON.
+        Unreadable: a complete event begins like a JSON object and is none.
     """
     data: list[bytes] = []
-    for line in body.splitlines(keepends=True):
+    # Only these three end a line of the protocol; `splitlines` knows more.
+    for line in re.split(rb"\r\n|\n|\r", body.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):
             data.append(line[5:].strip())
         elif not line.strip() and data:
             yield from _event(b"\n".join(data))
             data = []
     if data:
-        # A server may leave out the empty line behind its last event; a broken one has no end.
+        # A server may omit the empty line after its last event; a stream that broke off has no end.
         try:
             yield from _event(b"\n".join(data))
         except Unreadable:
             return
 
 
-def _event(data: bytes) -> Iterator[Json]:
-    if data and data != b"[DONE]":
-        yield decode(data)
+def _event(data: bytes) -> Iterator[dict[str, Any]]:
+    if not data.startswith(b"{"):
+        return
+    value = decode(data)
+    if isinstance(value, dict):
+        yield value

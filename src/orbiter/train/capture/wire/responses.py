@@ -1,4 +1,4 @@
-"""OpenAI's Responses, put into the form of a chat."""
+"""OpenAI's Responses, in the form of OpenAI's chat."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ from typing import Any
 
 import msgspec
 
-from orbiter.train.chat.reply import (
-    Fields,
-    Json,
-    Message,
-    Reply,
-    Unreadable,
-    counts,
-    decode,
-    tool_call,
-)
-from orbiter.train.chat.transcript import text_of
+from orbiter.train.chat.message import Json, Message, text_of
+from orbiter.train.chat.reply import Fields, Reply, Unreadable, counts, decode
+from orbiter.train.chat.tool_calls import custom_call, function_call
 
 TERMINAL = tuple(
     f'"type":{space}"response.{end}"'.encode()
-    for end in ("completed", "incomplete", "failed")
+    for end in ("completed", "incomplete", "failed", "cancelled")
     for space in ("", " ")
 )
 """What the last event of a stream holds."""
@@ -33,6 +25,24 @@ _USAGE = {
     "reasoning_tokens": ("output_tokens_details", "reasoning_tokens"),
 }
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_LAST = frozenset(f"response.{end}" for end in ("completed", "incomplete", "failed", "cancelled"))
+_PENDING = frozenset({"queued", "in_progress"})
+_FOR_THE_AGENT = frozenset({"computer_call", "local_shell_call", "shell_call", "apply_patch_call"})
+"""Calls of tools that OpenAI defines and the agent carries out."""
+
+
+def accepts(fields: Fields, *, certain: bool) -> bool:
+    """Return whether a request has the shape of one for a response.
+
+    Args:
+        fields: The request's top level.
+        certain: Whether the host and the path alone say that it is OpenAI's API.
+    """
+    given = bytes(fields.get("input") or b"").lstrip()[:1]
+    named = not fields.keys().isdisjoint({"previous_response_id", "conversation", "prompt"})
+    if given not in {b'"', b"["} and not named:
+        return False
+    return certain or "model" in fields or "prompt" in fields
 
 
 def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
@@ -42,7 +52,7 @@ def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
     if instructions is not None and bytes(instructions) != b"null":
         found.append(b'{"role":"system","content":%b}' % bytes(instructions))
     given = fields.get("input")
-    if given is None:
+    if given is None or bytes(given) == b"null":
         return found
     if bytes(given).lstrip()[:1] == b"[":
         return [*found, *_LIST.decode(given)]
@@ -50,39 +60,49 @@ def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
 
 
 def chat(items: list[Json]) -> list[Message]:
-    """Return items as messages: the calls of one turn stand in one message with its text."""
-    messages: list[Message] = []
+    """Return items as messages: the calls of one turn are in one message with its text."""
+    messages: list[dict[str, Any]] = []
     for item in items:
         _add(messages, item)
-    return messages
+    return [*messages]
 
 
 def tools(given: Json) -> list[Message]:
     """Return tools as chat completions have them; one of OpenAI's own keeps its form."""
-    return [_tool(tool) for tool in given] if isinstance(given, list) else []
+    return (
+        [_tool(tool) for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
+    )
 
 
 def reply(body: Json) -> Reply:
-    """Read a whole response.
+    """Read a complete response, or one that is still being made.
 
     Raises:
         Unreadable: it is no response.
     """
     output = body.get("output") if isinstance(body, dict) else None
+    status = body.get("status") if isinstance(body, dict) else None
+    if output is None and status in _PENDING:
+        output = []
     if not isinstance(output, list):
         raise Unreadable(f"no response: {str(body)[:120]}")
-    said = [part for item in _of(output, "message") for part in item.get("content") or ()]
+    output = [item for item in output if isinstance(item, dict)]
+    said = [part for item in _of(output, "message") for part in _parts_of(item)]
     answer = Reply(
         text=text_of(said),
-        tool_calls=[_call(item) for item in _of(output, "function_call")],
+        tool_calls=[call for item in output if (call := _call(item)) is not None],
+        server_calls=[_server_call(item) for item in output if _is_server_call(item)],
         reasoning="\n".join([_thought(item) for item in _of(output, "reasoning")]),
         response_id=body.get("id"),
         model=body.get("model"),
         finish_reason=_finish_reason(body),
         usage=counts(body.get("usage"), _USAGE),
         error=str(body["error"]) if body.get("error") else None,
+        pending=status in _PENDING,
     )
-    logprobs = [entry for part in said for entry in part.get("logprobs") or ()]
+    logprobs = [
+        entry for part in said if isinstance(part, dict) for entry in part.get("logprobs") or ()
+    ]
     if logprobs:
         answer.logprobs = [float(entry["logprob"]) for entry in logprobs]
         answer.logprob_tokens = [str(entry.get("token", "")) for entry in logprobs]
@@ -90,57 +110,148 @@ def reply(body: Json) -> Reply:
 
 
 def assemble(events: Iterable[Json]) -> Reply:
-    """Take the whole response from a stream's last event, or what there is of a broken one."""
+    """Take the complete response from a stream's last event, or what there is of a broken one.
+
+    Some servers leave the output of the last event empty: then it is what was streamed.
+    """
     head: dict[str, Any] = {}
-    items: dict[int, dict[str, Any]] = {}
+    output = _Output()
     error: str | None = None
     for event in events:
-        kind, index = str(event.get("type")), event.get("output_index", 0)
-        if kind in {"response.completed", "response.incomplete", "response.failed"}:
-            return reply(event["response"])
-        if kind == "response.created":
-            head = event["response"]
-        elif kind in {"response.output_item.added", "response.output_item.done"}:
-            items[index] = dict(event["item"])
-        elif kind == "response.output_text.delta":
-            _grow_text(items.setdefault(index, {"type": "message"}), event["delta"])
-        elif kind == "response.function_call_arguments.delta":
-            call = items.setdefault(index, {"type": "function_call"})
-            call["arguments"] = (call.get("arguments") or "") + event["delta"]
+        kind = str(event.get("type"))
+        if kind in _LAST:
+            body = event["response"]
+            return reply(body if body.get("output") else {**head, **body, "output": output.items()})
+        if kind in {"response.created", "response.queued", "response.in_progress"}:
+            head = {**head, **event["response"]}
         elif kind == "error":
             error = str(event.get("message") or event.get("error"))
-    answer = reply(head | {"output": [items[index] for index in sorted(items)], "error": None})
-    answer.error, answer.finish_reason = error, None
+        else:
+            output.take(kind, event)
+    answer = reply(head | {"output": output.items(), "error": None, "status": None})
+    answer.error, answer.finish_reason, answer.pending = error, None, False
     return answer
 
 
 def previous(fields: Fields) -> str | None:
-    """Return the id of the response that this request goes on from, if it names one."""
-    found = decode(fields["previous_response_id"]) if "previous_response_id" in fields else None
-    return found if isinstance(found, str) else None
+    """Return the id of the response or conversation that a request continues, if it names one."""
+    for name in ("previous_response_id", "conversation"):
+        value = decode(fields[name]) if name in fields else None
+        if isinstance(value, dict):
+            value = value.get("id")
+        if isinstance(value, str) and value:
+            return value
+    return None
 
 
-def _add(messages: list[Message], item: Json) -> None:
+class _Output:
+    """The items of a streamed answer, growing by its events."""
+
+    def __init__(self) -> None:
+        self._slots: list[_Slot] = []
+
+    def take(self, kind: str, event: Json) -> None:
+        """Take one event; those that say nothing of an item are ignored."""
+        index = event.get("output_index")
+        if kind in {"response.output_item.added", "response.output_item.done"}:
+            item = event["item"]
+            slot = self._slot(index, item.get("id"), begins=kind.endswith("added"))
+            slot.item, slot.done = {**slot.item, **item}, kind.endswith("done")
+        elif kind in _TEXT_DELTAS:
+            holder, part_type = _TEXT_DELTAS[kind]
+            item = self._slot(index, event.get("item_id")).item
+            item.setdefault("type", "reasoning" if "reasoning" in kind else "message")
+            _grow_text(item, holder, part_type, event)
+        elif kind in _FIELD_DELTAS:
+            item_type, field = _FIELD_DELTAS[kind]
+            item = self._slot(index, event.get("item_id")).item
+            item.setdefault("type", item_type)
+            item[field] = (item.get(field) or "") + event["delta"]
+        elif kind in _FIELD_ENDS:
+            item_type, field = _FIELD_ENDS[kind]
+            item = self._slot(index, event.get("item_id")).item
+            item.setdefault("type", item_type)
+            if isinstance(event.get(field), str):
+                item[field] = event[field]
+
+    def items(self) -> list[dict[str, Any]]:
+        """Return the items in the order of their indices, or of their beginning without them."""
+        slots = self._slots
+        if all(isinstance(slot.index, int) for slot in slots):
+            slots = sorted(slots, key=lambda slot: slot.index)
+        return [slot.item for slot in slots]
+
+    def _slot(self, index: object, item_id: object, *, begins: bool = False) -> _Slot:
+        """Return the item that an event is about; servers repeat indices and leave them out."""
+        for slot in reversed(self._slots):
+            same_id = item_id is not None and slot.item.get("id") == item_id
+            same_index = index is not None and slot.index == index
+            if same_id or (same_index and not (slot.done and item_id != slot.item.get("id"))):
+                return slot
+            if index is None and item_id is None and not begins and not slot.done:
+                return slot
+        self._slots.append(_Slot(index, {} if item_id is None else {"id": item_id}))
+        return self._slots[-1]
+
+
+class _Slot:
+    """One item of a streamed answer."""
+
+    def __init__(self, index: Any, item: dict[str, Any]) -> None:  # noqa: ANN401 - from JSON
+        self.index, self.item, self.done = index, item, False
+
+
+_TEXT_DELTAS = {
+    "response.output_text.delta": ("content", "output_text"),
+    "response.refusal.delta": ("content", "refusal"),
+    "response.reasoning_text.delta": ("content", "reasoning_text"),
+    "response.reasoning_summary_text.delta": ("summary", "summary_text"),
+}
+"""Events that add to a text: the field of the item that holds its part, and the part's type."""
+_FIELD_DELTAS = {
+    "response.function_call_arguments.delta": ("function_call", "arguments"),
+    "response.custom_tool_call_input.delta": ("custom_tool_call", "input"),
+    "response.mcp_call_arguments.delta": ("mcp_call", "arguments"),
+    "response.code_interpreter_call_code.delta": ("code_interpreter_call", "code"),
+}
+_FIELD_ENDS = {kind.removesuffix("delta") + "done": found for kind, found in _FIELD_DELTAS.items()}
+
+
+def _grow_text(item: dict[str, Any], holder: str, part_type: str, event: Json) -> None:
+    parts = item[holder] = list(item.get(holder) or ())
+    index = event.get("content_index", event.get("summary_index"))
+    place = index if isinstance(index, int) and 0 <= index <= len(parts) else max(len(parts) - 1, 0)
+    field = "refusal" if part_type == "refusal" else "text"
+    if place == len(parts):
+        parts.append({"type": part_type, field: ""})
+    parts[place] = {**parts[place], field: (parts[place].get(field) or "") + event["delta"]}
+
+
+def _add(messages: list[dict[str, Any]], item: Json) -> None:
+    """Add one item of a conversation to its messages."""
+    if isinstance(item, str):
+        item = {"role": "user", "content": item}
     kind = item.get("type", "message")
     last = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
     if kind == "message":
         messages.append({"role": item.get("role"), "content": _content(item.get("content"))})
-    elif kind == "function_call":
+    elif (call := _call(item)) is not None:
         if last is None:
             messages.append(last := {"role": "assistant", "content": None})
-        last.setdefault("tool_calls", []).append(_call(item))
-    elif kind == "function_call_output":
-        output = text_of(item.get("output"))
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
-    elif kind == "reasoning":
-        return  # belongs to the reply that it came with
-    else:
+        last.setdefault("tool_calls", []).append(call)
+    elif kind.endswith("_call_output"):
+        output = _content(item.get("output"))
+        result = output if isinstance(output, str | list) else text_of(output)
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": result})
+    elif kind != "reasoning":  # a thought belongs to the reply that it came with
         messages.append({"role": "assistant", "content": [item]})
 
 
 def _content(content: Json) -> Json:
-    """Return a content as one text where it is nothing but text."""
-    if isinstance(content, list) and all(isinstance(part.get("text"), str) for part in content):
+    """Return a content as one text if it is nothing but text."""
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
         return text_of(content)
     return content
 
@@ -152,12 +263,42 @@ def _tool(tool: Json) -> Message:
     return {"type": "function", "function": inner}
 
 
-def _call(item: Json) -> Message:
-    return tool_call(item.get("call_id"), item.get("name"), item.get("arguments") or "")
+def _call(item: Json) -> Message | None:
+    """Return a call for the agent to carry out; None for any other item."""
+    kind, call_id = str(item.get("type")), item.get("call_id") or item.get("id")
+    if kind == "function_call":
+        return function_call(call_id, item.get("name"), item.get("arguments") or "")
+    if kind == "custom_tool_call":
+        return custom_call(call_id, item.get("name"), item.get("input"))
+    if kind in _FOR_THE_AGENT:
+        what = item.get("action", item.get("operation", item.get("actions", {})))
+        return {**function_call(call_id, kind.removesuffix("_call"), what), "raw": item}
+    return None
+
+
+def _is_server_call(item: Json) -> bool:
+    kind = str(item.get("type"))
+    return kind == "mcp_approval_request" or (kind.endswith("_call") and _call(item) is None)
+
+
+def _server_call(item: Json) -> Json:
+    """Return a call that the server carried out itself, with the item as it came."""
+    kind = str(item["type"])
+    arguments = next(
+        (item[key] for key in ("arguments", "action", "queries", "code", "input") if key in item),
+        None,
+    )
+    name = item.get("name") or kind.removesuffix("_call")
+    return {"name": str(name), "arguments": arguments, "raw": [item]}
 
 
 def _thought(item: Json) -> str:
     return "\n".join([text_of(item.get("summary")), text_of(item.get("content"))]).strip()
+
+
+def _parts_of(item: Json) -> list[Json]:
+    content = item.get("content")
+    return content if isinstance(content, list) else [content or ""]
 
 
 def _finish_reason(body: Json) -> str | None:
@@ -168,8 +309,3 @@ def _finish_reason(body: Json) -> str | None:
 
 def _of(output: list[Json], kind: str) -> list[Json]:
     return [item for item in output if item.get("type") == kind]
-
-
-def _grow_text(item: dict[str, Any], delta: str) -> None:
-    content = item["content"] = list(item.get("content") or [{"type": "output_text", "text": ""}])
-    content[0] = {"type": "output_text", "text": content[0].get("text", "") + delta}

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from orbiter.train.engine.arithmetic import fused_attention_works
 from orbiter.train.engine.forward.layers import Shape
 from orbiter.train.engine.forward.packing import Packing, Rectangle
 
@@ -68,7 +69,8 @@ def attend(
     batch, heads, queries, width = q.shape
     kv_heads, keys = k.shape[1:3]
     share = heads // kv_heads
-    if queries * keys >= FUSED_FROM or q.device.type != "cpu":
+    wanted = queries * keys >= FUSED_FROM or q.device.type != "cpu"
+    if wanted and fused_attention_works(q.dtype, q.device.type):
         return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=bias[:, None], enable_gqa=share > 1
         )

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from orbiter.train.engine.arithmetic import packed_linear
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.forward.attention import Cache, PackedAttention
 from orbiter.train.engine.forward.generic import BatchScores, GenericForward
@@ -26,7 +27,6 @@ from orbiter.train.engine.forward.layers import (
     live_layers,
     merged,
     packed_layers,
-    packed_linear,
     rms_norm,
     rotary_table,
     trunk,

@@ -17,14 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-Linear = Callable[[Tensor], Tensor]
+from orbiter.train.engine.arithmetic import Linear, packed_linear
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """From a layer's number and its rotated queries, keys, values [N heads D] to [N heads*D]."""
-
-PREPACK_FROM = 1 << 17
-"""Weights with so many elements gain from oneDNN's layout; below, its calling costs more."""
-PREPACK_ROWS = 32
-"""Rows that the layout is made for: what a step of sampling typically has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,24 +229,3 @@ def merged(modules: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None]:
             weight = torch.addmm(weight, b, a, alpha=scale)
         weights.append(weight)
     return weights[0] if len(weights) == 1 else torch.cat(weights), _biases(modules)
-
-
-def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """Make the fastest product with a weight that will not change: for a few rows at a time.
-
-    Large weights on a CPU are reordered once into oneDNN's blocks, which halves the time of a
-    step (docs/engine.md); small ones are transposed, and accelerators take them as they are.
-    """
-    weight = weight.detach().to(dtype)
-    bias = None if bias is None else bias.detach().to(dtype, copy=True)
-    if weight.device.type != "cpu":
-        return lambda x: functional.linear(x, weight, bias)
-    if weight.numel() >= PREPACK_FROM and torch.backends.mkldnn.is_available():
-        mkldnn = torch.ops.mkldnn
-        blocks = mkldnn._reorder_linear_weight(weight, PREPACK_ROWS)
-        run = mkldnn._linear_pointwise.default
-        return lambda x: run(x, blocks, bias, "none", [], "")
-    transposed = weight.t().contiguous()
-    if bias is None:
-        return lambda x: torch.mm(x, transposed)
-    return lambda x: torch.addmm(bias, x, transposed)

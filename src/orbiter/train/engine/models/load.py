@@ -62,8 +62,10 @@ def load_model(
     Raises:
         StorageError: nothing loadable stands under this name; says what was tried.
     """
-    target = pick_device(device)
     wanted = _pick_dtype(dtype)
+    from orbiter.train.engine.arithmetic import pick_device
+
+    target = pick_device(device)
     text = os.fspath(name)
     with no_progress_bars():
         if text == TINY:
@@ -79,25 +81,6 @@ def load_model(
             model, tokenizer = _from_hub(text, wanted)
             source = f"hub {text}"
     return LoadedModel(model.to(device=target, dtype=wanted).eval(), tokenizer, text, source)
-
-
-def pick_device(device: str = "auto") -> torch.device:
-    """Return the device named, or for "auto" the first of CUDA, Apple's mps, CPU that is there."""
-    torch = require("torch", extra="train")
-    available = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "cpu": lambda: True,
-    }
-    if device == "auto":
-        kind = next(kind for kind, here in available.items() if here())
-        return torch.device(kind)  # type: ignore[no-any-return]  # torch came through require
-    kind = device.partition(":")[0]
-    if kind not in available:
-        raise ConfigError(f"device must be auto, cpu, cuda or mps, got {device!r}")
-    if not available[kind]():
-        raise ConfigError(f"device {device!r} was asked for, but this machine has no {kind}")
-    return torch.device(device)  # type: ignore[no-any-return]  # as above
 
 
 def _pick_dtype(dtype: str) -> torch.dtype:

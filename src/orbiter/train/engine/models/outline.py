@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from orbiter.train.engine.arithmetic import choose_dtype, pick_device
 from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.forward.fast import FAMILIES
 from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.engine.models.gguf import CACHED, SMOLLM2
-from orbiter.train.engine.models.load import TINY, pick_device
+from orbiter.train.engine.models.load import TINY
 from orbiter.train.engine.models.lora import add_lora
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import StorageError, require
@@ -33,6 +34,8 @@ class Outline:
     path: str
     """The forward pass that it will run on: "fast" or "generic"."""
     dtype: str
+    computes: str
+    """The dtype, what computes in it, and why."""
     device: torch.device
     weights: int
     """Bytes that loading it will take, in float32, a frozen reference included."""
@@ -69,14 +72,17 @@ def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> 
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
     copies = 2 if reference and not config.lora_rank else 1
+    device = pick_device(config.device)
+    arithmetic = choose_dtype(config.dtype, device)
     head = nn.Linear(model.config.hidden_size, 1, device="meta") if value_head else None
     return Outline(
         model=model,
         tokenizer=tokenizer,
         value_head=head,
         path=path,
-        dtype=config.dtype,
-        device=pick_device(config.device),
+        dtype=arithmetic.dtype,
+        computes=arithmetic.on(device),
+        device=device,
         weights=4 * copies * sum(p.numel() for p in model.parameters()),
     )
 

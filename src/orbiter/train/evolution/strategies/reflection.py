@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
-from orbiter.train.llm.chat import Answer, ChatModel, Message, ask
+from orbiter.train.llm.chat import Answer, ChatModel, ask
 
 SYSTEM = (
     "You improve the instructions that a language-model agent works by. You see the present "

@@ -15,8 +15,9 @@ from typing import ClassVar
 from typing_extensions import override
 
 from orbiter.train.callback import map_bounded
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError
-from orbiter.train.llm.chat import Answer, ChatModel, Message, ask, name_of, sample_of
+from orbiter.train.llm.chat import Answer, ChatModel, ask, name_of, sample_of
 from orbiter.train.seeding import sub_random
 from orbiter.train.synthesis.llm.novelty import nearest
 from orbiter.train.synthesis.pipeline.result import Rejection

@@ -17,8 +17,9 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from orbiter.train.callback import map_bounded
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError
-from orbiter.train.llm.chat import ChatModel, Message, sample_of
+from orbiter.train.llm.chat import ChatModel, sample_of
 from orbiter.train.llm.structured import UnfitAnswersError, ask_for
 from orbiter.train.synthesis.pipeline.asking import Verdict
 from orbiter.train.trajectory import TrajectoryItem

@@ -49,12 +49,17 @@ def make_overrides(config: VeRLConfig, layout: Layout) -> Overrides:
         parts.append(_critic(config, layout))
     if config.device == "cpu":
         parts.append(_cpu(config))
-    if config.dtype == "float32":
+    if in_float32(config):
         parts.append(_float32(config))
     made: Overrides = {}
     for part in [*parts, config.verl_overrides]:
         made |= part
     return made
+
+
+def in_float32(config: VeRLConfig) -> bool:
+    """Whether the job computes in float32: as set, or by "auto" in a rehearsal on processors."""
+    return config.dtype == "float32" or (config.dtype == "auto" and config.device == "cpu")
 
 
 def _declared(config: VeRLConfig) -> Overrides:

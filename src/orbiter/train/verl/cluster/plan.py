@@ -16,7 +16,12 @@ from typing import Any
 from orbiter.train.errors import ConfigError, MissingExtraError
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.layout import Layout, steps_per_epoch
-from orbiter.train.verl.cluster.overrides import as_arguments, make_overrides, save_frequency
+from orbiter.train.verl.cluster.overrides import (
+    as_arguments,
+    in_float32,
+    make_overrides,
+    save_frequency,
+)
 from orbiter.train.verl.cluster.process import ask
 from orbiter.train.verl.cluster.rewards import Shipped
 from orbiter.train.verl.cluster.versions import TESTED, install_command, untested
@@ -239,9 +244,7 @@ def _notes(config: VeRLConfig, layout: Layout) -> list[str]:
         "a prompt that is too long loses its first tokens, the marker of its turn included": (
             config.on_long_prompt == "truncate-left"
         ),
-        "the trained model is written in bfloat16, as verl's merger does": (
-            config.dtype == "float32"
-        ),
+        "the trained model is written in bfloat16, as verl's merger does": in_float32(config),
     }
     applying = [note for note, applies in notes.items() if applies]
     return [*ALGORITHMS[config.algorithm].verl_notes(), *applying]
