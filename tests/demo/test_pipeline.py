@@ -15,6 +15,7 @@ from orbiter.train.demo.pipeline import (
     Run,
     capture,
     curate,
+    draw,
     further_requests,
     open_run,
     run_demo,
@@ -52,7 +53,7 @@ async def test_only_right_traces_become_lessons(
 ) -> None:
     plan = QUICK
     by_id = {request.id: request for request in requests}
-    run = Run(plan, tmp_path, an_account(), by_id, State(plan))
+    run = Run(plan, tmp_path, an_account(), by_id, State(plan, dtype="float32"))
     parts = split_requests(requests[:100], plan)
     traces = await capture(run, parts)
     lessons = curate(run, traces)
@@ -122,6 +123,17 @@ def test_the_estimate_before_grpo_counts_the_seconds_already_spent() -> None:
     fresh = estimate(Plan(), 40)
     late = estimate(Plan(), 40, elapsed=700)
     assert late.steps == MIN_STEPS < fresh.steps
+
+
+def test_no_request_is_attempted_twice_before_all_were_attempted_once(
+    requests: list[ToolRequest],
+) -> None:
+    practice = split_requests(requests, Plan()).own
+    few, many = draw(practice, 40, seed=0), draw(practice, 150, seed=0)
+    assert len({item.id for item in few}) == len(few) == 40
+    assert {item.id for item in many} == {item.id for item in practice}
+    assert len(many) == 150
+    assert many[:40] == few != draw(practice, 40, seed=1)
 
 
 def test_no_further_request_is_about_a_held_out_function(

@@ -55,7 +55,8 @@ def test_a_chat_is_turns_with_tools_and_calls(tokenizer: PreTrainedTokenizerBase
     )
     assert text == (
         '<|bos|>tools\n[{"name": "add"}]<|eos|>\n<|bos|>system\nbe brief<|eos|>\n'
-        '<|bos|>user\n2+3?<|eos|>\n<|bos|>assistant\n[{"name": "add"}]<|eos|>\n'
+        "<|bos|>user\n2+3?<|eos|>\n<|bos|>assistant\n"
+        '<tool_call>{"name": "add", "arguments": {}}</tool_call><|eos|>\n'
         "<|bos|>assistant\n"
     )
 

@@ -226,14 +226,42 @@ async def test_long_and_copied_texts_are_sent_back_then_refused() -> None:
     assert "copied from a task" in (limits.objection(f"so {copied}", "", [copied]) or "")
     assert limits.objection(f"so {copied}", copied, [copied]) is None, "it was there before"
 
-    with pytest.raises(CallbackError, match="too long: 30 at most"):
-        await evolve("Start.", Agent(), Reflector(), max_chars=30)
+    result = await evolve("Start.", Agent(), Reflector(), max_chars=30)
+    assert result.stop_reason is StopReason.FAILURES
+    assert "too long: 30 at most" in result.stop_cause
+    assert len(str(result.best)) <= 30
+    with pytest.raises(CallbackError, match="too long: 3 at most"):
+        await evolve("Start.", Agent(), Reflector(), max_chars=3)
 
 
-def test_instructions_are_found_in_marks_fences_or_the_whole_answer() -> None:
-    assert instructions_in("Hm.\n<instructions>\nDo it.\n</instructions>") == "Do it."
-    assert instructions_in("Hm.\n```text\nDo it.\n```") == "Do it."
-    assert instructions_in(" Do it. ") == "Do it."
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Hm.\n<instructions>\nDo it.\n</instructions>",
+        "<think><instructions>No.</instructions></think><instructions>Do it.</instructions>",
+        "<instructions>A draft.</instructions>\n<instructions>Do it.</instructions>",
+        "Between <instructions> and </instructions>:\n<instructions>\nDo it.\n</instructions>",
+        "<instructions>Do it.</instructions>\nIt is between <instructions> and </instructions>.",
+    ],
+)
+def test_instructions_are_what_the_last_complete_marks_enclose(answer: str) -> None:
+    assert instructions_in(answer) == "Do it."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Do it.",
+        "Hm.\n```text\nDo it.\n```",
+        "<instructions>\nYou are an agent. Always ans",
+        "<instructions>\nA draft.\n</instructions>\nBetter:\n<instructions>\nYou are an ag",
+        "<think><instructions>Do it.</instructions>",
+        "<think>units!</think>\nGive units.",
+        "",
+    ],
+)
+def test_an_unmarked_or_cut_off_answer_holds_no_instructions(answer: str) -> None:
+    assert instructions_in(answer) is None
 
 
 def test_the_front_drops_the_dominated_and_keeps_the_newest_of_equals() -> None:

@@ -95,8 +95,7 @@ async def _run(plan: Plan, folder: Path, account: Account) -> bool:
     loop, job = asyncio.get_running_loop(), asyncio.ensure_future(run_demo(run))
 
     def stop() -> None:
-        run.stop()
-        if run.trainer is None:  # a training ends by itself, with a checkpoint
+        if not run.stop():
             job.cancel()
         loop.call_soon_threadsafe(lambda: None)  # wakes the loop, so that it sees the cancellation
 

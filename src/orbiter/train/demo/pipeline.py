@@ -93,11 +93,17 @@ class Run:
             self.account.skipped(stage)
         return done
 
-    def stop(self) -> None:
-        """End the training in progress after its present step, with a checkpoint."""
+    def stop(self) -> bool:
+        """End the training in progress after its present step, with a checkpoint.
+
+        Returns:
+            Whether there is one; anything else must be cancelled.
+        """
         self.stopping = True
-        if self.trainer is not None:
-            self.trainer.stop()
+        if self.trainer is None or not self.trainer.training:
+            return False
+        self.trainer.stop()
+        return True
 
     async def train(
         self, trainer: SFTTrainer | VeRLTrainer, data: Sequence[TrajectoryItem]
@@ -171,11 +177,18 @@ def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
 
 
 async def announce(run: Run, parts: Parts) -> None:
-    """Measure how fast this machine is, and print the number of minutes to expect."""
+    """Choose the arithmetic, measure this machine's speed, and print the minutes to expect."""
     plan = run.plan
+    from orbiter.train.engine.arithmetic import choose_dtype, pick_device
+
+    if not run.state.dtype:
+        device = pick_device()
+        chosen = choose_dtype(plan.dtype, device)
+        run.state.dtype = chosen.dtype
+        run.account.say(chosen.on(device))
     if run.state.finished or plan.model == "tiny":
         return
-    policy = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(plan)))
+    policy = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(run)))
     speed = await exam_seconds(policy, parts.held_out)
     run.account.expect(estimate(plan, speed), plan)
 
@@ -191,7 +204,7 @@ async def capture(run: Run, parts: Parts) -> TrajectoryDataset:
         shown = [run.requests[str(item.task_id)] for item in parts.shown]
         replies = answer_all(shown, seed=plan.seed)
         _capture(run, dataset, parts.shown, replies, agent="reference")
-        model = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(plan)))
+        model = VeRLTrainer(VeRLConfig(model=plan.model, **_engine(run)))
         asked = parts.shown[: plan.own_traces]
         _capture(run, dataset, asked, await model.generate(asked), agent=plan.model)
         wrong = sum(item.reward == 0 for item in dataset)
@@ -292,15 +305,11 @@ async def learn_by_reward(
         return verdict(output, run.requests[str(item.task_id)]).right
 
     with account.stage("grpo", f"the model's own calls for {len(practice)} other requests"):
-        steps = _choose_steps(run)
-        # Whole passes over as many requests as the steps have room for, drawn by the seed.
-        epochs = math.ceil(steps * plan.batch_size / len(practice))
-        order = sub_random(plan.seed, "practice").sample(practice, len(practice))
-        practice = order[: steps * plan.batch_size // epochs]
+        attempted = draw(practice, _choose_steps(run) * plan.batch_size, seed=plan.seed)
         config = VeRLConfig(
             algorithm=VeRLAlgorithm.GRPO,
             model=str(run.folder / "sft" / "best"),
-            epochs=epochs,
+            epochs=1,  # `draw` repeats what is attempted more than once
             group_size=plan.group_size,
             learning_rate=plan.grpo_learning_rate,
             warmup_steps=3,
@@ -310,18 +319,24 @@ async def learn_by_reward(
             scale_rewards=False,
             output_dir=run.folder / "grpo",
             resume=True,
-            **_engine(plan),
+            **_engine(run),
         )
         rewards = [RewardSpec("call", 1.0, call_score), RewardSpec("right", 0.0, call_right)]
         trainer = VeRLTrainer(config, rewards)
         with run.account.timed("grpo training"):
-            await run.train(trainer, practice)
+            await run.train(trainer, attempted)
         _keep_curve(run, "grpo reward", "grpo", "reward")
         run.outcome.counts["practice"] = len(practice)
         await examine(run, "grpo", trainer, held_out)
         run.outcome.model = str(await trainer.save(run.folder / "model"))
     shutil.rmtree(run.folder / "grpo" / "checkpoints", ignore_errors=True)
     run.finish("grpo")
+
+
+def draw(practice: Sequence[TrajectoryItem], count: int, *, seed: int) -> list[TrajectoryItem]:
+    """Return `count` requests in random order, none of them twice before all occur once."""
+    order = sub_random(seed, "practice").sample(practice, len(practice))
+    return [order[position % len(order)] for position in range(count)]
 
 
 def _choose_steps(run: Run) -> int:
@@ -377,7 +392,7 @@ async def examine(
 
 def _asker(run: Run, model: Path) -> ModelTrainer:
     """Load a model only to ask it."""
-    return VeRLTrainer(VeRLConfig(model=str(model), **_engine(run.plan)))
+    return VeRLTrainer(VeRLConfig(model=str(model), **_engine(run)))
 
 
 def _sft_config(
@@ -400,17 +415,18 @@ def _sft_config(
         output_dir=run.folder / folder,
         resume=True,
         max_seconds=max_seconds,
-        **_engine(run.plan),
+        **_engine(run),
     )
 
 
-def _engine(plan: Plan) -> dict[str, Any]:
+def _engine(run: Run) -> dict[str, Any]:
     """Return the settings that all trainers share."""
+    plan = run.plan
     return {
         "batch_size": plan.batch_size,
         "seed": plan.seed,
         "max_response_length": plan.max_response_length,
-        "dtype": plan.dtype,
+        "dtype": run.state.dtype,
         "system_prompt": INSTRUCTION,
     }
 

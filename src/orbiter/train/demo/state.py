@@ -24,6 +24,8 @@ class State:
     outcome: Outcome = field(default_factory=Outcome)
     finished: list[str] = field(default_factory=list[str])
     """Names of the stages that are complete."""
+    dtype: str = ""
+    """The arithmetic, resolved when the run began, so that a resume on another machine keeps it."""
     steps: int | None = None
     """GRPO steps, chosen when that stage first began."""
 

@@ -67,6 +67,11 @@ class ModelTrainer(Trainer):
         self._results: dict[str, float] = {}
         self._data = ""
 
+    @property
+    def training(self) -> bool:
+        """Whether a training is in progress, so that `stop()` has something to stop."""
+        return self._run is not None
+
     def stop(self) -> None:
         """End a training in progress after its current step, with a checkpoint; from any thread.
 

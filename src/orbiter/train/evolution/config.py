@@ -1,4 +1,4 @@
-"""The settings of an evolution, checked when they are made, and the words for where it stands."""
+"""The settings of an evolution, checked when they are made, its phases and its stop reasons."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class EvolutionPhase(StrEnum):
-    """Where a pipeline stands."""
+    """What a pipeline is doing now."""
 
     INIT = "init"
     """Made, not started."""
     EVALUATING = "evaluating"
     """Scoring the new candidates."""
     SELECTING = "selecting"
-    """Choosing who lives on."""
+    """Choosing the survivors."""
     MUTATING = "mutating"
-    """Making variants for the free places."""
+    """Making variants to fill the population."""
     COMPLETE = "complete"
     """Ended, for whatever reason."""
 
@@ -41,59 +41,66 @@ class StopReason(StrEnum):
     TIME = "max_seconds"
     STAGNANT = "stagnant"
     """No candidate can be made that is not known already."""
+    BUDGET = "budget"
+    """The budget of a language model is spent."""
+    FAILURES = "failures"
+    """Evaluations or mutations failed one after the other; `stop_cause` has the last reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvolutionConfig:
-    """How long, how wide and how hard an evolution searches."""
+    """How long, how broadly and how hard an evolution searches."""
 
     epochs: int = 10
-    """Rounds of evaluate and select; every candidate ever made is scored."""
+    """Rounds of evaluation and selection; every candidate ever made is scored."""
     population_size: int = 20
     """Candidates alive at once."""
     selection_ratio: float = 0.5
-    """Share that survives an epoch; in steady mode, one over the size of a parents' tournament."""
+    """Share that survives an epoch. In steady mode, 1 / the size of the tournament that picks
+    parents."""
     mutation_rate: float = 0.1
-    """0: nothing is ever mutated, the population only shrinks. Above 0: every free place gets a
-    mutated child, and the rate is the intensity that reaches the strategy as `context.rate`."""
+    """0: nothing is ever mutated, the population only shrinks. Above 0: mutated children fill the
+    population, and the rate reaches the strategy as `context.rate`: how strongly to vary."""
     crossover_rate: float = 0.8
     """Share of children with two parents, where the strategy defines `crossover`."""
     seed: int = 0
     concurrency: int = 16
-    """Calls of `evaluate` and `mutate` under way at once, together."""
+    """Most calls of `evaluate` and `mutate` at once, together. `PromptEvolution` also runs at most
+    this many tasks at once, over all candidates."""
     timeout: float | None = None
     """Seconds that one evaluation may take before it counts as failed."""
     retries: int = 0
-    """Further tries after an exception or a timeout; never after a NaN."""
+    """Further tries of an evaluation after an exception or a timeout; never after a NaN."""
     elite: int = 1
-    """Best members ever that stay whatever `select` answers; `result.best` is kept in any case."""
+    """Best members ever that survive whatever `select` returns; `result.best` is kept anyway."""
     cache: bool = True
-    """Share one evaluation among equal candidates. Off: each member pays for its own."""
+    """Share one evaluation among equal candidates. False: each member is evaluated itself."""
     replicates: int = 1
     """Evaluations of every candidate; its score is their mean."""
     contenders: int = 0
-    """Noisy scores: the leading members evaluated once more each epoch, their scores pooled."""
+    """Noisy scores: how many leading members are evaluated once more each epoch; scores are
+    pooled."""
     confirm: int = 0
-    """Noisy scores: fresh evaluations of the winner at the end, whose mean alone is `best_score`.
-    The search had no part in them, so no luck is left in it. They are held back from
+    """Noisy scores: fresh evaluations of the winner at the end; their mean alone is `best_score`.
+    The search did not select by them, so the mean is not biased by luck. They are reserved out of
     `max_evaluations` and `max_cost`, and come on top of `max_seconds`."""
     target: float | None = None
     """Stop once the best score reaches it."""
     patience: int | None = None
-    """Stop after so many epochs without a gain above `min_delta`."""
+    """Stop after this many epochs without a gain above `min_delta`."""
     min_delta: float = 0.0
     max_evaluations: int | None = None
     """Never start more evaluations than this."""
     max_cost: float | None = None
-    """Stop before the cost reported by the strategy passes this."""
+    """Stop before the cost reported by the strategy exceeds this."""
     max_seconds: float | None = None
     mode: Literal["generation", "steady"] = "generation"
     """"generation" waits for a whole epoch, and gives the same result at any concurrency. "steady"
-    starts a child as soon as a place is free: no straggler holds anybody up."""
+    starts a child as soon as a call ends: a slow evaluation delays no other."""
     on_error: Literal["drop", "raise"] = "drop"
-    """A failed evaluation is kept as data with its cause, or ends the run."""
+    """A failure costs one candidate (or one task) and is counted, or ends the run."""
     run_dir: str | PathLike[str] | None = None
-    """Folder of the journal; the same folder resumes, in the middle of an epoch too."""
+    """Folder of the journal. The same folder resumes the run, even in the middle of an epoch."""
     on_event: Callable[[Event], None] | None = None
 
     def __post_init__(self) -> None:
@@ -108,8 +115,13 @@ class EvolutionConfig:
                 _whole(name, getattr(self, name), 1)
         _one_of("mode", self.mode, ("generation", "steady"))
         _one_of("on_error", self.on_error, ("drop", "raise"))
-        if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
+        if not _is_number(self.min_delta) or not 0 <= self.min_delta < math.inf:
             raise ConfigError(f"min_delta must be a number of at least 0, got {self.min_delta!r}")
+        if self.target is not None and not (_is_number(self.target) and self.target < math.inf):
+            raise ConfigError(f"target must be a number or None, got {self.target!r}")
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.max_evaluations is not None and self.confirm >= self.max_evaluations:
             raise ConfigError(
                 f"confirm ({self.confirm}) leaves nothing of max_evaluations "
@@ -140,14 +152,19 @@ def _whole(name: str, value: object, low: int) -> None:
 
 
 def _share(name: str, value: object, *, zero_allowed: bool) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= float(value) <= 1 or (value == 0 and not zero_allowed):  # type: ignore[arg-type] # a number by now
+    if not _is_number(value) or not 0 <= float(value) <= 1 or (value == 0 and not zero_allowed):  # type: ignore[arg-type] # a number by now
         opening = "[" if zero_allowed else "("
-        raise ConfigError(f"{name} must lie in {opening}0, 1], got {value!r}")
+        raise ConfigError(f"{name} must be a number in {opening}0, 1], got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _positive(name: str, value: float | None) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
+    if value is None:
+        return
+    if not _is_number(value) or not (value > 0 and math.isfinite(value)):
         raise ConfigError(f"{name} must be a positive number or None, got {value!r}")
 
 

@@ -1,7 +1,7 @@
-"""Scoring members: at most so many at once, in time, once each, whatever happens inside.
+"""Scores members: bounded in number and time, each once, and every failure is handled.
 
-A failure is data here: an evaluation that raises, hangs or answers NaN leaves a member with its
-cause and without a score, and the run goes on.
+A failure is data here: an evaluation that raises, hangs or returns NaN leaves a member with its
+cause and without a score, and the run continues.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from orbiter.train.callback import map_bounded, prepare
 from orbiter.train.errors import CallbackError, DataError, TrainError, boundary
-from orbiter.train.evolution.config import EvolutionPhase
+from orbiter.train.evolution.config import EvolutionPhase, StopReason
 from orbiter.train.evolution.journal import Trial
 from orbiter.train.evolution.member import Member, ranked
 from orbiter.train.evolution.state import State
 from orbiter.train.evolution.strategy import CURRENT, Context, Score, as_score
+from orbiter.train.llm.failure import BudgetError
 
 C = TypeVar("C")
 
@@ -25,26 +26,28 @@ BACKOFF_SECONDS = 0.1
 """Before the first retry; doubled for each further one."""
 
 
-class Referee(Generic[C]):
+class Evaluator(Generic[C]):
     """Evaluates the members of a run."""
 
     def __init__(self, state: State[C]) -> None:
         self.state = state
-        self._under_way: dict[str, asyncio.Future[None]] = {}
+        self._running: dict[str, asyncio.Future[None]] = {}
         self._ended = asyncio.Event()
-        self._ask: Callable[[C], Awaitable[float | Score]] = prepare(state.strategy.evaluate)
+        self._evaluate_candidate: Callable[[C], Awaitable[float | Score]] = prepare(
+            state.strategy.evaluate
+        )
 
     async def score_new(self, members: Sequence[Member[C]]) -> list[Member[C]]:
-        """Score members that have no score; return those that were, in order of birth.
+        """Score members without a score; return those that were scored or failed, by birth.
 
-        With `cache`, equal members share one evaluation, also while it is under way. Where the
-        budget ends, `state.stop` says so and the members behind are left out.
+        With `cache`, equal members share one evaluation, even while it is running. If the budget
+        runs out, `state.stop` is set and the remaining members are left out.
         """
         await map_bounded(members, self.score_one, concurrency=self.state.config.concurrency)
         return [m for m in members if m.error is not None or m.scores]
 
     async def score_one(self, member: Member[C]) -> None:
-        """Score one member, all its replicates, or take the score of its equal."""
+        """Score one member, all its replicates, or take the score of an equal member."""
         state = self.state
         first = state.known[member.key]
         if first is not member and state.config.cache:
@@ -53,17 +56,17 @@ class Referee(Generic[C]):
             state.cache_hits += bool(first.scores)
             return
         done = asyncio.get_running_loop().create_future()
-        self._under_way[member.name] = done
+        self._running[member.name] = done
         try:
             while member.tried < state.config.replicates and member.error is None:
                 if not await self._evaluate(member):
                     break
         finally:
             done.set_result(None)
-            del self._under_way[member.name]
+            del self._running[member.name]
 
     async def score_again(self, population: Sequence[Member[C]]) -> None:
-        """Evaluate the leading members once more, and pool: the lucky ones come down."""
+        """Evaluate the leading members once more and pool the scores, against lucky ones."""
         leading = [m for m in ranked(population) if m.error is None and m.scores]
 
         async def again(member: Member[C]) -> None:
@@ -73,14 +76,15 @@ class Referee(Generic[C]):
         await map_bounded(leading[: config.contenders], again, concurrency=config.concurrency)
 
     async def confirm(self, winner: Member[C]) -> list[Score]:
-        """Evaluate the winner afresh, as often as `confirm` says; return these scores alone."""
+        """Evaluate the winner afresh, `confirm` times; return these scores alone."""
 
         async def once(number: int) -> Score | None:
-            if state.budget.refuses_to_confirm():
+            if state.stop is StopReason.BUDGET or state.budget.refuses_to_confirm():
                 return None
             trial = await self._run(winner, f"{winner.name}, confirmed", number)
-            if trial.error is not None:
-                self._count_failure(trial.error)
+            if trial is None:
+                return None
+            self._count_failures(trial)
             return trial.score
 
         state = self.state
@@ -90,12 +94,12 @@ class Referee(Generic[C]):
         return [score for score in scores if score is not None]
 
     async def _wait_for(self, first: Member[C]) -> None:
-        pending = self._under_way.get(first.name)
+        pending = self._running.get(first.name)
         if pending is not None:
             await asyncio.shield(pending)
 
     async def _evaluate(self, member: Member[C]) -> bool:
-        """Run one evaluation; return False where the budget no longer allows it."""
+        """Run one evaluation; return False if the budget does not allow it."""
         state = self.state
         while state.budget.must_wait:
             self._ended.clear()
@@ -104,11 +108,18 @@ class Referee(Generic[C]):
         if state.stop is not None:
             return False
         member.tried += 1
-        self._take(member, await self._run(member, member.name, member.tried - 1))
+        trial = await self._run(member, member.name, member.tried - 1)
+        if trial is None:
+            member.tried -= 1
+            return False
+        self._take(member, trial)
         return True
 
-    async def _run(self, member: Member[C], name: str, replicate: int) -> Trial:
-        """Return how an evaluation ended, from the journal where it stands there."""
+    async def _run(self, member: Member[C], name: str, replicate: int) -> Trial | None:
+        """Return a finished evaluation, from the journal if it is there.
+
+        None: the budget of a language model is spent, and `state.stop` says so.
+        """
         state = self.state
         state.budget.begin()
         trial = state.journal.trials.get((name, replicate))
@@ -118,64 +129,92 @@ class Referee(Generic[C]):
                 trial = await self._try(member, name, replicate)
                 cost = trial.cost
                 state.journal.write_trial(trial)
+        except BudgetError as error:
+            state.end(StopReason.BUDGET, str(error))
+            return None
         finally:
             state.budget.end(cost)
             self._ended.set()
         return trial
 
     def _take(self, member: Member[C], trial: Trial) -> None:
+        self._count_failures(trial)
         if trial.score is not None:
             member.scores.append(trial.score)
-            self.state.tell("evaluated", score=trial.score.value)
-            return
-        if not member.scores:
+            self.state.emit("evaluated", score=trial.score.value)
+        elif not member.scores:
             member.error = trial.error
-        self._count_failure(trial.error or "")
-        if self.state.config.on_error == "raise":
-            raise CallbackError(f"candidate {member.number}: {trial.error}")
+        errors = self._errors(trial)
+        if errors and self.state.config.on_error == "raise":
+            raise CallbackError(f"candidate {member.number}: {errors[0]}")
 
-    def _count_failure(self, error: str) -> None:
-        self.state.failures += 1
-        self.state.tell("failed", message=error)
+    def _errors(self, trial: Trial) -> list[str]:
+        """Return why the evaluation failed, or some of its instances."""
+        if trial.score is None:
+            return [trial.error or ""]
+        failed = trial.score.failed or {}
+        return [f"instance {name!r}: {reason}" for name, reason in failed.items()]
+
+    def _count_failures(self, trial: Trial) -> None:
+        for error in self._errors(trial):
+            self.state.failures += 1
+            self.state.emit("failed", message=error)
 
     async def _try(self, member: Member[C], name: str, replicate: int) -> Trial:
         state, cost = self.state, 0.0
         parent = state.members[member.parents[0]] if member.parents else None
         for attempt in range(state.config.retries + 1):
             context = state.context(
-                "evaluate", name, replicate, child=member.name, replicate=replicate, parent=parent
+                "evaluate",
+                name,
+                replicate,
+                child=member.name,
+                replicate=replicate,
+                parent=parent,
+                earlier=state.journal.partial.get((name, replicate)),
             )
-            score, error, again = await self._call(member.candidate, context)
+            outcome = await self._call(member.candidate, context)
+            score = outcome.score
             cost += context.cost + (score.cost if score else 0.0)
-            if not again or attempt == state.config.retries:
+            if not outcome.may_retry or attempt == state.config.retries:
                 break
             await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
         if score is not None and cost != score.cost:
             score = replace(score, cost=cost)
-        return Trial(name, replicate, score, error, cost)
+        return Trial(name, replicate, score, outcome.error, cost)
 
-    async def _call(self, candidate: C, context: Context) -> tuple[Score | None, str | None, bool]:
-        """Return the score, or the cause and whether another try makes sense."""
+    async def _call(self, candidate: C, context: Context) -> _Outcome:
         token = CURRENT.set(context)
         try:
             with boundary("evaluate"):
                 answer = await self._in_time(candidate)
-            return as_score(answer), None, False
+            return _Outcome(as_score(answer), None, may_retry=False)
+        except BudgetError:
+            raise
         except DataError as error:
-            return None, str(error), False
+            return _Outcome(None, str(error), may_retry=False)
         except TrainError as error:
-            return None, str(error), True
+            return _Outcome(None, str(error), may_retry=True)
         finally:
             CURRENT.reset(token)
 
     async def _in_time(self, candidate: C) -> float | Score:
         limit = self.state.config.timeout
         if limit is None:
-            return await self._ask(candidate)
+            return await self._evaluate_candidate(candidate)
         try:
             async with asyncio.timeout(limit) as timeout:
-                return await self._ask(candidate)
+                return await self._evaluate_candidate(candidate)
         except TimeoutError:
             if not timeout.expired():
                 raise
             raise CallbackError(f"evaluate did not end within {limit:g} s") from None
+
+
+class _Outcome(NamedTuple):
+    """One call of `evaluate`."""
+
+    score: Score | None
+    error: str | None
+    may_retry: bool
+    """Another try may help."""

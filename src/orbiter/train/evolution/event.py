@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""Events of a run: for the user's `on_event` and for the progress line."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ EventKind = Literal["phase", "evaluated", "failed", "epoch", "warning", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened: given to `on_event`, in order."""
+    """One event of a run; `on_event` gets them in order."""
 
     kind: EventKind
     phase: EvolutionPhase
     epoch: int
     message: str = ""
-    """What happened, in words, for a warning, a failure or the end."""
+    """Text of a warning, a failure or the end."""
     score: float | None = None
     """The score of an evaluation, or the best score at the end of an epoch."""
 
 
 class Listener(Protocol):
-    """Hears of everything that happens in a run."""
+    """Receives the events of a run."""
 
-    def hear(self, event: Event) -> None:
-        """Take notice of an event."""
+    def handle(self, event: Event) -> None:
+        """Receive an event."""
 
     def close(self) -> None:
-        """The run is over."""
+        """End: no further event comes."""
 
 
 class Caller:
-    """Passes events on to the user's `on_event`."""
+    """Passes events to the user's `on_event`."""
 
     def __init__(self, on_event: Callable[[Event], None]) -> None:
         self._on_event = on_event
 
-    def hear(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Call the user's function; an error in it ends the run, named."""
         with boundary("on_event"):
             self._on_event(event)
@@ -58,8 +58,8 @@ class ProgressListener:
         self._progress = make_progress("evolving", epochs)
         self._progress.__enter__()
 
-    def hear(self, event: Event) -> None:
-        """Move on at the end of an epoch."""
+    def handle(self, event: Event) -> None:
+        """Advance at the end of an epoch."""
         if event.kind == "epoch" and event.score is not None:
             self._progress.update(event.epoch, f"best {event.score:.4g}")
 

@@ -1,4 +1,4 @@
-"""The front over instances, and the race of a child against its parent."""
+"""The Pareto front over instances, and the race of a child against its parent."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Vector = tuple[float, ...]
 
 
 def newest_of_front(vectors: Sequence[Vector]) -> list[int]:
-    """Return the indices of the vectors that no other one dominates, the last of equal ones.
+    """Return the indices of the vectors that no other vector dominates, the last of equal ones.
 
-    One dominates another where it is at least as good on every instance and better on one. Being
+    A vector dominates another if it is at least as good on every instance and better on one. Being
     best on an instance is not enough to stay: another may be as good there and better elsewhere.
     """
     last = {vector: index for index, vector in enumerate(vectors)}
     front: list[Vector] = []
-    # In order of falling sums nobody can be dominated by one that comes later.
+    # In order of falling sums no vector can be dominated by a later one.
     for vector in sorted(last, key=sum, reverse=True):
         if not any(_covers(other, vector) for other in front):
             front.append(vector)
@@ -34,15 +34,15 @@ class Race:
     parent: Mapping[str, float]
     perfect: float
     slack: float
-    """How far behind a child may fall, in score, before it is given up."""
+    """How far a child's summed score may fall below its parent's before it is given up."""
     lead: float = 0.0
     """Sum of the differences so far, child minus parent."""
 
-    def run(self, name: str, score: float) -> None:
-        """Take note of the child's score on an instance."""
+    def record(self, name: str, score: float) -> None:
+        """Add the child's score on an instance."""
         self.lead += score - self.parent[name]
 
     def is_lost(self, ahead: Sequence[str]) -> bool:
-        """Say whether the child fell too far behind, or cannot reach its parent any more."""
+        """Return whether the child fell too far back, or cannot reach its parent any more."""
         possible = sum(self.perfect - self.parent[name] for name in ahead)
         return self.lead < -self.slack or self.lead + possible < -1e-12

@@ -1,6 +1,6 @@
-"""Epoch by epoch: evaluate what is new, select, fill the free places; nobody goes ahead.
+"""The loop with epochs: evaluate what is new, select, fill the population with children.
 
-The same result at any concurrency, with the cache on or off, and after any interruption.
+The result is the same at any concurrency, with the cache on or off, and after any interruption.
 """
 
 from __future__ import annotations
@@ -10,67 +10,65 @@ from typing import TypeVar
 
 from orbiter.train.errors import TrainingError
 from orbiter.train.evolution.config import EvolutionPhase, StopReason
-from orbiter.train.evolution.evaluator import Referee
+from orbiter.train.evolution.evaluator import Evaluator
 from orbiter.train.evolution.member import Member, ranked
 from orbiter.train.evolution.selection import survivors
 from orbiter.train.evolution.state import State
-from orbiter.train.evolution.variation import Nursery
+from orbiter.train.evolution.variation import Variation
 
 C = TypeVar("C")
 
 
 async def run_generations(state: State[C], initial: Sequence[Member[C]]) -> list[Member[C]]:
-    """Run to the end of the budget or of the epochs; return the last population, best first."""
-    referee, nursery = Referee(state), Nursery(state)
-    population: list[Member[C]] = []
+    """Run until the budget or the epochs are used up; return the last population, best first."""
+    evaluator, variation = Evaluator(state), Variation(state)
     parents = list(initial)
     free = 0 if state.strategy.needs_scores else state.config.population_size - len(parents)
     state.epoch = 1
     while True:
-        children = await _children(state, nursery, parents, free)
+        children = await _children(state, variation, parents, free)
         renewed = children and state.strategy.renews and state.epoch > 1
         population = children if renewed else [*parents, *children]
-        state.enter(EvolutionPhase.EVALUATING)
-        scored = await _evaluate(state, referee, population)
-        if state.stop is not None:
-            state.crown(scored)
+        if not state.has_ended():
+            state.enter(EvolutionPhase.EVALUATING)
+            state.update_best(await _evaluate(state, evaluator, population))
+        if state.has_ended():
             return ranked(m for m in population if m.scores or m.error is not None)
         state.enter(EvolutionPhase.SELECTING)
-        state.crown(scored)
         parents = await survivors(state, population)
         state.close_epoch(parents)
         free = state.config.population_size - (0 if state.strategy.renews else len(parents))
-        if state.stop is None and free and not children and state.epoch > 1:
-            state.stop = _nothing_new(state)
-        if state.stop is not None:
+        stuck = free and not children and not variation.is_failing and state.epoch > 1
+        if stuck and state.config.mutation_rate > 0:
+            state.end(StopReason.STAGNANT)
+        if state.has_ended():
             return parents
         state.epoch += 1
 
 
 async def _children(
-    state: State[C], nursery: Nursery[C], parents: Sequence[Member[C]], free: int
+    state: State[C], variation: Variation[C], parents: Sequence[Member[C]], free: int
 ) -> list[Member[C]]:
     if free <= 0 or state.config.mutation_rate == 0:
         return []
     state.enter(EvolutionPhase.MUTATING)
-    return await nursery.fill(free, parents)
+    return await variation.fill(free, parents)
 
 
 async def _evaluate(
-    state: State[C], referee: Referee[C], population: Sequence[Member[C]]
+    state: State[C], evaluator: Evaluator[C], population: Sequence[Member[C]]
 ) -> list[Member[C]]:
+    """Score the new members of a population; return its members that have a score."""
     new = [member for member in population if not member.scores and member.error is None]
-    scored = await referee.score_new(new)
-    if scored and all(member.error is not None for member in scored) and len(scored) == len(new):
+    scored = await evaluator.score_new(new)
+    all_failed = len(scored) == len(new) > 0 and all(m.error is not None for m in scored)
+    if all_failed and state.best is None:
         raise TrainingError(
             f"all {len(new)} evaluations of epoch {state.epoch} failed; the first: "
             f"{scored[0].error}"
         )
-    if state.config.contenders and state.stop is None:
-        await referee.score_again(population)
+    for member in scored:
+        state.count_outcome(member.error, at_once=len(new))
+    if state.config.contenders and not state.has_ended():
+        await evaluator.score_again(population)
     return [member for member in population if member.scores]
-
-
-def _nothing_new(state: State[C]) -> StopReason | None:
-    """Say that no further candidate can be made; without mutation that was never the plan."""
-    return None if state.config.mutation_rate == 0 else StopReason.STAGNANT

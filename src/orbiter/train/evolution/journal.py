@@ -1,8 +1,8 @@
-"""What has been paid for, written down at once: scores and children, one line each.
+"""Records scores and children on disk as soon as they exist, one JSON line each.
 
-A run started again on the same folder goes through the same motions, and takes from here what it
-would otherwise have to evaluate or mutate once more. The cost of a line does not depend on how
-many stand before it. Left out: the state of the loop; it follows from the lines.
+A run started again in the same folder repeats the same steps, and takes from the journal what it
+would otherwise have to evaluate or mutate again. Only results are taken: a failed evaluation is
+tried again. The state of the loop is not recorded; it follows from the lines.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from orbiter.train.storage import AppendLog, read_records
 FILE_NAME = "evolution.jsonl"
 
 SYNC_SECONDS = 1.0
-"""Seconds between two fsyncs: what a power cut can cost. A killed process costs nothing."""
+"""Seconds between two fsyncs: the most that a power cut loses. A killed process loses nothing."""
 
 
 class Birth(NamedTuple):
-    """A child as it was made."""
+    """A child as `mutate` or `crossover` made it."""
 
     slot: int
-    """Which place it was made for, counted over the run."""
+    """Number of the slot that it was made for, counted over the run."""
     attempt: int
-    """0, or how many times the child was varied once more because it was known already."""
+    """0, or how many times the child was varied again because it was known already."""
     candidate: bytes
     """As the codec wrote it."""
     cost: float
@@ -41,7 +41,7 @@ class Birth(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """An evaluation as it ended."""
+    """A finished evaluation."""
 
     name: str
     """Of the member."""
@@ -52,22 +52,30 @@ class Trial(NamedTuple):
 
 
 class Journal:
-    """The journal of a run without a folder: remembers nothing, writes nothing."""
+    """The journal of a run without a folder: it keeps nothing."""
 
     trials: Mapping[tuple[str, int], Trial] = {}
+    """Evaluations of earlier processes that need not be repeated."""
+    partial: Mapping[tuple[str, int], Score] = {}
+    """Scores of earlier processes of which some instances failed."""
     births: Mapping[tuple[int, int], Birth] = {}
+    lost_cost: float = 0.0
+    """Cost of the evaluations of earlier processes that are tried again."""
 
     def write_trial(self, trial: Trial) -> None:
-        """Note an evaluation."""
+        """Record an evaluation."""
 
     def write_birth(self, birth: Birth) -> None:
-        """Note a child."""
+        """Record a child."""
+
+    def write_end(self, end: Mapping[str, object]) -> None:
+        """Record the result of the run, for its report."""
 
     def sync_now_and_then(self) -> None:
-        """Make everything noted safe against a power cut, once a second at most."""
+        """Make all records safe against a power cut, at most once a second."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class FileJournal(Journal):
@@ -87,7 +95,9 @@ class FileJournal(Journal):
         """
         path = folder / FILE_NAME
         self.trials: dict[tuple[str, int], Trial] = {}
+        self.partial: dict[tuple[str, int], Score] = {}
         self.births: dict[tuple[int, int], Birth] = {}
+        self.lost_cost = 0.0
         self._log = AppendLog(path)
         self._synced = time.monotonic()
         try:
@@ -111,6 +121,8 @@ class FileJournal(Journal):
                 line["f"] = trial.score.feedback
             if trial.score.traces is not None:
                 line["t"] = dict(trial.score.traces)
+            if trial.score.failed:
+                line["e"] = dict(trial.score.failed)
         else:
             line["x"] = trial.error
         if trial.cost:
@@ -131,15 +143,20 @@ class FileJournal(Journal):
         )
 
     @override
+    def write_end(self, end: Mapping[str, object]) -> None:
+        """Append the result of the run."""
+        self._append({"end": dict(end)})
+
+    @override
     def sync_now_and_then(self) -> None:
-        """Force everything onto the disk where the last time is a second ago."""
+        """Force all records onto the disk if the last time is a second ago."""
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._log.sync()
             self._synced = time.monotonic()
 
     @override
     def close(self) -> None:
-        """Force everything onto the disk, and let go of the file."""
+        """Force all records onto the disk, and close the file."""
         self._log.sync()
         self._log.close()
 
@@ -158,7 +175,9 @@ class FileJournal(Journal):
 
     def _take(self, line: dict[str, Any], fingerprint: Mapping[str, object]) -> None:
         if "run" in line:
-            _same_run(line["run"], fingerprint)
+            _check_same_run(line["run"], fingerprint)
+        elif "end" in line:
+            pass  # for the report; a resumed run writes another one
         elif "slot" in line:
             child = _encode(line["child"])
             birth = Birth(
@@ -166,22 +185,39 @@ class FileJournal(Journal):
             )
             self.births[birth.slot, birth.attempt] = birth
         else:
-            score = None
-            if "s" in line:
-                score = Score(
-                    line["s"], line.get("i"), line.get("f"), line.get("t"), line.get("c", 0.0)
-                )
-            trial = Trial(line["m"], line["r"], score, line.get("x"), line.get("c", 0.0))
-            self.trials[trial.name, trial.replicate] = trial
+            self._take_trial(line)
+
+    def _take_trial(self, line: dict[str, Any]) -> None:
+        key, cost = (line["m"], line["r"]), line.get("c", 0.0)
+        if "s" not in line:  # a failure is no result: it is tried again, though it was paid for
+            self.lost_cost += cost
+            return
+        failed = line.get("e")
+        score = Score(line["s"], line.get("i"), line.get("f"), line.get("t"), cost, failed)
+        if failed:
+            self.partial[key] = score
+            self.lost_cost += cost
+            return
+        self.partial.pop(key, None)
+        self.trials[key] = Trial(*key, score, None, cost)
 
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
-def _same_run(recorded: Mapping[str, object], fingerprint: Mapping[str, object]) -> None:
+def _check_same_run(recorded: Mapping[str, object], fingerprint: Mapping[str, object]) -> None:
     present = json.loads(json.dumps(fingerprint))
-    differs = [name for name in present if recorded.get(name) != present[name]]
-    if differs:
-        said = "; ".join(f"{n} was {recorded.get(n)!r}, is {present[n]!r}" for n in differs)
-        raise ConfigError(f"run_dir holds another run's journal ({said}): take a new folder")
+    names = [n for n in {**present, **recorded} if recorded.get(n) != present.get(n)]
+    changes = [_change(name, recorded.get(name), present.get(name)) for name in names]
+    if changes:
+        raise ConfigError(
+            f"run_dir holds the journal of another run, whose scores do not apply here "
+            f"({'; '.join(changes)}): take a new folder, or restore what changed"
+        )
+
+
+def _change(name: str, before: object, now: object) -> str:
+    if name == "initial" or name.startswith("strategy."):  # digests, which say nothing
+        return f"{name} changed"
+    return f"{name} was {before!r}, is {now!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, DataError, StateError, boundary
 from orbiter.train.evolution.budget import Budget
 from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, StopReason
-from orbiter.train.evolution.evaluator import Referee
+from orbiter.train.evolution.evaluator import Evaluator
 from orbiter.train.evolution.event import listeners
 from orbiter.train.evolution.generation import run_generations
 from orbiter.train.evolution.journal import FileJournal
@@ -26,7 +27,7 @@ C = TypeVar("C")
 
 
 class Rival(Protocol[C]):
-    """Makes a simpler search of the same candidates: `BestOfN`, `RandomSearch`, or your own."""
+    """A factory for a simpler search: `BestOfN`, `RandomSearch`, or your own."""
 
     def __call__(
         self, strategy: EvolutionStrategy[C], initial: Sequence[C], /
@@ -37,8 +38,8 @@ class Rival(Protocol[C]):
 class EvolutionPipeline(Generic[C]):
     """Improves candidates by evaluating, selecting and mutating them, epoch by epoch.
 
-    An epoch evaluates what is new and selects; the next one fills the free places with mutated
-    children first. Every candidate ever made is scored, and the best one is never lost.
+    An epoch evaluates the new candidates and selects; the next one first fills the population up
+    with mutated children. Every candidate ever made is scored, and the best one is never lost.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class EvolutionPipeline(Generic[C]):
         """Set up an evolution.
 
         Args:
-            config: how long, how wide, how hard.
+            config: how long, how broadly and how hard to search.
             strategy: the user's `evaluate` and `mutate`.
-            holdout: scores the best candidate once, at the end, on what the search never saw.
-            baseline: a simpler search, `BestOfN` or `RandomSearch`, which then runs on the same
+            holdout: scores the best candidate once, at the end, on data that the search never saw.
+            baseline: a simpler search, `BestOfN` or `RandomSearch`, which is then run on the same
                 initial candidates for as many evaluations (and as much cost) as were used.
         """
         if not isinstance(strategy, EvolutionStrategy):
@@ -70,26 +71,31 @@ class EvolutionPipeline(Generic[C]):
 
     @property
     def phase(self) -> EvolutionPhase:
-        """Where the evolution stands."""
+        """What the evolution is doing now."""
         return EvolutionPhase.INIT if self._state is None else self._state.phase
 
     async def run(self, initial_population: Iterable[C]) -> EvolutionResult[C]:
         """Evolve `initial_population`, which is neither modified nor kept.
 
-        Shorter than `population_size`, it is filled up with mutated children before the first
-        epoch; longer, all of it is evaluated once. With `run_dir`, a run that was interrupted goes
-        on where it stopped: nothing that was evaluated or mutated is paid for again.
+        If it is shorter than `population_size`, it is filled up with mutated children before the
+        first epoch; if it is longer, all of it is evaluated once. With `run_dir`, an interrupted
+        run continues where it stopped: nothing that was evaluated or mutated is paid for again,
+        and what failed is tried again. A run that fails on the way, after a first success, ends
+        with its best candidate so far; `stop_reason` and `stop_cause` say why.
 
         Raises:
-            DataError: the population is empty.
-            CallbackError: every mutation of an epoch failed, or one did with on_error="raise".
-            TrainingError: every evaluation of an epoch failed.
+            DataError: the population is empty, or holds None.
+            CallbackError: no mutation ever succeeded, or one failed with on_error="raise".
+            TrainingError: every evaluation of the first epoch failed.
             ConfigError: `run_dir` holds the journal of another run.
             StateError: the pipeline is running already.
         """
         if self.phase not in (EvolutionPhase.INIT, EvolutionPhase.COMPLETE):
-            raise StateError(f"this pipeline is {self.phase}: await its run, or make another one")
+            raise StateError(
+                f"this pipeline is {self.phase}: await its run, or create another pipeline"
+            )
         state = State(self.config, self.strategy, Budget(self.config))
+        state.limiter = asyncio.Semaphore(self.config.concurrency)
         self._state = state
         state.listeners = listeners(self.config.on_event, self.config.epochs)
         try:
@@ -98,7 +104,7 @@ class EvolutionPipeline(Generic[C]):
             population = await self._evolve(state, initial)
             result = await self._result(state, initial, population)
         except BaseException:
-            self._state = None  # whatever ended it, the pipeline can be run again
+            self._state = None  # the pipeline can be run again, whatever ended this run
             raise
         finally:
             state.journal.close()
@@ -112,27 +118,30 @@ class EvolutionPipeline(Generic[C]):
     async def _compete(
         self, rival: Rival[C], result: EvolutionResult[C], initial: list[C]
     ) -> Baseline:
-        """Run the baseline on an equal budget, in a folder of its own."""
+        """Run the baseline on an equal budget, in a subfolder."""
         folder = self.config.run_dir
         config = replace(
             self.config,
             epochs=max(1, result.evaluations),
             max_evaluations=max(1, result.evaluations),
             max_cost=result.cost or None,
+            confirm=min(self.config.confirm, max(0, result.evaluations - 1)),
             mode="generation",
             patience=None,
             run_dir=None if folder is None else Path(folder) / "baseline",
             on_event=None,
         )
-        other = await EvolutionPipeline(config, rival(self.strategy, initial)).run(initial)
+        simpler = await EvolutionPipeline(config, rival(self.strategy, initial)).run(initial)
         name = getattr(rival, "__name__", type(rival).__name__)
-        return Baseline(name, other.best_score, other.best_interval, other.evaluations)
+        return Baseline(name, simpler.best_score, simpler.best_interval, simpler.evaluations)
 
     def _initial(self, state: State[C], population: Iterable[C]) -> list[Member[C]]:
         members = []
-        for candidate in population:
+        for number, candidate in enumerate(population):
+            if candidate is None:
+                raise DataError(f"candidate {number} of the initial population is None")
             key, _ = state.identify(candidate)
-            members.append(state.admit(candidate, key, origin="initial"))
+            members.append(state.add_member(candidate, key, origin="initial"))
         if not members:
             raise DataError("the initial population is empty: there is nothing to evolve from")
         return members
@@ -142,6 +151,7 @@ class EvolutionPipeline(Generic[C]):
             fingerprint = _fingerprint(self.config, self.strategy, initial)
             texts = [state.codec.write(member.candidate) for member in initial]
             state.journal = FileJournal(Path(self.config.run_dir), fingerprint, texts)
+            state.budget.spend(state.journal.lost_cost)
 
     async def _evolve(self, state: State[C], initial: list[Member[C]]) -> list[Member[C]]:
         if self.config.epochs == 0:
@@ -154,16 +164,26 @@ class EvolutionPipeline(Generic[C]):
     async def _result(
         self, state: State[C], initial: list[Member[C]], population: list[Member[C]]
     ) -> EvolutionResult[C]:
-        assert state.stop is not None
-        best = state.best
+        best, reason = state.best, state.stop or StopReason.EPOCHS
         scores = best.scores if best else []
         if best and self.config.confirm:
-            scores = await Referee(state).confirm(best) or scores
+            scores = await Evaluator(state).confirm(best) or scores
+        best_score = mean_score(scores)
         state.enter(EvolutionPhase.COMPLETE)
-        state.tell("stop", message=str(state.stop))
+        cause = f": {state.stop_cause}" if state.stop_cause else ""
+        state.emit("stop", message=f"{reason}{cause}")
+        if best:
+            state.journal.write_end(
+                {
+                    "best": best.name,
+                    "score": best_score,
+                    "reason": reason,
+                    "cause": state.stop_cause,
+                }
+            )
         return EvolutionResult(
             best=best.candidate if best else None,
-            best_score=mean_score(scores),
+            best_score=best_score,
             best_interval=interval_of(scores) if best else None,
             baseline=_of_first_epoch(state),
             initial_score=max((m.score for m in initial if m.scores), default=math.nan),
@@ -172,7 +192,8 @@ class EvolutionPipeline(Generic[C]):
             cache_hits=state.cache_hits,
             failures=state.failures,
             cost=state.budget.cost,
-            stop_reason=state.stop,
+            stop_reason=reason,
+            stop_cause=state.stop_cause,
             history=tuple(state.history),
             population=tuple(m.candidate for m in population),
             holdout_score=await self._held_out(best) if best else None,
@@ -187,7 +208,7 @@ class EvolutionPipeline(Generic[C]):
 
 
 def _of_first_epoch(state: State[C]) -> Baseline:
-    """Return the best of the initial candidates and their first variants: best-of-N for nothing."""
+    """Return the best of the first epoch: a best-of-N that costs nothing extra."""
     first = [m for m in state.members if m.epoch == 1 and m.error is None and m.scores]
     if not first:
         return Baseline("best of the first epoch", math.nan, None, 0)
@@ -198,10 +219,10 @@ def _of_first_epoch(state: State[C]) -> Baseline:
 def _fingerprint(
     config: EvolutionConfig, strategy: EvolutionStrategy[C], initial: list[Member[C]]
 ) -> dict[str, Any]:
-    """Say what must be the same for a journal to be this run's: values and names, never source.
+    """Return what must be unchanged for a journal to belong to this run.
 
     Limits (epochs, target, budgets) and speed (concurrency, timeout) may change, so that a run
-    can be prolonged or hurried.
+    can be extended or sped up.
     """
     names = (
         "seed population_size selection_ratio mutation_rate crossover_rate elite replicates "
@@ -211,5 +232,6 @@ def _fingerprint(
     return {
         **{name: getattr(config, name) for name in names.split()},
         "strategy": f"{kind.__module__}.{kind.__qualname__}",
+        **{f"strategy.{name}": str(part) for name, part in strategy.fingerprint().items()},
         "initial": [member.key for member in initial],
     }

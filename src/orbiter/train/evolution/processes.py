@@ -1,7 +1,7 @@
-"""A plain function in processes of its own, which can be stopped where a thread cannot.
+"""Runs a plain function in worker processes, which can be killed where a thread cannot.
 
-A thread that hangs goes on hanging after its time is up; a worker process is killed, and another
-one takes its place. Left out: limits on memory or files; a worker is as free as this process.
+A thread that hangs keeps hanging after its timeout; a worker process is killed and replaced. There
+are no limits on memory or files: a worker may do whatever this process may do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class InProcess(Generic[C, R]):
-    """Makes a plain function one that can be awaited, and that really ends when it is given up.
+    """Turns a plain function into an async one that is really stopped by a timeout.
 
     Example::
 
@@ -33,9 +33,8 @@ class InProcess(Generic[C, R]):
             config = EvolutionConfig(timeout=10, concurrency=4)
             result = await EvolutionPipeline(config, strategy).run(start)
 
-    What the function is given and returns travels between the processes, so it must be something
-    that can be pickled. As everywhere with processes, a script that is run needs its
-    `if __name__ == "__main__":`.
+    Arguments and results travel between processes, so they must be picklable. As always with
+    processes, a script needs its `if __name__ == "__main__":`.
     """
 
     def __init__(self, fn: Callable[[C], R], *, workers: int | None = None) -> None:
@@ -43,7 +42,7 @@ class InProcess(Generic[C, R]):
 
         Args:
             fn: a function at the top of a module, so that a fresh process finds it.
-            workers: calls under way at once; as many as the machine has cores where not given.
+            workers: most calls at once; None: as many as the machine has cores.
 
         Raises:
             ConfigError: a fresh process could not find the function.
@@ -65,7 +64,7 @@ class InProcess(Generic[C, R]):
         """Return `fn(candidate)`, computed in a worker; cancelling this kills the worker.
 
         Raises:
-            CallbackError: the function raised, or its process ended before it had answered.
+            CallbackError: the function raised, or its process ended without an answer.
         """
         async with self._free:
             worker = self._idle.pop() if self._idle else _start(self._fn)
@@ -80,7 +79,7 @@ class InProcess(Generic[C, R]):
         return answer.value  # type: ignore[return-value] # it is what fn returned
 
     def close(self) -> None:
-        """End the workers that wait."""
+        """End the idle workers."""
         while self._idle:
             _kill(self._idle.pop())
 
@@ -116,7 +115,7 @@ def _start(fn: Callable[[C], R]) -> _Worker:
 
 
 def _serve(fn: Callable[[C], R], pipe: Connection) -> None:
-    """Answer one call after the other, until the other end is closed."""
+    """Answer one call after the other, until the other end of the pipe is closed."""
     while True:
         try:
             candidate = pipe.recv()
@@ -139,7 +138,7 @@ def _ask(worker: _Worker, candidate: object) -> _Answer:
     except (EOFError, OSError) as error:
         worker.process.join(timeout=1.0)
         raise CallbackError(
-            f"the process ended before it had answered (exit code {worker.process.exitcode})"
+            f"the process ended without an answer (exit code {worker.process.exitcode})"
         ) from error
     return answer
 

@@ -1,4 +1,4 @@
-"""What an evolution found, how it got there and how sure it is."""
+"""The result of an evolution: the best candidate, its history and its uncertainty."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Interval, mean_interval
+from orbiter.train.evolution.identity import Codec
 from orbiter.train.evolution.member import mean_instances
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class EpochRecord:
-    """One finished epoch; the counts are those since the run began."""
+    """One finished epoch; counts are since the run began."""
 
     epoch: int
     best: float
@@ -38,7 +39,7 @@ class EpochRecord:
 
 
 class Ancestor(NamedTuple):
-    """A step on the way from an initial candidate to another."""
+    """One step in the line of descent of a candidate."""
 
     number: int
     candidate: Any
@@ -49,7 +50,7 @@ class Ancestor(NamedTuple):
 
 
 class Baseline(NamedTuple):
-    """What a simpler search reached: the number that `best_score` has to beat."""
+    """The score of a simpler search, which `best_score` should beat."""
 
     name: str
     score: float
@@ -65,41 +66,51 @@ class EvolutionResult(Generic[C]):
     """The outcome of `EvolutionPipeline.run`."""
 
     best: C | None
-    """The best candidate ever evaluated; None where none was."""
+    """The best candidate ever evaluated; None if none was."""
     best_score: float
-    """Mean over its evaluations, with `confirm` over the fresh ones alone; NaN without a best."""
+    """Mean over its evaluations, with `confirm` over the fresh ones only; NaN without a best."""
     best_interval: Interval | None
     """95 % interval of `best_score`, over its evaluations or the instances in them; None for one
-    bare number, which says nothing about its own spread."""
+    bare number, which has no spread."""
     baseline: Baseline
-    """The baseline asked for, at as many evaluations; else the best of the first epoch, which is
-    best-of-N for what that epoch spent."""
+    """The requested baseline, at as many evaluations; otherwise the best of the first epoch, which
+    is best-of-N for what that epoch spent."""
     initial_score: float
-    """Best score among the initial candidates: what not evolving would have given."""
+    """Best score among the initial candidates: the score without evolution."""
     epochs_completed: int
     evaluations: int
-    """Evaluations begun, those taken from the journal included."""
+    """Evaluations begun, including those taken from the journal."""
     cache_hits: int
     failures: int
     cost: float
     stop_reason: StopReason
+    stop_cause: str
+    """The error that ended the run, with `stop_reason` "failures" or "budget"; else empty."""
     history: Sequence[EpochRecord] = field(repr=False)
     population: Sequence[C] = field(repr=False)
     """The candidates alive at the end, best first."""
     holdout_score: float | None
     """The best candidate's score by `holdout`, which the search never saw; None without one."""
     members: Sequence[Member[C]] = field(repr=False)
-    """Everybody ever born, in order of birth."""
+    """All members ever made, in order of birth."""
 
     def lineage(self, candidate: C) -> list[Ancestor]:
-        """Return the line from an initial candidate to this one, each with what changed.
+        """Return the line of descent from an initial candidate to this one, with the changes.
 
         Raises:
-            DataError: the candidate is not of this run.
+            DataError: the candidate is not part of this run.
         """
         by_identity = (m for m in self.members if m.candidate is candidate)
-        by_value = (m for m in self.members if m.candidate == candidate)
-        member = next(by_identity, None) or next(by_value, None)
+        member = next(by_identity, None)
+        if member is None:
+            codec = Codec()  # compares arrays too, for which == gives no yes or no
+            written = codec.write(candidate)
+            by_value = (
+                m
+                for m in self.members
+                if (codec.write(m.candidate) == written if written else m.candidate == candidate)
+            )
+            member = next(by_value, None)
         if member is None:
             raise DataError(f"no member of this run is the candidate {candidate!r:.80}")
         line = [member]
@@ -113,7 +124,7 @@ class EvolutionResult(Generic[C]):
         ]
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return one row for each member ever born: for a table, a frame, a file."""
+        """Return one row per member ever made: for a table, a data frame, a file."""
         return [
             {
                 "number": m.number,
@@ -130,28 +141,29 @@ class EvolutionResult(Generic[C]):
         ]
 
     def history_dicts(self) -> list[dict[str, Any]]:
-        """Return one row for each finished epoch."""
+        """Return one row per finished epoch."""
         return [asdict(record) for record in self.history]
 
     def __str__(self) -> str:
-        sure = f" {self.best_interval}" if self.best_interval else ""
+        interval = f" {self.best_interval}" if self.best_interval else ""
+        cause = f" ({self.stop_cause})" if self.stop_cause else ""
         return (
-            f"best {self.best_score:.4g}{sure} (initial {self.initial_score:.4g}; "
+            f"best {self.best_score:.4g}{interval} (initial {self.initial_score:.4g}; "
             f"{self.baseline}) after "
             f"{self.epochs_completed} epochs, {self.evaluations} evaluations, "
-            f"{self.failures} failures; ended by {self.stop_reason}"
+            f"{self.failures} failures; ended by {self.stop_reason}{cause}"
         )
 
 
 def interval_of(scores: Sequence[Score]) -> Interval | None:
-    """Return the 95 % interval of the mean of `scores`, or None where one number is all there is.
+    """Return the 95 % interval of the mean of `scores`, or None for a single number.
 
-    Instances, where every evaluation names the same ones and they average to its value, count
-    each as one observation: its mean over the evaluations.
+    If every evaluation has the same instances and its value is their mean, each instance counts as
+    one observation: its mean over the evaluations.
     """
-    of_each = mean_instances(scores) or {}
-    if len(of_each) > 1 and all(_is_mean_of_instances(s.instances, s.value) for s in scores):
-        return mean_interval(of_each.values())
+    by_instance = mean_instances(scores) or {}
+    if len(by_instance) > 1 and all(_is_mean_of_instances(s.instances, s.value) for s in scores):
+        return mean_interval(by_instance.values())
     if len(scores) > 1:
         return mean_interval([score.value for score in scores])
     return None
@@ -167,7 +179,7 @@ def _is_mean_of_instances(instances: object, value: float) -> bool:
 def _diff(before: Member[C] | None, member: Member[C]) -> str:
     if before is None:
         return ""
-    import difflib  # 10 ms that only a reader of diffs is worth
+    import difflib  # takes 10 ms, which only a reader of diffs should pay
 
     old, new = _lines(before.candidate), _lines(member.candidate)
     names = (f"candidate {before.number}", f"candidate {member.number}")

@@ -1,4 +1,4 @@
-"""Who lives on: the default, or the user's own `select` with its answer taken as far as it goes."""
+"""Selects the survivors of an epoch: by default the best, or as the user's `select` decides."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ C = TypeVar("C")
 
 
 async def survivors(state: State[C], population: Sequence[Member[C]]) -> list[Member[C]]:
-    """Return who survives the epoch, best first; the best ever are always among them."""
+    """Return the survivors of the epoch, best first; the best ever are always among them."""
     if state.strategy.selects():
         chosen = await _by_the_user(state, population)
     else:
         chosen = _best_share(state, population)
     elite = ranked(m for m in (*population, *_best_ever(state)) if m.error is None and m.scores)
     kept = list(dict.fromkeys([*elite[: state.config.elite], *chosen]))
+    if not kept:
+        raise CallbackError(
+            "select returned no survivors, and elite=0 keeps none: return at least one candidate"
+        )
     return ranked(kept)[: max(state.config.population_size, 1)]
 
 
@@ -32,7 +36,7 @@ def _best_share(state: State[C], population: Sequence[Member[C]]) -> list[Member
 
 
 def _places(state: State[C], alive: int) -> int:
-    """Return how many of a population survive; the population was counted before its dead left."""
+    """Return how many members survive, of `alive` members including the failed ones."""
     count = min(alive, state.config.population_size)
     return max(1, math.ceil(state.config.selection_ratio * count - 1e-9))
 
@@ -49,12 +53,12 @@ async def _by_the_user(state: State[C], population: Sequence[Member[C]]) -> list
     token = CURRENT.set(state.context("select", state.epoch, scores=full, places=places))
     try:
         with boundary("select"):
-            answer = list(await _call_select(state.strategy, candidates, scores))
+            selected = list(await _call_select(state.strategy, candidates, scores))
     finally:
         CURRENT.reset(token)
-    chosen = _back_to_members(state, population, answer)
+    chosen = _members_of(state, population, selected)
     if not chosen:
-        state.tell("warning", message="select returned nobody: only the elite lives on")
+        state.emit("warning", message="select returned nobody: only the elite survives")
     return chosen[: state.config.population_size]
 
 
@@ -74,16 +78,16 @@ async def _call_select(
         ) from error
 
 
-def _back_to_members(
-    state: State[C], population: Sequence[Member[C]], answer: Sequence[C]
+def _members_of(
+    state: State[C], population: Sequence[Member[C]], selected: Sequence[C]
 ) -> list[Member[C]]:
-    """Find the members behind the answer, by identity, then by content; strangers are admitted."""
+    """Return the members of the candidates, found by identity or content; new ones are added."""
     by_identity = {id(member.candidate): member for member in population}
     chosen = []
-    for candidate in answer:
+    for candidate in selected:
         member = by_identity.get(id(candidate))
         if member is None:
             key, _ = state.identify(candidate)
-            member = state.known.get(key) or state.admit(candidate, key, origin="select")
+            member = state.known.get(key) or state.add_member(candidate, key, origin="select")
         chosen.append(member)
     return list(dict.fromkeys(chosen))

@@ -1,13 +1,15 @@
-"""What both loops share: the family, the budget, the journal, and how to tell of it."""
+"""The state that both loops share: members, budget, journal, listeners."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from orbiter.train.errors import DataError
 from orbiter.train.evolution.budget import Budget
 from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, StopReason
 from orbiter.train.evolution.event import Event, EventKind, Listener
@@ -22,7 +24,7 @@ C = TypeVar("C")
 
 @dataclass(slots=True)
 class State(Generic[C]):
-    """A run under way."""
+    """A run in progress."""
 
     config: EvolutionConfig
     strategy: EvolutionStrategy[C]
@@ -30,8 +32,10 @@ class State(Generic[C]):
     listeners: Sequence[Listener] = ()
     journal: Journal = field(default_factory=Journal)
     codec: Codec = field(default_factory=Codec)
+    limiter: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Shared by evaluations that work on several tasks at once."""
     members: list[Member[C]] = field(default_factory=list)
-    """Everybody ever born, in order of birth."""
+    """All members ever made, in order of birth."""
     known: dict[str, Member[C]] = field(default_factory=dict)
     """The first member of each key."""
     by_name: dict[str, Member[C]] = field(default_factory=dict)
@@ -40,33 +44,63 @@ class State(Generic[C]):
     epoch: int = 0
     history: list[EpochRecord] = field(default_factory=list)
     stop: StopReason | None = None
+    stop_cause: str = ""
+    """The error behind `stop`, if there is one."""
     cache_hits: int = 0
     failures: int = 0
-    said_no_content: bool = False
+    failed_in_a_row: int = 0
+    """Evaluations that failed since the last success."""
+    has_warned: bool = False
 
-    def tell(self, kind: EventKind, message: str = "", score: float | None = None) -> None:
-        """Let every listener hear of something."""
+    def emit(self, kind: EventKind, message: str = "", score: float | None = None) -> None:
+        """Send an event to every listener."""
         if self.listeners:
             event = Event(kind, self.phase, self.epoch, message, score)
             for listener in self.listeners:
-                listener.hear(event)
+                listener.handle(event)
 
     def enter(self, phase: EvolutionPhase) -> None:
-        """Move on to another phase."""
+        """Begin another phase."""
         if phase is not self.phase:
             self.phase = phase
-            self.tell("phase")
+            self.emit("phase")
+
+    def has_ended(self) -> bool:
+        """Return whether there is a reason to stop."""
+        return self.stop is not None
+
+    def end(self, reason: StopReason, cause: str = "") -> None:
+        """End the run for this reason, unless it has one already."""
+        if self.stop is None:
+            self.stop, self.stop_cause = reason, cause
+
+    def count_outcome(self, error: str | None, *, at_once: int) -> None:
+        """Count a scored or failed member; end the run once nothing but failures comes.
+
+        Args:
+            error: why the evaluation failed; None if it did not.
+            at_once: evaluations of this round; as many failures in a row, and three at least, end
+                a run that has a best candidate.
+        """
+        self.failed_in_a_row = 0 if error is None else self.failed_in_a_row + 1
+        if self.best is not None and self.failed_in_a_row >= max(3, at_once):
+            self.end(
+                StopReason.FAILURES,
+                f"{self.failed_in_a_row} evaluations failed in a row; the last: {error}",
+            )
 
     def identify(self, candidate: C) -> tuple[str, bytes | None]:
-        """Return what makes the candidate equal to others, and how it is written down."""
+        """Return the candidate's key, which equal candidates share, and its JSON."""
+        if candidate is None:
+            raise DataError("a candidate is None: return or pass a candidate")
         written = self.codec.write(candidate)
         own = self.strategy.key(candidate)
         if own is not None:
             return f"own:{own}", written
         if written is not None:
             return content_key(written), written
-        if not self.said_no_content:
-            self.said_no_content = True
+        if not self.has_warned:
+            self.has_warned = True
             warnings.warn(
                 f"candidates of type {type(candidate).__name__} have no content that can be "
                 "written down: define `key` on the strategy, or a resumed run makes them anew",
@@ -74,7 +108,7 @@ class State(Generic[C]):
             )
         return fallback_key(candidate, len(self.members)), None
 
-    def admit(
+    def add_member(
         self,
         candidate: C,
         key: str,
@@ -83,7 +117,7 @@ class State(Generic[C]):
         name: str = "",
         parents: tuple[int, ...] = (),
     ) -> Member[C]:
-        """Give a candidate its place in the family."""
+        """Register a candidate as a new member."""
         number = len(self.members)
         name = name or f"{origin} {number}"
         member = Member(number, candidate, key, name, origin, max(1, self.epoch), parents)
@@ -100,8 +134,9 @@ class State(Generic[C]):
         parent: Member[C] | None = None,
         scores: Sequence[Score] = (),
         places: int = 0,
+        earlier: Score | None = None,
     ) -> Context:
-        """Return what the strategy is told about the call named by `key`."""
+        """Return the strategy's context for the call named by `key`."""
         return Context(
             rate=self.config.mutation_rate,
             seed=self.config.seed,
@@ -113,10 +148,12 @@ class State(Generic[C]):
             parent_score=parent.scores[0] if parent and parent.scores else None,
             scores=scores,
             places=places,
+            earlier=earlier,
+            limiter=self.limiter,
         )
 
-    def crown(self, contestants: Iterable[Member[C]]) -> None:
-        """Make the best of the crowned one and the contestants the best of the run."""
+    def update_best(self, contestants: Iterable[Member[C]]) -> None:
+        """Make the best of the present best and the contestants the best of the run."""
         scored = [member for member in contestants if member.error is None and member.scores]
         if not scored:
             return
@@ -128,13 +165,13 @@ class State(Generic[C]):
         self.best = ranked(scored if self.best is None else [self.best, *scored])[0]
 
     def close_epoch(self, population: Sequence[Member[C]]) -> None:
-        """Record a finished epoch, and see whether the run has reached what it was made for."""
+        """Record a finished epoch, and end the run if it has reached its limit or its target."""
         scores = [member.score for member in population if member.error is None and member.scores]
-        assert self.best is not None
+        best = math.nan if self.best is None else self.best.score
         self.history.append(
             EpochRecord(
                 epoch=self.epoch,
-                best=self.best.score,
+                best=best,
                 mean=math.fsum(scores) / len(scores) if scores else None,
                 median=_median(scores) if scores else None,
                 unique=len({member.key for member in population}),
@@ -145,12 +182,12 @@ class State(Generic[C]):
             )
         )
         self.journal.sync_now_and_then()
-        self.tell("epoch", score=self.best.score)
+        self.emit("epoch", score=best)
         if self.stop is None:
             self.stop = self._reached()
 
     def has_reached_target(self) -> bool:
-        """Say whether the best score is as good as was asked for."""
+        """Return whether the best score has reached `target`."""
         target, best = self.config.target, self.best
         return target is not None and best is not None and best.score >= target
 

@@ -1,7 +1,8 @@
-"""Without a barrier: a child starts as soon as a place is free, and replaces the worst.
+"""The loop without epochs to wait for: each free worker makes and scores the next child.
 
-(mu + 1) with tournaments: parents are drawn from the population as it is at that moment, so that
-results depend on who was ready first. An epoch is `population_size` finished evaluations.
+(mu + 1) with tournaments: parents are drawn from the population as it is at that moment, so the
+result depends on which evaluation ended first. A child replaces the worst member. An epoch is
+`population_size` finished evaluations.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Generic, TypeVar
 
 from orbiter.train.errors import TrainingError
 from orbiter.train.evolution.config import EvolutionPhase, StopReason
-from orbiter.train.evolution.evaluator import Referee
+from orbiter.train.evolution.evaluator import Evaluator
 from orbiter.train.evolution.member import Member, ranked
 from orbiter.train.evolution.selection import survivors
 from orbiter.train.evolution.state import State
-from orbiter.train.evolution.variation import Nursery
+from orbiter.train.evolution.variation import Variation
 
 C = TypeVar("C")
 
 
 async def run_steadily(state: State[C], initial: Sequence[Member[C]]) -> list[Member[C]]:
-    """Run to the end of the budget or of the epochs; return the last population, best first."""
+    """Run until the budget or the epochs are used up; return the last population, best first."""
     state.epoch = 1
     state.enter(EvolutionPhase.EVALUATING)
     stream = _Stream(state, initial)
@@ -33,44 +34,49 @@ async def run_steadily(state: State[C], initial: Sequence[Member[C]]) -> list[Me
                 group.create_task(stream.work())
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
+    if state.stop is None:  # no candidate is left, and none was ever scored
+        raise TrainingError(
+            f"all {len(initial)} evaluations of the initial population failed; the last: "
+            f"{state.members[-1].error}"
+        )
     return stream.population
 
 
 class _Stream(Generic[C]):
-    """The population that all workers draw from and put back to."""
+    """The population that all workers take parents from and insert children into."""
 
     def __init__(self, state: State[C], initial: Sequence[Member[C]]) -> None:
         self.state = state
         self.population: list[Member[C]] = []
         self._ranks: list[tuple[float, int]] = []
-        """What the population is sorted by; asking its members each time costs more."""
-        self._referee, self._nursery = Referee(state), Nursery(state)
+        """Sort keys of the population; computing them from the members each time costs more."""
+        self._evaluator, self._variation = Evaluator(state), Variation(state)
         self._waiting = list(reversed(initial))
         self._changed = asyncio.Event()
         self._own_select = state.strategy.selects()
-        self._under_way = 0
-        self._barren = 0
-        self._closing = asyncio.Lock()  # of two workers that end an epoch, one waits
+        self._running = 0
+        self._fruitless = 0
+        self._closing = asyncio.Lock()  # two workers may end an epoch at once
         self._epoch_finished = 0
         self._epoch_failed = 0
 
     async def work(self) -> None:
-        """Take the next candidate, score it, put it into the population; until the end."""
+        """Take the next candidate, score it, insert it into the population; repeat."""
         while self.state.stop is None:
             if not self._waiting and not self.population:
-                if not self._under_way:
+                if not self._running:
                     return
                 await self._change()
                 continue
-            self._under_way += 1
+            self._running += 1
             try:
                 member = await self._next()
                 if member is None:
                     await self._nothing_new()
                     continue
-                await self._referee.score_one(member)
+                await self._evaluator.score_one(member)
             finally:
-                self._under_way -= 1
+                self._running -= 1
                 self._changed.set()
             if member.scores or member.error is not None:
                 await self._put(member)
@@ -80,16 +86,16 @@ class _Stream(Generic[C]):
             return self._waiting.pop()
         if self.state.config.mutation_rate == 0:
             return None
-        return await self._nursery.one(self.population)
+        return await self._variation.one(self.population)
 
     async def _nothing_new(self) -> None:
-        """Give up once an epoch's worth of places found no new child, and nobody is under way."""
-        self._barren += 1
+        """End the run once a whole population of slots got no new child and no other is running."""
+        self._fruitless += 1
         hopeless = self.state.config.mutation_rate == 0
-        if self._under_way > 1:
+        if self._running > 1:
             await self._change()
-        elif hopeless or self._barren >= self.state.config.population_size:
-            self.state.stop = self.state.stop or StopReason.STAGNANT
+        elif hopeless or self._fruitless >= self.state.config.population_size:
+            self.state.end(StopReason.STAGNANT)
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -97,14 +103,16 @@ class _Stream(Generic[C]):
 
     async def _put(self, member: Member[C]) -> None:
         state = self.state
-        self._barren = 0
+        self._fruitless = 0
         if member.error is None:
             self._insert(member)
-            state.crown([member])
+            state.update_best([member])
+        size = state.config.population_size
+        state.count_outcome(member.error, at_once=size)
         self._epoch_finished += 1
         self._epoch_failed += member.error is not None
-        if self._epoch_finished >= state.config.population_size and state.stop is None:
-            if self._epoch_failed == self._epoch_finished:
+        if self._epoch_finished >= size and state.stop is None:
+            if self._epoch_failed == self._epoch_finished and state.best is None:
                 raise TrainingError(
                     f"all {self._epoch_finished} evaluations of epoch {state.epoch} failed; the "
                     f"last: {member.error}"
@@ -117,9 +125,9 @@ class _Stream(Generic[C]):
 
     def _insert(self, member: Member[C]) -> None:
         rank = (-member.score, member.number)
-        place = bisect.bisect(self._ranks, rank)
-        self._ranks.insert(place, rank)
-        self.population.insert(place, member)
+        index = bisect.bisect(self._ranks, rank)
+        self._ranks.insert(index, rank)
+        self.population.insert(index, member)
         if not self._own_select:
             size = self.state.config.population_size
             del self.population[size:], self._ranks[size:]
@@ -131,12 +139,13 @@ class _Stream(Generic[C]):
     async def _end_epoch(self) -> None:
         state = self.state
         if state.config.contenders:
-            await self._referee.score_again(self.population)
-            state.crown(self.population)
+            await self._evaluator.score_again(self.population)
+            state.update_best(self.population)
             self._rank(self.population)
         if self._own_select:
             seen = list(self.population)
             kept = await survivors(state, seen)
+            # Members that were inserted while `select` ran.
             late = [member for member in self.population if member not in seen]
             self._rank([*kept, *late])
         state.close_epoch(self.population)

@@ -1,20 +1,22 @@
-"""What a user writes: how to score a candidate and how to vary it. Everything else has a default.
+"""The interface that a user implements: score a candidate and vary it; the rest has defaults.
 
-A candidate is anything: a text, a dict of texts, numbers, a dataclass. It is never modified, never
-deep-copied and never compared with another one.
+A candidate is anything but None: a text, a dict of texts, numbers, a dataclass. It is never
+modified, never deep-copied and never compared with another one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, SupportsFloat, TypeVar
 
 from orbiter.train.errors import DataError, StateError
+from orbiter.train.evolution.fingerprint import fingerprint
 from orbiter.train.seeding import sub_random
 
 if TYPE_CHECKING:
@@ -25,22 +27,25 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """An evaluation that says more than one number."""
+    """The result of an evaluation that has more to report than one number."""
 
     value: float
     """Higher is better."""
     instances: Mapping[str, float] | None = None
-    """The score on each instance (a task, a question) by name, where there are several."""
+    """The score on each instance (a task, a question) by name, if there are several."""
     feedback: str | None = None
-    """What went wrong, in words; a reflective `mutate` reads it."""
+    """Text on what went wrong; a reflective `mutate` reads it."""
     traces: Mapping[str, str] | None = None
-    """What happened on an instance, by its name: the words that a reflective `mutate` reads."""
+    """Text on what happened, by instance; a reflective `mutate` reads it."""
     cost: float = 0.0
-    """What this evaluation cost, in the unit of `max_cost`."""
+    """Cost of this evaluation, in the unit of `max_cost`."""
+    failed: Mapping[str, str] | None = None
+    """Instances that raised, with the reason. They count with their score in `instances`, are
+    counted as failures, and are tried again when the run is resumed."""
 
 
 class Context:
-    """What the loop tells the strategy about the call under way; reached as `self.context`."""
+    """What a strategy knows about the current call; reached as `self.context`."""
 
     __slots__ = (
         "_key",
@@ -49,8 +54,10 @@ class Context:
         "child",
         "cost",
         "crossed",
+        "earlier",
         "epoch",
         "history",
+        "limiter",
         "parent_score",
         "places",
         "rate",
@@ -71,6 +78,8 @@ class Context:
         parent_score: Score | None = None,
         scores: Sequence[Score] = (),
         places: int = 0,
+        earlier: Score | None = None,
+        limiter: asyncio.Semaphore | None = None,
     ) -> None:
         """Made by the pipeline, once for each call."""
         self.rate = rate
@@ -82,30 +91,36 @@ class Context:
         self.replicate = replicate
         """Which of several evaluations of the same candidate this is, from 0."""
         self.parent_score = parent_score
-        """How the parent scored: in `mutate`, and in the `evaluate` of a child; else None."""
+        """The parent's score: in `mutate`, and in the `evaluate` of a child; otherwise None."""
         self.child = child
         """Name of the child that is being made or scored: the same in its `mutate` and its
         `evaluate`, so that `rng_for` gives both the same draws."""
         self.places = places
         """In `select`: how many survivors the default would keep."""
+        self.earlier = earlier
+        """In `evaluate`: the score from before a resume if some of its instances failed; only
+        these need another try."""
+        self.limiter = limiter or asyncio.Semaphore(1)
+        """For an `evaluate` that works on several tasks at once: hold it during each task, and no
+        more than `concurrency` run at once over all candidates."""
         self.crossed = False
-        """In `mutate`: the candidate was just crossed out of two, and may be new as it is."""
+        """In `mutate`: the candidate was just made by `crossover`, and may be new as it is."""
         self.scores = scores
         """In `select`: the population's scores in full, failed members with an empty one."""
         self.cost = 0.0
-        """What the call cost, in the unit of `max_cost`; add to it where there is no `Score`."""
+        """Cost of the call, in the unit of `max_cost`; add to it where there is no `Score`."""
         self._seed, self._key = seed, key
         self._rng: random.Random | None = None
 
     @property
     def rng(self) -> random.Random:
-        """A generator of this call's own: the same draws at any concurrency and after a resume."""
+        """A random generator for this call: equal draws at any concurrency and after a resume."""
         if self._rng is None:
             self._rng = sub_random(self._seed, *self._key)
         return self._rng
 
     def rng_for(self, *name: str | int) -> random.Random:
-        """Return a generator keyed by `name` alone: equal names, equal draws, in any call."""
+        """Return a generator seeded by `name` alone: equal names, equal draws, in any call."""
         return sub_random(self._seed, "named", *name)
 
 
@@ -120,7 +135,7 @@ class EvolutionStrategy(ABC, Generic[C]):
 
     @property
     def context(self) -> Context:
-        """The call under way: rate, rng, epoch, history.
+        """The current call: rate, rng, epoch, history.
 
         Raises:
             StateError: outside of a call by the pipeline.
@@ -147,17 +162,17 @@ class EvolutionStrategy(ABC, Generic[C]):
     ) -> Sequence[C]:
         """Return the survivors: the best `selection_ratio` of the population, by default.
 
-        The default never compares candidates: equal scores are decided by birth, the older first.
+        The default never compares candidates: of equal scores, the older candidate comes first.
         An override sees failed members with a score of minus infinity.
         """
         raise StateError("the pipeline selects by itself where `select` is not overridden")
 
     def selects(self) -> bool:
-        """Say whether `select` is the strategy's own; where not, the loop selects by itself."""
+        """Return whether the strategy overrides `select`; if not, the pipeline selects."""
         return type(self).select is not EvolutionStrategy.select
 
     def key(self, candidate: C) -> str | None:  # noqa: ARG002 - likewise
-        """Return what makes two candidates equal, or None to let the content decide."""
+        """Return a text that is equal for equal candidates, or None to compare the content."""
         return None
 
     def choose_parent(
@@ -165,27 +180,35 @@ class EvolutionStrategy(ABC, Generic[C]):
         population: Sequence[C],  # noqa: ARG002 - likewise
         scores: Sequence[Score],  # noqa: ARG002 - likewise
     ) -> int | None:
-        """Return the index of the next child's parent, or None for the loop's own choice.
+        """Return the index of the next child's parent, or None for the pipeline's choice.
 
-        That is each survivor in its turn in generation mode, and a tournament in steady mode.
-        Quick and plain, for it holds up the loop; `self.context.rng` makes it repeatable.
+        That is each survivor in turn in generation mode, and a tournament in steady mode. It must
+        be quick and plain: it blocks the event loop. `self.context.rng` makes it repeatable.
         """
         return None
 
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return what must be unchanged for a journal to be resumed: a digest for each part.
+
+        By default: the code of the class, and its attributes (tasks, functions, texts, numbers,
+        models) except those that its methods change. Override it to decide yourself.
+        """
+        return fingerprint(self)
+
     renews: ClassVar[bool] = False
-    """True: children take the place of everybody (mu, lambda); the best ever is kept aside. False:
-    they fill the places that `select` left free (mu + lambda)."""
+    """True: children replace the whole population (mu, lambda); the best ever is kept aside. False:
+    they fill up what `select` kept (mu + lambda)."""
 
     needs_scores: ClassVar[bool] = False
-    """True: nobody is varied before it was scored, so that an initial population that is short
-    begins as it is. False: it is filled with variants first."""
+    """True: only scored candidates are varied, so a short initial population is evaluated as it
+    is. False: it is filled with variants first."""
 
     mutates_crossed: ClassVar[bool] = True
-    """False: what `crossover` returned is the child, and is not mutated."""
+    """False: the candidate that `crossover` returned is the child, and is not mutated."""
 
 
 def as_score(answer: Any) -> Score:  # noqa: ANN401 - the user's own answer can be anything
-    """Return what `evaluate` answered as a `Score`.
+    """Return what `evaluate` returned as a `Score`.
 
     Raises:
         DataError: it is no number, or not a finite one.
@@ -193,13 +216,31 @@ def as_score(answer: Any) -> Score:  # noqa: ANN401 - the user's own answer can 
     if type(answer) is float and math.isfinite(answer):
         return Score(answer)
     if isinstance(answer, Score):
-        as_score(answer.value)
-        if not (math.isfinite(answer.cost) and answer.cost >= 0):
-            raise DataError(f"evaluate returned a cost of {answer.cost!r}")
-        return answer
-    if not isinstance(answer, SupportsFloat) or isinstance(answer, str | bytes):
-        raise DataError(f"evaluate returned {answer!r:.80}, not a number")
-    value = float(answer)
-    if not math.isfinite(value):
-        raise DataError(f"evaluate returned {value}, which ranks nothing")
-    return Score(value)
+        value = _number(answer.value, "a score")
+        cost = _number(answer.cost, "a cost")
+        if cost < 0:
+            raise DataError(f"evaluate returned a negative cost: {cost!r}")
+        if answer.instances is None:
+            return replace(answer, value=value, cost=cost)
+        instances = {
+            str(name): _number(score, f"instance {name!r} with a score")
+            for name, score in answer.instances.items()
+        }
+        return replace(answer, value=value, cost=cost, instances=instances)
+    return Score(_number(answer, "a score"))
+
+
+def _number(value: Any, what: str) -> float:  # noqa: ANN401 - the user's own answer can be anything
+    """Return a finite float, or raise a DataError that names the value."""
+    if not isinstance(value, SupportsFloat) or isinstance(value, str | bytes):
+        raise DataError(f"evaluate returned {value!r:.80} as {what}; it must be a number")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError) as error:  # an array, a huge int
+        raise DataError(
+            f"evaluate returned {type(value).__name__} as {what}; it must be a number that fits a "
+            f"float ({error})"
+        ) from error
+    if not math.isfinite(number):
+        raise DataError(f"evaluate returned {number} as {what}; it must be finite")
+    return number

@@ -1,7 +1,7 @@
-"""Making children: parents chosen by keyed draws, known children varied once more.
+"""Makes children: chooses parents by seeded draws, crosses and mutates, and rejects known children.
 
-A child that equals anything ever born is not evaluated again; it is varied further, and after
-`ATTEMPTS` tries its place stays free.
+A child that equals any earlier candidate is not evaluated again; it is varied further, and after
+`ATTEMPTS` more tries its slot stays empty. A mutation that fails is tried again, then skipped.
 """
 
 from __future__ import annotations
@@ -13,116 +13,119 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from orbiter.train.callback import call_here, map_bounded, prepare
 from orbiter.train.errors import CallbackError, TrainError, boundary
+from orbiter.train.evolution.config import StopReason
 from orbiter.train.evolution.journal import Birth
 from orbiter.train.evolution.member import Member, Origin
 from orbiter.train.evolution.state import State
 from orbiter.train.evolution.strategy import CURRENT, EvolutionStrategy
+from orbiter.train.llm.failure import BudgetError, ChatError
 from orbiter.train.seeding import sub_random
 
 C = TypeVar("C")
 
 ATTEMPTS = 8
-"""How many times a child that is known already is varied once more."""
+"""How many times a child that is known already is varied again."""
+
+TRIES = 2
+"""Calls of `mutate` before a mutation has failed; `retries` adds further ones."""
 
 
 @runtime_checkable
 class Crossing(Protocol):
-    """A strategy that can also make a child of two."""
+    """A strategy that can also make a child of two parents."""
 
     def crossover(self, first: object, second: object) -> object:
-        """Return a child of both parents, not mutated yet; quick, for it holds up the loop.
+        """Return a child of both parents, not mutated yet; quick, for it blocks the event loop.
 
         None: these two cannot be crossed, and the first is mutated instead.
         """
 
 
 @dataclass(slots=True)
-class Place(Generic[C]):
-    """A free place, its parents and the child that is being made for it."""
+class Slot(Generic[C]):
+    """A place in the population to be filled, its parents and the child made for it."""
 
-    slot: int
+    number: int
+    """Counted over the run."""
     parents: tuple[Member[C], ...]
     origin: Origin = "mutate"
     child: C | None = None
     key: str = ""
-    error: str | None = None
+    error: TrainError | None = None
 
     @property
     def name(self) -> str:
-        """Name of the member that will stand here."""
-        return f"child {self.slot}"
+        """Name of the member that will fill the slot."""
+        return f"child {self.number}"
 
 
-class Nursery(Generic[C]):
-    """Fills free places with children that nobody has seen."""
+class Variation(Generic[C]):
+    """Fills slots with children that were never seen before."""
 
     def __init__(self, state: State[C]) -> None:
         self.state = state
         self.slots = 0
-        """Places handed out over the run."""
+        """Slots handed out over the run."""
         self._mutate: Callable[[C], Awaitable[C]] = prepare(state.strategy.mutate)
         self._crosses = isinstance(state.strategy, Crossing)
         kind = type(state.strategy)
         self._chooses = kind.choose_parent is not EvolutionStrategy.choose_parent
-        self._failed_running = 0
+        self._failed_in_a_row = 0
+        self._has_succeeded = False
 
     async def fill(self, count: int, parents: Sequence[Member[C]]) -> list[Member[C]]:
-        """Make `count` children of `parents`, each parent in its turn; fewer where none are new.
+        """Make `count` children, each parent in turn; fewer if no new ones can be made.
 
-        All places are varied at once, then compared in the order of their slots, then those whose
-        child is known are varied once more: the result does not depend on who was ready first.
+        All slots are varied at once, then compared in their order, then those whose child is known
+        are varied again: the result does not depend on which call ended first.
         """
         choose = self._chooser(parents)
-        places = [self._place(choose(parents[i % len(parents)]), parents) for i in range(count)]
-        open_places, born = places, {}
+        slots = [self._slot(choose(parents[i % len(parents)]), parents) for i in range(count)]
+        open_slots, born = slots, {}
         for attempt in range(ATTEMPTS + 1):
-            await self._vary_all(open_places, attempt)
+            await self._vary_all(open_slots, attempt)
+            if self.state.has_ended():
+                return []
             still_open = []
-            for place in open_places:
-                if place.error is None and place.key in self.state.known:
-                    still_open.append(place)
-                elif place.error is None:
-                    born[place.slot] = self._admit(place)
-            open_places = still_open
-            if not open_places:
+            for slot in open_slots:
+                if slot.error is None and slot.key in self.state.known:
+                    still_open.append(slot)
+                elif slot.error is None:
+                    born[slot.number] = self._add_member(slot)
+            open_slots = still_open
+            if not open_slots:
                 break
-        broken = [place.error for place in places if place.error is not None]
-        for error in broken:
-            self._count_failure(error)
-        if broken and len(broken) == len(places):
-            raise CallbackError(f"all {len(places)} mutations of an epoch failed; {broken[0]}")
-        return [born[place.slot] for place in places if place.slot in born]
+        for slot in slots:
+            self._count_outcome(slot, at_once=count)
+        return [born[slot.number] for slot in slots if slot.number in born]
 
     async def one(self, population: Sequence[Member[C]]) -> Member[C] | None:
-        """Make one child of a parent that won a tournament; None where it cannot be new.
-
-        A mutation that fails is data; as many in a row as the population has members end the run.
-        """
+        """Make one child of a parent that won a tournament; None if it cannot be new."""
         config = self.state.config
-        size = max(1, round(1 / config.selection_ratio))
-        while self.state.stop is None:
+        size = max(1, round(min(1 / config.selection_ratio, 1e9)))
+        while not self.state.has_ended():
             random_ = sub_random(config.seed, "parents", self.slots)
             first = self._chooser(population)(_tournament(population, size, random_))
-            place = self._place(first, population, random_, tournament=size)
+            slot = self._slot(first, population, random_, tournament=size)
             for attempt in range(ATTEMPTS + 1):
-                await self._vary(place, attempt)
-                if place.error is not None:
+                await self._vary(slot, attempt)
+                if slot.error is not None or self.state.has_ended():
                     break
-                self._failed_running = 0
-                if place.key not in self.state.known:
-                    return self._admit(place)
-            if place.error is None:
+                if slot.key not in self.state.known:
+                    self._count_outcome(slot, at_once=config.population_size)
+                    return self._add_member(slot)
+            if slot.error is None:
                 return None
-            self._count_failure(place.error)
-            self._failed_running += 1
-            if self._failed_running >= config.population_size:
-                raise CallbackError(
-                    f"{self._failed_running} mutations failed running; {place.error}"
-                )
+            self._count_outcome(slot, at_once=config.population_size)
         return None
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last mutation failed."""
+        return self._failed_in_a_row > 0
+
     def _chooser(self, population: Sequence[Member[C]]) -> Callable[[Member[C]], Member[C]]:
-        """Return the strategy's choice of a parent, or what keeps to the loop's."""
+        """Return the strategy's choice of a parent, or a function that keeps the pipeline's."""
         state = self.state
         if not self._chooses:
             return lambda member: member
@@ -142,68 +145,81 @@ class Nursery(Generic[C]):
 
         return choose
 
-    def _place(
+    def _slot(
         self,
         first: Member[C],
         population: Sequence[Member[C]],
         random_: random.Random | None = None,
         *,
         tournament: int = 1,
-    ) -> Place[C]:
-        slot, config = self.slots, self.state.config
+    ) -> Slot[C]:
+        number, config = self.slots, self.state.config
         self.slots += 1
         if self._crosses and len(population) > 1 and config.crossover_rate > 0:
-            random_ = random_ or sub_random(config.seed, "crossover", slot)
+            random_ = random_ or sub_random(config.seed, "crossover", number)
             if random_.random() < config.crossover_rate:
                 second = _tournament(population, tournament, random_)
-                return Place(slot, (first, second), "crossover")
-        return Place(slot, (first,))
+                return Slot(number, (first, second), "crossover")
+        return Slot(number, (first,))
 
-    async def _vary_all(self, places: Sequence[Place[C]], attempt: int) -> None:
-        async def vary(place: Place[C]) -> None:
-            await self._vary(place, attempt)
+    async def _vary_all(self, slots: Sequence[Slot[C]], attempt: int) -> None:
+        async def vary(slot: Slot[C]) -> None:
+            await self._vary(slot, attempt)
 
-        await map_bounded(places, vary, concurrency=self.state.config.concurrency)
+        await map_bounded(slots, vary, concurrency=self.state.config.concurrency)
 
-    async def _vary(self, place: Place[C], attempt: int) -> None:
-        """Cross and mutate for a place, or take what the journal says was made."""
+    async def _vary(self, slot: Slot[C], attempt: int) -> None:
+        """Make a child for a slot, or take the one in the journal; try again after a failure."""
         state = self.state
-        recorded = state.journal.births.get((place.slot, attempt))
+        recorded = state.journal.births.get((slot.number, attempt))
         if recorded is not None:
             child = state.codec.read(recorded.candidate)
             state.budget.spend(recorded.cost)
-            place.parents = self._named(recorded.parents) or place.parents
-            place.child = child  # type: ignore[assignment] # the codec gives back what it was given
-            place.key, _ = state.identify(place.child)  # type: ignore[arg-type]
+            slot.parents = self._named(recorded.parents) or slot.parents
+            slot.child = child  # type: ignore[assignment] # the codec gives back what it was given
+            slot.key, _ = state.identify(slot.child)  # type: ignore[arg-type]
             return
-        context = state.context(
-            "mutate", place.slot, attempt, child=place.name, parent=place.parents[0]
-        )
+        for again in range(TRIES + state.config.retries):
+            if state.has_ended() or await self._try(slot, attempt, again):
+                return
+
+    async def _try(self, slot: Slot[C], attempt: int, again: int) -> bool:
+        """Make a child and record it; return False if that failed and may be tried again."""
+        state = self.state
+        key = ("mutate", slot.number, attempt, *(("again", again) if again else ()))
+        context = state.context(*key, child=slot.name, parent=slot.parents[0])
         token = CURRENT.set(context)
         try:
-            place.child = await self._make(place, attempt)
+            child = await self._make(slot, attempt)
+            if child is None:
+                raise CallbackError("mutate returned None; it must return a new candidate")
+            slot.key, written = state.identify(child)
+        except BudgetError as error:
+            state.end(StopReason.BUDGET, str(error))
+            return True
         except TrainError as error:
-            place.error = str(error)
-            return
+            slot.error = error
+            return False
         finally:
             CURRENT.reset(token)
             state.budget.spend(context.cost)
-        place.key, written = state.identify(place.child)
+        slot.child, slot.error = child, None
         if written is not None:
-            parents = tuple(parent.name for parent in place.parents)
-            state.journal.write_birth(Birth(place.slot, attempt, written, context.cost, parents))
+            parents = tuple(parent.name for parent in slot.parents)
+            state.journal.write_birth(Birth(slot.number, attempt, written, context.cost, parents))
+        return True
 
-    async def _make(self, place: Place[C], attempt: int) -> C:
+    async def _make(self, slot: Slot[C], attempt: int) -> C | None:
         strategy = self.state.strategy
-        source: C = place.parents[0].candidate
-        if attempt and place.child is not None:
-            source = place.child
-        elif place.origin == "crossover":
+        source: C = slot.parents[0].candidate
+        if attempt and slot.child is not None:
+            source = slot.child
+        elif slot.origin == "crossover":
             crossover: Callable[[C, C], Awaitable[C | None] | C | None] = strategy.crossover  # type: ignore[attr-defined] # it is Crossing
             with boundary("crossover"):
-                crossed = await call_here(crossover, source, place.parents[1].candidate)
+                crossed = await call_here(crossover, source, slot.parents[1].candidate)
             if crossed is None:
-                place.parents, place.origin = place.parents[:1], "mutate"
+                slot.parents, slot.origin = slot.parents[:1], "mutate"
             elif not strategy.mutates_crossed:
                 return crossed
             else:
@@ -211,32 +227,45 @@ class Nursery(Generic[C]):
         with boundary("mutate"):
             return await self._mutate(source)
 
-    def _admit(self, place: Place[C]) -> Member[C]:
-        assert place.child is not None
-        parents = tuple(parent.number for parent in place.parents)
-        return self.state.admit(
-            place.child,
-            place.key,
-            origin=place.origin,
-            name=place.name,
-            parents=parents,
+    def _add_member(self, slot: Slot[C]) -> Member[C]:
+        parents = tuple(parent.number for parent in slot.parents)
+        child: C = slot.child  # type: ignore[assignment] # a slot without an error has a child
+        return self.state.add_member(
+            child, slot.key, origin=slot.origin, name=slot.name, parents=parents
         )
 
     def _named(self, names: tuple[str, ...]) -> tuple[Member[C], ...]:
         by_name = self.state.by_name
         return tuple(by_name[name] for name in names if name in by_name)
 
-    def _count_failure(self, error: str) -> None:
-        self.state.failures += 1
-        self.state.tell("failed", message=error)
-        if self.state.config.on_error == "raise":
-            raise CallbackError(f"a mutation failed; {error}")
+    def _count_outcome(self, slot: Slot[C], *, at_once: int) -> None:
+        """Count a success or a failure; end the run once nothing but failures comes.
+
+        Raises:
+            CallbackError: no mutation ever succeeded, or one failed with on_error="raise".
+        """
+        state, error = self.state, slot.error
+        if error is None:
+            self._failed_in_a_row, self._has_succeeded = 0, True
+            return
+        state.failures += 1
+        state.emit("failed", message=str(error))
+        if state.config.on_error == "raise":
+            raise CallbackError(f"a mutation failed; {error}") from error
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row < max(3, at_once):
+            return
+        cause = f"{self._failed_in_a_row} mutations failed in a row; the last: {error}"
+        if not self._has_succeeded and not isinstance(error, ChatError):
+            raise CallbackError(cause) from error  # a mistake in `mutate`, not a bad day
+        if state.best is not None:
+            state.end(StopReason.FAILURES, cause)
 
 
 def _tournament(population: Sequence[Member[C]], size: int, random_: random.Random) -> Member[C]:
     """Return the best of `size` members drawn with replacement; the population is best first.
 
-    One draw: with U even in (0, 1], the least of k draws from 0 to n - 1 is distributed as
+    One draw: with U uniform in (0, 1], the least of k draws from 0 to n - 1 is distributed as
     floor(n (1 - U^(1/k))), since it is j or more with probability (1 - j/n)^k.
     """
     least = int(len(population) * (1.0 - (1.0 - random_.random()) ** (1.0 / size)))

@@ -95,6 +95,11 @@ class RemoteChatModel:
         """The model's name."""
         return self.config.model
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides the answers: the model and its parameters, but not the address."""
+        return repr((self.config.model, sorted(self.config.parameters.items())))
+
     async def __call__(self, messages: Sequence[Message], /) -> Answer:
         """Return the answer to the conversation so far.
 

@@ -3,9 +3,9 @@
     model = LocalChatModel("smollm2-135m")
     answer = await model([{"role": "user", "content": "What is a monad?"}])
 
-Questions that wait at the same time are answered in one batch, by the engine that also trains. What
-is drawn depends on the messages, the seed and the sample index, not on who else was asking. Left
-out: grammars, so a small model's JSON has to be checked (`ask_for` does).
+Questions that wait at the same time are answered in one batch, by the engine that also trains. An
+answer depends on the messages, the seed and the sample index, not on the other questions. Answers
+are not constrained by a grammar, so a small model's JSON has to be checked (`ask_for` does).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from orbiter.train.engine.rollout import Rollout
 
 GATHER_SECONDS = 0.005
-"""For so long a first question waits for others to come along."""
+"""How long a first question waits for others to share its batch."""
 
 
 class LocalChatModel:
-    """A `ChatModel` on this machine; loaded when it is asked for the first time."""
+    """A `ChatModel` on this machine; the first question loads it."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class LocalChatModel:
 
         Args:
             model: "smollm2-135m", "tiny", a folder, or a name on the hub.
-            max_tokens: Length of an answer at most.
+            max_tokens: Most tokens of an answer.
             temperature: 0 takes the likeliest token; then all samples are the same.
-            top_p: Share of the probability that is drawn from.
-            seed: What is drawn.
-            batch_size: Questions answered together at most: memory against speed.
+            top_p: Share of the probability mass that tokens are drawn from.
+            seed: Decides which answers are drawn.
+            batch_size: Most questions answered together: memory against speed.
             device: "cpu", "cuda", "mps", or "auto".
         """
         if max_tokens < 1 or batch_size < 1 or temperature < 0 or not 0 < top_p <= 1:
@@ -73,6 +73,11 @@ class LocalChatModel:
         """The model's name."""
         return os.fspath(self._source)
 
+    @property
+    def fingerprint(self) -> str:
+        """What decides the answers."""
+        return repr((self.name, self._max_tokens, self._temperature, self._top_p, self._seed))
+
     async def __call__(self, messages: Sequence[Message], /) -> Answer:
         """Return the answer to the conversation so far.
 
@@ -88,27 +93,38 @@ class LocalChatModel:
 
     async def answer(self, messages: Sequence[Message], *, index: int) -> Answer:
         """Return the `index`-th answer."""
-        reply: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Answer] = loop.create_future()
         self._waiting.append(_Question([dict(m) for m in messages], index, reply))
-        if self._worker is None or self._worker.done():
+        if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
             self._worker = asyncio.create_task(self._work())
         return await reply
 
     async def _work(self) -> None:
-        """Answer whatever waits, batch after batch, until nobody does."""
-        work = await asyncio.to_thread(_engine_work)
-        await asyncio.sleep(GATHER_SECONDS)
-        while self._waiting:
-            waiting = [question for question in self._waiting if not question.reply.done()]
-            batch, self._waiting = waiting[: self._batch_size], waiting[self._batch_size :]
-            if not batch:
-                return
-            try:
-                answers = await work(self._answer_all, batch)
-            except BaseException as error:  # whoever asked gets it, whatever it is
-                answers = [error] * len(batch)
-            for question, answer in zip(batch, answers, strict=True):
-                question.resolve(answer)
+        """Answer the waiting questions, batch after batch, until there are none."""
+        batch: list[_Question] = []
+        try:
+            work = await asyncio.to_thread(_engine_work)
+            await asyncio.sleep(GATHER_SECONDS)
+            while batch := self._next_batch():
+                try:
+                    answers = await work(self._answer_all, batch)
+                except Exception as error:  # it belongs to those who asked
+                    answers = [error] * len(batch)
+                for question, answer in zip(batch, answers, strict=True):
+                    question.resolve(answer)
+        except BaseException as error:  # nobody may wait for a worker that is gone
+            for question in (*batch, *self._waiting):
+                question.resolve(error)
+            self._waiting.clear()
+            if not isinstance(error, Exception):
+                raise
+
+    def _next_batch(self) -> list[_Question]:
+        """Take the next questions out of the queue; those nobody waits for are dropped."""
+        waiting = [question for question in self._waiting if not question.reply.done()]
+        self._waiting = waiting[self._batch_size :]
+        return waiting[: self._batch_size]
 
     def _answer_all(self, batch: Sequence[_Question]) -> list[Answer | BaseException]:
         """Answer a batch in one go; a question that cannot be rendered fails alone."""
@@ -116,14 +132,14 @@ class LocalChatModel:
 
         policy = self._policy = self._policy or _load(self._source, self._device)
         prompts = [_rendered(policy, question, self._max_tokens) for question in batch]
-        good = [place for place, prompt in enumerate(prompts) if not isinstance(prompt, DataError)]
+        good = [row for row, prompt in enumerate(prompts) if not isinstance(prompt, DataError)]
         rollouts = sample(
             policy,
             [prompt for prompt in prompts if not isinstance(prompt, DataError)],
             max_new_tokens=self._max_tokens,
             temperature=self._temperature,
             top_p=self._top_p,
-            seed=[self._seed_of(batch[place]) for place in good],
+            seed=[self._seed_of(batch[row]) for row in good],
             max_rows=self._batch_size,
         )
         drawn = iter(rollouts)
@@ -136,17 +152,19 @@ class LocalChatModel:
 
 @dataclass(slots=True)
 class _Question:
-    """Somebody who waits for an answer."""
+    """A question whose asker waits for the answer."""
 
     messages: list[Message]
     index: int
     reply: asyncio.Future[Answer]
 
     def resolve(self, answer: Answer | BaseException) -> None:
-        if self.reply.done():
-            return  # whoever asked has left
+        if self.reply.done() or self.reply.get_loop().is_closed():
+            return  # nobody waits any more
         if isinstance(answer, Answer):
             self.reply.set_result(answer)
+        elif isinstance(answer, asyncio.CancelledError):
+            self.reply.cancel()
         else:
             self.reply.set_exception(answer)
 
@@ -186,8 +204,8 @@ def _rendered(policy: Policy, question: _Question, max_tokens: int) -> list[int]
     from orbiter.train.trajectory import TrajectoryItem
 
     try:
-        said = str(question.messages[-1].get("content")) if question.messages else ""
-        token_ids = render(policy.tokenizer, TrajectoryItem(said, "", messages=question.messages))
+        last = str(question.messages[-1].get("content")) if question.messages else ""
+        token_ids = render(policy.tokenizer, TrajectoryItem(last, "", messages=question.messages))
     except DataError as error:
         return error
     room = policy.context_length - max_tokens

@@ -23,6 +23,8 @@ from orbiter.train.storage import read_records
 MEMBERS, MEMBER_BYTES = 120, 90_000
 """Members on a page, and their bytes: the line of the best one, then the best of all others."""
 POINTS = 1_000
+CONFIRMED = ", confirmed"
+"""Ends the name of the winner in the lines of its fresh evaluations."""
 CHARS = 4_000
 """Of a candidate's text."""
 _TOKENS = re.compile(r"\n|[^\S\n]+|\w+|[^\w\s]")
@@ -37,19 +39,28 @@ class _Member:
     parents: Sequence[str]
     text: str | None
     """None where only scores are known."""
-    scores: list[float] = field(default_factory=list[float])
+    scores: dict[int, float] = field(default_factory=dict[int, float])
+    """By the number of the evaluation."""
+    confirmed: list[float] = field(default_factory=list[float])
+    """Fresh evaluations of the winner; their mean alone is its score."""
     error: str = ""
 
     @property
     def score(self) -> float | None:
-        return fmean(self.scores) if self.scores else None
+        scores = self.confirmed or list(self.scores.values())
+        return fmean(scores) if scores else None
 
 
 @dataclass(slots=True)
 class _Family:
     members: dict[str, _Member] = field(default_factory=dict[str, _Member])
     run: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    trials: list[float | None] = field(default_factory=list[float | None])
+    trials: dict[tuple[str, int], float | None] = field(
+        default_factory=dict[tuple[str, int], float | None]
+    )
+    """The last outcome of each evaluation: a resumed run tries the failed ones again."""
+    best: str | None = None
+    """Name of the winner, once the run has ended."""
     cost: float = 0.0
 
     def member(self, name: str) -> _Member:
@@ -64,17 +75,31 @@ class _Family:
             child = self.member(f"child {line['slot']}")
             child.parents, child.text = line["parents"], as_text(line["child"])
             self.cost += line["cost"]
+        elif "end" in line:
+            self.best = line["end"]["best"]
         else:
+            self.best = None  # the run goes on after an earlier end
             self._take_trial(line)
 
     def _take_trial(self, line: Mapping[str, Any]) -> None:
-        member = self.member(line["m"])
-        if "s" in line:
-            member.scores.append(float(line["s"]))
-        else:
+        name = line["m"].removesuffix(CONFIRMED)
+        member, score = self.member(name), line.get("s")
+        if score is None:
             member.error = str(line.get("x") or "failed")
-        self.trials.append(line.get("s"))
+        elif name != line["m"]:
+            member.confirmed.append(float(score))
+        else:
+            member.scores[line["r"]] = float(score)
+            member.error = ""
+        self.trials[line["m"], line["r"]] = score
         self.cost += line.get("c", 0.0)
+
+    def winner(self) -> _Member | None:
+        """Return the best member: as the result says, or else by the scores so far."""
+        if self.best in self.members:
+            return self.members[self.best]
+        scored = [member for member in self.members.values() if member.scores]
+        return max(scored, key=lambda member: fmean(member.scores.values()), default=None)
 
 
 def read_lineage(path: Path, name: str) -> dict[str, Any]:
@@ -89,8 +114,7 @@ def read_lineage(path: Path, name: str) -> dict[str, Any]:
             family.take(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"{path}:{number}: not a line of an evolution: {error}") from error
-    scored = [m for m in family.members.values() if m.score is not None]
-    best = max(scored, key=lambda member: member.score or 0.0, default=None)
+    best = family.winner()
     members = _chosen(family, best)
     places = {member["name"]: place for place, member in enumerate(members)}
     for member in members:
@@ -102,9 +126,11 @@ def read_lineage(path: Path, name: str) -> dict[str, Any]:
         "members": members,
         "members_in_all": len(family.members),
         "best": None if best is None else places[best.name],
-        "trials": _progress(family.trials),
+        "trials": _progress(
+            [score for (name, _), score in family.trials.items() if not name.endswith(CONFIRMED)]
+        ),
         "evaluations": len(family.trials),
-        "failures": sum(score is None for score in family.trials),
+        "failures": sum(score is None for score in family.trials.values()),
         "cost": short(family.cost),
     }
 
@@ -135,7 +161,7 @@ def _shown(member: _Member, family: _Family) -> dict[str, Any]:
         "name": member.name,
         "parents": member.parents,
         "score": None if score is None else short(score),
-        "n": len(member.scores),
+        "n": len(member.confirmed or member.scores),
     }
     if member.error:
         doc["error"] = cut(member.error, 300)

@@ -136,10 +136,6 @@ class ChatWriter:
         """End the stream with an error."""
         return [event(refusal.body())]
 
-    def refused(self, refusal: Refusal) -> dict[str, object]:
-        """Return the body of an error."""
-        return refusal.body()
-
     def _head(self, kind: str) -> dict[str, Any]:
         sheet = self._sheet
         return {

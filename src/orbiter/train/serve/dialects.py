@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from orbiter.train.serve import chat
+from orbiter.train.serve import chat, messages, responses
 from orbiter.train.serve.asked import ChatRequest, Parsed, Refusal, Sheet
 from orbiter.train.serve.reply import Reply
 from orbiter.train.serve.stream import Writer
@@ -29,7 +29,11 @@ class Dialect(NamedTuple):
     """The body of an error."""
 
 
-DIALECTS = (Dialect("/chat/completions", chat.parse, chat.ChatWriter, Refusal.body),)
+DIALECTS = (
+    Dialect("/chat/completions", chat.parse, chat.ChatWriter, Refusal.body),
+    Dialect("/responses", responses.parse, responses.ResponsesWriter, Refusal.body),
+    Dialect("/messages", messages.parse, messages.MessagesWriter, messages.error_body),
+)
 
 
 def dialect_of(path: str) -> Dialect | None:

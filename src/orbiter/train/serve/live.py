@@ -186,6 +186,11 @@ class LivePolicy:
         return self._batcher.version
 
     @property
+    def running(self) -> int:
+        """Answers that are being drawn."""
+        return self._batcher.running
+
+    @property
     def stats(self) -> LiveStats:
         """What was answered so far."""
         return LiveStats(

@@ -1,14 +1,11 @@
-"""From token ids to text while they are still coming: whole characters only, up to a stop text.
-
-Left out: what the text means (`tools.py`), and the tokens that end an answer by themselves.
-"""
+"""From token ids to text while they are still coming: whole characters only, up to a stop text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer writes for bytes that are no character, or not yet."""
+"""What a tokenizer writes for bytes that are not a character, or not one yet."""
 
 Decode = Callable[[Sequence[int]], str]
 """From token ids to their text, without special tokens."""
@@ -27,6 +24,8 @@ class Text:
         self._anchor, self._read, self._head = 0, 0, ""
         self.known = ""
         """All whole characters so far."""
+        self.stopped_by: str | None = None
+        """The stop text that ended the answer, if one did."""
 
     def note(self, token_id: int) -> None:
         """Take a token whose text is not wanted before the end."""
@@ -52,7 +51,7 @@ class Text:
         return len(self.known)
 
     def _fresh(self) -> str:
-        """Decode what is new, behind a little that is known: a word's spelling may depend on it."""
+        """Decode what is new after a little that is known, on which its spelling may depend."""
         return self._decode(self._token_ids[self._anchor :])[len(self._head) :]
 
     def _grow(self, fresh: str) -> bool:
@@ -60,9 +59,13 @@ class Text:
         self.known += fresh
         self._anchor, self._read = self._read, len(self._token_ids)
         self._head = self._decode(self._token_ids[self._anchor : self._read])
-        found = [self.known.find(s, max(0, before - len(s) + 1)) for s in self._stops]
-        ends = min((place for place in found if place >= 0), default=-1)
-        if ends < 0:
+        ends = [
+            (place, stop)
+            for stop in self._stops
+            if (place := self.known.find(stop, max(0, before - len(stop) + 1))) >= 0
+        ]
+        if not ends:
             return False
-        self.known = self.known[:ends]
+        end, self.stopped_by = min(ends)
+        self.known = self.known[:end]
         return True

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BYTES = 256
 """Token ids 0 to 255 are the bytes themselves."""
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
-"""What stands behind the bytes: ids 256, 257 and 258."""
+"""The tokens after the bytes: ids 256, 257 and 258."""
 VOCABULARY = BYTES + len(SPECIAL_TOKENS)
 CONTEXT = 1024
 """Positions that the tiny model knows, in tokens."""
@@ -32,8 +32,15 @@ CHAT_TEMPLATE = """\
 {{ turn('tools', tools | tojson) }}
 {%- endif -%}
 {%- for message in messages -%}
-{%- set calls = message.tool_calls | tojson if message.tool_calls else '' -%}
-{{ turn(message.role, (message.content or '') + calls) }}
+{%- set ns = namespace(text=message.content or '') -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set function = call.function or call -%}
+{%- set values = function.arguments if function.arguments is defined else {} -%}
+{%- set written = {'name': function.name, 'arguments': values} | tojson -%}
+{%- set line = '\\n' if ns.text else '' -%}
+{%- set ns.text = ns.text + line + '<tool_call>' + written + '</tool_call>' -%}
+{%- endfor -%}
+{{ turn(message.role, ns.text) }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{ bos_token + 'assistant\\n' }}
@@ -44,8 +51,9 @@ CHAT_TEMPLATE = """\
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer whose token ids are the bytes of the text in UTF-8.
 
-    A turn of a chat is `<|bos|>role`, a newline, the content, `<|eos|>`, a newline. Every text
-    round-trips; ids that are no valid UTF-8 decode to the replacement character.
+    A turn of a chat is `<|bos|>role`, a newline, the content, `<|eos|>`, a newline. Calls are
+    written after the content, a line each, without their ids, which are random. Every text
+    round-trips; ids that are not valid UTF-8 decode to the replacement character.
     """
     transformers = require("transformers", extra="train")
     tokenizers = require("tokenizers", extra="train")

@@ -1,7 +1,7 @@
-"""What evolution has to beat: the best of N variants, and the best of N draws.
+"""Baselines that evolution should beat: the best of N variants, and the best of N random draws.
 
-Each is a strategy of its own, and each is a `baseline=` of `EvolutionPipeline`, which then runs it
-for as many evaluations as the evolution took and puts its score beside the result.
+Each is a strategy, and can be the `baseline=` of an `EvolutionPipeline`, which then runs it for as
+many evaluations as the evolution took and reports its score with the result.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ C = TypeVar("C")
 
 @runtime_checkable
 class Drawing(Protocol):
-    """A strategy that knows how to draw a candidate from anywhere."""
+    """A strategy that can draw a random candidate."""
 
     def draw(self, random_: random.Random) -> object:
-        """Return a candidate from anywhere."""
+        """Return a random candidate."""
 
 
 class BestOfN(EvolutionStrategy[C]):
-    """Variants of the initial candidates only: what mutation reaches without selection.
+    """Makes variants of the initial candidates only: mutation without selection.
 
     Example::
 
@@ -40,7 +40,7 @@ class BestOfN(EvolutionStrategy[C]):
     renews: ClassVar[bool] = True
 
     def __init__(self, strategy: EvolutionStrategy[C], initial: Sequence[C]) -> None:
-        """Take over `evaluate` and `mutate` of `strategy`, and vary `initial` alone."""
+        """Use `evaluate` and `mutate` of `strategy`, and vary only `initial`."""
         self._strategy = strategy
         self._initial = list(initial)
 
@@ -68,7 +68,7 @@ class BestOfN(EvolutionStrategy[C]):
 
 
 class RandomSearch(EvolutionStrategy[C]):
-    """Candidates drawn from anywhere, none from another.
+    """Draws every candidate at random, independently of the others.
 
     Example::
 
@@ -85,10 +85,10 @@ class RandomSearch(EvolutionStrategy[C]):
         *,
         draw: Callable[[random.Random], C] | None = None,
     ) -> None:
-        """Take over `evaluate` of `strategy`, and draw by its `draw`, or the one given.
+        """Use `evaluate` of `strategy`, and draw by its `draw`, or by the one given.
 
         Raises:
-            ConfigError: neither is there.
+            ConfigError: there is neither.
         """
         if draw is None and not isinstance(strategy, Drawing):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""A strategy of two functions, for those who want no class."""
+"""A strategy made of two functions instead of a class."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class CallableEvolution(EvolutionStrategy[C]):
 
     @override
     async def select(self, population: Sequence[C], scores: Sequence[float]) -> Sequence[C]:
-        assert self._select is not None  # the loop asks `selects` first
+        if self._select is None:
+            return await super().select(population, scores)
         return await call_here(self._select, population, scores)
 
     @override

@@ -1,8 +1,8 @@
-"""Covariance matrix adaptation: a search for numbers that learns which of them go together.
+"""Covariance matrix adaptation: a numeric search that learns how the knobs depend on each other.
 
-Hansen and Ostermeier 2001, https://doi.org/10.1162/106365601750190398, as the package `cma` does
-it. It pays where knobs depend on each other and hundreds of evaluations are at hand; on separable
-or rugged problems `NumericEvolution` needs fewer. Left out: choices, which have no covariance.
+Hansen and Ostermeier 2001, https://doi.org/10.1162/106365601750190398, by the package `cma`. It
+pays off if knobs depend on each other and hundreds of evaluations are affordable; on separable or
+rugged problems `NumericEvolution` needs fewer. Choices are not supported: they have no covariance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from orbiter.train.errors import ConfigError, require
+from orbiter.train.errors import ConfigError, DataError, require
 from orbiter.train.evolution.strategies.numeric import NumericEvolution
 from orbiter.train.evolution.strategies.space import Choice, Float, Int, Settings, Space
 from orbiter.train.evolution.strategy import EvolutionStrategy, Score
@@ -34,9 +34,9 @@ class CMAEvolution(EvolutionStrategy[Settings]):
         pipeline = EvolutionPipeline(config=config, strategy=strategy)
         result = await pipeline.run(strategy.sample(12))
 
-    The first generation is the initial population; the search starts from the best of it. An epoch
-    is a generation, so `mode` must be "generation". `mutation_rate` above 0 means nothing here:
-    the step size adapts itself. A search that has converged starts again from somewhere else.
+    The first generation is the initial population; the search starts from its best. An epoch is a
+    generation, so `mode` must be "generation". `mutation_rate` has no effect above 0: the step
+    size adapts itself. A search that has converged starts again from a random point.
     """
 
     renews: ClassVar[bool] = True
@@ -100,8 +100,8 @@ class CMAEvolution(EvolutionStrategy[Settings]):
     def choose_parent(self, population: Sequence[Settings], scores: Sequence[Score]) -> int | None:
         if self._search is None:
             raise ConfigError(
-                "CMAEvolution works in generations, and its first one is scored before anything "
-                "varies: use mode='generation'"
+                "CMAEvolution works in generations, and must see the scores of the first one: use "
+                "mode='generation'"
             )
         if len(self._handed_out) >= len(self._asked):
             raise ConfigError(
@@ -137,7 +137,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
         return np.random.default_rng(self.context.rng.getrandbits(63))
 
     def _learn(self, population: Sequence[Settings], scores: Sequence[float]) -> None:
-        """Tell the search what its points were worth; a failed or repeated one counts as worst."""
+        """Report the scores to the search; a failed or repeated point counts as the worst."""
         known = {_name(settings): score for settings, score in zip(population, scores, strict=True)}
         worst = min((score for score in scores if math.isfinite(score)), default=0.0)
         losses = [-max(worst, known.get(_name(settings), worst)) for settings, _ in self._asked]
@@ -150,7 +150,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
 
 def _library() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it would like matplotlib, which nobody needs here
+        warnings.simplefilter("ignore")  # it warns that matplotlib is missing
         return require("cma", extra="cma")
 
 
@@ -159,5 +159,6 @@ def _name(settings: Settings) -> str:
 
 
 def _number(value: object) -> float:
-    assert isinstance(value, int | float)
+    if not isinstance(value, int | float):
+        raise DataError(f"CMAEvolution needs numbers, got {value!r:.80}")
     return float(value)

@@ -1,8 +1,8 @@
 """Evolution of settings: floats, whole numbers and choices together, without a library.
 
-Children inherit each knob from one of two parents, or have a knob or two varied, or both; the
-sizes of the steps are spread over orders of magnitude, so that none has to be tuned. Left out:
-learning which knobs go together, as covariance matrix adaptation does for numbers.
+Children inherit each knob from one of two parents, or have a knob or two varied, or both. Step
+sizes are spread over orders of magnitude, so that none has to be tuned. Dependencies between knobs
+are not learned; covariance matrix adaptation does that for numbers (`CMAEvolution`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class NumericEvolution(EvolutionStrategy[Settings]):
             evaluate: scores settings, {name: value}; plain or async; higher is better.
 
         Raises:
-            ConfigError: the space is empty, or something in it is no knob.
+            ConfigError: the space is empty, or holds something else than knobs.
         """
         check_space(space)
         self.space = dict(space)
@@ -83,7 +83,7 @@ class NumericEvolution(EvolutionStrategy[Settings]):
         return await self._score(candidate)
 
     def crossover(self, first: Settings, second: Settings) -> Settings:
-        """Return a child that has each knob from one parent or the other."""
+        """Return a child that takes each knob from one parent or the other."""
         bits = self.context.rng.getrandbits(len(self._knobs))
         return {
             name: second[name] if bits >> i & 1 else first[name]
@@ -92,28 +92,28 @@ class NumericEvolution(EvolutionStrategy[Settings]):
 
     @override
     async def mutate(self, candidate: Settings) -> Settings:
+        check_settings(self.space, candidate)
         context = self.context
         if context.crossed and context.rng.random() < PURE_CROSSING:
             return candidate
         child = dict(candidate)
-        for place in _places(len(self._knobs), context.rng):
-            name, knob = self._knobs[place]
+        for index in _to_vary(len(self._knobs), context.rng):
+            name, knob = self._knobs[index]
             child[name] = _vary(knob, child[name], context.rate, context.rng)
         return child
 
 
-def _places(count: int, random_: random.Random) -> list[int]:
-    """Return which knobs to vary: one mostly, sometimes two or three."""
+def _to_vary(count: int, random_: random.Random) -> list[int]:
+    """Return the indices of the knobs to vary: mostly one, sometimes two or three."""
     chance = 0.5 / count
-    places = [i for i in range(count) if random_.random() < chance]
-    return places or [random_.randrange(count)]
+    indices = [i for i in range(count) if random_.random() < chance]
+    return indices or [random_.randrange(count)]
 
 
 def _vary(knob: Float | Int | Choice, value: Value, rate: float, random_: random.Random) -> Value:
     if isinstance(knob, Choice):
         others = [option for option in knob.options if option != value]
         return others[random_.randrange(len(others))]
-    assert not isinstance(value, str)  # check_settings saw to it
     step = random_.gauss(0.0, LONGEST * rate * 10 ** -random_.uniform(0.0, DECADES))
     varied = knob.at(knob.share(value) + step)
     if isinstance(knob, Int) and varied == value:

@@ -1,9 +1,9 @@
-"""Population-based training: settings evolve while the models they train go on learning.
+"""Population-based training: settings evolve while the models that use them keep learning.
 
 Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846: all members train for a while; then those
-at the bottom take over the weights of one at the top (exploit) and its settings, perturbed
-(explore). Here every stretch of training is one evaluation, so that the journal, budgets, timeouts
-and resuming are those of `EvolutionPipeline`. Left out: what a trainer is. It comes from a factory.
+at the bottom copy the weights of one at the top (exploit) and its settings, perturbed (explore).
+Here every stretch of training is one evaluation, so that the journal, budgets, timeouts and
+resuming are those of `EvolutionPipeline`. The trainer comes from the user's factory.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ class TrainerFactory(Protocol):
     def __call__(
         self, settings: Settings, start: Path | None, folder: Path, /
     ) -> float | Score | Awaitable[float | Score]:
-        """Train on from the checkpoint `start` (None: from the beginning) with these settings.
+        """Continue training from the checkpoint `start` (None: from scratch) with these settings.
 
-        Leave a checkpoint in `folder`, and return the score of what was trained.
+        Leave a checkpoint in `folder`, and return the score of the trained model.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Trainee:
-    """A member for one stretch of training: its settings, and whose weights it starts from."""
+    """A member for one stretch of training: its settings, and the checkpoint it starts from."""
 
     settings: Settings
     seat: int
     stretch: int = 0
-    """Stretches of training that lie behind it."""
+    """Stretches of training before this one."""
     start: str | None = None
     """Name of the checkpoint's folder; None in the first stretch."""
 
     @property
     def folder(self) -> str:
-        """Name of its own folder: the same for the same training, in every process."""
-        told = repr((sorted(self.settings.items()), self.start)).encode()
-        mark = hashlib.blake2b(told, digest_size=4).hexdigest()
-        return f"stretch-{self.stretch}-seat-{self.seat}-{mark}"
+        """Name of its checkpoint folder: the same for the same training, in every process."""
+        content = repr((sorted(self.settings.items()), self.start)).encode()
+        digest = hashlib.blake2b(content, digest_size=4).hexdigest()
+        return f"stretch-{self.stretch}-seat-{self.seat}-{digest}"
 
 
 class PopulationTraining(EvolutionStrategy[Trainee]):
-    """Evolves the settings of trainings under way.
+    """Evolves the settings of running trainings.
 
     Example::
 
@@ -96,12 +96,12 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
         Args:
             trainer_factory: trains a member for one stretch, and leaves a checkpoint.
             space: the settings that evolve.
-            folder: where the checkpoints lie.
-            truncation: the share at the bottom that copies as large a share at the top.
+            folder: where the checkpoints are kept.
+            truncation: the share at the bottom that copies an equal share at the top.
             resample: how often a copied setting is drawn anew instead of perturbed.
 
         Raises:
-            ConfigError: the space is none, or a share does not lie where it must.
+            ConfigError: the space is empty, or a share is out of range.
         """
         check_space(space)
         if not (0 < truncation <= 0.5 and 0 <= resample <= 1):
@@ -134,13 +134,13 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
             score: float | Score = await call(self._factory, dict(candidate.settings), start, own)
         if not any(own.iterdir()):
             raise TrainingError(
-                f"trainer_factory left no checkpoint in {own}: nothing to go on from"
+                f"trainer_factory left no checkpoint in {own}: nothing to continue from"
             )
         return score
 
     @override
     async def select(self, population: Sequence[Trainee], scores: Sequence[float]) -> list[Trainee]:
-        """Keep everybody of the last stretch, best first: who is replaced is decided by seats."""
+        """Keep all members of the last stretch, best first; `choose_parent` replaces the worst."""
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         alive = [i for i in order if scores[i] > float("-inf")]
         self._standing, self._placed = [population[i] for i in alive], 0
@@ -148,9 +148,9 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
 
     @override
     def choose_parent(self, population: Sequence[Trainee], scores: Sequence[Score]) -> int | None:
-        """Return who goes on in the next seat: its holder, or, at the bottom, one of the top.
+        """Return who continues in the next seat: its holder, or, at the bottom, one of the top.
 
-        Nobody is copied who left no checkpoint.
+        A member without a checkpoint is never copied.
         """
         seat, alive = self._placed, self._standing
         self._placed += 1
@@ -166,9 +166,9 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
 
     @override
     async def mutate(self, candidate: Trainee) -> Trainee:
-        """Go on training with the same settings, or with perturbed ones in another's seat."""
+        """Continue with the same settings, or, in a copied seat, with perturbed ones."""
         plan = self._plan.get(self.context.child)
-        if plan is None:  # before the first stretch: there is nothing to go on from
+        if plan is None:  # before the first stretch: there is no checkpoint yet
             return replace(candidate, settings=self._explored(candidate.settings))
         settings = self._explored(candidate.settings) if plan.copies else candidate.settings
         return Trainee(settings, plan.number, candidate.stretch + 1, candidate.folder)
@@ -182,7 +182,6 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
                 explored[name] = draw(knob, random_) if again else settings[name]
                 continue
             value = settings[name]
-            assert not isinstance(value, str)
             moved = value * random_.choice(PERTURBED)
             clipped = min(knob.high, max(knob.low, moved))
             explored[name] = round(clipped) if isinstance(knob, Int) else clipped
@@ -196,8 +195,8 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
 class _Seat(NamedTuple):
     number: int
     copies: bool
-    """Another's weights, and its settings perturbed."""
+    """It takes another member's weights, and its settings, perturbed."""
 
 
 PERTURBED = (0.8, 1.2)
-"""Factors by which a copied number is moved."""
+"""Factors by which a copied number is perturbed."""

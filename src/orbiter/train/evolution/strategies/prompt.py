@@ -1,43 +1,48 @@
-"""Evolution of an agent's texts by reflection: read what went wrong, rewrite, keep what is better.
+"""Evolution of an agent's prompts by reflection: a model reads the failures and rewrites the text.
 
-A child is tried on those instances first that its parent failed and the model was shown, then on
-those that could be lost; it is given up as soon as it falls behind its parent's cached scores. Who
-holds the front over instances may have children, the newest of equals first: a rewriting that
-changed no score yet may be the first half of one that does. The idea of reflection with a front per
-instance is GEPA's, Agrawal et al. 2025, https://arxiv.org/abs/2507.19457; parents are not run
-again, children are raced over all instances, and equal children are accepted.
+A child is first tried on the failures of its parent that the model was shown, then on the instances
+that it could lose; it is given up once it falls too far below its parent's cached scores. Parents
+are taken from the Pareto front over instances, the newest of equals first: a rewriting that changed
+no score yet may be the first half of one that does. Reflection with a front per instance is GEPA's
+idea, Agrawal et al. 2025, https://arxiv.org/abs/2507.19457. Unlike there, parents are not run
+again, children are raced over all instances, and equally good children are accepted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 from typing_extensions import override
 
-from orbiter.train.callback import prepare
+from orbiter.train.callback import map_bounded, prepare
 from orbiter.train.checks import is_finite_number
-from orbiter.train.errors import ConfigError, DataError, boundary
+from orbiter.train.errors import CallbackError, ConfigError, DataError, TrainError, boundary
 from orbiter.train.evolution.front import Race, Vector, newest_of_front
-from orbiter.train.evolution.strategies.reflection import Limits, rewrite
+from orbiter.train.evolution.strategies.reflection import (
+    Limits,
+    UnusableRewriteError,
+    rewrite,
+)
 from orbiter.train.evolution.strategy import EvolutionStrategy, Score
 from orbiter.train.llm.chat import ChatModel, sample_of
+from orbiter.train.llm.failure import BudgetError
 
 I = TypeVar("I")  # noqa: E741 - an instance
 Texts: TypeAlias = "str | dict[str, str]"
 
 BEST_SHARE = 0.6
-"""How often a parent is one of the best; else it is anybody on the front."""
+"""How often a parent is one of the best; otherwise it is any member of the front."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A metric's answer that says why."""
+    """A metric's score with a reason."""
 
     score: float
     feedback: str = ""
-    """What was right or wrong, in words: the reflecting model reads it."""
+    """Text on what was right or wrong: the reflecting model reads it."""
 
 
 class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
@@ -71,33 +76,37 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         copied_words: int = 8,
         trace_chars: int = 1_500,
         price: float | None = None,
+        show: Callable[[I], str] | None = None,
     ) -> None:
         """Set up a search.
 
         Args:
             agent: runs the agent with these texts on an instance, and returns its output.
-            instances: what it is tried on.
-            metric: scores an output, between `worst` and `perfect`; a `Verdict` says why.
+            instances: the tasks that it is tried on.
+            metric: scores an output, between `worst` and `perfect`; a `Verdict` gives a reason.
             model: rewrites; any async callable from messages to text.
             minibatch: failures that the model is shown at once, and a child is tried on first.
-            slack: how far a child may fall behind its parent, as instances, before it is given up.
-            perfect: the score of an instance that has nothing left to improve.
-            worst: the score that instances count with that a child given up was not tried on.
-            max_chars: the length of one text.
-            copied_words: so many words in a row out of an instance are refused in a text.
+            slack: how many instances a child may fall below its parent before it is given up.
+            perfect: the score of an instance with nothing left to improve.
+            worst: the score of an instance that raised, or that a child was given up before.
+            max_chars: the longest text allowed.
+            copied_words: a text that copies this many words in a row from an instance is refused.
             trace_chars: how much of an input, an output, a feedback the model is shown.
-            price: what one rollout costs; the model's own costs are added. None: `max_cost`
+            price: the cost of one rollout; the model's own costs are added. None: `max_cost`
                 counts rollouts, and the model's costs are left out.
+            show: the text of an instance for the reflecting model. By default a `TrajectoryItem`
+                shows its state, and a dict or dataclass hides fields such as "answer": the model
+                must not see the solution.
 
         Raises:
-            ConfigError: there are no instances, or a setting means nothing.
+            ConfigError: there are no instances, or a setting is out of range.
         """
         if isinstance(instances, Mapping):
             self.instances: dict[str, I] = dict(instances)
         else:
             self.instances = {str(i): item for i, item in enumerate(instances)}
         if not self.instances:
-            raise ConfigError("there are no instances to try a text on")
+            raise ConfigError("there are no instances to try a text on: pass at least one")
         if minibatch < 1 or not worst < perfect or slack < 0:
             raise ConfigError(
                 "minibatch must be at least 1, slack at least 0 and worst below perfect, got "
@@ -110,29 +119,34 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         self._perfect, self._worst = perfect, worst
         self._limits = Limits(max_chars, copied_words)
         self._trace_chars, self._price = trace_chars, price
+        self._show = show or shown_input
         self._tasks = [str(item) for item in self.instances.values()]
 
     @override
     async def evaluate(self, candidate: Texts) -> Score:
-        """Try a candidate, instance by instance, against its parent's scores where it has one.
+        """Try a candidate on the instances, against its parent's scores if it has a parent.
 
-        One that falls behind is given up. One that is no better, on what the model was shown and on
-        what it could lose, is not tried on the parent's other failures: they count as failed still,
-        so that its score is at most its parent's and never the best of a run.
+        Instances run concurrently, in waves that double: a child that is given up has cost little.
+        A child that is no better, on what the model was shown and on what it could lose, is not
+        tried on the parent's other failures: they still count as failed, so that its score is at
+        most its parent's and never the best of a run. An instance that raises counts as `worst`.
         """
+        _texts_of(candidate)
         parent = self._parent()
         sure, doubtful = self._order(parent)
-        race = Race(parent, self._perfect, self._slack) if parent else None
         trial = _Trial()
-        for place, name in enumerate(sure, start=1):
-            await self._try(candidate, name, trial)
-            if race is not None:
-                race.run(name, trial.scores[name])
-                if race.is_lost([*sure[place:], *doubtful]):
-                    return self._given_up(trial)
-        if race is None or race.lead > 0:
-            for name in doubtful:
-                await self._try(candidate, name, trial)
+        if not parent:
+            await self._try_all(candidate, [*sure, *doubtful], trial)
+            return self._scored(trial, parent)
+        race = Race(parent, self._perfect, self._slack)
+        for done, wave in _waves(sure, len(self._shown())):
+            await self._try_all(candidate, wave, trial)
+            for name in wave:
+                race.record(name, trial.scores[name])
+            if race.is_lost([*sure[done:], *doubtful]):
+                return self._given_up(trial)
+        if race.lead > 0:
+            await self._try_all(candidate, doubtful, trial)
         return self._scored(trial, parent)
 
     @override
@@ -140,24 +154,32 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         """Let the model rewrite one text, in view of some of the instances that went wrong."""
         context = self.context
         draws = context.rng_for("text", context.child)
-        texts = {"": candidate} if isinstance(candidate, str) else dict(candidate)
+        texts = _texts_of(candidate)
         name = draws.choice(list(texts))
         shown = (context.parent_score and context.parent_score.traces) or {}
-        text, cost = await rewrite(
-            sample_of(self._model, context.rng.getrandbits(32)),
-            texts[name],
-            [shown[failed] for failed in self._shown() if failed in shown],
-            purpose=f" ({name})" if name else "",
-            limits=self._limits,
-            tasks=self._tasks,
-        )
-        context.cost += cost if self._price is not None else 0.0
-        return text if isinstance(candidate, str) else {**texts, name: text}
+        try:
+            rewriting = await rewrite(
+                sample_of(self._model, context.rng.getrandbits(32)),
+                texts[name],
+                [shown[failed] for failed in self._shown() if failed in shown],
+                purpose=f" ({name})" if name else "",
+                limits=self._limits,
+                tasks=self._tasks,
+            )
+        except UnusableRewriteError as error:
+            self._spend(error.cost)
+            raise
+        self._spend(rewriting.cost)
+        return rewriting.text if isinstance(candidate, str) else {**texts, name: rewriting.text}
+
+    def _spend(self, cost: float) -> None:
+        if self._price is not None:  # otherwise max_cost counts rollouts
+            self.context.cost += cost
 
     def crossover(self, first: Texts, second: Texts) -> Texts | None:
-        """Merge two agents: of the texts in which they differ, some of one and some of the other.
+        """Merge two agents: of the texts that differ, take some from each.
 
-        None where fewer than two texts differ: there is nothing to merge, and one is rewritten.
+        None if fewer than two texts differ: then there is nothing to merge, and one is rewritten.
         """
         if isinstance(first, str) or isinstance(second, str):
             return None
@@ -173,7 +195,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
 
     @override
     async def select(self, population: Sequence[Texts], scores: Sequence[float]) -> list[Texts]:
-        """Keep the front, then the best of the rest, the newest of equals first."""
+        """Keep the front, then the best of the others, the newest of equals first."""
         tried = self._tried_on_all(self.context.scores)
         front = self._front(tried)
         rest = sorted((i for i in tried if i not in set(front)), key=lambda i: (-scores[i], -i))
@@ -183,7 +205,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
 
     @override
     def choose_parent(self, population: Sequence[Texts], scores: Sequence[Score]) -> int | None:
-        """Return one of the best, or sometimes anybody on the front."""
+        """Return one of the best, or sometimes any member of the front."""
         tried = self._tried_on_all(scores)
         if not tried:
             return None
@@ -194,7 +216,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         return random_.choice(self._front(tried))
 
     def _parent(self) -> dict[str, float]:
-        """Return the parent's scores to race against; none for a second, independent look."""
+        """Return the parent's scores to race against; none for an independent replicate."""
         context = self.context
         if context.replicate or context.parent_score is None:
             return {}
@@ -202,9 +224,10 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         return dict(scores) if len(scores) == len(self.instances) else {}
 
     def _order(self, parent: Mapping[str, float]) -> tuple[list[str], list[str]]:
-        """Return what to try first, and what only where the first has brought a gain.
+        """Return the instances to try first, and those to try only after a gain on the first.
 
-        First comes what the model was shown, then what could be lost; other failures are doubtful.
+        First come those that the model was shown, then those that could be lost. The parent's
+        other failures are doubtful.
         """
         order = list(self.instances)
         self.context.rng.shuffle(order)
@@ -214,9 +237,9 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         return [*shown, *(name for name in others if name not in doubtful)], doubtful
 
     def _shown(self) -> list[str]:
-        """Return the failures of the parent that this child is made from: the same in every call.
+        """Return the failures of the parent that the model is shown for this child.
 
-        Without a parent's score there are none; with a perfect one, any instances.
+        They are the same in every call for a child. Without a parent's score there are none.
         """
         context = self.context
         parent = (context.parent_score and context.parent_score.instances) or {}
@@ -225,48 +248,108 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             failed, min(self._minibatch, len(failed))
         )
 
-    async def _try(self, candidate: Texts, name: str, trial: _Trial) -> None:
+    async def _try_all(self, candidate: Texts, names: Sequence[str], trial: _Trial) -> None:
+        """Run a candidate on instances at once, within the limit of `concurrency`.
+
+        Raises:
+            CallbackError: every instance of the candidate raised so far: it is the candidate, or
+                the endpoint, that fails.
+        """
+        limiter = self.context.limiter
+        self._take_earlier(names, trial)
+
+        async def one(name: str) -> _Attempt:
+            async with limiter:
+                return await self._try(candidate, name)
+
+        open_names = [name for name in names if name not in trial.scores]
+        attempts = await map_bounded(open_names, one, concurrency=max(1, len(open_names)))
+        for name, attempt in zip(open_names, attempts, strict=True):
+            trial.scores[name] = attempt.score
+            trial.rollouts += 1
+            if attempt.trace:
+                trial.traces[name] = attempt.trace
+            if attempt.error is not None:
+                trial.failed[name] = attempt.error
+        if trial.failed and len(trial.failed) == len(trial.scores):
+            self.context.cost += self._cost(trial)
+            raise CallbackError(next(iter(trial.failed.values())))
+
+    def _take_earlier(self, names: Sequence[str], trial: _Trial) -> None:
+        """Take what a former process measured before the run was resumed, except failures."""
+        earlier = self.context.earlier
+        if earlier is None:
+            return
+        for name in names:
+            score = (earlier.instances or {}).get(name)
+            if score is not None and name not in (earlier.failed or {}):
+                trial.scores[name] = score
+                if trace := (earlier.traces or {}).get(name):
+                    trial.traces[name] = trace
+
+    async def _try(self, candidate: Texts, name: str) -> _Attempt:
+        """Run one instance; an error of the agent or the metric is a failed instance."""
         instance = self.instances[name]
-        with boundary(f"the agent, on instance {name!r},"):
-            output = await self._agent(candidate, instance)
-        with boundary(f"the metric, on instance {name!r},"):
-            answer = await self._metric(instance, output)
+        try:
+            with boundary(f"the agent, on instance {name!r},"):
+                output = await self._agent(candidate, instance)
+            with boundary(f"the metric, on instance {name!r},"):
+                answer = await self._metric(instance, output)
+        except BudgetError:
+            raise  # ends the run
+        except TrainError as error:
+            trace = self._trace(name, None, f"it failed: {error}")
+            return _Attempt(self._worst, trace, str(error))
         verdict = answer if isinstance(answer, Verdict) else Verdict(answer)
         if not is_finite_number(verdict.score):
-            raise DataError(f"the metric returned {verdict.score!r} on instance {name!r}")
-        trial.scores[name] = float(verdict.score)
-        if verdict.score < self._perfect:
-            trial.traces[name] = self._trace(name, output, verdict)
+            reason = f"the metric returned {verdict.score!r:.80} on instance {name!r}, not a number"
+            return _Attempt(self._worst, self._trace(name, output, reason), reason)
+        score = float(verdict.score)
+        if score >= self._perfect:
+            return _Attempt(score)
+        feedback = verdict.feedback or f"score {score:g} of {self._perfect:g}"
+        return _Attempt(score, self._trace(name, output, feedback))
 
     def _given_up(self, trial: _Trial) -> Score:
-        """Return the score of a child that fell behind: what it was not tried on is lost."""
+        """Return the score of a child that was given up: untried instances count as `worst`."""
         untried = len(self.instances) - len(trial.scores)
         value = sum(trial.scores.values()) + untried * self._worst
-        said = f"given up with {untried} instances untried"
-        return self._score(value, trial, trial.scores, said)
+        note = f"given up with {untried} instances untried"
+        return self._score(value, trial, trial.scores, note)
 
     def _scored(self, trial: _Trial, parent: Mapping[str, float]) -> Score:
-        """Return the score of a child that kept up: what it was not tried on is as its parent's."""
+        """Return the score of a child that kept up: untried instances count as its parent's."""
         scores = {name: trial.scores.get(name, parent.get(name, 0.0)) for name in self.instances}
         inherited = len(scores) - len(trial.scores)
         before = (self.context.parent_score and self.context.parent_score.traces) or {}
         for name in scores:
             if name not in trial.scores and name in before:
                 trial.traces[name] = before[name]
-        said = f"{inherited} failures taken over from the parent, untried" if inherited else None
-        return self._score(sum(scores.values()), trial, scores, said)
+        note = f"{inherited} failures of the parent untried" if inherited else None
+        return self._score(sum(scores.values()), trial, scores, note)
 
     def _score(
-        self, total: float, trial: _Trial, scores: Mapping[str, float], said: str | None
+        self, total: float, trial: _Trial, scores: Mapping[str, float], note: str | None
     ) -> Score:
-        cost = len(trial.scores) * (1.0 if self._price is None else self._price)
-        return Score(total / len(self.instances), scores, said, trial.traces, cost)
+        return Score(
+            total / len(self.instances),
+            scores,
+            note,
+            trial.traces,
+            self._cost(trial),
+            trial.failed or None,
+        )
 
-    def _trace(self, name: str, output: object, verdict: Verdict) -> str:
-        parts = {"input": str(self.instances[name]), "output": str(output)}
-        parts["feedback"] = verdict.feedback or f"score {verdict.score:g} of {self._perfect:g}"
-        said = "\n".join(f"{what}: {_cut(text, self._trace_chars)}" for what, text in parts.items())
-        return f"[{name}]\n{said}"
+    def _cost(self, trial: _Trial) -> float:
+        return trial.rollouts * (1.0 if self._price is None else self._price)
+
+    def _trace(self, name: str, output: object, feedback: str) -> str:
+        parts = {"input": self._show(self.instances[name])}
+        if output is not None:
+            parts["output"] = str(output)
+        parts["feedback"] = feedback
+        lines = [f"{part}: {_cut(text, self._trace_chars)}" for part, text in parts.items()]
+        return "\n".join([f"[{name}]", *lines])
 
     def _is_complete(self, score: Score) -> bool:
         return len(score.instances or {}) == len(self.instances)
@@ -287,8 +370,84 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
 class _Trial:
     """What trying a candidate has shown so far."""
 
-    scores: dict[str, float] = field(default_factory=dict)
-    traces: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, float] = field(default_factory=dict[str, float])
+    traces: dict[str, str] = field(default_factory=dict[str, str])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    """Why an instance failed, by its name."""
+    rollouts: int = 0
+
+
+class _Attempt(NamedTuple):
+    """One instance, tried."""
+
+    score: float
+    trace: str = ""
+    error: str | None = None
+
+
+SOLUTION_FIELDS = frozenset(
+    [
+        "answer",
+        "answers",
+        "correct",
+        "correct_answer",
+        "expected",
+        "expected_output",
+        "gold",
+        "golden",
+        "ground_truth",
+        "label",
+        "labels",
+        "output",
+        "reference",
+        "solution",
+        "target",
+        "targets",
+    ]
+)
+"""Fields of an instance that name its solution; the reflecting model is not shown them."""
+
+
+def shown_input(instance: object) -> str:
+    """Return the text of an instance without its solution."""
+    state = getattr(instance, "state", None)
+    if isinstance(state, str) and hasattr(instance, "action"):  # a TrajectoryItem
+        return state
+    if is_dataclass(instance) and not isinstance(instance, type):
+        parts = {f.name: getattr(instance, f.name) for f in fields(instance)}
+    elif isinstance(instance, Mapping):
+        parts = {str(name): value for name, value in instance.items()}
+    else:
+        return str(instance)
+    kept = {name: value for name, value in parts.items() if name.lower() not in SOLUTION_FIELDS}
+    return "\n".join(f"{name}: {value}" for name, value in (kept or parts).items())
+
+
+def _texts_of(candidate: Texts) -> dict[str, str]:
+    """Return a candidate's texts by name; a single text has the empty name."""
+    if isinstance(candidate, str):
+        return {"": candidate}
+    if not isinstance(candidate, dict) or not candidate:
+        raise DataError(
+            "a candidate of PromptEvolution must be a text or a dict of texts, got "
+            f"{candidate!r:.80}"
+        )
+    for name, text in candidate.items():
+        if not isinstance(text, str):
+            raise DataError(f"the candidate's {name!r} must be a text, got {text!r:.80}")
+    return dict(candidate)
+
+
+def _waves(names: Sequence[str], first: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """Yield the names in waves of `first`, 1, 2, 4, ... names, each with how many came so far.
+
+    The sizes do not depend on `concurrency`, so the result does not either.
+    """
+    start, size = 0, max(1, first)
+    following = 1
+    while start < len(names):
+        yield min(start + size, len(names)), names[start : start + size]
+        start, size, following = start + size, following, 2 * following
 
 
 def _cut(text: str, length: int) -> str:

@@ -1,8 +1,8 @@
-"""Asking a language model for better instructions, and checking what it wrote.
+"""Asks a language model for better instructions, and checks what it wrote.
 
-The model is shown the present text and what happened on some tasks that went wrong. What it writes
-back must be a text of bounded length that copies nothing from the tasks: instructions that quote
-the training set score well on it and nowhere else.
+The model is shown the present text and what happened on some tasks that went wrong. It must mark
+the new text, which must be complete, of bounded length, and must copy nothing from the tasks:
+instructions that quote the training set score well on it and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.llm.chat import Answer, ChatModel, ask
+from orbiter.train.llm.reasoning import strip_reasoning
 
 SYSTEM = (
     "You improve the instructions that a language-model agent works by. You see the present "
@@ -24,21 +26,21 @@ SYSTEM = (
 )
 
 ATTEMPTS = 3
-"""How often the model is asked, the objections to its last answer in hand, before it has failed."""
+"""Answers asked for, each with the objection to the one before, until a rewriting has failed."""
 
-_MARKED = re.compile(r"<instructions>\s*(.*?)\s*</instructions>", re.DOTALL)
-_FENCED = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
+_OPEN, _CLOSE = "<instructions>", "</instructions>"
+_MARKED = re.compile(rf"{_OPEN}\s*(.*?)\s*{_CLOSE}", re.DOTALL)
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a rewritten text must keep to."""
+    """The limits of a rewritten text."""
 
     max_chars: int
-    """Length of one text."""
+    """The longest text allowed."""
     copied_words: int
-    """So many words in a row out of a task are a copy."""
+    """This many words in a row from a task are a copy."""
 
     def objection(self, text: str, before: str, tasks: Iterable[str]) -> str | None:
         """Return what is wrong with a text, or None."""
@@ -54,6 +56,22 @@ class Limits:
         return None
 
 
+class Rewriting(NamedTuple):
+    """A new text, and the cost of asking for it."""
+
+    text: str
+    cost: float
+
+
+class UnusableRewriteError(DataError):
+    """The model wrote no usable text; asking cost something all the same."""
+
+    def __init__(self, message: str, *, cost: float) -> None:
+        """State what was wrong with the last answer, and the cost of all of them."""
+        super().__init__(message)
+        self.cost = cost
+
+
 async def rewrite(
     model: ChatModel,
     text: str,
@@ -62,36 +80,62 @@ async def rewrite(
     purpose: str,
     limits: Limits,
     tasks: Sequence[str],
-) -> tuple[str, float]:
-    """Return a better text, and what asking for it cost.
+) -> Rewriting:
+    """Return a better text, and the cost of asking for it.
 
     Raises:
-        DataError: the model's last answer, too, was empty, too long, or a copy of a task.
+        UnusableRewriteError: even the last answer was cut off, not marked, empty, too long, or a
+            copy of a task.
         CallbackError: the model raised.
     """
     messages: list[Message] = [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": _question(text, traces, purpose, limits)},
     ]
-    cost, objection = 0.0, None
+    cost, objection = 0.0, ""
     for _ in range(ATTEMPTS):
         answer: Answer = await ask(model, messages)
         cost += answer.cost
         proposal = instructions_in(answer.text)
-        objection = limits.objection(proposal, text, tasks)
-        if objection is None:
-            return proposal, cost
+        if proposal is None:
+            cut_off = answer.finish_reason == "length" or _OPEN in answer.text
+            objection = (
+                "the answer was cut off before </instructions>; write shorter ones"
+                if cut_off
+                else "there is no text between <instructions> and </instructions>"
+            )
+        else:
+            objection = limits.objection(proposal, text, tasks) or ""
+            if not objection:
+                return Rewriting(proposal, cost)
         messages += [
             {"role": "assistant", "content": answer.text},
             {"role": "user", "content": f"Not yet: {objection}. Write them again."},
         ]
-    raise DataError(f"no usable instructions after {ATTEMPTS} answers: {objection}")
+    raise UnusableRewriteError(
+        f"no usable instructions after {ATTEMPTS} answers: {objection}", cost=cost
+    )
 
 
-def instructions_in(answer: str) -> str:
-    """Return what stands between the marks, else in a code fence, else the whole answer."""
-    marked = _MARKED.findall(answer) or _FENCED.findall(answer)
-    return marked[-1].strip() if marked else answer.strip()
+def instructions_in(answer: str) -> str | None:
+    """Return the text that the last complete pair of marks encloses, or None without one.
+
+    None, too, if another mark is opened after it and not closed: the answer was cut off. A pair
+    that begins a line is preferred to one in a sentence, which may only mention the marks.
+    """
+    text = strip_reasoning(answer)
+    found = [(_begins_line(text, match.start()), match) for match in _MARKED.finditer(text)]
+    if not found:
+        return None
+    last = [match for begins, match in found if begins] or [match for _, match in found]
+    for opened in re.finditer(_OPEN, text[found[-1][1].end() :]):
+        if _begins_line(text, found[-1][1].end() + opened.start()):
+            return None
+    return last[-1][1].strip()
+
+
+def _begins_line(text: str, position: int) -> bool:
+    return not text[:position].rpartition("\n")[2].strip()
 
 
 def _question(text: str, traces: Sequence[str], purpose: str, limits: Limits) -> str:

@@ -1,4 +1,4 @@
-"""A space of settings: numbers, whole numbers and choices, drawn, varied and kept in bounds."""
+"""A space of settings (numbers, whole numbers, choices): drawn, varied and kept in bounds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import combinations
+from typing import Any, TypeAlias
 
 from orbiter.train.errors import ConfigError, DataError
 
-Value: TypeAlias = float | int | str | bool
+Value: TypeAlias = Any
+"""A number for a Float or an Int; one of the options for a Choice."""
 Settings: TypeAlias = dict[str, Value]
 
 
@@ -21,13 +23,13 @@ class Float:
     low: float
     high: float
     log: bool = False
-    """Factors matter, not differences: a learning rate. Needs low > 0."""
+    """Search by factors instead of differences, as for a learning rate. Needs low > 0."""
 
     def __post_init__(self) -> None:
         _check_bounds(self.low, self.high, log=self.log)
 
     def at(self, share: float) -> float:
-        """Return the number that lies so far from low to high; beyond 0 and 1 it is clipped."""
+        """Return the number at this share of the way from low to high, clipped to 0 and 1."""
         low, high = _span(self.low, self.high, log=self.log)
         if share <= 0 or share >= 1:
             return float(self.high if share >= 1 else self.low)
@@ -35,7 +37,7 @@ class Float:
         return min(self.high, max(self.low, math.exp(number) if self.log else number))
 
     def share(self, value: float) -> float:
-        """Return how far from low to high a number lies, 0 to 1."""
+        """Return a number's share of the way from low to high, 0 to 1."""
         low, high = _span(self.low, self.high, log=self.log)
         return ((math.log(value) if self.log else value) - low) / (high - low)
 
@@ -54,27 +56,34 @@ class Int:
         _check_bounds(self.low, self.high, log=self.log)
 
     def at(self, share: float) -> int:
-        """Return the whole number that lies so far from low to high."""
+        """Return the whole number at this share of the way from low to high."""
         low, high = _span(self.low - 0.5, self.high + 0.5, log=self.log)
         number = low + min(1.0, max(0.0, share)) * (high - low)
         return min(self.high, max(self.low, round(math.exp(number) if self.log else number)))
 
     def share(self, value: float) -> float:
-        """Return how far from low to high a whole number lies, 0 to 1."""
+        """Return a whole number's share of the way from low to high, 0 to 1."""
         low, high = _span(self.low - 0.5, self.high + 0.5, log=self.log)
         return ((math.log(value) if self.log else value) - low) / (high - low)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of several options, without an order."""
+    """One of several options without an order; an option may be anything that == can compare."""
 
     options: tuple[Value, ...]
 
     def __init__(self, options: Sequence[Value]) -> None:
         """At least two options, all different."""
         object.__setattr__(self, "options", tuple(options))
-        if len(self.options) < 2 or len(set(self.options)) < len(self.options):
+        try:
+            repeated = any(a == b for a, b in combinations(self.options, 2))
+        except ValueError as error:  # arrays, whose == is no yes or no
+            raise ConfigError(
+                f"the options of a Choice must be comparable by ==, got {options!r}; use their "
+                "names or indices"
+            ) from error
+        if len(self.options) < 2 or repeated:
             raise ConfigError(f"a Choice needs two or more different options, got {options!r}")
 
 
@@ -83,14 +92,14 @@ Space: TypeAlias = Mapping[str, Knob]
 
 
 def draw(knob: Knob, random_: random.Random) -> Value:
-    """Return a value from anywhere in a knob's range, each as likely."""
+    """Return a value from anywhere in a knob's range, all equally likely."""
     if isinstance(knob, Choice):
         return knob.options[random_.randrange(len(knob.options))]
     return knob.at(random_.random())
 
 
 def check_space(space: Space) -> None:
-    """Refuse a space without knobs, or with something that is none."""
+    """Refuse a space without knobs, or with something else in it."""
     if not space:
         raise ConfigError("the space is empty: name at least one Float, Int or Choice")
     for name, knob in space.items():
@@ -99,11 +108,14 @@ def check_space(space: Space) -> None:
 
 
 def check_settings(space: Space, settings: Mapping[str, Value]) -> None:
-    """Refuse settings that do not lie in the space; says which one."""
-    if set(settings) != set(space):
+    """Refuse settings outside of the space, and name the first one."""
+    if not isinstance(settings, Mapping):
         raise DataError(
-            f"a candidate must have the settings {sorted(space)}, got {sorted(settings)}"
+            f"a candidate must be a dict with the settings {sorted(space)}, got {settings!r:.80}"
         )
+    if set(settings) != set(space):
+        names = sorted(map(str, settings))
+        raise DataError(f"a candidate must have the settings {sorted(space)}, got {names}")
     for name, knob in space.items():
         value = settings[name]
         inside = (

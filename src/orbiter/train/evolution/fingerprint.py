@@ -1,0 +1,241 @@
+"""Describes a strategy so that a later run can tell whether it is still the same one.
+
+A score in a journal is worth something only for the tasks, the metric, the rubric and the models
+that it was measured with. So the code of the user's functions and classes is described, and the
+values that they hold: tasks, texts, numbers, models. Left out is what changes while a run goes on
+(attributes that a method assigns or appends to, containers in a closure), and the code of
+libraries. Code is compared as bytecode: comments do not matter, but the Python version does.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import functools
+import hashlib
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orbiter.train.evolution.identity import Codec
+
+_MUTATORS = frozenset(
+    [
+        "add",
+        "append",
+        "appendleft",
+        "clear",
+        "discard",
+        "extend",
+        "insert",
+        "pop",
+        "popitem",
+        "popleft",
+        "remove",
+        "setdefault",
+        "sort",
+        "update",
+    ]
+)
+_NOT_OURS = (
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    str(Path(__file__).parents[1]),
+)
+"""Folders of the standard library, of installed packages and of this package."""
+_LOOK_BACK = {"STORE_SUBSCR": 6, "DELETE_SUBSCR": 6}
+"""Instructions before a change among which the changed attribute is loaded; 3 for a method."""
+
+
+def fingerprint(strategy: object) -> dict[str, str]:
+    """Return a digest of each part of a strategy: its code, and each of its attributes."""
+    state = _state_attributes(type(strategy))  # type: ignore[arg-type] # a class can be hashed
+    parts: dict[str, object] = {"code": _Description().of_class(type(strategy))}
+    for name, value in _attributes(strategy).items():
+        if name not in state:
+            parts[name.lstrip("_")] = _Description().of(value)
+    return {name: digest(part) for name, part in parts.items()}
+
+
+def digest(description: object) -> str:
+    """Return a short name for a description."""
+    return hashlib.blake2b(repr(description).encode(), digest_size=8).hexdigest()
+
+
+class _Description:
+    """Describes values by what decides their behaviour; the same in every process."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, object] = {}
+        """Values under description, by id: a cycle ends there. Holding them keeps the ids valid."""
+
+    def of(self, value: Any) -> object:  # noqa: ANN401, PLR0911, PLR0912 - one line a type
+        """Return a description made of tuples and texts."""
+        if value is None or isinstance(value, bool | int | float | str | bytes | complex):
+            return repr(value)
+        if isinstance(value, Path):
+            return str(value)
+        if id(value) in self._seen:
+            return "seen"
+        self._seen[id(value)] = value
+        if isinstance(value, enum.Enum):
+            return str(value)
+        if isinstance(value, list | tuple):
+            return (type(value).__name__, *(self.of(part) for part in value))
+        if isinstance(value, set | frozenset):
+            return ("set", *sorted(repr(self.of(part)) for part in value))
+        if isinstance(value, Mapping):
+            return ("dict", *((self.of(k), self.of(v)) for k, v in value.items()))
+        if isinstance(value, type):
+            return self.of_class(value)
+        if isinstance(value, functools.partial):
+            return (self.of(value.func), self.of(value.args), self.of(value.keywords))
+        if isinstance(value, types.MethodType):
+            return (self.of(value.__self__), self.of(value.__func__))
+        if isinstance(value, types.FunctionType):
+            return self._of_function(value)
+        if isinstance(value, types.BuiltinFunctionType | types.ModuleType):
+            return value.__name__
+        return self._of_object(value)
+
+    def of_class(self, kind: type) -> object:
+        """Return a class as the names of its bases and the code of what the user wrote."""
+        parts: list[object] = [kind.__qualname__]
+        for base in kind.__mro__:
+            if not _is_ours(sys.modules.get(base.__module__), base):
+                continue
+            for name, member in sorted(vars(base).items()):
+                fn = getattr(member, "__func__", getattr(member, "fget", member))
+                if isinstance(fn, types.FunctionType):
+                    parts.append((name, self._of_function(fn)))
+                elif isinstance(member, str | float | tuple) and not name.startswith("__"):
+                    parts.append((name, self.of(member)))
+        return tuple(parts)
+
+    def _of_object(self, value: object) -> object:
+        kind = type(value)
+        own = getattr(value, "fingerprint", None)
+        if isinstance(own, str):
+            return (kind.__qualname__, own)
+        written = Codec().write(value)
+        if written is not None:
+            return written
+        state = _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
+        held = {n: self.of(v) for n, v in _attributes(value).items() if n not in state}
+        return (self.of_class(kind), *held.items()) if _describable(kind) else kind.__qualname__
+
+    def _of_function(self, fn: types.FunctionType) -> object:
+        held: dict[str, object] = {}
+        for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # not filled yet
+                continue
+            if _counts(value):
+                held[name] = self.of(value)
+        if not _is_ours_file(fn.__code__.co_filename):
+            return (fn.__module__, fn.__qualname__, *held.items())
+        for name in sorted(_global_names(fn.__code__)):
+            value = fn.__globals__.get(name)
+            if _counts(value) and getattr(value, "__module__", fn.__module__) == fn.__module__:
+                held[name] = self.of(value)
+        defaults = (self.of(fn.__defaults__), self.of(fn.__kwdefaults__))
+        return (_of_code(fn.__code__), defaults, *held.items())
+
+
+def _of_code(code: types.CodeType) -> object:
+    constants = tuple(
+        _of_code(constant)
+        if isinstance(constant, types.CodeType)
+        else ("set", *sorted(map(repr, constant)))
+        if isinstance(constant, frozenset)
+        else repr(constant)
+        for constant in code.co_consts
+    )
+    return (code.co_code.hex(), code.co_names, constants)
+
+
+def _global_names(code: types.CodeType) -> Iterator[str]:
+    """Yield the global names that a function reads, in the functions inside it too."""
+    written = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval not in written:
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names(constant)
+
+
+def _counts(value: object) -> bool:
+    """Return whether a value that a function refers to decides what it does.
+
+    Containers and counters are left out: functions keep a log in them.
+    """
+    return isinstance(value, str | float | tuple | types.FunctionType | functools.partial) or (
+        callable(value) and not isinstance(value, types.BuiltinFunctionType)
+    )
+
+
+def _attributes(value: object) -> dict[str, Any]:
+    """Return the attributes of an object, of slots too."""
+    held = dict(getattr(value, "__dict__", {}))
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name) and not name.startswith("__"):
+                held[name] = getattr(value, name)
+    return held
+
+
+@functools.cache
+def _state_attributes(kind: type) -> frozenset[str]:
+    """Return the attributes that a method changes after construction: state, not settings."""
+    names: set[str] = set()
+    for base in kind.__mro__:
+        for name, member in vars(base).items():
+            fn = getattr(member, "__func__", member)
+            if isinstance(fn, types.FunctionType) and name not in {"__init__", "__post_init__"}:
+                names |= _changed_by(fn.__code__)
+    return frozenset(names)
+
+
+def _changed_by(code: types.CodeType) -> set[str]:
+    names: set[str] = set()
+    instructions = list(dis.get_instructions(code))
+    for position, instruction in enumerate(instructions):
+        look_back = _LOOK_BACK.get(instruction.opname, 3)
+        before = instructions[max(0, position - look_back) : position]
+        loaded = [i.argval for i in before if i.opname == "LOAD_ATTR"]
+        if instruction.opname in {"STORE_ATTR", "DELETE_ATTR"}:
+            names.add(instruction.argval)
+        elif instruction.opname in {"STORE_SUBSCR", "DELETE_SUBSCR"}:
+            names.update(loaded)
+        elif instruction.argval in _MUTATORS and loaded:
+            names.add(loaded[-1])
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _changed_by(constant)
+    return names
+
+
+def _describable(kind: type) -> bool:
+    """Return whether an object's attributes say what it does; a lock or a client's do not."""
+    return _is_ours(sys.modules.get(kind.__module__), kind) or kind.__module__.startswith(
+        "orbiter.train"
+    )
+
+
+def _is_ours(module: types.ModuleType | None, kind: type) -> bool:
+    """Return whether the user wrote a class."""
+    if kind.__module__ in {"builtins", "typing", "abc"}:
+        return False
+    file = getattr(module, "__file__", None)
+    return file is None or _is_ours_file(file)
+
+
+@functools.cache
+def _is_ours_file(file: str) -> bool:
+    """Return whether the user wrote a file; a name that is no path is a console or a notebook."""
+    return not file.startswith(_NOT_OURS) and "site-packages" not in file

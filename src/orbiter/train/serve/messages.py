@@ -1,0 +1,251 @@
+"""Anthropic's messages on the wire: a request as a conversation, and the answer to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from orbiter.train.chat.message import Message
+from orbiter.train.serve.asked import (
+    ChatRequest,
+    Parsed,
+    Refusal,
+    Sheet,
+    check_request,
+    convert,
+    count_drawn,
+    decode,
+    drop_unsupported,
+    finished,
+)
+from orbiter.train.serve.reply import Choice, Reply
+from orbiter.train.serve.stream import News, event
+
+
+class MessagesRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A request for a message."""
+
+    model: str
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=1)]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+
+
+ALLOWED: Mapping[str, Sequence[object] | None] = {
+    # Taken into account.
+    **dict.fromkeys(MessagesRequest.__struct_fields__),
+    # Change nothing about the answer.
+    **dict.fromkeys(("metadata", "service_tier", "cache_control", "inference_geo")),
+    # Not supported, with the values that ask for nothing.
+    "top_k": [-1, 0],
+    "thinking": [{"type": "disabled"}],
+}
+"""The known settings, see `drop_unsupported`; any other is refused."""
+
+
+def parse(body: bytes, *, lenient: bool = False) -> Parsed:
+    """Read a request.
+
+    Raises:
+        Refusal: 400, with the field that is wrong.
+    """
+    fields = decode(body)
+    dropped = drop_unsupported(fields, ALLOWED, lenient=lenient)
+    asked = convert(fields, MessagesRequest)
+    messages: list[Message] = []
+    if asked.system:
+        messages.append({"role": "system", "content": asked.system})
+    for place, message in enumerate(asked.messages):
+        messages += _turned(message, f"messages[{place}]")
+    tools = []
+    for place, tool in enumerate(asked.tools or ()):
+        if "input_schema" not in tool and lenient:
+            dropped.append(f"tools.{tool.get('type')}")
+        else:
+            tools.append(_tool(tool, f"tools[{place}]"))
+    choice = asked.tool_choice or {}
+    request = convert(
+        {
+            "model": asked.model,
+            "messages": messages,
+            "tools": tools or None,
+            "tool_choice": _tool_choice(choice),
+            "parallel_tool_calls": False if choice.get("disable_parallel_tool_use") else None,
+            "max_completion_tokens": asked.max_tokens,
+            "temperature": asked.temperature,
+            "top_p": asked.top_p,
+            "stop": asked.stop_sequences,
+            "stream": asked.stream,
+        },
+        ChatRequest,
+    )
+    check_request(request)
+    return Parsed(request, dropped)
+
+
+def error_body(refusal: Refusal) -> dict[str, object]:
+    """Return the body of an error, in Anthropic's form."""
+    kind = "api_error" if refusal.status >= 500 else refusal.kind
+    return {"type": "error", "error": {"type": kind, "message": refusal.message}}
+
+
+def _turned(message: Message, place: str) -> list[Message]:
+    """Return a message as chat completions have it: the results of tools first, each by itself."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant"):
+        raise Refusal(400, f"role must be user or assistant, got {role!r:.80}", param=place)
+    if not isinstance(content, list):
+        return [{"role": role, "content": content}]
+    blocks = [_block(block, f"{place}.content[{index}]") for index, block in enumerate(content)]
+    results = [_result(block) for block in blocks if block["type"] == "tool_result"]
+    calls = [_call_of(block) for block in blocks if block["type"] == "tool_use"]
+    texts = [block for block in blocks if block["type"] == "text"]
+    if results and not texts and not calls:
+        return results
+    turned: dict[str, Any] = {"role": role, "content": texts}
+    if calls:
+        turned["tool_calls"] = calls
+    return [*results, turned]
+
+
+def _block(block: object, place: str) -> Mapping[str, Any]:
+    """Check the kind of a block; thoughts belong to the answer that they came with."""
+    kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+    known = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
+    if not isinstance(block, Mapping) or kind not in known:
+        problem = f"content may hold text and calls only, got a block of type {kind!r:.80}"
+        raise Refusal(400, problem, param=place)
+    return block
+
+
+def _result(block: Mapping[str, Any]) -> Message:
+    content = block.get("content") or ""
+    return {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": content}
+
+
+def _call_of(block: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": block.get("name"), "arguments": block.get("input")}
+    return {"id": block.get("id"), "type": "function", "function": function}
+
+
+def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
+    if not isinstance(tool.get("name"), str) or not isinstance(tool.get("input_schema"), Mapping):
+        raise Refusal(
+            400, f'a tool must be {{"name": ..., "input_schema": {{...}}}}, got {tool!r:.80}',
+            param=place,
+        )  # fmt: skip
+    function = {"name": tool["name"], "parameters": tool["input_schema"]}
+    if tool.get("description"):
+        function["description"] = tool["description"]
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: Mapping[str, Any]) -> object:
+    kinds = {"auto": "auto", "any": "required", "none": "none", None: None}
+    kind = choice.get("type")
+    if kind == "tool":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if kind not in kinds:
+        raise Refusal(400, f"tool_choice.type {kind!r:.80} is not known", param="tool_choice.type")
+    return kinds[kind]
+
+
+class MessagesWriter:
+    """Writes one reply as a message."""
+
+    def __init__(self, reply: Reply, request: ChatRequest, sheet: Sheet, tokenizer: Any) -> None:  # noqa: ANN401 - Hugging Face's
+        """Nothing has gone out yet."""
+        del tokenizer  # ids and log probabilities are not part of this API here
+        self._reply, self._request, self._sheet = reply, request, sheet
+        self._text_open = False
+
+    def whole(self) -> dict[str, object]:
+        """Return the whole answer."""
+        choice = self._reply.choices[0]
+        done = finished(choice, self._request)
+        content: list[dict[str, object]] = []
+        if done.content or not done.calls:
+            content.append({"type": "text", "text": done.content or ""})
+        for place, call in enumerate(done.calls):
+            content.append(self._call(place, call.name) | {"input": call.arguments})
+        return self._body(content) | self._end(choice)
+
+    def opening(self) -> list[bytes]:
+        """Begin the message."""
+        body = self._body([]) | {"stop_reason": None, "stop_sequence": None}
+        return [_event("message_start", message=body)]
+
+    def news(self, news: News) -> list[bytes]:
+        """Write what is new: text as it comes, calls at the end."""
+        pieces = []
+        wanted = news.text or (news.done is not None and not news.done.calls)
+        if wanted and not self._text_open:
+            self._text_open = True
+            block = {"type": "text", "text": ""}
+            pieces.append(_event("content_block_start", index=0, content_block=block))
+        if news.text:
+            delta = {"type": "text_delta", "text": news.text}
+            pieces.append(_event("content_block_delta", index=0, delta=delta))
+        if news.done is None:
+            return pieces
+        if self._text_open:
+            pieces.append(_event("content_block_stop", index=0))
+        for place, call in enumerate(news.done.calls):
+            index = place + self._text_open
+            begun = self._call(place, call.name) | {"input": {}}
+            delta = {"type": "input_json_delta", "partial_json": call.arguments_text()}
+            pieces += [
+                _event("content_block_start", index=index, content_block=begun),
+                _event("content_block_delta", index=index, delta=delta),
+                _event("content_block_stop", index=index),
+            ]
+        return pieces
+
+    def closing(self) -> list[bytes]:
+        """End the message."""
+        end = self._end(self._reply.choices[0])
+        usage = {"output_tokens": count_drawn(self._reply.choices)}
+        delta = {name: end[name] for name in ("stop_reason", "stop_sequence")}
+        return [_event("message_delta", delta=delta, usage=usage), _event("message_stop")]
+
+    def failed(self, refusal: Refusal) -> list[bytes]:
+        """End the stream with an error."""
+        return [event(error_body(refusal), "error")]
+
+    def _body(self, content: list[dict[str, object]]) -> dict[str, object]:
+        prompt, drawn = len(self._reply.prompt_ids), count_drawn(self._reply.choices)
+        return {
+            "id": f"msg_{self._sheet.key}",
+            "type": "message",
+            "role": "assistant",
+            "model": self._sheet.model,
+            "content": content,
+            "usage": {"input_tokens": prompt, "output_tokens": drawn},
+        }
+
+    def _call(self, place: int, name: str) -> dict[str, object]:
+        return {"type": "tool_use", "id": self._sheet.call_id(0, place), "name": name}
+
+    def _end(self, choice: Choice) -> dict[str, object]:
+        """Say why the answer ended."""
+        reason = finished(choice, self._request).finish_reason
+        stop = choice.text.stopped_by
+        reasons = {
+            "tool_calls": "tool_use",
+            "length": "max_tokens",
+            "stop": "end_turn" if stop is None else "stop_sequence",
+        }
+        return {"stop_reason": reasons[reason], "stop_sequence": stop}
+
+
+def _event(kind: str, **fields: object) -> bytes:
+    return event({"type": kind, **fields}, kind)
