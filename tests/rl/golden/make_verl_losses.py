@@ -81,7 +81,8 @@ def rloo() -> list[list[float]]:
         response_mask=torch.ones(12, 1, dtype=torch.float64),
         index=index,
     )
-    return advantage.view(3, 4).tolist()
+    groups: list[list[float]] = advantage.view(3, 4).tolist()
+    return groups
 
 
 if __name__ == "__main__":
