@@ -26,7 +26,7 @@ COMMANDS = {
     "doctor": ("doctor", "Check what is installed, what is missing, and what to do about it."),
     "data": (
         "data",
-        "Look at a data set and improve it: check, stats, show, filter, merge, dedup, split.",
+        "Look at a data set and improve it: check, stats, dedup, split.",
     ),
     "convert": ("convert", "Convert a file from one format to another."),
     "synth": ("synth", "Make more data: from templates, your own code or a language model."),
@@ -36,7 +36,8 @@ COMMANDS = {
     "eval": ("evaluate", "Measure how good a model is, with an interval."),
     "generate": ("generate", "Let a model answer."),
     "serve": ("serve", "Put a model behind an OpenAI-compatible endpoint on this machine."),
-    "report": ("report", "Write the page of a run or of traces, or follow a run while it trains."),
+    "report": ("report", "Write the page of a run, or follow a run while it trains."),
+    "settings": ("list_settings", "List the settings of a command, with defaults and ranges."),
     "runs": ("runs", "List runs, compare two, resume one."),
     "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
 }
