@@ -52,7 +52,12 @@ _OWN: dict[str, dict[str, str]] = {
         "teacher": "list",
         "step": "str | None",
     },
-    "llm": {"temperature": "float", "max_tokens": "int", "cache": "str | None"},
+    "llm": {
+        "temperature": "float",
+        "max_tokens": "int",
+        "cache": "str | None",
+        "price": "table",
+    },
 }
 """Settings that belong to the command line alone, by section."""
 
