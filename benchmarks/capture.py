@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from machine import machine
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 COUNT, ROUNDS = 5_000, 7
@@ -119,7 +119,7 @@ def memory(count: int = 200_000) -> None:
 
 
 if __name__ == "__main__":
-    print(f"{platform.platform()}, Python {platform.python_version()}, {psutil.cpu_count()} CPUs")
+    print(f"{machine()}")
     with tempfile.TemporaryDirectory() as temporary:
         against_spans(Path(temporary))
     memory()

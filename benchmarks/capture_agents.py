@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from machine import machine
 from orbiter.train import TrajectoryDataset
 from orbiter.train.capture import record
 
@@ -217,9 +217,7 @@ def show(name: str, whole: float, ours: float) -> None:
 
 
 if __name__ == "__main__":
-    print(
-        f"Python {platform.python_version()}, {platform.machine()}, {platform.processor() or 'CPU'}"
-    )
+    print(f"{machine()}")
     costs(stream=False)
     costs(stream=True)
     sizes()

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from demo_policy import demo_policy, demo_prompts, demo_reward
+from machine import machine
 from orbiter.train.engine.batch import collate
 from orbiter.train.engine.forward.fast import FastDecoder
 from orbiter.train.engine.forward.generic import GenericDecoder
@@ -95,7 +95,7 @@ def main() -> None:
         engine, name = options.worker
         {"ours": work_ours, "trl": work_trl}[engine](CASES[name], options.steps)
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {versions()}")
+    print(f"{machine()}, {versions()}")
     for name in options.cases:
         case = CASES[name]
         if case.real:

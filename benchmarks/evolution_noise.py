@@ -9,13 +9,13 @@ true * 0.85 + (1 - true) * 0.15. Equal budgets of 1,000 evaluations; 12 seeds. T
 from __future__ import annotations
 
 import asyncio
-import platform
 import random
 import statistics
 from typing import Any
 
 from evolution_problems import TOKENS, Snippets
 from evolution_rollouts import bits, reflect, text_of
+from machine import machine
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline, EvolutionStrategy, Score
 
 SEEDS, FLIPPED, BUDGET = 12, 0.15, 1_000
@@ -60,7 +60,7 @@ def run(seed: int, settings: dict[str, Any]) -> tuple[float, float, bool]:
 
 
 def main() -> None:
-    print(f"{platform.machine()}, Python {platform.python_version()}; {SEEDS} seeds")
+    print(f"{machine()}; {SEEDS} seeds")
     for name, settings in SETTINGS.items():
         runs = [run(seed, settings) for seed in range(SEEDS)]
         optimism = [score - (t * (1 - FLIPPED) + (1 - t) * FLIPPED) for score, t, _ in runs]

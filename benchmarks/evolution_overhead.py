@@ -12,13 +12,13 @@ gepa keeps a run folder. Targets: at most 1.2 of DEAP's at every population; fla
 from __future__ import annotations
 
 import asyncio
-import platform
 import random
 import statistics
 import tempfile
 import time
 from typing import Any
 
+from machine import machine
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline, EvolutionStrategy
 
 LENGTH, REPEATS, LEAST = 64, 5, 10_000
@@ -129,7 +129,7 @@ def gepa(calls: int = 1_000) -> float:
 
 
 def main() -> None:
-    print(f"{platform.machine()}, Python {platform.python_version()}; CPU us per candidate made,")
+    print(f"{machine()}; CPU us per candidate made,")
     print(f"median of {REPEATS} runs, interleaved (lowest to highest)")
     of_ours: list[float] = []
     for population in (20, 100, 1_000, 10_000):

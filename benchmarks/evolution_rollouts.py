@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import platform
 import random
 import re
 import statistics
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evolution_problems import TOKENS, Snippets
+from machine import machine
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
 from orbiter.train.evolution.strategies.prompt import PromptEvolution
 
@@ -153,7 +153,7 @@ def row(name: str, meters: Sequence[Meter]) -> float:
 
 
 def main(seeds: int = SEEDS) -> None:
-    print(f"{platform.machine()}, Python {platform.python_version()}; {seeds} seeds")
+    print(f"{machine()}; {seeds} seeds")
     mine = row("PromptEvolution", [ours(seed) for seed in range(seeds)])
     best = row(
         "gepa 0.1.4 improvement_or_equal",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import platform
 import random
 import statistics
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from evolution_problems import PROBLEMS, STRING, Problem
+from machine import machine
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
 from orbiter.train.evolution.strategies.numeric import NumericEvolution
 from orbiter.train.evolution.strategies.space import Choice, Float, Int
@@ -190,7 +190,7 @@ def measured(name: str, run: Run, problem: Problem, cap: int) -> float:
 
 
 def main(names: list[str]) -> None:
-    print(f"{platform.machine()}, Python {platform.python_version()}; {SEEDS} seeds, cap {CAP}")
+    print(f"{machine()}; {SEEDS} seeds, cap {CAP}")
     for problem in PROBLEMS:
         if names and problem.name not in names:
             continue

@@ -9,13 +9,13 @@ steady mode: at most 1.2 without and 1.5 with them.
 from __future__ import annotations
 
 import asyncio
-import platform
 import random
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from machine import machine
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline, EvolutionStrategy
 
 AT_ONCE, POPULATION, COUNT, LENGTH, REPEATS = 32, 64, 1_280, 64, 3
@@ -136,7 +136,7 @@ def gepa(clock: Clock) -> None:
 
 
 def main() -> None:
-    print(f"{platform.machine()}, Python {platform.python_version()}; wall over ideal, of 20 ms")
+    print(f"{machine()}; wall over ideal, of 20 ms")
     runs = {
         "ours, steady": (lambda clock: ours(clock, "steady"), REPEATS),
         "ours, generation": (lambda clock: ours(clock, "generation"), REPEATS),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import machine
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 COUNT, ROUNDS = 20_000, 7
@@ -92,6 +92,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(f"{platform.platform()}, Python {platform.python_version()}")
+    print(f"{machine()}")
     with tempfile.TemporaryDirectory() as temporary:
         main(Path(temporary))

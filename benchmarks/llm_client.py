@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from machine import machine
 from orbiter.train.llm import ClientConfig, RemoteChatModel
 
 ROUNDS, CALLS, AT_ONCE, TARGET_MS = 9, 300, 16, 1.0
@@ -98,7 +98,7 @@ async def measure(base_url: str, folder: Path) -> None:
 
 def report(pairs: list[tuple[float, float]], cached: float) -> None:
     extra = sorted(mine - raw for mine, raw in pairs)
-    print(f"{platform.machine()}, Python {platform.python_version()}; {ROUNDS} rounds of {CALLS}")
+    print(f"{machine()}; {ROUNDS} rounds of {CALLS}")
     print(f"raw openai  {statistics.median(raw for _, raw in pairs):6.3f} ms CPU a call")
     print(f"ours        {statistics.median(mine for mine, _ in pairs):6.3f} ms CPU a call")
     print(f"from cache  {cached:6.3f} ms CPU a call")

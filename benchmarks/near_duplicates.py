@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+from machine import machine
 from orbiter.train.synthesis.similarity import Measure, near_duplicates
 
 MEASURE = Measure(0.9, 3)
@@ -203,10 +203,7 @@ def main() -> None:
         print(f"not installed: {', '.join(absent)}; run: pip install 'orbiter-train[bench]'")
         return
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; medians, in brackets least and most"
-    )
+    print(f"{machine()}; medians, in brackets least and most")
     cpu: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("5k short", *reversed(TARGETS)):

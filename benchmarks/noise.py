@@ -9,13 +9,13 @@ round, so that a busy machine slows all of them; the ratio is the median over th
 from __future__ import annotations
 
 import json
-import platform
 import random
 import re
 import statistics
 import time
 from collections.abc import Callable
 
+from machine import machine
 from orbiter.train.synthesis import augment_add_noise
 
 ROUNDS, TEXTS, LEVEL = 7, 2000, 0.1
@@ -89,7 +89,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, fn in engines.items():
             seconds[name].append(cpu_seconds(fn, texts))
-    print(f"{platform.machine()}, Python {platform.python_version()}, one core")
+    print(f"{machine()}, one core")
     print(f"{TEXTS} texts of 200 characters, noise {LEVEL}, {ROUNDS} interleaved rounds, CPU time")
     own = seconds["orbiter (whole rows)"]
     for name, taken in seconds.items():

@@ -22,7 +22,6 @@ on them than on one document, whose objects it holds all at once.
 from __future__ import annotations
 
 import json
-import platform
 import random
 import statistics
 import subprocess
@@ -32,6 +31,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 SIZE = 200_000_000
 ROUNDS = 3
@@ -235,7 +236,7 @@ def child(act: str, path: Path) -> None:
 
 
 def main(size: int) -> None:
-    print(f"{platform.platform()}, Python {platform.python_version()}")
+    print(f"{machine()}")
     with tempfile.TemporaryDirectory() as temporary:
         for name, path in write(Path(temporary), size).items():
             idle = alone("idle", path)["peak"]

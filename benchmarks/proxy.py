@@ -13,7 +13,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -26,6 +25,8 @@ from typing import Any
 
 import httpx2
 import psutil
+
+from machine import machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -124,7 +125,7 @@ def main() -> None:
     journal = str(Path(tempfile.mkdtemp()) / "journal")
     model, _line, url = started(serve_model)
     proxy, _other, front = started(serve_proxy, url, journal)
-    print(f"Python {platform.python_version()}, {platform.machine()}; {CALLS} calls each way:")
+    print(f"{machine()}; {CALLS} calls each way:")
     try:
         busy = psutil.Process(proxy.pid)
         before = sum(busy.cpu_times()[:2])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import statistics
 import time
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import torch
 from openai import AsyncOpenAI
 
+from machine import machine
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.prompt import render
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 async def main() -> None:
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}, 1 thread")
+    print(f"{machine()}, load {os.getloadavg()[0]:.0f}, 1 thread")
     print(f"torch {torch.__version__}, SmolLM2-135M, {TOKENS} tokens an answer")
     policy = _policy("float32")
     _huggingface(policy)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from engine import TEXT
+from machine import machine
 from turns import Race, await_turn, race, say_peak, tell, versions
 
 LENGTHS = [(40, 24), (64, 32), (80, 32), (88, 40), (96, 32), (104, 40), (120, 40), (160, 32)]
@@ -56,7 +56,7 @@ def main() -> None:
         engine, name = options.worker
         {"ours": work_ours, "trl": work_trl}[engine](CASES[name], options.steps)
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, {versions()}")
+    print(f"{machine()}, {versions()}")
     for name in options.cases:
         case = CASES[name]
         title = f"{name}: {case}"

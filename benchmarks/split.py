@@ -7,12 +7,11 @@ CPU seconds over all threads, both on the same items in the same process, interl
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from importlib.util import find_spec
 from statistics import median
 
+from machine import machine
 from orbiter.train.synthesis import SplitReport, deduplicate, split_dataset
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -43,8 +42,8 @@ def main() -> None:
     report = SplitReport()
     split_dataset(items, report=report)
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; {COUNT:,} items in tasks of 4, {COUNT - kept:,} "
+        f"{machine()}; "
+        f"{COUNT:,} items in tasks of 4, {COUNT - kept:,} "
         "near-duplicates; medians, in brackets least and most"
     )
     print(f"  deduplicate    {median(theirs):6.2f} CPU s ({min(theirs):.2f}-{max(theirs):.2f})")

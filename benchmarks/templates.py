@@ -9,12 +9,12 @@ without replacement. The floor printed beside it is `str.format` with values dra
 from __future__ import annotations
 
 import asyncio
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
 
+from machine import machine
 from orbiter.train.synthesis import TemplateSynthesiser
 
 ROUNDS, COUNT = 7, 100_000
@@ -58,7 +58,7 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, fn in ways.items():
             rates[name].append(COUNT / cpu_seconds(fn))
-    print(f"{platform.machine()}, Python {platform.python_version()}, one core")
+    print(f"{machine()}, one core")
     print(f"{COUNT:,} renderings without repetition, {ROUNDS} interleaved rounds, CPU time")
     for name, found in rates.items():
         print(

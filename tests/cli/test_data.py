@@ -59,6 +59,47 @@ def test_dedup_leaves_one_of_a_kind_and_names_its_witness(run: Run, tmp_path: Pa
     assert list(TrajectoryDataset.from_jsonl(tmp_path / "e.jsonl")) == items[1:]
 
 
+def test_dedup_and_split_take_units_keys_and_groups(run: Run, tmp_path: Path) -> None:
+    text = "how many birds live on the northern coast of this island in winter"
+    rows = [
+        {
+            "state": f"{text} {n}" if step else text,
+            "action": f"answer {n}",
+            "reward": 1.0,
+            "episode_id": f"e{n}",
+            "step": step,
+            "metadata": {"site": f"site {n % 2}", "goal": f"goal {n % 3}"},
+        }
+        for n in range(6)
+        for step in range(2)
+    ]
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept: dict[str, object] = {}
+    for words in ("", "--unit text --threshold 0.7", "--key goal", "--key goal --unit step"):
+        out = tmp_path / f"{len(kept)}.jsonl"
+        ran = run("data", "dedup", file, "-o", out, "--json", *words.split())
+        kept[words] = json.loads(ran.out).get("kept", ran.out)
+    assert kept == {
+        "": 12,
+        "--unit text --threshold 0.7": 7,
+        "--key goal": 6,
+        "--key goal --unit step": 3,
+    }
+    split = ("data", "split", file, "--ratios", "0.5,0.5", "--json")
+    told = json.loads(
+        run(*split, "-o", tmp_path / "a", "--group-by", "site", "--near-duplicates", "none").out
+    )
+    assert (sorted(told["parts"].values()), told["groups"]) == ([6, 6], 2)
+    told = json.loads(
+        run(*split, "-o", tmp_path / "b", "--near-duplicates", "none", "--unit", "step").out
+    )
+    assert told["groups"] == 6
+    bad = run(*split, "-o", tmp_path / "c", "--near-duplicates", "much")
+    assert bad.code == Code.USAGE, bad.err + bad.out
+    assert "'much'" in bad.err + bad.out
+
+
 def test_split_makes_parts_that_are_the_whole(run: Run, project: Path) -> None:
     ran = run("data", "split", "data.jsonl", "-o", "parts", "--ratios", "0.5,0.25,0.25")
     assert ran.code == Code.OK

@@ -15,6 +15,7 @@ from orbiter.train.demo.pipeline import (
     Run,
     capture,
     curate,
+    draw,
     further_requests,
     open_run,
     run_demo,
@@ -62,7 +63,8 @@ async def test_only_right_traces_become_lessons(
     left = {item.task_id for item in without_lesson(parts.shown, lessons)}
     answered = {item.task_id for item in traces if item.reward}
     assert left == {item.task_id for item in parts.shown} - answered
-    assert not {i.episode_id for i in lessons.train} & {i.episode_id for i in lessons.validation}
+    functions = [{i.metadata["function"] for i in part} for part in lessons]
+    assert not functions[0] & functions[1]
 
 
 @pytest.mark.slow
@@ -124,13 +126,25 @@ def test_the_estimate_before_grpo_counts_the_seconds_already_spent() -> None:
     assert late.steps == MIN_STEPS < fresh.steps
 
 
+def test_no_request_is_attempted_twice_before_all_were_attempted_once(
+    requests: list[ToolRequest],
+) -> None:
+    practice = split_requests(requests, Plan()).own
+    few, many = draw(practice, 40, seed=0), draw(practice, 150, seed=0)
+    assert len({item.id for item in few}) == len(few) == 40
+    assert {item.id for item in many} == {item.id for item in practice}
+    assert len(many) == 150
+    assert many[:40] == few != draw(practice, 40, seed=1)
+
+
 def test_no_further_request_is_about_a_held_out_function(
     requests: list[ToolRequest], tmp_path: Path
 ) -> None:
     plan = Plan()
     held_out = split_requests(requests, plan).held_out
     further = further_requests(open_run(plan, tmp_path, an_account()), held_out)
-    assert not {item.episode_id for item in further} & {item.episode_id for item in held_out}
+    functions = [{i.metadata["function"] for i in part} for part in (further, held_out)]
+    assert not functions[0] & functions[1]
     assert len(further) > 100
 
 

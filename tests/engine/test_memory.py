@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.measured_peaks import CASES
+from tests.children import run_group
+from tests.engine.measured_peaks import CASES, Case
 from torch import Tensor
 
+from orbiter.train.engine.arithmetic import packing_works
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.memory import HOLES, memory_estimate
 from orbiter.train.engine.models.download import cache_folder
@@ -31,23 +32,29 @@ linux = pytest.mark.skipif(
 def peaks(names: Sequence[str]) -> dict[str, list[int]]:
     """Measure cases; each gets a process of its own."""
     script = Path(__file__).with_name("measured_peaks.py")
-    out = subprocess.run(
+    out = run_group(
         [sys.executable, "-W", "ignore", str(script), *names],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
+        timeout=280,  # below pytest's own limit, so that the children are ended
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    assert out.returncode == 0, out.stderr
     answers = [json.loads(line) for line in out.stdout.splitlines()]
     assert [name for name, *_ in answers] == list(names), out.stderr
     return {name: numbers for name, *numbers in answers}
 
 
+def holds_here(case: Case) -> bool:
+    """Whether the bound holds: in bfloat16 only where oneDNN multiplies it without a detour.
+
+    Elsewhere bfloat16 is emulated, and dtype="auto" computes in float32.
+    """
+    return case.knobs.get("dtype") != "bfloat16" or packing_works(torch.bfloat16)
+
+
 @linux
 @pytest.mark.slow
 def test_the_estimate_lies_within_a_fifth_of_the_measured_peak() -> None:
-    names = [name for name, case in CASES.items() if case.model]
+    names = [name for name, case in CASES.items() if case.model and holds_here(case)]
     for name, (told, resident, peak) in peaks(names).items():
         assert 0.8 <= told / peak <= 1.2, name
         # Libraries alone are half of that; what the run itself takes must be right too.
@@ -61,7 +68,9 @@ def test_the_estimate_lies_within_a_fifth_of_the_measured_peak() -> None:
     reason="the small model is not in the cache",
 )
 def test_the_estimate_holds_for_a_real_model() -> None:
-    names = [name for name, case in CASES.items() if not case.model]
+    names = [name for name, case in CASES.items() if not case.model and holds_here(case)]
+    if not names:
+        pytest.skip("every case computes in bfloat16, which is emulated on this processor")
     for name, (told, _, peak) in peaks(names).items():
         assert 0.8 <= told / peak <= 1.2, name
 

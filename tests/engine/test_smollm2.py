@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orbiter.train.engine.arithmetic import packing_works
 from orbiter.train.engine.batch import collate
 from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.engine.models.load import LoadedModel, load_model
@@ -50,6 +51,10 @@ def test_in_float32_sampling_update_and_hugging_face_agree(loaded: LoadedModel) 
     assert float((again - exact).abs().max()) < 1e-4
 
 
+@pytest.mark.skipif(
+    not packing_works(torch.bfloat16),
+    reason="bfloat16 is emulated on this processor, with other rounding; auto takes float32",
+)
 def test_in_bfloat16_they_lie_within_its_own_noise(loaded: LoadedModel) -> None:
     _, recorded, again, exact = drawn(loaded, "bfloat16")
     assert float((recorded - again).abs().mean()) <= 0.06

@@ -61,7 +61,13 @@ def caller() -> Policy:
     items = [TrajectoryItem("", CALLING, messages=[asked], tools=[ADD])] * 3
     items += [TrajectoryItem("", "It is 3", messages=later, tools=[ADD])]
     config = SFTConfig(
-        model="tiny", epochs=60, batch_size=4, learning_rate=4e-3, device="cpu", progress=False
+        model="tiny",
+        epochs=60,
+        batch_size=4,
+        learning_rate=4e-3,
+        device="cpu",
+        dtype="float32",
+        progress=False,
     )
     trainer = SFTTrainer(config, dataset=items)
 

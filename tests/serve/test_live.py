@@ -275,3 +275,34 @@ async def test_several_answers_are_several_turns_with_own_draws(caller: Policy) 
         await ask(session, [{"role": "user", "content": "?"}], n=3)
         assert [turn.index for turn in session.turns] == [0, 1, 2]
         assert len({tuple(turn.token_ids) for turn in session.turns}) == 3
+
+
+async def test_the_prompt_tokens_run_grow_with_what_is_new_and_not_with_the_conversation(
+    caller: Policy,
+) -> None:
+    async def run(turns: int) -> int:
+        async with LivePolicy(caller, max_new_tokens=6) as live:
+            session = live.session(seed=0)
+            messages: list[dict[str, Any]] = [dict(USER)]
+            for _ in range(turns):
+                answer = (await ask(session, messages))["choices"][0]["message"]
+                messages.append({"role": "assistant", "content": answer["content"]})
+                messages.append({"role": "user", "content": "And then?"})
+            return live.stats.run_tokens
+
+    four, eight, sixteen = [await run(turns) for turns in (4, 8, 16)]
+    assert sixteen - eight < 1.3 * 2 * (eight - four)
+    assert sixteen < 16 * 40  # one turn has 36 new tokens; all prompts together have about 5,000
+
+
+async def test_siblings_and_tasks_with_one_system_prompt_share_its_run(caller: Policy) -> None:
+    system = {"role": "system", "content": "Count with care. " * 10}
+    async with LivePolicy(caller, max_new_tokens=4) as live:
+        sessions = [live.session(seed=seed) for seed in range(12)]
+        tasks = [[system, {"role": "user", "content": f"Task {place % 3}"}] for place in range(12)]
+        await asyncio.gather(*map(ask, sessions, tasks))
+        prompt = len(sessions[0].turns[0].prompt_token_ids)
+        assert live.stats.asked_tokens == 12 * prompt
+        # The system prompt ran once, and the end of each of the three tasks once, but for a few
+        # requests that came one step earlier than the others.
+        assert live.stats.run_tokens < prompt + 3 * 30 + 12 * 4

@@ -7,8 +7,32 @@ from fractions import Fraction
 Pairs = dict[tuple[int, int], Fraction]
 
 
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "BOPOMOFO")
+
+
+def split_words(text: str) -> list[str]:
+    """Words between white space; where a script has no spaces, a letter with its marks."""
+    words: list[str] = []
+    inside = False  # whether the last word is a spaced one that goes on
+    for char in text:
+        unspaced = unicodedata.name(char, "").split(" ")[0] in UNSPACED
+        if char.isspace():
+            inside = False
+        elif unspaced and unicodedata.category(char) in {"Mn", "Mc"} and words and not inside:
+            words[-1] += char
+        elif unspaced:
+            words.append(char)
+            inside = False
+        elif inside:
+            words[-1] += char
+        else:
+            words.append(char)
+            inside = True
+    return words
+
+
 def shingle_set(text: str, ngram: int) -> set[str]:
-    words = unicodedata.normalize("NFKC", text).casefold().split()
+    words = split_words(unicodedata.normalize("NFKC", text).casefold())
     if len(words) < ngram:
         return {f"short:{words}"}
     return {repr(words[at : at + ngram]) for at in range(len(words) - ngram + 1)}

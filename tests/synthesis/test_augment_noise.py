@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
+import unicodedata
 from collections.abc import Sequence
 
 import pytest
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.synthesis import augment_add_noise
-from orbiter.train.synthesis.augment.noise import ALL_OPS, Noise, NoiseOp, _draws
+from orbiter.train.synthesis.augment.noise import ALL_OPS, Noise, NoiseOp, _draws, clusters
 from orbiter.train.synthesis.augment.protect import free_spans
 
 SENTENCES = (
@@ -119,7 +121,8 @@ def test_slips_speak_the_texts_own_script() -> None:
     text = "Почему погода сегодня такая холодная, зачем это надо делать дальше " * 4
     noisy = Noise.of(0.3, ["substitute"]).apply(text, [(0, len(text))], "k")
     latin = sum(char.isascii() and char.isalpha() for char in noisy)
-    assert 0 < latin < 0.1 * len(text)
+    assert latin == 0
+    assert noisy != text
 
 
 def test_too_few_draws_are_noticed_and_more_begin_with_the_same() -> None:
@@ -140,3 +143,58 @@ def test_unknown_slips_are_refused() -> None:
         Noise.of(0.1, ["teleport"])  # type: ignore[list-item]  # what is refused
     with pytest.raises(ConfigError, match="ops"):
         Noise.of(0.1, [])
+
+
+# ruff: noqa: RUF001 - letters of other scripts are the point
+SCRIPTS = {
+    "Russian": "почему погода сегодня такая холодная зачем это надо делать дальше объясни мне",
+    "Greek": "γιατί ο καιρός είναι σήμερα τόσο κρύος και τι πρέπει να κάνω μετά από αυτό",
+    "Chinese": "请问今天的天气为什么这么冷我应该怎么做才能解决这个问题谢谢你的帮助与耐心解释",
+    "Japanese": "今日の天気はなぜこんなに寒いのですかこの問題を解決するにはどうすればよいですか",
+    "Thai": "ทำไมวันนี้อากาศหนาวมากและฉันควรทำอย่างไรต่อไปเพื่อแก้ปัญหานี้",
+    "Hindi": "आज मौसम इतना ठंडा क्यों है और मुझे आगे क्या करना चाहिए कृपया समझाइए",
+    "Korean": "오늘 날씨가 왜 이렇게 추운지 그리고 다음에 무엇을 해야 하는지 설명해 주세요",
+    "Arabic": "لماذا الطقس بارد جدا اليوم وماذا يجب أن أفعل بعد ذلك من فضلك اشرح لي",
+    "decomposed": unicodedata.normalize("NFD", "Việt nam có gà và cá ở biển"),
+}
+
+
+def in_script(seed: int, script: str, count: int) -> list[str]:
+    rng = random.Random(seed)
+    text = SCRIPTS[script]
+    words = text.split() if " " in text else clusters(text)
+    joint = " " if " " in text else ""
+    return [joint.join(rng.choices(words, k=2 * len(words))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_in_every_script_the_error_rate_is_the_level(script: str, level: float) -> None:
+    assert error_rate(in_script(0, script, 300), level) == pytest.approx(level, rel=0.1)
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "decomposed"])
+def test_no_text_gets_letters_of_another_script(script: str) -> None:
+    rows = [{"input": text} for text in in_script(1, script, 50)]
+    for row in augment_add_noise(rows, 0.4):
+        assert not re.search("[A-Za-z]", str(row["input"]))
+
+
+def test_no_mark_leaves_its_letter_and_no_emoji_is_torn() -> None:
+    family, wave = "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\U0001f44b\U0001f3fd"
+    text = f"Hi {family} wave {wave} e\u0301a\u0308 go \U0001f1e6\U0001f1f9 \u2764\ufe0f"
+    whole = set(clusters(text * 3))
+    for seed in range(200):
+        noisy = str(augment_add_noise([{"input": text * 3}], 0.4, seed=seed)[0]["input"])
+        torn = {each for each in clusters(noisy) if len(each) > 1 or not each.isascii()} - whole
+        assert not torn, f"seed {seed}: {torn}"
+
+
+def test_a_text_without_letters_is_only_shortened_and_swapped() -> None:
+    for seed in range(20):
+        noisy = str(
+            augment_add_noise([{"input": "\u2600\u2601\u2602\u2603" * 9}], 0.3, seed=seed)[0][
+                "input"
+            ]
+        )
+        assert set(noisy) <= set("\u2600\u2601\u2602\u2603")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Mapping
 
 import pytest
 
 from orbiter.train.synthesis import augment_add_noise
 from orbiter.train.synthesis.augment.protect import free_spans
+from orbiter.train.synthesis.comparison import turns_in
+from orbiter.train.trajectory import TrajectoryItem
 
 PROTECTED = [
     "`x = f(y)`",
@@ -42,6 +45,27 @@ PROTECTED = [
     "42%",
     "v1.2.3",
     "gpt4turbo",
+    "ORD-12345",
+    "gpt-4o",
+    "us-east-1",
+    "INV-2024-001",
+    "claude-3.5-sonnet@20240620",
+    "3f2a9c1e-77aa-4bde-8f00-1c2d3e4f5a6b",
+    "deadbeefcafe",
+    "main.py",
+    "archive.tar.gz",
+    "first.last@mail.example.org",
+    "mailto:anna@example.org",
+    "ftp://files.example.org/a",
+    "^1.2.3-rc.1+build5",
+    "node_modules",
+    "getUserName",
+    "HttpClient",
+    "ACME-PROD",
+    "my-service-name",
+    "#general",
+    "ГОСТ-7",
+    "+43-660-1234567",
 ]
 
 
@@ -139,3 +163,95 @@ def test_ones_own_patterns_are_protected_too() -> None:
     for seed in range(20):
         (row,) = augment_add_noise([{"input": text}], 0.9, seed=seed, protect=["Silly Walks"])
         assert "Silly Walks" in str(row["input"])
+
+
+@pytest.mark.parametrize("name", ["ORD-12345", "gpt-4o", "us-east-1", "INV-2024-001", "v2.0-beta"])
+@pytest.mark.parametrize("text", ["订单{}什么时候到", "заказ {}, когда он придёт", "Where is {}?"])
+def test_an_identifier_in_any_sentence_is_kept_and_the_rest_is_not(name: str, text: str) -> None:
+    whole = text.format(name)
+    noisy = [augment_add_noise([{"input": whole}], 0.6, seed=n)[0]["input"] for n in range(60)]
+    assert all(name in str(each) for each in noisy)
+    assert len(set(noisy)) > 20
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"action": 'book(city="Klagenfurt", hotel="Golden Goose")'},
+        {"action": '<tool_call>{"name": "book", "arguments": {"to": "Golden Goose, Klagenfurt"}}'},
+        {
+            "action": "",
+            "tool_calls": [
+                {
+                    "function": {
+                        "name": "b",
+                        "arguments": '{"to": ["Golden Goose"], "c": "Klagenfurt"}',
+                    }
+                }
+            ],
+        },
+        {
+            "action": "",
+            "tool_calls": [{"function": {"arguments": {"x": "Golden Goose Klagenfurt"}}}],
+        },
+    ],
+)
+def test_what_the_action_names_is_kept(row: dict[str, object]) -> None:
+    text = "please book me a room at the golden goose in Klagenfurt for two nights next week"
+    for seed in range(60):
+        (noisy,) = augment_add_noise([{"state": text, **row}], 0.5, seed=seed)
+        assert "Klagenfurt" in str(noisy["state"])
+        assert "golden" in str(noisy["state"])
+        assert "goose" in str(noisy["state"])
+
+
+MESSAGES: list[dict[str, object]] = [
+    {"role": "system", "content": "You help customers of a shop, kindly and briefly."},
+    {"role": "user", "content": "Where is the parcel that was promised for yesterday morning?"},
+    {"role": "assistant", "content": "Let me look.", "tool_calls": [{"id": "1", "function": {}}]},
+    {"role": "tool", "tool_call_id": "1", "content": "It is waiting at the station."},
+    {"role": "user", "content": [{"type": "text", "text": "And what does the delay cost me?"}]},
+]
+STATE = (
+    "[system]\nYou help customers of a shop, kindly and briefly.\n\n[user]\nWhere is the parcel "
+    "that was promised for yesterday morning?\n\n[assistant]\nLet me look.\n\n[tool find]\nIt is "
+    "waiting at the station.\n\n[user]\nAnd what does the delay cost me?"
+)
+
+
+def user_text(message: Mapping[str, object]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else str(content[0]["text"])  # type: ignore[index]  # the list above
+
+
+@pytest.mark.parametrize("as_item", [True, False])
+def test_in_a_chat_only_the_user_makes_slips(as_item: bool) -> None:
+    if as_item:
+        item = TrajectoryItem(STATE, "Nothing.", messages=MESSAGES)
+        (noisy,) = augment_add_noise([item], 0.2)
+        state, messages = noisy.state, noisy.messages
+    else:
+        rows = [{"state": STATE, "action": "Nothing.", "messages": MESSAGES}]
+        (row,) = augment_add_noise(rows, 0.2)
+        state, messages = str(row["state"]), row["messages"]  # type: ignore[assignment]  # a list
+    assert messages is not None
+    for before, after in zip(MESSAGES, messages, strict=True):
+        if before["role"] == "user":
+            assert user_text(after) != user_text(before)
+            assert f"[user]\n{user_text(after)}" in state
+            assert {**after, "content": 0} == {**before, "content": 0}
+        else:
+            assert after == before
+    assert state.count("\n\n[") == 4
+    assert str(MESSAGES[1]["content"]) in STATE, "what was handed in is not changed"
+
+
+def test_in_a_transcript_without_messages_only_the_user_makes_slips() -> None:
+    for seed in range(20):
+        (row,) = augment_add_noise([{"state": STATE}], 0.2, seed=seed)
+        before, after = turns_in(STATE), turns_in(str(row["state"]))
+        assert [turn for turn in before if turn.role != "user"] == [
+            turn for turn in after if turn.role != "user"
+        ]
+        assert [turn.role for turn in before] == [turn.role for turn in after]
+        assert before != after

@@ -80,10 +80,10 @@ def test_a_leak_would_be_counted() -> None:
     split_dataset(rows, [1.0], report=report)
     assert (report.groups, report.biggest_group, report.leaked) == (1, 2, 0)
     from orbiter.train.synthesis.similarity import Measure
-    from orbiter.train.synthesis.split import _close, _leaks
+    from orbiter.train.synthesis.split import View, _close, _leaks
 
     assert _leaks([0, 1], [[1, 1], [None, None]]) == 1
-    assert _close([0, 1], ["s0", "S0 "], Measure(0.8)) == 1
+    assert _close([0, 1], View(Measure(0.8), [0, 1], ["s0", "S0 "])) == 1
 
 
 def test_each_key_keeps_its_rows_together() -> None:

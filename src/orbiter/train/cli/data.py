@@ -25,6 +25,14 @@ PARTS = ("train", "val", "test")
 
 Target = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
 
+UnitName = Annotated[
+    str,
+    typer.Option(
+        "--unit",
+        help="What is compared and kept as one: episode, step, or text (the whole state).",
+    ),
+]
+
 
 @data_app.callback()
 def data() -> None:
@@ -93,16 +101,21 @@ def dedup(
     keep: Annotated[
         str, typer.Option(help="Which row of several stays: best, first, last or longest.")
     ] = "best",
+    unit: UnitName = "episode",
+    key: Annotated[
+        str | None,
+        typer.Option(help="Compare this field or metadata entry instead, such as state."),
+    ] = None,
     format: FormatName = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Leave out near-duplicates, each with the row that it is like."""
+    """Drop near-duplicates. Rows are compared by what they add to prompt and history."""
     from orbiter.train.synthesis import CurationReport, deduplicate
 
     output, report = Output(as_json=as_json), CurationReport()
     items = read_items(file, format)
     _require_other(file, out)
-    kept = deduplicate(items, threshold, keep=keep, report=report)  # type: ignore[arg-type] # refused inside where it is another word
+    kept = deduplicate(items, threshold, keep=keep, unit=unit, key=key, report=report)  # type: ignore[arg-type] # deduplicate refuses other words
     for drop in report.dropped[:PROBLEMS_SHOWN]:
         output.say(f"  row {drop.index} {drop.detail}")
     output.say(f"{len(items)} items, {len(report.dropped)} left out, {len(kept)} kept in {out}")
@@ -120,10 +133,21 @@ def split(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the parts.")],
     ratios: Annotated[str, typer.Option(help="The parts' shares, 1 in sum.")] = "0.8,0.1,0.1",
     seed: Annotated[int, typer.Option(help="Another seed, other parts.")] = 0,
+    group_by: Annotated[
+        str,
+        typer.Option(
+            help="What keeps rows together: fields or metadata entries, separated by commas."
+        ),
+    ] = "task_id,episode_id,lineage",
+    near_duplicates: Annotated[
+        str,
+        typer.Option(help="Jaccard similarity of states from which rows stay together, or none."),
+    ] = "0.8",
+    unit: UnitName = "episode",
     format: FormatName = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Split without leaks: rows of a task, an episode or an ancestor stay together, so do alike."""
+    """Split without leaks: one task, episode or ancestor, or similar states, in one part only."""
     from orbiter.train.synthesis import SplitReport, split_dataset
 
     output, report = Output(as_json=as_json), SplitReport()
@@ -134,7 +158,15 @@ def split(
     for target in targets:
         if target.exists():
             raise StorageError(f"{target} is there already; choose another folder")
-    parts = split_dataset(items, shares, seed=seed, report=report)
+    parts = split_dataset(
+        items,
+        shares,
+        seed=seed,
+        group_by=[name.strip() for name in group_by.split(",") if name.strip()],
+        near_duplicates=_similarity(near_duplicates),
+        unit=unit,  # type: ignore[arg-type]  # split_dataset refuses other words
+        report=report,
+    )
     for target, part in zip(targets, parts, strict=True):
         write_items(part, target)
         output.say(f"{len(part):6} items in {target}")
@@ -178,6 +210,17 @@ def _shares(ratios: str) -> list[float]:
         return [float(share) for share in ratios.split(",")]
     except ValueError:
         raise ConfigError(f"--ratios must look like 0.8,0.1,0.1, got {ratios!r}") from None
+
+
+def _similarity(text: str) -> float | None:
+    if text.strip().lower() == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            f"--near-duplicates must be a similarity in (0, 1] or none, got {text!r}"
+        ) from None
 
 
 def _require_other(file: Path, out: Path) -> None:

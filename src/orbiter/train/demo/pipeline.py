@@ -54,6 +54,12 @@ class Parts(NamedTuple):
     own: list[TrajectoryItem]
 
 
+FUNCTION = "function"
+"""The metadata entry that names the function a request is for."""
+GROUPS = ("task_id", FUNCTION)
+"""What keeps traces together in a split."""
+
+
 class Lessons(NamedTuple):
     """Good traces: to imitate, and to decide when to stop."""
 
@@ -170,10 +176,15 @@ async def run_demo(run: Run) -> Outcome:
 def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
     """Divide the requests into the three parts; those of one function stay together."""
     items = [
-        TrajectoryItem(render(request), "", task_id=request.id, episode_id=request.function.name)
+        TrajectoryItem(
+            render(request),
+            "",
+            metadata={FUNCTION: request.function.name},
+            task_id=request.id,
+        )
         for request in requests
     ]
-    return Parts(*split_dataset(items, plan.shares, seed=plan.seed))
+    return Parts(*split_dataset(items, plan.shares, seed=plan.seed, group_by=GROUPS))
 
 
 async def announce(run: Run, parts: Parts) -> None:
@@ -230,8 +241,8 @@ def _capture(
                 item.state,
                 reply,
                 float(right),
+                item.metadata,
                 task_id=item.task_id,
-                episode_id=item.episode_id,
                 agent=agent,
             )
         )
@@ -244,7 +255,8 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
         right = filter_by_score(traces.items[:], min_score=1.0)
         distinct = deduplicate(right, threshold=0.9)
         shares = (1 - plan.validation, plan.validation)
-        lessons = Lessons(*split_dataset(distinct, shares, seed=plan.seed))
+        parts = split_dataset(distinct, shares, seed=plan.seed, group_by=GROUPS)
+        lessons = Lessons(*parts)
         traces.close()
         account.say(
             f"{len(traces)} traces → {len(right)} right → {len(distinct)} distinct → "
@@ -267,9 +279,14 @@ def further_requests(run: Run, held_out: Sequence[TrajectoryItem]) -> list[Traje
     Every step of GRPO then sees requests that no earlier step has seen, which generalises better
     than further passes over the same ones.
     """
-    functions = {item.episode_id for item in held_out}
+    functions = {item.metadata[FUNCTION] for item in held_out}
     return [
-        TrajectoryItem(render(request), "", task_id=request.id, episode_id=request.function.name)
+        TrajectoryItem(
+            render(request),
+            "",
+            metadata={FUNCTION: request.function.name},
+            task_id=request.id,
+        )
         for request in run.requests.values()
         if request.id.startswith("multiple") and request.function.name not in functions
     ]
@@ -305,15 +322,11 @@ async def learn_by_reward(
         return verdict(output, run.requests[str(item.task_id)]).right
 
     with account.stage("grpo", f"the model's own calls for {len(practice)} other requests"):
-        steps = _choose_steps(run)
-        # Whole passes over as many requests as the steps have room for, drawn by the seed.
-        epochs = math.ceil(steps * plan.batch_size / len(practice))
-        order = sub_random(plan.seed, "practice").sample(practice, len(practice))
-        practice = order[: steps * plan.batch_size // epochs]
+        attempted = draw(practice, _choose_steps(run) * plan.batch_size, seed=plan.seed)
         config = VeRLConfig(
             algorithm=VeRLAlgorithm.GRPO,
             model=str(run.folder / "sft" / "best"),
-            epochs=epochs,
+            epochs=1,  # `draw` repeats what is attempted more than once
             group_size=plan.group_size,
             learning_rate=plan.grpo_learning_rate,
             warmup_steps=3,
@@ -328,13 +341,19 @@ async def learn_by_reward(
         rewards = [RewardSpec("call", 1.0, call_score), RewardSpec("right", 0.0, call_right)]
         trainer = VeRLTrainer(config, rewards)
         with run.account.timed("grpo training"):
-            await run.train(trainer, practice)
+            await run.train(trainer, attempted)
         _keep_curve(run, "grpo reward", "grpo", "reward")
         run.outcome.counts["practice"] = len(practice)
         await examine(run, "grpo", trainer, held_out)
         run.outcome.model = str(await trainer.save(run.folder / "model"))
     shutil.rmtree(run.folder / "grpo" / "checkpoints", ignore_errors=True)
     run.finish("grpo")
+
+
+def draw(practice: Sequence[TrajectoryItem], count: int, *, seed: int) -> list[TrajectoryItem]:
+    """Return `count` requests in random order, none of them twice before all occur once."""
+    order = sub_random(seed, "practice").sample(practice, len(practice))
+    return [order[position % len(order)] for position in range(count)]
 
 
 def _choose_steps(run: Run) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -147,9 +148,9 @@ class Endpoint:
         if self._terms.token is None:
             refused = refuse_web_pages(scope["headers"])
             return None if refused is None else Refusal(refused.status, refused.message)
-        if scope["path"] == "/health" or same_secret(
-            bearer_token(scope["headers"]), self._terms.token
-        ):
+        # Anthropic's clients send the token in a header of another name.
+        sent = bearer_token(scope["headers"]) or Headers(scope=scope).get("x-api-key", "")
+        if scope["path"] == "/health" or same_secret(sent, self._terms.token):
             return None
         return Refusal(401, "the token is missing or wrong", code="invalid_api_key")
 

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -220,23 +220,33 @@ class Batcher:
         asked, run = self.asked_tokens, self.run_tokens
         await self._lay_out()
         self._earlier_asked, self._earlier_run = asked, run
-        for row in rows:
-            if not row.wanted or row.reply.error is not None:
-                continue
+        begun = [row for row in rows if row.choice.tokens]
+        new = {id(row.reply): row.reply for row in rows if not row.choice.tokens}
+        for row in begun:
             if not self._decoding.continuous or row.recovered_at == len(row.choice.tokens):
                 row.reply.fail(error)
-                continue
-            row.recovered_at = len(row.choice.tokens)
-            try:
-                if row.choice.tokens:
-                    await work(self._decoding.join, [row.run_token_ids()], [1])
-                    self._rows.append(row)
-                elif row.choice.index == 0:
-                    await self._alone(row.reply)
-            except Exception as failure:
-                log.warning("a request failed in the model: %r", failure)
-                row.reply.fail(failure)
-                await work(self._decoding.keep, list(range(len(self._rows))))
+            if row.wanted and row.reply.error is None:
+                row.recovered_at = len(row.choice.tokens)
+                await self._try(row.reply, self._again(row))
+        for reply in new.values():
+            if not self._decoding.continuous:
+                reply.fail(error)
+            elif not reply.left:
+                await self._try(reply, self._alone(reply))
+
+    async def _try(self, reply: Reply, attempt: Coroutine[Any, Any, None]) -> None:
+        """Run one part of a recovery; if it fails as well, its request fails and no other."""
+        try:
+            await attempt
+        except Exception as failure:  # as in `_run`
+            log.warning("a request failed in the model: %r", failure)
+            reply.fail(failure)
+            await work(self._decoding.keep, list(range(len(self._rows))))
+
+    async def _again(self, row: Row) -> None:
+        """Put a row that had tokens back into the model."""
+        await work(self._decoding.join, [row.run_token_ids()], [1])
+        self._rows.append(row)
 
     async def _alone(self, reply: Reply) -> None:
         """Begin one request's answers while nobody else begins."""
@@ -246,7 +256,6 @@ class Batcher:
         drawn = await work(_draw, logits, new)
         self._rows = kept + new
         for row, token in zip(new, drawn, strict=True):
-            row.recovered_at = 0
             row.reply.take(row.choice, token)
 
     async def _step(self) -> None:

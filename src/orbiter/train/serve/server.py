@@ -3,8 +3,7 @@
     async with PolicyServer("runs/model", port=8000) as server:
         print(server.url)
 
-Left out: what is answered (`app.py`), and anything that a proxy in front of it does better: TLS,
-several models, several machines.
+Routes are in `app.py`. TLS, several models and several machines are the work of a proxy in front.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
 
 CLOSING_SECONDS = 5
-"""For so long connections may end by themselves when the server closes."""
+"""How long open connections may take to end when the server closes."""
 
 
 class PolicyServer:
@@ -53,21 +52,21 @@ class PolicyServer:
 
         Args:
             model: "smollm2-135m", "tiny", a folder, a name on the hub; or a policy in this process
-                (`await trainer.policy()`), which must not be trained while it is served.
-            host: Who may reach it: 127.0.0.1 this machine only, 0.0.0.0 everybody.
+                (`await trainer.policy()`), whose updates later answers follow.
+            host: Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for everybody.
             port: 0 takes a free one.
             name: What clients call the model; absent means the folder's or the model's own name.
             token: What clients must send as their API key. Where others can reach the host and
-                none is given, one is made up: see `token`.
+                none is given, one is generated: see `token`.
             dtype: Arithmetic of the products: "float32", "bfloat16", or "auto" for the faster one
                 on this machine.
             device: "cpu", "cuda", "mps", or "auto".
-            max_rows: Answers drawn at the same time at most: memory against throughput.
-            max_waiting: Requests that may wait for a place; one more is told to come back (429).
-            max_tokens: Length of an answer whose request does not say.
-            return_token_ids: Send token ids and log probabilities also to those who do not ask:
-                for capturing agents whose requests are not yours to change.
-            seed: What is drawn for a request without a seed, by the order of requests.
+            max_rows: Answers drawn at the same time at most; more need more memory.
+            max_waiting: Requests that may wait for a place; a further one gets a 429.
+            max_tokens: Longest answer where the request sets no limit.
+            return_token_ids: Send token ids and log probabilities with every chat completion: for
+                capturing agents whose requests you cannot change.
+            seed: Decides what is drawn for requests without a seed, by their order.
         """
         check_port(port)
         if token is None and not is_loopback(host):
@@ -87,12 +86,12 @@ class PolicyServer:
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """The model's name for clients."""
         return self._terms.name
 
     @property
     def token(self) -> str | None:
-        """What clients must send; None where only this machine can reach the server."""
+        """The token that clients must send; None where only this machine can reach the server."""
         return self._terms.token
 
     @property
@@ -107,10 +106,10 @@ class PolicyServer:
         return f"{http_address(self._host, self._port)}/v1"
 
     async def __aenter__(self) -> Self:
-        """Load the model and answer.
+        """Load the model and start to answer.
 
         Raises:
-            ConfigError: the address cannot be had.
+            ConfigError: the address cannot be used.
             StorageError: the model cannot be loaded.
             MissingExtraError: starlette, uvicorn or torch is not installed.
         """
@@ -120,13 +119,13 @@ class PolicyServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop answering; whoever waits is told."""
+        """Stop answering; requests that still wait get an error."""
         if self._closing is not None:
             await self._closing.aclose()
             self._closing = None
 
     def run(self, on_ready: Callable[[PolicyServer], object] | None = None) -> None:
-        """Answer until Ctrl-C or SIGTERM; `on_ready` is called when the first answer can be had."""
+        """Answer until Ctrl-C or SIGTERM; `on_ready` is called when the server is ready."""
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(self._run(on_ready))
 
@@ -138,7 +137,7 @@ class PolicyServer:
             await asyncio.shield(serving)
 
     async def _open(self, stack: AsyncExitStack, *, signals: bool) -> asyncio.Task[None]:
-        """Take the address, load, listen; what is to be undone goes onto the stack."""
+        """Take the address, load the model, listen; the stack undoes all of it."""
         require("starlette", extra="serve")
         require("torch", extra="train")
         from orbiter.train.engine.session import work
@@ -201,7 +200,7 @@ def run_server(
 
 
 def _load(model: str | os.PathLike[str] | Policy, dtype: str, device: str) -> Policy:
-    """Load the model, unless it is here already."""
+    """Load the model, unless it is a policy already."""
     from orbiter.train.engine.models.load import load_model
     from orbiter.train.engine.policy import make_policy
 
@@ -214,7 +213,7 @@ def _load(model: str | os.PathLike[str] | Policy, dtype: str, device: str) -> Po
 
 
 def _name(model: object) -> str:
-    """Name a model by its folder, or as it was asked for."""
+    """Name a model after its folder, or by the name that it was given."""
     if not isinstance(model, (str, os.PathLike)):
         return "policy"
     text = os.fspath(model)

@@ -13,6 +13,14 @@ from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from orbiter.train.errors import ConfigError, DataError, boundary, did_you_mean
+from orbiter.train.synthesis.comparison import (
+    Unit,
+    Units,
+    by_context,
+    check_unit,
+    units_by_key,
+    units_of,
+)
 from orbiter.train.synthesis.records import (
     D,
     Data,
@@ -150,61 +158,92 @@ def deduplicate(
     data: D,
     threshold: float | Fraction = 0.9,
     *,
+    unit: Unit = "episode",
     ngram: int = 3,
     key: str | Callable[[Row], str] | None = None,
     keep: Keep = "best",
     against: Data | None = None,
     report: CurationReport | None = None,
 ) -> D:
-    """Return the rows without near-duplicates, in their order.
+    """Return the data without near-duplicates, in its order.
 
-    Two rows are near-duplicates if the sets of their word n-grams have a Jaccard similarity of
-    `threshold` or more: after NFKC and case folding, split at white space; a text of fewer than n
-    words is one n-gram, all of it. The answer is exact: no two kept rows reach the threshold, and
-    every row left out reaches it with a kept one, which the report names. Likeness is not passed
-    on: where A is like B and B like C but A not like C, A and C stay.
+    Two units are near-duplicates if the sets of their word n-grams have a Jaccard similarity of
+    `threshold` or more. Before that, compatibility forms and case are folded (NFKC, `casefold`)
+    and the text is split at white space; in scripts without spaces each character is a word. A
+    text of fewer than n words is one n-gram. What of a row is compared, and which rows are kept or
+    dropped together, is defined in `comparison.py`: by default an episode by what its steps add,
+    without shared system prompts and repeated history.
+
+    The answer is exact: no two kept units reach the threshold, and each dropped one reaches it with
+    a kept one, which the report names. Similarity is not transitive here: if A is like B and B is
+    like C, but A is not like C, then A and C stay.
 
     Args:
         data: a `TrajectoryDataset`, a list of `TrajectoryItem` or a list of mappings.
         threshold: in (0, 1], the decimal as written; 1.0 asks for the same set of n-grams.
-        ngram: words to an n-gram.
-        key: the text to compare: the name of a field, or a function of the row. Without it, state
-            and action together, so that several answers to one question all stay.
-        keep: which row of several alike: the one with the best score (unscored ones last, of equal
-            ones the first), the first, the last, or the longest.
-        against: rows that must not come back, such as a test set: whatever is like one of them is
-            left out too. They are no part of the answer.
-        report: takes down every row left out, with its witness.
+        unit: "episode" keeps or drops whole episodes, "step" single rows by what they add, "text"
+            single rows by their whole state and action.
+        ngram: words in an n-gram.
+        key: the text of a row to compare instead: the name of a field, or a function of the row.
+            The texts of an episode are joined, unless `unit` asks for single rows.
+        keep: which of several similar units stays: the one with the best score (for an episode the
+            mean of its scores; unscored ones last, of equal ones the first), the first, the last,
+            or the one with the longest text.
+        against: rows that must not come back, such as a test set: whatever is similar to one of
+            them is dropped too. They are not part of the answer.
+        report: lists every dropped row, with the first row of the kept unit as its witness.
 
     Raises:
-        ConfigError: a threshold, `ngram` or `keep` that cannot mean anything.
-        DataError: a row of another shape, or a key that gives no text.
+        ConfigError: `threshold`, `unit`, `ngram` or `keep` is out of range or unknown.
+        DataError: a row has an unknown shape, or `key` gives no text for it.
     """
     measure = Measure(threshold, ngram)
+    check_unit(unit)
     records = Records.of(data)
     reference = Records.of([] if against is None else against)
-    texts = _texts(records, key)
-    order = _order(records, texts, keep)
-    in_order = _texts(reference, key) + [texts[index] for index in order]
-    found = near_duplicates(in_order, measure, reference=len(reference))
-    numbers = [*range(len(reference)), *order]
-    dropped = {
-        numbers[place]: Match(numbers[match.witness], match.shared, match.union)
-        for place, match in found.items()
-    }
+    units = _units(reference, records, key, unit)
+    scores = [*reference.scores(), *records.scores()] if keep == "best" else []
+    order = _order(units, scores, keep, len(reference))
+    dropped: dict[int, Dropped] = {}
+    for number, match in _matches(units, order, len(reference), measure).items():
+        witness = units.members[match.witness][0]
+        for row in units.members[number]:
+            index = row - len(reference)
+            dropped[index] = _duplicate(index, records.rows[index], match, witness, len(reference))
     if report is not None:
-        outside = {numbers[p] for p, match in found.items() if match.witness < len(reference)}
-        report.dropped += [
-            _duplicate(index, records.rows[index], dropped[index], index in outside)
-            for index in sorted(dropped)
-        ]
+        report.dropped += [dropped[index] for index in sorted(dropped)]
     return records.take(index for index in range(len(records)) if index not in dropped)
 
 
-def _texts(records: Records[D], key: str | Callable[[Row], str] | None) -> list[str]:
+def _units(
+    reference: Records[Data],
+    records: Records[D],
+    key: str | Callable[[Row], str] | None,
+    unit: Unit,
+) -> Units:
+    rows = [*reference.rows, *records.rows]
     if key is None:
-        pairs = zip(records.states(), records.actions(), strict=True)
-        return [f"{state}\n{action}" for state, action in pairs]
+        return units_of(rows, unit, reference=len(reference))
+    texts = _key_texts(reference, key) + _key_texts(records, key)
+    return units_by_key(rows, texts, unit, reference=len(reference))
+
+
+def _matches(
+    units: Units, order: Sequence[int], reference: int, measure: Measure
+) -> dict[int, Match]:
+    """Find the units to drop; only units under the same instructions are compared."""
+    matches: dict[int, Match] = {}
+    for numbers in by_context(units.contexts, order):
+        fixed = 0
+        while fixed < len(numbers) and units.members[numbers[fixed]][0] < reference:
+            fixed += 1
+        close = near_duplicates([units.texts[n] for n in numbers], measure, reference=fixed)
+        for place, match in close.items():
+            matches[numbers[place]] = match._replace(witness=numbers[match.witness])
+    return matches
+
+
+def _key_texts(records: Records[D], key: str | Callable[[Row], str]) -> list[str]:
     texts: list[str] = []
     for index, row in enumerate(records.rows):
         text = _by_key(row, key)
@@ -214,31 +253,37 @@ def _texts(records: Records[D], key: str | Callable[[Row], str] | None) -> list[
     return texts
 
 
-def _order(records: Records[D], texts: Sequence[str], keep: str) -> list[int]:
-    """Return the rows' indices, those to be kept first."""
+def _order(units: Units, scores: Sequence[float | None], keep: str, reference: int) -> list[int]:
+    """Return the numbers of the units: the reference set, then the others, best first."""
     _check_choice("keep", keep, ("best", "first", "last", "longest"))
-    indices = list(range(len(texts)))
+    first = sum(rows[0] < reference for rows in units.members) if reference else 0
+    order = list(range(first, len(units.members)))
     if keep == "last":
-        indices.reverse()
+        order.reverse()
     elif keep == "longest":
-        indices.sort(key=lambda index: -len(texts[index]))
+        order.sort(key=lambda number: -len(units.texts[number]))
     elif keep == "best":
-        worth = [_worth(score) for score in records.scores()]
-        indices.sort(key=worth.__getitem__)
-    return indices
+        worth = [_worth([scores[row] for row in rows]) for rows in units.members]
+        order.sort(key=worth.__getitem__)
+    return [*range(first), *order]
 
 
-def _worth(score: float | None) -> float:
-    return math.inf if score is None or math.isnan(score) else -score
+def _worth(scores: Sequence[float | None]) -> float:
+    """Return minus the mean of the known scores, so that the best unit sorts first."""
+    known = [score for score in scores if score is not None and not math.isnan(score)]
+    if len(known) == 1:
+        return -known[0]
+    return -math.fsum(known) / len(known) if known else math.inf
 
 
-def _duplicate(index: int, row: Row, match: Match, outside: bool) -> Dropped:
+def _duplicate(index: int, row: Row, match: Match, witness: int, reference: int) -> Dropped:
+    outside = witness < reference
+    at = witness if outside else witness - reference
     reason, where = ("duplicate_of_reference", "reference row") if outside else ("duplicate", "row")
     detail = (
-        f"shares {match.shared} of {match.union} n-grams ({match.similarity:.3f}) with "
-        f"{where} {match.witness}"
+        f"shares {match.shared} of {match.union} n-grams ({match.similarity:.3f}) with {where} {at}"
     )
-    return Dropped(index, row, reason, detail, match.witness, match.similarity)
+    return Dropped(index, row, reason, detail, at, match.similarity)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -152,7 +152,9 @@ def derive(row: Row, changes: Mapping[str, object], *, op: str, seed: int) -> Ro
         return dataclasses.replace(row, **fresh)  # type: ignore[arg-type]  # names checked by replace
     form = form_of(row)
     kept = {name: value for name, value in row.items() if name not in stale}
-    named = {form[SAR.index(name)]: value for name, value in changes.items()}
+    named = {
+        form[SAR.index(name)] if name in SAR else name: value for name, value in changes.items()
+    }
     return {**kept, **named, "metadata": metadata}
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from orbiter.train.errors import ConfigError, DataError, boundary
 from orbiter.train.seeding import sub_seed
+from orbiter.train.synthesis.comparison import Unit, Units, by_context, check_unit, units_of
 from orbiter.train.synthesis.placing import place
 from orbiter.train.synthesis.records import D, Records, Row, id_of, lineage_of, state_of, value_of
 from orbiter.train.synthesis.similarity import Measure, crossing, ties
@@ -25,6 +26,8 @@ H = TypeVar("H", bound=Hashable)
 Key: TypeAlias = str | Callable[[Row], Hashable]
 LINEAGE = "lineage"
 """Groups a row with its ancestors and all that were derived from them."""
+LONG_OPENING = 8
+"""Words from which the opening of an episode says which task it is; "Hello" does not."""
 DEFAULT_GROUPS: tuple[Key, ...] = ("task_id", "episode_id", LINEAGE)
 
 
@@ -52,6 +55,7 @@ def split_dataset(
     seed: int = 0,
     group_by: Sequence[Key] = DEFAULT_GROUPS,
     near_duplicates: float | Fraction | None = 0.8,
+    unit: Unit = "episode",
     stratify: Key | None = None,
     method: Literal["exact", "hash"] = "exact",
     report: SplitReport | None = None,
@@ -68,8 +72,12 @@ def split_dataset(
         seed: other seeds give other parts; the same one always the same.
         group_by: what keeps rows together: names of fields or of entries in the metadata,
             "lineage", or functions of the row. A row without the key is grouped by nothing.
-        near_duplicates: rows whose states reach this similarity (as for `deduplicate`) stay
-            together, and so do those connected through others; None looks at no text.
+        near_duplicates: units whose states reach this similarity (as for `deduplicate`) stay
+            together, and so do units connected through others; None compares no texts. Episodes of
+            several steps also stay together if their openings reach it: what the first step adds
+            to the instructions, where that is at least `LONG_OPENING` words.
+        unit: "episode" keeps the rows of an episode together and compares what its steps add;
+            "step" compares single rows by what they add; "text" by their whole states.
         stratify: every part gets its share of each value of this.
         method: "exact" meets the ratios. "hash" lets every group's first row decide by its name
             alone, so that rows added at the end move no row that was there, unless they tie two
@@ -83,9 +91,14 @@ def split_dataset(
     _check(ratios, method)
     records = Records.of(data)
     keys = [_values(records.rows, key) for key in group_by]
-    measure = None if near_duplicates is None else Measure(near_duplicates)
-    states = [] if measure is None else records.states()
-    group_of = _groups(len(records), states, keys, measure)
+    check_unit(unit)
+    views: list[View] = []
+    members: list[list[int]] = []
+    if near_duplicates is not None:
+        units = units_of(records.rows, unit)
+        members = [rows for rows in units.members if len(rows) > 1]
+        views = _views(units, Measure(near_duplicates))
+    group_of = _groups(len(records), keys, members, views)
     if method == "hash":
         part_of = _by_hash(records.rows, group_of, keys, ratios, seed)
     else:
@@ -94,7 +107,7 @@ def split_dataset(
     if report is not None:
         _fill(report, group_of, part_of, ratios)
         report.leaked = _leaks(part_of, keys)
-        report.leaked += 0 if measure is None else _close(part_of, states, measure)
+        report.leaked += sum(_close(part_of, view) for view in views)
     indices: list[list[int]] = [[] for _ in ratios]
     for index, part in enumerate(part_of):
         indices[part].append(index)
@@ -131,22 +144,53 @@ def _values(rows: Sequence[Row], key: Key) -> list[Hashable]:
     return values
 
 
+class View(NamedTuple):
+    """Texts that must not be similar across parts, each with a row that has it."""
+
+    measure: Measure
+    rows: list[int]
+    """A row of each unit."""
+    texts: list[str]
+
+
+def _views(units: Units, measure: Measure) -> list[View]:
+    """Return the comparisons to make: among the units under each instructions."""
+    views: list[View] = []
+    for numbers in by_context(units.contexts, range(len(units.members))):
+        first = [units.members[number][0] for number in numbers]
+        views.append(View(measure, first, [units.states[number] for number in numbers]))
+        if any(len(units.members[number]) > 1 for number in numbers):
+            openings = [units.openings[number] for number in numbers]
+            long = [n for n, text in enumerate(openings) if _is_long(text, measure)]
+            views.append(View(measure, [first[n] for n in long], [openings[n] for n in long]))
+    return views
+
+
+def _is_long(text: str, measure: Measure) -> bool:
+    return len(measure.words(text)) >= LONG_OPENING
+
+
 def _groups(
     count: int,
-    states: Sequence[str],
     keys: Sequence[Sequence[Hashable]],
-    measure: Measure | None,
+    members: Iterable[Sequence[int]],
+    views: Iterable[View],
 ) -> list[int]:
     """Return for every row the first row of its group."""
     leader = list(range(count))
     for values in keys:
         _unite(leader, _repeats(values, _first(values)))
-    if measure is not None:
-        first = _first(states)
-        _unite(leader, _repeats(states, first))
-        close = ties(list(first), measure)
-        rows = list(first.values())
-        _unite(leader, ((rows[one], rows[other]) for one, other in close))
+    _unite(leader, ((rows[0], row) for rows in members for row in rows[1:]))
+    for view in views:
+        first = _first(view.texts)
+        repeats = _repeats(view.texts, first)
+        _unite(leader, ((view.rows[one], view.rows[other]) for one, other in repeats))
+        numbers = list(first.values())
+        close = ties(list(first), view.measure)
+        _unite(
+            leader,
+            ((view.rows[numbers[one]], view.rows[numbers[other]]) for one, other in close),
+        )
     for index in range(count):  # a leader stands before its followers, so one pass finds them all
         leader[index] = leader[leader[index]]
     return leader
@@ -218,7 +262,9 @@ def _leaks(part_of: Sequence[int], keys: Sequence[Sequence[Hashable]]) -> int:
     return sum(parts > 1 for counter in per_value for parts in counter.values())
 
 
-def _close(part_of: Sequence[int], states: Sequence[str], measure: Measure) -> int:
-    """Count the states that are close to one in an earlier part."""
-    distinct = list(dict.fromkeys(zip(states, part_of, strict=True)))
-    return crossing([state for state, _ in distinct], [part for _, part in distinct], measure)
+def _close(part_of: Sequence[int], view: View) -> int:
+    """Count the texts that are close to one in an earlier part."""
+    parts = [part_of[row] for row in view.rows]
+    distinct = list(dict.fromkeys(zip(view.texts, parts, strict=True)))
+    texts, sides = [text for text, _ in distinct], [part for _, part in distinct]
+    return crossing(texts, sides, view.measure)

@@ -7,14 +7,17 @@ metadata which row it came from. Left out: paraphrases, for which a language mod
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.synthesis.augment.noise import ALL_OPS, Noise, NoiseOp
-from orbiter.train.synthesis.augment.protect import free_spans
+from orbiter.train.synthesis.augment.protect import free_spans, names_in_calls
+from orbiter.train.synthesis.comparison import turns_in
 from orbiter.train.synthesis.records import D, Records, Row, action_of, derive, state_of
 from orbiter.train.synthesis.report import CurationReport, Dropped
+from orbiter.train.trajectory import TrajectoryItem
 
 
 def augment_add_noise(
@@ -28,11 +31,15 @@ def augment_add_noise(
 ) -> D:
     """Return the rows with typing noise in their state; action and reward stay as they are.
 
-    `noise_level` is the expected character error rate: Levenshtein distance to the original over
-    the characters that noise may touch. Code, JSON, calls, tags, URLs, paths, placeholders and
-    numbers are left as they are, and so is one character on each side of them. A text gets the
-    same noise whatever stands beside it in the data; a row whose text has nothing to change, or
-    drew no slip, comes back as it is.
+    `noise_level` is the expected character error rate: the Levenshtein distance to the original,
+    divided by the number of characters that noise may touch. Code, JSON, calls, tags, URLs, paths,
+    placeholders, numbers, identifiers (`ORD-12345`, `gpt-4o`, `main.py`) and the values that the
+    action uses are left as they are, and so is one character on each side of them. Inserted letters
+    are of the script around them; marks stay on their letters and emoji sequences whole.
+
+    In a chat only the user's turns get noise; `messages` are kept and agree with the state. A text
+    gets the same noise whatever else is in the data. A row without anything to change comes back as
+    it is.
 
     Args:
         data: A `TrajectoryDataset`, a list of items, or a list of mappings.
@@ -54,12 +61,92 @@ def augment_add_noise(
     keys = [f"{seed}\x1f{copy}\x1f" for copy in range(copies)]
     noisy: list[Row] = []
     for row, state in zip(records.rows, records.states(), strict=True):
-        free = free_spans(state, patterns)
+        names = names_in_calls(action_of(row), _calls_of(row))
         for key in keys:
-            text = noise.apply(state, free, key)
-            same = text == state
-            noisy.append(row if same else derive(row, {"state": text}, op="add_noise", seed=seed))
+            spoil = partial(_spoiled, noise=noise, patterns=patterns, names=names, key=key)
+            changes = _noisy_chat(row, state, spoil)
+            same = changes["state"] == state
+            noisy.append(row if same else derive(row, changes, op="add_noise", seed=seed))
     return records.rebuild(noisy)
+
+
+def _spoiled(
+    text: str, *, noise: Noise, patterns: Sequence[re.Pattern[str]], names: Sequence[str], key: str
+) -> str:
+    return noise.apply(text, free_spans(text, patterns, names), key)
+
+
+def _noisy_chat(row: Row, state: str, spoil: Callable[[str], str]) -> dict[str, object]:
+    """Return the state with noise in the user's words, and the messages that agree with it."""
+    messages = row.messages if isinstance(row, TrajectoryItem) else row.get("messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        return {"state": _noisy_state(state, spoil)}
+    changed: list[object] = []
+    pieces: list[str] = []
+    at = 0
+    for message in messages:
+        fresh, replaced = _noisy_message(message, spoil)
+        for old, new in replaced:
+            place = state.find(old, at)
+            if place < 0:  # the state does not show this message as it is
+                continue
+            pieces += [state[at:place], new]
+            at = place + len(old)
+        changed.append(fresh)
+    pieces.append(state[at:])
+    return {"state": "".join(pieces), "messages": changed}
+
+
+def _noisy_message(
+    message: object, spoil: Callable[[str], str]
+) -> tuple[object, list[tuple[str, str]]]:
+    """Return a message with noise if the user wrote it, and its texts before and after."""
+    if not isinstance(message, Mapping) or message.get("role") != "user":
+        return message, []
+    content = message.get("content")
+    if isinstance(content, str):
+        noisy = spoil(content)
+        return {**message, "content": noisy}, [(content, noisy)]
+    if not isinstance(content, list):
+        return message, []
+    replaced: list[tuple[str, str]] = []
+    parts: list[object] = []
+    for part in content:
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            old = str(part["text"])
+            replaced.append((old, spoil(old)))
+            parts.append({**part, "text": replaced[-1][1]})
+        else:
+            parts.append(part)
+    return {**message, "content": parts}, replaced
+
+
+def _noisy_state(state: str, spoil: Callable[[str], str]) -> str:
+    """Return a state without messages: noise everywhere, or in the user turns of a transcript."""
+    turns = turns_in(state)
+    if len(turns) == 1 and not turns[0].role:
+        return spoil(state)
+    pieces: list[str] = []
+    at = 0
+    for turn in turns:
+        if turn.role == "user" and turn.text:
+            place = state.index(turn.text, at)
+            pieces += [state[at:place], spoil(turn.text)]
+            at = place + len(turn.text)
+        else:
+            at_turn = state.index(f"[{turn.role}]", at)
+            end = at_turn + len(turn.role) + 2
+            end = state.index(turn.text, end) + len(turn.text)
+            pieces.append(state[at:end])
+            at = end
+    return "".join([*pieces, state[at:]])
+
+
+def _calls_of(row: Row) -> Sequence[Mapping[str, object]] | None:
+    calls = row.tool_calls if isinstance(row, TrajectoryItem) else row.get("tool_calls")
+    if not isinstance(calls, Sequence) or isinstance(calls, str):
+        return None
+    return [call for call in calls if isinstance(call, Mapping)]
 
 
 def augment_swap_io(

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import struct
+import unicodedata
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal, get_args
 
 from orbiter.train.errors import ConfigError
@@ -63,47 +67,141 @@ class Noise:
         edits = size * self.rate
         if not edits:
             return text
+        units: Sequence[str] = text
+        if not text.isascii() and len(pieces := clusters(text)) < len(text):
+            units, free = pieces, _in_units(pieces, free)
         wanted = int(edits + 6 * math.sqrt(edits)) + 16
-        while (noisy := self._edit(text, free, _draws(key + text, wanted))) is None:
+        while (noisy := self._edit(units, free, _draws(key + text, wanted))) is None:
             wanted *= 2
         return noisy
 
-    def _edit(self, text: str, free: Sequence[Span], draws: Sequence[int]) -> str | None:
-        """Return the noisy text, or None where `draws` are too few to reach its end."""
+    def _edit(self, text: Sequence[str], free: Sequence[Span], draws: Sequence[int]) -> str | None:
+        """Return the noisy text, or None where `draws` are too few to reach its end.
+
+        `text` holds characters, or the clusters of a text in which some characters belong together.
+        """
         out: list[str] = []
         gaps, ops, spans = self.gaps, self.ops, iter(free)
-        at, end = next(spans)
+        at, end = next(spans, (0, 0))
         done = 0
         for draw in draws:
             at += gaps[draw & 0xFFF]
             while at >= end:
                 span = next(spans, None)
                 if span is None:
-                    out.append(text[done:])
+                    out.extend(text[done:])
                     return "".join(out)
                 at += span[0] - end
                 end = span[1]
-            out.append(text[done:at])
+            out.extend(text[done:at])
             piece, done = _slip(text, at, end, ops, draw >> 12)
             out.append(piece)
             at = done
         return None
 
 
-def _slip(text: str, at: int, end: int, ops: Sequence[NoiseOp], draw: int) -> tuple[str, int]:
-    """Return what stands for the character at `at` (for a swap: the two), and where to go on."""
+def _slip(
+    text: Sequence[str], at: int, end: int, ops: Sequence[NoiseOp], draw: int
+) -> tuple[str, int]:
+    """Return what replaces the character at `at` (for a swap: the two), and where to go on."""
     char, op = text[at], ops[draw % len(ops)]
     if op == "delete":
         return "", at + 1
     if op == "swap" and at + 1 < end and text[at + 1] != char:
         return text[at + 1] + char, at + 2
-    # Letters come from the text itself: its own script, in its own frequencies.
-    letter = text[draw // len(ops) % len(text)]
-    if letter == char or not letter.isalpha():
-        letter = _LETTERS[draw % 26] if _LETTERS[draw % 26] != char else _LETTERS[draw % 26 - 1]
+    letter = _letter(text, at, draw // len(ops))
+    if letter == char:  # a text without letters: there is nothing else to write
+        return ("", at + 1) if op == "substitute" else (char, at + 1)
     return char + letter if op == "insert" else letter, at + 1
 
 
+def _letter(text: Sequence[str], at: int, draw: int) -> str:
+    """Return a letter of the script around `at`, drawn from the text: its own frequencies."""
+    char = text[at]
+    if isinstance(text, str) and text.isascii():
+        letter = text[draw % len(text)]
+        return letter if letter != char and letter.isalpha() else _latin(char, draw)
+    script = _script_near(text, at)
+    for probe in range(8):
+        letter = text[(draw + probe * 7919) % len(text)]
+        if letter != char and _script(letter) == script:
+            return letter
+    if script == "LATIN":
+        return _latin(char, draw)
+    others = [other for other in text if other != char and _script(other) == script]
+    return others[draw % len(others)] if others else char
+
+
+def _latin(char: str, draw: int) -> str:
+    return _LETTERS[draw % 26] if _LETTERS[draw % 26] != char else _LETTERS[draw % 26 - 1]
+
+
+def _script_near(text: Sequence[str], at: int) -> str:
+    """Return the script of the letter at `at`, or of the nearest one before or after it."""
+    for distance in range(len(text)):
+        for place in (at - distance, at + distance):
+            if 0 <= place < len(text) and (script := _script(text[place])):
+                return script
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def _script(cluster: str) -> str:
+    """Return the script of a letter, such as "LATIN" or "CJK"; "" for what is no letter."""
+    char = cluster[:1]
+    if not char.isalpha():
+        return ""
+    return unicodedata.name(char, "?").split(" ")[0]
+
+
+def clusters(text: str) -> list[str]:
+    """Return the characters as a reader sees them: marks with their letter, emoji sequences whole.
+
+    A short form of the extended grapheme clusters of Unicode Standard Annex 29.
+    """
+    found: list[str] = []
+    for char in text:
+        if found and _belongs(found[-1], char):
+            found[-1] += char
+        else:
+            found.append(char)
+    return found
+
+
+def _belongs(before: str, char: str) -> bool:
+    """Say whether `char` goes on the cluster `before`."""
+    if char.isascii():
+        return before == "\r" and char == "\n"
+    last = before[-1]
+    if last == _JOINER:  # what it joins is no letter: an emoji sequence goes on
+        return not char.isalpha()
+    if _FLAG_LETTER.match(char):  # two of them make a flag
+        return len(before) == 1 and _FLAG_LETTER.match(before) is not None
+    if _KOREAN_REST.match(char):
+        return _KOREAN_START.match(last) is not None
+    return unicodedata.category(char) in _MARKS or _MODIFIER.match(char) is not None
+
+
+def _in_units(pieces: Sequence[str], free: Sequence[Span]) -> list[Span]:
+    """Return spans of characters as spans of clusters, without those that a span's end cuts."""
+    ends = list(accumulate(map(len, pieces)))
+    spans: list[Span] = []
+    for start, end in free:
+        first = bisect_left(ends, start + 1)
+        if first < len(ends) and ends[first] - len(pieces[first]) < start:
+            first += 1
+        last = bisect_right(ends, end)
+        if first < last:
+            spans.append((first, last))
+    return spans
+
+
+_JOINER = "\u200d"
+_MODIFIER = re.compile("[\u200d\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")  # skin tones, tags
+_FLAG_LETTER = re.compile("[\U0001f1e6-\U0001f1ff]")
+_KOREAN_REST = re.compile("[\u1160-\u11ff]")  # vowels and last consonants of a syllable
+_KOREAN_START = re.compile("[\u1100-\u11ff\uac00-\ud7a3]")
+_MARKS = frozenset({"Mn", "Mc", "Me"})
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 _OVERLAP: dict[frozenset[str], float] = {

@@ -11,19 +11,30 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 Span: TypeAlias = tuple[int, int]
 
 
-def free_spans(text: str, extra: Sequence[re.Pattern[str]] = ()) -> list[Span]:
-    """Return the parts of `text` that noise may change, in order."""
-    if not extra and _is_prose(text):
+def free_spans(
+    text: str, extra: Sequence[re.Pattern[str]] = (), names: Sequence[str] = ()
+) -> list[Span]:
+    """Return the parts of `text` that noise may change, in order.
+
+    `extra` are patterns, `names` texts that must stay as they are; upper and lower case are alike.
+    """
+    if not extra and not names and _is_prose(text):
         return [(0, len(text))]
     spans = sorted(
         span
-        for spans in (_code_lines(text), _marked(text), _matches(text, extra))
+        for spans in (
+            _code_lines(text),
+            _marked(text),
+            _identifiers(text),
+            _matches(text, extra),
+            _occurrences(text, names),
+        )
         for span in spans
     )
     free: list[Span] = []
@@ -41,6 +52,8 @@ def _is_prose(text: str) -> bool:
     """Say quickly that nothing needs protection; False means only that it is not certain."""
     if not text.isascii() or text.encode("ascii").translate(None, _PLAIN) or "www." in text:
         return False
+    if _NAME.search(text):
+        return False
     return not text.startswith(_CODE_STARTS) and not text.endswith((":", ";"))
 
 
@@ -53,6 +66,100 @@ _CODE_STARTS = (
 
 def _matches(text: str, patterns: Sequence[re.Pattern[str]]) -> Iterator[Span]:
     return (match.span() for pattern in patterns for match in pattern.finditer(text))
+
+
+def _occurrences(text: str, names: Sequence[str]) -> Iterator[Span]:
+    """Yield where the names occur as whole words, whatever their case."""
+    folded = text.casefold()
+    lowered = folded if len(folded) == len(text) else text
+    for name in names:
+        wanted = name.casefold() if lowered is folded else name
+        at = lowered.find(wanted)
+        while at >= 0:
+            end = at + len(wanted)
+            if not (_inside_word(text, at - 1, at) or _inside_word(text, end - 1, end)):
+                yield at, end
+            at = lowered.find(wanted, at + 1)
+
+
+def _inside_word(text: str, left: int, right: int) -> bool:
+    """Say whether a boundary between two characters lies within a word of a spaced script."""
+    if left < 0 or right >= len(text):
+        return False
+    return _spaced_letter(text[left]) and _spaced_letter(text[right])
+
+
+def _spaced_letter(char: str) -> bool:
+    """Say whether a character is a letter or digit of a script that has spaces between words."""
+    if char.isascii():
+        return char.isalnum() or char == "_"
+    return char.isalnum() and _UNSPACED.match(char) is None
+
+
+def names_in_calls(action: str, calls: Sequence[Mapping[str, object]] | None) -> list[str]:
+    """Return the names and values that an action uses, which its state must go on naming.
+
+    Those are the values in the arguments of its calls (of `calls`, or of calls and JSON within
+    the text), whole and word for word, and the words of the action that are no ordinary words.
+    """
+    names: set[str] = set()
+    for call in calls or ():
+        function = call.get("function", call)
+        inner = function if isinstance(function, Mapping) else {}
+        arguments = inner.get("arguments", inner.get("input"))
+        names |= set(_values(_parsed(arguments)))
+    for match in _QUOTED.finditer(action):
+        names.add(match[1] or match[2])
+    names |= {match[0] for match in _ARGUMENT.finditer(action)}
+    names |= {text[start:end] for text in [action] for start, end in _identifiers(text)}
+    names |= {action[start:end] for start, end in _marked(action) if end - start < _LONGEST_NAME}
+    words = {word for name in names for word in _WORD.findall(name) if _worth_keeping(word)}
+    return sorted({name for name in names | words if 1 < len(name) < _LONGEST_NAME})
+
+
+def _parsed(arguments: object) -> object:
+    if isinstance(arguments, str):
+        try:
+            return json.loads(arguments)
+        except (ValueError, RecursionError):
+            return arguments
+    return arguments
+
+
+def _values(value: object) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _values(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _values(inner)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield str(value)
+
+
+def _worth_keeping(word: str) -> bool:
+    """Say whether a word of a value is a name of its own, rather than "the" or "of"."""
+    return len(word) > 3 or not word.islower()
+
+
+def _identifiers(text: str) -> Iterator[Span]:
+    return (match.span() for match in _NAME.finditer(text))
+
+
+_NAME = re.compile(
+    r"[A-Za-z_][\w-]*(?:\.[A-Za-z][\w-]*)+"  # main.py, example.org, a.b
+    r"|\b[a-z]+[A-Z]\w*|\b[A-Z][a-z]+[A-Z]\w*"  # camelCase, CamelCase
+    r"|\b[A-Z]{2,}(?:-[A-Z]+)+\b"  # ACME-PROD
+    r"|\b[A-Za-z]+(?:-[A-Za-z]+){2,}\b"  # my-service-name
+    r"|\b(?=[a-f]*[a-f]{7})[a-f]{7,40}\b"  # a hash that happens to hold no digit
+    r"|[#&@][A-Za-z][\w-]*",  # a channel, a handle
+    re.ASCII,
+)
+_QUOTED = re.compile(r"\"([^\"\\\n]{1,200})\"|'([^'\\\n]{2,200})'(?!\w)")
+_ARGUMENT = re.compile(r"(?<=[=(:])[\w.@/-]+(?=[,)])")
+_WORD = re.compile(r"[\w.@/-]*\w")
+_LONGEST_NAME = 200
+_UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u9fff\uf900-\ufaff]")
 
 
 def _code_lines(text: str) -> Iterator[Span]:
@@ -156,8 +263,26 @@ def _run_around(text: str, place: int, least: int) -> Span | None:
 
 
 def _word(text: str, place: int, least: int) -> Span | None:
-    match = _WORD_REST.match(text, place)
-    return _word_start(text, place, least), match.end() if match else place + 1
+    """Return the token around a digit: letters, digits and what joins them (ORD-12345, v1.2)."""
+    end = place + 1
+    while end < len(text) and _in_token(text, end):
+        end += 1
+    if end < len(text) and text[end] in "%":
+        end += 1
+    start = place
+    while start > least and _in_token(text, start - 1):
+        start -= 1
+    return start, end
+
+
+def _in_token(text: str, place: int) -> bool:
+    """Say whether a character belongs to the token around it; joints need a letter on each side."""
+    char = text[place]
+    if _spaced_letter(char):
+        return True
+    if char not in _JOINTS or not 0 < place < len(text) - 1:
+        return False
+    return _spaced_letter(text[place - 1]) and _spaced_letter(text[place + 1])
 
 
 def _dollar(text: str, place: int, _: int) -> Span | None:
@@ -188,7 +313,7 @@ _READERS: dict[str, Callable[[str, int, int], Span | None]] = {
 }
 """Each takes the text, the place of its character, and how far to the left it may reach."""
 
-_WORD_REST = re.compile(r"\w+(?:[.,:/%+-]\w+)*%?")
+_JOINTS = "._-:/+#@,'\u2010\u2011\u2013"
 
 
 def _json_end(text: str, place: int) -> int | None:
@@ -208,7 +333,7 @@ def _balanced_end(text: str, place: int, opening: str, closing: str) -> int | No
 
 
 def _word_start(text: str, place: int, least: int) -> int:
-    while place > least and (text[place - 1].isalnum() or text[place - 1] in "_."):
+    while place > least and (_spaced_letter(text[place - 1]) or text[place - 1] == "."):
         place -= 1
     return place
 

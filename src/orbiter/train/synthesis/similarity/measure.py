@@ -6,6 +6,7 @@ similar texts among many, which `plain` and `compiled` do.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +17,21 @@ from orbiter.train.errors import ConfigError
 
 Shingle: TypeAlias = tuple[str, ...]
 """n neighbouring words; a text of fewer than n words is one shingle, all of it."""
+
+_FROM_THAI_ON = re.compile("[\u0e00-\U0003ffff]")
+_UNSPACED = re.compile(
+    "(?:"
+    # Thai, Lao, Tibetan, Burmese, Khmer: a letter with the vowels and tone marks on it
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]"
+    # Japanese syllables, Bopomofo, Chinese characters of every plane
+    "|[\u3005-\u3007\u3040-\u30ff\u3100-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff]"
+    "|[\uf900-\ufaff\U00020000-\U0003ffff]"
+    ")"
+    "[\u0300-\u036f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece"
+    "\u0f71-\u0f84\u0f86\u0f87\u0f8d-\u0fbc\u102b-\u103e\u1056-\u1059\u105e-\u1060"
+    "\u1062-\u1064\u1067-\u106d\u1071-\u1074\u1082-\u108d\u17b4-\u17d3\u17dd"
+    "\u3099\u309a\ufe00-\ufe0f\U000e0100-\U000e01ef]*"
+)
 
 
 class Match(NamedTuple):
@@ -35,8 +51,17 @@ class Match(NamedTuple):
 
 
 def normalise(text: str) -> str:
-    """Return `text` as it is compared: compatibility forms and case folded away."""
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    """Return `text` as it is compared: words, in white space, of one case and compatibility form.
+
+    In a script that puts no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
+    Tibetan) each character, with the marks that belong to it, is a word.
+    """
+    if text.isascii():
+        return text.lower()
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    if _FROM_THAI_ON.search(folded) is None:  # Latin, Greek, Cyrillic, Hebrew, Arabic: all spaced
+        return folded
+    return _UNSPACED.sub(r" \g<0> ", folded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +90,14 @@ class Measure:
 
     def shingles(self, text: str) -> frozenset[Shingle]:
         """Return the set of shingles that stands for `text`."""
-        words = normalise(text).split()
+        words = self.words(text)
         if len(words) < self.ngram:
             return frozenset([tuple(words)])
         return frozenset(zip(*(words[i:] for i in range(self.ngram)), strict=False))
+
+    def words(self, text: str) -> list[str]:
+        """Return the words of `text` as they are compared."""
+        return normalise(text).split()
 
     def least_partner(self, size: int) -> int:
         """Return how many shingles a partner of a set of `size` needs at the very least."""

@@ -1,0 +1,363 @@
+"""One episode of an agent on a live policy: its requests answered, and every answer recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from orbiter.train.chat.message import Message
+from orbiter.train.errors import StateError
+from orbiter.train.seeding import sub_seed
+from orbiter.train.serve.answering import Answering, as_refusal, too_long
+from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet, as_message, finished
+from orbiter.train.serve.dialects import Dialect, dialect_of
+from orbiter.train.serve.reply import Reply, Sampling
+from orbiter.train.serve.splice import Prompt, Splicer
+from orbiter.train.serve.stream import Writer, events
+
+T = TypeVar("T")
+END = None
+"""What a stream of chunks ends with, on its way between threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One answer of the policy in an episode."""
+
+    index: int
+    """0 for the first answer of the session."""
+    messages: list[Message]
+    """The conversation that was answered, in the form of chat completions."""
+    tools: list[dict[str, Any]] | None
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    """What was drawn, with the token that ended it."""
+    logprobs: list[float]
+    """Log probability of each drawn token in nats, of the full softmax at the temperature."""
+    finish_reason: str
+    """"stop", "length", or "cancelled" where the agent left before the end."""
+    weights_version: int
+    reply: Message
+    """The answer as a message, with its calls."""
+    continues: int | None
+    """The turn whose tokens the prompt begins with; None where a new stream begins."""
+    drift: bool
+    """Whether a re-rendering of the conversation would have given other prompt tokens."""
+    temperature: float
+    started: float
+    """Seconds since the epoch, when the request came in."""
+    ended: float
+
+    @property
+    def spliced(self) -> bool:
+        """Whether the prompt keeps tokens that were sampled in an earlier turn."""
+        return self.continues is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer over HTTP, without HTTP."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    chunks: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockingResponse:
+    """The same for code that blocks its thread."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    chunks: Iterator[bytes]
+
+
+class Host(Protocol):
+    """What a session needs of its `LivePolicy`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    return_token_ids: bool
+    answering: Answering
+
+    @property
+    def version(self) -> int:
+        """How often the weights were refreshed."""
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the decode loop's thread."""
+
+    def count(self, turn: Turn) -> None:
+        """Add a turn to the statistics."""
+
+
+class LiveSession:
+    """One episode: answers requests from any thread, and records every answer."""
+
+    def __init__(
+        self,
+        live: Host,
+        *,
+        seed: int,
+        max_turns: int | None,
+        max_episode_tokens: int | None,
+    ) -> None:
+        """Made by `LivePolicy.session`."""
+        self.seed, self.max_turns, self.max_episode_tokens = seed, max_turns, max_episode_tokens
+        self.turns: list[Turn] = []
+        self.stop_reason: str | None = None
+        """Which limit the agent ran into: "max_turns", "max_tokens" or "context"; else None."""
+        self.tokens = 0
+        """Tokens of the episode so far, each once."""
+        self.dropped: Counter[str] = Counter()
+        """Settings that requests named and that are not supported, by name."""
+        self.overridden: Counter[str] = Counter()
+        """Sampling settings that requests named and that the trainer decides, by name."""
+        self._live = live
+        self._splicer = Splicer(live.answering)
+        self._replies: set[Reply] = set()
+        self._asked: Counter[str] = Counter()
+        self._requests = 0
+        self._closed = False
+
+    def takes(self, method: str, path: str) -> bool:
+        """Say whether a request is one that `handle` answers."""
+        return method == "POST" and dialect_of(path) is not None
+
+    async def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Answer a request from any event loop."""
+        answered = await asyncio.wrap_future(self._live.submit(self._answer(path, headers, body)))
+
+        async def chunks() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    step = self._live.submit(_next(answered.chunks))
+                    chunk = await asyncio.wrap_future(step)
+                    if chunk is END:
+                        return
+                    yield chunk
+            finally:
+                self._leave(answered.chunks)
+
+        return Response(answered.status, answered.headers, chunks())
+
+    def handle_blocking(
+        self, path: str, headers: Mapping[str, str], body: bytes
+    ) -> BlockingResponse:
+        """Answer a request from a thread that may wait."""
+        answered = self._live.submit(self._answer(path, headers, body)).result()
+
+        def chunks() -> Iterator[bytes]:
+            try:
+                while (chunk := self._live.submit(_next(answered.chunks)).result()) is not END:
+                    yield chunk
+            finally:
+                self._leave(answered.chunks)
+
+        return BlockingResponse(answered.status, answered.headers, chunks())
+
+    def close(self) -> None:
+        """End the episode: answers under way are dropped, later requests get 410."""
+        self._closed = True
+        for reply in tuple(self._replies):
+            reply.leave()
+
+    def _leave(self, chunks: AsyncIterator[bytes]) -> None:
+        """Tell the decode loop that nobody listens any more."""
+        with contextlib.suppress(StateError):  # it has been closed meanwhile
+            self._live.submit(_close(chunks))
+
+    async def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Answer on the decode loop's thread."""
+        del headers  # who asks does not matter here
+        dialect = dialect_of(path)
+        if dialect is None:
+            return _json(404, Refusal(404, f"{path}: no such route").body())
+        try:
+            return await self._reply(dialect, body)
+        except Exception as error:
+            refusal = as_refusal(error)
+            return _json(refusal.status, dialect.refused(refusal))
+
+    async def _reply(self, dialect: Dialect, body: bytes) -> Response:
+        started = time.time()
+        self._check_open()
+        request, dropped = dialect.parse(body, lenient=True)
+        self.dropped.update(dropped)
+        for name in ("temperature", "top_p", "seed"):
+            if getattr(request, name) is not None:
+                self.overridden[name] += 1
+        if self.max_turns is not None and self._requests >= self.max_turns:
+            raise self._stop("max_turns", f"this episode may have {self.max_turns} turns")
+        self._requests += 1
+        if self._live.return_token_ids:
+            request = msgspec.structs.replace(request, return_token_ids=True, logprobs=True)
+        answering = self._live.answering
+        answering.check_length(request)
+        chat, tools = request.chat, request.offered
+        prompt = await answering.beside(self._splicer.prompt, chat, tools)
+        sampling = self._sampling(request, prompt)
+        self._check_open()
+        reply = answering.submit(prompt.token_ids, sampling)
+        self._replies.add(reply)
+        key = f"{sampling.seed & (1 << 64) - 1:016x}"
+        sheet = Sheet(key, int(started), request.model)
+        writer = dialect.writer(reply, request, sheet, answering.policy.tokenizer)
+        record = _Recording(self, reply, request, sheet, prompt, started, self._live.version)
+        if request.stream:
+            return _stream(reply, request, writer, record)
+        try:
+            await reply.finished()
+        finally:
+            reply.leave()
+            record.end()
+        return _json(200, writer.whole())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Refusal(410, "this episode is over", code="episode_over")
+
+    def _stop(self, reason: str, message: str) -> Refusal:
+        self.stop_reason = self.stop_reason or reason
+        return Refusal(400, message, code=reason)
+
+    def _sampling(self, request: ChatRequest, prompt: Prompt) -> Sampling:
+        """Put the trainer's settings in force, and the limits of the episode."""
+        live = self._live
+        n = request.n or 1
+        room = live.answering.policy.context_length - len(prompt.token_ids)
+        if room < 1:
+            self.stop_reason = self.stop_reason or "context"
+            raise too_long(live.answering.policy.context_length, len(prompt.token_ids), 1)
+        longest = min(request.longest or live.max_new_tokens, live.max_new_tokens)
+        limit = "context" if room < longest else None
+        longest = min(longest, room)
+        if self.max_episode_tokens is not None:
+            left = (self.max_episode_tokens - self.tokens - self._new_tokens(prompt)) // n
+            if left < 1:
+                message = f"this episode may have {self.max_episode_tokens} tokens"
+                raise self._stop("max_tokens", message)
+            limit = "max_tokens" if left < longest else limit
+            longest = min(longest, left)
+        ids = ",".join(map(str, prompt.token_ids)).encode()
+        digest = hashlib.blake2b(ids, digest_size=16).hexdigest()
+        seed = sub_seed(self.seed, "turn", digest, self._asked[digest])
+        self._asked[digest] += 1
+        return Sampling(
+            n=n,
+            max_new_tokens=longest,
+            temperature=live.temperature,
+            top_p=live.top_p,
+            seed=seed,
+            top_logprobs=request.top_logprobs or 0,
+            stops=request.stops,
+            live=bool(request.stream),
+            limit=limit,
+        )
+
+    def _new_tokens(self, prompt: Prompt) -> int:
+        """Count the tokens of a prompt that no earlier turn of its stream has."""
+        if prompt.continues is None:
+            return len(prompt.token_ids)
+        before = self.turns[prompt.continues]
+        return len(prompt.token_ids) - len(before.prompt_token_ids) - len(before.token_ids)
+
+    def add(self, turn: Turn, prompt: Prompt, limit: str | None) -> None:
+        """Keep a turn that has ended."""
+        self.turns.append(turn)
+        self.tokens += self._new_tokens(prompt) + len(turn.token_ids)
+        if turn.finish_reason == "length" and limit is not None:
+            self.stop_reason = self.stop_reason or limit
+        self._splicer.note(
+            turn.messages,
+            turn.tools or (),
+            reply=turn.reply,
+            prompt=prompt,
+            token_ids=turn.token_ids,
+            turn=turn.index,
+        )
+        self._live.count(turn)
+
+    def forget(self, reply: Reply) -> None:
+        """Drop a reply that has ended."""
+        self._replies.discard(reply)
+
+
+@dataclass(slots=True)
+class _Recording:
+    """Turns the answers of one reply into turns of the session, once."""
+
+    session: LiveSession
+    reply: Reply
+    request: ChatRequest
+    sheet: Sheet
+    prompt: Prompt
+    started: float
+    version: int
+    over: bool = False
+
+    def end(self) -> None:
+        """Record what was drawn, whole or not."""
+        if self.over:
+            return
+        self.over = True
+        self.session.forget(self.reply)
+        for choice in self.reply.choices:
+            if not choice.tokens or self.reply.error is not None:
+                continue
+            done = finished(choice, self.request)
+            turn = Turn(
+                index=len(self.session.turns),
+                messages=self.request.chat,
+                tools=self.request.offered or None,
+                prompt_token_ids=self.prompt.token_ids,
+                token_ids=[token.token_id for token in choice.tokens],
+                logprobs=[token.logprob for token in choice.tokens],
+                finish_reason=choice.finish_reason or "cancelled",
+                weights_version=self.version,
+                reply=as_message(done, self.sheet, choice.index),
+                continues=self.prompt.continues,
+                drift=self.prompt.drift,
+                temperature=self.reply.sampling.temperature,
+                started=self.started,
+                ended=time.time(),
+            )
+            self.session.add(turn, self.prompt, self.reply.sampling.limit)
+
+
+def _stream(reply: Reply, request: ChatRequest, writer: Writer, record: _Recording) -> Response:
+    chunks = events(reply, request, writer, refusal=as_refusal, at_end=record.end)
+    headers = [("content-type", "text/event-stream"), ("cache-control", "no-cache")]
+    return Response(200, headers, chunks)
+
+
+def _json(status: int, body: object) -> Response:
+    encoded = msgspec.json.encode(body)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield encoded
+
+    headers = [("content-type", "application/json"), ("content-length", str(len(encoded)))]
+    if status >= 400:
+        headers.append(("x-should-retry", "false"))  # OpenAI's and Anthropic's clients heed it
+    return Response(status, headers, chunks())
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, END)
+
+
+async def _close(chunks: AsyncIterator[bytes]) -> None:
+    close = getattr(chunks, "aclose", None)
+    if close is not None:
+        await close()
