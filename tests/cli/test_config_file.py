@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.cli.conftest import Run
 
-from orbiter.train.cli.settings.config_file import load, write_run_config
+from orbiter.train.cli.settings.catalogue import CONFIGS, SECTIONS, settings_of_section
+from orbiter.train.cli.settings.config_file import Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.cli.settings.toml import dump
 from orbiter.train.errors import ConfigError
@@ -76,8 +80,8 @@ REFUSED = [
     ("batch_size = 1\n", r"did you mean train.batch_size\?"),
     ("train = 3\n", r"train is a section, and cannot be 3"),
     ("[data]\ntran = 'a'\n", r"config.toml:2: .*did you mean 'train'"),
-    ("[train\n", r"is no TOML: .*line 1"),
-    ("[train]\nepochs = 1\nepochs = 2\n", r"is no TOML: .*line 3"),
+    ("[train\n", r"is not valid TOML: .*line 1"),
+    ("[train]\nepochs = 1\nepochs = 2\n", r"is not valid TOML: .*line 3"),
 ]
 
 
@@ -107,7 +111,7 @@ def test_yaml_says_the_same_and_its_exponents_are_numbers(tmp_path: Path) -> Non
 
 def test_yaml_runs_nothing(tmp_path: Path) -> None:
     trap = "train: !!python/object/apply:os.system ['touch " + str(tmp_path / "ran") + "']\n"
-    with pytest.raises(ConfigError, match="is no YAML"):
+    with pytest.raises(ConfigError, match="is not valid YAML"):
         load(written(tmp_path, trap, "c.yaml"))
     assert not (tmp_path / "ran").exists()
 
@@ -152,3 +156,66 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(TEXTS, SCALAR
 @given(st.dictionaries(TEXTS, VALUES | st.dictionaries(TEXTS, VALUES, max_size=3), max_size=4))
 def test_what_is_written_as_toml_is_read_back_the_same(values: dict[str, Any]) -> None:
     assert tomllib.loads(dump(values)) == values
+
+
+WRONG = [
+    ("train", "model", "5", r"model must be a text, got 5"),
+    ("train", "scale_rewards", '"no"', r"scale_rewards must be True or False, got 'no'"),
+    ("train", "epochs", "2.5", r"epochs must be a whole number, got 2\.5"),
+    ("train", "lora_rank", "[1]", r"lora_rank must be a whole number, got \[1\]"),
+    ("train", "device", "0", r"device must be a text, got 0"),
+    ("train", "system_prompt", "7", r"system_prompt must be a text, got 7"),
+    ("train", "ray_address", "8265", r"ray_address must be a text, got 8265"),
+    ("sft", "reward_weighted", '"yes"', r"reward_weighted must be True or False, got 'yes'"),
+    ("synth", "target_size", '"ten"', r"target_size must be a whole number, got 'ten'"),
+    ("synth", "target_size", "2.5", r"target_size must be a whole number, got 2\.5"),
+    ("synth", "min_score", '"high"', r"min_score must be a finite number, got 'high'"),
+    ("synth", "max_cost", "true", r"max_cost must be a finite number, got True"),
+    ("llm", "model", "5", r"model must be a text, got 5"),
+    ("llm", "attempts", '"many"', r"attempts must be a whole number, got 'many'"),
+    ("llm", "stream", "1", r"stream must be True or False, got 1"),
+    ("data", "train", "5", r"train must name a file of data, got 5"),
+    ("eval", "samples", "1.5", r"samples must be a whole number, got 1\.5"),
+    ("eval", "success", "true", r"success must be a finite number, got True"),
+    ("llm", "temperature", '"hot"', r"temperature must be a finite number, got 'hot'"),
+    ("synth", "teacher", '"evolve"', r"teacher must be a list of names, got 'evolve'"),
+]
+
+
+@pytest.mark.parametrize(("section", "name", "value", "words"), WRONG)
+def test_a_wrong_value_is_refused_by_place_name_and_value(
+    tmp_path: Path, section: str, name: str, value: str, words: str
+) -> None:
+    file = written(tmp_path, f"[{section}]\n\n{name} = {value}\n")
+    with pytest.raises(ConfigError, match=rf"^config\.toml:3: \[{section}\] {words}$"):
+        use(load(file), section, name)
+    override = load(None, parse_overrides([f"{section}.{name}={value}"]))
+    with pytest.raises(ConfigError, match=rf"^command line, {section}\.{name}: {words}$"):
+        use(override, section, name)
+
+
+def use(settings: Settings, section: str, name: str) -> None:
+    if settings_of_section(section)[name].own:
+        settings.own(section)
+        return
+    module, config = CONFIGS[section]
+    kind = getattr(import_module(f"orbiter.train.{module}"), config)
+    settings.build(
+        section, kind, **({"model": "m"} if section == "llm" and name != "model" else {})
+    )
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "reward"])
+def test_every_setting_can_be_listed_with_its_meaning(run: Run, section: str) -> None:
+    ran = run("settings", section, "--json")
+    assert ran.code == 0
+    listed = json.loads(ran.out)
+    assert listed.keys() == settings_of_section(section).keys()
+    if section not in ("evolve",):
+        assert all(each["help"] for each in listed.values())
+
+
+def test_an_unknown_section_of_settings_is_a_usage_error(run: Run) -> None:
+    ran = run("settings", "trian")
+    assert ran.code == 2
+    assert "did you mean 'train'" in ran.err

@@ -26,7 +26,11 @@ WRONG: list[tuple[Code, list[str], str]] = [
     (Code.USAGE, ["evolve", "-c", "config.toml", "evolve.prompts=[]"], "nothing to begin with"),
     (Code.USAGE, ["synth", "-c", "config.toml", "synth.templates=[]"], "nothing to make data with"),
     (Code.USAGE, ["synth", "-c", "config.toml", 'synth.teacher=["selfinstruct"]'], "self-instruct"),
-    (Code.USAGE, ["eval", "-c", "config.toml", "eval.samples=-1"], "from 0 on"),
+    (
+        Code.USAGE,
+        ["eval", "-c", "config.toml", "eval.samples=-1"],
+        "samples must be at least 0",
+    ),
     (Code.DATA, ["train", "-c", "config.toml", "data.train=broken.jsonl"], "broken.jsonl:2"),
     (Code.DATA, ["train", "-c", "config.toml", "data.train=empty.jsonl"], "empty.jsonl"),
     (Code.DATA, ["data", "stats", "broken.jsonl"], "broken.jsonl:2"),

@@ -256,3 +256,66 @@ def test_a_spec_that_cannot_work_is_refused_at_once(
 def test_the_guides_keywords_work_and_the_weight_may_be_left_out() -> None:
     assert RewardSpec(name="helpfulness", weight=0.6, fn=len).weight == 0.6
     assert RewardSpec(name="helpfulness", fn=len).weight == 1.0
+
+
+def raises_cancelled(output: str) -> float:
+    raise asyncio.CancelledError("inner")
+
+
+async def cancelled_inside(output: str) -> float:
+    raise asyncio.CancelledError
+
+
+def leaves(output: str) -> float:
+    raise SystemExit(3)
+
+
+async def forgets_to_await(output: str) -> object:
+    return later(output)
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+UNUSABLE: dict[str, Callable[..., object]] = {
+    "a plain CancelledError": raises_cancelled,
+    "an inner CancelledError": cancelled_inside,
+    "SystemExit": leaves,
+    "a coroutine": forgets_to_await,
+    "10**400": lambda _: 10**400,
+    "10**5000": lambda _: 10**5000,
+    "an array of one": lambda _: np.array([1.0]),
+    "an array of text": lambda _: np.array("one"),
+    "a complex scalar": lambda _: np.array(1j),
+    "a tensor of one": lambda _: torch.ones(1),
+    "a hostile object": lambda _: Hostile(),
+    "a list": lambda _: [1.0],
+    "bytes": lambda _: b"1",
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+async def test_what_is_no_number_names_reward_item_and_output(kind: str) -> None:
+    with pytest.raises(CallbackError, match=r"reward 'probe' on item 0 .*output 'some output'"):
+        await ask(UNUSABLE[kind])
+    assert await ask(UNUSABLE[kind], on_error="skip") == [None]
+    assert await ask(UNUSABLE[kind], on_error=-1.0) == [-1.0]
+
+
+async def test_cancelling_the_caller_is_no_fault_of_the_reward() -> None:
+    async def waits(output: str) -> float:
+        await asyncio.sleep(60)
+        return 1.0
+
+    task = asyncio.create_task(ask(waits, on_error="skip"))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_a_weight_beyond_every_float_is_refused() -> None:
+    with pytest.raises(ConfigError, match="weight of reward 'x' must be finite"):
+        RewardSpec("x", 10**400, later)

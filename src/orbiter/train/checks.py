@@ -50,9 +50,9 @@ class WholeNumber:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ConfigError(f"{name} must be a whole number, got {shown(value)}")
         if self.at_least is not None and value < self.at_least:
-            raise ConfigError(f"{name} must be at least {self.at_least}, got {value!r}")
+            raise ConfigError(f"{name} must be at least {self.at_least}, got {shown(value)}")
         if self.at_most is not None and value > self.at_most:
-            raise ConfigError(f"{name} must be at most {self.at_most}, got {value!r}")
+            raise ConfigError(f"{name} must be at most {self.at_most}, got {shown(value)}")
 
     def __str__(self) -> str:
         return _with_limits("a whole number", {"at least": self.at_least, "at most": self.at_most})
@@ -72,13 +72,13 @@ class Number:
         if isinstance(value, bool) or not is_finite_number(value):
             raise ConfigError(f"{name} must be a finite number, got {shown(value)}")
         if self.above is not None and not value > self.above:
-            raise ConfigError(f"{name} must be above {self.above:g}, got {value!r}")
+            raise ConfigError(f"{name} must be above {self.above:g}, got {shown(value)}")
         if self.below is not None and not value < self.below:
-            raise ConfigError(f"{name} must be below {self.below:g}, got {value!r}")
+            raise ConfigError(f"{name} must be below {self.below:g}, got {shown(value)}")
         if self.at_least is not None and value < self.at_least:
-            raise ConfigError(f"{name} must be at least {self.at_least:g}, got {value!r}")
+            raise ConfigError(f"{name} must be at least {self.at_least:g}, got {shown(value)}")
         if self.at_most is not None and value > self.at_most:
-            raise ConfigError(f"{name} must be at most {self.at_most:g}, got {value!r}")
+            raise ConfigError(f"{name} must be at most {self.at_most:g}, got {shown(value)}")
 
     def __str__(self) -> str:
         limits = {"above": self.above, "at least": self.at_least}
@@ -185,10 +185,19 @@ def setting(
 
     A function as `default` is called for each new config, like `default_factory`.
     """
-    metadata = {"help": help, "check": check, **further}
+    metadata = described(help, check, **further)
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def described(
+    help: str,
+    check: Check | None = None,
+    **further: object,
+) -> dict[str, Any]:
+    """Return the metadata of a config field without a default: `field(metadata=described(...))`."""
+    return {"help": help, "check": check, **further}
 
 
 def setting_like(

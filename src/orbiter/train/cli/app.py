@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": ("generate", "Let a model answer."),
     "serve": ("serve", "Put a model behind an OpenAI-compatible endpoint on this machine."),
     "report": ("report", "Write a run's page, or follow a run while it goes on."),
+    "settings": ("list_settings", "List the settings of a command, with defaults and ranges."),
     "runs": ("runs", "List runs, compare two of them, go on with one."),
     "proxy": ("proxy", "Stand between an agent and its model, and capture what they say."),
 }

@@ -5,7 +5,9 @@ They only put the functions of `rl/` together, by the weights in their fields.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,7 +18,12 @@ from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.update import Part, Scored
 from orbiter.train.errors import StateError
 from orbiter.train.rl.kl import KL_ESTIMATES
-from orbiter.train.rl.loss import Aggregation, clipped_surrogate, clipped_value_loss
+from orbiter.train.rl.loss import (
+    Aggregation,
+    PolicyLoss,
+    clipped_surrogate,
+    clipped_value_loss,
+)
 from orbiter.train.rl.masked import masked_mean
 
 
@@ -36,6 +43,9 @@ class PolicyObjective:
     """How per-token losses become one number; see `rl.loss.aggregate`."""
     max_length: int | None = None
     """Tokens; the constant of the "constant" aggregation."""
+    surrogate: Callable[..., PolicyLoss] | None = None
+    """Another policy loss in place of `clipped_surrogate`, called with both log probabilities,
+    advantage, mask, `aggregation` and `max_length`."""
     ratio: Literal["token", "sequence"] = "token"
     """Importance ratio of each token, or of the whole sequence (GSPO)."""
     kl_coef: float = 0.0
@@ -53,18 +63,7 @@ class PolicyObjective:
         self, scored: Scored, batch: Batch, part: Part
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of this part of a batch, and what one wants to see of it."""
-        old = scored.logprob if batch.old_logprob is None else batch.old_logprob
-        policy = clipped_surrogate(
-            scored.logprob,
-            old,
-            _needed(batch.advantage, "advantage"),
-            batch.mask,
-            clip_range=self.clip_range,
-            clip_range_high=self.clip_range_high,
-            aggregation=self.aggregation,
-            max_length=self.max_length,
-            ratio=self.ratio,
-        )
+        policy = self._policy_loss(scored, batch)
         share = part.tokens if self.aggregation == "token" else part.rows
         beside = self._beside(scored, batch)
         weight = {"entropy": -self.ent_coef, "kl": self.kl_coef, "vf_loss": self.vf_coef}
@@ -84,6 +83,23 @@ class PolicyObjective:
         if self.ent_coef or self.vf_coef or self.kl_coef:
             return torch.zeros_like(batch.length, dtype=torch.bool)
         return (_needed(batch.advantage, "advantage") == 0).all(dim=-1)
+
+    def _policy_loss(self, scored: Scored, batch: Batch) -> PolicyLoss:
+        """Return the surrogate of the policy's step."""
+        surrogate = self.surrogate or partial(
+            clipped_surrogate,
+            clip_range=self.clip_range,
+            clip_range_high=self.clip_range_high,
+            ratio=self.ratio,
+        )
+        return surrogate(
+            scored.logprob,
+            scored.logprob if batch.old_logprob is None else batch.old_logprob,
+            _needed(batch.advantage, "advantage"),
+            batch.mask,
+            aggregation=self.aggregation,
+            max_length=self.max_length,
+        )
 
     def _beside(self, scored: Scored, batch: Batch) -> dict[str, Tensor]:
         """Return the means over tokens of what may stand beside the surrogate."""

@@ -7,6 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from orbiter.train.checks import (
+    Boolean,
+    Number,
+    OrNone,
+    Table,
+    Text,
+    WholeNumber,
+    check_fields,
+    described,
+    setting,
+    shown,
+)
 from orbiter.train.errors import ConfigError
 
 
@@ -31,43 +43,68 @@ class Price:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """Whom a `RemoteChatModel` asks, and how patiently."""
+    """Which endpoint a `RemoteChatModel` asks, and how long it waits."""
 
-    model: str
-    """The model's name, as the endpoint knows it."""
-    base_url: str | None = None
-    """Where the API stands, mostly ending in /v1; None: what the `openai` package takes."""
-    parameters: Mapping[str, object] = field(default_factory=dict[str, object])
-    """What goes into every request under the API's own names: temperature, max_tokens, seed, ..."""
-    concurrency: int = 16
-    """Requests under way at once at most; how fast they follow is learned from the endpoint."""
-    attempts: int = 5
-    """Requests for one answer before it is given up; a 429 does not count as one."""
-    connect_timeout: float = 10.0
-    """Seconds for a connection."""
-    read_timeout: float = 120.0
-    """Longest silence in seconds; without `stream`, an answer is silence until it is written."""
-    total_timeout: float = 600.0
-    """Seconds for one request from sending to its last byte."""
-    give_up_seconds: float = 300.0
-    """Seconds for which the endpoint answers nobody until those who wait for it fail."""
-    stream: bool = False
-    """Have answers sent in pieces, so that `read_timeout` can be short with slow models."""
-    price: Price | None = None
-    """What the endpoint charges; None counts tokens only."""
-    budget: float | None = None
-    """What may be spent in all, earlier processes with the same cache included; needs `price`,
-    and max_tokens among the `parameters`."""
+    model: str = field(
+        metadata=described("Name of the model.", Text("the model to ask"), path="model")
+    )
+    base_url: str | None = setting(
+        None,
+        "Address of the API, usually ending in /v1; none means the default of the openai package, "
+        "and on the command line a model on this machine.",
+        OrNone(Text("the address of an API")),
+    )
+    parameters: Mapping[str, object] = setting(
+        dict,
+        "Parameters of every request under the API's names: temperature, max_tokens, seed, ...",
+        Table(),
+        cli=False,
+    )
+    concurrency: int = setting(
+        16,
+        "Most requests at once; how fast they follow each other is learned from the endpoint.",
+        WholeNumber(at_least=1),
+    )
+    attempts: int = setting(
+        5,
+        "Requests for one answer before it fails; a 429 does not count.",
+        WholeNumber(at_least=1),
+    )
+    connect_timeout: float = setting(10.0, "Seconds to connect.", Number(above=0))
+    read_timeout: float = setting(
+        120.0,
+        "Longest silence in seconds; without stream, an endpoint is silent until the whole answer "
+        "is written.",
+        Number(above=0),
+    )
+    total_timeout: float = setting(
+        600.0, "Seconds of one request, from sending to its last byte.", Number(above=0)
+    )
+    give_up_seconds: float = setting(
+        300.0,
+        "Seconds without any answer of the endpoint after which waiting calls fail.",
+        Number(above=0),
+    )
+    stream: bool = setting(
+        False,
+        "Receive answers in pieces, so that read_timeout can be short with slow models.",
+        Boolean(),
+    )
+    price: Price | None = setting(
+        None, "Price of the endpoint's tokens; none counts tokens only.", cli=False
+    )
+    budget: float | None = setting(
+        None,
+        "Most that may be spent in all, earlier processes with the same cache included; needs "
+        "price, and max_tokens among the parameters.",
+        OrNone(Number(above=0)),
+        cli=False,
+    )
 
     def __post_init__(self) -> None:
-        if not self.model:
-            raise ConfigError("model must name the model to ask, got an empty text")
-        for name in ("concurrency", "attempts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("connect_timeout", "read_timeout", "total_timeout", "give_up_seconds"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be above 0 seconds, got {getattr(self, name)!r}")
+        check_fields(self)
+        if self.price is not None and not isinstance(self.price, Price):
+            raise ConfigError(f"price must be a Price or None, got {shown(self.price)}")
         self._check_base_url()
         self._check_parameters()
         self._check_budget()
@@ -94,8 +131,6 @@ class ClientConfig:
     def _check_budget(self) -> None:
         if self.budget is None:
             return
-        if not 0 < self.budget < math.inf:
-            raise ConfigError(f"budget must be above 0, got {self.budget}")
         if self.price is None or self.most_tokens is None:
             raise ConfigError(
                 "budget needs price=Price(...) and a whole number as parameters['max_tokens'] (or "

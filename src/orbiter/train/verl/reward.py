@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, SupportsFloat
 
 from orbiter.train.callback import call, map_bounded
+from orbiter.train.checks import is_finite_number, shown
 from orbiter.train.errors import CallbackError, ConfigError, TrainError, boundary
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -41,8 +42,10 @@ class RewardSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"a reward's name must be a text to log under, got {self.name!r}")
-        if not _is_number(self.weight) or not math.isfinite(self.weight):
-            raise ConfigError(f"weight of reward {self.name!r} must be finite, got {self.weight!r}")
+        if not is_finite_number(self.weight):
+            raise ConfigError(
+                f"weight of reward {self.name!r} must be finite, got {shown(self.weight)}"
+            )
         if not callable(self.fn):
             raise ConfigError(
                 f"reward {self.name!r} needs fn=, a function from the output to a number, "
@@ -129,32 +132,40 @@ async def _ask(
                 answer: object = await call(fn)
     except TimeoutError as error:
         raise CallbackError(f"{where} gave no answer within {timeout_seconds:g} s") from error
+    except (asyncio.CancelledError, SystemExit) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # this call was cancelled from outside
+        raise CallbackError(f"{where} raised {type(error).__name__}: {error}") from error
     value = _as_float(answer)
     if value is None or not abs(value * spec.weight) <= LARGEST:
+        hint = ""
+        if inspect.iscoroutine(answer):
+            answer.close()  # it would warn that nobody awaited it
+            hint = " (a coroutine that was never awaited)"
         raise CallbackError(
-            f"{where} returned {_excerpt(answer)}, and a reward must be one finite number; to go "
-            "on without such samples set on_reward_error='skip', or a number to count instead"
+            f"{where} returned {_excerpt(answer)}{hint}, and a reward must be one finite number; "
+            "to continue without such samples set on_reward_error='skip', or a number to count "
+            "instead"
         )
     return value
 
 
 def _as_float(answer: object) -> float | None:
-    """Read a number of Python's, numpy's or torch's; None for anything else, arrays included."""
-    if _is_number(answer) or (
+    """Return a number of Python, NumPy or torch as a float; None for anything else."""
+    scalar = isinstance(answer, numbers.Real) or (
         getattr(answer, "shape", None) == () and isinstance(answer, SupportsFloat)
-    ):
-        return float(answer)  # type: ignore[arg-type] # a Real or a 0-d array has __float__
-    return None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real)
+    )
+    try:
+        return float(answer) if scalar else None  # type: ignore[arg-type] # a scalar has __float__
+    except (OverflowError, TypeError, ValueError):  # 10**400; a complex or text array
+        return None
 
 
 def _excerpt(value: object, length: int = 60) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    short = text if len(text) <= length else f"{text[:length]}..."
-    return repr(short) if isinstance(value, str) else short
+    if isinstance(value, str):
+        return repr(value if len(value) <= length else f"{value[:length]}...")
+    return shown(value, length)
 
 
 def _parameters(fn: RewardFn) -> frozenset[str]:

@@ -1,8 +1,8 @@
-"""One file that says what to do: TOML or YAML, a section a command, checked to the last name.
+"""One file of settings, TOML or YAML, with a section for each command; every name is checked.
 
-Precedence: defaults, then the file, then the command line. A path in the file is relative to the
-file, one on the command line to where you are. Left out: what a setting may be; the config classes
-check that, and `build` says where the wrong one stands.
+The command line overrides the file, and the file the defaults. A path in the file is relative to
+the file, one on the command line to the current folder. The config classes check the values;
+`build` adds the place of the wrong one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from orbiter.train.checks import shown
+from orbiter.train.cli.settings.catalogue import CONFIGS, OWN, SECTIONS, settings_of_section
 from orbiter.train.cli.settings.overrides import Override, apply
 from orbiter.train.cli.settings.paths import absolute, map_paths, relative
 from orbiter.train.cli.settings.toml import dump
@@ -25,57 +27,12 @@ C = TypeVar("C")
 Section = dict[str, object]
 
 RUN_CONFIG = "config.toml"
-"""What a run's folder calls the settings that it was made with."""
-
-
-def _fields_of(module: str, name: str, *without: str) -> Callable[[], dict[str, str]]:
-    """Return what gives the settings of a config class, each with its type in words."""
-
-    def names() -> dict[str, str]:
-        from importlib import import_module
-
-        config: Any = getattr(import_module(f"orbiter.train.{module}"), name)
-        return {f.name: str(f.type) for f in fields(config) if f.name not in without}
-
-    return names
-
-
-_OWN: dict[str, dict[str, str]] = {
-    "data": {"train": "str", "eval": "str | None", "format": "str | None"},
-    "eval": {"samples": "int", "success": "float"},
-    "evolve": {"strategy": "str | None", "prompts": "list"},
-    "synth": {
-        "out": "str",
-        "seeds": "str | None",
-        "templates": "list",
-        "variables": "table",
-        "teacher": "list",
-        "step": "str | None",
-    },
-    "llm": {
-        "temperature": "float",
-        "max_tokens": "int",
-        "cache": "str | None",
-        "price": "table",
-    },
-}
-"""Settings that belong to the command line alone, by section."""
-
-_CLASSES: dict[str, Callable[[], dict[str, str]]] = {
-    "train": _fields_of("verl.config", "VeRLConfig"),
-    "sft": _fields_of("sft.config", "SFTConfig"),
-    "evolve": _fields_of("evolution.config", "EvolutionConfig", "on_event"),
-    "synth": _fields_of("synthesis.pipeline.config", "SynthesisConfig"),
-    "llm": _fields_of("llm.config", "ClientConfig", "parameters", "price", "budget"),
-}
-"""Settings that are the fields of a config class, by section."""
-
-SECTIONS = ("data", "reward", *dict.fromkeys([*_CLASSES, *_OWN]))
+"""File in a run's folder with the settings it was made with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a file and a command line say together, paths made absolute."""
+    """The settings of a file and a command line together, with absolute paths."""
 
     values: dict[str, Any]
     """By section, then by name; `reward` may be a text."""
@@ -86,31 +43,49 @@ class Settings:
     """`section.name` of what came from the command line."""
 
     def section(self, name: str) -> Section:
-        """Return what is set in a section; nothing where it is not there."""
+        """Return the given settings of a section; empty if it is absent."""
         return dict(self.values.get(name, {}))
 
     def own(self, section: str) -> Section:
-        """Return those settings of a section that belong to the command line alone."""
-        known = _OWN[section]
-        return {k: _none(v, known[k]) for k, v in self.section(section).items() if k in known}
-
-    def build(self, section: str, kind: Callable[..., C], **fixed: object) -> C:
-        """Make the config that a section describes; `fixed` stands above it.
+        """Return the given settings of a section that belong to the command line itself.
 
         Raises:
-            ConfigError: a setting cannot be; names the file, the line and the setting.
+            ConfigError: a value is wrong; names the file, the line and the setting.
         """
-        known = _CLASSES[section]()
-        found = {k: _none(v, known[k]) for k, v in self.section(section).items() if k in known}
+        values = self._of(section, own=True)
         try:
-            return kind(**(found | fixed))
+            OWN[section](**values)
+        except ConfigError as error:
+            raise self._at(section, error) from error
+        return values
+
+    def build(self, section: str, kind: Callable[..., C], **fixed: object) -> C:
+        """Make the config that a section describes; `fixed` overrides it.
+
+        Raises:
+            ConfigError: a value is wrong; names the file, the line and the setting.
+        """
+        values = self._of(section, own=False) | fixed
+        try:
+            return kind(**values)
         except (ConfigError, TypeError) as error:
-            name = re.match(r"\w+", str(error))
-            where = self.where(section, name[0] if name else "")
-            raise ConfigError(f"{where}{error}") from error
+            raise self._at(section, error) from error
+
+    def _of(self, section: str, *, own: bool) -> Section:
+        known = settings_of_section(section)
+        return {
+            name: None if value in ("none", "None") and known[name].may_be_none else value
+            for name, value in self.section(section).items()
+            if name in known and known[name].own == own
+        }
+
+    def _at(self, section: str, error: Exception) -> ConfigError:
+        """Put the place of the setting that an error begins with before its message."""
+        name = re.match(r"\w+", str(error))
+        return ConfigError(f"{self.where(section, name[0] if name else '')}{error}")
 
     def where(self, section: str, name: str) -> str:
-        """Say where a setting was made, as the beginning of a sentence."""
+        """Return where a setting was given, as the beginning of a sentence."""
         if f"{section}.{name}" in self.overridden:
             return f"command line, {section}.{name}: "
         line = _line_of(self.text, section, name)
@@ -120,10 +95,10 @@ class Settings:
 
 
 def load(file: Path | None, overrides: Sequence[Override] = ()) -> Settings:
-    """Read a file, put the command line above it, and check every name.
+    """Read a file, apply the command line to it, and check every name.
 
     Raises:
-        ConfigError: the file is no TOML (or YAML), or a section or a setting is unknown.
+        ConfigError: the file is not valid TOML (or YAML), or a section or a setting is unknown.
         StorageError: it cannot be read.
     """
     text = "" if file is None else _read(file)
@@ -148,37 +123,39 @@ def load(file: Path | None, overrides: Sequence[Override] = ()) -> Settings:
 
 
 def _widen_reward(values: dict[str, Any], override: Override) -> None:
-    """Let `reward.NAME.weight=0.5` stand above a reward that the file gives as a mere text."""
+    """Let `reward.NAME.weight=0.5` override a reward that the file gives as a plain text."""
     if override.path[0] == "reward" and len(override.path) == 3:
-        told, name = values.get("reward"), override.path[1]
-        if isinstance(told, dict) and isinstance(told.get(name), str):
-            told[name] = {"fn": told[name]}
+        rewards, name = values.get("reward"), override.path[1]
+        if isinstance(rewards, dict) and isinstance(rewards.get(name), str):
+            rewards[name] = {"fn": rewards[name]}
 
 
 def write_run_config(folder: Path, values: Mapping[str, object]) -> Path:
-    """Write a run's settings into its folder, secrets left out and paths relative to it."""
+    """Write a run's settings into its folder, without secrets and with relative paths."""
     from orbiter.train.runlog.plain import plain, secrets_of_the_environment
 
-    told = plain(values, "config", secrets_of_the_environment())
+    written = plain(values, "config", secrets_of_the_environment())
     there = folder.resolve()
-    map_paths(told, lambda path: relative(path, there))
+    map_paths(written, lambda path: relative(path, there))
     target = folder / RUN_CONFIG
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as file:
-        file.write(dump(told).encode())
+        file.write(dump(written).encode())
     return target
 
 
 def all_settings(config: object, section: str) -> Section:
-    """Return every setting of a config as a file can say it: "none" where there is no value."""
-    told: Section = {}
-    for name in _CLASSES[section]():
+    """Return every setting of a config as a file can say it: "none" for a value that is None."""
+    written: Section = {}
+    for name, setting in settings_of_section(section).items():
+        if setting.own:
+            continue
         value = getattr(config, name)
         if value is not None:
-            told[name] = value
-        elif type(config).__dataclass_fields__[name].default is not None:  # type: ignore[attr-defined] # every config is a dataclass
-            told[name] = "none"
-    return told
+            written[name] = value
+        elif setting.default is not None:
+            written[name] = "none"
+    return written
 
 
 def _read(file: Path) -> str:
@@ -196,24 +173,24 @@ def _parse(file: Path, text: str) -> dict[str, Any]:
         try:
             values = yaml.safe_load(text) or {}
         except yaml.YAMLError as error:
-            raise ConfigError(f"{file} is no YAML: {error}") from error
+            raise ConfigError(f"{file} is not valid YAML: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{file} must hold sections such as train:, got {values!r:.60}")
-        return {section: _numbers(section, told) for section, told in values.items()}
+        return {section: _numbers(section, given) for section, given in values.items()}
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file} is no TOML: {error}") from error
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
-def _numbers(section: str, told: object) -> object:
+def _numbers(section: str, given: object) -> object:
     """Read 1e-5, which YAML 1.1 takes for a text, as the number that it is."""
-    if not isinstance(told, dict) or section not in SECTIONS:
-        return told
-    known, read = _names(section), dict(told)
-    for name in known:
+    if not isinstance(given, dict) or section not in SECTIONS:
+        return given
+    read = dict(given)
+    for name, setting in settings_of_section(section).items():
         value = read.get(name)
-        if isinstance(value, str) and "float" in known[name]:
+        if isinstance(value, str) and "float" in setting.type:
             try:
                 read[name] = float(value)
             except ValueError:
@@ -221,17 +198,12 @@ def _numbers(section: str, told: object) -> object:
     return read
 
 
-def _names(section: str) -> dict[str, str]:
-    """Return all settings of a section, each with its type in words."""
-    return {**_OWN.get(section, {}), **(_CLASSES[section]() if section in _CLASSES else {})}
-
-
 def _check(settings: Settings, values: Mapping[str, object]) -> None:
-    """Refuse what no command would read."""
-    for section, told in values.items():
+    """Refuse a section or a setting that no command would read."""
+    for section, given in values.items():
         if section not in SECTIONS:
             hint = did_you_mean(section, SECTIONS)
-            home = next((s for s in _CLASSES if section in _names(s)), None)
+            home = next((s for s in CONFIGS if section in settings_of_section(s)), None)
             if not hint and home:
                 hint = f"; did you mean {home}.{section}?"
             where = settings.where(section, "").removeprefix(f"[{section}] ")
@@ -241,10 +213,10 @@ def _check(settings: Settings, values: Mapping[str, object]) -> None:
             )
         if section == "reward":
             continue
-        if not isinstance(told, Mapping):
-            raise ConfigError(f"{section} is a section, and cannot be {told!r}")
-        known = _names(section)
-        for name in told:
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{section} is a section, and cannot be {shown(given)}")
+        known = settings_of_section(section)
+        for name in given:
             if name not in known:
                 raise ConfigError(
                     f"{settings.where(section, name)}there is no setting {name!r}"
@@ -252,12 +224,8 @@ def _check(settings: Settings, values: Mapping[str, object]) -> None:
                 )
 
 
-def _none(value: object, kind: str) -> object:
-    return None if value in ("none", "None") and "None" in kind else value
-
-
 def _line_of(text: str, section: str, name: str) -> int | None:
-    """Find the line of a setting, or of a section's head where `name` is empty; 1 is the first."""
+    """Return the line of a setting, or of a section's head if `name` is empty; 1 is the first."""
     inside = ""
     for number, line in enumerate(text.splitlines(), start=1):
         head = re.match(r"\s*\[+\s*([\w-]+)|([\w-]+):\s*(?:#|$)", line)

@@ -1,62 +1,79 @@
-"""What a synthesis run is to reach, and when it gives up."""
+"""The goal of a synthesis run, and the limits at which it gives up."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from orbiter.train.checks import Number, OneOf, OrNone, WholeNumber, check_fields, setting
 from orbiter.train.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisConfig:
-    """What a synthesis run is to reach, and when it gives up."""
+    """The goal of a synthesis run, and the limits at which it gives up."""
 
-    target_size: int = 100
-    """How many new items are wanted; the run ends with exactly so many, or says why not."""
-    min_score: float | None = None
-    """The least score of an accepted item, inclusive; None judges nothing."""
-    dedup_threshold: float | None = 0.9
-    """Word-3-gram Jaccard similarity from which an item repeats an accepted one or a seed, in
-    (0, 1]; None keeps repetitions."""
-    unscored: Literal["keep", "drop", "raise"] = "keep"
-    """What becomes of a candidate that has no score where `min_score` is set."""
-    max_candidates: int | None = None
-    """The run stops when so many candidates were made; None: ten times `target_size`."""
-    max_cost: float | None = None
-    """The run asks no more when so much was spent, in whatever unit the steps and the scorer
-    report; None: no limit."""
-    patience: int = 3
-    """Rounds in a row without an accepted item, each asking for more, before it is given up."""
-    batch_size: int = 16
-    """Items asked for in one call: what a killed run may have to ask for again."""
-    concurrency: int = 4
-    """Calls at once, of steps and of the scorer each; changes the time, not the result."""
-    on_error: Literal["raise", "drop"] = "raise"
-    """When a step or the scorer raises: end the run, or go on without what was asked for."""
-    seed: int = 0
-    """Where every step's random numbers come from."""
+    target_size: int = setting(
+        100,
+        "New items wanted; the run ends with exactly this many, or says why not.",
+        WholeNumber(at_least=1),
+    )
+    min_score: float | None = setting(
+        None, "Lowest score of an accepted item; none judges nothing.", OrNone(Number())
+    )
+    dedup_threshold: float | None = setting(
+        0.9,
+        "Word-3-gram Jaccard similarity from which an item repeats an accepted one or a seed; none "
+        "keeps repetitions.",
+        OrNone(Number(above=0, at_most=1)),
+    )
+    unscored: Literal["keep", "drop", "raise"] = setting(
+        "keep",
+        "What happens to a candidate without a score if min_score is set.",
+        OneOf(("keep", "drop", "raise")),
+    )
+    max_candidates: int | None = setting(
+        None,
+        "The run stops after this many candidates; none means ten times target_size.",
+        OrNone(WholeNumber(at_least=1)),
+    )
+    max_cost: float | None = setting(
+        None,
+        "The run starts no more calls once this much is spent, in the unit that the steps and the "
+        "scorer report; none sets no limit.",
+        OrNone(Number(above=0)),
+    )
+    patience: int = setting(
+        3,
+        "The run gives up after this many rounds in a row without an accepted item, each of which "
+        "asks for more.",
+        WholeNumber(at_least=1),
+    )
+    batch_size: int = setting(
+        16,
+        "Items of one call: what a killed run may have to ask for again.",
+        WholeNumber(at_least=1),
+    )
+    concurrency: int = setting(
+        4,
+        "Calls at once, of the steps and of the scorer each; changes the time, not the result.",
+        WholeNumber(at_least=1),
+    )
+    on_error: Literal["raise", "drop"] = setting(
+        "raise",
+        "When a step or the scorer raises: end the run, or continue without the items of that "
+        "call.",
+        OneOf(("raise", "drop")),
+    )
+    seed: int = setting(0, "Seed of every step's random numbers.", WholeNumber())
 
     def __post_init__(self) -> None:
-        for name in ("target_size", "patience", "batch_size", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        if self.min_score is not None and not math.isfinite(self.min_score):
-            raise ConfigError(f"min_score must be finite or None, got {self.min_score}")
-        if self.dedup_threshold is not None and not 0 < self.dedup_threshold <= 1:
-            raise ConfigError(f"dedup_threshold must lie in (0, 1], got {self.dedup_threshold}")
-        if self.unscored not in {"keep", "drop", "raise"}:
-            raise ConfigError(f"unscored must be 'keep', 'drop' or 'raise', got {self.unscored!r}")
-        if self.on_error not in {"raise", "drop"}:
-            raise ConfigError(f"on_error must be 'raise' or 'drop', got {self.on_error!r}")
+        check_fields(self)
         if self.max_candidates is not None and self.max_candidates < self.target_size:
             raise ConfigError(
                 f"max_candidates must be at least target_size ({self.target_size}), got "
                 f"{self.max_candidates}"
             )
-        if self.max_cost is not None and not self.max_cost > 0:
-            raise ConfigError(f"max_cost must be above 0, got {self.max_cost}")
 
     @property
     def most_candidates(self) -> int:

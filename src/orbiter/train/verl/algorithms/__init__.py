@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orbiter.train.verl.algorithms.base import Algorithm
-from orbiter.train.verl.algorithms.grpo import Grpo, GrpoConfig
+from orbiter.train.verl.algorithms.cispo import Cispo
+from orbiter.train.verl.algorithms.grpo import Grpo
 from orbiter.train.verl.algorithms.ppo import Ppo, PpoConfig
+from orbiter.train.verl.algorithms.rloo import Rloo
+from orbiter.train.verl.algorithms.sapo import Sapo, SapoConfig
 
 
 class VeRLAlgorithm(StrEnum):
@@ -22,10 +25,16 @@ class VeRLAlgorithm(StrEnum):
     """A value head predicts the return; each token is credited against the prediction."""
     GRPO = "grpo"
     """The samples of one prompt are compared with each other; no value function."""
+    RLOO = "rloo"
+    """Each sample is compared with the mean of the other samples of its prompt."""
+    CISPO = "cispo"
+    """GRPO with a clipped importance weight: no token loses its gradient."""
+    SAPO = "sapo"
+    """GRPO with a smooth gate in place of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmConfig(PpoConfig, GrpoConfig):
+class AlgorithmConfig(PpoConfig, SapoConfig):
     """The settings of all algorithms."""
 
     __slots__ = ()
@@ -34,4 +43,7 @@ class AlgorithmConfig(PpoConfig, GrpoConfig):
 ALGORITHMS: Mapping[VeRLAlgorithm, Algorithm[AlgorithmConfig]] = {
     VeRLAlgorithm.PPO: Ppo(),
     VeRLAlgorithm.GRPO: Grpo(),
+    VeRLAlgorithm.RLOO: Rloo(),
+    VeRLAlgorithm.CISPO: Cispo(),
+    VeRLAlgorithm.SAPO: Sapo(),
 }

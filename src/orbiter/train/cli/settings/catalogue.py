@@ -1,0 +1,203 @@
+"""All settings by section, read from the config classes that declare them.
+
+Those of the command line itself are declared here. The classes are imported when a section is
+asked for, so that no command loads another one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from importlib import import_module
+from typing import Any
+
+from orbiter.train.checks import (
+    Check,
+    Number,
+    OrNone,
+    PathName,
+    Table,
+    Text,
+    WholeNumber,
+    check_fields,
+    setting,
+    shown,
+)
+from orbiter.train.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A list of texts."""
+
+    what: str
+
+    def __call__(self, name: str, value: object) -> None:
+        """Raise a `ConfigError` unless `value` is such a list."""
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise ConfigError(f"{name} must be a list of {self.what}, got {shown(value)}")
+
+    def __str__(self) -> str:
+        return f"a list of {self.what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnSettings:
+    """Settings of the command line itself, checked when they are made."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings(OwnSettings):
+    """The settings of [data]."""
+
+    train: str | None = setting(
+        None, "File to learn from.", OrNone(PathName("a file of data")), path="file"
+    )
+    eval: str | None = setting(
+        None, "File of held-out data.", OrNone(PathName("a file of data")), path="file"
+    )
+    format: str | None = setting(
+        None, "Format of both files; none recognises it.", OrNone(Text("a file format"))
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings(OwnSettings):
+    """The settings of [eval]."""
+
+    samples: int = setting(
+        0, "Answers sampled for each item; 0 answers greedily, once.", WholeNumber(at_least=0)
+    )
+    success: float = setting(1.0, "Reward from which an answer passes.", Number())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvolveSettings(OwnSettings):
+    """The settings of [evolve] besides the fields of `EvolutionConfig`."""
+
+    prompts: list[str] = setting(list, "Prompts to start from.", ListOf("prompts"))
+    strategy: str | None = setting(
+        None,
+        'Your own strategy as "file.py:make"; none evolves a prompt by the rewards.',
+        OrNone(Text('a function, such as "file.py:make"')),
+        path="code",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthSettings(OwnSettings):
+    """The settings of [synth] besides the fields of `SynthesisConfig`."""
+
+    out: str | None = setting(
+        None, "File for the new items.", OrNone(PathName("a file")), path="file"
+    )
+    seeds: str | None = setting(
+        None, "File of items to start from.", OrNone(PathName("a file of data")), path="file"
+    )
+    templates: list[Any] = setting(list, "Templates of items, with {variables}.")
+    variables: dict[str, Any] = setting(dict, "Values of the templates' variables.", Table())
+    teacher: list[str] = setting(
+        list, "Synthesisers that ask the language model of [llm].", ListOf("names")
+    )
+    step: str | None = setting(
+        None,
+        'Your own step as "file.py:make".',
+        OrNone(Text('a function, such as "file.py:make"')),
+        path="code",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmSettings(OwnSettings):
+    """The settings of [llm] besides the fields of `ClientConfig`."""
+
+    temperature: float | None = setting(
+        None, "Sampling temperature; none means the model's default.", OrNone(Number(at_least=0))
+    )
+    max_tokens: int | None = setting(
+        None,
+        "Longest answer in tokens; none means the model's default.",
+        OrNone(WholeNumber(at_least=1)),
+    )
+    cache: str | None = setting(
+        None, "File that keeps answers.", OrNone(PathName("a file")), path="file"
+    )
+    price: dict[str, Any] = setting(
+        dict, "Prices per million tokens: { input = ..., output = ... }.", Table()
+    )
+
+
+OWN: Mapping[str, type[OwnSettings]] = {
+    "data": DataSettings,
+    "eval": EvalSettings,
+    "evolve": EvolveSettings,
+    "synth": SynthSettings,
+    "llm": LlmSettings,
+}
+CONFIGS: Mapping[str, tuple[str, str]] = {
+    "train": ("verl.config", "VeRLConfig"),
+    "sft": ("sft.config", "SFTConfig"),
+    "evolve": ("evolution.config", "EvolutionConfig"),
+    "synth": ("synthesis.pipeline.config", "SynthesisConfig"),
+    "llm": ("llm.config", "ClientConfig"),
+}
+"""The config class of a section: its module and its name."""
+SECTIONS = ("data", "reward", *dict.fromkeys([*CONFIGS, *OWN]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting as the command line knows it."""
+
+    section: str
+    name: str
+    type: str
+    """The field's annotation, as it is written."""
+    default: object
+    help: str
+    check: Check | None
+    path: str | None
+    """What moves with a file's folder: "file", "code" (file.py:name), "model" or None."""
+    own: bool
+    """Whether it belongs to the command line and not to the config class."""
+
+    @property
+    def may_be_none(self) -> bool:
+        """Whether "none" means no value."""
+        return "None" in self.type
+
+
+def settings_of_section(section: str) -> dict[str, Setting]:
+    """Return all settings of a section by name; `reward` has none, its names are yours."""
+    known: dict[str, Setting] = {}
+    if section in CONFIGS:
+        module, name = CONFIGS[section]
+        config = getattr(import_module(f"orbiter.train.{module}"), name)
+        known |= {f.name: _setting(section, f, own=False) for f in fields(config) if _settable(f)}
+    if section in OWN:
+        known |= {f.name: _setting(section, f, own=True) for f in fields(OWN[section])}
+    return known
+
+
+def _settable(field: Field[Any]) -> bool:
+    return bool(field.metadata.get("cli", True)) and field.name != "on_event"
+
+
+def _setting(section: str, field: Field[Any], *, own: bool) -> Setting:
+    default = field.default
+    if field.default_factory is not MISSING:
+        default = field.default_factory()
+    paths = {"run_dir": "file"} if section == "evolve" else {}
+    return Setting(
+        section=section,
+        name=field.name,
+        type=str(field.type),
+        default=None if default is MISSING else default,
+        help=str(field.metadata.get("help", "")),
+        check=field.metadata.get("check"),
+        path=field.metadata.get("path", paths.get(field.name)),
+        own=own,
+    )

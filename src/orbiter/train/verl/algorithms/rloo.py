@@ -1,0 +1,27 @@
+"""RLOO: each sample is compared with the mean of the other samples of its prompt.
+
+Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740. `scale_rewards` has no effect: RLOO does not
+divide by the standard deviation.
+"""
+
+from __future__ import annotations
+
+from orbiter.train.verl.algorithms.base import Credited, Samples
+from orbiter.train.verl.algorithms.grpo import Grpo, GrpoConfig, spread
+
+
+class Rloo(Grpo):
+    """Compares each sample with the mean of the others."""
+
+    title = "RLOO"
+    summary = "Each sample is compared with the mean of the other samples of its prompt."
+
+    def credit(self, config: GrpoConfig, samples: Samples) -> Credited:  # noqa: ARG002 - no setting is read
+        """Give all tokens of a sample its advantage over the mean of the others."""
+        from orbiter.train.rl.rloo import leave_one_out_advantage
+
+        return spread(samples, leave_one_out_advantage(samples.reward, valid=samples.valid))
+
+    def verl_overrides(self, config: GrpoConfig) -> dict[str, object]:
+        """Return verl's rloo estimator."""
+        return {**super().verl_overrides(config), "algorithm.adv_estimator": "rloo"}
