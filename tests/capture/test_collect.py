@@ -15,6 +15,8 @@ from orbiter.train import (
     ConfigError,
     DataError,
     RewardSpec,
+    SFTConfig,
+    SFTTrainer,
     TrajectoryDataset,
     TrajectoryItem,
     VeRLConfig,
@@ -141,9 +143,13 @@ async def test_what_cannot_be_run_is_refused() -> None:
         await collect(str.upper, ["a"], concurrency=0)
 
 
-async def test_the_agent_of_collect_is_accepted_as_a_trainers() -> None:
+@pytest.mark.parametrize("system_prompt", [None, "Be brief."])
+async def test_a_trainer_refuses_an_agent_that_it_would_not_run(system_prompt: str | None) -> None:
     reward = RewardSpec("length", 1.0, fn=len)
-    for agent in (Agent("http://127.0.0.1:1"), str.upper):
-        trainer = VeRLTrainer(VeRLConfig(model="tiny"), [reward], agent=agent)
-        assert await trainer.check_agent()
-        assert trainer.system_prompt is None
+    config = VeRLConfig(model="tiny", system_prompt=system_prompt)
+    for agent in (Agent("http://127.0.0.1:1"), str.upper, lambda task: task):
+        trainer = VeRLTrainer(config, [reward], agent=agent)
+        with pytest.raises(ConfigError, match=r"cannot run agents yet.*without agent="):
+            await trainer.train(["a"])
+        with pytest.raises(ConfigError, match="cannot run agents yet"):
+            await SFTTrainer(SFTConfig(model="tiny"), agent=agent).check_agent()

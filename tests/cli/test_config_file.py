@@ -158,6 +158,16 @@ def test_what_is_written_as_toml_is_read_back_the_same(values: dict[str, Any]) -
     assert tomllib.loads(dump(values)) == values
 
 
+@pytest.mark.parametrize("text", ["1e-1", "1E-1", ".1e0", "1.e-1", "+1e-1"])
+def test_yaml_reads_every_way_to_write_a_float(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f"eval:\n  success: {text}\nreward:\n  a:\n    weight: {text}\n    fn: a.py:b\n"
+    )
+    values = load(file).values
+    assert (values["eval"]["success"], values["reward"]["a"]["weight"]) == (0.1, 0.1)
+
+
 WRONG = [
     ("train", "model", "5", r"model must be a text, got 5"),
     ("train", "scale_rewards", '"no"', r"scale_rewards must be True or False, got 'no'"),

@@ -146,18 +146,27 @@ class ModelTrainer(Trainer):
 
     @property
     def system_prompt(self) -> str | None:
-        """The system prompt of every prompt: the config's, else the agent's instructions."""
-        if self.config.system_prompt is not None or self.agent is None:
+        """The system prompt of every prompt: the config's, else the agent's instructions.
+
+        Raises:
+            ConfigError: the agent has no `instructions`, which is all that is read of an agent.
+        """
+        if self.agent is None:
             return self.config.system_prompt
         instructions = getattr(self.agent, "instructions", None)
         if not isinstance(instructions, str):
             if callable(self.agent) or callable(getattr(self.agent, "run", None)):
-                return None  # an agent that `collect` runs writes its own system prompt
+                # Ignoring it would train a policy on single answers that the agent never saw.
+                raise ConfigError(
+                    f"{type(self).__name__} cannot run agents yet, and agent= is one that runs "
+                    f"({type(self.agent).__name__}): capture its episodes with "
+                    "orbiter.train.capture.collect, and train on the items without agent="
+                )
             raise ConfigError(
                 "agent must have `instructions` as a text, which become the system prompt; "
                 f"{type(self.agent).__name__} has {instructions!r}"
             )
-        return instructions
+        return instructions if self.config.system_prompt is None else self.config.system_prompt
 
     async def generate(
         self,

@@ -56,7 +56,8 @@ class VeRLTrainer(ModelTrainer):
             rewards: The score of an output is the sum of weight · fn(output).
             dataset: The tasks; may also be passed to `train()`.
             eval_dataset: Held-out tasks, for `eval_every` and `evaluate()`.
-            agent: An object whose `instructions` become the system prompt.
+            agent: An object whose `instructions` become the system prompt; one that runs is
+                refused, since no episodes are played.
             on_state_change: Called with the old and the new state of the lifecycle.
         """
         super().__init__(
