@@ -119,7 +119,7 @@ def test_a_failed_export_leaves_the_old_file_and_nothing_else(suffix: str, tmp_p
     mutable: dict[str, object] = {"k": "v"}
     dataset = dataset_of(TrajectoryItem("s", "a", 1.0, {"nested": mutable}))
     mutable["k"] = object()
-    with pytest.raises(TypeError, match="object is no JSON"):
+    with pytest.raises(TypeError, match="object is not JSON"):
         export(dataset, path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "old"
@@ -262,7 +262,7 @@ def test_unknown_fields_go_to_metadata_on_request(on_error: OnError, tmp_path: P
     dataset = TrajectoryDataset.from_jsonl(path, extra="metadata", on_error=on_error)
     assert dataset[0].metadata == {"k": 1, "colour": "red"}
     path.write_bytes(b'{"state":"s","action":"a","reward":1,"k":"red","metadata":{"k":1}}\n')
-    with pytest.raises(DataError, match="field 'k': stands both in the item and in its metadata"):
+    with pytest.raises(DataError, match="field 'k': appears both in the item and in its metadata"):
         TrajectoryDataset.from_jsonl(path, extra="metadata")
     path = tmp_path / "items.csv"
     path.write_bytes(b"state,action,reward,colour\ns,a,1,red\n")

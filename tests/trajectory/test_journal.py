@@ -171,7 +171,7 @@ def test_every_flipped_byte_before_the_tail_is_found(tmp_path: Path) -> None:
     first, second = good.index(b"\n") + 1, good.rindex(b"\n", 0, -1) + 1
     for at in range(0, second, 7):
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-        with pytest.raises(StorageError, match=f"{path}(:2: the checksum| is no journal)"):
+        with pytest.raises(StorageError, match=f"{path}(:2: the checksum| is not a journal)"):
             TrajectoryDataset(path=path)
         assert len(path.read_bytes()) == len(good)
     assert first < second
@@ -181,7 +181,7 @@ def test_every_flipped_byte_before_the_tail_is_found(tmp_path: Path) -> None:
 def test_a_file_that_is_no_journal_is_left_alone(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_bytes(content)
-    with pytest.raises(StorageError, match=f"{path} is no journal .*from_jsonl"):
+    with pytest.raises(StorageError, match=f"{path} is not a journal .*from_jsonl"):
         TrajectoryDataset(path=path)
     assert path.read_bytes() == content
     with pytest.raises(StorageError, match="is not a file"):
@@ -191,7 +191,7 @@ def test_a_file_that_is_no_journal_is_left_alone(content: bytes, tmp_path: Path)
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "j"
     with TrajectoryDataset(path=path):  # noqa: SIM117 - the second must fail inside the first
-        with pytest.raises(StorageError, match=r"is open in this very process: close\(\)"):
+        with pytest.raises(StorageError, match=r"is already open in this process: close\(\)"):
             TrajectoryDataset(path=path)
     assert reopened(path) == ([], [])
 
@@ -220,7 +220,7 @@ def test_a_forked_child_is_told_to_open_its_own(tmp_path: Path) -> None:
     with TrajectoryDataset(path=tmp_path / "j") as dataset:
         child = context.Process(target=_capture_in_child, args=(dataset, answer))
         child.start()
-        assert "give every process a journal of its own" in answer.get()
+        assert "give every process its own journal" in answer.get()
         child.join()
 
 

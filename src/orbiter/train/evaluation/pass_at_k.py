@@ -8,13 +8,13 @@ from orbiter.train.errors import ConfigError
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Estimate, from `c` successes in `n` attempts, the chance that one of `k` attempts succeeds.
+    """Estimate from `c` successes in `n` attempts the chance that one of `k` attempts succeeds.
 
         pass@k = 1 - C(n - c, k) / C(n, k)
 
-    Chen et al. 2021, equation 1, https://arxiv.org/abs/2107.03374: unbiased, where the plain
-    1 - (1 - c/n)^k is too low. Computed in whole numbers and rounded once. The estimate is for one
-    task: average it over tasks, for instance with `mean_interval`.
+    Chen et al. 2021, equation 1, https://arxiv.org/abs/2107.03374. The estimate is unbiased, while
+    the simple 1 - (1 - c/n)^k is too low. It is computed in integers and rounded once. It is for
+    one task: average it over tasks, for instance with `mean_interval`.
 
     Raises:
         ConfigError: unless 0 <= c <= n and 1 <= k <= n.

@@ -1,7 +1,7 @@
-"""Score a callable over items, many at once, in the items' order.
+"""Scores items concurrently with a user's function and returns the scores in input order.
 
-Left out: keeping partial results. The first failure stops the whole, with the item's index: a mean
-over the items that happened to work would be a mean over the easy ones.
+Partial results are not kept: the first failure stops the run and names the item's index, because
+a mean over the items that happened to work would be a mean over the easy ones.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ async def score(
     concurrency: int = 8,
     timeout_seconds: float | None = None,
 ) -> Scores:
-    """Call `fn` on every item, `concurrency` at once at most, and return the scores.
+    """Call `fn` on every item, at most `concurrency` at once, and return the scores.
 
-    `fn` may be plain or async; a plain one runs in a worker thread. True counts as 1, False as 0.
+    `fn` may be sync or async; a sync one runs in a worker thread. True counts as 1, False as 0.
 
     Raises:
         DataError: there are no items.
-        CallbackError: `fn` raised, took longer than `timeout_seconds` for one item, or returned no
-            finite number; the message names the item's index. The other calls are cancelled.
+        CallbackError: `fn` raised, took longer than `timeout_seconds` for one item, or did not
+            return a finite number; the message names the item's index. The other calls are
+            cancelled.
     """
     if concurrency < 1:
         raise ConfigError(f"concurrency must be at least 1, got {concurrency}")

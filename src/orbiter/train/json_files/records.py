@@ -1,6 +1,6 @@
-"""JSON objects out of a file, one at a time: one a line, or in an array; and back, one a line.
+"""Reads JSON objects one at a time, from JSON lines or an array, and writes JSON lines.
 
-Memory is that of the longest object. Left out: what the objects mean.
+Memory use is that of the longest object. Not here: what the objects mean.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Record(NamedTuple):
     """One object of a file."""
 
     line: int
-    """Where it begins, from 1."""
+    """The line on which it begins, from 1."""
     value: dict[str, Any]
 
 
 def read_records(source: Source) -> Iterator[Record]:
-    """Yield the objects of a file of JSON lines, or of a JSON array where it begins with a `[`.
+    """Yield the objects of a JSON-lines file, or of a JSON array if the file begins with `[`.
 
-    A byte order mark and blank lines are fine. What is no object is refused.
+    A byte order mark and blank lines are allowed. Anything that is not an object is refused.
     """
     with source.open() as file:
         first = _first_byte(file)
@@ -39,19 +39,19 @@ def read_records(source: Source) -> Iterator[Record]:
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """Return the object in a piece of JSON.
+    """Decode a JSON object.
 
     Raises:
-        DataError: says what is wrong, not where the piece is from.
+        DataError: the message says what is wrong, but not in which file or line.
     """
     return _as_object(decode_json(data))
 
 
 def decode_json(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON
-    """Return the value in a piece of JSON; NaN, which is none, and half characters are refused.
+    """Decode a JSON value; NaN, which is not JSON, and half surrogate pairs are refused.
 
     Raises:
-        DataError: says what is wrong, not where the piece is from.
+        DataError: the message says what is wrong, but not in which file or line.
     """
     try:
         return msgspec.json.decode(data)
@@ -60,13 +60,13 @@ def decode_json(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON
     except UnicodeDecodeError as error:
         raise DataError("a text in it is not UTF-8") from error
     except UnicodeEncodeError as error:
-        raise DataError("holds half a surrogate pair, which is no text") from error
+        raise DataError("has half a surrogate pair, which is not a text") from error
     except msgspec.DecodeError as error:
         raise DataError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
 
 
 def head_objects(head: bytes) -> list[dict[str, Any]]:
-    """Return the whole objects among the first bytes of a file, for detection; never raises."""
+    """Return the complete objects in the first bytes of a file, for detection; never raises."""
     text = head.removeprefix(BOM).decode("utf-8", "ignore").lstrip()
     position = 1 if text.startswith("[") else 0
     found: list[dict[str, Any]] = []
@@ -81,21 +81,22 @@ def head_objects(head: bytes) -> list[dict[str, Any]]:
 
 
 def first_object(head: bytes) -> dict[str, Any]:
-    """Return the first object among the first bytes of a file, for detection; never raises.
+    """Return the first object in the first bytes of a file, for detection; never raises.
 
-    One that is cut off has the names that can be seen, all None. None at all is {}.
+    If it is cut off, the result has the keys that were seen, all with None; {} if there is no
+    object.
     """
     found = head_objects(head)
     return found[0] if found else dict.fromkeys(_first_keys(head))
 
 
 def encode_record(value: Mapping[str, object]) -> bytes:
-    """Return an object as one line of JSON, with the newline."""
+    """Encode an object as one line of JSON, with the newline."""
     return fields.encode(value) + b"\n"
 
 
 def _first_keys(head: bytes) -> Iterator[str]:
-    """Yield the names in the outermost object that begins a cut-off text."""
+    """Yield the keys of the outermost object at the start of a cut-off text."""
     text = head.removeprefix(BOM).decode("utf-8", "ignore").lstrip().removeprefix("[").lstrip()
     depth = 0
     for match in _STRUCTURE.finditer(text):
@@ -108,7 +109,7 @@ def _first_keys(head: bytes) -> Iterator[str]:
 
 
 def _first_byte(file: IO[bytes]) -> bytes:
-    """Return the first byte that says something, and go back to the start."""
+    """Return the first byte that is not blank, and rewind the file."""
     byte = file.read(3).removeprefix(BOM).lstrip()[:1]
     while byte == b"" and (more := file.read(4096)):
         byte = more.lstrip()[:1]
@@ -128,7 +129,7 @@ def _read_lines(source: Source, file: IO[bytes]) -> Iterator[Record]:
 
 
 def _read_array(source: Source, file: IO[bytes]) -> Iterator[Record]:
-    """Yield the elements of an array; behind one that is no JSON, nothing more can be read."""
+    """Yield the elements of an array up to the first one that is not JSON."""
     text = _Text(file)
     text.skip(re.compile(r"\s*\["))
     wanted = _SPACE
@@ -147,11 +148,11 @@ def _read_array(source: Source, file: IO[bytes]) -> Iterator[Record]:
         wanted = _COMMA
     text.skip(re.compile(r"\]"))
     if rest := text.peek(_SPACE):
-        source.refuse(text.line, f"{rest!r} behind the array")
+        source.refuse(text.line, f"{rest!r} after the array")
 
 
 class _Text:
-    """A window of text that moves over a file, and knows the line it stands in."""
+    """A window of text that moves over a file and tracks the line number."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -162,24 +163,24 @@ class _Text:
         self.taken_at = 1
 
     def peek(self, blank: re.Pattern[str]) -> str:
-        """Skip what is blank, and return the next character; "" at the end of the file."""
+        """Skip `blank` and return the next character; "" at the end of the file."""
         while True:
             self.skip(blank)
             if self._text or not self._more():
                 return self._text[:1]
 
     def skip(self, pattern: re.Pattern[str]) -> None:
-        """Move behind what matches, where it does."""
+        """Move past a match of `pattern` at the current position, if there is one."""
         while not self._text and self._more():
             pass
         if match := pattern.match(self._text):
             self._move(match.end())
 
     def take_value(self) -> object:
-        """Return the value that begins here, and move behind it.
+        """Return the value that begins here, and move past it.
 
         Raises:
-            DataError: it is no JSON.
+            DataError: it is not JSON.
         """
         size = self._chunk
         while True:
@@ -190,7 +191,7 @@ class _Text:
             except ValueError as error:
                 if _certain(error, len(self._text)) or not self._more(size):
                     raise DataError(f"not JSON: {error}") from error
-                size *= 2  # so that a long value is scanned a few times only
+                size *= 2  # doubling means that a long value is scanned only a few times
             else:
                 self.taken_at = self.line
                 self._move(end)
@@ -207,7 +208,7 @@ class _Text:
 
 
 def _certain(error: ValueError, length: int) -> bool:
-    """Say whether a value is wrong, and not merely cut off where the window ends."""
+    """Say whether a value is really malformed, and not just cut off at the end of the window."""
     if not isinstance(error, json.JSONDecodeError):
         return True
     return error.pos < length - 32 and not error.msg.startswith("Unterminated string")
@@ -224,11 +225,11 @@ def _no_object(value: object) -> str:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
-# A text that is cut off matches too: else each quote in it would be tried as a beginning.
+# A cut-off text matches too; otherwise every quote inside it would be tried as a start.
 _STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _COMMA = re.compile(r"\s*,?\s*")

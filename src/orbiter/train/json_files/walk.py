@@ -1,8 +1,8 @@
-"""Walk through one huge JSON document without holding it: into objects and arrays, over the rest.
+"""Walks through a huge JSON document without loading it: into some values, past the others.
 
-A window moves over the file. Where a value ends is found out by msgspec, which scans at a gigabyte
-a second; only a value that it cannot read is scanned here, so that one bad element of an array
-does not hide those behind it. Left out: what the values mean.
+A window moves over the file. msgspec, which scans a gigabyte per second, finds the end of each
+value; only a value that it cannot read is scanned here, so that one bad element of an array does
+not hide the elements after it. Not here: what the values mean.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from orbiter.train.trajectory.files import BOM, Source
 T = TypeVar("T")
 
 CHUNK = 1 << 20
-"""Bytes read at once."""
+"""The number of bytes per read."""
 LONGEST = 64 << 20
-"""Bytes of the longest value that is read as one."""
+"""The largest value, in bytes, that is read whole."""
 
 
 class BrokenDocumentError(DataError):
-    """The document is no JSON here, so that nothing behind this place can be understood."""
+    """The document is malformed at this point, so nothing after it can be read."""
 
 
 class Walk:
-    """A place in a JSON document, which only moves forward."""
+    """A position in a JSON document that only moves forward."""
 
     def __init__(
         self, file: IO[bytes], read: bytes = b"", *, line: int = 1, offset: int = 0
     ) -> None:
-        """Start where `read` does: what was read of the file already, and where that stands."""
+        """Start at the bytes in `read`, already read from `file` at this line and offset."""
         self._file = file
         self._window = read
         self._at = 0
@@ -45,14 +45,14 @@ class Walk:
 
     @property
     def line(self) -> int:
-        """The line in the file, from 1."""
+        """The current line of the file, from 1."""
         self._line += self._window.count(b"\n", self._counted, self._at)
         self._counted = self._at
         return self._line
 
     @property
     def byte(self) -> int:
-        """The byte in the file, from 1."""
+        """The current byte of the file, from 1."""
         return self._bytes_before + self._at + 1
 
     def peek(self) -> bytes:
@@ -63,7 +63,7 @@ class Walk:
                 return self._window[self._at : self._at + 1]
 
     def members(self) -> Iterator[str]:
-        """Yield the keys of the object that begins here; behind each, take or skip its value."""
+        """Yield the keys of the object that begins here; after each, take or skip its value."""
         for _ in self._inside(b"{", b"}"):
             try:
                 key = self.take(_KEYS)
@@ -73,15 +73,15 @@ class Walk:
             yield key
 
     def elements(self) -> Iterator[None]:
-        """Stop at each element of the array that begins here; take it or skip it."""
+        """Stop at each element of the array that begins here, so that it is taken or skipped."""
         return self._inside(b"[", b"]")
 
     def take(self, decoder: msgspec.json.Decoder[T]) -> T:
-        """Return the value that begins here and stand behind it, also where it is bad.
+        """Return the value that begins here and move past it, even if it is bad.
 
         Raises:
-            DataError: it is no JSON, or not of the decoder's type.
-            BrokenDocumentError: it has no end.
+            DataError: the value is not JSON, or not of the decoder's type.
+            BrokenDocumentError: the value has no end.
         """
         self.peek()
         end = self._end()
@@ -89,10 +89,10 @@ class Walk:
         return decoded(decoder, piece)
 
     def take_like(self, decoder: msgspec.json.Decoder[T]) -> T:
-        """Return an element of an array whose elements begin with the same key: once over it only.
+        """Return an array element, scanned only once if all elements begin with the same key.
 
-        It ends before the next one begins, unless what looks like a beginning stands inside it.
-        What decodes as a whole value is the whole value.
+        The element is assumed to end where that key next begins an object. If the key was inside
+        the element, the piece does not decode, and `take` reads it instead.
         """
         self.peek()
         if (mark := _FIRST_KEY.match(self._window, self._at)) is not None:
@@ -108,7 +108,7 @@ class Walk:
         return self.take(decoder)
 
     def skip(self) -> None:
-        """Stand behind the value that begins here."""
+        """Move past the value that begins here."""
         self.peek()
         self._at = self._end()
 
@@ -146,13 +146,13 @@ class Walk:
                 )
 
     def _more(self) -> bool:
-        """Read on, at least as much as stands unread, so that a long value is scanned few times."""
+        """Read at least as much as is unread, so that a long value is scanned only a few times."""
         if self._ended:
             return False
         try:
             data = self._file.read(max(CHUNK, len(self._window) - self._at))
         except OSError as error:
-            raise StorageError(f"cannot read on: {error.strerror}") from error
+            raise StorageError(f"cannot read the rest: {error.strerror}") from error
         self._line = self.line
         self._bytes_before += self._at
         self._window = self._window[self._at :] + data
@@ -162,10 +162,10 @@ class Walk:
 
 
 def decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
-    """Return what stands in a piece of JSON.
+    """Decode a JSON value.
 
     Raises:
-        DataError: says what is wrong, not where the piece is from.
+        DataError: the message says what is wrong, but not in which file or line.
     """
     try:
         return decoder.decode(data)
@@ -177,12 +177,12 @@ def decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
         raise DataError(str(error).replace("`", "")) from error
     except msgspec.DecodeError as error:
         if b"\\ud" in data.lower() and "truncated" in str(error):
-            raise DataError("holds half a surrogate pair, which is no text") from error
+            raise DataError("has half a surrogate pair, which is not a text") from error
         raise DataError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
 
 
 def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the objects of a file with their lines: one after the other, or in an array."""
+    """Yield the objects of a file with their line numbers, from a sequence or an array."""
     with source.open() as file:
         walk = Walk(file, file.read(len(BOM)).removeprefix(BOM))
         found = False
@@ -207,7 +207,7 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _where_value_ends(window: bytes, at: int) -> int | None:
-    """Return the place behind the value at `at`; None where the window ends first, or it is bad."""
+    """Return the end of the value at `at`; None if the window ends first or it is malformed."""
     try:
         _RAW.decode(memoryview(window)[at:])
     except msgspec.DecodeError as error:
@@ -221,7 +221,7 @@ def _where_value_ends(window: bytes, at: int) -> int | None:
 
 
 def _balanced(window: bytes, at: int) -> int | None:
-    """Find the end of an object or array by its brackets alone, whatever else stands in it."""
+    """Find the end of an object or array by counting brackets, whatever else is in it."""
     depth = 0
     for token in _TOKEN.finditer(window, at):
         if token[0] in b"{[":

@@ -1,4 +1,4 @@
-"""What happened: items, and the data set that keeps them."""
+"""The record of what agents did: items, and the data set that stores them."""
 
 from orbiter.train.trajectory.dataset import TrajectoryDataset
 from orbiter.train.trajectory.item import TrajectoryItem

@@ -1,4 +1,4 @@
-"""One item as one line of JSON, both ways; a line that is wrong says what, and in which field."""
+"""Encodes an item as one line of JSON and decodes it; errors name the field and the problem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, from_va
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """An item's fields as JSON has them, in the order of `item.NAMES`."""
+    """The fields of an item as JSON types, in the order of `item.NAMES`."""
 
     state: str
     action: str
@@ -44,7 +44,8 @@ def decode_item(line: bytes, *, extra_to_metadata: bool = False) -> TrajectoryIt
     """Return the item in a line of JSON.
 
     Raises:
-        DataError: names the field, what was expected and what is there; not the place of the line.
+        DataError: the message names the field, what was expected and the value found, but not the
+            file or line.
     """
     try:
         decoded = _DECODER.decode(line)
@@ -62,7 +63,7 @@ def decode_item(line: bytes, *, extra_to_metadata: bool = False) -> TrajectoryIt
 
 
 def values_in(line: Line) -> Values:
-    """Return the fields of a decoded line, in the form in which an item has them."""
+    """Return the fields of a decoded line as an item stores them."""
     if type(line.reward) is int:
         line.reward = fields.number("reward", line.reward)
     if type(line.timestamp) is int:
@@ -73,10 +74,10 @@ def values_in(line: Line) -> Values:
 
 
 def _may_repeat_a_key(line: bytes, decoded: Line) -> bool:
-    """Say whether a key may be there twice, the second hiding the first.
+    """Say whether a key may occur twice, so that the second one hides the first.
 
-    Decoding drops repeated keys, so that encoding again gives fewer colons than the line has. Only
-    a colon written as an escape could make up for one: that counts as a maybe.
+    Decoding drops repeated keys, so encoding the result gives fewer colons than the line has. Only
+    a colon written as an escape can hide that, so a line with one counts as suspicious too.
     """
     if b'"metadata"' not in line:
         decoded.metadata = None
@@ -85,7 +86,7 @@ def _may_repeat_a_key(line: bytes, decoded: Line) -> bool:
 
 
 def _as_object(line: bytes) -> dict[str, Any]:
-    """Read a line slowly, refusing a key that stands twice in one object."""
+    """Read a line with the slow decoder, refusing a key that occurs twice in one object."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -104,7 +105,7 @@ def _with_extra_in_metadata(given: dict[str, Any]) -> Line:
     metadata = given.get("metadata") or {}
     if isinstance(metadata, Mapping):
         if both := sorted(extra.keys() & metadata.keys()):
-            raise DataError(f"field {both[0]!r}: stands both in the item and in its metadata")
+            raise DataError(f"field {both[0]!r}: appears both in the item and in its metadata")
         given["metadata"] = {**metadata, **extra}
     try:
         return msgspec.convert(given, Line)

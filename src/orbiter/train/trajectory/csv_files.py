@@ -1,9 +1,9 @@
-"""Items in CSV files, both ways, safe to open in a spreadsheet.
+"""Reads and writes items as CSV files that are safe to open in a spreadsheet.
 
-The first row names the fields. Numbers stand bare, nested fields are JSON text, and an empty cell
+The first row names the fields. Numbers are unquoted, nested fields are JSON text, and an empty cell
 is None (in `state` and `action`, which cannot be None, the empty text). A text that begins with one
-of = + - @ tab return or ' would be run as a formula, or lose its first character: it gets a ' in
-front, which reading takes away. So does an empty text where an empty cell means None.
+of = + - @ tab return or ' would be run as a formula or lose its first character, so it is written
+with a leading ', which reading removes. An empty text gets one too where an empty cell means None.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from orbiter.train.trajectory.files import CHUNK, Extra, OnError, Skipped, Sourc
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
 
 ALWAYS = ("state", "action", "reward", "metadata")
-"""Columns that are there even where no item has a value."""
+"""Columns that are written even if no item has a value for them."""
 _TEXT = ("state", "action", "task_id", "episode_id", "agent")
 _RISKY = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) -> int:
-    """Write one row an item, with the columns that some item has a value for; return how many."""
+    """Write one row per item, without columns that are empty in all items; return the count."""
     used = set(ALWAYS)
     for item in items:
         used.update(
@@ -52,10 +52,10 @@ def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) ->
 def read_csv(
     path: str | os.PathLike[str], on_error: OnError, extra: Extra, skipped: list[Skipped]
 ) -> Iterator[TrajectoryItem]:
-    """Yield the items of a CSV file; a byte order mark is fine."""
+    """Yield the items of a CSV file; a byte order mark is allowed."""
     source = Source(path, on_error, extra, skipped)
-    # A cell may be longer than the 128 kB that the standard reader takes by default; the limit is
-    # one for the whole process, and is only ever raised here.
+    # A cell may be longer than the standard reader's default limit of 128 kB. The limit applies to
+    # the whole process, and nothing here lowers it again.
     csv.field_size_limit(2**31 - 1)
     with (
         source.open() as raw,
@@ -72,7 +72,7 @@ def read_csv(
 
 
 def _rows(source: Source, rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row with the line that it starts on; blank lines are left out."""
+    """Yield each row with the line on which it starts, without blank lines."""
     line = rows.line_num + 1  # type: ignore[attr-defined]  # csv.reader's
     while True:
         try:
@@ -114,7 +114,7 @@ def _item(columns: list[str], row: list[str]) -> TrajectoryItem:
     values = {name: _value(name, cells.pop(name)) for name in NAMES if name in cells}
     metadata = values.pop("metadata", None) or {}
     if both := sorted(cells.keys() & metadata.keys()):
-        raise DataError(f"field {both[0]!r}: stands both in the item and in its metadata")
+        raise DataError(f"field {both[0]!r}: appears both in the item and in its metadata")
     extra = {name: _unguarded(cell) for name, cell in cells.items() if cell}
     return TrajectoryItem(**values, metadata={**metadata, **extra})
 
@@ -148,7 +148,7 @@ def _value(name: str, cell: str) -> Any:  # noqa: ANN401 - as the field has it
 
 
 def _number(cell: str) -> float:
-    """Read a number as a spreadsheet may have left it."""
+    """Read a number in any form that a spreadsheet may have written."""
     if "_" in cell:
         raise ValueError("not a number")
     try:

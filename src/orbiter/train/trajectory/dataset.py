@@ -1,7 +1,7 @@
-"""The data set: takes items in while agents run, keeps them, gives them out.
+"""The data set: collects items while agents run, stores them and returns them.
 
-Left out: how items look in files (`files.py`, `csv_files.py`), on disk while they come
-(`journal.py`) and in memory (`store.py`).
+Not here: the file formats (`files.py`, `csv_files.py`), the journal on disk (`journal.py`) and the
+layout in memory (`store.py`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class TrajectoryDataset(Sequence[TrajectoryItem]):
-    """Items in the order of their capture; safe to fill from many threads and tasks at once.
+    """Items in the order they were captured; safe to fill from many threads and tasks at once.
 
-    An item whose reward is not known yet waits, unseen by the strategy and not counted by `len`,
-    until `assign_reward` gives its episode one.
+    An item without a reward waits until `assign_reward` gives its episode one. Until then the
+    strategy does not see it and `len` does not count it.
     """
 
     def __init__(
@@ -42,18 +42,21 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         path: Path | None = None,
         durability: Durability = "process",
     ) -> None:
-        """Make a data set in memory, or with `path` open or create one on disk.
+        """Make a data set in memory, or open or create one on disk if `path` is given.
 
         Args:
-            strategy: decides what is kept, and in what shape; everything, unless given.
-            path: the journal's file; it and its folder need not exist. One process writes at a
-                time.
-            durability: what a returned `capture` survives: "process", the death of this process;
-                "group", of the machine too, but for the latest 64 records; "disk", of the machine.
+            strategy: decides which items to keep and may change them; the default keeps all.
+            path: the journal file; it and its folder need not exist. Only one process can write
+                to it at a time.
+            durability: which failures an item survives once `capture` has returned: "process", a
+                crash of this process; "group", also a power loss, except for the latest 64
+                records; "disk", also a power loss.
 
         Raises:
-            ConfigError: `strategy` is no strategy (perhaps its class), or `durability` is unknown.
-            StorageError: the journal is held by another process, damaged, or no journal.
+            ConfigError: `strategy` is not a strategy (perhaps its class), or `durability` is
+                unknown.
+            StorageError: the journal is in use by another process, is damaged, or is another kind
+                of file.
         """
         if strategy is not None and not isinstance(strategy, TrajectoryStrategy):
             raise ConfigError(
@@ -66,17 +69,17 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
             )
         self.strategy = strategy if strategy is not None else DefaultStrategy()
         self.skipped: list[Skipped] = []
-        """What an import with on_error="skip" left out."""
+        """The bad items that an import with on_error="skip" left out."""
         self._lock = threading.RLock()
         self._ledger = Ledger(path, durability)
         self._store = self._ledger.store
 
     def capture(self, item: TrajectoryItem) -> TrajectoryItem | None:
-        """Take in an item; return what was kept of it, or None if it was dropped or has to wait.
+        """Add an item; return the kept version of it, or None if it was dropped or has to wait.
 
         Raises:
-            CallbackError: the strategy raised or answered with nonsense; names the item, which is
-                not kept.
+            CallbackError: the strategy raised or returned an invalid value; the message names the
+                item, which is not kept.
             StorageError: the journal could not be written; the item is not kept.
         """
         if type(item) is not TrajectoryItem and not isinstance(item, TrajectoryItem):
@@ -95,18 +98,18 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
     def assign_reward(
         self, episode_id: str, reward: float, gamma: float = 1.0
     ) -> list[TrajectoryItem]:
-        """Give the waiting steps of an episode what its end was worth, and return those then kept.
+        """Assign an episode's final reward to its waiting steps; return the items then kept.
 
-            reward of a step = reward * gamma ** (how many steps before the last one it stands)
+            reward of a step = reward * gamma ** (number of steps between it and the last step)
 
-        Counted by `step` where every waiting item has one (agents that share a step number share
-        a reward), else by the order of capture. Steps that had a reward of their own keep it. All
-        of the episode changes at once, in one record of the journal.
+        Steps are counted by `step` if every waiting item has one (agents that share a step number
+        share a reward), otherwise by the order of capture. Steps that already have a reward keep
+        it. The whole episode changes at once, in one record of the journal.
 
         Raises:
-            DataError: nothing of that episode waits, or the reward is not finite.
+            DataError: no step of that episode is waiting, or the reward is not finite.
             ConfigError: gamma is outside [0, 1].
-            CallbackError: the strategy raised; the whole episode goes on waiting.
+            CallbackError: the strategy raised; the whole episode keeps waiting.
         """
         if not 0 <= gamma <= 1:
             raise ConfigError(f"gamma must lie in [0, 1], got {gamma!r}")
@@ -131,7 +134,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
     def revise(
         self, episode_id: str, step: int, change: Callable[[TrajectoryItem], TrajectoryItem]
     ) -> TrajectoryItem | None:
-        """Put what `change` makes of a step in its place; only one that waits can be revised."""
+        """Replace a waiting step with the item that `change` returns for it."""
         with self._lock:
             number = self._store.waiting_step(episode_id, step)
             if number is None:
@@ -148,14 +151,15 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
 
     @property
     def waiting(self) -> list[TrajectoryItem]:
-        """The items that wait for a reward, in the order of their capture."""
+        """The items that wait for a reward, in the order they were captured."""
         with self._lock:
             return [restore(stored) for stored in self._store.waiting.values()]
 
     def episodes(self) -> dict[str, list[TrajectoryItem]]:
-        """Return the kept items of each episode, by `step` where all have one, else as captured.
+        """Return the kept items of each episode, sorted by `step` if all have one.
 
-        Episodes stand in the order of their first item; items of no episode are left out.
+        Otherwise they stay in the order they were captured. Episodes are in the order of their
+        first item; items without an episode are left out.
         """
         found: dict[str, list[TrajectoryItem]] = {}
         for item in self:
@@ -167,25 +171,25 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         return found
 
     def summary(self) -> summary.Summary:
-        """Return counts and mean rewards with their 95 % intervals: of all, per agent, per task."""
+        """Return counts, and mean rewards with 95 % intervals: overall, per agent and per task."""
         return summary.summarise(self, waiting=len(self._store.waiting))
 
     def export_json(self, path: Path) -> int:
-        """Write the kept items as one JSON array of objects named by the fields; return how many.
+        """Write the kept items as one JSON array of objects; return their number.
 
-        This file, like the other two, is wholly there or not at all; waiting items stay out of it.
+        All exports are atomic: they write the whole file or nothing. Waiting items are left out.
         """
         return files.export_json(self._to_export(path), path)
 
     def export_jsonl(self, path: Path) -> int:
-        """Write the kept items as JSON, one object a line; return how many."""
+        """Write the kept items as JSON lines, one object per line; return their number."""
         return files.export_jsonl(self._to_export(path), path)
 
     def export_csv(self, path: Path) -> int:
-        """Write the kept items as CSV, nested fields as JSON text; return how many.
+        """Write the kept items as CSV, with nested fields as JSON text; return their number.
 
-        A text that a spreadsheet would run as a formula gets a `'` in front; `from_csv` takes it
-        away again.
+        A text that a spreadsheet would run as a formula gets a leading `'`, which `from_csv`
+        removes again.
         """
         return csv_files.export_csv(self._to_export(path), path)
 
@@ -202,13 +206,14 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
 
         Args:
             path: the file.
-            strategy: decides on every item that is read, as on one that is captured.
-            on_error: "raise" stops at the first bad item; "skip" leaves it out, logs it and notes
-                it in `skipped`.
-            extra: "error" refuses a field that items do not have; "metadata" puts it there.
+            strategy: decides on every item that is read, as it does on captured items.
+            on_error: "raise" stops at the first bad item; "skip" leaves it out, logs it and adds
+                it to `skipped`.
+            extra: "error" refuses an unknown field; "metadata" moves it into the metadata.
 
         Raises:
-            DataError: names the file, the line (from 1), the field and what was expected.
+            DataError: an item is wrong; the message names the file, the line (from 1), the field
+                and what was expected.
             StorageError: the file cannot be read.
         """
         dataset = cls(strategy)
@@ -224,7 +229,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         on_error: OnError = "raise",
         extra: Extra = "error",
     ) -> Self:
-        """Read JSON lines of items; arguments and errors as for `from_json`."""
+        """Read items from JSON lines; arguments and errors are those of `from_json`."""
         dataset = cls(strategy)
         dataset.extend(files.read_jsonl(path, on_error, extra, dataset.skipped))
         return dataset
@@ -238,7 +243,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         on_error: OnError = "raise",
         extra: Extra = "error",
     ) -> Self:
-        """Read CSV with the fields' names in its first row; arguments and errors as `from_json`."""
+        """Read CSV whose first row names the fields; for arguments and errors see `from_json`."""
         dataset = cls(strategy)
         dataset.extend(csv_files.read_csv(path, on_error, extra, dataset.skipped))
         return dataset
@@ -250,7 +255,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         return journal.recovery if journal is not None else None
 
     def close(self) -> None:
-        """Let another process write the journal; the items stay readable here."""
+        """Close the journal so that another process can write to it; the items stay readable."""
         with self._lock:
             if self._ledger.journal is not None:
                 self._ledger.journal.close()

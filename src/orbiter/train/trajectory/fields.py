@@ -1,6 +1,6 @@
-"""What a field of an item may hold: each check returns the value to keep, or names what is wrong.
+"""Validators for the fields of an item: each returns the value to store or raises `DataError`.
 
-The bound is JSON in UTF-8, since that is what every file of items comes down to.
+Every file of items is JSON in UTF-8 in the end, so a field accepts what JSON in UTF-8 can hold.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from orbiter.train.errors import DataError
 
 
 def text(name: str, value: object) -> str:
-    """Accept a string that UTF-8 can hold; a subclass (NumPy's, an enum's) becomes a plain one."""
+    """Accept a string that UTF-8 can hold; an instance of a subclass becomes a plain `str`."""
     if not isinstance(value, str):
         raise _wrong(name, "a str", value)
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{name} holds half a surrogate pair at character {error.start}, which is no text: "
+            f"{name} has half a surrogate pair at character {error.start}, which is not a text: "
             "clean it with s.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         ) from error
     return str.__str__(value)
 
 
 def number(name: str, value: object) -> float:
-    """Accept a finite real number, NumPy's and bool included, that a float holds exactly."""
+    """Accept a finite real number, also NumPy's or a bool; an int must be exact as a float."""
     if not isinstance(value, Real):
         raise _wrong(name, "a number", value)
     try:
@@ -45,7 +45,7 @@ def number(name: str, value: object) -> float:
 
 
 def whole(name: str, value: object) -> int:
-    """Accept an integer, NumPy's included; not a bool."""
+    """Accept an integer, also NumPy's, but not a bool."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise _wrong(name, "an int", value)
     return int(value)
@@ -59,7 +59,7 @@ def flag(name: str, value: object) -> bool:
 
 
 def json_object(name: str, value: object) -> Mapping[str, object]:
-    """Accept a mapping that comes back from JSON as it went in."""
+    """Accept a mapping that survives a round trip through JSON."""
     if type(value) is dict and _is_flat(value):
         return value
     if not isinstance(value, Mapping):
@@ -69,9 +69,9 @@ def json_object(name: str, value: object) -> Mapping[str, object]:
 
 
 def json_objects(name: str, value: object) -> list[Mapping[str, object]]:
-    """Accept a list of mappings that come back from JSON as they went in; returns a new list.
+    """Accept a list of mappings that survive a round trip through JSON; return a new list.
 
-    A new list, since a live conversation goes on growing after the step was recorded.
+    A new list, because the caller may append to its conversation after the step was recorded.
     """
     given = _listed(name, value)
     for index, inner in enumerate(given):
@@ -82,7 +82,7 @@ def json_objects(name: str, value: object) -> list[Mapping[str, object]]:
 
 
 def token_ids(name: str, value: object) -> list[int]:
-    """Accept a list of ints; returns a new list."""
+    """Accept a list of ints; return a new list."""
     given = _listed(name, value)
     if not set(map(type, given)) <= {int}:
         return [whole(f"{name}[{index}]", inner) for index, inner in enumerate(given)]
@@ -90,7 +90,7 @@ def token_ids(name: str, value: object) -> list[int]:
 
 
 def numbers(name: str, value: object) -> list[float]:
-    """Accept a list of finite numbers; returns a new list."""
+    """Accept a list of finite numbers; return a new list."""
     given = _listed(name, value)
     if set(map(type, given)) <= {float} and all(map(math.isfinite, cast("list[float]", given))):
         return cast("list[float]", list(given))
@@ -98,18 +98,18 @@ def numbers(name: str, value: object) -> list[float]:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: its repr, cut short."""
+    """Return the repr of a value for use in a message, shortened if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def encode(value: object) -> bytes:
-    """Return a checked value as one line of JSON, keys in their order."""
+    """Return a validated value as one line of JSON, with keys in their given order."""
     return _ENCODER.encode(value)
 
 
 def encode_sorted(value: object) -> bytes:
-    """Return a checked value as JSON with sorted keys, so that equal content gives equal bytes."""
+    """Return a validated value as JSON with sorted keys: equal content gives equal bytes."""
     return _SORTED_ENCODER.encode(value)
 
 
@@ -132,7 +132,7 @@ def _check_json(name: str, value: object) -> None:
 
 
 def _is_flat(value: dict[object, object]) -> bool:
-    """Say whether a dict surely holds names and plain values only, as metadata mostly does."""
+    """Say whether a dict certainly holds only plain values; a fast path for most metadata."""
     for key, inner in value.items():
         if type(key) is not str or not key.isascii():
             return False
@@ -145,7 +145,7 @@ def _is_flat(value: dict[object, object]) -> bool:
 
 
 def _is_json(value: object) -> bool:
-    """Say whether a value is surely fine: quick, since every captured message passes here."""
+    """Say whether a value is certainly valid; fast, because every captured message is checked."""
     kind = type(value)
     if kind is dict:
         for key, inner in cast("dict[object, object]", value).items():
@@ -162,7 +162,7 @@ def _is_json(value: object) -> bool:
 
 
 def _refuse(name: str, value: object) -> None:
-    """Walk again, naming the way, and raise at the first value that JSON cannot hold, if any."""
+    """Search again, tracking the path, and raise at the first value that JSON cannot hold."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if type(key) is not str:
@@ -184,7 +184,7 @@ _ATOMS = frozenset((int, bool, type(None)))
 
 
 def _plain(value: object) -> object:
-    """For msgspec, which knows the exact types of JSON only."""
+    """Convert a value to an exact JSON type, since msgspec accepts no subclasses."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (list, tuple)):
@@ -195,7 +195,7 @@ def _plain(value: object) -> object:
         return int(value)
     if isinstance(value, Real):
         return float(value)
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_plain)

@@ -1,6 +1,6 @@
-"""Items in JSON files: an array, or one object a line. What is read is checked line by line.
+"""Reads and writes items as a JSON array or as JSON lines, checking each item.
 
-Left out: CSV (`csv_files.py`), and the formats of other tools (`orbiter.train.formats`).
+Not here: CSV (`csv_files.py`) and the formats of other tools (`orbiter.train.formats`).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from orbiter.train.trajectory.codec import decode_item, encode_item
 from orbiter.train.trajectory.item import TrajectoryItem
 
 OnError = Literal["raise", "skip"]
-"""What a bad item in a file does: stop the import, or be left out and reported."""
+"""What to do with a bad item: stop the import, or leave it out and report it."""
 Extra = Literal["error", "metadata"]
-"""What becomes of a field that items do not have."""
+"""What to do with an unknown field: raise an error, or move it into the metadata."""
 
 CHUNK = 512
-"""Lines written at once."""
+"""The number of lines per write."""
 
 log = logging.getLogger(__name__)
 
 
 class Skipped(NamedTuple):
-    """An item of a file that was left out."""
+    """A bad item that was left out of an import."""
 
     path: str
     line: int
-    """From 1."""
+    """The line number, from 1."""
     reason: str
 
     def __str__(self) -> str:
@@ -47,7 +47,7 @@ class Skipped(NamedTuple):
 
 
 class Source:
-    """A file that is being read: turns its parts into items, and knows what to do with bad ones."""
+    """A file that is being read, with the rule for bad items."""
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class Source:
         self.skipped = skipped
 
     def open(self) -> IO[bytes]:
-        """Open the file, or say why it cannot be read."""
+        """Open the file; a `StorageError` says why it cannot be read."""
         try:
             return Path(self.path).open("rb")
         except OSError as error:
             raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
 
     def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
-        """Report a bad item: as an error, or as skipped."""
+        """Raise an error for a bad item, or add it to `skipped`."""
         skipped = Skipped(self.path, line, reason)
         if self.on_error == "raise":
             raise DataError(str(skipped)) from cause
@@ -82,13 +82,13 @@ class Source:
 
 
 def export_jsonl(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
-    """Write one object a line; return how many."""
+    """Write one object per line; return their number."""
     with writing(path) as file:
         return _write_chunks(file, map(encode_item, items), b"\n", b"\n")
 
 
 def export_json(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
-    """Write one array, an object a line; return how many."""
+    """Write one array with one object per line; return their number."""
     with writing(path) as file:
         file.write(b"[\n")
         count = _write_chunks(file, map(encode_item, items), b",\n", b"")
@@ -99,7 +99,7 @@ def export_json(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -
 def read_jsonl(
     path: str | os.PathLike[str], on_error: OnError, extra: Extra, skipped: list[Skipped]
 ) -> Iterator[TrajectoryItem]:
-    """Yield the items of a file of JSON lines; a byte order mark and blank lines are fine."""
+    """Yield the items of a JSON-lines file; a byte order mark and blank lines are allowed."""
     source = Source(path, on_error, extra, skipped)
     metadata = source.extra_to_metadata
     empty = True
@@ -120,7 +120,7 @@ def read_jsonl(
 def read_json(
     path: str | os.PathLike[str], on_error: OnError, extra: Extra, skipped: list[Skipped]
 ) -> Iterator[TrajectoryItem]:
-    """Yield the items of a JSON array; a byte order mark is fine."""
+    """Yield the items of a JSON array; a byte order mark is allowed."""
     source = Source(path, on_error, extra, skipped)
     with source.open() as file:
         data = file.read().removeprefix(BOM)
@@ -149,7 +149,7 @@ def read_json(
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Write a file atomically; where that fails, what stood at `path` stands there still."""
+    """Write a file atomically; if that fails, the previous file at `path` is unchanged."""
     try:
         with atomic_write(path) as file:
             yield file
@@ -170,14 +170,14 @@ def _write_chunks(file: IO[bytes], lines: Iterator[bytes], between: bytes, after
 
 
 def _read_broken_array(source: Source, data: bytes) -> Iterator[TrajectoryItem]:
-    """Read as far as possible: one bad element is left out, not the elements after it."""
+    """Read as much as possible: a bad element does not hide the elements after it."""
     text = data.decode("utf-8", "surrogateescape")
     position = _end_of_space(text, 0) + 1
     line, counted = 1, 0
     expected = True
     while True:
         position = _end_of_space(text, position)
-        # Lines are counted from the last position on: from the start, time grows with the square.
+        # Count newlines from the last position: counting from the start would take quadratic time.
         line, counted = line + text.count("\n", counted, position), position
         if not expected or text.startswith("]", position):
             break
@@ -201,7 +201,7 @@ def _end_of_space(text: str, position: int) -> int:
 
 
 def _element_end(text: str, start: int) -> int:
-    """Return where an element ends; one that is not JSON takes the rest of the text."""
+    """Return where an element ends; if it is not JSON, that is the end of the text."""
     try:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):

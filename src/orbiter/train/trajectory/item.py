@@ -1,8 +1,8 @@
-"""One step of an agent: the record that everything else speaks.
+"""One step of an agent: the record that all other modules exchange.
 
-An item can be wrong only at its making: what a file could not hold (a reward that is no finite
-number, text that is no Unicode, metadata that is no JSON) is refused here, where it is easy to
-find. Left out: where items are kept (`dataset.py`) and what files look like (`files.py`).
+An item is validated once, when it is made: anything that a file could not store (a reward that is
+not finite, text that is not valid Unicode, metadata that is not JSON) is refused here, where the
+cause is easy to find. Not here: storing items (`dataset.py`) and the file formats (`files.py`).
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from orbiter.train.errors import DataError
 from orbiter.train.trajectory import fields
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
-"""Stands for metadata that was not given: each item has a dict of its own."""
+"""Marks metadata that was not given; each item then gets its own empty dict."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class TrajectoryItem:
-    """One step an agent took: what it saw, what it did, what that was worth.
+    """One step of an agent: what it saw, what it did, and the reward.
 
-    Lists are copied, so that a conversation may go on growing; the dicts inside them, and
-    `metadata`, are kept as given.
+    Lists are copied, so the caller may keep appending to its conversation; the dicts inside them,
+    and `metadata`, are not copied.
 
     Raises:
-        DataError: a field's value cannot be kept; the message names the field and the value.
+        DataError: a field's value cannot be stored; the message names the field and the value.
     """
 
     state: str
     """What the agent saw: the text that the policy is conditioned on."""
     action: str
-    """What it did: the text that the policy learns to make more or less likely."""
+    """What the agent did: the text that the policy learns to make more or less likely."""
     reward: float | None = None
-    """What that was worth. Finite, higher is better; None until it is known. True counts as 1.0."""
+    """The reward: finite, higher is better, None until it is known. True counts as 1.0."""
     metadata: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Whatever else is known, as JSON can hold it; `lineage` tells where a derived item is from."""
+    """Anything else, as JSON; for a derived item, `lineage` says what it was made from."""
     task_id: str | None = field(default=None, kw_only=True)
-    """The task worked on: attempts at one task share it, and a split keeps them together."""
+    """The task: all attempts at it share this id, and a split keeps them in one part."""
     episode_id: str | None = field(default=None, kw_only=True)
     """The attempt that this step belongs to."""
     step: int | None = field(default=None, kw_only=True)
-    """Place within the episode."""
+    """The position of this step within the episode."""
     agent: str | None = field(default=None, kw_only=True)
     """Which agent acted, where there are several."""
     messages: Sequence[Mapping[str, object]] | None = field(default=None, kw_only=True)
-    """The chat behind `state`, in OpenAI's form."""
+    """The chat that `state` was rendered from, in OpenAI's format."""
     tools: Sequence[Mapping[str, object]] | None = field(default=None, kw_only=True)
-    """The tools on offer, as JSON schemas."""
+    """The tools that the agent could call, as JSON schemas."""
     tool_calls: Sequence[Mapping[str, object]] | None = field(default=None, kw_only=True)
-    """The calls within `action`, in OpenAI's form."""
+    """The tool calls in `action`, in OpenAI's format."""
     done: bool | None = field(default=None, kw_only=True)
     """Whether the episode ended with this step."""
     timestamp: float | None = field(default=None, kw_only=True)
-    """When, in seconds since 1970 (UTC)."""
+    """The time of the step, in seconds since 1970 (UTC)."""
     prompt_token_ids: Sequence[int] | None = field(default=None, kw_only=True)
-    """The very tokens that the server read."""
+    """The exact prompt tokens that the server read."""
     token_ids: Sequence[int] | None = field(default=None, kw_only=True)
-    """The very tokens that the server sampled."""
+    """The exact tokens that the server sampled."""
     logprobs: Sequence[float] | None = field(default=None, kw_only=True)
     """Log-probability of each of `token_ids`, in nats."""
 
@@ -97,8 +97,8 @@ class TrajectoryItem:
             metadata = {}
         elif metadata or type(metadata) is not dict:
             metadata = fields.json_object("metadata", metadata)
-        # Sixteen times object.__setattr__ takes three times as long as all that follows here: until
-        # it is whole, the item is of a class with the same slots that may be written to.
+        # Calling object.__setattr__ for sixteen fields takes three times as long as the code below,
+        # so the item temporarily has a class with the same slots whose attributes can be assigned.
         kind = type(self)
         _set(self, "__class__", _Draft if kind is TrajectoryItem else _draft_of(kind))
         item: Any = self
@@ -121,15 +121,15 @@ class TrajectoryItem:
         return hash((self.state, self.action, self.reward))
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields by name, as files hold them; optional ones that are None stay out."""
+        """Return the fields by name, as files store them, without optional fields that are None."""
         pairs = zip(NAMES, values_of(self), strict=True)
         return {name: value for name, value in pairs if value is not None or name == "reward"}
 
     @property
     def id(self) -> str:
-        """Name of the content: the same in every process and after every file, 32 hex digits.
+        """A hash of the content, 32 hex digits: the same in every process and after a round trip.
 
-        Covers every field, so an item that was given a reward has another id than before.
+        It covers every field, so the id changes when an item is given a reward.
         """
         return hashlib.blake2b(fields.encode_sorted(self.to_dict()), digest_size=16).hexdigest()
 
@@ -148,7 +148,7 @@ OPTIONAL: Mapping[str, Callable[[str, object], object]] = {
     "token_ids": fields.token_ids,
     "logprobs": fields.numbers,
 }
-"""The fields that need not be there, each with its check."""
+"""The optional fields, each with its validator."""
 
 NAMES = ("state", "action", "reward", "metadata", *OPTIONAL)
 """All fields, in order."""
@@ -161,7 +161,7 @@ values_of: Callable[[TrajectoryItem], Values] = attrgetter(*NAMES)
 
 
 def from_values(values: Values) -> TrajectoryItem:
-    """Make an item of values known to be fine: they came out of an item, or were decoded."""
+    """Make an item without validation, from values of another item or from a checked decoder."""
     item: Any = _new(_Draft)
     (
         item.state, item.action, item.reward, item.metadata, item.task_id, item.episode_id,
@@ -184,7 +184,7 @@ _new = object.__new__
 
 
 def _draft_of(kind: type) -> type:
-    """Return the class that an item of a subclass is of while it is made: one that can be set."""
+    """Return a writable subclass of `kind`, used as the item's class while it is being built."""
     if kind not in _DRAFTS:
         _DRAFTS[kind] = type(kind.__name__, (kind,), {"__slots__": (), "__setattr__": _set})
     return _DRAFTS[kind]

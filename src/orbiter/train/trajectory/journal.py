@@ -1,12 +1,13 @@
-"""A data set on disk: one line a record, each with its checksum, appended and never rewritten.
+"""A data set on disk: an append-only log with one checksummed record per line.
 
     <crc32> {"journal": "orbiter.train.trajectory", "version": 1}      the first line
     <crc32> {"entry": [item, base, cut]}                               captured; kept or waiting
     <crc32> {"scored": [[number, [item, base, cut] or null], ...]}     an episode got its reward
 
-An entry's `item` lacks the first `cut` parts of its shared fields (`turns.SHARED`), which are those
-of the entry numbered `base`. A whole episode is scored in one record, so a kill leaves it scored or
-not. The journal holds what the strategy made of an item: reopening does not ask the strategy again.
+The `item` of an entry is stored without the first `cut` elements of its shared fields
+(`turns.SHARED`), which it has in common with entry number `base`. A whole episode is scored in one
+record, so a crash leaves it either scored or waiting. The journal stores items as the strategy
+returned them; reopening does not call the strategy again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _HEADER_LINE = b"%08x " % zlib.crc32(_HEADER) + _HEADER + b"\n"
 
 
 class Entry(msgspec.Struct, array_like=True):
-    """One item, shortened."""
+    """One item without the prefixes that it shares with an earlier entry."""
 
     item: Line
     base: int
@@ -43,21 +44,21 @@ class Entry(msgspec.Struct, array_like=True):
 
 
 class Outcome(msgspec.Struct, array_like=True):
-    """What became of a waiting entry: the item that was kept, or None."""
+    """The result of scoring a waiting entry: the item that was kept, or None."""
 
     number: int
     entry: Entry | None
 
 
 class Record(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
-    """One line: exactly one of the two."""
+    """One line of the journal: exactly one of the two fields is set."""
 
     entry: Entry | None = None
     scored: list[Outcome] | None = None
 
 
 class Recovery(NamedTuple):
-    """What reopening a journal found."""
+    """What was found when the journal was opened."""
 
     items: int
     waiting: int
@@ -66,14 +67,14 @@ class Recovery(NamedTuple):
 
 
 class Journal:
-    """Writes every change of a `Store` before it happens, and plays them back."""
+    """A write-ahead log of a `Store`: writes each change first, and replays them on opening."""
 
     def __init__(self, path: str | os.PathLike[str], store: Store, durability: Durability) -> None:
         """Open or create the journal at `path` and fill `store` with what it holds.
 
         Raises:
-            StorageError: it is held by another process, is no journal, or is damaged before its
-                end; the message names the path and the line.
+            StorageError: the file is in use by another process, is not a journal, or is damaged
+                before its end; the message names the path and the line.
         """
         self.path = Path(path)
         _refuse_foreign(self.path)
@@ -91,7 +92,7 @@ class Journal:
         self.recovery = Recovery(len(store.kept), len(store.waiting), torn)
         if torn:
             log.warning(
-                "%s: its last %d bytes, an unfinished and never acknowledged record, were moved to "
+                "%s: the last %d bytes, an unfinished and never acknowledged record, were moved to "
                 "%s.torn",
                 path,
                 torn,
@@ -99,7 +100,7 @@ class Journal:
             )
 
     def write_entry(self, place: Place, item: TrajectoryItem) -> None:
-        """Record an item before the store takes it in."""
+        """Write an item before it is added to the store."""
         if isinstance(place.stored, Turn):
             self._append(fields.encode(Record(entry=_entry(place, item))))
         else:  # the same bytes in two thirds of the time
@@ -108,16 +109,16 @@ class Journal:
     def write_scored(
         self, outcomes: Sequence[tuple[int, tuple[Place, TrajectoryItem] | None]]
     ) -> None:
-        """Record, at once, what became of an episode's waiting entries."""
+        """Write the results for all waiting entries of an episode as one record."""
         scored = [Outcome(number, kept and _entry(*kept)) for number, kept in outcomes]
         self._append(fields.encode(Record(scored=scored)))
 
     def doubt(self) -> None:
-        """Write nothing more: what was written last may not stand in memory."""
+        """Refuse further writes: the last record on disk may be missing in memory."""
         self._doubtful = True
 
     def close(self) -> None:
-        """Sync where that is promised, and let another process write."""
+        """Sync if the durability asks for it, and let another process write."""
         self._log.close()
 
     def _append(self, record: bytes) -> None:
@@ -128,7 +129,7 @@ class Journal:
         if os.getpid() != self._owner:
             raise StorageError(
                 f"{self.path} was opened by process {self._owner}, and this is its child "
-                f"{os.getpid()}: give every process a journal of its own"
+                f"{os.getpid()}: give every process its own journal"
             )
         try:
             self._log.append(b"%08x %b" % (zlib.crc32(record), record))
@@ -145,7 +146,7 @@ def _open(path: Path, durability: Durability) -> AppendLog:
     except StorageError as error:
         if f"process {os.getpid()}:" in str(error):
             raise StorageError(
-                f"{path} is open in this very process: close() the data set that has it"
+                f"{path} is already open in this process: close() the data set that uses it"
             ) from error
         raise
 
@@ -157,7 +158,7 @@ def _entry(place: Place, item: TrajectoryItem) -> Entry:
 
 
 def _replay(path: Path, store: Store) -> None:
-    """Repeat every recorded change; an entry's base must still be found by its number."""
+    """Apply every recorded change to the store, keeping all entries so that bases can be found."""
     entries: list[Stored] = []
     for number, record in enumerate(_checked_records(path), start=1):
         try:
@@ -165,7 +166,7 @@ def _replay(path: Path, store: Store) -> None:
                 _apply(_DECODER.decode(record), store, entries)
         except (msgspec.DecodeError, LookupError, ValueError) as error:
             raise StorageError(f"{path}:{number}: not a record of this journal: {error}") from error
-    store.forget_recent()  # of turns, only what was new in them was at hand here
+    store.forget_recent()  # replayed turns held only their tails, not the full text
 
 
 def _apply(record: Record, store: Store, entries: list[Stored]) -> None:
@@ -188,14 +189,14 @@ def _add(entry: Entry, store: Store, entries: list[Stored]) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Look before anything is moved: the last line of another file is not ours to set aside."""
+    """Refuse a file that is not a journal before anything in it is moved or truncated."""
     if not path.is_file():
         return
     with path.open("rb") as file:
         start = file.read(len(_HEADER_LINE))
     if not _HEADER_LINE.startswith(start):
         raise StorageError(
-            f"{path} is no journal of this version: it starts with {fields.shown(start[:32])} "
+            f"{path} is not a journal of this version: it starts with {fields.shown(start[:32])} "
             "(TrajectoryDataset.from_jsonl reads JSON lines)"
         )
 
@@ -204,7 +205,7 @@ def _checked_records(path: Path) -> Iterator[bytes]:
     for number, line in enumerate(read_records(path), start=1):
         if not _is_whole(line):
             raise StorageError(
-                f"{path}:{number}: the checksum does not fit {fields.shown(line)}: the file was "
+                f"{path}:{number}: the checksum does not match {fields.shown(line)}: the file was "
                 "changed after it was written"
             )
         yield line[9:]
@@ -215,10 +216,10 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _set_damaged_tail_aside(path: Path) -> int:
-    """Move damaged last lines to `<name>.torn`, as a loss of power can leave them.
+    """Move damaged last lines, which a power loss can leave, to `<name>.torn`.
 
-    Only where at least one whole record precedes them and none follows: damage elsewhere is no
-    torn tail, and is refused by `_checked_records`.
+    This needs at least one whole record before them and none after them: other damage is not a
+    torn tail, and `_checked_records` refuses it.
     """
     whole_until, position = 0, 0
     for line in read_records(path):

@@ -1,4 +1,4 @@
-"""Memory and journal in step: what a data set takes in is written first, then stored."""
+"""Keeps memory and journal consistent: an item is written to disk before it is stored."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from orbiter.train.trajectory.store import Place, Store
 
 
 class Ledger:
-    """A store, and the journal behind it where there is one. One caller at a time."""
+    """A store with an optional journal. Not thread-safe: the data set holds the lock."""
 
     def __init__(self, path: str | os.PathLike[str] | None, durability: Durability) -> None:
         self.store = Store()
         self.journal = Journal(path, self.store, durability) if path is not None else None
 
     def take_in(self, item: TrajectoryItem) -> None:
-        """Keep an item, or let it wait where it has no reward."""
+        """Add an item: kept if it has a reward, otherwise waiting."""
         if self.journal is None:
             if item.episode_id is None and item.reward is not None:
                 self.store.add_alone(item)
@@ -38,7 +38,7 @@ class Ledger:
             raise
 
     def settle(self, outcomes: Sequence[tuple[int, TrajectoryItem | None]]) -> None:
-        """End the waiting of entries: each gives way to the item kept for it, or to nothing."""
+        """Replace waiting entries with the items kept for them, or remove them for None."""
         kept = {
             number: (self.store.place_after(item, number), item)
             for number, item in outcomes

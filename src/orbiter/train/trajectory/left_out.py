@@ -1,4 +1,4 @@
-"""Counts what an export could not carry, so that nothing is lost silently."""
+"""Counts the fields that an export could not store, so that nothing is lost silently."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
 
 
 class Left(Counter[str]):
-    """What an export cannot carry: for the name of a field, how many items had something there."""
+    """For each field that an export cannot store, the number of items that had a value in it."""
 
     def note(self, item: TrajectoryItem, carried: Collection[str]) -> None:
-        """Count the fields of `item` that hold something and are not among those carried.
+        """Count the fields of `item` that have a value and are not in `carried`.
 
         `carried` may name single entries of the metadata, as in `metadata.reasoning_content`.
         """
@@ -24,4 +24,4 @@ class Left(Counter[str]):
 
 
 def _says_something(value: object) -> bool:
-    return bool(value) or isinstance(value, int | float)  # 0, 0.0 and False say something
+    return bool(value) or isinstance(value, int | float)  # 0, 0.0 and False are values

@@ -1,4 +1,4 @@
-"""What a data set holds in memory: kept items, items that wait for a reward, who follows whom."""
+"""The in-memory part of a data set: kept items, waiting items, and the latest turn per episode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, values_
 from orbiter.train.trajectory.turns import Stored, Turn, packed, restore, shorten
 
 RECENT = 16
-"""Episodes whose latest turn is held in full."""
+"""The number of episodes whose latest turn is held in full."""
 
 
 class Place(NamedTuple):
@@ -17,11 +17,11 @@ class Place(NamedTuple):
 
     stored: Stored
     base: int
-    """Number of the entry that its first parts are taken over from; -1 where it stands alone."""
+    """Number of the entry with which it shares prefixes; -1 if it shares none."""
 
 
 class Store:
-    """Entries numbered from 0 in the order of their coming; a journal numbers them alike."""
+    """Entries, numbered from 0 in the order they arrive; the journal uses the same numbers."""
 
     def __init__(self) -> None:
         self.kept: list[Stored] = []
@@ -30,7 +30,7 @@ class Store:
         self._waiting_of: dict[str | None, list[int]] = {}
         self._last: dict[tuple[str, str | None], tuple[int, Stored]] = {}
         self._recent: dict[tuple[str, str | None], Values] = {}
-        """The latest turns in full: collecting one from its predecessors takes as long again."""
+        """The latest turns in full: rebuilding one takes as long as storing the next."""
 
     def place(self, item: TrajectoryItem) -> Place:
         """Shorten an item against the latest turn of its episode; changes nothing."""
@@ -46,7 +46,7 @@ class Store:
         return _placed(shorten(item, self.waiting[number]), number)
 
     def add(self, place: Place, item: TrajectoryItem) -> None:
-        """Take in `item`, stored as `place` says: kept if it has a reward, else waiting."""
+        """Add `item`, stored as `place` says: kept if it has a reward, otherwise waiting."""
         number = self.entries
         self.entries += 1
         if item.reward is None:
@@ -63,11 +63,11 @@ class Store:
                 del self._recent[next(iter(self._recent))]
 
     def forget_recent(self) -> None:
-        """Let the latest turns be collected anew when they are needed."""
+        """Drop the full copies of the latest turns; they are rebuilt when needed."""
         self._recent.clear()
 
     def add_alone(self, item: TrajectoryItem) -> None:
-        """Take in a scored item of no episode, which shares nothing: the shortest way."""
+        """Add an item with a reward but no episode: the fast path, since it shares no prefix."""
         self.entries += 1
         self.kept.append(packed(item))
 
@@ -76,7 +76,7 @@ class Store:
         return self._waiting_of.get(episode_id, [])
 
     def waiting_step(self, episode_id: str, step: int) -> int | None:
-        """Return the number of the waiting entry of a step, the latest of several."""
+        """Return the number of a step's waiting entry; of several, the latest."""
         for number in reversed(self.waiting_in(episode_id)):
             stored = self.waiting[number]
             if (stored.tail if isinstance(stored, Turn) else stored)[_STEP] == step:
@@ -88,7 +88,7 @@ class Store:
         return [episode for episode in self._waiting_of if episode is not None]
 
     def stop_waiting(self, numbers: Iterable[int]) -> None:
-        """Take entries out of those that wait."""
+        """Remove entries from the waiting ones."""
         for number in numbers:
             episode_id = restore(self.waiting.pop(number)).episode_id
             left = self._waiting_of[episode_id]
@@ -96,11 +96,11 @@ class Store:
             if not left:
                 del self._waiting_of[episode_id]
                 for key in [key for key in self._recent if key[0] == episode_id]:
-                    del self._recent[key]  # it is over, or next to nothing of it is to come
+                    del self._recent[key]  # the episode has ended, or nearly
 
 
 class ItemsView(Sequence[TrajectoryItem]):
-    """A data set's items, read-only and live: costs nothing to make, and grows with the data."""
+    """A live, read-only view of a data set's items: it copies nothing and grows with the data."""
 
     def __init__(self, stored: Sequence[Stored]) -> None:
         self._stored = stored
@@ -132,7 +132,7 @@ class ItemsView(Sequence[TrajectoryItem]):
 
 
 def steps_to_the_end(items: Sequence[TrajectoryItem]) -> list[int]:
-    """Return how many steps each item stands before the last of them."""
+    """Return the number of steps between each item and the last one."""
     steps = [item.step for item in items if item.step is not None]
     if len(steps) == len(items):
         return [max(steps) - step for step in steps]
@@ -143,7 +143,7 @@ _STEP = NAMES.index("step")
 
 
 def _is_long(item: TrajectoryItem) -> bool:
-    """Say whether sharing can pay: comparing costs more than a short turn's whole text."""
+    """Say whether an item is long enough to look for prefixes; comparing short ones costs more."""
     return (
         item.tools is not None
         or len(item.state) >= 512

@@ -1,4 +1,4 @@
-"""Which items a data set keeps, and in what shape: the one place for a user's own rule."""
+"""The user's rule for which items a data set keeps and how it changes them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from orbiter.train.trajectory.item import TrajectoryItem
 class TrajectoryStrategy(ABC):  # noqa: B024 - both methods have a meaning unless overridden
     """Decide on every item before it is kept. Override either method, or both.
 
-    Both meet scored items only: `item.reward` is a finite float. One thread at a time calls them.
-    An error raised here comes out of `capture` as a `CallbackError` that names the item; what was
-    captured before stays.
+    Both methods only get items with a reward: `item.reward` is a finite float. They are called by
+    one thread at a time. An error raised in them leaves `capture` as a `CallbackError` that names
+    the item; items captured earlier are kept.
     """
 
     def should_capture(self, item: TrajectoryItem) -> bool:  # noqa: ARG002 - for overriding
-        """Say whether to keep the item; all are kept unless this is overridden."""
+        """Return whether to keep the item; the default keeps all."""
         return True
 
     def process(self, item: TrajectoryItem) -> TrajectoryItem:
-        """Return the item to keep; it is kept as it is unless this is overridden.
+        """Return the item to keep; the default keeps it unchanged.
 
-        What names the step (task, episode, step, agent, `done`, time) is taken over from the
-        original where the new item does not set it; so are the chat and the tokens behind a state
-        or an action that did not change.
+        Fields that identify the step (task, episode, step, agent, `done`, time) are copied from
+        the original if the new item does not set them. So are the chat and the tokens if the state
+        or the action that they belong to did not change.
         """
         return item
 
@@ -38,10 +38,10 @@ class DefaultStrategy(TrajectoryStrategy):
 
 
 def decide(strategy: TrajectoryStrategy, item: TrajectoryItem) -> TrajectoryItem | None:
-    """Return what the strategy makes of a scored item; None where it wants none of it.
+    """Apply the strategy to an item with a reward; return the item to keep, or None to drop it.
 
     Raises:
-        CallbackError: the strategy raised or answered with something else; names the item.
+        CallbackError: the strategy raised or returned something else; the message names the item.
     """
     if type(strategy) is DefaultStrategy:
         return item

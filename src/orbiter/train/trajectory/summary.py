@@ -1,4 +1,4 @@
-"""What a data set amounts to: counts, and mean rewards with how sure they are."""
+"""The summary of a data set: counts, and mean rewards with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orbiter.train.evaluation import Interval, mean_interval
 from orbiter.train.trajectory.item import TrajectoryItem
 
 SHOWN = 5
-"""Items in a notebook's table."""
+"""The number of items shown in a notebook."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Summary:
     """Counts and mean rewards, each mean with its 95 % interval.
 
     Steps of one episode are not independent, so the intervals resample episodes (each as the mean
-    of its steps), and single items where they belong to none.
+    of its steps); an item without an episode counts as one.
     """
 
     count: int
@@ -27,7 +27,7 @@ class Summary:
     """Items that wait for a reward."""
     episodes: int
     reward: Interval | None
-    """Over all; None where nothing was kept."""
+    """The mean over all items; None if there are no items."""
     by_agent: Mapping[str, Interval]
     by_task: Mapping[str, Interval]
 
@@ -42,7 +42,7 @@ class Summary:
 
 
 def summarise(items: Iterable[TrajectoryItem], *, waiting: int) -> Summary:
-    """Return the summary of scored items."""
+    """Return the summary of items with rewards."""
     everything: _Rewards = {}
     agents: dict[str, _Rewards] = {}
     tasks: dict[str, _Rewards] = {}
@@ -70,7 +70,7 @@ def summarise(items: Iterable[TrajectoryItem], *, waiting: int) -> Summary:
 
 
 def as_html(items: Sequence[TrajectoryItem], facts: Sequence[str]) -> str:
-    """Return a small table for a notebook: the facts, and the latest items; all text is inert."""
+    """Return an HTML table of the facts and the latest items; all text is escaped."""
     rows = "".join(
         f"<tr><td>{index}</td><td>{_cell(item.state)}</td><td>{_cell(item.action)}</td>"
         f"<td>{item.reward}</td></tr>"

@@ -1,8 +1,8 @@
-"""Episodes kept without repetition: a turn holds only what its predecessor does not.
+"""Stores the turns of an episode without repeating their common prefixes.
 
-The state of turn n + 1 mostly starts with the state of turn n, and so do its messages, its tools
-and its prompt's tokens. A `Turn` says how much of each it takes over from which stored item, and
-holds the rest: 50 turns then cost their own text, not the sum of 50 growing prefixes.
+The state of turn n + 1 usually starts with the state of turn n, and so do its messages, its tools
+and its prompt tokens. A `Turn` records the length of each prefix that it shares with an earlier
+stored item and holds only the rest: 50 turns then cost their new text, not 50 growing prefixes.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ SHARED = tuple(
         "logprobs",
     )
 )
-"""Places, among an item's fields, of those that may begin like the predecessor's."""
+"""Indices in `item.NAMES` of the fields that may share a prefix with the previous turn."""
 
 WORTH_SHARING = 64
-"""Characters of text below which sharing saves nothing."""
+"""The shortest common text, in characters, that is worth sharing."""
 
 
 class Turn(NamedTuple):
-    """An item whose shared fields lack their first part."""
+    """An item whose shared fields are stored without their common prefix."""
 
     tail: Values
-    """All fields; of a shared one only what follows the part taken over."""
+    """All fields; of a shared field only the part after the common prefix."""
     cut: tuple[int, ...]
-    """For each of `SHARED`, the length of the part taken over."""
+    """For each of `SHARED`, the length of the common prefix."""
     previous: Stored
-    """Whom it is taken over from."""
+    """The stored item that has the common prefixes."""
 
 
 Stored = Values | Turn
-"""An item in memory: its values, in an exact tuple, or a `Turn`.
+"""An item in memory: a plain tuple of its values, or a `Turn`.
 
-Not the item itself: the garbage collector goes on visiting a million objects, but lets go of a
-tuple of texts and numbers at its first visit. For the same reason metadata of plain values stands
-there as a flat tuple, all names before all values.
+Not the item itself: the garbage collector visits every object again and again, but stops tracking
+a tuple of texts and numbers after its first visit. For the same reason, metadata of plain values
+is stored as a flat tuple: all names, then all values.
 """
 
 ATOMS = frozenset((str, int, float, bool, type(None)))
-"""The types of values that hold no others."""
+"""The types of values that contain no other values."""
 _METADATA = NAMES.index("metadata")
 
 
 def shorten(item: TrajectoryItem, previous: Stored, whole: Values | None = None) -> Stored:
-    """Return `item` without what `previous` already holds, or as it is where that is too little.
+    """Return `item` without the prefixes it shares with `previous`, or whole if they are short.
 
-    `whole` is `previous` in full, from whoever still has it.
+    `whole` is `previous` in full, if the caller still has it.
     """
     values, before = packed(item), whole or _values(previous)
     cut, tail = [0] * len(SHARED), list(values)
@@ -74,7 +74,7 @@ def shorten(item: TrajectoryItem, previous: Stored, whole: Values | None = None)
 
 
 def packed(item: TrajectoryItem) -> Values:
-    """Return the values of an item as they are kept in memory."""
+    """Return the values of an item as they are stored in memory."""
     metadata: object = item.metadata
     if type(metadata) is dict and ATOMS.issuperset(map(type, metadata.values())):
         metadata = (*metadata, *metadata.values())
@@ -111,7 +111,7 @@ def _values(stored: Stored) -> Values:
 
 
 def _whole(stored: Stored, index: int, place: int) -> object:
-    """Collect a field from the last turn backwards, each giving what its follower still lacks."""
+    """Rebuild a field by collecting its pieces from the last turn back to the first."""
     pieces: list[Sequence[object]] = []
     needed = None
     while isinstance(stored, Turn):
@@ -169,5 +169,5 @@ def _common_elements(before: list[object], now: list[object]) -> int:
 
 
 def _same(old: object, new: object) -> bool:
-    # 1 == True == 1.0 in Python, and not in a file.
+    # 1, True and 1.0 are equal in Python but differ in a file.
     return old == new and fields.encode(old) == fields.encode(new)
