@@ -1,8 +1,8 @@
-"""The outside world's files, both ways: other tools' traces in, other trainers' data out.
+"""Reads and writes the files of other tools: imports their traces, exports training data.
 
     report = convert("traces.jsonl", "train.jsonl", to_format="openai-chat")
 
-Importing this loads no library of tables: pyarrow and datasets come when a file asks for them.
+Importing this package loads neither pyarrow nor datasets; they are loaded when a file needs them.
 """
 
 from orbiter.train.formats.format import ExportReport, Format

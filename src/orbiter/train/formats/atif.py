@@ -1,6 +1,6 @@
-"""ATIF, the Agent Trajectory Interchange Format: 1.4 to 1.7 are read, 1.7 is written.
+"""Reads the Agent Trajectory Interchange Format (ATIF) 1.4 to 1.7 and writes 1.7.
 
-A file holds one trajectory (`.json`), an array of them, or one a line (`.jsonl`).
+A file holds one trajectory (`.json`), an array of them, or one per line (`.jsonl`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from orbiter.train.trajectory.item import NAMES
 
 
 def read(source: Source) -> Iterator[TrajectoryItem]:
-    """Yield the items of one trajectory after the other.
+    """Yield the items of all trajectories in a file.
 
     Raises:
-        DataError: a trajectory is wrong; names the line it begins in, and the field.
+        DataError: a trajectory is wrong; the message names the line where it begins and the field.
     """
     for line, trajectory in objects_in(source):
         try:
@@ -33,10 +33,10 @@ def read(source: Source) -> Iterator[TrajectoryItem]:
 
 
 def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
-    """Write items as trajectories: one a line, or in a `.json` one document.
+    """Write items as trajectories: one per line, or one document if the suffix is `.json`.
 
     Raises:
-        StorageError: the file cannot be written; what stood there stands there still.
+        StorageError: the file cannot be written; the previous file is unchanged.
     """
     lines = path.suffix != ".json"
     written = 0
@@ -58,7 +58,7 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
 
 
 def detect(head: bytes, path: Path) -> float:  # noqa: ARG001 - the content says it
-    """Say how sure it is that a file with this head holds trajectories."""
+    """Return the confidence, from 0 to 1, that a file with this head holds trajectories."""
     return 1.0 if _VERSION.search(head) else 0.0
 
 

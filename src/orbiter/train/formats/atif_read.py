@@ -1,9 +1,8 @@
-"""Trajectories of the Agent Trajectory Interchange Format (1.4 to 1.7) into items.
+"""Converts trajectories of the Agent Trajectory Interchange Format (1.4 to 1.7) to items.
 
-A step of the agent is an item, unless it is context copied from elsewhere or made without a model
-(`llm_call_count` 0): then it is only part of the chat that later steps saw. What this package put
-into `extra` to lose nothing is found there again. Left out: how files hold trajectories
-(`atif.py`).
+A step of the agent is an item, unless it is context copied from elsewhere or was made without a
+model (`llm_call_count` 0): then it is only part of the chat that later steps saw. Data that this
+package stored in `extra` is restored from there. Not here: the files (`atif.py`).
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from orbiter.train.trajectory import TrajectoryItem, fields
 from orbiter.train.trajectory.item import NAMES
 
 VERSIONS = tuple(f"ATIF-v1.{minor}" for minor in range(8))
-"""Versions that are read; 1.0 to 1.3 are 1.4 without a few fields."""
+"""The versions that are read; 1.0 to 1.3 are 1.4 without a few fields."""
 OURS = "orbiter_train"
-"""The entry of an `extra` that holds what has no place elsewhere."""
+"""The entry of `extra` that holds data for which the format has no field."""
 SOURCES = {"system": "system", "user": "user", "agent": "assistant"}
-"""Who a step is of, and the role of its message."""
+"""The source of a step, and the role of its message."""
 
 Trajectory = Mapping[str, Any]
 
@@ -35,7 +34,7 @@ def items_in(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
     """Yield the items of a trajectory, then those of the sub-agents' trajectories within it.
 
     Raises:
-        DataError: a field is not what the format says; the message names it.
+        DataError: a field does not match the format; the message names it.
     """
     version = trajectory.get("schema_version")
     if version not in VERSIONS:
@@ -52,7 +51,7 @@ def items_in(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
 
 
 def message_of(step: Mapping[str, Any]) -> Message:
-    """Return what a step says as a message."""
+    """Return the message of a step."""
     if (kept := _ours(step).get("message")) is not None:
         return dict(kept) if isinstance(kept, Mapping) else {}
     source = step.get("source")
@@ -73,7 +72,7 @@ def message_of(step: Mapping[str, Any]) -> Message:
 
 
 def call_of(call: Mapping[str, Any]) -> Message:
-    """Return a call of a tool in OpenAI's form."""
+    """Return a tool call in OpenAI's form."""
     text = _ours(call).get("arguments")
     arguments = call.get("arguments", {})
     function = {
@@ -84,7 +83,7 @@ def call_of(call: Mapping[str, Any]) -> Message:
 
 
 def result_of(result: Mapping[str, Any]) -> Message:
-    """Return one result of an observation as a message: a tool's, or else the environment's."""
+    """Return one result of an observation as a message, from the tool or the environment."""
     if isinstance(kept := _ours(result).get("message"), Mapping):
         return dict(kept)
     content = result.get("content")
@@ -152,7 +151,7 @@ def _item(
 
 
 def _restored(item: TrajectoryItem, kept: object) -> TrajectoryItem:
-    """Return an item with the fields that were kept for it in `extra`."""
+    """Return an item with the fields that were stored for it in `extra`."""
     if not isinstance(kept, Mapping):
         return item
     return replace(item, **{name: kept[name] for name in NAMES if name in kept})
@@ -167,7 +166,7 @@ def _is_item(step: Mapping[str, Any]) -> bool:
 
 
 def _root_entries(trajectory: Trajectory) -> dict[str, Any]:
-    """Return what is said of a trajectory as a whole: it goes with its last item."""
+    """Return the metadata of the whole trajectory, which goes to its last item."""
     agent, extra = _object(trajectory, "agent"), _object(trajectory, "extra")
     metrics = _object(trajectory, "final_metrics")
     told = {

@@ -1,8 +1,8 @@
-"""Items into trajectories of the Agent Trajectory Interchange Format 1.7.
+"""Converts items to trajectories of the Agent Trajectory Interchange Format 1.7.
 
-Every message, call, result, token and time goes to its place in the format; what this package
-would not read back from there exactly as it was goes to an `extra` besides, so that nothing is
-lost. Left out: how files hold trajectories (`atif.py`).
+Every message, call, result, token and time goes to its field of the format. Anything that would
+not be read back exactly is stored in `extra` as well, so that nothing is lost. Not here: the files
+(`atif.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Step = dict[str, Any]
 
 
 def trajectories(items: Iterable[TrajectoryItem]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the trajectories that items make, each with how many: one a conversation.
+    """Yield one trajectory per conversation, with the number of items in it.
 
-    An item whose `messages` are no chat has a trajectory of its own, with its state as the user's
-    words and the messages in `extra`.
+    An item whose `messages` are not a valid chat gets a separate trajectory, with its state as the
+    user's message and its messages in `extra`.
     """
     odd: list[TrajectoryItem] = []
     for chat in conversations(_chats(items, odd)):
@@ -49,7 +49,7 @@ def _chats(items: Iterable[TrajectoryItem], odd: list[TrajectoryItem]) -> Iterat
 
 
 def _by_place(chat: Conversation) -> Iterator[tuple[int, TrajectoryItem]]:
-    """Yield the items of a chat by the place of their answer; of one not answered, the end."""
+    """Yield the items of a chat with the index of their answer; the end if there is no answer."""
     if chat.answers:
         yield from zip(chat.answers, chat.items, strict=True)
     else:
@@ -95,7 +95,7 @@ def _steps(messages: Sequence[Message], items: Mapping[int, TrajectoryItem]) -> 
 
 
 def _step(message: Message) -> Step:
-    """Return a message as a step; kept whole in `extra` where the step does not say all of it."""
+    """Return a message as a step; `extra` keeps the whole message if the step loses part of it."""
     roles = {role: source for source, role in SOURCES.items()}
     source = roles.get(str(message.get("role")), "user")
     content = message.get("content")
@@ -132,7 +132,7 @@ def _call(call: object) -> Step:
 
 
 def _content(content: object) -> str | list[Any]:
-    """Return content as the format takes it: text, or parts that are text or images of its own."""
+    """Return content as the format accepts it: text, or a list of text and image parts."""
     if isinstance(content, list) and content and all(map(_is_part, content)):
         return content
     return text_of(content)
@@ -147,7 +147,7 @@ def _is_part(part: object) -> bool:
 
 
 def _tell(step: Step, item: TrajectoryItem) -> None:
-    """Put what an item knows about its step to the places that the format has for it."""
+    """Copy an item's time, model, tokens and reward to the fields of its step."""
     if item.timestamp is not None and 0 <= item.timestamp < _YEAR_9999:
         step["timestamp"] = datetime.fromtimestamp(item.timestamp, UTC).isoformat()
     if isinstance(model := item.metadata.get("model"), str):
@@ -170,7 +170,7 @@ def _keep_message(holder: Step, message: Message, read: Message) -> Step:
 
 
 def _keep_the_rest(trajectory: Step, items: Sequence[TrajectoryItem]) -> None:
-    """Read the trajectory, and keep in `extra` the fields that come out otherwise."""
+    """Read the trajectory back, and store in `extra` the fields that changed."""
     made = [step for step in trajectory["steps"] if _is_made(step)]
     for step, item, read in zip(made, items, items_in(trajectory), strict=True):
         pairs = zip(NAMES, values_of(item), values_of(read), strict=True)

@@ -1,7 +1,7 @@
-"""What a file format is to this package: how to know it, read it, write it, and what it can hold.
+"""Defines a file format: how to detect, read and write it, and which fields it can store.
 
-A format is one module with a `Format` in it. Nothing is lost in silence: what an export cannot
-carry is counted in its `ExportReport`. Left out: which formats there are (`registry.py`).
+A format is one module with a `Format` in it. Nothing is lost silently: an `ExportReport` counts
+what the format could not store. Not here: the list of formats (`registry.py`).
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ if TYPE_CHECKING:
     from orbiter.train.formats.rows import Rows
 
 Reader = Callable[[Source], Iterator[TrajectoryItem]]
-"""Yields the items of a file, one after the other, never holding all of it.
+"""Yields the items of a file one at a time, without loading the whole file.
 
-What is wrong goes to `source.refuse(line, reason)`, which raises a `DataError` with file and line
-or, where the caller wants bad records skipped, notes it and returns. No other error comes out.
+A reader reports a bad record with `source.refuse(line, reason)`, which raises a `DataError` with
+file and line or, if the caller wants bad records skipped, notes it and returns. A reader raises no
+other error.
 """
 
 Writer = Callable[[Iterable[TrajectoryItem], Path], "ExportReport"]
-"""Writes items to a file or a folder, wholly or not at all, and says what it could not carry."""
+"""Writes items to a file or folder atomically, and reports what it could not store."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote, and what it had to leave out."""
+    """What an export wrote and what it had to leave out."""
 
     written: int
-    """Items."""
+    """The number of items written."""
     left_out: Mapping[str, int]
-    """For each field that has no place in the format, how many items had something there."""
+    """For each field that the format cannot store, the number of items that had a value in it."""
     path: Path | None = None
-    """Where it was written; None for a result in memory."""
+    """The file that was written; None for a result in memory."""
 
     def __str__(self) -> str:
         where = f" to {self.path}" if self.path is not None else ""
@@ -53,26 +54,27 @@ class Format:
     """One file format."""
 
     name: str
-    """What it is asked for by, such as "openai-chat"."""
+    """The name that users ask for, such as "openai-chat"."""
     about: str
-    """Whose it is, in a few words, with the version it follows."""
+    """The tool that the format comes from, in a few words, with the version."""
     suffixes: tuple[str, ...]
-    """Endings of its files, with the dot; none for a folder."""
+    """The suffixes of its files, with the dot; empty for a folder."""
     survives: frozenset[str]
-    """The item fields that come back from a file as they went in (for a format that is only read:
-    the fields that an import can fill). `metadata.x` stands for one entry of the metadata."""
+    """The item fields that survive a round trip (for a format that is only read: the fields that an
+    import can fill). `metadata.x` means one entry of the metadata."""
     detect: Callable[[bytes, Path], float]
-    """How sure it is, from 0 to 1, that a file with these first bytes at this path is its own.
+    """The confidence, from 0 to 1, that the file at this path with these first bytes is in this
+    format.
 
     Gets at most `HEAD` bytes, which may end anywhere; b"" for a folder. Never raises.
     """
     read: Reader | None = None
-    """None where this package does not read the format."""
+    """None if this package does not read the format."""
     write: Writer | None = None
-    """None where this package does not write the format."""
+    """None if this package does not write the format."""
     rows: Rows | None = None
-    """What one object of the file means, where the file is a sequence of objects."""
+    """How one object of the file maps to items, if the file is a sequence of objects."""
 
 
 HEAD = 64 * 1024
-"""Bytes of a file that detection looks at."""
+"""The number of bytes of a file that detection looks at."""

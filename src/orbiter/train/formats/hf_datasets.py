@@ -1,8 +1,8 @@
-"""Hugging Face data sets, in memory and in folders that `save_to_disk` makes.
+"""Reads and writes Hugging Face data sets, in memory and in folders made by `save_to_disk`.
 
-In a folder stands our own record, and everything survives; a folder with rows of another format is
-read as that. In memory the rows may be any format's: `to_dataset(items, "trl-messages")` is what a
-trainer of TRL takes. Left out: the hub, and data sets that stream.
+A folder is written as our own record, without loss; a folder with rows of another format is read
+as that format. In memory the rows may be of any format: a TRL trainer accepts
+`to_dataset(items, "trl-messages")`. Not supported: the hub, and streaming data sets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import datasets
 
 BATCH = 512
-"""Rows in memory at once while a data set is read."""
+"""The number of rows in memory at once while a data set is read."""
 ONE = "dataset_info.json"
 SEVERAL = "dataset_dict.json"
 
@@ -35,8 +35,8 @@ def to_dataset(items: Iterable[TrajectoryItem], format: str = "jsonl") -> datase
     """Return items as a Hugging Face data set.
 
     Args:
-        items: A data set of ours, or any items.
-        format: Whose rows: "trl-messages", "trl-preference" and so on; "jsonl" is our own record.
+        items: A `TrajectoryDataset`, or any items.
+        format: The format of the rows, such as "trl-messages"; "jsonl" is our own record.
 
     Raises:
         ConfigError: there is no format of that name.
@@ -47,12 +47,13 @@ def to_dataset(items: Iterable[TrajectoryItem], format: str = "jsonl") -> datase
 
 
 def from_dataset(dataset: datasets.Dataset | datasets.DatasetDict) -> Iterator[TrajectoryItem]:
-    """Yield the items in a Hugging Face data set, whose rows may be any format's.
+    """Yield the items in a Hugging Face data set, whose rows may be of any format.
 
-    The splits of a `DatasetDict` come one after the other, each named in `metadata["split"]`.
+    The splits of a `DatasetDict` come one after another; `metadata["split"]` names the split.
 
     Raises:
-        DataError: the columns are no format's, or a row is wrong; names the row, from 1.
+        DataError: the columns match no format, or a row is wrong; the message names the row, from
+            1.
     """
     return _items(dataset, Source("dataset", "raise", "error", []))
 
@@ -81,7 +82,7 @@ def _items(loaded: Any, source: Source) -> Iterator[TrajectoryItem]:  # noqa: AN
 
 
 def _rows(dataset: Any, source: Source) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - as above
-    """Yield the rows as Arrow holds them: the library's own JSON reader rounds numbers."""
+    """Yield the rows as stored in Arrow, since the library's JSON reader rounds numbers."""
     batches = dataset.with_format("arrow").iter(BATCH)
     while True:
         try:
@@ -94,9 +95,9 @@ def _rows(dataset: Any, source: Source) -> Iterator[Mapping[str, Any]]:  # noqa:
 
 
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
-    """Write a folder, wholly or not at all; an older data set of that name is replaced."""
+    """Write a folder atomically, replacing an older data set of that name."""
     if path.exists() and not _detect(b"", path):
-        raise StorageError(f"{path} exists and is no data set; name another folder")
+        raise StorageError(f"{path} exists and is not a data set; choose another folder")
     dataset = _made(items, rows_of("jsonl"), Left())
     staged = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
@@ -129,7 +130,7 @@ def _made(items: Iterable[TrajectoryItem], rows: Rows, left: Left) -> datasets.D
 
 
 def _cell(value: Any, column: Column) -> object:  # noqa: ANN401 - any JSON
-    """Return a cell with its JSON as text, since the library's own writer rounds numbers."""
+    """Return a cell with its JSON as text, since the library's writer rounds numbers."""
     if value is None or column not in ("object", "objects"):
         return value
     if column == "object":

@@ -1,6 +1,6 @@
-"""Rows for trainers of TRL's kind, made from items: to imitate, or to prefer.
+"""Makes training rows in TRL's form from items: for imitation or for preferences.
 
-Left out: writing them (`registry.write` with "trl-prompt-completion" or "trl-preference").
+To write them to a file, use `registry.write` with "trl-prompt-completion" or "trl-preference".
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from orbiter.train.formats.trl_preference import pair_row
 from orbiter.train.trajectory import TrajectoryItem
 
 Turns = Literal["all", "last"]
-"""Which answers of an episode are imitated: each, or the last with all before it as its prompt."""
+"""Which answers of an episode to imitate: all, or the last with everything before as its prompt."""
 
 
 def to_sft(
     items: Iterable[TrajectoryItem], *, min_reward: float | None = None, turns: Turns = "all"
 ) -> list[dict[str, Any]]:
-    """Return a row of prompt and completion for each answer that is to be imitated.
+    """Return one row of prompt and completion for each answer to imitate.
 
     Args:
-        items: A data set, or any items. Those with nothing to imitate, neither an action nor
-            calls, make no row.
-        min_reward: The least reward of an answer; one without a reward then makes no row. None
-            takes them all.
-        turns: "all" answers of an episode, or its "last" by `step`, else by place. An item without
-            an episode is a last one.
+        items: A data set, or any items. Items with neither an action nor tool calls make no row.
+        min_reward: The smallest reward of an answer; answers without a reward are then left out.
+            None takes all answers.
+        turns: "all" answers of an episode, or only its "last" by `step` (by position if there is
+            no step). An item without an episode counts as a last one.
 
     Raises:
         ConfigError: `turns` is neither.
@@ -48,14 +47,14 @@ def to_sft(
 def to_preference_pairs(
     items: Iterable[TrajectoryItem], *, margin: float = 0.0, max_per_state: int | None = 1
 ) -> list[dict[str, Any]]:
-    """Return a row of prompt, chosen and rejected for pairs of answers to the same state.
+    """Return one row of prompt, chosen and rejected per pair of answers to the same state.
 
     Args:
-        items: A data set, or any items. Two have the same state where their chats and tools are
-            equal. Those without a reward, or with none to stand against, are in no row.
-        margin: The least difference of the rewards; a pair always differs.
-        max_per_state: At most so many pairs a state, the widest apart first; None for all there
-            are, up to n^2 / 2 of n.
+        items: A data set, or any items. Two items have the same state if their chats and tools are
+            equal. Items without a reward or without a counterpart are in no row.
+        margin: The smallest difference of the rewards; even at 0 they must differ.
+        max_per_state: The most pairs per state, the largest gap first; None for all, up to n^2 / 2
+            for n answers.
 
     Raises:
         ConfigError: the margin is negative, or `max_per_state` is below 1.

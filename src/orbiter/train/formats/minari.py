@@ -1,12 +1,12 @@
-"""Minari, Farama's offline data sets: written as a folder that `minari.load_dataset` opens.
+"""Writes Minari offline data sets (Farama): a folder that `minari.load_dataset` opens.
 
-An episode is one record batch in Arrow, as Minari 0.5 lays it out: states and actions as text, the
-rewards, terminations and truncations of gymnasium. Behind the last action stands an empty
-observation, since an item does not say what came after it. A last step ends its episode, unless
-its `done` is False: then the episode was cut short.
+An episode is one Arrow record batch in the layout of Minari 0.5: states and actions as text, with
+the rewards, terminations and truncations of gymnasium. The observation after the last action is
+empty, since an item does not record it. The last step terminates its episode, unless its `done` is
+False: then the episode was truncated.
 
-Left out: reading; messages and tools, for which the format has no place; and episodes in which
-the reward of a step is not known, since to Minari every reward is a number.
+Not supported: reading; messages and tools, for which the format has no fields; and episodes with
+an unknown reward, since Minari requires a number for every step.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
 LAYOUT = "0.5.0"
-"""The version of Minari whose layout this is; later ones open it too."""
+"""The Minari version of this layout; later versions open it too."""
 CARRIED = frozenset({"state", "action", "reward", "done", "episode_id", "task_id", "agent"})
 
 
 def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     """Write a data set as a folder.
 
-    `minari.load_dataset` finds it by the folder's name where that ends in a version, as in
-    `shop-v0`; `minari.MinariDataset(folder / "data")` opens it under any name.
+    `minari.load_dataset` finds it by the folder's name if that ends in a version, as in `shop-v0`;
+    `minari.MinariDataset(folder / "data")` opens it under any name.
 
     Raises:
-        StorageError: something stands there already, or it cannot be written.
+        StorageError: the path exists already, or the folder cannot be written.
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -59,7 +59,7 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
 def _write(items: Iterable[TrajectoryItem], folder: Path, name: str, left: Left) -> int:
     arrow = require("pyarrow", extra="parquet")
     states, actions = _Space(), _Space()
-    states.take("")  # behind the last action of each episode
+    states.take("")  # the observation after the last action of each episode
     episodes = steps = 0
     for number, episode in enumerate(_episodes(items, left)):
         _write_episode(arrow, folder / str(number), number, episode)
@@ -110,7 +110,7 @@ def _write_episode(
 
 
 def _episodes(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Sequence[TrajectoryItem]]:
-    """Yield the steps of each episode in order; an item of none is an episode by itself."""
+    """Yield the steps of each episode in order; an item without an episode is one by itself."""
     found: dict[object, list[TrajectoryItem]] = {}
     for place, item in enumerate(items):
         found.setdefault(place if item.episode_id is None else item.episode_id, []).append(item)
@@ -124,7 +124,7 @@ def _episodes(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Sequence[
 
 
 def _carried(episode: Sequence[TrajectoryItem]) -> frozenset[str]:
-    """Return the fields that an episode can hold; of the shared ones those that all steps share."""
+    """Return the fields that can be stored; fields of the episode must be equal in all steps."""
     first = episode[0]
     split = {
         name
@@ -135,25 +135,25 @@ def _carried(episode: Sequence[TrajectoryItem]) -> frozenset[str]:
 
 
 def _name(folder: str) -> str:
-    """Return a folder's name as one that Minari takes for a data set."""
+    """Return a data set name that Minari accepts, made from a folder's name."""
     name = re.sub(r"[^\w-]", "-", folder, flags=re.ASCII)
     return name if re.search(r"\w-v\d+$", name, flags=re.ASCII) else f"{name}-v0"
 
 
 class _Space:
-    """The texts of a space: how long they are, and of which characters."""
+    """The longest text and the set of characters of a text space."""
 
     def __init__(self) -> None:
         self._characters: set[str] = set()
         self._longest = 1
 
     def take(self, text: str) -> None:
-        """Make place for a text."""
+        """Extend the space so that it contains a text."""
         self._characters.update(text)
         self._longest = max(self._longest, len(text))
 
     def described(self) -> str:
-        """Return the space as Minari describes gymnasium's `Text`."""
+        """Return Minari's description of the space as gymnasium's `Text`."""
         space: dict[str, Any] = {
             "type": "Text",
             "max_length": self._longest,

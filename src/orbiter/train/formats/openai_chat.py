@@ -1,10 +1,11 @@
-"""OpenAI's fine-tuning files: one conversation a line, with its tools.
+"""OpenAI's fine-tuning files: one conversation per line, with its tools.
 
     {"messages": [{"role": ..., "content": ...}, ...], "tools": [...], "parallel_tool_calls": true}
 
-An answer with `"weight": 0` is there to be read, not to be learned: it makes no item, and history
-that was no item is written so. Other keys of a line, such as those that a grader of reinforcement
-fine-tuning asks for, go to the metadata. Left out: preferences (`openai_dpo.py`).
+An answer with `"weight": 0` is context and not to be learned: it makes no item. Answers in the
+history that belong to no item are written with that weight. Other keys of a line, such as those
+for a grader in reinforcement fine-tuning, go to the metadata. Not here: preferences
+(`openai_dpo.py`).
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ COLUMNS: Mapping[str, Column] = {
     "tools": "objects",
     "parallel_tool_calls": "flag",
 }
-"""What the columns hold."""
+"""The column types."""
 
 
 def claims(row: Row) -> float:
-    """Say how surely a row is a chat of OpenAI's; one of TRL's looks nearly the same."""
+    """Return the confidence that a row is an OpenAI chat; a TRL row looks nearly the same."""
     if "messages" not in row or not row.keys().isdisjoint({"state", "chosen", "conversations"}):
         return 0.0
     messages = row["messages"] if isinstance(row["messages"], list) else []
@@ -58,7 +59,7 @@ def parse(row: Row, where: str) -> Iterator[TrajectoryItem]:
 
 
 def build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
-    """Yield a line for each conversation."""
+    """Yield one row per conversation."""
     for chat in conversations(items):
         for item in chat.items:
             note(left, item, _CARRIED)
@@ -72,7 +73,7 @@ def build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
 
 
 def learned(messages: Sequence[Message]) -> frozenset[int]:
-    """Return the places of the messages that are to be learned.
+    """Return the indices of the messages that are to be learned.
 
     Raises:
         DataError: a weight is neither 0 nor 1.
@@ -84,7 +85,7 @@ def learned(messages: Sequence[Message]) -> frozenset[int]:
 
 
 def weighted(chat: Conversation) -> list[dict[str, Any]]:
-    """Return a chat's messages, those answers that are no item's with weight 0."""
+    """Return the messages of a chat; answers that belong to no item get weight 0."""
     answers = set(chat.answers)
     return [
         {**_unweighted(message), "weight": 0}
@@ -95,7 +96,7 @@ def weighted(chat: Conversation) -> list[dict[str, Any]]:
 
 
 def openai_message(message: Message) -> dict[str, Any]:
-    """Return a message as an item keeps it: calls in OpenAI's form, no weight, nothing unset."""
+    """Return a message as items store it: OpenAI tool calls, no weight, no unset fields."""
     kept = {key: value for key, value in message.items() if key == "content" or value is not None}
     kept.pop("weight", None)
     if calls := kept.pop("tool_calls", None):
@@ -104,7 +105,7 @@ def openai_message(message: Message) -> dict[str, Any]:
 
 
 def unset_free(row: Row, known: Container[str]) -> dict[str, Any]:
-    """Return the columns that are not known and not unset, which metadata keeps."""
+    """Return the columns that are set and not in `known`; they go to the metadata."""
     return {key: value for key, value in row.items() if key not in known and value is not None}
 
 

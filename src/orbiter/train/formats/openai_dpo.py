@@ -1,10 +1,10 @@
-"""OpenAI's preference files: a prompt, the answer that was preferred and the one that was not.
+"""OpenAI's preference files: a prompt with a preferred and a non-preferred answer.
 
     {"input": {"messages": [...], "tools": [...], "parallel_tool_calls": true},
      "preferred_output": [...], "non_preferred_output": [...]}
 
-Some write `preferred_completion` and `non_preferred_completion`: both are read. The file says which
-answer is better, not by how much: what is read is worth 1 and 0.
+The names `preferred_completion` and `non_preferred_completion`, used by some tools, are read too.
+The file says which answer is better but not by how much, so the answers get rewards 1 and 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES = {
     "non_preferred_output": 0.0,
     "non_preferred_completion": 0.0,
 }
-"""Columns with an answer, and what it is worth."""
+"""Columns that hold an answer, with the reward of that answer."""
 _CARRIED = (CARRIED - {"metadata.messages_after"}) | {"metadata.parallel_tool_calls"}
 
 

@@ -1,4 +1,4 @@
-"""The guide's own files, JSON, JSON lines and CSV, as formats among the others."""
+"""The formats of our own record: JSON, JSON lines and CSV."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _read_csv(source: Source) -> Iterator[TrajectoryItem]:
 
 
 def _export_csv(items: Iterable[TrajectoryItem], path: Path) -> int:
-    return csv_files.export_csv(list(items), path)  # the columns follow from all items
+    return csv_files.export_csv(list(items), path)  # a list: the columns depend on all items
 
 
 def _writer(
@@ -92,7 +92,7 @@ ROWS = Rows(
         "logprobs": "numbers",
     },
 )
-"""Our own record as an object, and as a row of a table."""
+"""The mapping of our own record, as an object and as a row of a table."""
 JSONL = Format(
     name="jsonl",
     about="our own record, one JSON object a line",

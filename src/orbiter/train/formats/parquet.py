@@ -1,7 +1,7 @@
-"""Parquet of our own record: one row an item, nested fields as JSON text, everything survives.
+"""Our own record as Parquet: one row per item, nested fields as JSON text, nothing lost.
 
-Rows of the other formats (a chat or a pair a row, as public data sets have them) are read as well.
-Left out: verl's prompt rows (`verl_rows.py`).
+Rows of other formats (one chat or one pair per row, as in public data sets) are read as well.
+Not here: verl's prompt rows (`verl_rows.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orbiter.train.trajectory.files import Source, writing
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 
 BATCH = 512
-"""Rows in memory at once."""
+"""The number of rows in memory at once."""
 MAGIC = b"PAR1"
 """The first bytes of every Parquet file."""
 
@@ -33,7 +33,7 @@ def _detect(head: bytes, path: Path) -> float:
         names = require("pyarrow.parquet", extra="parquet").read_schema(path).names
     except (*FOREIGN, MissingExtraError):
         names = []
-    return max(0.1, 0.8 * claim(names))  # reading says what is wrong with it
+    return max(0.1, 0.8 * claim(names))  # claim it anyway: reading reports what is wrong
 
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:

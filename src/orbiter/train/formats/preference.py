@@ -1,6 +1,6 @@
-"""Which of two answers was better: pairs made from the rewards of answers to the same state.
+"""Makes preference pairs from answers to the same state with different rewards.
 
-Left out: how a file writes a pair (`trl_preference.py`, `openai_dpo.py`).
+Not here: how files store a pair (`trl_preference.py`, `openai_dpo.py`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ class Pair(NamedTuple):
     """Two answers to the same state."""
 
     chosen: TrajectoryItem
-    """The one of higher reward."""
+    """The answer with the higher reward."""
     rejected: TrajectoryItem
 
     @property
     def margin(self) -> float:
-        """How much more the chosen one was worth."""
+        """The reward of the chosen answer minus that of the rejected one."""
         return (self.chosen.reward or 0.0) - (self.rejected.reward or 0.0)
 
 
 def preference_pairs(
     items: Iterable[TrajectoryItem], *, margin: float = 0.0, max_per_state: int | None = 1
 ) -> Iterator[Pair]:
-    """Yield the pairs of answers to the same state whose rewards differ, the widest apart first.
+    """Yield pairs of answers to the same state with different rewards, the largest gap first.
 
     Args:
-        items: Two have the same state where their chats and tools are equal. Those without a
-            reward, or without another to stand against, are in no pair.
-        margin: The least difference of the rewards; a pair always differs.
-        max_per_state: At most so many pairs a state; None for all there are, n^2 / 2 of n.
+        items: Two items have the same state if their chats and tools are equal. Items without a
+            reward or without a counterpart are in no pair.
+        margin: The smallest difference of the rewards; even at 0 they must differ.
+        max_per_state: The most pairs per state; None for all, up to n^2 / 2 for n answers.
 
     Raises:
         ConfigError: the margin is negative, or `max_per_state` is below 1.
@@ -61,10 +61,11 @@ def _by_state(items: Iterable[TrajectoryItem]) -> list[list[TrajectoryItem]]:
 
 
 def _widest_first(group: list[TrajectoryItem], margin: float) -> Iterator[Pair]:
-    """Yield pairs by falling difference, without making all n^2 of them.
+    """Yield pairs by decreasing reward gap, without making all n^2 of them.
 
-    With the best first, a pair (i, j) is wider than (i + 1, j) and (i, j - 1): a heap holds the
-    border between those given out and the rest. Equal ones go by the place of the items.
+    With items sorted by falling reward, pair (i, j) has a gap at least as large as (i + 1, j) and
+    (i, j - 1), so a heap of candidates on the border of the pairs already yielded is enough. Ties
+    are broken by the positions of the items.
     """
     best = sorted(group, key=_reward, reverse=True)
     border = [(_reward(best[-1]) - _reward(best[0]), 0, len(best) - 1)]
@@ -88,4 +89,4 @@ def _reward(item: TrajectoryItem) -> float:
 
 
 _BESIDE = ("chat_template_kwargs", "parallel_tool_calls")
-"""Entries of the metadata that are part of what the model was asked."""
+"""Metadata entries that are part of the model's input, so they must match as well."""

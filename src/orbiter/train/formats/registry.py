@@ -1,6 +1,6 @@
-"""All formats by name; knowing a file by its first bytes; reading, writing, converting, checking.
+"""The table of formats; detects, reads, writes, converts and checks files of any of them.
 
-A format's module is imported when it is first asked for. Left out: what any of them looks like.
+A format's module is imported when it is first needed. Not here: the formats themselves.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "langsmith": ("traces", "LANGSMITH"),
     "minari": ("minari", "FORMAT"),
 }
-"""For each format the module of this package, and the name in it."""
+"""For each format, the module of this package and the variable in it."""
 
 NAMES = tuple(_HOMES)
-"""The formats, by the names they are asked for."""
+"""The names of all formats."""
 
 _BY_SUFFIX = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""What is written where nobody says which format: our own record."""
+"""The format to write if none is given: our own record, in the form that the suffix names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class ConvertReport:
     """What a conversion read, wrote and left out."""
 
     source: str
-    """Name of the format that was read."""
+    """The name of the format that was read."""
     target: str
-    """Name of the format that was written."""
+    """The name of the format that was written."""
     export: ExportReport
-    """What was written, and what the target has no place for."""
+    """What was written, and what the target format cannot store."""
     skipped: Sequence[Skipped] = ()
     """Bad records that were left out, with `on_error="skip"`."""
 
@@ -72,18 +72,18 @@ class ConvertReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What is in a file, and what is wrong with it."""
+    """What a file contains and what is wrong with it."""
 
     path: str
     format: str
-    """Its name."""
+    """The name of the format."""
     items: int
-    """Those that could be read."""
+    """The number of items that could be read."""
     episodes: int
     with_reward: int
     """Items whose reward is known."""
     problems: Sequence[Skipped]
-    """Each with its file and line."""
+    """Each problem with its file and line."""
 
     @property
     def ok(self) -> bool:
@@ -102,7 +102,7 @@ def format_of(name: str) -> Format:
     """Return a format by its name.
 
     Raises:
-        ConfigError: there is none of that name; the message lists those there are.
+        ConfigError: there is no format of that name; the message lists all names.
     """
     if name not in _HOMES:
         raise ConfigError(
@@ -113,10 +113,10 @@ def format_of(name: str) -> Format:
 
 
 def detect(path: PathLike) -> Format:
-    """Return the format of a file or folder, by what stands in it.
+    """Return the format of a file or folder, judged by its content.
 
     Raises:
-        DataError: no format knows it; the message shows how it begins.
+        DataError: no format recognises it; the message shows how it begins.
         StorageError: it cannot be read.
     """
     place = Path(path)
@@ -138,16 +138,16 @@ def read(
     on_error: OnError = "raise",
     skipped: list[Skipped] | None = None,
 ) -> Iterator[TrajectoryItem]:
-    """Yield the items of a file of any format that is read here, in constant memory.
+    """Yield the items of a file of any readable format, in constant memory.
 
     Args:
         path: The file; a folder for some formats.
-        format: Its name; absent means that it is found out.
+        format: The name of the format; None means detect it.
         on_error: "raise" stops at the first bad record; "skip" leaves it out.
         skipped: Gets the records that were left out.
 
     Raises:
-        DataError: a record is wrong, or the format is unknown; names the file and the line.
+        DataError: a record is wrong, or the format is unknown; the message names file and line.
         ConfigError: there is no format of that name, or it is only written.
         StorageError: the file cannot be read.
     """
@@ -161,15 +161,17 @@ def write(
     path: PathLike,
     format: str | None = None,
 ) -> ExportReport:
-    """Write items to a file, whole or not at all, and say what it has no place for.
+    """Write items to a file atomically, and report what the format could not store.
 
     Args:
-        items: A data set, or any items; episodes become conversations where the format has them.
-        path: The file, or the folder that a format makes.
-        format: Its name; absent means our own record in the form that the suffix names.
+        items: A data set, or any items; episodes become conversations if the format has them.
+        path: The file, or the folder for formats that write one.
+        format: The name of the format; None means our own record, in the form that the suffix
+            names.
 
     Raises:
-        ConfigError: there is no format of that name, it is only read, or the suffix names none.
+        ConfigError: there is no format of that name, it cannot be written, or the suffix names
+            none.
         DataError: an item cannot be written in this format.
         StorageError: the file cannot be written.
     """
@@ -194,22 +196,22 @@ def convert(
     to_format: str | None = None,
     on_error: OnError = "raise",
 ) -> ConvertReport:
-    """Read a file of one format and write one of another.
+    """Read a file in one format and write it in another.
 
     Args:
-        in_path: What to read.
-        out_path: What to write; not the same.
-        from_format: Name of the format to read; absent means that it is found out.
-        to_format: Name of the format to write; absent means what the suffix of `out_path` names.
-        on_error: What a bad record does: "raise" stops, "skip" leaves it out and reports it.
+        in_path: The file to read.
+        out_path: The file to write; not the same as `in_path`.
+        from_format: The name of the format to read; None means detect it.
+        to_format: The name of the format to write; None means the one that the suffix names.
+        on_error: What to do with a bad record: "raise" stops, "skip" leaves it out and reports it.
 
     Raises:
-        DataError: a record is wrong, or there is none; names the file and the line.
-        ConfigError: a name is unknown, or a format does not go that way.
+        DataError: a record is wrong, or there are none; the message names file and line.
+        ConfigError: a name is unknown, or a format cannot be read or written.
         StorageError: a file cannot be read or written.
     """
     if Path(in_path).resolve() == Path(out_path).resolve():
-        raise ConfigError(f"{out_path} is what is read; write to another place")
+        raise ConfigError(f"{out_path} is the file to read; write to another path")
     source = format_of(from_format) if from_format is not None else detect(in_path)
     skipped: list[Skipped] = []
     items = read(in_path, source.name, on_error=on_error, skipped=skipped)
@@ -222,10 +224,10 @@ def convert(
 
 
 def check(path: PathLike, format: str | None = None) -> CheckReport:
-    """Read a whole file and say what is in it, and each thing that is wrong, changing nothing.
+    """Read a whole file and report its content and every problem, without changing anything.
 
     Raises:
-        DataError: no format knows the file.
+        DataError: no format recognises the file.
         ConfigError: there is no format of that name, or it is only written.
         StorageError: the file cannot be read.
     """
@@ -246,7 +248,7 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
 
 
 class _Noting(Source):
-    """A file that is checked: what is wrong goes into the report alone, not into the log."""
+    """A file that is being checked: problems go into the report, not into the log."""
 
     @override
     def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
@@ -282,7 +284,7 @@ def _nothing(skipped: Sequence[Skipped]) -> str:
 
 
 def _as_problem(path: str, said: str) -> Skipped:
-    """Take the file and the line out of the message of an error that ends the reading."""
+    """Split an error that ended the reading into file, line and reason."""
     line, mark, reason = said.removeprefix(f"{path}:").partition(": ")
     if mark and line.isdigit():
         return Skipped(path, int(line), reason)

@@ -1,7 +1,7 @@
-"""Formats whose file is a sequence of objects: one object in, items out, and the other way round.
+"""Formats whose file is a sequence of objects: converts objects to items and back.
 
-The same objects stand in JSON lines, in a JSON array, in Parquet and in a Hugging Face data set, so
-a format says once what an object means. Left out: the files (`records.py`).
+The same objects occur in JSON lines, JSON arrays, Parquet and Hugging Face data sets, so a format
+defines once what an object means. Not here: the files (`json_files/records.py`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Row = Mapping[str, Any]
 
 
 Column = Literal["text", "number", "whole", "flag", "numbers", "wholes", "object", "objects"]
-"""What a column holds: a text, a float, an int, a bool, lists of those, any JSON, a list of any."""
+"""The type of a column: text, float, int, bool, lists of numbers, any JSON, or a list of any."""
 
 
 class Built(NamedTuple):
-    """An object to write, and how many items it holds."""
+    """An object to write, and the number of items in it."""
 
     row: dict[str, Any]
     items: int
@@ -35,20 +35,20 @@ class Built(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """What an object means in one format."""
+    """How one format maps objects to items and back."""
 
     claims: Callable[[Row], float]
-    """How sure it is, from 0 to 1, that an object is its own; a cut-off one has None as values."""
+    """The confidence, from 0 to 1, that an object has this format; if cut off, values are None."""
     parse: Callable[[Row, str], Iterable[TrajectoryItem]]
-    """Yields the items in an object; the text names the object in its file. Raises DataError."""
+    """Yields the items in an object; the text names its file and line. Raises DataError."""
     build: Callable[[Iterable[TrajectoryItem], Left], Iterator[Built]]
-    """Yields the objects that hold the items, and counts what they cannot hold."""
+    """Yields objects that store the items, and counts what they cannot store."""
     columns: Mapping[str, Column]
-    """What the columns hold where the objects stand in a table."""
+    """The column types, for objects that are rows of a table."""
 
 
 def row_format(name: str, *, about: str, survives: frozenset[str], rows: Rows) -> Format:
-    """Return the format of JSON lines of such objects; a JSON array is read as well."""
+    """Return a format that writes such objects as JSON lines and also reads a JSON array."""
 
     def detect(head: bytes, _: Path) -> float:
         return rows.claims(first_object(head))
@@ -79,7 +79,7 @@ def row_format(name: str, *, about: str, survives: frozenset[str], rows: Rows) -
 def items_of_records(
     source: Source, records: Iterable[Record], rows: Rows
 ) -> Iterator[TrajectoryItem]:
-    """Yield the items of a file's objects; an object that is wrong is refused whole."""
+    """Yield the items of a file's objects; a bad object is refused as a whole."""
     name = Path(source.path).name
     for line, row in records:
         try:

@@ -1,12 +1,12 @@
-"""ShareGPT's conversations, as LLaMA-Factory reads them.
+"""Reads and writes ShareGPT conversations in the form that LLaMA-Factory reads.
 
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}],
      "system": "...", "tools": "[...]"}
 
-A call is a turn from `function_call` whose value is JSON, a list where there are several; results
-are turns from `observation`, several at once in one turn, since roles must take turns. Thoughts
-stand before an answer in `<think>`. What a turn cannot say so (names, texts beside calls) stands in
-it under the name that OpenAI's messages have for it, where other readers do not look.
+A tool call is a turn from `function_call` whose value is JSON, a list if there are several calls.
+Results are turns from `observation`, with several results in one turn, since roles must alternate.
+Reasoning comes before an answer in `<think>`. Anything else (names, texts next to calls) is stored
+in the turn under its name in OpenAI's messages, which other readers ignore.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _is_plain_system(message: Message) -> bool:
 
 
 def _end_of_results(messages: Sequence[Message], start: int) -> int:
-    """Return where the results end that can share a turn with the message at `start`."""
+    """Return the end of the results that can share a turn with the message at `start`."""
     end = start
     while end < len(messages) and _is_plain_result(messages[end]):
         end += 1
@@ -119,7 +119,7 @@ def _is_plain_result(message: Message) -> bool:
 
 
 def _turn(messages: Sequence[Message], ids: _Ids) -> dict[str, Any]:
-    """Return a message, or the results of several calls, as a turn that reads back as the same."""
+    """Return a message, or the results of several calls, as a turn that is read back unchanged."""
     if len(messages) > 1:
         ids.take(len(messages))
         return {
@@ -154,31 +154,31 @@ def _spoken(calls: Sequence[Message], ids: _Ids) -> object:
 
 
 class _Ids:
-    """Names the calls of a conversation that have none, and says which results answer which."""
+    """Assigns ids to calls that have none, and matches results with the calls they answer."""
 
     def __init__(self) -> None:
         self._count = 0
         self._open: list[str] = []
 
     def coming(self, count: int) -> list[str]:
-        """Return the names that the next calls get."""
+        """Return the ids that the next calls will get."""
         return [f"call_{self._count + index}" for index in range(count)]
 
     def give(self, calls: list[dict[str, Any]]) -> None:
-        """Name the calls of a turn, which the next results answer in order."""
+        """Assign ids to the calls of a turn, which the next results answer in order."""
         for call, made in zip(calls, self.coming(len(calls)), strict=True):
             call.setdefault("id", made)
         self._count += len(calls)
         self._open = [str(call["id"]) for call in calls]
 
     def take(self, count: int) -> list[str]:
-        """Return the names of the calls that the next results answer."""
+        """Return the ids of the calls that the next results answer."""
         taken, self._open = self._open[:count], self._open[count:]
         return taken
 
 
 def _messages(turn: Message, ids: _Ids) -> list[dict[str, Any]]:
-    """Return what a turn says as messages: one, or as many as it has results."""
+    """Return the messages of a turn: one, or one per result."""
     if "from" not in turn and "role" in turn:
         return [dict(turn)]
     speaker, value = turn.get("from"), turn.get("value")
@@ -230,7 +230,7 @@ def _calls(value: str, ids: _Ids) -> list[dict[str, Any]]:
 
 
 def _tidy(message: Message) -> dict[str, Any]:
-    """Return a message with nothing unset, and its arguments as JSON is spaced."""
+    """Return a message without unset fields, with arguments in normalised JSON."""
     tidy = {key: value for key, value in message.items() if value not in (None, "", [])}
     if calls := tidy.get("tool_calls"):
         tidy["tool_calls"] = calls_with_text(calls_with_objects(calls))
@@ -238,7 +238,7 @@ def _tidy(message: Message) -> dict[str, Any]:
 
 
 def _wrapped(tool: Message) -> Message:
-    """Return a tool in OpenAI's form; LLaMA-Factory's own files have the function alone."""
+    """Return a tool in OpenAI's form; LLaMA-Factory's files contain only the function."""
     return tool if "name" not in tool else {"type": "function", "function": tool}
 
 

@@ -1,6 +1,6 @@
-"""Tables of rows, whatever holds them: which format the columns are of, and what stands in a cell.
+"""Rows of tables from any source: finds the format that the columns belong to, and decodes cells.
 
-Left out: the files (`parquet.py`, `hf_datasets.py`).
+Not here: the files (`parquet.py`, `hf_datasets.py`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ FOREIGN = (
     TypeError,
     ValueError,
 )
-"""What the readers of tables raise on a damaged file (pyarrow's errors are among them)."""
+"""The errors that table readers raise on a damaged file (pyarrow's errors are among them)."""
 
 IN_TABLES = ("jsonl", *(name for name in NAMES if name.startswith(("openai", "trl", "sharegpt"))))
-"""Formats whose rows are looked for in a table, our own first."""
+"""The formats whose rows can be in a table, our own first."""
 
 
 def claim(columns: Iterable[str]) -> float:
-    """Say how surely a table with these columns holds rows of one of the formats."""
+    """Return the confidence, from 0 to 1, that these columns belong to one of the formats."""
     return max(_claims(columns).values())
 
 
 def rows_in(columns: Iterable[str], where: str) -> Rows:
-    """Return what the rows of a table mean.
+    """Return the row mapping for a table with these columns.
 
     Raises:
         DataError: no format has such columns.
@@ -49,10 +49,10 @@ def rows_in(columns: Iterable[str], where: str) -> Rows:
 
 
 def rows_of(name: str) -> Rows:
-    """Return what a row of a format means.
+    """Return the row mapping of a format.
 
     Raises:
-        DataError: the format's file is no sequence of rows.
+        DataError: the format's file is not a sequence of rows.
     """
     rows = format_of(name).rows
     if rows is None:
@@ -61,9 +61,9 @@ def rows_of(name: str) -> Rows:
 
 
 def plain_rows(given: Iterable[Row], rows: Rows) -> Iterator[Record]:
-    """Yield rows with their numbers, cells of JSON text as what they say, and no unset cells.
+    """Yield rows with their numbers, with JSON cells decoded and empty cells removed.
 
-    A cell that is no JSON stays as it is: the format says what it expected.
+    A cell that is not JSON is kept as text, so that the format can say what it expected.
     """
     for number, row in enumerate(given, start=1):
         yield Record(

@@ -1,12 +1,12 @@
-"""TRL's data for imitation: whole conversations, or prompts with their completions.
+"""TRL's imitation data: whole conversations, or prompts with their completions.
 
     {"messages": [...], "tools": [...]}
     {"prompt": [...], "completion": [...], "tools": [...]}      or both as plain texts
 
-TRL hands messages to the chat template, so the arguments of a call are an object here, not a text.
-A row of the second form is one item; what else a table can hold of it stands in columns of its own,
-which TRL gives to reward functions and otherwise leaves alone. Left out: preferences
-(`trl_preference.py`), plain `text` rows and stepwise labels.
+TRL passes messages to the chat template, so the arguments of a call are an object here, not a
+text. A row of the second form is one item; its other scalar fields are in extra columns, which TRL
+passes to reward functions and otherwise ignores. Not supported: plain `text` rows and stepwise
+labels. Not here: preferences (`trl_preference.py`).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SCALARS: Mapping[str, Column] = {
     "done": "flag",
     "timestamp": "number",
 }
-"""Item fields that a row of one item holds in columns of their own."""
+"""Item fields that a row of one item stores in separate columns."""
 BESIDE: Mapping[str, Column] = {"tools": "objects", "chat_template_kwargs": "object"}
-"""Columns beside the messages."""
+"""Columns that accompany the messages."""
 ONE_ANSWER = (CARRIED - {"metadata.messages_after"}) | {"metadata.chat_template_kwargs"}
-"""What a prompt and an answer in TRL's form hold of an item."""
+"""The item fields that a prompt and an answer in TRL's form can store."""
 _WHOLE_CHAT = CARRIED | {"metadata.chat_template_kwargs"}
 COLUMNS = ("prompt", "completion", "tools", "chosen", "rejected", "label")
-"""Columns that are no metadata."""
+"""Columns that do not go to the metadata."""
 _CHECKS: Mapping[str, Callable[[str, object], object]] = {
     "reward": fields.number,
     **{name: OPTIONAL[name] for name in SCALARS if name in OPTIONAL},
@@ -57,14 +57,14 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = {
 
 
 def frame(item: TrajectoryItem) -> dict[str, Any]:
-    """Return the columns that stand beside the messages: the tools, and the template's settings."""
+    """Return the columns that accompany the messages: the tools and the template settings."""
     columns: dict[str, Any] = {"tools": list(item.tools)} if item.tools else {}
     settings = item.metadata.get("chat_template_kwargs")
     return columns if settings is None else {**columns, "chat_template_kwargs": settings}
 
 
 def trl_message(message: Message) -> dict[str, Any]:
-    """Return a message as TRL has it: the arguments of its calls are objects."""
+    """Return a message in TRL's form: the arguments of its calls are objects."""
     calls = message.get("tool_calls")
     if not isinstance(calls, Sequence):
         return dict(message)
@@ -72,7 +72,7 @@ def trl_message(message: Message) -> dict[str, Any]:
 
 
 def chat_in(value: object, name: str) -> list[Message]:
-    """Return the messages in a column: a chat, or a text that the user says.
+    """Return the messages in a column: a chat, or a text, which becomes one user message.
 
     Raises:
         DataError: it is neither.
@@ -85,7 +85,7 @@ def chat_in(value: object, name: str) -> list[Message]:
 def answered(
     prompt: list[Message], completion: object, name: str, row: Row, where: str
 ) -> list[TrajectoryItem]:
-    """Return the items of a prompt and what was answered: a text, or messages.
+    """Return the items of a prompt and its completion, which is a text or messages.
 
     Raises:
         DataError: it is neither, or an item cannot hold it.
@@ -104,12 +104,12 @@ def answered(
         )
     )
     if len(items) > 1:
-        scalars.pop("step", None)  # they count within the row
+        scalars.pop("step", None)  # each item's step is its position in the row
     return [replace(item, **scalars) for item in items]
 
 
 def _scalars_in(row: Row) -> dict[str, Any]:
-    """Return the item fields among a row's columns: those that hold what the field may hold."""
+    """Return the item fields in a row's columns, without columns whose value is invalid."""
     found: dict[str, Any] = {}
     for name, check in _CHECKS.items():
         if row.get(name) is not None:
@@ -163,7 +163,7 @@ def _build_completion(items: Iterable[TrajectoryItem], left: Left) -> Iterator[B
 
 
 def completion_row(item: TrajectoryItem) -> dict[str, Any]:
-    """Return an item as a prompt and its completion, which nothing but the answer is in."""
+    """Return an item as a prompt and a completion; the completion holds only the answer."""
     row = {
         "prompt": [trl_message(message) for message in prompt_of(item)],
         "completion": [trl_message(answer_of(item))],
@@ -173,7 +173,7 @@ def completion_row(item: TrajectoryItem) -> dict[str, Any]:
 
 
 def scalars_of(item: TrajectoryItem) -> dict[str, Any]:
-    """Return the columns of an item that hold a text or a number."""
+    """Return an item's scalar fields as columns."""
     return {name: value for name in SCALARS if (value := getattr(item, name)) is not None}
 
 
@@ -184,7 +184,7 @@ ROW_COLUMNS: Mapping[str, Column] = {
     **BESIDE,
     **SCALARS,
 }
-"""What the columns of a row of one item hold."""
+"""The column types of a row of one item."""
 MESSAGES = row_format(
     "trl-messages",
     about="TRL 1.16, language modelling on whole conversations",

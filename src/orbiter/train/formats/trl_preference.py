@@ -1,11 +1,11 @@
-"""TRL's data for preferences: a better and a worse answer, or one answer that is good or bad.
+"""TRL's preference data: a better and a worse answer, or one answer with a good/bad label.
 
     {"prompt": [...], "chosen": [...], "rejected": [...], "tools": [...]}
     {"prompt": [...], "completion": [...], "label": true, "tools": [...]}
 
-Both take texts instead of messages, and the first may leave the prompt to `chosen` and `rejected`.
-The rewards stand beside them, in `score_chosen` and `score_rejected` and in `reward`; where a file
-has none, the better answer is worth 1 and the worse 0.
+Both accept texts instead of messages. In the first, the prompt may be part of `chosen` and
+`rejected` instead. The rewards are in the columns `score_chosen` and `score_rejected`, or
+`reward`; if a file has none, the better answer gets reward 1 and the worse one 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
 GOOD = 0.5
-"""The least reward of an answer that is labelled good."""
+"""The smallest reward of an answer that is labelled good."""
 UNPAIRED_NAME = "items in no pair"
 UNJUDGED_NAME = "items without a reward"
 _PAIRED = ONE_ANSWER | {"reward"}
@@ -43,7 +43,7 @@ _SCORES = ("score_chosen", "score_rejected")
 
 
 def pair_row(pair: Pair) -> dict[str, Any]:
-    """Return a pair as a row of TRL's."""
+    """Return a pair as a TRL row."""
     return {
         "prompt": [trl_message(message) for message in prompt_of(pair.chosen)],
         "chosen": [trl_message(answer_of(pair.chosen))],
@@ -57,7 +57,7 @@ def pair_row(pair: Pair) -> dict[str, Any]:
 def in_pairs(
     items: Iterable[TrajectoryItem], left: Left, carried: frozenset[str]
 ) -> Iterator[Pair]:
-    """Yield a pair for each state, and count what is in none, and what a pair cannot carry."""
+    """Yield a pair per state; count the items in no pair and the fields that it cannot store."""
     given = list(items)
     paired = 0
     for pair in preference_pairs(given):
@@ -84,7 +84,7 @@ def _parse_pair(row: Row, where: str) -> Iterable[TrajectoryItem]:
 
 
 def _sides(row: Row) -> tuple[list[Message], object, object]:
-    """Return the prompt and the two answers; without messages, it is what the two share."""
+    """Return the prompt and the two answers; if there is no prompt, it is their common start."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str):
         return chat_in(row.get("prompt", ""), "prompt"), chosen, rejected
@@ -95,7 +95,7 @@ def _sides(row: Row) -> tuple[list[Message], object, object]:
     while shared < min(len(one), len(other)) - 1 and one[shared] == other[shared]:
         shared += 1
     if shared == 0 and prompt is None:
-        raise DataError("chosen and rejected do not begin alike, and there is no prompt")
+        raise DataError("chosen and rejected have no common start, and there is no prompt")
     common = one[:shared] if shared else chat_in(prompt, "prompt")
     return common, one[shared:], other[shared:]
 

@@ -1,13 +1,13 @@
-"""verl's rows: a Parquet file that its `RLHFDataset` and its reward managers read.
+"""Reads and writes verl's rows: a Parquet file for its `RLHFDataset` and reward managers.
 
-    data_source   where a row is from; a reward manager asks for it
+    data_source   the origin of a row; a reward manager looks at it
     prompt        the chat before the answer, as [{role, content}]
     reward_model  {style: "rule", ground_truth}
     extra_info    {index, item}: the row's number, and the whole item as JSON
 
-The item in `extra_info` is what a reward function of ours is given, and why every field survives.
-Calls inside a prompt are written in words, since a row has no place for them; tools on offer are
-verl's to configure. Left out: images, and token ids as columns of their own.
+The item in `extra_info` is passed to our reward functions, and because of it every field survives.
+Tool calls inside a prompt are written as text, since a row has no field for them; the tools that
+the agent may call are configured in verl. Not supported: images, and token ids as columns.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 DATA_SOURCE = "orbiter-train"
 """The source of a row whose item does not name one in `metadata["data_source"]`."""
 TRUTH = "ground_truth"
-"""The entry of the metadata that is a row's truth; without it, the item's action is."""
+"""The metadata entry for the ground truth; without it, the item's action is used."""
 ROWS_AT_ONCE = 1024
-"""Rows that are in memory while a file is written or read."""
+"""The number of rows in memory while a file is written or read."""
 
 
 def write_rows(
     items: Iterable[TrajectoryItem], path: Path, *, system: str | None = None
 ) -> ExportReport:
-    """Write one row an item.
+    """Write one row per item.
 
     Args:
         items: The tasks, in the order of the rows.
-        path: The file to make, wholly or not at all.
-        system: Takes the place of every prompt's system turn, or becomes one.
+        path: The file to write, atomically.
+        system: Replaces the system message of every prompt, or is added if there is none.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
-        DataError: an item's messages are no chat.
+        DataError: the messages of an item are not a valid chat.
     """
     with atomic_write(path) as file:
         return ExportReport(_write(items, file, system), {}, path)
@@ -89,7 +89,7 @@ def row(item: TrajectoryItem, index: int, *, system: str | None = None) -> dict[
 
 
 def prompt_of(item: TrajectoryItem, *, system: str | None = None) -> list[dict[str, str]]:
-    """Return the chat before the answer, in role and text only."""
+    """Return the chat before the answer, with only role and text."""
     messages = check_messages(item.messages or [{"role": "user", "content": item.state}])
     turns = [{"role": str(message["role"]), "content": _said(message)} for message in messages]
     if system is None:
@@ -116,11 +116,11 @@ def _read(source: Source) -> Iterator[TrajectoryItem]:
                 except DataError as error:
                     source.refuse(number, str(error), error)
     except errors as error:
-        raise DataError(f"{source.path} is no readable Parquet file: {error}") from error
+        raise DataError(f"{source.path} is not a readable Parquet file: {error}") from error
 
 
 def _item(values: Mapping[str, Any]) -> TrajectoryItem:
-    """Return the item that a row holds, or, where another tool wrote the row, the one it makes."""
+    """Return the item stored in a row, or make one if another tool wrote the row."""
     extra = values.get("extra_info")
     if isinstance(extra, Mapping) and isinstance(extra.get("item"), str):
         return decode_item(extra["item"].encode())
@@ -140,7 +140,7 @@ def _item(values: Mapping[str, Any]) -> TrajectoryItem:
 
 
 def _detect(head: bytes, path: Path) -> float:
-    """Know a Parquet file of rows by the names of its columns, which stand at its end."""
+    """Recognise a Parquet file of verl rows by its column names, which are at its end."""
     if not head.startswith(b"PAR1"):
         return 0.0
     try:
@@ -161,4 +161,4 @@ FORMAT = Format(
     read=_read,
     write=write_rows,
 )
-"""verl's rows, both ways."""
+"""The format of verl's rows."""
