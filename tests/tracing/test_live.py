@@ -117,7 +117,7 @@ def test_nothing_captured_is_said_at_the_end(
         pass
     with caplog.at_level(logging.WARNING):
         provider.shutdown()
-    assert "nothing was captured: of 1 spans 0 were calls of a model" in caplog.text
+    assert "nothing was captured: of 1 spans, 0 were model calls" in caplog.text
 
 
 def test_spans_still_held_are_captured_by_a_flush(

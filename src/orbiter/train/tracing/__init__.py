@@ -1,1 +1,1 @@
-"""Import of traces: OpenTelemetry, Langfuse and LangSmith spans become items."""
+"""Imports traces: converts OpenTelemetry, Langfuse and LangSmith spans to items."""

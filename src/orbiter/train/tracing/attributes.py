@@ -1,8 +1,8 @@
-"""The attributes of spans, out of OTLP's JSON: what a trace says again and again is read once.
+"""Reads span attributes from OTLP JSON, parsing text that a trace repeats only once.
 
-Each call of an agent repeats the chat so far, so that most of a file of traces was read already, a
-span before. The bytes of a span's attributes are compared with those of the last span of the same
-name in its trace, and reading goes on where the two part. Left out: what an attribute means.
+Each call of an agent repeats the chat so far, so most of a span's content was already read in an
+earlier span. The bytes of the attributes are compared with those of the last span of the same name
+in the trace, and reading continues where the two differ. Not here: what an attribute means.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from orbiter.train.tracing.otlp import AttributesOnly, KeyValue, plain
 from orbiter.train.tracing.span import Draft, Sheet, sheet_of
 
 ROOM = 8 << 20
-"""Bytes of attributes that are remembered together."""
+"""The size of the cache, in bytes of attributes."""
 SMALL = 1 << 10
-"""Bytes of attributes that are not worth remembering."""
+"""Attributes shorter than this many bytes are not worth caching."""
 
 
 class Attributes:
-    """Reads attributes, and remembers those of the last large span of each name in each trace."""
+    """Reads attributes, caching those of the last large span of each name in each trace."""
 
     def __init__(self, room: int = ROOM) -> None:
-        """Start with nothing remembered, and `room` bytes for what will be."""
+        """Start with an empty cache of `room` bytes."""
         self._room = room
         self._last: OrderedDict[tuple[str, str], tuple[bytes, Draft]] = OrderedDict()
 
@@ -35,7 +35,7 @@ class Attributes:
         """Return the attributes of a span.
 
         Raises:
-            DataError: they are none; the message says where.
+            DataError: they are malformed; the message says where.
         """
         data = bytes(raw)
         if len(data) < SMALL:
@@ -43,7 +43,7 @@ class Attributes:
         before, known = self._last.pop((trace_id, name), (b"", _NOTHING))
         self._room += len(before)
         at = _parting(before, data)
-        # A name stands nowhere but at the beginning of an attribute: names count attributes.
+        # A key occurs only at the start of an attribute, so counting keys counts attributes.
         draft = known.begun(known.count - before.count(_NAME, at))
         begun = draft.count
         draft.take(_named(_pairs(b"[" + data[at:] if begun else data, data)))
@@ -61,7 +61,7 @@ class Attributes:
 
 
 def attributes_of(pairs: Sequence[KeyValue] | None) -> dict[str, Any]:
-    """Return attributes by name."""
+    """Return the values of attributes by name."""
     return dict(_named(pairs))
 
 
@@ -73,7 +73,7 @@ def _named(pairs: Sequence[KeyValue] | None) -> Iterator[tuple[str, Any]]:
 
 
 def _parting(before: bytes, data: bytes) -> int:
-    """Return where the first attribute begins that the two do not share; 0 if they share none."""
+    """Return the start of the first attribute that differs; 0 if no attribute is shared."""
     at, size = 0, 1 << 10
     end = min(len(before), len(data))
     while size:
@@ -88,7 +88,7 @@ def _pairs(part: bytes, whole: bytes) -> list[KeyValue] | None:
     try:
         pairs = _PAIRS.decode(part)
     except FOREIGN:
-        # The same again, in its place, so that the error tells the way to what is wrong.
+        # Decode it again inside an object, so that the error message contains the path.
         pairs = decoded(_IN_PLACE, b'{"attributes":' + whole + b"}").attributes
     return pairs
 

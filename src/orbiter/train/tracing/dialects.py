@@ -1,15 +1,15 @@
-"""What a model was told and what it said, in a span of any of the dialects that are about.
+"""Extracts the prompt and the answers of a model call from a span of any known dialect.
 
     OpenTelemetry 1.37 and later   gen_ai.input.messages, gen_ai.output.messages: JSON with parts;
                                    on the span, or on its event ...operation.details
     pydantic-ai                    the same with `thinking`, `result`, arguments as text
     OpenLLMetry, AgentOps          gen_ai.prompt.0.role ..., gen_ai.completion.0.role ...
     OpenInference                  llm.input_messages.0.message.role ...
-    OpenTelemetry 1.28 to 1.36     an event a message: gen_ai.user.message, gen_ai.choice
+    OpenTelemetry 1.28 to 1.36     one event per message: gen_ai.user.message, gen_ai.choice
     Langfuse's SDK                 langfuse.observation.input, langfuse.observation.output
-                                   (OpenInference has input.value, output.value where no more)
+                                   (OpenInference without messages: input.value, output.value)
 
-Left out: everything else about a call (`otel_facts.py`).
+Not here: everything else about a call (`facts.py`).
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from orbiter.train.tracing.span import Attributes, Event, Span
 from orbiter.train.trajectory import fields
 
 CHATS = 8
-"""Chats that may go on at the same time in a trace before one of them is read anew."""
+"""The number of chats of a trace that are remembered, so that they are not read again."""
 
 
 class Said(NamedTuple):
-    """What one call of a model holds."""
+    """The content of one model call."""
 
     prompt: list[Message]
     answers: list[Message]
-    """One a choice; none where the call failed."""
+    """One message per choice; empty if the call failed."""
     tools: list[Message] | None = None
 
 
 class Memory:
-    """What the earlier calls of a trace held, so that a chat that only grows is read once.
+    """The content of the earlier calls of a trace, so that a growing chat is read only once.
 
-    A message that several calls have is one object.
+    A message that occurs in several calls is one object.
     """
 
     def __init__(self) -> None:
         self.known: Known = {}
-        """What was read of attributes that hold a message each."""
+        """The messages read from attributes that hold one message each."""
         self._chats: deque[tuple[str, list[Message]]] = deque(maxlen=CHATS)
 
     def chat(self, text: str) -> list[Message]:
-        """Return the messages in a JSON array that may begin like one of the last ones.
+        """Return the messages in a JSON array that may start like a recent one.
 
         Raises:
-            DataError: it is no JSON, or holds no messages.
+            DataError: it is not JSON, or does not hold messages.
         """
         begun, messages = "", list[Message]()
         for chat in self._chats:
@@ -76,14 +76,14 @@ class Memory:
 
 
 def said_in(span: Span, memory: Memory) -> Said | None:
-    """Return what a call of a model holds; None where its content was not recorded.
+    """Return the content of a model call; None if the tracer did not record it.
 
     Args:
-        span: The call's.
-        memory: Of the trace.
+        span: The span of the call.
+        memory: The memory of its trace.
 
     Raises:
-        DataError: an attribute is not what its dialect has there; the message names it.
+        DataError: an attribute does not have the form of its dialect; the message names it.
     """
     attributes, spread = span.attributes, span.spread
     if "gen_ai.input.messages" in attributes or "gen_ai.output.messages" in attributes:
@@ -118,7 +118,7 @@ def _opentelemetry(attributes: Attributes, memory: Memory) -> Said:
 
 
 def _whole_values(attributes: Attributes, before: str, after: str = "") -> Said:
-    """Read a call whose input and output stand in one attribute each, in the vendor's own form."""
+    """Read a call with one attribute for its input and one for its output, in a vendor's form."""
     told = _read_if_json(attributes.get(f"{before}input{after}"))
     tools = told.get("tools") if isinstance(told, dict) else None
     answer = _read_if_json(attributes.get(f"{before}output{after}"))
@@ -172,7 +172,7 @@ def _as_messages(given: object, role: str) -> list[Message]:
 
 
 def _read(attributes: Attributes, name: str) -> Any:  # noqa: ANN401 - any JSON
-    """Return an attribute that is JSON, written as text or nested in OTLP's own way."""
+    """Return an attribute that holds JSON, either as text or as nested OTLP values."""
     value = attributes.get(name)
     if not isinstance(value, str):
         return value
@@ -183,13 +183,13 @@ def _read(attributes: Attributes, name: str) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _named(attribute: str, error: DataError) -> DataError:
-    """Return an error that says which attribute is wrong."""
+    """Return an error that names the attribute."""
     cut = "; was it cut at a limit for the length of attributes?" if "trunc" in str(error) else ""
     return DataError(f"attribute {attribute!r}: {error}{cut}")
 
 
 def _read_if_json(value: object) -> Any:  # noqa: ANN401 - any JSON
-    """Return the object or array that a text is; any other text as it is."""
+    """Decode a text that is a JSON object or array; return any other value unchanged."""
     if not (isinstance(value, str) and value.lstrip()[:1] in {"{", "["}):
         return value
     try:

@@ -1,6 +1,6 @@
-"""What a span says beside its messages: which call of which model, its scores, its tool's run.
+"""Extracts everything but the messages from a span: model, parameters, scores and tool runs.
 
-Left out: the messages (`otel_dialects.py`).
+Not here: the messages (`dialects.py`).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from orbiter.train.tracing.span import Attributes, Span
 
 
 class Score(NamedTuple):
-    """What an evaluation gave."""
+    """The result of an evaluation."""
 
     span_id: str
-    """The span that it was said on, or the one it belongs to."""
+    """The span that was evaluated, or the one on which the result was recorded."""
     response_id: str | None
-    """The answer that was evaluated, where it is named."""
+    """The id of the answer that was evaluated, if it is given."""
     entry: dict[str, Any]
-    """name, score, label, explanation: what of them is there."""
+    """Those of name, score, label and explanation that are given."""
 
 
 def says_something(span: Span) -> bool:
-    """Say whether a span may be a call or a tool's run, or name an agent or a score."""
+    """Say whether a span may be a call or a tool run, or name an agent or a score."""
     return bool(span.events or span.spread) or not _TELLING.isdisjoint(span.attributes)
 
 
 def is_call(span: Span) -> bool:
-    """Say whether a span is one call of a model (and not of an agent, a tool or an embedding)."""
+    """Say whether a span is one model call (and not one of an agent, a tool or an embedding)."""
     told = span.attributes
     operation = told.get("gen_ai.operation.name")
     if isinstance(operation, str):
@@ -46,7 +46,7 @@ def is_call(span: Span) -> bool:
 
 
 def is_tool_run(span: Span) -> bool:
-    """Say whether a span is one run of a tool."""
+    """Say whether a span is one tool run."""
     told = span.attributes
     return (
         told.get("gen_ai.operation.name") == "execute_tool"
@@ -57,7 +57,7 @@ def is_tool_run(span: Span) -> bool:
 
 
 def agent_of(span: Span) -> str | None:
-    """Return the name of the agent that a span says it is of."""
+    """Return the name of the agent that a span names."""
     for key in ("gen_ai.agent.name", "agent.name"):
         if isinstance(name := span.attributes.get(key), str):
             return name
@@ -65,7 +65,7 @@ def agent_of(span: Span) -> str | None:
 
 
 def facts_of(span: Span) -> dict[str, Any]:
-    """Return what is known of a call, as entries of an item's metadata; unknown attributes too."""
+    """Return the facts about a call as metadata entries, including unknown attributes."""
     groups: dict[str, dict[str, Any]] = {
         "entries": {}, "params": {}, "usage": {}, "attributes": {}, "told": {}
     }  # fmt: skip
@@ -91,7 +91,7 @@ def facts_of(span: Span) -> dict[str, Any]:
 
 
 def tool_run_of(span: Span) -> dict[str, Any]:
-    """Return what is known of a tool's run: call, name, arguments, result, error, seconds."""
+    """Return the facts about a tool run: call, name, arguments, result, error, seconds."""
     told = span.attributes
     found: dict[str, Any] = {}
     for name, keys in _TOOL.items():
@@ -108,10 +108,10 @@ def tool_run_of(span: Span) -> dict[str, Any]:
 
 
 def scores_of(span: Span) -> Iterator[Score]:
-    """Yield what evaluations gave, on the span itself or in its events."""
+    """Yield the results of evaluations, recorded on the span itself or in its events."""
     told = span.attributes
     if "gen_ai.evaluation.name" in told or "gen_ai.evaluation.score.value" in told:
-        # A span of an evaluation stands below the span that it evaluates.
+        # The span of an evaluation is a child of the span that it evaluates.
         above = span.span_id if is_call(span) else span.parent_id or span.span_id
         yield Score(above, _response(told), _gen_ai_score(told))
     for event in span.events:
@@ -129,9 +129,9 @@ def scores_of(span: Span) -> Iterator[Score]:
 
 
 def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None:
-    """Return the score that is the reward: the one `wanted`, else one named "reward", or the only.
+    """Return the score that is the reward: the one `wanted`, one named "reward", or the only one.
 
-    None where several are there and none says that it is the reward.
+    None if there are several and none of them is named as the reward.
     """
     scores = [
         (entry.get("name"), float(score))
@@ -145,7 +145,7 @@ def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None
 
 
 def _first_names(span: Span, group: str) -> set[str]:
-    """Return what the first piece of a group says."""
+    """Return the attribute names in the first piece of a group."""
     first = span.spread[group].get(0) if group in span.spread else None
     return set(first.rows) if first is not None else set()
 
@@ -165,7 +165,7 @@ def _seconds(span: Span) -> float:
 
 
 _HUGE = 1e300
-"""No score is; NaN is not below it either."""
+"""A score must be below this bound, which also rules out NaN."""
 _CALLS = frozenset({"chat", "generate_content", "text_completion", "completion"})
 _SCORE = {
     "name": "name",
@@ -193,7 +193,7 @@ _TELLING = frozenset(
         "gen_ai.evaluation.score.value",
     }
 )
-"""Attributes that make a span more than a link between others."""
+"""Attributes by which a span is more than a link between other spans."""
 _TOOL = {
     "tool_call_id": ("gen_ai.tool.call.id", "tool_call.id", "tool.id"),
     "name": ("gen_ai.tool.name", "tool.name", "traceloop.entity.name"),
@@ -242,4 +242,4 @@ FILLED = frozenset(
         "metadata.usage",
     }
 )
-"""Fields of an item that an import of traces can fill."""
+"""The item fields that an import of traces can fill."""

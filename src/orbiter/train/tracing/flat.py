@@ -1,9 +1,9 @@
-"""The two dialects that spread messages over many attributes: OpenLLMetry's and OpenInference's.
+"""Reads the two dialects that spread messages over attributes: OpenLLMetry and OpenInference.
 
     gen_ai.prompt.0.role, gen_ai.completion.0.tool_calls.0.name, llm.request.functions.0.name
     llm.input_messages.0.message.role, llm.output_messages.0.message.tool_calls.0.tool_call.id
 
-Left out: what both dialects say in single attributes (`otel_facts.py`).
+Not here: the single attributes of both dialects (`facts.py`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.span import Piece, Rows, Span
 
 Known = dict[tuple[object, ...], list[Message]]
-"""The messages of a trace, by the attributes they were read from."""
+"""The messages of a trace, keyed by the attributes they were read from."""
 Chats = tuple[list[Message], list[Message]]
-"""What the model was told, and what it answered."""
+"""The prompt of the model, and its answers."""
 
 
 def openllmetry_chats(span: Span, known: Known) -> Chats:
@@ -71,7 +71,7 @@ def _messages(
     read: Callable[[dict[str, Any]], Mapping[str, Any]],
     role: str,
 ) -> list[Message]:
-    """Return messages; one that was in an earlier call of the trace is the very same object."""
+    """Return messages; one that occurred in an earlier call of the trace is the same object."""
     found: list[Message] = []
     for piece in pieces:
         if piece.said is None:
@@ -83,11 +83,11 @@ def _messages(
 def _said(
     rows: Rows, known: Known, read: Callable[[dict[str, Any]], Mapping[str, Any]], role: str
 ) -> list[Message]:
-    # What names its own role says the same as a prompt and as an answer.
+    # The default role is part of the key only if the message does not name its role.
     key = (None if "role" in rows or "message.role" in rows else role, *rows.items())
     try:
         messages = known.get(key)
-    except TypeError:  # an attribute is a list, which can be no key
+    except TypeError:  # an attribute is a list, which cannot be a key
         return message_from(read(_nested(rows)), role=role)
     if messages is None:
         messages = known[key] = message_from(read(_nested(rows)), role=role)
@@ -95,10 +95,10 @@ def _said(
 
 
 def _nested(rows: Rows) -> dict[str, Any]:
-    """Return attributes nested by the dots in their names.
+    """Nest attributes by the dots in their names.
 
     Raises:
-        DataError: a name stands both for a value and for what is below it.
+        DataError: a name is both a value and a prefix of another name.
     """
     found: dict[str, Any] = {}
     for key, value in rows.items():
@@ -111,7 +111,7 @@ def _nested(rows: Rows) -> dict[str, Any]:
         for step in above:
             place = place.setdefault(step, {})
             if not isinstance(place, dict):
-                raise DataError(f"an attribute ends in {key!r}, and another in its beginning")
+                raise DataError(f"a prefix of attribute {key!r} is also an attribute with a value")
         place[last] = value
     return found
 
@@ -137,7 +137,7 @@ def _openllmetry(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(content: str) -> object:
-    """Return content that was a list of parts before it became an attribute, as that list."""
+    """Decode content that was a list of parts; return other content unchanged."""
     try:
         parts = decode_json(content)
     except DataError:

@@ -1,7 +1,7 @@
-"""What the name of an attribute says: where it goes in an item, or which message it is a piece of.
+"""Maps the name of a span attribute to its place in an item, or to the message it is part of.
 
-A name is looked at once, however many spans have it: most of a file of traces is the same names.
-Left out: what the values mean.
+Each name is parsed only once, since most spans of a file have the same names. Not here: what the
+values mean.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Where an attribute goes."""
+    """The place of an attribute in an item."""
 
     group: str
     number: int | None
-    """Of the message or the tool, where the attribute is one piece of many."""
+    """The number of the message or tool, if the attribute is one piece of it."""
     name: str
-    """What is left of its own name."""
+    """The rest of the attribute's name."""
 
 
 @lru_cache(maxsize=1 << 14)
 def place_of(key: str) -> Place:
-    """Return where an attribute goes, by its name."""
+    """Return the place of an attribute, given its name."""
     if key in ENTRIES:
         return Place("entries", None, ENTRIES[key])
     if key in _TOLD:
@@ -47,7 +47,7 @@ SPREAD = (
     "evaluations.",
     "annotations.",
 )
-"""What stands before the number in the names of attributes that are one piece of many."""
+"""The prefixes, before the number, of attributes that are pieces of a message or tool."""
 _GROUPS = {"gen_ai.request.": "params", "gen_ai.usage.": "usage", "llm.token_count.": "usage"}
 ENTRIES = {
     "gen_ai.response.model": "model",
@@ -77,7 +77,7 @@ ENTRIES = {
     "llm.invocation_parameters": "invocation_parameters",
     "error.type": "error_type",
 }
-"""Attributes that are an entry of an item's metadata, and its name."""
+"""Attributes that become an entry of an item's metadata, with the name of the entry."""
 _TOLD = frozenset(
     {
         "gen_ai.input.messages",
@@ -102,4 +102,4 @@ _TOLD = frozenset(
         "gen_ai.evaluation.explanation",
     }
 )
-"""Attributes that an item says in fields of its own, or in being one."""
+"""Attributes that go to fields of an item, or that mark a span as an item."""

@@ -1,12 +1,12 @@
-"""Langfuse's exports: observations, as its interface, its API and its blob storage give them.
+"""Imports Langfuse exports: observations from its web interface, API or blob storage.
 
-    rows           one observation a line, or an array of them; names in camel or snake case
+    rows           one observation per line, or an array of them; names in camel or snake case
     an API page    {"data": [observations], "meta": ...}
     one trace      {"id": ..., "observations": [...], "scores": [...]}: a download
 
-A generation is an item, its trace the episode. Scores are rewards where they stand with their
-observations or their trace. Left out: the files of scores and of traces that blob storage writes
-apart from those of observations.
+A generation is an item and its trace the episode. Scores are rewards if they are in the same file
+as their observation or trace. Not supported: the separate files of scores and of traces that blob
+storage writes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
 
     Args:
         source: The file.
-        reward: Name of the score that is the reward; unless given, the one named "reward", or the
+        reward: The name of the score that is the reward; by default the one named "reward", or the
             only one.
 
     Raises:
-        DataError: an observation is wrong (unless the source skips what is), or there are no
+        DataError: an observation is wrong (unless the source skips bad ones), or there are no
             generations.
     """
     rows = (Row(line, _spans(value, line)) for line, value in objects_in(source))
@@ -41,7 +41,7 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
 
 
 def detect(head: bytes, path: Path) -> float:  # noqa: ARG001 - the content says it
-    """Say how sure it is that a file with this head is an export of Langfuse."""
+    """Return the confidence, from 0 to 1, that a file with this head is a Langfuse export."""
     text = head.replace(b" ", b"")
     named = any(key in text for key in (b'"traceId":', b'"trace_id":'))
     typed = any(b'"type":"%b"' % kind in text for kind in _KINDS)
@@ -86,7 +86,7 @@ def _spans(value: Mapping[str, Any], line: int) -> Iterator[Span]:
 def _span(row: Mapping[str, Any], line: int) -> Span:
     kind = str(row.get("type") or "").lower()
     if not kind or _get(row, "id") is None:
-        raise DataError("is no observation: it has no type or no id")
+        raise DataError("not an observation: it has no type or no id")
     scores = row.get("scores")
     events = [score_event(one) for one in _scores(scores)]
     failed = str(row.get("level") or "").upper() == "ERROR"
@@ -105,7 +105,7 @@ def _span(row: Mapping[str, Any], line: int) -> Span:
 
 
 def _attributes(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return what an observation says, under the names by which its own SDK says it in spans."""
+    """Return the data of an observation under the attribute names of Langfuse's SDK."""
     told: dict[str, Any] = {"langfuse.observation.type": kind}
     for name, attribute in _NAMES.items():
         if (value := _get(row, name)) not in (None, "", {}, []):
@@ -174,4 +174,4 @@ NOT_FILLED = {
     "metadata.service",
     "metadata.workflow",
 }
-"""What spans say, and observations have no field for."""
+"""Item fields that spans can fill but observations have no data for."""

@@ -1,7 +1,7 @@
-"""LangSmith's exports: runs, one a line or in an array, of its client or its bulk export.
+"""Imports LangSmith exports: runs, one per line or in an array, from its client or bulk export.
 
-A run of type `llm` is an item, its trace the episode; means of `feedback_stats` are scores. Left
-out: runs whose inputs or outputs LangSmith keeps in a bucket of its own (`inputs_s3_urls`).
+A run of type `llm` is an item and its trace the episode; the means in `feedback_stats` are scores.
+Not supported: runs whose inputs or outputs LangSmith stores in a bucket (`inputs_s3_urls`).
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
 
     Args:
         source: The file.
-        reward: Key of the feedback that is the reward; unless given, the one named "reward", or
+        reward: The key of the feedback that is the reward; by default the one named "reward", or
             the only one.
 
     Raises:
-        DataError: a run is wrong (unless the source skips what is), or there are none of a model.
+        DataError: a run is wrong (unless the source skips bad ones), or no run is of a model.
     """
     rows = (Row(line, _spans(value, line)) for line, value in objects_in(source))
     yield from items_from(source, rows, reward=reward, what="run of type llm with messages")
 
 
 def detect(head: bytes, path: Path) -> float:  # noqa: ARG001 - the content says it
-    """Say how sure it is that a file with this head is an export of LangSmith."""
+    """Return the confidence, from 0 to 1, that a file with this head is a LangSmith export."""
     return 0.95 if b'"run_type"' in head and b'"resourceSpans"' not in head else 0.0
 
 
 def _spans(value: Mapping[str, Any], line: int) -> Iterator[Span]:
-    """Yield the spans in one object of a file: a run and those below it, or a page of runs."""
+    """Yield the spans in one object of a file: a run with its child runs, or a page of runs."""
     if isinstance(page := value.get("runs"), list):
         for run in page:
             if not isinstance(run, Mapping):
@@ -58,7 +58,7 @@ def _spans(value: Mapping[str, Any], line: int) -> Iterator[Span]:
 def _span(run: Mapping[str, Any], line: int) -> Span:
     kind = run.get("run_type")
     if not isinstance(kind, str) or run.get("id") is None:
-        raise DataError("is no run: it has no run_type or no id")
+        raise DataError("not a run: it has no run_type or no id")
     error = run.get("error")
     return Span(
         str(run.get("trace_id") or ""),
@@ -75,7 +75,7 @@ def _span(run: Mapping[str, Any], line: int) -> Span:
 
 
 def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return what a run says, under the names that spans have for it."""
+    """Return the data of a run under the attribute names of spans."""
     extra = _object(run, "extra")
     asked, about = dict(_object(extra, "invocation_params")), dict(_object(extra, "metadata"))
     inputs, outputs = _object(run, "inputs"), _object(run, "outputs")
@@ -103,7 +103,7 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _tool_call_id(outputs: Mapping[str, Any]) -> str | None:
-    """Return the call that a tool's run answers, which LangChain tells in the message it made."""
+    """Return the id of the call that a tool run answers, from the message that LangChain made."""
     message = outputs.get("output")
     told = message if isinstance(message, Mapping) else {}
     inner = told.get("kwargs", told.get("data", told))
@@ -119,7 +119,7 @@ def _feedback(stats: Mapping[str, Any]) -> Iterator[Event]:
 
 
 def _object(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return an object, which bulk exports have as JSON text."""
+    """Return an object, which is JSON text in bulk exports."""
     value = holder.get(name)
     if isinstance(value, str) and value.strip():
         value = decode_json(value)
@@ -144,4 +144,4 @@ NOT_FILLED = {
     "metadata.user_id",
     "metadata.workflow",
 }
-"""What spans say, and runs have no field for."""
+"""Item fields that spans can fill but runs have no data for."""

@@ -1,9 +1,9 @@
-"""OpenTelemetry, live: a span processor that captures the calls of a model as they end.
+"""An OpenTelemetry span processor that captures model calls while the agent runs.
 
     provider.add_span_processor(SpanCapture(dataset))
 
-Needs nothing of OpenTelemetry itself: the tracer that makes the spans brings it. Left out: making
-spans (that is the instrumentation's), and files of them (`otel.py`).
+This module does not import OpenTelemetry; the tracer that makes the spans does. Not here: making
+spans, which is the task of an instrumentation, and files of spans (`otel.py`).
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ log = logging.getLogger(__name__)
 
 
 class SpanCapture(SpanProcessor):
-    """Captures every call of a model into a data set, once the trace that it is in has ended.
+    """Captures every model call into a data set as soon as its trace has ended.
 
-    An episode is a trace (`episode_id` is its id in hex), a step is a call. A score that was said
-    within the trace is the reward; one that comes later is for `dataset.assign_reward`. Whatever
-    goes wrong here is logged and counted in `failed`: it never breaks the agent that is watched.
+    An episode is a trace (`episode_id` is its id in hex), a step is a call. A score recorded within
+    the trace is the reward; pass a later one to `dataset.assign_reward`. Errors in here are logged
+    and counted in `failed`; they never break the agent.
     """
 
     def __init__(self, dataset: TrajectoryDataset, *, reward: str | None = None) -> None:
         """Capture into `dataset`.
 
         Args:
-            dataset: Takes the items; calls without a score wait there for a reward.
-            reward: Name of the evaluation that is the reward; unless given, the one named
+            dataset: Stores the items; calls without a score wait there for a reward.
+            reward: The name of the evaluation that is the reward; by default the one named
                 "reward", or the only one.
         """
         self.dataset = dataset
         self.failed = 0
-        """Spans that could not be understood, and items that the data set did not take."""
+        """The number of spans that could not be read and items that could not be captured."""
         self._traces = Traces(self._refuse, reward=reward)
         self._lock = threading.Lock()  # spans end in any thread
 
     @property
     def counts(self) -> Counts:
-        """What came by."""
+        """The numbers of spans and calls seen so far."""
         return self._traces.counts
 
     def on_start(self, span: object, parent_context: Context | None = None) -> None:
-        """Do nothing: a call is told when it is over."""
+        """Do nothing: a call is captured when it ends."""
 
     def _on_ending(self, span: object) -> None:
-        """Do nothing; the tracer of today asks for it, under this name."""
+        """Do nothing; current tracers require this method."""
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Take in a span; when it is the first of its trace, capture what the trace held."""
+        """Add a span; if it is the root of its trace, capture the calls of the trace."""
         with self._lock:
             try:
                 told = span_of(span)
@@ -72,25 +72,25 @@ class SpanCapture(SpanProcessor):
                 self._refuse(0, str(error), error)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - nothing waits
-        """Capture what is still held: traces whose first span has not ended."""
+        """Capture the calls of traces whose root span has not ended."""
         with self._lock:
             self._capture(self._traces.finish())
         return True
 
     def shutdown(self) -> None:
-        """Capture what is still held, and say loudly if nothing was captured at all."""
+        """Capture what is left, and log a warning if nothing was captured at all."""
         self.force_flush()
         counts = self.counts
         if counts.calls == counts.silent:
             log.warning(
-                "nothing was captured: of %d spans %d were calls of a model, and %d of these had "
-                "no messages",
+                "nothing was captured: of %d spans, %d were model calls, and %d of these had no "
+                "messages",
                 counts.spans,
                 counts.calls,
                 counts.silent,
             )
         if counts.homeless:
-            log.warning("%d scores or runs of tools belonged to no call", counts.homeless)
+            log.warning("%d scores or tool runs belonged to no call", counts.homeless)
 
     def _capture(self, items: Iterable[TrajectoryItem]) -> None:
         for item in items:
@@ -105,7 +105,7 @@ class SpanCapture(SpanProcessor):
 
 
 def span_of(span: ReadableSpan) -> Span:
-    """Return a span of the SDK as both importers have it."""
+    """Convert a span of the OpenTelemetry SDK."""
     context, above = span.context, span.parent
     resource = span.resource.attributes if span.resource else {}
     service = resource.get("service.name")

@@ -1,9 +1,9 @@
-"""OpenTelemetry: GenAI spans out of a file of OTLP JSON.
+"""Imports OpenTelemetry GenAI spans from a file of OTLP JSON.
 
-An episode is a trace, a step is a call of a model in the order of the calls' starts; the window
-within which spans are brought together is that of `otel_traces.py`. The score of an evaluation
-(`gen_ai.evaluation`) is the reward of the call it is about, or of the last call below the span
-that it is about. Left out: writing spans.
+An episode is a trace; its steps are the model calls in the order of their start. `traces.py`
+collects the spans of a trace within a window. The score of an evaluation (`gen_ai.evaluation`) is
+the reward of the call that it evaluates, or of the last call below the span that it evaluates.
+Not supported: writing spans.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 
 def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryItem]:
-    """Yield an item for each call of a model.
+    """Yield an item for each model call.
 
     Args:
         source: The file.
-        reward: Name of the evaluation that is the reward; unless given, the one named "reward",
+        reward: The name of the evaluation that is the reward; by default the one named "reward",
             or the only one.
 
     Raises:
-        DataError: a span is wrong (unless the source skips what is), or there are no calls.
+        DataError: a span is wrong (unless the source skips bad ones), or there are no calls.
     """
     traces = Traces(source.refuse, make=decoded_item, reward=reward)
     known = Attributes()
@@ -51,7 +51,7 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
 
 
 def detect(head: bytes, path: Path) -> float:
-    """Say how sure it is that a file with this head is OTLP's JSON."""
+    """Return the confidence, from 0 to 1, that a file with this head is OTLP JSON."""
     start = head.removeprefix(BOM).lstrip(b" \t\r\n[")
     if not start.startswith(b"{") or b'"resourceSpans"' not in head:
         return 0.0
@@ -59,14 +59,14 @@ def detect(head: bytes, path: Path) -> float:
 
 
 def span_of(found: Found, known: Attributes) -> Span:
-    """Return a span of a file as both importers have it.
+    """Convert a span of a file.
 
     Args:
         found: The span.
-        known: What was read of the spans before.
+        known: The cache of attributes from earlier spans.
 
     Raises:
-        DataError: an attribute is none, or a number.
+        DataError: an attribute or a number is malformed.
     """
     span, origin, line = found
     sheet = known.read(span.attributes, span.trace_id, span.name)
@@ -96,7 +96,7 @@ def _error(status: Status | None) -> str | None:
 
 
 def _check(source: Source, counts: Counts) -> None:
-    """Say loudly what was not found: a file of traces without one call is a mistake somewhere."""
+    """Report calls without messages; raise if there are no usable calls at all."""
     if counts.calls == 0:
         raise DataError(
             f"{source.path}:1: holds no call of a model: none of its {counts.spans} spans has "
@@ -109,10 +109,10 @@ def _check(source: Source, counts: Counts) -> None:
             "(OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=true)"
         )
     if counts.silent:
-        log.warning("%s: %d calls have no messages, and are left out", source.path, counts.silent)
+        log.warning("%s: %d calls have no messages and are left out", source.path, counts.silent)
     if counts.homeless:
         log.warning(
-            "%s: %d scores or runs of tools belong to no call, and are left out",
+            "%s: %d scores or tool runs belong to no call and are left out",
             source.path,
             counts.homeless,
         )

@@ -1,7 +1,6 @@
-"""What OTLP's JSON is made of, as far as it matters here: spans, their attributes and events.
+"""The parts of OTLP's JSON that are needed here: spans, their attributes and events.
 
-Left out: how a file of it is read (`otel_stream.py`), and what an attribute means
-(`otel_dialects.py`).
+Not here: reading a file (`stream.py`) and the meaning of an attribute (`dialects.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from orbiter.train.errors import DataError
 
 
 class AnyValue(msgspec.Struct, rename="camel", gc=False):
-    """One value of an attribute; the field that is there says its type."""
+    """One attribute value; the field that is set gives its type."""
 
     string_value: str | None = None
     int_value: int | str | None = None
@@ -26,7 +25,7 @@ class AnyValue(msgspec.Struct, rename="camel", gc=False):
 
 
 class Values(msgspec.Struct, gc=False):
-    """An array among the values."""
+    """An array of values."""
 
     values: list[AnyValue] | None = None
 
@@ -39,27 +38,27 @@ class KeyValue(msgspec.Struct, gc=False):
 
 
 class KeyValues(msgspec.Struct, gc=False):
-    """A map among the values."""
+    """A map of values."""
 
     values: list[KeyValue] | None = None
 
 
 class WireEvent(msgspec.Struct, rename="camel", gc=False):
-    """Something that happened within a span."""
+    """An event within a span."""
 
     name: str = ""
     attributes: list[KeyValue] | None = None
 
 
 class Status(msgspec.Struct, gc=False):
-    """How a span ended."""
+    """The status with which a span ended."""
 
     code: int | str | None = None
     message: str | None = None
 
 
 class WireSpan(msgspec.Struct, rename="camel", gc=False):
-    """One span, as far as it matters here."""
+    """The fields of a span that are needed here."""
 
     trace_id: str = ""
     span_id: str = ""
@@ -68,27 +67,27 @@ class WireSpan(msgspec.Struct, rename="camel", gc=False):
     start_time_unix_nano: int | str | None = None
     end_time_unix_nano: int | str | None = None
     attributes: msgspec.Raw = msgspec.Raw(b"null")
-    """See `otel_attributes.py`."""
+    """Decoded in `attributes.py`."""
     dropped_attributes_count: int | None = None
     events: list[WireEvent] | None = None
     status: Status | None = None
 
 
 class AttributesOnly(msgspec.Struct, gc=False):
-    """What is left of a span without all else."""
+    """A span reduced to its attributes."""
 
     attributes: list[KeyValue] | None = None
 
 
 class Scope(msgspec.Struct, gc=False):
-    """Which instrumentation wrote the spans."""
+    """The instrumentation that wrote the spans."""
 
     name: str | None = None
     version: str | None = None
 
 
 class Resource(msgspec.Struct, gc=False):
-    """Which process wrote the spans."""
+    """The process that wrote the spans."""
 
     attributes: list[KeyValue] | None = None
 
@@ -108,16 +107,16 @@ class ResourceSpans(msgspec.Struct, rename="camel", gc=False):
 
 
 class Request(msgspec.Struct, rename="camel", gc=False):
-    """What one export sends."""
+    """The content of one export."""
 
     resource_spans: list[ResourceSpans] | None = None
 
 
 def plain(value: AnyValue | None) -> Any:  # noqa: ANN401 - any JSON
-    """Return an attribute's value as JSON has it.
+    """Return the plain JSON value of an attribute.
 
     Raises:
-        DataError: an integer is none.
+        DataError: an integer is malformed.
     """
     if value is None or value.string_value is not None:
         return value and value.string_value
@@ -132,10 +131,10 @@ def plain(value: AnyValue | None) -> Any:  # noqa: ANN401 - any JSON
 
 
 def nanoseconds(value: int | str | None) -> int:
-    """Return a time in nanoseconds since 1970; 0 where it is not told.
+    """Return a time in nanoseconds since 1970; 0 if it is missing.
 
     Raises:
-        DataError: it is no number of 64 bits.
+        DataError: it is not a 64-bit number.
     """
     time = _whole(value) if value else 0
     if not 0 <= time < 1 << 64:

@@ -1,8 +1,8 @@
-"""A recorded call of a model into an item: shared by the importers of traces.
+"""Converts a recorded model call to an item; shared by all importers of traces.
 
-The shape is that of `conversation.py`: the chat before the answer in `messages` (None where that
-is one plain user message), the answer in `action` and `tool_calls`, what else it said in
-`metadata`. Left out: where the call was found.
+The layout is that of `chat/conversation.py`: the chat before the answer is in `messages` (None if
+it is one plain user message), the answer in `action` and `tool_calls`, and the rest of the answer
+in `metadata`. Not here: finding the calls.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import NAMES, from_values
 
 CHATS = 8
-"""Chats that may go on at the same time before one of them is told anew."""
+"""The number of chats that are remembered, so that their text is not rendered again."""
 
 Maker = Callable[..., TrajectoryItem]
-"""Makes an item of its fields by their names, as `TrajectoryItem` does."""
+"""Makes an item from its fields, with the signature of `TrajectoryItem`."""
 
 NO_ANSWER: Message = {"role": "assistant", "content": ""}
-"""Stands for the answer of a call that failed."""
+"""The answer of a call that failed."""
 
 
 class Recorder:
-    """Makes the items of calls whose chats go on from one another, each message told once."""
+    """Makes the items of calls whose chats extend one another, rendering each message once."""
 
     def __init__(self, make: Maker = TrajectoryItem) -> None:
-        """Start with no chats.
+        """Start without chats.
 
         Args:
-            make: `decoded_item` where all that comes was decoded from JSON by msgspec.
+            make: `decoded_item` if all values were decoded from JSON by msgspec.
         """
         self._make = make
         self._chats: deque[tuple[Sequence[Message], Transcript]] = deque(maxlen=CHATS)
@@ -49,7 +49,7 @@ class Recorder:
         """Return the item of a call.
 
         Raises:
-            DataError: a field cannot hold what is there; the message names it.
+            DataError: the value of a field is invalid; the message names the field.
         """
         calls = answer.get("tool_calls") or None
         content = answer.get("content")
@@ -70,7 +70,7 @@ class Recorder:
         )
 
     def _state(self, prompt: Sequence[Message]) -> str:
-        """Return a chat as text, going on from a chat that it begins with the messages of."""
+        """Render a chat as text, continuing from an earlier chat that it starts with."""
         for chat in self._chats:
             begun, transcript = chat
             if len(begun) <= len(prompt) and all(map(is_, begun, prompt)):
@@ -83,17 +83,17 @@ class Recorder:
 
 
 def decoded_item(state: str, action: str, **known: Any) -> TrajectoryItem:  # noqa: ANN401
-    """Return an item without checking what msgspec's decoding has checked."""
+    """Make an item without validation, for values that msgspec has decoded."""
     known["state"], known["action"] = state, action
     return from_values(tuple(map(known.get, NAMES)))
 
 
 def _is_plain(prompt: Sequence[Mapping[str, object]]) -> bool:
-    """Say whether a chat says no more than its text does."""
+    """Say whether a chat is one plain user message, so that its text is enough."""
     if len(prompt) != 1 or prompt[0].keys() != {"role", "content"}:
         return False
     return prompt[0]["role"] == "user" and isinstance(prompt[0]["content"], str)
 
 
 _TOLD = frozenset({"role", "content", "tool_calls", "reasoning_content"})
-"""Fields of an answer that an item holds elsewhere."""
+"""Fields of an answer that an item stores in other fields."""

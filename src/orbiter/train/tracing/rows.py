@@ -1,6 +1,6 @@
-"""Rows of a tracing service's export into items: as spans, through the window of all traces.
+"""Converts rows of a tracing service's export to items, by way of spans and `Traces`.
 
-Left out: what a service's rows look like (`langfuse.py`, `langsmith.py`).
+Not here: the form of a service's rows (`langfuse.py`, `langsmith.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """One object of a file, and the spans in it."""
+    """One object of a file and the spans in it."""
 
     line: int
     spans: Iterator[Span]
@@ -29,10 +29,10 @@ class Row(NamedTuple):
 def items_from(
     source: Source, rows: Iterable[Row], *, reward: str | None, what: str
 ) -> Iterator[TrajectoryItem]:
-    """Yield an item for each call of a model among the spans of rows.
+    """Yield an item for each model call in the spans of the rows.
 
     Raises:
-        DataError: a row is wrong (unless the source skips what is), or there are no calls.
+        DataError: a row is wrong (unless the source skips bad ones), or there are no calls.
     """
     traces = Traces(source.refuse, reward=reward)
     for row in rows:
@@ -50,10 +50,10 @@ def items_from(
 
 
 def nanoseconds_of(text: object) -> int:
-    """Return an ISO time, or one in seconds or milliseconds since 1970, in nanoseconds; 0 for none.
+    """Convert an ISO time, or seconds or milliseconds since 1970, to nanoseconds; 0 if missing.
 
     Raises:
-        DataError: it is no time.
+        DataError: it is not a time.
     """
     if isinstance(text, int | float) and not isinstance(text, bool):
         seconds = text / 1e3 if text > _MILLISECONDS else text
@@ -64,7 +64,7 @@ def nanoseconds_of(text: object) -> int:
 
 
 def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> Event:
-    """Return a score as the event that OpenTelemetry has for it."""
+    """Return a score as an OpenTelemetry evaluation event."""
     value = given.get("value", given.get("score"))
     told = {
         "gen_ai.evaluation.name": given.get("name"),
@@ -83,8 +83,8 @@ def _check(source: Source, counts: Counts, what: str) -> None:
         raise DataError(f"{source.path}:1: holds no {what} among its {counts.spans} rows")
     if left := counts.silent + counts.homeless:
         log.warning(
-            "%s: %d calls without messages and %d scores or runs of tools without a call are left "
-            "out (%d in all)",
+            "%s: %d calls without messages and %d scores or tool runs without a call are left out "
+            "(%d in all)",
             source.path,
             counts.silent,
             counts.homeless,
@@ -97,4 +97,4 @@ def _reason(error: Exception) -> str:
 
 
 _MILLISECONDS = 1e11
-"""What is above is no time in seconds of these five thousand years."""
+"""A larger number is in milliseconds: in seconds it would be more than 3,000 years from now."""

@@ -1,4 +1,4 @@
-"""A span, whether it was read from a file or ended just now."""
+"""The span type, shared by file import and live capture, and its attributes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from orbiter.train.tracing.keys import place_of
 
 Attributes = Mapping[str, Any]
 Rows = dict[str, Any]
-"""Attributes, by what is left of their names."""
+"""Attributes by the rest of their names, without prefix and number."""
 
 
 @dataclass(slots=True)
 class Piece:
-    """One message or tool that is spread over attributes; spans that begin alike share it."""
+    """One message or tool that is spread over attributes; spans with a common start share it."""
 
     rows: Rows
     said: list[Message] | None = None
-    """What it says, once that was read."""
+    """Its messages, once they were read."""
 
 
 Spread = Mapping[str, Mapping[int, Piece]]
-"""Pieces, by what stands before their numbers and by these."""
+"""Pieces by prefix and number."""
 
 
 class Event(NamedTuple):
-    """Something that happened within a span."""
+    """An event within a span."""
 
     name: str
     attributes: Attributes
@@ -44,22 +44,22 @@ class Span:
     parent_id: str | None
     name: str
     start: int
-    """Nanoseconds since 1970; 0 where it is not told."""
+    """Nanoseconds since 1970; 0 if unknown."""
     end: int
     attributes: Attributes
-    """Those that say something by themselves."""
+    """The attributes that are not pieces of a message or tool."""
     events: list[Event] = field(default_factory=list)
     error: str | None = None
     dropped: int = 0
-    """Attributes that a limit of the tracer threw away."""
+    """The number of attributes that the tracer dropped because of a limit."""
     service: str | None = None
     instrumentation: str | None = None
     line: int = 0
-    """In the file, from 1."""
+    """The line in the file, from 1."""
     spread: Spread = field(default_factory=dict[str, Mapping[int, Piece]])
-    """Attributes that are one piece of many."""
+    """The attributes that are pieces of a message or tool."""
     size: int = 0
-    """Bytes that the attributes have in the file; 0 where they are in none."""
+    """The size of the attributes in the file, in bytes; 0 if they are not from a file."""
 
     def numbered(self, group: str) -> list[Piece]:
         """Return the pieces of a group's messages or tools, in the order of their numbers."""
@@ -67,7 +67,7 @@ class Span:
         return [found[number] for number in sorted(found)] if found else []
 
     def weight(self) -> int:
-        """Return how long the attributes are: in the file, or else their text."""
+        """Return the size of the attributes: bytes in the file, otherwise characters of text."""
         if self.size:
             return self.size
         rows = [piece.rows for pieces in self.spread.values() for piece in pieces.values()]
@@ -79,29 +79,29 @@ class Sheet(NamedTuple):
     """The attributes of a span."""
 
     single: dict[str, Any]
-    """Those that say something by themselves."""
+    """The attributes that are not pieces of a message or tool."""
     spread: Spread
-    """Those that are one piece of many."""
+    """The attributes that are pieces of a message or tool."""
 
 
 Run = tuple[int, str, int, Piece]
-"""Attributes that stand together and are of one piece: the place of the first among the span's
-attributes, the group, the number, the piece."""
+"""Adjacent attributes of one piece: the index of the first one among the span's attributes, the
+group, the number, the piece."""
 
 
 class Draft:
-    """The attributes of a span, being read one after the other."""
+    """The attributes of a span while they are being read."""
 
     __slots__ = ("count", "runs", "single")
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without attributes."""
         self.count = 0
         self.single: list[tuple[int, str, Any]] = []
         self.runs: list[Run] = []
 
     def take(self, attributes: Iterable[tuple[str, Any]]) -> Draft:
-        """Read on."""
+        """Add further attributes and return the draft."""
         count = self.count
         rows: Rows = {}
         last_group, last_number = "", None
@@ -120,7 +120,7 @@ class Draft:
         return self
 
     def begun(self, count: int) -> Draft:
-        """Return the first `count` attributes."""
+        """Return a draft of the first `count` attributes."""
         draft = Draft()
         draft.count = count
         draft.single = [one for one in self.single if one[0] < count]
@@ -133,11 +133,11 @@ class Draft:
         return draft
 
     def is_plain(self) -> bool:
-        """Say whether no attribute of a piece is there twice, so that they can be counted."""
+        """Say whether no attribute of a piece occurs twice, so that counting them is reliable."""
         return self.count == len(self.single) + sum([len(run[3].rows) for run in self.runs])
 
     def sheet(self) -> Sheet:
-        """Return what was read."""
+        """Return the attributes that were read."""
         spread: dict[str, dict[int, Piece]] = {}
         at, places = "", dict[int, Piece]()
         for _, group, number, piece in self.runs:
@@ -151,7 +151,7 @@ class Draft:
 
 
 def sheet_of(attributes: dict[str, Any]) -> Sheet:
-    """Return attributes by where they go."""
+    """Sort attributes into single ones and pieces."""
     if all(place_of(key).number is None for key in attributes):
         return Sheet(attributes, {})
     return Draft().take(attributes.items()).sheet()

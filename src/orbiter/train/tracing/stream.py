@@ -1,7 +1,7 @@
-"""Spans out of a file of OTLP JSON: one export request, or one a line, or an array of them.
+"""Reads spans from a file of OTLP JSON: one export request, one per line, or an array of them.
 
-The collector's file exporter writes one a line; a document of any length is read piece by piece.
-Left out: metrics and logs, which OTLP keeps in files of their own.
+The collector's file exporter writes one request per line. A document of any length is read piece
+by piece. Not supported: metrics and logs, which OTLP stores in separate files.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from orbiter.train.trajectory.files import BOM, Source
 T = TypeVar("T")
 
 LINE = 8 << 20
-"""Bytes of a line above which it is read piece by piece."""
+"""A line longer than this many bytes is read piece by piece."""
 
 
 class Origin(NamedTuple):
-    """Where a span is from.
+    """The service and instrumentation that a span comes from.
 
-    In a document that is read piece by piece, what stands behind the spans (as no known writer has
-    it) comes too late to be said here.
+    In a document that is read piece by piece they are missing if they follow the spans, but no
+    known writer puts them there.
     """
 
     service: str | None = None
@@ -35,7 +35,7 @@ class Origin(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A span of a file."""
+    """A span that was read from a file."""
 
     span: WireSpan
     origin: Origin
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 def read_spans(source: Source) -> Iterator[Found]:
-    """Yield the spans of a file, holding at most one line or one piece of a document at a time."""
+    """Yield the spans of a file, holding at most one line or one piece of a document in memory."""
     with source.open() as opened:
         file = io.BufferedReader(cast("io.RawIOBase", opened), CHUNK)
         first = file.readline(CHUNK)
@@ -55,7 +55,7 @@ def read_spans(source: Source) -> Iterator[Found]:
         while by_line and rest.endswith(b"\n"):
             yield from _read_line(source, rest, line, offset)
             line, offset, rest = line + 1, offset + len(rest), file.readline(LINE)
-        # A document, or what has no end of line.
+        # The rest is a whole document, or a line without an end.
         yield from _read_documents(source, Walk(file, rest, line=line, offset=offset))
 
 
@@ -85,7 +85,7 @@ def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterato
 
 
 def _read_documents(source: Source, walk: Walk) -> Iterator[Found]:
-    """Read documents one behind the other; behind one that is broken nothing can be read."""
+    """Read one document after another, up to the first one that is malformed."""
     try:
         while walk.peek():
             if walk.peek() == b"[":
@@ -139,14 +139,14 @@ def _taken(
     take: Callable[[msgspec.json.Decoder[T | None]], T | None],
     decoder: msgspec.json.Decoder[T | None],
 ) -> T | None:
-    """Return the value that begins here; None, refused, where it is not what it should be."""
+    """Return the value that begins here; refuse it and return None if it has the wrong form."""
     line, byte = walk.line, walk.byte
     try:
         return take(decoder)
     except BrokenDocumentError:
         raise
     except DataError as error:
-        source.refuse(line, f"{error} (in what begins at byte {byte})", error)
+        source.refuse(line, f"{error} (in the value that begins at byte {byte})", error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Times as text."""
+"""Parses times that are given as text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from orbiter.train.trajectory import fields
 
 
 def time_of(text: object) -> float | None:
-    """Return an ISO time in seconds since 1970; one without a zone is UTC.
+    """Return an ISO time in seconds since 1970; without a zone it is UTC.
 
     Raises:
-        DataError: it is no such time.
+        DataError: it is not an ISO time.
     """
     if text is None:
         return None
@@ -20,4 +20,4 @@ def time_of(text: object) -> float | None:
         time = datetime.fromisoformat(str(text))
         return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError) as error:
-        raise DataError(f"no ISO time: {fields.shown(text)}") from error
+        raise DataError(f"expected an ISO time, got {fields.shown(text)}") from error

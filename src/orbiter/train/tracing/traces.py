@@ -1,10 +1,10 @@
-"""Spans that come in any order into items: an episode is a trace, a step is a call of a model.
+"""Groups spans in any order by trace and makes items: an episode is a trace, a step a model call.
 
-A trace is held until the window is full, then given out as a whole: its calls by their start, with
-the scores of evaluations, the runs of the tools they asked for, and the names of the agents above
-them. The window is bounded, so memory is; the price is that a trace whose spans lie further apart
-than the window goes out in parts, each part behind the one before, and that a score or a run of a
-tool that comes with a later part than its call is left out, counted in one warning.
+A trace is held until the window is full and then released as a whole: its calls by their start,
+with the scores of evaluations, the runs of the tools that they called, and the names of the agents
+above them. The window is bounded, and so is memory. Therefore a trace whose spans are further apart
+than the window is released in several parts, in order. A score or tool run that arrives in a later
+part than its call is left out and counted in a warning.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from orbiter.train.tracing.span import Span
 from orbiter.train.trajectory import TrajectoryItem
 
 WINDOW = 24 << 20
-"""What the traces being held may have together: bytes of attributes, where they are from a file, or
-else characters of text."""
+"""The largest total size of the traces held: in bytes of attributes if they are from a file,
+otherwise in characters of text."""
 TRACES = 1 << 16
-"""Traces whose number of steps is remembered after they went out."""
+"""The number of released traces whose step count is remembered."""
 SPAN_COST = 512
-"""What a span weighs beside its text."""
+"""The size that is added for each span, besides its text."""
 
 Refuse = Callable[[int, str, Exception | None], None]
 
@@ -50,7 +50,7 @@ class _Call(NamedTuple):
 
 @dataclass(slots=True)
 class _Trace:
-    """What is known of a trace that is being held."""
+    """The spans and scores of a trace that is being held."""
 
     calls: list[Span] = field(default_factory=list)
     runs: list[Span] = field(default_factory=list)
@@ -62,18 +62,18 @@ class _Trace:
 
 @dataclass(slots=True)
 class Counts:
-    """What came by."""
+    """The numbers of spans, calls and problems seen so far."""
 
     spans: int = 0
     calls: int = 0
     silent: int = 0
     """Calls of a model whose messages were not recorded."""
     homeless: int = 0
-    """Scores, and runs of tools, whose call went out before they came or never was there."""
+    """Scores and tool runs whose call was released before they arrived, or does not exist."""
 
 
 class Traces:
-    """The window: spans in, items out."""
+    """The window: takes spans and yields items."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class Traces:
         """Start empty.
 
         Args:
-            refuse: Told of every span that is wrong: its line, and why.
-            make: Makes an item of its fields.
-            reward: Name of the evaluation that is the reward; unless given, the one named
+            refuse: Called for every bad span with its line and the reason.
+            make: Makes an item from its fields.
+            reward: The name of the evaluation that is the reward; by default the one named
                 "reward", or the only one.
-            window: What the traces being held may have together, as `WINDOW` says.
+            window: The largest total size of the traces held, in the unit of `WINDOW`.
         """
         self.counts = Counts()
         self._told = refuse
@@ -102,7 +102,7 @@ class Traces:
         self._steps: OrderedDict[str, int] = OrderedDict()
 
     def add(self, span: Span) -> Iterator[TrajectoryItem]:
-        """Take in a span; yield the items of the traces that have to leave the window for it."""
+        """Add a span; yield the items of the traces that have to leave the window for it."""
         try:
             weight = self._take_in(span)
         except (DataError, RecursionError) as error:
@@ -113,7 +113,7 @@ class Traces:
             yield from self._give_out(next(iter(self._held)))
 
     def finish(self, trace_id: str | None = None) -> Iterator[TrajectoryItem]:
-        """Yield the items of one trace that is still held, or of all."""
+        """Yield the items of one trace that is still held, or of all traces."""
         if trace_id is None:
             for held in list(self._held):
                 yield from self._give_out(held)
@@ -135,7 +135,7 @@ class Traces:
         return weight
 
     def _told_in(self, span: Span, trace: _Trace) -> int:
-        """Keep a span that is more than a link between others; return the weight of its text."""
+        """Store a span that is more than a link between others; return the size of its text."""
         if (agent := agent_of(span)) is not None:
             trace.agents[span.span_id] = agent
         if is_call(span):
@@ -195,10 +195,10 @@ class Traces:
         self._told(span.line, f"span {span.span_id!r}: {reason}", error)
 
     def _runs_by_call(self, trace: _Trace, calls: list[_Call]) -> list[list[dict[str, Any]]]:
-        """Return for each call the runs of tools that it asked for.
+        """Return for each call the tool runs that it requested.
 
-        By the id of the tool's call; a run that has none is of the latest call before it that
-        asked for a tool of that name.
+        They are matched by the id of the tool call. A run without an id belongs to the latest call
+        before it that requested a tool of that name.
         """
         asked: dict[str, int] = {}
         named: dict[str, list[int]] = {}
@@ -223,7 +223,7 @@ class Traces:
         return found
 
     def _scores_by_call(self, trace: _Trace, calls: list[_Call]) -> list[list[dict[str, Any]]]:
-        """Return the scores of each call; what was scored as a whole is its last call's."""
+        """Return the scores of each call; a score of the whole trace goes to its last call."""
         found: list[list[dict[str, Any]]] = [[] for _ in calls]
         for score in trace.scores:
             place = _scored(trace, calls, score)
@@ -246,7 +246,7 @@ def _item(
     entries = facts_of(span)
     reasons = [answer.get("finish_reason") for answer in said.answers]
     reason = entries.pop("finish_reason", reasons)
-    if isinstance(reason, list):  # one a choice
+    if isinstance(reason, list):  # one per choice
         reason = next(filter(None, reason), None)
     if reason is not None:
         entries["finish_reason"] = reason
@@ -267,7 +267,7 @@ def _item(
 
 
 def _scored(trace: _Trace, calls: list[_Call], score: Score) -> int | None:
-    """Return the place of the call that a score is about; None where there is none."""
+    """Return the index of the call that a score evaluates; None if there is no such call."""
     below = None
     for place, call in enumerate(calls):
         if call.span.span_id == score.span_id:
@@ -290,7 +290,7 @@ def _agent(trace: _Trace, span: Span) -> str | None:
 
 
 def _above(trace: _Trace, span: Span) -> Iterable[str]:
-    """Return the spans above one, the nearest first; each once, even where they go in circles."""
+    """Return the ancestors of a span, nearest first, each once even if the links form a cycle."""
     way: dict[str, None] = {}
     above = span.parent_id
     while above and above not in way:
