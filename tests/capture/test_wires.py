@@ -269,7 +269,7 @@ def test_what_was_streamed_counts_if_the_last_event_is_empty() -> None:
         },
         {
             "type": "response.completed",
-            "response": {"id": "r", "status": "completed", "output": []},
+            "response": {**whole, "output": []},
         },
     ]
     item = captured(RESPONSES, stream(events), kind=SSE)
