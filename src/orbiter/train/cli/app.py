@@ -26,7 +26,7 @@ COMMANDS = {
     "doctor": ("doctor", "Check what is installed, what is missing, and what to do about it."),
     "data": (
         "data",
-        "Look at a data set and improve it: check, stats, dedup, split.",
+        "Look at a data set and improve it: check, stats, show, filter, merge, dedup, split.",
     ),
     "convert": ("convert", "Convert a file from one format to another."),
     "synth": ("synth", "Make more data: from templates, your own code or a language model."),
