@@ -59,7 +59,7 @@ def test_nothing_leaks(seed: int, method: str) -> None:
     try:
         parts = split_dataset(rows, RATIOS, seed=seed, method=method, report=report)  # type: ignore[arg-type]  # one of two
     except DataError as error:
-        assert "hang together" in str(error)  # noqa: PT017 - few corpora have groups too few
+        assert "inseparable groups" in str(error)  # noqa: PT017 - few corpora have groups too few
         return
     part_of = {row["number"]: part for part, inside in enumerate(parts) for row in inside}
     assert len(part_of) == 60
@@ -121,7 +121,7 @@ def test_states_that_are_nearly_the_same_stay_together_unless_told() -> None:
 def test_groups_too_few_are_named_with_the_way_out() -> None:
     rows = [{"state": "same"} for _ in range(20)]
     with pytest.raises(
-        DataError, match=r"20 rows hang together in only 1 groups.*near_duplicates=None"
+        DataError, match=r"20 rows form only 1 inseparable groups.*near_duplicates=None"
     ):
         split_dataset(rows, RATIOS)
 

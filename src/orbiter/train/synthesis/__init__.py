@@ -1,4 +1,4 @@
-"""Make more data, keep the good, split it without leaks."""
+"""Synthesises new data, curates it and splits it without leaks."""
 
 from orbiter.train.synthesis.augment.augment import augment_add_noise, augment_swap_io
 from orbiter.train.synthesis.augment.noise import NoiseOp

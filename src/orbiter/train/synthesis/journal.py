@@ -1,8 +1,8 @@
-"""What a synthesis run has paid for, on disk before it is used: answers and scores, in JSON lines.
+"""Writes the paid answers and scores of a synthesis run to JSON lines before they are used.
 
-A run that starts in a folder with a journal goes through the same steps as before and finds its
-answers here instead of asking again; what was decided about them is worked out anew. Left out:
-answers that had not arrived when the process was killed; these are asked for again.
+A run that is resumed from a journal repeats the same steps, but reads its answers here instead of
+asking again; decisions about them are recomputed. Answers that had not arrived when the process was
+killed are requested again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import decode_item, encode_item
 
 Candidate = TrajectoryItem | str
-"""An item, or why what a step made is none."""
+"""An item, or the reason why the output of a step is not a valid item."""
 
 
 class Made(msgspec.Struct, tag="made", omit_defaults=True):
@@ -62,7 +62,7 @@ class _Began(msgspec.Struct, tag="began"):
 
 
 class Journal(Protocol):
-    """Where answers are kept."""
+    """A store for answers."""
 
     def made(self, batch: int) -> Made | None:
         """Return the answer to a batch that an earlier process had."""
@@ -71,14 +71,14 @@ class Journal(Protocol):
         """Return the score that an earlier process had."""
 
     def keep(self, answer: Made | Scored) -> None:
-        """Keep an answer; when this returns it survives the process."""
+        """Store an answer; once this has returned, it survives a crash of the process."""
 
     @property
     def cost(self) -> float:
-        """What the answers of earlier processes have cost."""
+        """The cost of the answers of earlier processes."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class NoJournal:
@@ -106,8 +106,8 @@ class FileJournal:
         """Open or begin the journal of the run that `run` describes.
 
         Raises:
-            ConfigError: the folder belongs to a run with other settings; names them.
-            StorageError: another process writes here, or the file is no such journal.
+            ConfigError: the folder belongs to a run with other settings; the message lists them.
+            StorageError: another process writes to it, or the file is not a synthesis journal.
         """
         path = Path(folder) / "synthesis.jsonl"
         self._log = AppendLog(path)
@@ -138,14 +138,14 @@ class FileJournal:
         self._log.close()
 
     def _read(self, path: Path, run: Mapping[str, object]) -> bool:
-        """Take in what is there; say whether anything was."""
+        """Read the existing records; return whether there were any."""
         number = 0
         for number, line in enumerate(read_records(path), start=1):
             try:
                 record = _DECODER.decode(line)
             except msgspec.DecodeError as error:
                 raise StorageError(
-                    f"{path}:{number} is no record of a synthesis run: {error}"
+                    f"{path}:{number} is not a record of a synthesis run: {error}"
                 ) from error
             if (number == 1) != isinstance(record, _Began):
                 raise StorageError(f"{path}:{number} is out of place in a synthesis run's journal")
@@ -170,8 +170,8 @@ def _check_same(path: Path, began: _Began, run: Mapping[str, object]) -> None:
     ]
     if differ:
         raise ConfigError(
-            f"{path.parent} holds a run with other settings ({'; '.join(differ)}); go on with "
-            "the former ones, or take another run_dir"
+            f"{path.parent} holds a run with other settings ({'; '.join(differ)}); use those "
+            "settings, or another run_dir"
         )
 
 

@@ -1,6 +1,6 @@
-"""Put groups of rows into parts so that the parts get the sizes asked for.
+"""Distributes groups of rows over parts so that the parts get the requested sizes.
 
-Left out: what makes a group; `split` knows that.
+Not here: which rows form a group (`split.py`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _log = logging.getLogger(__name__)
 def place(
     group_of: Sequence[int], labels: Sequence[Hashable], ratios: Sequence[float], *, seed: int
 ) -> list[int]:
-    """Return a part for every row: groups stay whole, and every label is shared out by `ratios`.
+    """Return a part for every row: groups stay whole, and labels are distributed by `ratios`.
 
-    Groups of several rows go first, the biggest before the others, each to the part that wants most
-    of its labels. Single rows then fill up what is left, in an order drawn from `seed`.
+    Groups of several rows are placed first, largest first, each into the part that needs most of
+    its labels. Single rows then fill the rest, in a random order drawn from `seed`.
 
     Raises:
-        DataError: there are rows for every part, but not groups enough.
+        DataError: there are enough rows for all parts, but not enough groups.
     """
     random = sub_random(seed, "split_dataset")
     size_of = Counter(group_of)
@@ -62,14 +62,14 @@ def _check_groups(size_of: Mapping[int, int], rows: int, ratios: Sequence[float]
         _log.warning("%d rows cannot fill %d parts: some stay empty", rows, parts)
     elif len(size_of) < parts:
         raise DataError(
-            f"{rows} rows hang together in only {len(size_of)} groups (the biggest has "
-            f"{max(size_of.values())} rows), so {parts} parts cannot all get one; ask for fewer "
-            "parts, group by less (group_by=...), or let similar states part (near_duplicates=None)"
+            f"the {rows} rows form only {len(size_of)} inseparable groups (the biggest has "
+            f"{max(size_of.values())} rows), too few for {parts} parts; ask for fewer parts, group "
+            "by less (group_by=...), or separate similar states (near_duplicates=None)"
         )
 
 
 class _Parts:
-    """What every part still wants of every label."""
+    """The number of rows of each label that each part still needs."""
 
     def __init__(self, labels: Sequence[Hashable], ratios: Sequence[float], groups: int) -> None:
         self._total = Counter(labels)
@@ -80,8 +80,8 @@ class _Parts:
         self._groups = groups
 
     def take(self, inside: Mapping[Hashable, int]) -> int:
-        """Choose a part for a group with so many rows of each label, and note that it has them."""
-        # Once there are just enough groups for the parts that have none, only those may choose.
+        """Choose a part for a group with these numbers of rows per label, and record it."""
+        # Once the remaining groups just suffice for the empty parts, only those are candidates.
         among = self._empty if self._groups <= len(self._empty) else self._open
 
         def need(part: int) -> float:
@@ -98,7 +98,7 @@ class _Parts:
         return part
 
     def share_rest(self, singles: Mapping[Hashable, int]) -> dict[Hashable, list[int]]:
-        """Say how many of each label's single rows go to each part."""
+        """Return how many single rows of each label go to each part."""
         weights: dict[Hashable, Sequence[float]] = {}
         for label in singles:
             open_wishes = [max(0, wish) for wish in self._wanted[label]]
@@ -110,9 +110,9 @@ class _Parts:
 
 
 def share_out(totals: Mapping[L, int], weights: Mapping[L, Sequence[float]]) -> dict[L, list[int]]:
-    """Share whole numbers out by largest remainder, carrying what is rounded to the next label.
+    """Split integers by largest remainder, carrying the rounding error to the next label.
 
-    So the parts' sums over all labels are right too, within one.
+    So the sums of the parts over all labels are also right, within one.
     """
     shares: dict[L, list[int]] = {}
     carried: list[float] = []
@@ -137,7 +137,7 @@ def _whole(due: Sequence[float], total: int) -> list[int]:
 
 
 def _give_one(shares: Mapping[Hashable, list[int]], part: int, empty: Sequence[int]) -> None:
-    """Give an empty part one row from the part that can best spare it."""
+    """Move one row to an empty part from the part with the most rows to spare."""
     sums = [sum(column) for column in zip(*shares.values(), strict=True)]
     if sums[part]:
         return

@@ -1,8 +1,8 @@
-"""Rows to curate, seen through one view: a `TrajectoryDataset`, items, or plain mappings.
+"""One view of the rows to curate: a `TrajectoryDataset`, a list of items, or plain mappings.
 
-A mapping speaks of `state`, `action` and `reward`, or of `input`, `output` and `score`. Whatever
-kind goes in comes out again, and no row is ever changed: a derived row is a new one that names its
-parent. Left out: every other shape of row, which `formats` reads and writes.
+A mapping has the keys `state`, `action` and `reward`, or `input`, `output` and `score`. The result
+is of the same kind as the data, and no row is ever changed: a derived row is a new one that names
+its parent. Not here: all other forms of rows, which `formats` reads and writes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ D = TypeVar("D", bound=Data)
 
 
 class Form(NamedTuple):
-    """How a mapping calls the three things that every row has."""
+    """The keys of a mapping for the three parts of every row."""
 
     state: str
     action: str
@@ -63,7 +63,7 @@ def form_of(row: Mapping[str, object]) -> Form:
 
 
 def state_of(row: Row) -> str:
-    """Return what was seen: the item's state, or the mapping's `state` or `input`."""
+    """Return the state: the item's, or the mapping's `state` or `input`."""
     if isinstance(row, TrajectoryItem):
         return row.state
     name = form_of(row).state
@@ -71,7 +71,7 @@ def state_of(row: Row) -> str:
 
 
 def action_of(row: Row) -> str:
-    """Return what was done: the item's action, or the mapping's `action` or `output`, or ""."""
+    """Return the action: the item's, or the mapping's `action` or `output`; "" if missing."""
     if isinstance(row, TrajectoryItem):
         return row.action
     name = form_of(row).action
@@ -79,7 +79,7 @@ def action_of(row: Row) -> str:
 
 
 def score_of(row: Row) -> float | None:
-    """Return what it was worth: `reward` or `score`; None where nobody has judged it yet."""
+    """Return the `reward` or `score`; None if the row has not been scored yet."""
     if isinstance(row, TrajectoryItem):
         return row.reward
     name = form_of(row).reward
@@ -94,7 +94,7 @@ def score_of(row: Row) -> float | None:
 
 
 def metadata_of(row: Row) -> Mapping[str, object]:
-    """Return the row's metadata; a mapping without any has none."""
+    """Return the row's metadata, which may be empty."""
     if isinstance(row, TrajectoryItem):
         return row.metadata
     value = row.get("metadata")
@@ -131,7 +131,7 @@ class Lineage(NamedTuple):
 def lineage_of(row: Row) -> Mapping[str, object]:
     """Return the lineage in the row's metadata; an original has none."""
     value = metadata_of(row).get("lineage")
-    if value is None:  # so for most rows, and quicker told than that it is no mapping
+    if value is None:  # the fast path: true for most rows
         return {}
     return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
@@ -141,11 +141,10 @@ def derive(
 ) -> Row:
     """Make a new row of the same kind from `row`, with `changes` and its lineage.
 
-    `changes` uses the names `state`, `action` and `reward` whatever the row's own names are. The
-    new row does not get what was recorded for the old texts: chat messages, token ids,
-    log-probabilities, tool calls, and in the metadata the response's id and its evaluations.
-    Unless it is the `same_step` in other words, it belongs to no episode, and with another state
-    to no task.
+    `changes` uses the names `state`, `action` and `reward`, whatever keys the row has. Data
+    recorded for the old texts is dropped: chat messages, token ids, log-probabilities, tool calls,
+    and in the metadata the response id and its evaluations. Unless the new row is a rewording of
+    the same step (`same_step`), it belongs to no episode, and if its state differs to no task.
     """
     parent = id_of(row)
     root = lineage_of(row).get("root", parent)
@@ -170,19 +169,19 @@ def derive(
 
 @dataclass(frozen=True, slots=True)
 class Records(Generic[D]):
-    """The rows of some data, and the way back to the data's own kind."""
+    """The rows of a data set, with a way to build a result of the same kind."""
 
     data: D
-    """What the caller handed in; never changed."""
+    """The data that the caller passed; never changed."""
     rows: Sequence[Row]
     """Its rows, in its order; a data set's items that wait for a reward come last."""
 
     @classmethod
     def of(cls, data: D) -> Records[D]:
-        """View `data`, having looked at every row.
+        """Return a view of `data` after checking every row.
 
         Raises:
-            DataError: `data` is of another kind, or a row is; the message names the row's index.
+            DataError: the data or a row is of an unknown kind; the message names the row's index.
         """
         if not isinstance(data, TrajectoryDataset | list | tuple):
             raise DataError(
@@ -213,11 +212,11 @@ class Records(Generic[D]):
         return [r.reward if isinstance(r, TrajectoryItem) else score_of(r) for r in self.rows]
 
     def take(self, indices: Iterable[int]) -> D:
-        """Return the rows at `indices`, as the kind of data that came in."""
+        """Return the rows at `indices` as data of the original kind."""
         return self.rebuild([self.rows[index] for index in indices])
 
     def rebuild(self, rows: Iterable[Row]) -> D:
-        """Return `rows` as the kind of data that came in: a fresh data set in memory, or a list.
+        """Return `rows` as data of the original kind: a new data set in memory, or a list.
 
         In a data set, a row without a reward waits for one: see its `waiting`.
         """

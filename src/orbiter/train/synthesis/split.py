@@ -1,7 +1,7 @@
-"""Split data so that nothing leaks from one part into another.
+"""Splits data into parts so that nothing leaks from one part into another.
 
-Rows that belong together (one task, one episode, one ancestor, or states that are nearly the same)
-form a group, and a group is never cut. Left out: folds for cross-validation.
+Rows that belong together (one task, one episode, one ancestor, or nearly equal states) form a
+group, and a group is never divided. Not supported: folds for cross-validation.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from orbiter.train.synthesis.similarity import Measure, crossing, ties
 H = TypeVar("H", bound=Hashable)
 Key: TypeAlias = str | Callable[[Row], Hashable]
 LINEAGE = "lineage"
-"""Groups a row with its ancestors and all that were derived from them."""
+"""Groups a row with its ancestors and all rows derived from them."""
 LONG_OPENING = 8
-"""Words from which the opening of an episode says which task it is; "Hello" does not."""
+"""The fewest words by which the opening of an episode identifies its task; "Hello" does not."""
 DEFAULT_GROUPS: tuple[Key, ...] = ("task_id", "episode_id", LINEAGE)
 
 
 @dataclass(slots=True)
 class SplitReport:
-    """How a split came out; handed in empty and filled by `split_dataset`."""
+    """The result of a split; passed in empty and filled by `split_dataset`."""
 
     sizes: tuple[int, ...] = ()
-    """Rows of each part."""
+    """The number of rows in each part."""
     ratios: tuple[float, ...] = ()
-    """Share of all rows that each part got."""
+    """The share of all rows in each part."""
     groups: int = 0
-    """Groups that could not be cut, single rows included."""
+    """The number of groups, single rows included."""
     biggest_group: int = 0
-    """Rows of the biggest of them."""
+    """The number of rows in the biggest group."""
     leaked: int = 0
-    """Keys that stand in more than one part, and states close to one in an earlier part: looked for
-    anew in the finished parts, and always 0."""
+    """Keys that occur in more than one part, plus states similar to one in an earlier part; checked
+    again on the finished parts, and always 0."""
 
 
 def split_dataset(
@@ -60,33 +60,33 @@ def split_dataset(
     method: Literal["exact", "hash"] = "exact",
     report: SplitReport | None = None,
 ) -> list[D]:
-    """Return as many parts as `ratios`; each keeps the data's kind and order.
+    """Return one part per ratio; each part keeps the kind and the order of the data.
 
-    Groups are placed biggest first, each where most rows are still wanted; single rows then fill
-    every part up to its size by largest remainder. With few and big groups the sizes come as near
-    as this allows. Every part with a ratio above 0 gets at least one group.
+    Groups are placed largest first, each into the part that needs most rows; single rows then fill
+    every part up to its size by largest remainder. With a few large groups the sizes are only
+    approximate. Every part with a ratio above 0 gets at least one group.
 
     Args:
         data: a `TrajectoryDataset`, a list of `TrajectoryItem` or a list of mappings.
-        ratios: the parts' shares; none negative, 1 in sum.
-        seed: other seeds give other parts; the same one always the same.
-        group_by: what keeps rows together: names of fields or of entries in the metadata,
-            "lineage", or functions of the row. A row without the key is grouped by nothing.
+        ratios: the share of each part; not negative, with sum 1.
+        seed: the same seed always gives the same parts.
+        group_by: the keys that keep rows together: names of fields or metadata entries, "lineage",
+            or functions of the row. A row without a key is not grouped by it.
         near_duplicates: units whose states reach this similarity (as for `deduplicate`) stay
             together, and so do units connected through others; None compares no texts. Episodes of
-            several steps also stay together if their openings reach it: what the first step adds
-            to the instructions, where that is at least `LONG_OPENING` words.
+            several steps also stay together if their openings reach it: the text that the first
+            step adds to the instructions, if that is at least `LONG_OPENING` words.
         unit: "episode" keeps the rows of an episode together and compares what its steps add;
             "step" compares single rows by what they add; "text" by their whole states.
-        stratify: every part gets its share of each value of this.
-        method: "exact" meets the ratios. "hash" lets every group's first row decide by its name
-            alone, so that rows added at the end move no row that was there, unless they tie two
-            groups together; the ratios are met on average, and a part may stay empty.
-        report: takes down what came out.
+        stratify: every part gets its share of each value of this key.
+        method: "exact" meets the ratios. "hash" places each group by the name of its first row
+            alone, so that rows added at the end move no existing row, unless they connect two
+            groups; the ratios are met on average, and a part may stay empty.
+        report: filled with the result.
 
     Raises:
-        ConfigError: ratios, a method or a similarity that cannot mean anything.
-        DataError: fewer groups than parts, although there are rows enough.
+        ConfigError: the ratios, the method or the similarity is invalid.
+        DataError: there are enough rows, but fewer groups than parts.
     """
     _check(ratios, method)
     records = Records.of(data)
@@ -127,7 +127,7 @@ def _check(ratios: Sequence[float], method: str) -> None:
 
 
 def _values(rows: Sequence[Row], key: Key) -> list[Hashable]:
-    """Return each row's value of the key; None where it has none."""
+    """Return each row's value of the key; None if the row does not have it."""
     if key == LINEAGE:
         if not any(map(lineage_of, rows)):
             return [None] * len(rows)
@@ -145,16 +145,16 @@ def _values(rows: Sequence[Row], key: Key) -> list[Hashable]:
 
 
 class View(NamedTuple):
-    """Texts that must not be similar across parts, each with a row that has it."""
+    """Texts that must not be similar across parts, each with a row that contains it."""
 
     measure: Measure
     rows: list[int]
-    """A row of each unit."""
+    """One row of each unit."""
     texts: list[str]
 
 
 def _views(units: Units, measure: Measure) -> list[View]:
-    """Return the comparisons to make: among the units under each instructions."""
+    """Return the comparisons to make: among units with the same instructions."""
     views: list[View] = []
     for numbers in by_context(units.contexts, range(len(units.members))):
         first = [units.members[number][0] for number in numbers]
@@ -176,7 +176,7 @@ def _groups(
     members: Iterable[Sequence[int]],
     views: Iterable[View],
 ) -> list[int]:
-    """Return for every row the first row of its group."""
+    """Return the first row of each row's group."""
     leader = list(range(count))
     for values in keys:
         _unite(leader, _repeats(values, _first(values)))
@@ -191,18 +191,18 @@ def _groups(
             leader,
             ((view.rows[numbers[one]], view.rows[numbers[other]]) for one, other in close),
         )
-    for index in range(count):  # a leader stands before its followers, so one pass finds them all
+    for index in range(count):  # a leader precedes its followers, so one pass suffices
         leader[index] = leader[leader[index]]
     return leader
 
 
 def _first(values: Sequence[H]) -> dict[H, int]:
-    """Return where each value stands first."""
+    """Return the index of the first occurrence of each value."""
     return dict(zip(reversed(values), range(len(values) - 1, -1, -1), strict=True))
 
 
 def _repeats(values: Sequence[H], first: Mapping[H, int]) -> Iterator[tuple[int, int]]:
-    """Yield each row whose value was there before, with the row that had it first."""
+    """Yield each row whose value occurred before, with the first row that has it."""
     for index, (value, earlier) in enumerate(zip(values, map(first.get, values), strict=True)):
         if earlier is not None and earlier != index and value is not None:
             yield earlier, index
@@ -256,14 +256,14 @@ def _fill(
 
 
 def _leaks(part_of: Sequence[int], keys: Sequence[Sequence[Hashable]]) -> int:
-    """Count the values that stand in more than one part."""
+    """Count the values that occur in more than one part."""
     pairs = [set(zip(values, part_of, strict=True)) for values in keys]
     per_value = [Counter(value for value, _ in found if value is not None) for found in pairs]
     return sum(parts > 1 for counter in per_value for parts in counter.values())
 
 
 def _close(part_of: Sequence[int], view: View) -> int:
-    """Count the texts that are close to one in an earlier part."""
+    """Count the texts that are similar to one in an earlier part."""
     parts = [part_of[row] for row in view.rows]
     distinct = list(dict.fromkeys(zip(view.texts, parts, strict=True)))
     texts, sides = [text for text, _ in distinct], [part for _, part in distinct]

@@ -1,6 +1,6 @@
-"""What makes new items: `DataSynthesiser`, the one method to write, and what it is told.
+"""The base class for synthesisers, `DataSynthesiser`, and the context that a pipeline gives it.
 
-Left out: how many are asked for and what becomes of them; that is `pipeline.py`.
+Not here: how many items are requested and what is done with them (`pipeline/`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from orbiter.train.trajectory import TrajectoryItem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisContext:
-    """What a synthesiser may look at while a pipeline asks it.
+    """The data that a pipeline gives a synthesiser with each call.
 
-    Nothing in it depends on how many batches run at once: who draws from `rng` and reads from
-    here alone makes the same items at any concurrency, and after a resume.
+    It does not depend on the number of concurrent batches: a synthesiser that uses only this
+    context and its `rng` makes the same items at any concurrency, and after a resume.
     """
 
     seeds: Sequence[TrajectoryItem] = ()
@@ -27,20 +27,20 @@ class SynthesisContext:
     accepted: Sequence[TrajectoryItem] = ()
     """The items accepted in earlier rounds, in order."""
     items: Sequence[TrajectoryItem] = ()
-    """What the step before made in this batch; empty for the first step."""
+    """The items that the previous step made in this batch; empty for the first step."""
     round: int = 0
-    """Which round this is, from 0."""
+    """The number of the round, from 0."""
     offset: int = 0
-    """How many items the first step was asked for before this batch: where a finite source goes
-    on."""
+    """The number of items requested from the first step before this batch, so that a finite source
+    can continue from there."""
     seed: int = 0
-    """A number of this step and batch alone."""
+    """A seed that is unique to this step and batch."""
     spend: Callable[[float], None] = lambda _: None
-    """Tell what an answer has cost; compared with `SynthesisConfig.max_cost`."""
+    """Report the cost of an answer; the total is compared with `SynthesisConfig.max_cost`."""
 
     @property
     def rng(self) -> random.Random:
-        """A fresh generator from `seed`; every access starts it anew, so keep it in a variable."""
+        """A new generator from `seed`; every access restarts it, so keep it in a variable."""
         return sub_random(self.seed, "synthesiser")
 
 
@@ -51,20 +51,20 @@ class DataSynthesiser(ABC):
     async def generate(
         self, count: int, *, context: SynthesisContext | None = None
     ) -> Sequence[TrajectoryItem]:
-        """Return `count` new items, or fewer where there are no more; none ends the pipeline.
+        """Return `count` new items, or fewer if there are no more; no items end the pipeline.
 
-        A step behind another one finds what that one made in `context.items`. The answer may also
-        come as an async iterator.
+        A later step finds the items of the previous step in `context.items`. The result may also be
+        an async iterator.
 
         Args:
-            count: How many are wanted.
-            context: What a pipeline knows; None where it is called by hand.
+            count: The number of items requested.
+            context: The pipeline's data; None if the method is called directly.
         """
 
     @property
     def fingerprint(self) -> str:
-        """What a resumed run compares, so that it does not go on with another synthesiser.
+        """An identifier that a resumed run compares, to refuse a different synthesiser.
 
-        The class's name unless overridden; return more where settings change what is made.
+        The default is the name of the class; include all settings that change the items.
         """
         return type(self).__qualname__

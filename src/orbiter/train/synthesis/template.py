@@ -1,8 +1,8 @@
-"""Items from templates: every combination of the values once, in random order, then again.
+"""Makes items from templates: each combination of values once, in random order.
 
-A template is text with `{name}` fields; `{{` and `}}` are braces. Nothing else of Python's format
-language is understood: no attributes, indices, conversions or widths, so that a template from a
-stranger can read nothing. Left out: conditions and loops; for these write a `DataSynthesiser`.
+A template is text with `{name}` fields; `{{` and `}}` are literal braces. Nothing else of Python's
+format language is supported (no attributes, indices, conversions or widths), so an untrusted
+template cannot read anything. For conditions and loops, write a `DataSynthesiser`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from orbiter.train.trajectory import TrajectoryItem
 
 
 class TemplateSynthesiser(DataSynthesiser):
-    """Fills templates with values: the text stands in `state`, the action is empty.
+    """Fills templates with values: the text is in `state`, and the action is empty.
 
-    No rendering comes twice before all have been used; templates take turns for as long as each
-    has something new to say. Called again, it goes on where it stopped. Inside a pipeline, which
-    would drop a repeated text anyway, it stops when all have been used.
+    No rendering is repeated before all have been used. Templates take turns as long as each has
+    new renderings. The next call continues where the last one stopped. Inside a pipeline, which
+    would drop repeated texts anyway, it stops when all have been used.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class TemplateSynthesiser(DataSynthesiser):
         """Check the templates against the variables.
 
         Args:
-            templates: Texts with `{name}` fields. A name twice in one text gets one value.
-            variables: The values of each name; what is no text is turned into text by `str`.
-            unique: Stop when all renderings have been used, returning fewer than asked for.
-            seed: Another seed, another order.
+            templates: Texts with `{name}` fields. A name used twice in a text gets one value.
+            variables: The values of each name; values that are not text are converted by `str`.
+            unique: Stop when all renderings have been used, returning fewer than requested.
+            seed: The seed of the random order.
 
         Raises:
             ConfigError: a template uses a name without values, or asks for more than a name.
@@ -62,16 +62,16 @@ class TemplateSynthesiser(DataSynthesiser):
 
     @property
     def capacity(self) -> int:
-        """How many combinations of a template and its values there are.
+        """The number of combinations of a template and its values.
 
-        Where two of them read the same (`{a}{b}` with "x" and "yz", or "xy" and "z") the text is
-        made once, and there are so many renderings fewer.
+        If two of them give the same text (`{a}{b}` with "x" and "yz", or "xy" and "z"), that text
+        is made once, so there are fewer renderings than combinations.
         """
         return sum(template.capacity for template in self._templates)
 
     @property
     def fingerprint(self) -> str:
-        """Name of the templates, the values and the seed: all that decides which items come."""
+        """A hash of the templates, values and seed, which together determine the items."""
         content = [[t.source, t.values] for t in self._templates]
         digest = hashlib.blake2b(json.dumps([content, self._seed]).encode(), digest_size=8)
         return f"{type(self).__qualname__}:{digest.hexdigest()}"
@@ -93,7 +93,7 @@ class TemplateSynthesiser(DataSynthesiser):
         ]
 
     def texts(self, count: int) -> list[str]:
-        """Return the next `count` renderings as bare texts."""
+        """Return the next `count` renderings as plain texts."""
         return [text for _, _, text in self._next(count)]
 
     def _next(self, count: int) -> list[_Rendering]:
@@ -113,7 +113,7 @@ _Rendering: TypeAlias = tuple["_Template", int, str]
 
 
 class _Slot(NamedTuple):
-    """A place in a template where a value stands."""
+    """A field of a template, to be filled with a value."""
 
     name: str
     pieces: tuple[str, ...]
@@ -147,11 +147,11 @@ class _Template:
 
 
 class _Walk:
-    """A way through all renderings; round after round if `endless`."""
+    """An iteration over all renderings, repeated in rounds if `endless`."""
 
     def __init__(self, templates: Sequence[_Template], seed: int, *, endless: bool) -> None:
         self.place = 0
-        """How many renderings were asked for so far."""
+        """The number of renderings requested so far."""
         self.round = 0
         self._templates = templates
         self._seed = seed

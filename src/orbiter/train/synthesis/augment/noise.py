@@ -40,14 +40,14 @@ class Noise:
 
     @classmethod
     def of(cls, level: float, ops: Sequence[NoiseOp] = ALL_OPS) -> Noise:
-        """Plan so many edits that the expected character error rate is `level`.
+        """Choose the edit rate for which the expected character error rate is `level`.
 
-        The distance counts less than was done where edits meet (an insertion beside a deletion
-        reads as one substitution), so a little more is done. Up to a level of 0.6 the rate comes
-        out within a few per cent; what all edits at every place reach is about 0.7.
+        Adjacent edits partly cancel (an insertion next to a deletion looks like one substitution),
+        so the edit rate is slightly higher. Up to a level of 0.6 the result is within a few per
+        cent; edits at every position reach about 0.7.
 
         Raises:
-            ConfigError: `level` is not in [0, 1], or `ops` are none or unknown.
+            ConfigError: `level` is not in [0, 1], or `ops` is empty or has an unknown entry.
         """
         if isinstance(level, bool) or not 0 <= level <= 1:
             raise ConfigError(f"noise_level must lie in [0, 1], got {level!r}")

@@ -153,7 +153,7 @@ def _values(value: object) -> Iterator[str]:
 
 
 def _worth_keeping(word: str) -> bool:
-    """Say whether a word of a value is a name of its own, rather than "the" or "of"."""
+    """Say whether a word of a value is a name rather than a word like "the" or "of"."""
     return len(word) > 3 or not word.islower()
 
 

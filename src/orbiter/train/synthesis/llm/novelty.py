@@ -35,7 +35,7 @@ def nearest(text: str, pool: Iterable[str]) -> Nearest:
         theirs = words_of(other)
         short, long = sorted((len(words), len(theirs)))
         if short + long and 2 * short / (short + long) <= best.similarity:
-            continue  # even if the shorter one stood whole in the longer one
+            continue  # not even if the longer text contained the shorter one
         similarity = _rouge_l(words, theirs)
         if similarity > best.similarity:
             best = Nearest(similarity, other)

@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
     score: float | None
     """Higher is better; None where it cannot tell."""
     reason: str = ""
-    """Why; stands in the item's metadata as `score_reason`."""
+    """The reason for the score; stored in the item's metadata as `score_reason`."""
     cost: float = 0.0
     """What the answer has cost, in the unit of `SynthesisConfig.max_cost`."""
 
@@ -139,7 +139,7 @@ class Desk:
     async def _chain(
         self, batch: Batch, spend: Callable[[float], None], by_step: list[int]
     ) -> list[Candidate]:
-        """Ask one step after the other; `by_step` is told how many items each made."""
+        """Call the steps in order; append the number of items that each made to `by_step`."""
         made: list[Candidate] = []
         for place, step in enumerate(self.steps):
             context = SynthesisContext(
@@ -210,7 +210,7 @@ async def _generate(
 
 
 def _as_item(candidate: object) -> Candidate:
-    """Return what a step made as an item, or say why it is none."""
+    """Return the output of a step as an item, or the reason why it is not valid."""
     if isinstance(candidate, Rejection):
         return candidate.detail
     try:

@@ -1,4 +1,4 @@
-"""Make candidates until exactly so many good ones are there, or say why not.
+"""Makes candidates until the target number is accepted, or reports why it was not reached.
 
     config = SynthesisConfig(target_size=1000, min_score=0.7, dedup_threshold=0.9)
     pipeline = SynthesisPipeline(config=config, scorer=judge, run_dir="runs/questions")
@@ -119,10 +119,10 @@ class SynthesisPipeline:
         | Sequence[TrajectoryItem]
         | Sequence[Mapping[str, object]] = (),
     ) -> AsyncGenerator[TrajectoryItem, None]:
-        """Yield every item when it is accepted; afterwards the ledger stands in `result`.
+        """Yield every item as soon as it is accepted; afterwards the summary is in `result`.
 
-        Leaving the loop early gives up what is under way; use `contextlib.aclosing` to have that
-        done at once.
+        Leaving the loop early abandons the calls in progress; use `contextlib.aclosing` to do that
+        at once.
         """
         self._run = run = self._begin(seed_data)
         self.result = None
@@ -143,7 +143,7 @@ class SynthesisPipeline:
             self.result, self._run = run.result(), None
 
     def stop(self) -> None:
-        """End the run under way with what it has accepted; nothing happens where there is none."""
+        """End the current run with the items accepted so far; does nothing if there is no run."""
         if self._run is not None:
             self._run.stop()
 

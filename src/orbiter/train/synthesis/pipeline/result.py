@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 from orbiter.train.trajectory import TrajectoryItem
 
 StopReason = Literal["target", "exhausted", "max_candidates", "budget", "cancelled"]
-"""Why a run ended: it has what was asked for; nothing new comes any more; so many were made; so
-much was spent; somebody stopped it."""
+"""Why a run ended: the target was reached; no new items come any more; the limit on candidates or
+on cost was reached; it was stopped."""
 
 RejectReason = Literal["invalid", "failed", "unscored", "score", "duplicate_of_seed", "duplicate"]
 """Why a candidate was not taken: it is no usable item; the scorer raised; it has no score; the

@@ -196,8 +196,8 @@ class Run:
                 continue
             of_seed = match.witness < seeds
             reason: RejectReason = "duplicate_of_seed" if of_seed else "duplicate"
-            whom = f"seed {match.witness}" if of_seed else "an accepted item"
-            yield Rejection(candidate, reason, f"{match.similarity:.3f} similar to {whom}")
+            original = f"seed {match.witness}" if of_seed else "an accepted item"
+            yield Rejection(candidate, reason, f"{match.similarity:.3f} similar to {original}")
 
     def _lacks_score(self, candidate: TrajectoryItem) -> bool:
         return candidate.reward is None and self.desk.config.min_score is not None

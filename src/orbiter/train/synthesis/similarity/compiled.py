@@ -21,7 +21,7 @@ from orbiter.train.synthesis.similarity.probing import ONCE, Join, Limits, Posti
 CHUNK_CHARACTERS = 1 << 18
 """How much text is laid out as bytes at a time; small enough to stay in the cache."""
 PADDING = "\n" * 24
-"""Behind the last text, so that eight bytes can be read wherever a word may begin."""
+"""Appended to the last text, so that eight bytes can be read wherever a word may begin."""
 
 
 class Hashed(NamedTuple):
@@ -175,7 +175,7 @@ def near_duplicates(
 
 
 def ties(texts: Sequence[str], measure: Measure, *, salt: int = 0) -> list[tuple[int, Match]]:
-    """List pairs of close texts, as many as it takes to connect all that hang together."""
+    """List enough pairs of similar texts to connect all that belong to one cluster."""
     sets, members = candidates(texts, measure, salt)
     tied = probing.connect(join_of(sets, measure), np.arange(len(members)))
     union = sets.size[tied[:, 0]] + sets.size[tied[:, 1]] - tied[:, 2]

@@ -28,7 +28,7 @@ S = TypeVar("S", bound=np.generic)
 
 
 class CompiledEngine:
-    """What `NearDuplicateIndex` stands on once it is large.
+    """The engine of a large `NearDuplicateIndex`.
 
     All texts to come are unknown here, so no token is skipped, and the order of tokens is learnt
     anew each time that the index has doubled: any order gives the same answers, a good one sooner.

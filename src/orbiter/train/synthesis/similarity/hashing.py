@@ -32,8 +32,8 @@ _HASH = _U((1 << 56) - 1)
 def shingle(data: Uint64s, start: Int64s, recent: Uint64s, salt: np.uint64, out: Uint64s) -> Int64s:
     """Hash every text's word n-grams into `out`, one after the other; return where each begins.
 
-    Text i stands in the bytes from start[i] to start[i + 1] and ends in white space. Words are
-    split where `str.split` splits ASCII, and A to Z are made small, eight bytes at a time.
+    Text i is in the bytes from start[i] to start[i + 1] and ends in white space. Words are split
+    where `str.split` splits ASCII, and A to Z become lower case, eight bytes at a time.
     `recent` has n places.
     """
     begin = np.empty(start.shape[0], np.int64)

@@ -41,7 +41,7 @@ class NearDuplicateIndex:
         self._kept |= numbered
 
     def admit(self, texts: Sequence[str]) -> list[Match | None]:
-        """Take in every text that is close to none; for each other one, say whom it is close to.
+        """Add each text that is not similar to an earlier one; for the others return a match.
 
         The witness is a number: 0 is the first text ever handed in.
         """

@@ -42,7 +42,7 @@ def near_duplicates(
 
 
 def ties(texts: Sequence[str], measure: Measure) -> list[tuple[int, int]]:
-    """List pairs of close texts, enough of them to connect all texts that hang together."""
+    """List enough pairs of similar texts to connect all that belong to one cluster."""
     if len(texts) < FEW:
         return plain.ties(texts, measure)
     from orbiter.train.synthesis.similarity import compiled

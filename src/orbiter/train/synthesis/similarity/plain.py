@@ -67,7 +67,7 @@ class PlainIndex:
 
 
 class PlainEngine:
-    """What `NearDuplicateIndex` stands on while it is small."""
+    """The engine of a small `NearDuplicateIndex`."""
 
     def __init__(self, measure: Measure) -> None:
         """Make an empty engine."""

@@ -1,4 +1,4 @@
-"""The join of sets of tokens, compiled: whom is a set close to, and who hangs together.
+"""The compiled join of token sets: finds similar sets and the clusters that they form.
 
 The prefix join of Xiao et al. 2011 ("Efficient similarity joins for near-duplicate detection",
 https://doi.org/10.1145/2000824.2000825): with the tokens of every set in one global order, rarest
