@@ -122,7 +122,7 @@ def test_convert_finds_the_format_out_and_reports_both_sides(tmp_path: Path) -> 
 
 def test_convert_refuses_to_write_over_what_it_reads_or_nothing(tmp_path: Path) -> None:
     write(ITEMS, tmp_path / "in.jsonl")
-    with pytest.raises(ConfigError, match="is what is read"):
+    with pytest.raises(ConfigError, match="is the file to read"):
         convert(tmp_path / "in.jsonl", tmp_path / "." / "in.jsonl", to_format="sharegpt")
     (tmp_path / "bad.jsonl").write_text('{"messages": 1}\n')
     with pytest.raises(DataError, match=r"bad\.jsonl:1: no item could be read.*:1: messages must"):
