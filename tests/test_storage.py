@@ -147,3 +147,40 @@ def test_a_write_that_failed_half_way_leaves_no_half_record(
 def test_a_folder_is_no_log(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="not a file"):
         AppendLog(tmp_path / "." / "")
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "other content", "folder"])
+def test_a_lock_file_that_leads_elsewhere_is_refused_and_left_as_it_is(
+    tmp_path: Path, kind: str
+) -> None:
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("x" * 20)
+    lock = tmp_path / "a.jsonl.lock"
+    if kind == "symbolic link":
+        lock.symlink_to(precious)
+    elif kind == "hard link":
+        lock.hardlink_to(precious)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.write_text("y" * 4000)
+    with pytest.raises(StorageError, match=r"a\.jsonl\.lock .* remove it"):
+        AppendLog(tmp_path / "a.jsonl")
+    assert precious.read_text() == "x" * 20
+    assert kind != "other content" or len(lock.read_text()) == 4000
+
+
+def test_a_link_that_leads_nowhere_makes_no_file_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.lock").symlink_to(tmp_path / "new.txt")
+    with pytest.raises(StorageError, match="is a link"):
+        AppendLog(tmp_path / "a.jsonl")
+    assert not (tmp_path / "new.txt").exists()
+
+
+def test_an_opening_that_fails_lets_go_of_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.mkdir()
+    with pytest.raises(StorageError, match="not a file"):
+        AppendLog(path)
+    path.rmdir()
+    AppendLog(path).close()

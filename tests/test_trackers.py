@@ -179,3 +179,38 @@ def test_each_known_tracker_has_what_was_written(name: str, tmp_path: Path) -> N
     python(WRITE, name)
     assert json.loads(python(READ[name]).splitlines()[-1]) == [0.5, 0.75]
     assert len(read_run(tmp_path / "run").metrics) == 2
+
+
+def test_a_tracker_that_fails_is_closed_at_once(tmp_path: Path) -> None:
+    bad = Remembered(fails_at=1)
+    with RunLog(tmp_path, {}, trackers=[bad]) as log:
+        log.write(1, {"loss": 1.0})
+        assert bad.finished == 1
+    assert bad.finished == 1
+
+
+def test_a_resumed_run_passes_no_step_twice(tmp_path: Path) -> None:
+    tracker = Remembered()
+    with RunLog(tmp_path, {}, trackers=[tracker]) as log:
+        for step in (1, 2, 3, 4):
+            log.write(step, {"loss": float(step)})
+    with RunLog(tmp_path, {}, resume_from=2, trackers=[tracker]) as log:
+        for step in (3, 4, 5):
+            log.write(step, {"loss": float(step)})
+    assert [step for step, _ in tracker.seen] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in read_run(tmp_path).metrics] == [1, 2, 3, 4, 5]
+
+
+def test_a_name_that_mlflow_refuses_is_renamed_and_stays_unique() -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    from orbiter.train.runlog.trackers_known import Mlflow
+
+    tracker = Mlflow()
+    names = ["reward/call", "a(b)", "a[b]", "a=b", "größe", "../up", "/root", "", "x" * 400, "."]
+    accepted = [tracker._accepted(name) for name in names]
+    for name in accepted:
+        _validate_metric_name(name)  # type: ignore[no-untyped-call] # MLflow has no types here
+    assert len(set(accepted)) == len(names)
+    assert accepted[0] == "reward/call"
+    assert [tracker._accepted(name) for name in names] == accepted

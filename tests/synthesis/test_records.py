@@ -109,9 +109,27 @@ def test_what_was_recorded_for_the_old_text_does_not_outlive_it() -> None:
     assert other_action.task_id == "t"
     row = derive({"state": "s", "logprobs": [1], "task_id": "t"}, {"state": "u"}, op="x", seed=0)
     assert isinstance(row, Mapping)
-    assert row.keys() == {"state", "task_id", "metadata"}
+    assert row.keys() == {"state", "metadata"}
 
 
 def test_an_id_is_the_contents_own() -> None:
     assert id_of({"state": "s", "action": "a"}) == id_of({"action": "a", "state": "s"})
     assert id_of({"state": "s", "action": "a"}) != id_of({"state": "s", "action": "b"})
+
+
+def test_a_derived_row_takes_no_identity_from_its_parent() -> None:
+    metadata = {"response_id": "r1", "evaluations": [1], "topic": "birds"}
+    parent = TrajectoryItem(
+        "s", "a", 1.0, metadata, task_id="t", episode_id="e", step=3, done=True, timestamp=1.0
+    )
+    new_task = derive(parent, {"state": "x", "reward": None}, op="evolve", seed=0)
+    assert isinstance(new_task, TrajectoryItem)
+    assert set(new_task.metadata) == {"topic", "lineage"}
+    assert (new_task.task_id, new_task.episode_id, new_task.step) == (None, None, None)
+    assert (new_task.done, new_task.timestamp) == (None, None)
+    answered = derive(parent, {"action": "b"}, op="respond", seed=0)
+    assert isinstance(answered, TrajectoryItem)
+    assert (answered.task_id, answered.episode_id) == ("t", None)
+    mapping = derive(parent.to_dict(), {"state": "x"}, op="evolve", seed=0)
+    assert isinstance(mapping, dict)
+    assert not {"task_id", "episode_id", "step", "done", "timestamp"} & mapping.keys()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -360,3 +361,18 @@ def test_damaged_bytes_never_raise_a_foreign_error(
         read(path)
     except TrainError as error:
         assert str(path) in str(error)  # noqa: PT017 - an error is allowed, not demanded
+
+
+def test_a_broken_array_costs_time_in_proportion_to_its_items(tmp_path: Path) -> None:
+    def lines_scanned(items: int) -> float:
+        path = tmp_path / f"{items}.json"
+        element = '{"state":"s","action":"a","reward":1}'
+        path.write_text("[\n" + ",\n".join([element] * items) + "\n")
+        started = time.process_time()
+        with pytest.raises(DataError, match=rf":{items + 2}: expected the end of the array"):
+            TrajectoryDataset.from_json(path)
+        return time.process_time() - started
+
+    lines_scanned(1_000)
+    few, many = (min(lines_scanned(items) for _ in range(3)) for items in (4_000, 32_000))
+    assert many / few < 24, "eight times the items: 8 if linear, 64 if quadratic"

@@ -86,9 +86,18 @@ class AppendLog:
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
-        self.recovered = _set_torn_tail_aside(self.path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        self._file = os.open(self.path, flags, 0o666)
+        try:
+            self.recovered = _set_torn_tail_aside(self.path)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            self._file = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            self._lock.release()  # else no other object in this process could open the log
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
+        except BaseException:
+            self._lock.release()
+            raise
         self._unsynced = 0
         if durability != "process":
             fsync_directory(self.path.parent)
@@ -169,6 +178,26 @@ def _set_torn_tail_aside(path: Path) -> Recovered:
     return Recovered(count, torn_bytes)
 
 
+_LOCK_BYTES = 32
+"""Length of a lock file: a free byte to lock, the process id, spaces and a newline."""
+
+
+def _open_lock(path: Path) -> int:
+    """Open or create a lock file; refuse links and whatever this package did not write."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    if path.is_symlink():
+        raise StorageError(f"{path} is a link, so it is not used as a lock file; remove it")
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is not a file, so it cannot be a lock file; remove it")
+    handle = os.open(path, flags, 0o666)
+    status = os.fstat(handle)
+    if status.st_nlink > 1 or status.st_size > _LOCK_BYTES:
+        os.close(handle)
+        what = "has a second name (a hard link)" if status.st_nlink > 1 else "holds other content"
+        raise StorageError(f"{path} {what}, so it is not used as a lock file; remove it")
+    return handle
+
+
 class FileLock:
     """Says "I am the writer"; let go by the system when the process dies, however it dies."""
 
@@ -179,12 +208,12 @@ class FileLock:
             StorageError: another living process holds it; the message names its process id.
         """
         self.path = Path(path)
-        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._handle = _open_lock(self.path)
         try:
             _lock(self._handle)
         except OSError as error:
             owner = (
-                os.pread(self._handle, 32, 1).decode("ascii", "replace").strip()
+                os.pread(self._handle, _LOCK_BYTES, 1).decode("ascii", "replace").strip()
                 if (hasattr(os, "pread"))
                 else "?"
             )
@@ -193,8 +222,9 @@ class FileLock:
                 f"{self.path} is held by process {owner or '?'}: only one process may write here "
                 "at a time"
             ) from error
-        os.ftruncate(self._handle, 0)
-        os.write(self._handle, f" {os.getpid()}\n".encode("ascii"))
+        # Written over, never cut: a hard link may lead to somebody's file in spite of the checks.
+        if os.fstat(self._handle).st_size <= _LOCK_BYTES:
+            os.write(self._handle, f" {os.getpid():<{_LOCK_BYTES - 2}}\n".encode("ascii"))
 
     def release(self) -> None:
         """Let another process (or another object in this one) become the writer."""

@@ -1,10 +1,11 @@
-"""`orbiter-train`: which commands there are; each is imported when it is called, and not before.
+"""The `orbiter-train` command: lists the subcommands and imports each only when it is called.
 
-Left out: what they do. Each stands in a file of its own.
+Each subcommand is in its own file.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -16,54 +17,61 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from orbiter.train.cli.exits import Code, report_error
+from orbiter.train.cli.output import is_plain
 
 PROGRAM = "orbiter-train"
 
 COMMANDS = {
     "init": ("init", "Make a project to start from: config, reward and data, all commented."),
-    "doctor": ("doctor", "Say what is installed, what is missing, and what to do about it."),
-    "data": ("data", "Look at a data set: check, stats, dedup, split."),
-    "convert": ("convert", "Turn a file of one format into another."),
+    "doctor": ("doctor", "Check what is installed, what is missing, and what to do about it."),
+    "data": (
+        "data",
+        "Look at a data set and improve it: check, stats, show, filter, merge, dedup, split.",
+    ),
+    "convert": ("convert", "Convert a file from one format to another."),
     "synth": ("synth", "Make more data: from templates, your own code or a language model."),
     "sft": ("train", "Improve a model by imitation."),
     "train": ("train", "Improve a model by reward, with GRPO or PPO."),
-    "evolve": ("evolve", "Improve a prompt, or whatever else can be scored and varied."),
-    "eval": ("evaluate", "Say how good a model is, with an interval."),
+    "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
+    "eval": ("evaluate", "Measure how good a model is, with an interval."),
     "generate": ("generate", "Let a model answer."),
     "serve": ("serve", "Put a model behind an OpenAI-compatible endpoint on this machine."),
-    "report": ("report", "Write a run's page, or follow a run while it goes on."),
+    "report": ("report", "Write the page of a run, or follow a run while it trains."),
     "settings": ("list_settings", "List the settings of a command, with defaults and ranges."),
-    "runs": ("runs", "List runs, compare two of them, go on with one."),
-    "proxy": ("proxy", "Stand between an agent and its model, and capture what they say."),
+    "runs": ("runs", "List runs, compare two, resume one."),
+    "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
 }
-"""For each command the module beside this one that has it, and what it does in a sentence."""
+"""The module of each command, and one sentence for the help page."""
 
 
 class Lazy(TyperGroup):
     """A group whose commands are imported by name, so that `--help` costs nothing."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
-        """Return all names, in the order of a project's days."""
+        """Return all names, in the order in which a project needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - as above
-        """Return what the help page needs to know of a command; it cannot be run."""
+        """Return a stand-in with the text for the help page; it cannot be run."""
         if cmd_name not in COMMANDS:
             return None
         return TyperCommand(cmd_name, short_help=COMMANDS[cmd_name][1], rich_markup_mode=None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that was called, and import it."""
+        """Import the command that was called."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, load(name) if name else command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C ends it without a word from Python."""
+        """Run the command; Ctrl-C and a closed pipe end it without a traceback."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
             raise typer.Exit(Code.INTERRUPTED) from None
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+            _discard_output()
+            raise typer.Exit(Code.OK) from None
 
 
 def load(name: str) -> Any:
@@ -81,7 +89,7 @@ app = typer.Typer(
 )
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -94,36 +102,62 @@ def root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version and end.", callback=_tell_version, is_eager=True
+            "--version", help="Print the version and end.", callback=_print_version, is_eager=True
         ),
     ] = False,
-    debug: Annotated[  # main() takes it out of the line, wherever it stands
-        bool, typer.Option("--debug", help="Show Python's own story of an error.")
+    debug: Annotated[  # main() removes it wherever it is on the line
+        bool, typer.Option("--debug", help="Show the Python traceback of an error.")
     ] = False,
 ) -> None:
-    """From an agent's traces to a better agent.
+    """Turn an agent's traces into a better agent.
 
-    Begin with: orbiter-train init my-agent
+    Start with: orbiter-train init my-agent
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: the codes are those of `Code`."""
+    """Run the command line and exit with a code of `Code`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    told = [word for word in given if word != "--debug"]
+    words = [word for word in given if word != "--debug"]
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING,
         format="%(message)s",
         stream=sys.stderr,
         force=True,
     )
+    _set_up_streams()
     try:
-        typer.main.get_command(app)(args=told, prog_name=PROGRAM)
-    except BrokenPipeError:  # whoever read our output has had enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Code.OK)
-    except Exception as error:  # the last door: whatever it is, one line and a code
+        typer.main.get_command(app)(args=words, prog_name=PROGRAM)
+    except SystemExit:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # Click's mark of a closed pipe
+            sys.exit(Code.OK)
+        _flush()
+        raise
+    except Exception as error:  # the outermost handler: any error becomes one line and a code
         if debug:
             raise
-        sys.exit(report_error(error, as_json="--json" in told))
+        sys.exit(report_error(error, as_json="--json" in words))
+
+
+def _set_up_streams() -> None:
+    """Make output never fail on a character, and show progress as lines if it is piped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # tests may have replaced it
+            stream.reconfigure(errors="backslashreplace")
+    level = logging.INFO if is_plain(sys.stderr) else logging.NOTSET
+    logging.getLogger("orbiter.train.progress").setLevel(level)
+
+
+def _flush() -> None:
+    """Write what is buffered; a closed pipe is not an error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(Code.OK)
+
+
+def _discard_output() -> None:
+    """Send further output nowhere, so that Python does not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

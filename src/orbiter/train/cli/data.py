@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
+from orbiter.train.cli.data_rows import filter_items, merge, show
 from orbiter.train.cli.datafiles import read_items, write_items
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.options import DataFile, FormatName
@@ -32,6 +33,11 @@ UnitName = Annotated[
         help="What is compared and kept as one: episode, step, or text (the whole state).",
     ),
 ]
+
+
+data_app.command()(show)
+data_app.command(name="filter")(filter_items)
+data_app.command()(merge)
 
 
 @data_app.callback()

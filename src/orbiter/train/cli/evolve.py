@@ -1,17 +1,26 @@
-"""`orbiter-train evolve`: better words, by trying and rewriting them."""
+"""`orbiter-train evolve`: improve prompts, or anything else that a strategy scores and varies."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import typer
 
+from orbiter.train.callback import map_bounded
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.datafiles import read_items
-from orbiter.train.cli.options import ConfigFile, OverrideWords
-from orbiter.train.cli.output import JsonFlag, Output, shown
+from orbiter.train.cli.exits import Code
+from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords
+from orbiter.train.cli.output import JsonFlag, Output, is_plain, shown
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import ConfigError, boundary
@@ -21,8 +30,10 @@ from orbiter.train.evolution import (
     EvolutionResult,
     EvolutionStrategy,
     PromptEvolution,
+    StopReason,
 )
 from orbiter.train.llm import ChatModel, ask
+from orbiter.train.report.write import write_report
 from orbiter.train.trajectory import TrajectoryItem
 
 evolve_app = typer.Typer(rich_markup_mode=None)
@@ -32,48 +43,100 @@ evolve_app = typer.Typer(rich_markup_mode=None)
 def evolve(
     overrides: OverrideWords = None, *, config: ConfigFile = None, as_json: JsonFlag = False
 ) -> None:
-    """Improve a prompt: the model of [llm] works by it on the data, [reward] judges, it rewrites.
+    """Improve a prompt: the model of [llm] follows it on the data, [reward] scores, it rewrites.
 
-    [evolve] names the prompts to begin with. Anything else that can be scored and varied goes by
+    prompts under [evolve] lists the first prompts. To evolve anything else, set
     strategy = "file.py:make", which returns an EvolutionStrategy; prompts then are its first
-    candidates. With run_dir, a run that was stopped goes on where it was.
+    candidates. The run is recorded in run_dir (by default a new folder under runs/), and the same
+    folder continues it. eval under [data] scores the best prompt on items that the search never
+    saw. With price under [llm], max_cost is money; without it, max_cost counts answers.
     """
     settings = load(config, parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
-    result = asyncio.run(_evolve(settings))
+    folder = Path(str(settings.section("evolve").get("run_dir") or RUNS / f"evolve-{_now()}"))
+    again = _resume_command(folder, overrides or (), config)
+    if is_plain(sys.stderr):
+        logging.getLogger("orbiter.train").setLevel(logging.INFO)  # a line for each epoch
+    try:
+        result = asyncio.run(_evolve(settings, folder, output))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        output.say(f"stopped; everything so far is kept. Continue with: {again}")
+        raise typer.Exit(Code.INTERRUPTED) from None
+    page = write_report(folder)
+    _show(result, output)
+    if result.stop_reason in (StopReason.FAILURES, StopReason.BUDGET):
+        output.say(f"\nended early: {result.stop_cause}\nContinue with: {again}")
+    output.say(f"\nreport: {page}")
+    output.result(_as_json(result, folder, page))
+    if result.stop_reason is StopReason.FAILURES:
+        raise typer.Exit(Code.CALLBACK)
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _resume_command(folder: Path, overrides: Sequence[str], config: Path | None) -> str:
+    """Return the command that continues the run in `folder`, quoted for a shell."""
+    words = ["orbiter-train", "evolve"]
+    if config is not None:
+        words += ["-c", str(config)]
+    kept = [word for word in overrides if not word.startswith("evolve.run_dir=")]
+    return shlex.join([*words, *kept, f"evolve.run_dir={folder}"])
+
+
+def _show(result: EvolutionResult[Any], output: Output) -> None:
     output.say(f"score {shown(result.initial_score)} before, {shown(result.best_score)} now")
     if result.best_interval is not None:
         output.say(f"      {result.best_interval}")
+    if result.holdout_score is not None:
+        output.say(f"      {shown(result.holdout_score)} on the held-out items of [data] eval")
     output.say(
         f"{result.evaluations} evaluations in {result.epochs_completed} epochs, "
-        f"{result.failures} failed; ended by {result.stop_reason}"
+        f"{result.failures} failures, cost {result.cost:.4g}; ended by {result.stop_reason}"
     )
     output.say(f"\n{result.best}")
-    output.result(
-        {
-            "best": result.best,
-            "score": result.best_score,
-            "initial_score": result.initial_score,
-            "evaluations": result.evaluations,
-            "epochs": result.epochs_completed,
-            "cost": result.cost,
-            "stop_reason": str(result.stop_reason),
-        }
-    )
 
 
-async def _evolve(settings: Settings) -> EvolutionResult[Any]:
+def _as_json(result: EvolutionResult[Any], folder: Path, page: Path) -> dict[str, object]:
+    def number(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None  # JSON has no NaN
+
+    return {
+        "best": result.best,
+        "score": number(result.best_score),
+        "initial_score": number(result.initial_score),
+        "holdout_score": number(result.holdout_score),
+        "evaluations": result.evaluations,
+        "failures": result.failures,
+        "epochs": result.epochs_completed,
+        "cost": result.cost,
+        "stop_reason": str(result.stop_reason),
+        "stop_cause": result.stop_cause,
+        "folder": str(folder),
+        "report": str(page),
+    }
+
+
+class _Search(NamedTuple):
+    strategy: EvolutionStrategy[Any]
+    holdout: Callable[[Any], Awaitable[float]] | None = None
+
+
+async def _evolve(settings: Settings, folder: Path, output: Output) -> EvolutionResult[Any]:
     own = settings.own("evolve")
     first: Any = own.get("prompts")
     if not isinstance(first, list) or not first:
         raise ConfigError('there is nothing to begin with: set prompts = ["..."] under [evolve]')
     async with AsyncExitStack() as until:
-        strategy = await _strategy(settings, until)
-        pipeline = EvolutionPipeline(settings.build("evolve", EvolutionConfig), strategy)
+        search = await _search(settings, until)
+        config = settings.build("evolve", EvolutionConfig, run_dir=folder)
+        pipeline = EvolutionPipeline(config, search.strategy, holdout=search.holdout)
+        output.say(f"run folder {folder}")
         return await pipeline.run(first)
 
 
-async def _strategy(settings: Settings, until: AsyncExitStack) -> EvolutionStrategy[Any]:
+async def _search(settings: Settings, until: AsyncExitStack) -> _Search:
     own = settings.own("evolve")
     if own.get("strategy"):
         make = load_object(str(own["strategy"]), what="strategy")
@@ -84,34 +147,57 @@ async def _strategy(settings: Settings, until: AsyncExitStack) -> EvolutionStrat
             raise ConfigError(
                 f"strategy {own['strategy']!r} must return an EvolutionStrategy, got {kind}"
             )
-        return strategy
+        return _Search(strategy)
     data = settings.own("data")
     if not data.get("train"):
         raise ConfigError("there is nothing to try a prompt on: set train under [data]")
     from orbiter.train.cli.chat import chat_model
 
     items = read_items(str(data["train"]))
-    return _by_reward(settings, items, await chat_model(settings, until))
+    held_out = read_items(str(data["eval"])) if data.get("eval") else []
+    return _by_reward(settings, items, held_out, await chat_model(settings, until))
 
 
 def _by_reward(
-    settings: Settings, items: list[TrajectoryItem], model: ChatModel
-) -> EvolutionStrategy[Any]:
-    """Return the evolution of a system prompt, judged by the rewards of the config."""
+    settings: Settings,
+    items: list[TrajectoryItem],
+    held_out: list[TrajectoryItem],
+    model: ChatModel,
+) -> _Search:
+    """Return the evolution of a system prompt, scored by the rewards of the config."""
     from orbiter.train.verl.reward import score
 
     rewards = load_rewards(settings.values.get("reward"))
+    has_price = bool(settings.own("llm").get("price"))
 
-    async def agent(prompt: Any, item: TrajectoryItem) -> str:  # noqa: ANN401 - a text, or several by name
-        said = await ask(
-            model,
-            [{"role": "system", "content": prompt}, {"role": "user", "content": item.state}],
+    async def answer_to(prompt: Any, item: TrajectoryItem) -> tuple[str, float]:  # noqa: ANN401 - a text, or several by name
+        system = prompt if isinstance(prompt, str) else "\n\n".join(map(str, prompt.values()))
+        answer = await ask(
+            model, [{"role": "system", "content": system}, {"role": "user", "content": item.state}]
         )
-        return said.text
+        return answer.text, answer.cost
+
+    async def agent(prompt: Any, item: TrajectoryItem) -> str:  # noqa: ANN401 - likewise
+        text, cost = await answer_to(prompt, item)
+        if has_price:
+            strategy.context.cost += cost
+        return text
 
     async def metric(item: TrajectoryItem, answer: object) -> float:
-        worth = await score([str(answer)], [item], rewards)
-        return float(worth.total[0] or 0.0)
+        scores = await score([str(answer)], [item], rewards)
+        return float(scores.total[0] or 0.0)
+
+    async def holdout(prompt: Any) -> float:  # noqa: ANN401 - likewise
+        async def one(item: TrajectoryItem) -> float:
+            return await metric(item, (await answer_to(prompt, item))[0])
+
+        concurrency = settings.build("evolve", EvolutionConfig).concurrency
+        scores = await map_bounded(held_out, one, concurrency=concurrency)
+        return math.fsum(scores) / len(scores)
 
     best = sum(max(0.0, reward.weight) for reward in rewards)
-    return PromptEvolution(agent, items, metric, model, perfect=best or 1.0)
+    # Without prices max_cost counts answers; with them the cost of each answer is added above.
+    strategy = PromptEvolution(
+        agent, items, metric, model, perfect=best or 1.0, price=0.0 if has_price else None
+    )
+    return _Search(strategy, holdout if held_out else None)

@@ -1,8 +1,10 @@
-"""How a command ends: the codes, which stay as they are, and one line where something was wrong."""
+"""Exit codes, which never change their meaning, and the one-line error message."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from enum import IntEnum
 
@@ -19,26 +21,26 @@ from orbiter.train.errors import (
 
 
 class Code(IntEnum):
-    """What a command returns to the shell."""
+    """The exit codes of the commands."""
 
     OK = 0
-    """It did what it was asked to."""
+    """Success."""
     UNEXPECTED = 1
-    """A fault of this package, or of something beneath it."""
+    """A bug in this package or in one that it uses."""
     USAGE = 2
     """The command line or a setting is wrong."""
     DATA = 3
-    """An item, a file or a data set is not right."""
+    """An item, a file or a data set is invalid."""
     CALLBACK = 4
     """Your own code (a reward, a strategy, a step) failed."""
     TRAINING = 5
-    """The run could not learn, or diverged."""
+    """The run could not learn, or it diverged."""
     STORAGE = 6
     """A file, a model or a lock: missing, damaged, held, or the disk is full."""
     MISSING = 7
-    """Something that has to be installed is not."""
+    """A required package is not installed."""
     STATE = 8
-    """Not allowed at this moment."""
+    """The call is not allowed in the current state."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C."""
     TERMINATED = 143
@@ -58,18 +60,30 @@ _CODES: tuple[tuple[type[TrainError], Code], ...] = (
 
 def code_of(error: BaseException) -> Code:
     """Return the code that a command ends with for this error."""
+    if _is_about_a_file(error):
+        return Code.STORAGE
     return next((code for kind, code in _CODES if isinstance(error, kind)), Code.UNEXPECTED)
 
 
+def _is_about_a_file(error: BaseException) -> bool:
+    """Say whether the system refused a file: absent, not allowed, read-only, disk full."""
+    if not isinstance(error, OSError) or isinstance(error, TrainError):
+        return False
+    return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 def report_error(error: BaseException, *, as_json: bool) -> Code:
-    """Say in one line what was wrong, and return the code to end with."""
+    """Print one line that says what was wrong, and return the exit code."""
     code = code_of(error)
     message = " ".join(str(error).split()) or type(error).__name__
+    if _is_about_a_file(error) and isinstance(error, OSError):
+        path = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        message = f"{path}{error.strerror}"
     if code is Code.UNEXPECTED:
         message = f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
     if as_json:
-        told = {"error": {"code": int(code), "kind": type(error).__name__, "message": message}}
-        sys.stdout.write(json.dumps(told) + "\n")
+        described = {"code": int(code), "kind": type(error).__name__, "message": message}
+        sys.stdout.write(json.dumps({"error": described}) + "\n")
     else:
         sys.stderr.write(f"error: {message}\n")
     return code

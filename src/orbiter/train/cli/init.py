@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -139,7 +140,7 @@ def init(
             file.write(content)
         output.say(f"wrote {directory / name}")
     output.say("\nnext:")
-    output.say(f"  cd {directory}")
+    output.say(f"  cd {shlex.quote(str(directory))}")
     output.say("  orbiter-train train --config config.toml --dry-run   # what it will take")
     output.say("  orbiter-train train --config config.toml             # seconds, on any machine")
     output.result({"folder": str(directory), "files": list(files)})

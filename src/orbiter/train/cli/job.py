@@ -16,7 +16,7 @@ from typing import Any, Literal
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.datafiles import read_items
 from orbiter.train.cli.options import RUNS
-from orbiter.train.cli.output import is_plain
+from orbiter.train.cli.output import command, is_plain
 from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
@@ -43,7 +43,7 @@ class Job:
     @property
     def resume_command(self) -> str:
         """What goes on with this run after it was stopped."""
-        return f"orbiter-train runs resume {self.folder}"
+        return command("runs", "resume", self.folder)
 
     def run_config(self) -> dict[str, object]:
         """Return all that the run was made with, defaults included, for its folder."""

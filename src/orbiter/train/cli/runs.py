@@ -1,4 +1,4 @@
-"""`orbiter-train runs`: what there is, how two of them differ, and going on with one."""
+"""`orbiter-train runs`: list runs, compare two, resume one."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from orbiter.train.cli.output import JsonFlag, Output, shown
-from orbiter.train.errors import StorageError
+from orbiter.train.errors import StorageError, TrainError
 from orbiter.train.runlog import Run, read_run
 
 runs_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 SHOWN = ("reward", "loss", "kl", "entropy", "length", "eval/reward", "eval/loss")
-"""Metrics that two runs are compared by, where both have them, before all others."""
+"""The metrics that a comparison shows first, if both runs have them."""
 
 
 @runs_app.callback()
 def runs() -> None:
-    """List runs, compare two of them, go on with one."""
+    """List runs, compare two, resume one."""
 
 
 class Found(NamedTuple):
@@ -32,16 +32,16 @@ class Found(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """The last step that was written."""
+        """The last recorded step."""
         return int(self.run.metrics[-1]["step"]) if self.run.metrics else 0
 
     def last(self, name: str) -> float | None:
-        """What was measured last under this name."""
+        """The last value of this metric."""
         series = self.run.series(name)
         return series[-1][1] if series else None
 
-    def told(self) -> dict[str, object]:
-        """Return it for a machine."""
+    def described(self) -> dict[str, object]:
+        """Return the run as JSON."""
         return {
             "run": str(self.run.folder),
             "status": self.status,
@@ -57,9 +57,9 @@ def list_runs(
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the runs below a folder, the latest last."""
+    """List the runs below a folder, the latest last; a damaged one is named."""
     output = Output(as_json=as_json)
-    found = [_find(file.parent) for file in sorted(folder.glob("**/run.json"), key=_age)]
+    found, damaged = _find_all(folder)
     rows = [
         (
             each.run.folder,
@@ -73,22 +73,36 @@ def list_runs(
     ]
     if rows:
         output.table(("run", "status", "steps", "model", "reward", "loss"), rows)
-    else:
-        output.say(
-            f"there are no runs in {folder}; orbiter-train init makes a project to begin with"
-        )
-    output.result({"runs": [each.told() for each in found]})
+    elif not damaged:
+        output.say(f"there are no runs in {folder}; `orbiter-train init DIR` makes a project")
+    for run_folder, error in damaged.items():
+        output.say(f"damaged: {run_folder}: {error}")
+    output.result(
+        {"runs": [each.described() for each in found], "damaged": damaged},
+    )
+
+
+def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
+    """Return the runs below a folder, oldest first, and the error of each that cannot be read."""
+    found: list[Found] = []
+    damaged: dict[str, str] = {}
+    for file in sorted(folder.glob("**/run.json"), key=_age):
+        try:
+            found.append(_find(file.parent))
+        except (TrainError, OSError) as error:
+            damaged[str(file.parent)] = " ".join(str(error).split())
+    return found, damaged
 
 
 @runs_app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="A run's folder.")],
-    second: Annotated[Path, typer.Argument(help="Another one.")],
+    second: Annotated[Path, typer.Argument(help="Another run's folder.")],
     *,
-    page: Annotated[Path | None, typer.Option(help="Also write a page with both.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write a page that shows both.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say how two runs differ: in their settings, and in what they came to."""
+    """Show how two runs differ in their settings and in their last metrics."""
     output = Output(as_json=as_json)
     a, b = _find(first), _find(second)
     settings = {
@@ -122,9 +136,9 @@ def resume(
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """Go on with a run that was stopped, from its last checkpoint.
+    """Resume a stopped run from its last checkpoint.
 
-    It ends as if it had never been stopped: with the same weights and the same metrics.
+    It ends with the same weights and metrics as if it had never been stopped.
     """
     from orbiter.train.cli.train import resume_run
 
@@ -150,7 +164,7 @@ def _is_held(folder: Path) -> bool:
     from orbiter.train.storage import FileLock
 
     lock = folder / "metrics.jsonl.lock"
-    if not lock.exists():
+    if lock.is_symlink() or not lock.is_file():  # never open what a foreign folder links to
         return False
     try:
         FileLock(lock).release()
@@ -165,4 +179,4 @@ def _shared(a: Found, b: Found) -> list[str]:
 
 
 def _age(file: Path) -> float:
-    return file.stat().st_mtime
+    return file.stat().st_mtime if file.exists() else 0.0  # a broken link

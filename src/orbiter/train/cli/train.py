@@ -20,7 +20,7 @@ from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_ex
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
-from orbiter.train.cli.output import JsonFlag, Output, duration, shown
+from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
 from orbiter.train.cli.plan import plan_lines
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
@@ -28,6 +28,7 @@ from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.report.story import Exam
+from orbiter.train.runlog import read_run
 from orbiter.train.storage import atomic_write
 
 RESULT = "result.json"
@@ -100,7 +101,9 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     """Check, plan, train, and say what came of it; return the exit code."""
     job = make_job(method, settings, out=asked.out, resume=asked.resume)
     plan = asyncio.run(job.trainer.plan())
-    output.table(("what", "how much"), [*plan_lines(plan), ("folder", str(job.folder))])
+    limit = job.trainer.config.max_seconds
+    limits = [] if limit is None else [("limit", f"stops after {duration(limit)} (max_seconds)")]
+    output.table(("what", "how much"), [*limits, *plan_lines(plan), ("folder", str(job.folder))])
     if asked.dry_run:
         asyncio.run(_try_rewards(job, output))
         output.say("all is well; without --dry-run this starts the run")
@@ -123,8 +126,8 @@ def _require_new(folder: Path) -> None:
     """
     if (folder / "metrics.jsonl").exists():
         raise StorageError(
-            f"{folder} holds a run already; go on with it: orbiter-train runs resume {folder}, or "
-            "choose another folder with --out"
+            f"{folder} holds a run already; resume it with `{command('runs', 'resume', folder)}`, "
+            "or choose another folder with --out"
         )
 
 
@@ -162,8 +165,21 @@ def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
             result = None
     if result is None:
         return _stopped(job, signals.received or 2, output)
-    result |= {"method": job.method, "seconds": perf_counter() - began, "steps": steps}
+    done = _steps_done(job.folder)
+    result |= {
+        "method": job.method,
+        "seconds": perf_counter() - began,
+        "steps": done,
+        "planned_steps": steps,
+        "finished": done >= steps,
+    }
     return _finish(job, result, asked, output)
+
+
+def _steps_done(folder: Path) -> int:
+    """Return the last step that the run recorded."""
+    metrics = read_run(folder).metrics
+    return int(metrics[-1]["step"]) if metrics else 0
 
 
 class Course:
@@ -174,9 +190,12 @@ class Course:
         self._task: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._training = False
+        self._asked = False
+        """Whether a signal asked the run to stop; `max_seconds` is a normal end."""
 
     def stop(self) -> None:
-        """End behind the step under way; before and after the training, at once."""
+        """End after the current step; before and after the training, at once."""
+        self._asked = True
         if self._training:
             self._job.trainer.stop()
         elif self._loop is not None and self._task is not None:
@@ -190,7 +209,7 @@ class Course:
         self._training = True
         metrics = await trainer.train()
         self._training = False
-        if trainer.stopped:
+        if trainer.stopped and self._asked:
             return None
         found: dict[str, Any] = {"training": metrics.measured()}
         if before is not None and job.held_out is not None:
@@ -244,7 +263,7 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
     from orbiter.train.report import write_report
 
     folder = job.folder
-    write_result(folder, result | {"finished": True})
+    write_result(folder, result)
     _tell(result, output)
     output.say(f"model     {result['model']}")
     page = write_report(folder)
@@ -254,14 +273,19 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
 
         result["hub"] = push_to_hub(folder / "model", asked.push_to_hub)
         output.say(f"uploaded  {result['hub']}")
-    output.say(f"try it    orbiter-train generate --model {result['model']} 'your prompt'")
+    output.say(f"try it    {command('generate', '--model', result['model'], 'your prompt')}")
     output.result(result | {"folder": str(folder), "report": str(page)})
     return Code.OK
 
 
 def _tell(result: dict[str, Any], output: Output) -> None:
     """Say how good the model was and is: on held-out items where there are some."""
-    output.say(f"trained   {result['steps']} steps in {duration(result['seconds'])}")
+    steps, planned = result["steps"], result["planned_steps"]
+    output.say(
+        f"trained   {steps} steps in {duration(result['seconds'])}"
+        if result["finished"]
+        else f"trained   {steps} of {planned} steps, then max_seconds was over"
+    )
     if "gain" in result:
         before, after, gain = (Interval(**result[name]) for name in ("before", "after", "gain"))
         output.say(f"held out  reward {before} before")

@@ -128,14 +128,15 @@ class _Description:
 
     def _of_function(self, fn: types.FunctionType) -> object:
         held: dict[str, object] = {}
+        is_ours = _is_ours_file(fn.__code__.co_filename)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             try:
                 value = cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-            if _counts(value):
+            if _counts(value) or not is_ours:  # a library keeps no log in a closure
                 held[name] = self.of(value)
-        if not _is_ours_file(fn.__code__.co_filename):
+        if not is_ours:
             return (fn.__module__, fn.__qualname__, *held.items())
         for name in sorted(_global_names(fn.__code__)):
             value = fn.__globals__.get(name)

@@ -105,7 +105,8 @@ class RunLog:
         measured = {name: value for name, value in numbers.items() if value is not None}
         row = {name: number(f"metric {name!r} of step {step}", measured[name]) for name in measured}
         log.append(step, row)
-        self._trackers.write(int(step), measured)
+        if int(step) > log.tracked_until:
+            self._trackers.write(int(step), measured)
 
     def sample(self, step: int, record: Mapping[str, object]) -> None:
         """Add something worth looking at: a prompt, what was answered, what that was worth.
@@ -201,9 +202,15 @@ class _Steps:
 
     def __init__(self, log: AppendLog, resume_from: int | None) -> None:
         self.log, self.last, self.closed = log, 0, False
-        for start, row in _rows(log.path):
+        self.tracked_until = 0
+        """The last step among those forgotten: trackers have it already, with the same values."""
+        rows = _rows(log.path)
+        for start, row in rows:
             step = cast("int", row["step"])
             if resume_from is not None and step > resume_from:
+                self.tracked_until = step
+                with contextlib.suppress(StorageError):  # a damaged line here is forgotten too
+                    self.tracked_until = max([step, *(int(str(r["step"])) for _, r in rows)])
                 os.truncate(log.path, start)
                 return
             self.last = step

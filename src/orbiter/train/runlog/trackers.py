@@ -52,7 +52,7 @@ class Tracker(Protocol):
         """Begin, or go on with the run of this `run.id`."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take what was measured at a step; a resumed run tells some steps again."""
+        """Take what was measured at a step; a resumed run passes every step only once."""
 
     def finish(self) -> None:
         """Send what is left; called once, however the run ended."""
@@ -111,7 +111,7 @@ class Trackers:
             started.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell every tracker; one that fails hears no more."""
+        """Pass the metrics to every tracker; one that fails is closed and gets no more."""
         for entry in list(self._active):
             name, tracker = entry
             try:
@@ -119,17 +119,22 @@ class Trackers:
                     tracker.write(step, metrics)
             except CallbackError as error:
                 self._active.remove(entry)
-                log.warning("%s; the run goes on without it, its folder has every metric", error)
+                log.warning("%s; the run continues without it, its folder has every metric", error)
+                _finish(name, tracker)
 
     def finish(self) -> None:
         """Finish every tracker, the last one first."""
         while self._active:
-            name, tracker = self._active.pop()
-            try:
-                with boundary(f"tracker {name!r}"):
-                    tracker.finish()
-            except CallbackError as error:
-                log.warning("%s at its end; the run's folder has every metric", error)
+            _finish(*self._active.pop())
+
+
+def _finish(name: str, tracker: Tracker) -> None:
+    """Close one tracker; a failure is only a warning."""
+    try:
+        with boundary(f"tracker {name!r}"):
+            tracker.finish()
+    except CallbackError as error:
+        log.warning("%s while it was closed; the run's folder has every metric", error)
 
 
 def _named(each: str | Tracker) -> tuple[str, Tracker]:

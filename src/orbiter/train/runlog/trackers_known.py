@@ -6,12 +6,18 @@ and as whom. Each is an extra of its name, and nothing of it is imported before 
 
 from __future__ import annotations
 
+import itertools
 import os
+import posixpath
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from orbiter.train.errors import require
 from orbiter.train.runlog.trackers import PROJECT, Tracked
+
+_REFUSED_BY_MLFLOW = re.compile(r"[^A-Za-z0-9_\-. /]")
+"""Characters that MLflow does not take in the name of a metric or a parameter."""
 
 
 class Trackio:
@@ -82,8 +88,11 @@ class TensorBoard:
 class Mlflow:
     """MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where."""
 
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
     def start(self, run: Tracked) -> None:
-        """Begin the run, or go on with the one that has this run's tag."""
+        """Begin the run, or continue the one that has this run's tag."""
         mlflow: Any = require("mlflow", extra="mlflow")
         self._client: Any = mlflow.MlflowClient()
         experiment = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
@@ -100,12 +109,21 @@ class Mlflow:
         )
         self._id = made.info.run_id
         for name, value in run.config.items():
-            self._client.log_param(self._id, name, str(value)[:500])
+            self._client.log_param(self._id, self._accepted(name), str(value)[:500])
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log one step."""
         for name, value in metrics.items():
-            self._client.log_metric(self._id, name, value, step=step)
+            self._client.log_metric(self._id, self._accepted(name), value, step=step)
+
+    def _accepted(self, name: str) -> str:
+        """Return the name as MLflow accepts it; two names never become one."""
+        if name not in self._names:
+            plain = posixpath.normpath(_REFUSED_BY_MLFLOW.sub("_", name)).strip("/.")[:240] or "_"
+            taken = set(self._names.values())
+            choices = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))
+            self._names[name] = next(choice for choice in choices if choice not in taken)
+        return self._names[name]
 
     def finish(self) -> None:
         """Mark the run as over."""

@@ -40,6 +40,9 @@ SAR = Form("state", "action", "reward")
 IO = Form("input", "output", "score")
 
 _TOLD_BY_STATE = ("messages", "prompt_token_ids", "logprobs")
+_TOLD_BY_STEP = ("episode_id", "step", "done", "timestamp")
+_RECORDED = frozenset({"response_id", "evaluations", "other_answers", "tool_runs", "score_reason"})
+"""Entries of the metadata that describe one recorded answer."""
 _TOLD_BY_ACTION = ("messages", "tool_calls", "token_ids", "logprobs")
 
 
@@ -133,20 +136,27 @@ def lineage_of(row: Row) -> Mapping[str, object]:
     return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
-def derive(row: Row, changes: Mapping[str, object], *, op: str, seed: int) -> Row:
+def derive(
+    row: Row, changes: Mapping[str, object], *, op: str, seed: int, same_step: bool = False
+) -> Row:
     """Make a new row of the same kind from `row`, with `changes` and its lineage.
 
-    `changes` speaks of `state`, `action` and `reward` whatever the row's own names are. What was
-    recorded for the former text and does not hold for the new one (chat messages, token ids,
-    log-probabilities, tool calls) is left out of the new row.
+    `changes` uses the names `state`, `action` and `reward` whatever the row's own names are. The
+    new row does not get what was recorded for the old texts: chat messages, token ids,
+    log-probabilities, tool calls, and in the metadata the response's id and its evaluations.
+    Unless it is the `same_step` in other words, it belongs to no episode, and with another state
+    to no task.
     """
     parent = id_of(row)
     root = lineage_of(row).get("root", parent)
     lineage = Lineage(parent, str(root), op, seed)._asdict()
-    metadata = {**metadata_of(row), "lineage": lineage}
+    recorded = {name: value for name, value in metadata_of(row).items() if name not in _RECORDED}
+    metadata = {**recorded, "lineage": lineage}
     stale = (_TOLD_BY_STATE if "state" in changes else ()) + (
         _TOLD_BY_ACTION if "action" in changes else ()
     )
+    if not same_step:
+        stale += _TOLD_BY_STEP + (("task_id",) if "state" in changes else ())
     if isinstance(row, TrajectoryItem):
         fresh = {**dict.fromkeys(stale), **changes, "metadata": metadata}
         return dataclasses.replace(row, **fresh)  # type: ignore[arg-type]  # names checked by replace

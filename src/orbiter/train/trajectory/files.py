@@ -170,13 +170,15 @@ def _write_chunks(file: IO[bytes], lines: Iterator[bytes], between: bytes, after
 
 
 def _read_broken_array(source: Source, data: bytes) -> Iterator[TrajectoryItem]:
-    """Read as far as can be: an element that is only not to our rules is left, not the rest."""
+    """Read as far as possible: one bad element is left out, not the elements after it."""
     text = data.decode("utf-8", "surrogateescape")
-    position = _SPACE.match(text).end() + 1  # type: ignore[union-attr]  # matches always
+    position = _end_of_space(text, 0) + 1
+    line, counted = 1, 0
     expected = True
     while True:
-        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]  # as above
-        line = text.count("\n", 0, position) + 1
+        position = _end_of_space(text, position)
+        # Lines are counted from the last position on: from the start, time grows with the square.
+        line, counted = line + text.count("\n", counted, position), position
         if not expected or text.startswith("]", position):
             break
         end = _element_end(text, position)
@@ -185,7 +187,7 @@ def _read_broken_array(source: Source, data: bytes) -> Iterator[TrajectoryItem]:
             yield decode_item(part, extra_to_metadata=source.extra_to_metadata)
         except DataError as error:
             source.refuse(line, str(error), error)
-        position = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # as above
+        position = _end_of_space(text, end)
         expected = text.startswith(",", position)
         position += expected
     if text[position:].strip() != "]":
@@ -193,13 +195,20 @@ def _read_broken_array(source: Source, data: bytes) -> Iterator[TrajectoryItem]:
         source.refuse(line, f"expected the end of the array, got {rest!r}: the rest is not read")
 
 
+def _end_of_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
 def _element_end(text: str, start: int) -> int:
+    """Return where an element ends; one that is not JSON takes the rest of the text."""
     try:
-        return json.JSONDecoder().raw_decode(text, start)[1]
+        return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         return len(text)
 
 
 BOM = codecs.BOM_UTF8
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
+_DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")

@@ -125,6 +125,9 @@ class LlmSettings(OwnSettings):
     cache: str | None = setting(
         None, "File that keeps answers.", OrNone(PathName("a file")), path="file"
     )
+    price: dict[str, Any] = setting(
+        dict, "Prices per million tokens: { input = ..., output = ... }.", Table()
+    )
 
 
 OWN: Mapping[str, type[OwnSettings]] = {

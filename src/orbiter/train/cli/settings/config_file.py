@@ -171,31 +171,27 @@ def _parse(file: Path, text: str) -> dict[str, Any]:
     if file.suffix in (".yaml", ".yml"):
         yaml = require("yaml", extra="yaml")
         try:
-            values = yaml.safe_load(text) or {}
+            values = yaml.load(text, _loader(yaml)) or {}
         except yaml.YAMLError as error:
             raise ConfigError(f"{file} is not valid YAML: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{file} must hold sections such as train:, got {values!r:.60}")
-        return {section: _numbers(section, given) for section, given in values.items()}
+        return values
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 
-def _numbers(section: str, given: object) -> object:
-    """Read 1e-5, which YAML 1.1 takes for a text, as the number that it is."""
-    if not isinstance(given, dict) or section not in SECTIONS:
-        return given
-    read = dict(given)
-    for name, setting in settings_of_section(section).items():
-        value = read.get(name)
-        if isinstance(value, str) and "float" in setting.type:
-            try:
-                read[name] = float(value)
-            except ValueError:
-                continue
-    return read
+def _loader(yaml: Any) -> Any:  # noqa: ANN401 - an optional dependency
+    """Return a safe loader that reads 1e-5 as the number that it is in YAML 1.2 and in TOML."""
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # as above
+        """Keeps its own resolvers, so that other users of PyYAML see no change."""
+
+    number = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
 
 
 def _check(settings: Settings, values: Mapping[str, object]) -> None:

@@ -29,6 +29,9 @@ function section(id, title, lead, ...children) {
   return el("section", { id, "aria-labelledby": `${id}-title` }, heading, words, ...children);
 }
 
+// The heading of a column as text; a narrow screen shows it in front of each value.
+const headText = (cell) => (typeof cell === "string" ? cell : cell?.number ?? "");
+
 function table(head, rows, props) {
   const cell = (kind) => (value, column) => {
     const number = value && value.number;
@@ -37,6 +40,7 @@ function table(head, rows, props) {
     return el(column === 0 && kind === "td" ? "th" : kind, {
       ...(column === 0 && kind === "td" ? { scope: "row" } : scope),
       class: number ? "number" : null,
+      "data-label": kind === "td" ? headText(head[column]) : null,
     }, content);
   };
   const body = rows.map((row) => el("tr", { class: row.kind }, row.map(cell("td"))));

@@ -60,7 +60,7 @@ function gains(trainings) {
   ]);
   return [
     el("h3", {}, "Before and after"),
-    table(["", { number: "before" }, { number: "after" }, { number: "difference" }], body, { label: "Before and after" }),
+    table(["", { number: "before" }, { number: "after" }, { number: "difference" }], body, { label: "Before and after", kind: "gains" }),
     el("p", { class: "note" }, "Validation rows compare the first and the last validation; the others the first and last fifth of the steps, a prompt counting once. Brackets hold 95 % intervals; differences are of the prompts in both, paired."),
   ];
 }

@@ -66,7 +66,9 @@ def augment_add_noise(
             spoil = partial(_spoiled, noise=noise, patterns=patterns, names=names, key=key)
             changes = _noisy_chat(row, state, spoil)
             same = changes["state"] == state
-            noisy.append(row if same else derive(row, changes, op="add_noise", seed=seed))
+            noisy.append(
+                row if same else derive(row, changes, op="add_noise", seed=seed, same_step=True)
+            )
     return records.rebuild(noisy)
 
 
