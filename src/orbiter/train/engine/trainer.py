@@ -145,6 +145,11 @@ class ModelTrainer(Trainer):
         return True
 
     @property
+    def running_agent(self) -> object:
+        """The agent that this trainer runs; None where it runs none."""
+        return None
+
+    @property
     def system_prompt(self) -> str | None:
         """The system prompt of every prompt: the config's, else the agent's instructions.
 
@@ -158,9 +163,10 @@ class ModelTrainer(Trainer):
             if callable(self.agent) or callable(getattr(self.agent, "run", None)):
                 # Ignoring it would train a policy on single answers that the agent never saw.
                 raise ConfigError(
-                    f"{type(self).__name__} cannot run agents yet, and agent= is one that runs "
-                    f"({type(self.agent).__name__}): capture its episodes with "
-                    "orbiter.train.capture.collect, and train on the items without agent="
+                    f"{type(self).__name__} does not run agents, and agent= is one that runs "
+                    f"({type(self.agent).__name__}): train it by reward with VeRLTrainer, or "
+                    "capture its episodes with orbiter.train.capture.collect and train on the "
+                    "items without agent="
                 )
             raise ConfigError(
                 "agent must have `instructions` as a text, which become the system prompt; "

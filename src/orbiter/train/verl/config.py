@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -55,6 +55,12 @@ def _check_overrides(name: str, value: object) -> None:
             raise ConfigError(f"{name}[{key!r}] cannot be written as JSON: {error}") from error
 
 
+def _check_models(name: str, value: object) -> None:
+    texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
+    if value is not None and not (texts and value):
+        raise ConfigError(f"{name} must be a list of model names or None, got {shown(value)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VeRLConfig(AlgorithmConfig):
     """One run by reward. A step draws `group_size` samples of each of `batch_size` prompts."""
@@ -83,6 +89,33 @@ class VeRLConfig(AlgorithmConfig):
         "Steps in a row without any difference in reward after which a run ends: with an error if "
         "there never was one, with a warning if nothing is left to learn.",
         WholeNumber(at_least=1),
+    )
+    max_turns: int = setting(
+        8,
+        "With agent=: answers of the policy in an episode at most; a further model call fails.",
+        WholeNumber(at_least=1),
+    )
+    max_episode_tokens: int | None = setting(
+        None,
+        "With agent=: tokens of an episode at most, prompts and answers, those that a turn shares "
+        "with the turn it continues counted once; none means only the model's context limits a "
+        "turn.",
+        OrNone(WholeNumber(at_least=1)),
+    )
+    episode_timeout_seconds: float = setting(
+        600.0, "With agent=: time limit of an episode, in seconds.", Number(above=0)
+    )
+    max_failed_share: float = setting(
+        0.5,
+        "With agent=: share of a step's episodes that may fail (the agent raised, took too long, "
+        "or called no model); more end the run with an error.",
+        Number(at_least=0, at_most=1),
+    )
+    policy_models: Sequence[str] | None = setting(
+        None,
+        "With agent=: model names whose calls the policy answers, so that calls of other models "
+        "go out; none means that it answers all.",
+        _check_models,
     )
     backend: Literal["local", "verl"] = setting(
         "local",
@@ -193,6 +226,8 @@ def _check_for_verl(config: VeRLConfig) -> None:
         ConfigError: names the setting, its value and what to do instead.
     """
     _check_place(config)
+    if config.loss_aggregation == "episode":
+        raise ConfigError("loss_aggregation='episode' needs agent=, which backend='verl' lacks")
     for declared in fields(config):
         keys, value = declared.metadata.get("verl"), getattr(config, declared.name)
         if not isinstance(keys, NotInVerl):

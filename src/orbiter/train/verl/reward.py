@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, SupportsFloat
 
@@ -20,7 +20,12 @@ from orbiter.train.errors import CallbackError, ConfigError, TrainError, boundar
 from orbiter.train.trajectory import TrajectoryItem
 
 RewardFn = Callable[..., SupportsFloat | Awaitable[SupportsFloat]]
-"""`fn(output)`, or `fn(output, item)` where the second parameter is named `item`; sync or async."""
+"""`fn(output)`, or with parameters named as in `NAMED`; sync or async."""
+
+OF_EPISODES = ("task", "result", "episode")
+"""Parameters of a reward that only an agent's episodes have."""
+NAMED = ("item", *OF_EPISODES)
+"""Parameters of a reward that are passed by name to a function that has them."""
 
 OnRewardError = Literal["raise", "skip"] | float
 """What a fault does: stop the run; leave the sample out; or count as this value."""
@@ -37,7 +42,9 @@ class RewardSpec:
     weight: float = 1.0
     fn: RewardFn = None  # type: ignore[assignment] # refused below; weight may thus be left out
     """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and with it the
-    truth to compare with. May be async. A plain one runs in a worker thread, several at once."""
+    truth to compare with. With an agent, `task` gets the task, `result` what the agent returned and
+    `episode` the whole Episode; `output` may then be left out, and is the result as text.
+    May be async. A plain one runs in a worker thread, several at once."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -53,10 +60,21 @@ class RewardSpec:
             )
         _check_signature(self.name, self.fn)
 
+    def bound(self, output: str, known: Mapping[str, object]) -> Callable[[], object]:
+        """Return a call of `fn` with the output and whatever of `known` it asks for by name."""
+        named = {name: known[name] for name in NAMED if name in known and self.asks_for(name)}
+        if _binds(self.fn, "output", **named):
+            return functools.partial(self.fn, output, **named)
+        return functools.partial(self.fn, **named)
+
+    def asks_for(self, name: str) -> bool:
+        """Say whether `fn` has a parameter of this name."""
+        return name in _parameters(self.fn)
+
     @property
-    def wants_item(self) -> bool:
-        """Whether `fn` has a parameter named `item`."""
-        return "item" in _parameters(self.fn)
+    def needs_episodes(self) -> bool:
+        """Whether `fn` can only be called with an agent's episodes."""
+        return not _binds(self.fn, "output", **({"item": None} if self.asks_for("item") else {}))
 
 
 class Scores(NamedTuple):
@@ -79,10 +97,12 @@ async def score(
     timeout_seconds: float | None = 60.0,
     concurrency: int = 16,
     first_index: int = 0,
+    known: Sequence[Mapping[str, object]] | None = None,
 ) -> Scores:
     """Ask every reward about every output, `concurrency` at once; `items[i]` belongs to output i.
 
-    Errors count the items from `first_index` on.
+    Errors count the items from `first_index` on. `known[i]` holds what rewards may ask for by name
+    besides `item`.
 
     Raises:
         CallbackError: with `on_error="raise"`, at the first fault: a function that raised, took
@@ -93,7 +113,8 @@ async def score(
         index, spec = pair
         try:
             where = first_index + index
-            return await _ask(spec, where, outputs[index], items[index], timeout_seconds)
+            given = {"item": items[index]} | (dict(known[index]) if known else {})
+            return await _ask(spec, where, outputs[index], given, timeout_seconds)
         except TrainError:
             if on_error == "raise":
                 raise
@@ -119,13 +140,17 @@ def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> fl
 
 
 async def _ask(
-    spec: RewardSpec, index: int, output: str, item: TrajectoryItem, timeout_seconds: float | None
+    spec: RewardSpec,
+    index: int,
+    output: str,
+    given: Mapping[str, object],
+    timeout_seconds: float | None,
 ) -> float:
+    state = getattr(given["item"], "state", "")
     where = (
-        f"reward {spec.name!r} on item {index} "
-        f"(state {_excerpt(item.state)}, output {_excerpt(output)})"
+        f"reward {spec.name!r} on item {index} (state {_excerpt(state)}, output {_excerpt(output)})"
     )
-    fn = functools.partial(spec.fn, output, **({"item": item} if spec.wants_item else {}))
+    fn = spec.bound(output, given)
     try:
         async with asyncio.timeout(timeout_seconds):
             with boundary(where):
@@ -175,17 +200,26 @@ def _parameters(fn: RewardFn) -> frozenset[str]:
         return frozenset()
 
 
+def _binds(fn: RewardFn, *args: object, **named: object) -> bool:
+    """Say whether a function can be called with these arguments."""
+    try:
+        inspect.signature(fn).bind(*args, **named)
+    except ValueError:  # a few built-ins do not tell theirs
+        return True
+    except TypeError:
+        return False
+    return True
+
+
 def _check_signature(name: str, fn: RewardFn) -> None:
-    """Refuse a function that cannot be called as `fn(output)` before a model is loaded for it."""
-    try:
-        signature = inspect.signature(fn)
-    except ValueError:
-        return
-    keywords = {"item": None} if "item" in signature.parameters else {}
-    try:
-        signature.bind("output", **keywords)
-    except TypeError as error:
+    """Refuse a function that cannot be called in any way before a model is loaded for it."""
+    asked = _parameters(fn)
+    item = {"item": None} if "item" in asked else {}
+    more = {parameter: None for parameter in OF_EPISODES if parameter in asked}
+    ways = [_binds(fn, "output", **item), _binds(fn, "output", **item, **more)]
+    if not any(ways) and not (more and _binds(fn, **item, **more)):
         raise ConfigError(
-            f"reward {name!r} must be callable as fn(output) or fn(output, item), "
-            f"but its signature is {signature} ({error})"
-        ) from None
+            f"reward {name!r} must be callable as fn(output) or fn(output, item), or for an agent "
+            f"with parameters named {', '.join(OF_EPISODES)}, but its signature is "
+            f"{inspect.signature(fn)}"
+        )

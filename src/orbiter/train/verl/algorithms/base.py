@@ -17,7 +17,7 @@ from orbiter.train.errors import ConfigError
 from orbiter.train.trainer.config import NotInVerl, VerlKeys
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from orbiter.train.engine.batch import Batch
@@ -94,11 +94,12 @@ class RewardConfig(EngineConfig):
         OrNone(Number(above=0)),
         verl=VerlKeys((f"{ACTOR}.clip_ratio_high",), written=False),
     )
-    loss_aggregation: Literal["token", "sequence", "constant"] = setting(
+    loss_aggregation: Literal["token", "sequence", "constant", "episode"] = setting(
         "token",
-        "Mean over all tokens; mean over sequences of each one's mean; or sum over tokens divided "
-        "by sequences times max_response_length (Dr. GRPO).",
-        OneOf(("token", "sequence", "constant")),
+        "Mean over all tokens; mean over sequences of each one's mean; sum over tokens divided "
+        "by sequences times max_response_length (Dr. GRPO); or, with agent=, mean over episodes of "
+        "each one's mean.",
+        OneOf(("token", "sequence", "constant", "episode")),
         verl=VerlKeys(
             (f"{ACTOR}.loss_agg_mode",),
             values={
@@ -161,11 +162,13 @@ class Samples(NamedTuple):
 
     policy: Policy
     batch: Batch
-    """One row for each sample that got a reward."""
+    """One row for each sample that got a reward; for each of its streams where it is an episode."""
     reward: Float[Tensor, "P G"]
     """By prompt, in float64; 0 for a skipped sample."""
     valid: Bool[Tensor, "P G"]
     """Which samples got a reward."""
+    sample_of_row: Int[Tensor, "B"]
+    """Which of the samples that got a reward each row belongs to."""
 
 
 C_contra = TypeVar("C_contra", bound=RewardConfig, contravariant=True)
@@ -242,6 +245,7 @@ class Algorithm(ABC, Generic[C_contra]):
 
 def loss_settings(config: RewardConfig) -> dict[str, Any]:
     """Return the arguments of `PolicyObjective` that every algorithm takes from the config."""
+    assert config.loss_aggregation != "episode", "verl/episodes.py puts it into the advantages"
     return {
         "clip_range": config.clip_range,
         "clip_range_high": config.clip_range_high,

@@ -92,9 +92,10 @@ class Grpo(Algorithm[GrpoConfig]):
 
 
 def spread(samples: Samples, advantage: Float[Tensor, "P G"]) -> Credited:
-    """Give every token of a sample the sample's advantage."""
+    """Give every token of a sample the sample's advantage, in all its rows."""
     flat_groups = 1 - advantage.ne(0).any(dim=-1).float().mean().item()
     batch, device = samples.batch, samples.batch.mask.device
-    by_token = advantage[samples.valid].float().to(device)[:, None] * batch.mask
+    by_row = advantage[samples.valid].float().to(device)[samples.sample_of_row]
+    by_token = by_row[:, None] * batch.mask
     metrics = {"flat_groups": flat_groups}
     return Credited(replace(batch, advantage=by_token), metrics, flat=flat_groups == 1)
