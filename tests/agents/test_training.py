@@ -35,6 +35,8 @@ from tests.agents.playing import (
 )
 
 PROBE = [RewardSpec("probe", 1.0, spread)]
+NONSENSE: list[object] = ["a task", {"a": 1}, 7, []]
+"""What is no list of tasks."""
 
 
 async def sometimes_fails(task: str) -> str:
@@ -298,7 +300,7 @@ async def test_what_does_not_go_with_an_agent_is_refused(
 
 
 async def test_the_tasks_and_rewards_of_an_agent_are_checked() -> None:
-    for nonsense in ("a task", {"a": 1}, 7, []):
+    for nonsense in NONSENSE:
         with pytest.raises(ConfigError, match="tasks"):
             await trainer(two_turns).train(nonsense)
     with pytest.raises(DataError, match="nothing to evaluate on"):
