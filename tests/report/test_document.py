@@ -131,7 +131,7 @@ def test_of_too_many_tasks_those_whose_scores_differ_come_first(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
-        ({"exams": [Exam(name="a", scores=[1.0])] * 2}, ConfigError, "a name of its own"),
+        ({"exams": [Exam(name="a", scores=[1.0])] * 2}, ConfigError, "a different name"),
         ({"against": "b"}, ConfigError, "none of the exams"),
         (
             {"exams": [Exam(name="a", scores=[1.0]), Exam(name="b", scores=[1.0, 2.0])]},
