@@ -1,4 +1,4 @@
-"""`orbiter-train synth`: more data, from templates, a language model, or code of your own."""
+"""`orbiter-train synth`: generate data from templates, a language model, or your own code."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ TEACHERS = {
     "back-translate": "BackTranslate",
     "respond": "Respond",
 }
-"""What `teacher` may list, each a step that asks the model of [llm]."""
+"""The allowed values of `teacher`, each a step that asks the model of [llm]."""
 
 
 @synth_app.command()
 def synth(
     overrides: OverrideWords = None, *, config: ConfigFile = None, as_json: JsonFlag = False
 ) -> None:
-    """Make more data: from templates, your own code or a language model.
+    """Generate data from templates, your own code or a language model.
 
-    The settings are those of [synth]: templates with variables, teacher = ["self-instruct",
-    "respond"] with the model of [llm], or step = "file.py:make" for a DataSynthesiser of yours.
-    A run that was stopped goes on where it was.
+    The settings are in [synth]: templates with variables, teacher = ["self-instruct", "respond"]
+    with the model of [llm], or step = "file.py:make" for your own DataSynthesiser. A stopped run
+    continues where it was.
     """
     settings = load(config, parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
