@@ -24,7 +24,7 @@ class Written:
         self.head = head
         """The bytes up to the end of the last message."""
         self.tail = tail
-        """The bytes after `head`; empty if the messages are not in one list."""
+        """The bytes after `head`; empty if the end of the messages could not be located."""
         self._parts = parts
 
     @property

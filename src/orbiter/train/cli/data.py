@@ -234,4 +234,4 @@ def _similarity(text: str) -> float | None:
 
 def _require_other(file: Path, out: Path) -> None:
     if file.resolve() == out.resolve():
-        raise ConfigError(f"{out} is what is read; write to another place")
+        raise ConfigError(f"--out names the input file {out}; choose another file")

@@ -25,7 +25,8 @@ MARGIN = 0.97
 LEAST_COUNT, MARGIN_UNMEASURED = 10, 0.85
 """Fewer requests in a shorter time are not a measurement; then the rate is cut to this share."""
 HOLD_SECONDS, HOLD_PAUSES = 3.0, 15.0
-"""How long a rate is kept, in seconds and in pauses, before trying more: each 429 costs a pause."""
+"""How long a rate is kept before trying more, because each 429 costs a pause: at least this many
+seconds, and at least this many pauses."""
 PROBE_GROWTH, LATE_GROWTH, LATE_SECONDS = 1.04, 1.2, 15.0
 """Growth factor per second after that; and the one used after LATE_SECONDS without a 429, when the
 limit has probably changed."""
