@@ -87,7 +87,7 @@ def _guarded(name: str, decode: Decode, failure: type[Exception]) -> Decode:
         try:
             return decode(chunk)
         except failure as error:
-            raise Unreadable(f"the body is no {name}: {error}") from error
+            raise Unreadable(f"the body is not valid {name}: {error}") from error
 
     return guarded
 

@@ -214,7 +214,7 @@ def _checked(item: TrajectoryItem, messages: Sequence[Message]) -> list[Message]
     try:
         return check_messages(messages)
     except DataError as error:
-        raise DataError(f"item {item.id} is no chat: {error}") from error
+        raise DataError(f"item {item.id} is not a chat: {error}") from error
 
 
 def _episodes(items: Iterable[TrajectoryItem]) -> Iterator[list[TrajectoryItem]]:

@@ -60,7 +60,7 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
         output.say(f"  {problem}")
     if len(report.problems) > PROBLEMS_SHOWN:
         output.say(f"  and {len(report.problems) - PROBLEMS_SHOWN} more")
-    output.say("nothing is wrong" if report.ok else f"{len(report.problems)} problems")
+    output.say("no problems found" if report.ok else f"{len(report.problems)} problems")
     output.result(
         {
             "path": str(file),

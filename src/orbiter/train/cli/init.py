@@ -141,7 +141,7 @@ def init(
         output.say(f"wrote {directory / name}")
     output.say("\nnext:")
     output.say(f"  cd {shlex.quote(str(directory))}")
-    output.say("  orbiter-train train --config config.toml --dry-run   # what it will take")
+    output.say("  orbiter-train train --config config.toml --dry-run   # prints the plan")
     output.say("  orbiter-train train --config config.toml             # seconds, on any machine")
     output.result({"folder": str(directory), "files": list(files)})
 

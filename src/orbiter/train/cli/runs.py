@@ -74,7 +74,7 @@ def list_runs(
     if rows:
         output.table(("run", "status", "steps", "model", "reward", "loss"), rows)
     elif not damaged:
-        output.say(f"there are no runs in {folder}; `orbiter-train init DIR` makes a project")
+        output.say(f"there are no runs in {folder}; `orbiter-train init DIR` creates a project")
     for run_folder, error in damaged.items():
         output.say(f"damaged: {run_folder}: {error}")
     output.result(

@@ -113,10 +113,10 @@ def _tell(result: SynthesisResult, out: Path, output: Output) -> None:
         f"{result.filtered_count} rejected{f' ({rejected})' if rejected else ''}"
     )
     reasons = {
-        "exhausted": "nothing new comes any more",
-        "max_candidates": "max_candidates were made",
+        "exhausted": "no new candidates can be made",
+        "max_candidates": "max_candidates is reached",
         "budget": "max_cost is spent",
-        "cancelled": "stopped; the same command goes on",
+        "cancelled": "stopped; run the same command to continue",
     }
     if result.stop_reason in reasons:
         output.say(f"fewer than asked for: {reasons[result.stop_reason]}")

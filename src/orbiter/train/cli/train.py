@@ -106,7 +106,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     output.table(("what", "how much"), [*limits, *plan_lines(plan), ("folder", str(job.folder))])
     if asked.dry_run:
         asyncio.run(_try_rewards(job, output))
-        output.say("all is well; without --dry-run this starts the run")
+        output.say("all checks passed; without --dry-run this starts the run")
         output.result(
             {"plan": asdict(plan), "folder": str(job.folder), "settings": job.run_config()}
         )
@@ -284,7 +284,7 @@ def _tell(result: dict[str, Any], output: Output) -> None:
     output.say(
         f"trained   {steps} steps in {duration(result['seconds'])}"
         if result["finished"]
-        else f"trained   {steps} of {planned} steps, then max_seconds was over"
+        else f"trained   {steps} of {planned} steps, then max_seconds was reached"
     )
     if "gain" in result:
         before, after, gain = (Interval(**result[name]) for name in ("before", "after", "gain"))

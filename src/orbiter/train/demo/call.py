@@ -63,7 +63,7 @@ def parse_call(reply: str) -> Call:
 def parse_calls(reply: str) -> list[Call]:
     """Parse a reply as a list of calls; the brackets around it may be missing."""
     if len(reply) > MAX_CHARS:
-        raise DataError(f"a reply of {len(reply)} characters is no call (at most {MAX_CHARS})")
+        raise DataError(f"a reply of {len(reply)} characters is too long for a call (at most {MAX_CHARS})")
     text = reply.strip("`\n ")
     text = text if text.startswith("[") else "[" + text
     text = text if text.endswith("]") else text + "]"
@@ -80,12 +80,12 @@ def parse_calls(reply: str) -> list[Call]:
 def _elements(body: ast.expr) -> list[ast.expr]:
     if isinstance(body, ast.List):
         return body.elts
-    raise DataError(f"a {type(body).__name__} is no list of calls")
+    raise DataError(f"a {type(body).__name__} is not a list of calls")
 
 
 def _call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
-        raise DataError(f"a {type(node).__name__} is no call")
+        raise DataError(f"a {type(node).__name__} is not a call")
     parts: list[str] = []
     function = node.func
     while isinstance(function, ast.Attribute):
@@ -131,12 +131,12 @@ def _source(node: ast.expr) -> object:
             return {inner.name: inner.arguments}
         case ast.Subscript():
             return f"{ast.unparse(node.value)}[{ast.unparse(node.slice)}]"
-    raise DataError(f"a {type(node).__name__} is no value")
+    raise DataError(f"a {type(node).__name__} is not a value")
 
 
 def _key(node: ast.expr | None) -> object:
     if node is None:
-        raise DataError("a dict with ** in it is no literal")
+        raise DataError("a dict with ** in it is not a literal")
     key = _value(node)
     hash(key)
     return key
@@ -159,10 +159,10 @@ def _arithmetic(node: ast.expr) -> object:
             if isinstance(op, ast.Pow) and abs(right) > MAX_POWER:
                 raise DataError(f"the exponent {right} is beyond {MAX_POWER}")
             return _ARITHMETIC[type(op)](left, right)
-    raise DataError(f"a {type(node).__name__} has no place in arithmetic on literals")
+    raise DataError(f"a {type(node).__name__} is not allowed in arithmetic on literals")
 
 
 def _number(value: object) -> int | float | complex:
     if isinstance(value, int | float | complex):
         return value
-    raise DataError(f"{value!r} is no number")
+    raise DataError(f"{value!r} is not a number")

@@ -220,7 +220,7 @@ class RemoteChatModel:
         if wait > self._gate.patience(waiting_since):
             asks = f" (it asks to wait {wait:.0f} s)" if failure.retry_after else ""
             raise ChatError(
-                f"{name}{failure}{asks}; given up because the endpoint would answer nobody for "
+                f"{name}{failure}{asks}; gave up because the endpoint would answer no call for "
                 f"{self.config.give_up_seconds:g} seconds (give_up_seconds)",
                 kind=failure.kind,
             ) from None
@@ -273,7 +273,7 @@ class RemoteChatModel:
                 return await wire.send(messages, extra, alive=gate.alive)
         except TimeoutError:
             raise RequestFailed(
-                f"nothing came in {self.config.give_up_seconds:g} s (give_up_seconds)",
+                f"nothing arrived in {self.config.give_up_seconds:g} s (give_up_seconds)",
                 "timeout",
                 maybe_paid=True,
             ) from None

@@ -164,7 +164,7 @@ class Gate:
 
     def _given_up(self) -> ChatError:
         return ChatError(
-            f"the endpoint has answered nobody for {self.give_up_seconds:g} seconds; the last "
+            f"the endpoint has answered no call for {self.give_up_seconds:g} seconds; the last "
             f"failure was: {self._trouble}",
             kind=self._trouble,
         )

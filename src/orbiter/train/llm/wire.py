@@ -85,7 +85,7 @@ def read_completion(raw: bytes) -> Completion:
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _unreadable(f"the response is no chat completion ({error}): {raw[:120]!r}") from None
+        raise _unreadable(f"the response is not a chat completion ({error}): {raw[:120]!r}") from None
     choices = _field(body, "choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
@@ -252,7 +252,7 @@ class Wire:
                     return await self._streamed(list(messages), dict(extra), alive)
                 return await self._whole(list(messages), dict(extra))
         except (TimeoutError, openai.APITimeoutError, httpx.TimeoutException):
-            raise RequestFailed("nothing came in time", "timeout", maybe_paid=True) from None
+            raise RequestFailed("nothing arrived in time", "timeout", maybe_paid=True) from None
         except openai.APIStatusError as error:
             raise self._of_status(error) from None
         except (openai.APIConnectionError, httpx.HTTPError, httpx.StreamError) as error:

@@ -218,7 +218,7 @@ class _Steps:
     def append(self, step: object, row: Mapping[str, object]) -> None:
         name = self.log.path.name
         if self.closed:
-            raise StateError(f"{self.log.path} is closed; open the run's folder again to go on")
+            raise StateError(f"{self.log.path} is closed; open the run's folder again to continue")
         if not isinstance(step, Integral) or int(step) < self.last:
             raise DataError(
                 f"a step must be a whole number not below the last one in {name} ({self.last}), "

@@ -62,7 +62,7 @@ def reply(body: Json) -> Reply:
     """
     blocks = body.get("content") if isinstance(body, dict) else None
     if not isinstance(blocks, list) or not all(map(_is_block, blocks)):
-        raise Unreadable(f"no message: {str(body)[:120]}")
+        raise Unreadable(f"not a message: {str(body)[:120]}")
     return Reply(
         text="".join([text_of(block) for block in _of(blocks, "text")]),
         tool_calls=_calls(blocks),

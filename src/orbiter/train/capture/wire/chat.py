@@ -66,7 +66,7 @@ def reply(body: Json) -> Reply:
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices:
-        raise Unreadable(f"no chat completion: {str(body)[:120]}")
+        raise Unreadable(f"not a chat completion: {str(body)[:120]}")
     first, *more = [_choice(choice, choice.get("message") or {}) for choice in choices]
     _take_head(first, body)
     first.others = [write_action(choice.text, choice.tool_calls) for choice in more]

@@ -85,7 +85,7 @@ def reply(body: Json) -> Reply:
     if output is None and status in _PENDING:
         output = []
     if not isinstance(output, list):
-        raise Unreadable(f"no response: {str(body)[:120]}")
+        raise Unreadable(f"not a response: {str(body)[:120]}")
     output = [item for item in output if isinstance(item, dict)]
     said = [part for item in _of(output, "message") for part in _parts_of(item)]
     answer = Reply(
