@@ -58,7 +58,9 @@ def doctor(*, as_json: JsonFlag = False) -> None:
         [(each.level, each.what, each.found, each.remedy) for each in findings],
     )
     bad = [each.what for each in findings if each.level == "problem"]
-    output.say("everything that training needs is installed" if not bad else f"to fix: {', '.join(bad)}")
+    output.say(
+        "everything that training needs is installed" if not bad else f"to fix: {', '.join(bad)}"
+    )
     output.result({"ok": not bad, "findings": [asdict(each) for each in findings]})
     raise typer.Exit(Code.MISSING if bad else Code.OK)
 

@@ -63,7 +63,9 @@ def parse_call(reply: str) -> Call:
 def parse_calls(reply: str) -> list[Call]:
     """Parse a reply as a list of calls; the brackets around it may be missing."""
     if len(reply) > MAX_CHARS:
-        raise DataError(f"a reply of {len(reply)} characters is too long for a call (at most {MAX_CHARS})")
+        raise DataError(
+            f"a reply of {len(reply)} characters is too long for a call (at most {MAX_CHARS})"
+        )
     text = reply.strip("`\n ")
     text = text if text.startswith("[") else "[" + text
     text = text if text.endswith("]") else text + "]"

@@ -85,7 +85,9 @@ def read_completion(raw: bytes) -> Completion:
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _unreadable(f"the response is not a chat completion ({error}): {raw[:120]!r}") from None
+        raise _unreadable(
+            f"the response is not a chat completion ({error}): {raw[:120]!r}"
+        ) from None
     choices = _field(body, "choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
