@@ -1,4 +1,4 @@
-"""SAPO: GRPO's advantages, with a smooth gate in place of the clip.
+"""SAPO: GRPO's advantages, with a smooth gate instead of the clip.
 
 Gao et al. 2025, https://arxiv.org/abs/2511.20347.
 """
