@@ -181,7 +181,9 @@ def _under_lifecycle(
         if not self._lifecycle.is_inside():
             return start(self, method, inspect.signature(method).bind(self, *args, **kwargs))
         if name == "train" and self.state is not TrainerState.TRAINING:
-            raise StateError(f"cannot train while {self.state}: that must not start a training")
+            raise StateError(
+                f"cannot train while {self.state}: a check or an evaluation must not call train()"
+            )
         return method(self, *args, **kwargs)
 
     # The mark is the function itself: a decorator that copies attributes must not copy the mark.
