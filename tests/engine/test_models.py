@@ -75,7 +75,7 @@ def test_an_adapter_is_merged_into_the_base_that_it_names(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["./nothing/here", "/nothing/here", "~/nothing/here"])
 def test_a_path_with_nothing_there_is_never_looked_for_on_the_hub(name: str) -> None:
-    with pytest.raises(StorageError, match="is no saved model"):
+    with pytest.raises(StorageError, match="is not a saved model"):
         load_model(name)
 
 

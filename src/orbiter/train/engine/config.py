@@ -36,7 +36,7 @@ class EngineConfig(TrainConfig):
     )
     max_prompt_length: int | None = setting(
         None,
-        "Largest prompt in tokens; none means all that the context leaves beside the response.",
+        "Largest prompt in tokens; none means the context length minus max_response_length.",
         OrNone(WholeNumber(at_least=1)),
         verl=VerlKeys(("data.max_prompt_length",), written=False),
     )

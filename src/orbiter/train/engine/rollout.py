@@ -60,7 +60,7 @@ class Rollout:
             )
         if not 0 < self.prompt_length <= len(self.token_ids):
             raise DataError(
-                f"prompt_length must lie in [1, {len(self.token_ids)}], got {self.prompt_length}"
+                f"prompt_length must be in [1, {len(self.token_ids)}], got {self.prompt_length}"
             )
 
     @property
@@ -239,8 +239,8 @@ def _check_prompt(prompt: Sequence[int], index: int, *, room: int) -> None:
     """Raise if a prompt is empty or leaves no room for the answer."""
     if not 0 < len(prompt) <= room:
         raise DataError(
-            f"prompt {index} has {len(prompt)} tokens; the model's context leaves room for 1 to "
-            f"{room} beside the answer: shorten it, or lower max_response_length"
+            f"prompt {index} has {len(prompt)} tokens; with the answer, the model's context leaves "
+            f"room for 1 to {room}: shorten the prompt, or lower max_response_length"
         )
 
 

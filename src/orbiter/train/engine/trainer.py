@@ -112,7 +112,7 @@ class ModelTrainer(Trainer):
 
     def _workload(self) -> Workload:
         """Return the work that one step requires of the model."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its steps take")
+        raise NotImplementedError(f"{type(self).__name__} does not implement _workload()")
 
     def _items_to_train_on(self) -> Sequence[TrajectoryItem]:
         return as_items(self.dataset)

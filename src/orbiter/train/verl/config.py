@@ -70,8 +70,8 @@ class VeRLConfig(AlgorithmConfig):
     )
     on_reward_error: OnRewardError = setting(
         "raise",
-        'When a reward fails or is no finite number: "raise" stops the run, "skip" leaves the '
-        "sample out, a number is counted instead.",
+        'When a reward fails or is not a finite number: "raise" stops the run, "skip" leaves '
+        "the sample out, and a number is used as the reward.",
         _check_on_reward_error,
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)

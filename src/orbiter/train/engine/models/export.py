@@ -57,7 +57,7 @@ def save_policy(
     require_finite(policy)
     target = Path(path)
     if target.exists() and not _replaceable(target):
-        raise StorageError(f"{target} is there already and is no saved model; choose another path")
+        raise StorageError(f"{target} already exists and is not a saved model; choose another path")
     with staged_folder(target) as folder, no_progress_bars():
         if policy.adapted and not merge:
             _save_adapter(policy, folder, card.base_model)
@@ -79,7 +79,7 @@ def push_to_hub(folder: str | os.PathLike[str], repository: str, *, private: boo
     """
     source = Path(folder)
     if not any((source / name).is_file() for name in MODEL_FILES):
-        raise StorageError(f"{source} is no saved model: there is nothing to upload")
+        raise StorageError(f"{source} is not a saved model: there is nothing to upload")
     hub = require("huggingface_hub", extra="train")
     try:
         api = hub.HfApi()

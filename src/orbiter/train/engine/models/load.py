@@ -108,7 +108,7 @@ def _from_folder(
         ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else ""
     )
     raise StorageError(
-        f"{folder} is no saved model: it should hold config.json with model.safetensors, or "
+        f"{folder} is not a saved model: it should hold config.json with model.safetensors, or "
         f"adapter_config.json with adapter_model.safetensors; "
         + (f"it holds {found}" if found else "it is missing or empty")
     )

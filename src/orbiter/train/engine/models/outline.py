@@ -113,7 +113,7 @@ def _skeleton(name: str) -> _Skeleton | None:
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         return _skeleton(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
-    raise StorageError(f"{folder} is no saved model: config.json is missing")
+    raise StorageError(f"{folder} is not a saved model: config.json is missing")
 
 
 def _read(name: str) -> _Skeleton | None:

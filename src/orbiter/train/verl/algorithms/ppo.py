@@ -48,7 +48,7 @@ class PpoConfig(RewardConfig):
     )
     vf_coef: float = setting(
         0.5,
-        "Weight of the value loss beside the policy loss.",
+        "Weight of the value loss relative to the policy loss.",
         Number(at_least=0),
     )
     clip_range_value: float | None = setting(

@@ -104,7 +104,7 @@ def _copy(adapter: Path, path: Path) -> Path:
     from orbiter.train.engine.models.folder import staged_folder
 
     if path.exists() and not (path / "adapter_config.json").is_file() and any(path.iterdir()):
-        raise StorageError(f"{path} exists and is no saved model; choose another path")
+        raise StorageError(f"{path} exists and is not a saved model; choose another path")
     with staged_folder(path) as staged:
         shutil.copytree(adapter, staged, dirs_exist_ok=True)
     return path

@@ -188,8 +188,8 @@ def _too_few(config: VeRLConfig, layout: Layout) -> list[str]:
     if layout.prompts >= config.batch_size:
         return []
     return [
-        f"batch_size={config.batch_size} prompts a step, and there are {layout.prompts}: verl "
-        "drops an incomplete batch, so nothing would be left; lower batch_size"
+        f"batch_size={config.batch_size} prompts per step, but there are only {layout.prompts}: "
+        "verl drops an incomplete batch, so nothing would be left; lower batch_size"
     ]
 
 

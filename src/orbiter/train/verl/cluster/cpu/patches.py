@@ -75,12 +75,12 @@ PATCHES = (
     ),
     Patch(
         "verl.utils.distributed.initialize_global_process_group_ray",
-        "it asks torch for 'cpu:gloo,cpu:gloo', which torch refuses as a duplicate device",
+        "it requests 'cpu:gloo,cpu:gloo' from torch, which refuses the duplicate device",
         _process_group,
     ),
     Patch(
         "verl.utils.model.load_valuehead_model",
-        "it demands flash attention of a critic, whatever the configuration says",
+        "it requires flash attention for a critic, even if the configuration says otherwise",
         _critic_attention,
     ),
     Patch(
