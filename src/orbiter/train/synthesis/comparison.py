@@ -62,7 +62,7 @@ class Part(NamedTuple):
 class Units(NamedTuple):
     """Units in the order of their first rows: a list for each thing that is known of them."""
 
-    members: list[list[int]]
+    members: Sequence[Sequence[int]]
     """The rows of each unit, first step first."""
     texts: list[str]
     """What its steps add to state and action."""
@@ -84,7 +84,7 @@ def units_of(rows: Sequence[Row], unit: Unit, *, reference: int = 0) -> Units:
     special = set() if unit == "text" else {n for n, row in enumerate(rows) if _may_share(row)}
     if not special:  # most data sets of single turns, a million rows of them included
         texts = [f"{state}\n{action}" for state, action in zip(states, actions, strict=True)]
-        return Units([[n] for n in range(len(rows))], texts, states, states, [0] * len(rows))
+        return Units(list(zip(range(len(rows)))), texts, states, states, [0] * len(rows))
     whole = list(map(Part, range(len(rows)), states, actions))
     turns = {index: _turns(rows[index], states[index]) for index in special}
     episodes = _episodes(rows, special, reference)
@@ -111,7 +111,7 @@ def units_by_key(
     rows: Sequence[Row], texts: Sequence[str], unit: Unit, *, reference: int = 0
 ) -> Units:
     """Return units whose text the caller has chosen; those of an episode are joined."""
-    members = [[n] for n in range(len(rows))]
+    members: Sequence[Sequence[int]] = [[n] for n in range(len(rows))]
     if unit == "episode":
         members = _episodes(rows, set(range(len(rows))), reference)
     joined = ["\n".join(texts[row] for row in rows_of) for rows_of in members]

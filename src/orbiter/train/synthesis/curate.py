@@ -263,7 +263,10 @@ def _order(units: Units, scores: Sequence[float | None], keep: str, reference: i
     elif keep == "longest":
         order.sort(key=lambda number: -len(units.texts[number]))
     elif keep == "best":
-        worth = [_worth([scores[row] for row in rows]) for rows in units.members]
+        if len(scores) == len(units.members):  # no episode of several rows
+            worth = [math.inf if s is None or s != s else -s for s in scores]  # noqa: PLR0124 - NaN
+        else:
+            worth = [_worth([scores[row] for row in rows]) for rows in units.members]
         order.sort(key=worth.__getitem__)
     return [*range(first), *order]
 

@@ -93,7 +93,7 @@ def split_dataset(
     keys = [_values(records.rows, key) for key in group_by]
     check_unit(unit)
     views: list[View] = []
-    members: list[list[int]] = []
+    members: list[Sequence[int]] = []
     if near_duplicates is not None:
         units = units_of(records.rows, unit)
         members = [rows for rows in units.members if len(rows) > 1]

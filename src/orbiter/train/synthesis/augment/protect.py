@@ -52,7 +52,7 @@ def _is_prose(text: str) -> bool:
     """Say quickly that nothing needs protection; False means only that it is not certain."""
     if not text.isascii() or text.encode("ascii").translate(None, _PLAIN) or "www." in text:
         return False
-    if _NAME.search(text):
+    if _may_hold_name(text):
         return False
     return not text.startswith(_CODE_STARTS) and not text.endswith((":", ";"))
 
@@ -62,6 +62,21 @@ _CODE_STARTS = (
     *("    ", "class ", "import ", "from ", "public ", "private "),
     *("SELECT ", "INSERT ", "UPDATE ", "DELETE ", "CREATE "),
 )
+
+
+def _may_hold_name(text: str) -> bool:
+    """Say quickly whether text of letters and ordinary punctuation can match `_NAME`."""
+    return bool(
+        ("." in text and _INNER_DOT.search(text))
+        or ("-" in text and _NAME.search(text))
+        or (not text.islower() and _INNER_CAPITAL.search(text))
+        or _HASH_RUN.search(text)
+    )
+
+
+_INNER_DOT = re.compile(r"\.[A-Za-z]")
+_INNER_CAPITAL = re.compile("[a-z][A-Z]")
+_HASH_RUN = re.compile("[a-f]{7}")
 
 
 def _matches(text: str, patterns: Sequence[re.Pattern[str]]) -> Iterator[Span]:
