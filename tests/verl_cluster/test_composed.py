@@ -52,7 +52,13 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     run = rehearsal(
         Path("/shared/run"),
         REWARDS,
-        **{"device": "cuda", "ray_address": "http://head:8265", "batch_size": 32, **settings},
+        **{
+            "device": "cuda",
+            "dtype": "float32",
+            "ray_address": "http://head:8265",
+            "batch_size": 32,
+            **settings,
+        },
     )
     layout = Layout(
         folder=Path("/shared/run/verl"),

@@ -18,6 +18,7 @@ from orbiter.train.capture.wire.responses import previous
 from orbiter.train.chat.message import Json, Message
 from orbiter.train.chat.reply import Fields, Reply, decode, decode_fields
 from orbiter.train.chat.transcript import Transcript
+from orbiter.train.redact import mask_named
 
 Clean = Cleaner | None
 
@@ -171,7 +172,8 @@ class Conversations:
     def _read_tools(self, wire: Wire, fields: Fields, clean: Clean) -> Cleaned:
         raw = bytes(fields.get("tools") or b"null")
         if raw not in self._tools:
-            tools = wire.tools(decode(raw))
+            # A tool of a remote server (MCP) may hold the keys for it.
+            tools = mask_named(wire.tools(decode(raw)))
             self._tools[raw] = Cleaned(tools, changed=False) if clean is None else clean(tools)
         return self._tools[raw]
 
@@ -179,7 +181,7 @@ class Conversations:
         kept = {name: raw for name, raw in fields.items() if name not in NO_PARAMETERS}
         key = tuple((name, bytes(raw)) for name, raw in kept.items())
         if key not in self._params:
-            params = {name: decode(raw) for name, raw in without_keys(kept).items()}
+            params = mask_named({name: decode(raw) for name, raw in without_keys(kept).items()})
             self._params[key] = params if clean is None else clean(params).value
         return self._params[key]
 

@@ -23,6 +23,7 @@ from orbiter.train.capture.redact import Redactor
 from orbiter.train.capture.wire import Recognised
 from orbiter.train.chat.reply import Reply, Unreadable, decode
 from orbiter.train.errors import DataError
+from orbiter.train.redact import mask_text
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem, fields
 
 log = logging.getLogger(__name__)
@@ -299,7 +300,8 @@ class Episode:
 
     def _fail(self, exchange: Exchange, error: str) -> None:
         clean = self._redactor.cleaner(exchange.secrets)
-        shown = error[:500] if clean is None else clean(error[:500]).value
+        # Cleaned before it is cut: a secret that is cut in two would not be recognised.
+        shown = mask_text(error if clean is None else clean(error).value)[:500]
         self._failed.append(Attempt(exchange.status, shown))
         self.failures.append(self._failed[-1])
 

@@ -135,5 +135,5 @@ def cleaned(reply: Reply, clean: Cleaner, *, prompt_too: bool) -> Reply:
 
 
 def _failure(status: int, body: bytes) -> str:
-    shown = body[:500].decode("utf-8", "replace")
+    shown = body[:4000].decode("utf-8", "replace")
     return f"HTTP {status}: {shown}" if status >= 400 else "an empty response"

@@ -136,7 +136,7 @@ class _Proxy:
             exchange = episode.begin(
                 recognised,
                 body,
-                keys_in(request.headers.raw),
+                (*keys_in(request.headers.raw), *([self._api_key] if self._api_key else ())),
                 address=f"{request.method} {path}",
                 encoding=request.headers.get("content-encoding", ""),
             )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from orbiter.train.chat.message import Json
 from orbiter.train.chat.reply import Fields
 from orbiter.train.errors import CallbackError, ConfigError, boundary
+from orbiter.train.redact import SHORTEST, is_secret_name
 
 Redact = Callable[[str], str] | Iterable[str | re.Pattern[str]] | None
 """A function from text to text, regular expressions, or nothing."""
@@ -21,12 +22,7 @@ Redact = Callable[[str], str] | Iterable[str | re.Pattern[str]] | None
 REPLACED = "[redacted]"
 _STRUCTURE = frozenset(("role", "type", "id", "tool_call_id"))
 """What holds a conversation together, and is no text of anybody's."""
-_SHORTEST_SECRET = 8
-"""Characters of a key below which it could be an ordinary word."""
 _KEY_HEADERS = frozenset((b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"))
-_SECRET_NAME = re.compile(
-    r"api_?key|authorization|secret|password|credential|access_token|extra_headers", re.IGNORECASE
-)
 
 
 class Cleaned(NamedTuple):
@@ -96,12 +92,16 @@ def keys_in(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
     if not found:
         return ()
     keys = [value.decode("latin-1").rpartition(" ")[2] for value in found]
-    return tuple(key for key in keys if len(key) >= _SHORTEST_SECRET)
+    return tuple(key for key in keys if len(key) >= SHORTEST)
 
 
 def without_keys(fields: Fields) -> Fields:
-    """Return a request's parameters without those that are keys by their name."""
-    return {name: raw for name, raw in fields.items() if not _SECRET_NAME.search(name)}
+    """Return a request's parameters without those that are secrets by their name."""
+    return {
+        name: raw
+        for name, raw in fields.items()
+        if not is_secret_name(name) and name != "extra_headers"
+    }
 
 
 def _compiled(patterns: Iterable[str | re.Pattern[str]] | None) -> list[re.Pattern[str]]:

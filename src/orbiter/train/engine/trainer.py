@@ -316,12 +316,13 @@ class ModelTrainer(Trainer):
         from orbiter.train.engine.session import work
 
         config = self.config
+        computes = await work(lambda: session.policy.computes)
         with self.running_elsewhere(session, session.history, data=data):
             try:
                 with make_progress(
                     self.method, session.steps, done=session.position.step, wanted=config.progress
                 ) as progress:
-                    for line in (f"computes in {session.policy.computes}", *opening):
+                    for line in (f"computes in {computes}", *opening):
                         progress.say(line)
                     yield progress
                 self.stopped = session.stopping and session.position.step < session.steps

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import cast
 
 from orbiter.train.errors import ConfigError, DataError, StateError, StorageError
+from orbiter.train.redact import secrets_of_the_environment
 from orbiter.train.runlog.environment import keep_environment
-from orbiter.train.runlog.plain import NAMED, number, plain, secrets_of_the_environment
+from orbiter.train.runlog.plain import NAMED, number, plain
 from orbiter.train.runlog.trackers import Tracked, Tracker, Trackers
 from orbiter.train.storage import AppendLog, Durability, atomic_write, read_records
 

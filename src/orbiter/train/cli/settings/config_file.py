@@ -132,7 +132,8 @@ def _widen_reward(values: dict[str, Any], override: Override) -> None:
 
 def write_run_config(folder: Path, values: Mapping[str, object]) -> Path:
     """Write a run's settings into its folder, without secrets and with relative paths."""
-    from orbiter.train.runlog.plain import plain, secrets_of_the_environment
+    from orbiter.train.redact import secrets_of_the_environment
+    from orbiter.train.runlog.plain import plain
 
     written = plain(values, "config", secrets_of_the_environment())
     there = folder.resolve()
