@@ -1,6 +1,6 @@
-"""What a sample is worth: the user's reward functions, called politely and trusted with nothing.
+"""Call the user's reward functions with a time limit, and check every result.
 
-Left out: advantages (rl/) and what a skipped sample means for its group (local.py).
+Advantages are computed in `rl/`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RewardFn = Callable[..., SupportsFloat | Awaitable[SupportsFloat]]
 """`fn(output)`, or `fn(output, item)` where the second parameter is named `item`; sync or async."""
 
 OnRewardError = Literal["raise", "skip"] | float
-"""What a fault does: stop the run; leave the sample out; or count as this value."""
+"""How a fault is handled: stop the run, skip the sample, or count it as this value."""
 
 LARGEST = 1e18
-"""Rewards beyond this cannot be squared in float32, so their group's spread would be infinite."""
+"""Larger rewards cannot be squared in float32, so their group's spread would be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class RewardSpec:
     name: str
     weight: float = 1.0
     fn: RewardFn = None  # type: ignore[assignment] # refused below; weight may thus be left out
-    """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and with it the
-    truth to compare with. May be async. A plain one runs in a worker thread, several at once."""
+    """`fn(output)`; a parameter named `item` also receives the task's TrajectoryItem, for example
+    for the expected answer. May be async; otherwise it runs in worker threads, several at once."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -60,14 +60,14 @@ class RewardSpec:
 
 
 class Scores(NamedTuple):
-    """What a list of outputs is worth; None where a sample is skipped."""
+    """The rewards of a list of outputs; None for a skipped sample."""
 
     total: list[float | None]
     """Sum over the rewards of weight · fn(output)."""
     by_name: dict[str, list[float | None]]
-    """Each reward's own answers, unweighted."""
+    """Each reward's results, unweighted."""
     faults: int
-    """Answers that were no finite number, or that never came."""
+    """Number of reward calls that failed or did not return a finite number."""
 
 
 async def score(
@@ -80,9 +80,9 @@ async def score(
     concurrency: int = 16,
     first_index: int = 0,
 ) -> Scores:
-    """Ask every reward about every output, `concurrency` at once; `items[i]` belongs to output i.
+    """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
-    Errors count the items from `first_index` on.
+    Error messages number the items starting from `first_index`.
 
     Raises:
         CallbackError: with `on_error="raise"`, at the first fault: a function that raised, took
@@ -111,7 +111,7 @@ async def score(
 
 
 def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> float | None:
-    """Sum weight · answer; None as soon as one reward skipped the sample."""
+    """Sum weight · answer; None if any reward skipped the sample."""
     known = [answer for answer in answers if answer is not None]
     if len(known) < len(answers):
         return None
@@ -141,7 +141,7 @@ async def _ask(
     if value is None or not abs(value * spec.weight) <= LARGEST:
         hint = ""
         if inspect.iscoroutine(answer):
-            answer.close()  # it would warn that nobody awaited it
+            answer.close()  # avoids a warning that it was never awaited
             hint = " (a coroutine that was never awaited)"
         raise CallbackError(
             f"{where} returned {_excerpt(answer)}{hint}, and a reward must be one finite number; "
@@ -152,7 +152,7 @@ async def _ask(
 
 
 def _as_float(answer: object) -> float | None:
-    """Return a number of Python, NumPy or torch as a float; None for anything else."""
+    """Return a Python, NumPy or torch number as a float; None for anything else."""
     scalar = isinstance(answer, numbers.Real) or (
         getattr(answer, "shape", None) == () and isinstance(answer, SupportsFloat)
     )
@@ -171,12 +171,12 @@ def _excerpt(value: object, length: int = 60) -> str:
 def _parameters(fn: RewardFn) -> frozenset[str]:
     try:
         return frozenset(inspect.signature(fn).parameters)
-    except ValueError:  # a few built-ins do not tell theirs
+    except ValueError:  # a few built-ins have no signature
         return frozenset()
 
 
 def _check_signature(name: str, fn: RewardFn) -> None:
-    """Refuse a function that cannot be called as `fn(output)` before a model is loaded for it."""
+    """Refuse a function that cannot be called as `fn(output)`, before a model is loaded."""
     try:
         signature = inspect.signature(fn)
     except ValueError:
