@@ -75,7 +75,7 @@ def _ship(spec: RewardSpec, stem: str) -> Shipped:
             root=_root(sys.modules[fn.__module__]),
         )
     if not isinstance(fn, FunctionType):
-        _refuse(spec, f"it is {_kind(fn)}, which has no separate source")
+        _refuse(spec, f"it is {_kind(fn)}, which has no source code by itself")
     if fn.__name__ == "<lambda>":
         _refuse(spec, "a lambda has no name to be found by")
     source = _Source(spec).of(fn)
