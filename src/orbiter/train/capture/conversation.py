@@ -1,8 +1,8 @@
-"""Keeps what the requests of an episode have in common only once.
+"""Store the common part of an episode's requests only once.
 
-A request carries the whole conversation so far. The part that an earlier request of the episode
-carried too, byte for byte, is neither decoded nor written as text again: its messages are the very
-same objects, which lets the data set recognise them cheaply. `raw_request.py` compares the bytes.
+Each request carries the whole conversation so far. The part that repeats an earlier request byte
+for byte is neither decoded nor rendered as text again: its messages are the very same objects,
+which lets the dataset recognise them cheaply. `raw_request.py` compares the bytes.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from orbiter.train.capture.wire.responses import previous
 from orbiter.train.chat.message import Json, Message
 from orbiter.train.chat.reply import Fields, Reply, decode, decode_fields
 from orbiter.train.chat.transcript import Transcript
+from orbiter.train.redact import mask_named
 
 Clean = Cleaner | None
 
 REMEMBERED = 8
-"""Conversations of one episode that a request may continue: its agents may take turns."""
+"""How many conversations of an episode are kept as candidates for continuation; more than one,
+because its agents may take turns."""
 
 
 class Conversation(msgspec.Struct, kw_only=True):
-    """A conversation up to a request to the model, and the request's settings."""
+    """A conversation up to one model request, with the request's settings."""
 
     messages: list[Message] = []
     state: str = ""
-    """The transcript of the messages. It begins with the state of the turn before, so a lone user
-    message has its role too, unlike in `transcript.state_of`."""
+    """The transcript of the messages. It begins with the previous turn's state, so even a lone
+    user message keeps its role header, unlike in `transcript.state_of`."""
     names: dict[str, str] = {}
-    """The tool that each call's id is for."""
+    """Tool name by call id."""
     redacted: bool = False
     missing: str | None = None
-    """The response or conversation that the server knows, that this continues, and that was not
-    captured: messages are missing at the beginning."""
+    """The server-side response or conversation that this continues, if it was not captured: then
+    messages are missing at the beginning."""
     tools: list[Message] | None = None
     params: dict[str, Json] = {}
 
@@ -58,46 +60,46 @@ class Conversation(msgspec.Struct, kw_only=True):
 
 
 class NotACall(Exception):  # noqa: N818 - decides which list a request is noted in
-    """A request whose address could be a model's, and whose body is not one for a model."""
+    """The address could be a model's, but the body is not a model request."""
 
 
 class Asked(NamedTuple):
-    """A request: the conversation that it continues, and what of it is new."""
+    """A decoded request: the conversation that it continues, and its new part."""
 
     written: Written
     before: Conversation
     new: list[Json]
-    """The pieces after `before`, which the wire's `chat` turns into messages."""
+    """The pieces after `before`; the wire's `chat` turns them into messages."""
     fields: Fields | None
-    """The request's top level; None if all but the conversation is as in `before`."""
+    """The request's top level; None if everything but the conversation is as in `before`."""
     kept_by_server: bool
-    """Whether the request names `before` instead of repeating it."""
+    """Whether the request refers to `before` by id instead of repeating it."""
     named: str | None = None
-    """The response or conversation that the request says it continues."""
+    """The id of the response or conversation that the request says it continues."""
 
 
 class Conversations:
-    """The latest conversations of one episode. Not safe for several threads at once."""
+    """The latest conversations of one episode. Not thread-safe."""
 
     def __init__(self) -> None:
         self._latest: list[tuple[Written, Conversation]] = []
         self._said = Reply()
         """The latest reply, which the next request usually repeats."""
         self._answered: dict[str, Conversation] = {}
-        """By the id of a response or conversation that the server keeps and requests may name."""
+        """Conversations that the server keeps, by the response or conversation id."""
         self._tools: dict[bytes, Cleaned] = {}
         self._params: dict[tuple[tuple[str, bytes], ...], dict[str, Json]] = {}
 
     def follow(self, wire: Wire, body: bytes, *, certain: bool = True) -> Asked:
-        """Return a request, decoded as far as it differs from earlier ones; remembers nothing.
+        """Decode the part of a request that differs from earlier ones; change no state.
 
         Args:
             wire: The API.
             body: The request.
-            certain: Whether host and path leave no doubt that it goes to a model.
+            certain: Whether host and path alone prove that it goes to a model.
 
         Raises:
-            NotACall: it does not have the shape of a request to a model.
+            NotACall: it does not have the shape of a model request.
             Unreadable: it is not a JSON object.
         """
         longest: tuple[Written, Conversation] | None = None
@@ -113,7 +115,7 @@ class Conversations:
         return self._compare(wire, body, certain=certain)
 
     def read(self, asked: Asked, clean: Clean) -> Conversation:
-        """Return what a request asks, and remember it."""
+        """Return the conversation in a request, and remember it."""
         before, fields = asked.before, asked.fields
         messages, redacted = asked.written.wire.chat(asked.new), False
         if clean is not None:
@@ -134,7 +136,7 @@ class Conversations:
         return talk
 
     def answered(self, asked: Asked, talk: Conversation, reply: Reply) -> None:
-        """Remember an answer; as a conversation too if the server keeps one."""
+        """Remember an answer, and also its conversation if the server keeps one."""
         self._said = reply
         if asked.written.wire is not RESPONSES:
             return
@@ -171,7 +173,8 @@ class Conversations:
     def _read_tools(self, wire: Wire, fields: Fields, clean: Clean) -> Cleaned:
         raw = bytes(fields.get("tools") or b"null")
         if raw not in self._tools:
-            tools = wire.tools(decode(raw))
+            # A tool of a remote server (MCP) may hold the keys for it.
+            tools = mask_named(wire.tools(decode(raw)))
             self._tools[raw] = Cleaned(tools, changed=False) if clean is None else clean(tools)
         return self._tools[raw]
 
@@ -179,13 +182,13 @@ class Conversations:
         kept = {name: raw for name, raw in fields.items() if name not in NO_PARAMETERS}
         key = tuple((name, bytes(raw)) for name, raw in kept.items())
         if key not in self._params:
-            params = {name: decode(raw) for name, raw in without_keys(kept).items()}
+            params = mask_named({name: decode(raw) for name, raw in without_keys(kept).items()})
             self._params[key] = params if clean is None else clean(params).value
         return self._params[key]
 
 
 def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:
-    """Return a conversation that the server keeps with more; instructions hold for one request."""
+    """Extend a conversation that the server keeps; instructions apply to one request only."""
     system = [message for message in new if message["role"] == "system"]
     rest = [message for message in [*before.messages, *new] if message["role"] != "system"]
     talk = Conversation().with_more([*system, *rest], redacted=before.redacted or redacted)
@@ -194,7 +197,7 @@ def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> C
 
 
 def _share(messages: list[Message], said: Reply) -> None:
-    """Let messages that repeat a reply share its texts and calls, to hold them in memory once."""
+    """Make messages that repeat a reply share its texts and calls, to hold them in memory once."""
     for message in messages:
         if message.get("role") != "assistant" or not isinstance(message, dict):
             continue

@@ -1,49 +1,33 @@
-"""What a run's folder can hold: the words of JSON, and no secrets.
+"""Convert values to plain JSON for a run's folder, without secrets.
 
-Secrets stay out: what stands under a key such as `api_key`, what looks like a known kind of token,
-and what an environment variable such as OPENAI_API_KEY holds are written as "***".
+Three kinds of secrets are written as "***": values under a key such as `api_key`, text that looks
+like a known kind of token, and values of environment variables such as OPENAI_API_KEY.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from numbers import Integral, Real
 
 from orbiter.train.errors import DataError
-
-MASK = "***"
-"""What is written where a secret stood."""
-
-_SECRET_KEY = re.compile(
-    r"(?:^|_)(?:(?:api|access|secret|private|auth|signing)_?key"
-    r"|(?:hf|hub|api|access|auth|bearer|refresh|session|github|gh|wandb|personal)_?token"
-    r"|secret|password|passwd|passphrase|credential|authorization|cookie)s?$|^token$"
-)
-_SECRET_TEXT = re.compile(
-    r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}"
-    r"|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,})|(?<=Bearer )[\w.~+/=-]{16,}|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)"
-)
+from orbiter.train.redact import MASK, is_secret_name, mask_arguments, mask_text
 
 NAMED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""How a metric is written that JSON has no number for."""
-
-_SHORTEST_SECRET = 8
-"""Characters below which an environment variable holds no secret worth searching for."""
+"""Names of the metric values that JSON has no number for."""
 
 
 def plain(value: Mapping[str, object], where: str, secrets: Sequence[str]) -> dict[str, object]:
-    """Return the mapping in the words of JSON, without secrets; refuse what JSON cannot say."""
+    """Return the mapping as plain JSON without secrets; reject what JSON cannot represent."""
     words: dict[str, object] = {}
     for key, entry in value.items():
         if not isinstance(key, str):
             raise DataError(f"{where} has the key {key!r}: keys must be text")
         inside = _plain_value(entry, f"{where}.{key}", secrets)
-        words[key] = MASK if _is_secret_key(key) and isinstance(inside, str | list) else inside
+        words[key] = MASK if is_secret_name(key) and isinstance(inside, str | list) else inside
     return words
 
 
@@ -53,7 +37,7 @@ def _plain_value(value: object, where: str, secrets: Sequence[str]) -> object:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str | os.PathLike):
-        return _without_secrets(str(value), secrets)
+        return mask_text(str(value), secrets)
     if isinstance(value, Real):
         if isinstance(finite := number(where, value), str):
             raise DataError(f"{where} must be finite, got {value!r}")
@@ -63,32 +47,16 @@ def _plain_value(value: object, where: str, secrets: Sequence[str]) -> object:
     if isinstance(value, Mapping):
         return plain(value, where, secrets)
     if isinstance(value, list | tuple):
-        return [_plain_value(each, f"{where}[{i}]", secrets) for i, each in enumerate(value)]
+        masked = enumerate(mask_arguments(value))
+        return [_plain_value(each, f"{where}[{i}]", secrets) for i, each in masked]
     raise DataError(
         f"{where} is of type {type(value).__name__}, which a run's folder cannot hold: "
         "give text, numbers, lists and mappings"
     )
 
 
-def _is_secret_key(key: str) -> bool:
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).replace("-", "_").lower()
-    return _SECRET_KEY.search(snake) is not None
-
-
-def _without_secrets(text: str, secrets: Sequence[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, MASK)
-    return _SECRET_TEXT.sub(MASK, text)
-
-
-def secrets_of_the_environment() -> list[str]:
-    """Return the values of variables that are named like secrets, the longest first."""
-    values = {value for name, value in os.environ.items() if _is_secret_key(name.lower())}
-    return sorted((v for v in values if len(v) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-
 def number(what: str, value: object) -> float | str:
-    """Return a plain number, or the name of one that JSON has no number for."""
+    """Return a plain number, or the name of one that JSON cannot represent."""
     if not isinstance(value, Real):
         raise DataError(f"{what} must be a number, got {value!r}")
     if isinstance(value, Integral) or math.isfinite(value):

@@ -1,6 +1,6 @@
-"""Where a run by reward takes place: the interface of a backend, and the one in this process.
+"""The interface of a training backend, and the backend that trains in this process.
 
-The other one is `cluster/backend.py`. Nothing here loads torch before it trains.
+The verl backend is in `cluster/backend.py`. This file does not import torch until it trains.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class Backend(ABC):
 
     @abstractmethod
     async def plan(self) -> TrainPlan | Plan:
-        """Return what a run would take, without starting it."""
+        """Return the plan of a run, without starting it."""
 
     @abstractmethod
     async def train(self) -> TrainMetrics:
         """Train, and return the means of every metric over the last epoch."""
 
     def load(self) -> Policy | None:
-        """Return the trained model if the backend keeps it outside the trainer; may take time."""
+        """Load the trained model if the backend keeps it outside the trainer; else None."""
         return None
 
     async def save(self, path: Path) -> Path | None:
-        """Write the trained model as the backend keeps it; None if the trainer has to write it."""
+        """Write the trained model if the backend keeps it in files; None if the trainer must."""
         del path
         return None
 
@@ -147,7 +147,7 @@ class LocalBackend(Backend):
         return [size, longest, *ALGORITHMS[config.algorithm].opening()]
 
     def _opening(self, policy: Policy, tasks: Tasks, total: int) -> list[str]:
-        """Return what a run says first: its size, the memory it takes, the algorithm's remarks."""
+        """Return the lines shown at the start of a run: size, memory, notes on the algorithm."""
         from orbiter.train.engine.memory import memory_estimate
 
         config = self.config

@@ -1,4 +1,4 @@
-"""The settings of a run by reward: those of the algorithms, of the rewards and of the backend."""
+"""The settings of training by reward: algorithm, rewards and backend."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def _check_models(name: str, value: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VeRLConfig(AlgorithmConfig):
-    """One run by reward. A step draws `group_size` samples of each of `batch_size` prompts."""
+    """The settings of training by reward.
+
+    A step draws `group_size` samples for each of `batch_size` prompts.
+    """
 
     algorithm: VeRLAlgorithm = setting(
         VeRLAlgorithm.GRPO,
@@ -73,8 +76,8 @@ class VeRLConfig(AlgorithmConfig):
     )
     on_reward_error: OnRewardError = setting(
         "raise",
-        'When a reward fails or is no finite number: "raise" stops the run, "skip" leaves the '
-        "sample out, a number is counted instead.",
+        'When a reward fails or is not a finite number: "raise" stops the run, "skip" leaves '
+        "the sample out, and a number is used as the reward.",
         _check_on_reward_error,
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
@@ -175,7 +178,7 @@ class VeRLConfig(AlgorithmConfig):
 
     @property
     def rollout_name(self) -> str:
-        """The engine that samples, by verl's name."""
+        """Name of the sampling engine in verl's configuration."""
         if self.rollout != "auto":
             return self.rollout
         return "transformers" if self.device == "cpu" else "vllm"
@@ -190,7 +193,7 @@ class VeRLConfig(AlgorithmConfig):
 
 
 def _check_batch(config: VeRLConfig) -> None:
-    """Refuse a minibatch that does not divide the samples of a step, and offer some that do."""
+    """Refuse a minibatch size that does not divide a step's samples, and suggest sizes that do."""
     samples = config.samples_per_step
     if config.minibatch_size and samples % config.minibatch_size:
         divisors = [size for size in range(1, samples + 1) if samples % size == 0]
@@ -214,13 +217,13 @@ OURS: Mapping[str, str] = {
         for key in keys.keys
     },
 }
-"""Keys of verl's that the trainer itself reads back, and what sets each of them here."""
+"""Keys of verl that the trainer reads back, and the argument or setting that sets each."""
 
 
 def _check_for_verl(config: VeRLConfig) -> None:
-    """Refuse settings that verl has no counterpart for, and machines that cannot be.
+    """Refuse settings that verl does not support, and impossible machines.
 
-    What only verl itself can say about a plan is asked by `cluster/inside/check.py`.
+    Checks that need verl itself are in `cluster/inside/check.py`.
 
     Raises:
         ConfigError: names the setting, its value and what to do instead.
@@ -248,7 +251,7 @@ def _check_for_verl(config: VeRLConfig) -> None:
 
 
 def _check_place(config: VeRLConfig) -> None:
-    """Refuse a combination of machines and devices that cannot be."""
+    """Refuse an impossible combination of machines and devices."""
     if config.device not in {"auto", "cuda", "cpu"}:
         raise ConfigError(
             f"device must be 'auto' or 'cuda' (GPUs), or 'cpu' (a rehearsal) for backend='verl', "

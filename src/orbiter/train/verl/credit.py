@@ -66,7 +66,7 @@ def credit_rows(
 def _with_old_policies(policy: Policy, config: VeRLConfig, batch: Batch) -> Batch:
     """Add the log probabilities of the sampling policy and of the reference where needed.
 
-    A single update does not need the sampling policy's: they equal the present ones, and the ratio
+    A single update does not need the sampling policy's: they equal the current ones, and the ratio
     is exactly 1.
     """
     several = config.ppo_epochs > 1 or 0 < config.minibatch_size < len(batch.length)

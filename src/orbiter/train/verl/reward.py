@@ -1,6 +1,6 @@
-"""What a sample is worth: the user's reward functions, called politely and trusted with nothing.
+"""Call the user's reward functions with a time limit, and check every result.
 
-Left out: advantages (rl/) and what a skipped sample means for its group (local.py).
+Advantages are computed in `rl/`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ NAMED = ("item", *OF_EPISODES)
 """Parameters of a reward that are passed by name to a function that has them."""
 
 OnRewardError = Literal["raise", "skip"] | float
-"""What a fault does: stop the run; leave the sample out; or count as this value."""
+"""How a fault is handled: stop the run, skip the sample, or count it as this value."""
 
 LARGEST = 1e18
-"""Rewards beyond this cannot be squared in float32, so their group's spread would be infinite."""
+"""Larger rewards cannot be squared in float32, so their group's spread would be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,14 @@ class RewardSpec:
 
 
 class Scores(NamedTuple):
-    """What a list of outputs is worth; None where a sample is skipped."""
+    """The rewards of a list of outputs; None for a skipped sample."""
 
     total: list[float | None]
     """Sum over the rewards of weight · fn(output)."""
     by_name: dict[str, list[float | None]]
-    """Each reward's own answers, unweighted."""
+    """Each reward's results, unweighted."""
     faults: int
-    """Answers that were no finite number, or that never came."""
+    """Number of reward calls that failed or did not return a finite number."""
 
 
 async def score(
@@ -99,9 +99,9 @@ async def score(
     first_index: int = 0,
     known: Sequence[Mapping[str, object]] | None = None,
 ) -> Scores:
-    """Ask every reward about every output, `concurrency` at once; `items[i]` belongs to output i.
+    """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
-    Errors count the items from `first_index` on. `known[i]` holds what rewards may ask for by name
+    Error messages number the items starting from `first_index`. `known[i]` holds what rewards may ask for by name
     besides `item`.
 
     Raises:
@@ -132,7 +132,7 @@ async def score(
 
 
 def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> float | None:
-    """Sum weight · answer; None as soon as one reward skipped the sample."""
+    """Sum weight · answer; None if any reward skipped the sample."""
     known = [answer for answer in answers if answer is not None]
     if len(known) < len(answers):
         return None
@@ -166,7 +166,7 @@ async def _ask(
     if value is None or not abs(value * spec.weight) <= LARGEST:
         hint = ""
         if inspect.iscoroutine(answer):
-            answer.close()  # it would warn that nobody awaited it
+            answer.close()  # avoids a warning that it was never awaited
             hint = " (a coroutine that was never awaited)"
         raise CallbackError(
             f"{where} returned {_excerpt(answer)}{hint}, and a reward must be one finite number; "
@@ -177,7 +177,7 @@ async def _ask(
 
 
 def _as_float(answer: object) -> float | None:
-    """Return a number of Python, NumPy or torch as a float; None for anything else."""
+    """Return a Python, NumPy or torch number as a float; None for anything else."""
     scalar = isinstance(answer, numbers.Real) or (
         getattr(answer, "shape", None) == () and isinstance(answer, SupportsFloat)
     )
@@ -196,7 +196,7 @@ def _excerpt(value: object, length: int = 60) -> str:
 def _parameters(fn: RewardFn) -> frozenset[str]:
     try:
         return frozenset(inspect.signature(fn).parameters)
-    except ValueError:  # a few built-ins do not tell theirs
+    except ValueError:  # a few built-ins have no signature
         return frozenset()
 
 

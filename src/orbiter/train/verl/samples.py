@@ -1,4 +1,4 @@
-"""What of a step's samples is kept in the run's folder: whole groups, as a reader wants them.
+"""Select the samples of a step that are kept in the run's folder: whole groups, as JSON records.
 
     {"step": 3, "task": "q7", "prompt": ..., "outputs": [{"text": ..., "reward": 1.0,
      "rewards": {"call": 1.0}, "advantage": 0.7, "tokens": 21, "cut_off": false}, ...]}
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orbiter.train.serve.session import Turn
 
 GROUPS_KEPT = 32
-"""Groups of each step that are kept; of more, so many spread evenly over the step."""
+"""Largest number of groups kept per step; they are spread evenly over the step."""
 
 
 def as_records(
@@ -67,7 +67,7 @@ def _group(
 
 
 def _advantages(scores: Scores, batch: Batch | None) -> list[float | None]:
-    """Return each sample's advantage: the mean over its tokens, which in GRPO are all alike."""
+    """Return each sample's advantage: the mean over its tokens, which in GRPO are all equal."""
     if batch is None or batch.advantage is None:
         return [None] * len(scores.total)
     mask = batch.mask

@@ -36,7 +36,7 @@ class VeRLTrainer(ModelTrainer):
     """Trains a language model by reward, with PPO, GRPO or a relative.
 
     `dataset` is a TrajectoryDataset, a list of TrajectoryItem or a list of prompts. The model
-    answers each item's `state` (its `messages`, where it has any); the rewards judge the answer.
+    answers each item's `state` (or its `messages`, if it has any); the rewards score the answer.
     """
 
     config: VeRLConfig
@@ -51,10 +51,10 @@ class VeRLTrainer(ModelTrainer):
         agent: object = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
-        """Nothing is loaded before it is needed.
+        """Store the arguments; the model is loaded when it is first needed.
 
         Args:
-            config: The settings; absent means `VeRLConfig()`.
+            config: The settings; None means `VeRLConfig()`.
             rewards: The score of an output is the sum of weight · fn(output).
             dataset: The tasks; may also be passed to `train()`.
             eval_dataset: Held-out tasks, for `eval_every` and `evaluate()`.
@@ -75,7 +75,7 @@ class VeRLTrainer(ModelTrainer):
         self._backend = BACKENDS[self.config.backend](self, self.config, self.rewards)
 
     async def check_reward(self) -> bool:
-        """Make sure that there are rewards with different names, and that one of them counts."""
+        """Check that there are rewards with distinct names, and that one has a nonzero weight."""
         if not self.rewards and self.running_agent is None:  # an agent may give step rewards
             raise ConfigError("rewards is empty: give at least one RewardSpec(name=..., fn=...)")
         for reward in self.rewards:
@@ -163,21 +163,22 @@ class VeRLTrainer(ModelTrainer):
             TrainingError: the run diverged, or there was nothing to learn from.
             CallbackError: a reward failed, and `on_reward_error` is "raise".
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
-            MissingExtraError: the backend is "verl", and its interpreter lacks it.
+            MissingExtraError: the backend is "verl", and its interpreter does not have verl.
         """
         return await self._backend.train()
 
     @override
     async def plan(self, dataset: object = None) -> Any:
-        """Return what a run would take; start nothing.
+        """Return the plan of a run, without starting it.
 
-        With `backend="local"` a `TrainPlan`: steps, tokens, memory and time. With `backend="verl"`
-        a cluster `Plan`: verl's settings, files and machines, which verl itself has checked.
+        With `backend="local"` it is a `TrainPlan`: steps, tokens, memory and time. With
+        `backend="verl"` it is a cluster `Plan`: verl's settings, files and machines, checked by
+        verl itself.
 
         Raises:
             ConfigError: the run cannot work; the message lists every reason.
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
-            MissingExtraError: verl's interpreter lacks it; says what to install.
+            MissingExtraError: verl's interpreter does not have verl; says what to install.
         """
         if self.running_agent is not None:
             raise ConfigError(
@@ -197,10 +198,10 @@ class VeRLTrainer(ModelTrainer):
         With an agent that runs, play its episodes on them.
 
         Args:
-            dataset: The tasks; absent means `eval_dataset`, else the data trained on.
-            samples: 0 answers greedily, once; k draws k answers at the config's temperature and
-                measures pass@1 and pass@k.
-            success: The total reward from which an answer counts as passed.
+            dataset: The tasks; None means `eval_dataset`, or else the training data.
+            samples: With 0, each task is answered once, greedily. With k, it is answered k times at
+                the config's temperature, and pass@1 and pass@k are measured.
+            success: The smallest total reward that counts as a pass.
         """
         WholeNumber(at_least=0)("samples", samples)
         chosen = next(
@@ -241,14 +242,14 @@ class VeRLTrainer(ModelTrainer):
 
     @override
     def _loaded(self) -> Policy:
-        """Load the model: what the backend has trained, else the config's."""
+        """Load the model that the backend has trained, or else the config's model."""
         if self._policy is None:
             self._policy = self._backend.load()
         return super()._loaded()
 
     @override
     def _policy_parts(self) -> dict[str, Any]:
-        """Return which parts the algorithm and the KL need."""
+        """Return whether the policy needs a value head and a reference."""
         value_head = ALGORITHMS[self.config.algorithm].value_head
         return {"value_head": value_head, "reference": self.config.kl_coef > 0}
 

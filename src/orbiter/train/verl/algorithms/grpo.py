@@ -71,10 +71,10 @@ class Grpo(Algorithm[GrpoConfig]):
         return PolicyObjective(**loss_settings(config), ratio=config.ratio)
 
     def opening(self) -> Sequence[str]:
-        """Explain the one number that misleads."""
+        """Explain why the loss is near 0."""
         return (
             f"{self.title}'s loss is near 0 by construction while the policy is the one that "
-            "sampled: the advantages of a group sum to 0, and only unequal lengths leave a rest. "
+            "sampled: the advantages of a group sum to 0, except for unequal answer lengths. "
             "Watch reward, KL, entropy and gradient norm instead",
         )
 
@@ -86,7 +86,7 @@ class Grpo(Algorithm[GrpoConfig]):
         return made
 
     def is_flat(self, metrics: Mapping[str, float]) -> bool:
-        """Say whether every advantage was 0."""
+        """Return whether every advantage was 0."""
         ends = [metrics.get(f"verl/critic/advantages/{end}") for end in ("min", "max")]
         return ends == [0, 0]
 

@@ -1,0 +1,104 @@
+"""What a secret looks like, by its name or by its text, and taking secrets out of texts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MASK = "***"
+"""What is written in place of a secret."""
+SHORTEST = 8
+"""Characters below which a value is too short to be searched for in other texts."""
+
+_NAME = re.compile(
+    r"(?:^|_)(?:(?:api|access|secret|private|auth|signing|subscription|upstream)_?key"
+    r"|(?:hf|hub|api|access|auth|bearer|refresh|session|github|gh|wandb|personal|tracking|id)"
+    r"_?token"
+    r"|secret|password|passwd|passphrase|credential|authorization|cookie)s?$|^token$"
+)
+_VARIABLE = re.compile(
+    r"(?:^|_)(?:key|token|secret|password|passwd|passphrase|credentials?|pat)$", re.IGNORECASE
+)
+_TEXT = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|\b(?:sk-[\w-]{16,}|gsk_\w{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
+    r"|glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,}"
+    r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
+    r"|(?<=Bearer )[\w.~+/=-]{16,}|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)",
+    re.DOTALL,
+)
+_NAMED_IN_TEXT = re.compile(
+    r"((?:[?&]|--)(?P<name>[A-Za-z][\w-]*)(?:=|\s+(?=[^\s-])))(?P<value>[^\s&#\"']+)"
+)
+"""A parameter of an address, or an option of a command line, with its value."""
+
+
+_HEADERS = frozenset({"headers", "extra_headers"})
+_SCHEMAS = frozenset({"properties", "parameters", "input_schema", "json_schema", "schema"})
+"""Where the names are those of parameters, and the texts describe them."""
+Json = Any
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether what is kept under a name such as `apiKey` or `api-key` is a secret."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
+    return _NAME.search(snake) is not None
+
+
+def mask_text(text: str, secrets: Sequence[str] = ()) -> str:
+    """Return a text without these secrets, and without what looks like one."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    return _NAMED_IN_TEXT.sub(_named, _TEXT.sub(MASK, text))
+
+
+def mask_arguments(values: Sequence[object]) -> list[object]:
+    """Return a list with the value after each option such as `--api-key` masked."""
+    masked: list[object] = []
+    for index, value in enumerate(values):
+        before = values[index - 1] if index else None
+        option = isinstance(before, str) and before.startswith("-")
+        named = option and "=" not in str(before) and is_secret_name(str(before).lstrip("-"))
+        masked.append(MASK if named and isinstance(value, str) else value)
+    return masked
+
+
+def mask_named(value: Json) -> Json:
+    """Return JSON without the texts that are kept under the name of a secret.
+
+    All texts below `headers` count as secrets, because any header may carry a key. JSON schemas
+    stay as they are: a tool may have a parameter that is called `headers`.
+    """
+    if isinstance(value, Mapping):
+        return {name: _masked_entry(str(name), inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [mask_named(inner) for inner in mask_arguments(value)]
+    return value
+
+
+def secrets_of_the_environment() -> list[str]:
+    """Return the values of variables that are named like secrets, the longest first."""
+    named = (
+        value
+        for name, value in os.environ.items()
+        if is_secret_name(name) or _VARIABLE.search(name)
+    )
+    return sorted({value for value in named if len(value) >= SHORTEST}, key=len, reverse=True)
+
+
+def _masked_entry(name: str, inner: Json) -> Json:
+    if isinstance(inner, str):
+        return MASK if is_secret_name(name) else inner
+    if name in _SCHEMAS:
+        return inner
+    if isinstance(inner, Mapping) and name.lower().replace("-", "_") in _HEADERS:
+        return {
+            key: MASK if isinstance(text, str) else mask_named(text) for key, text in inner.items()
+        }
+    return mask_named(inner)
+
+
+def _named(match: re.Match[str]) -> str:
+    return match[1] + MASK if is_secret_name(match["name"]) else match[0]
