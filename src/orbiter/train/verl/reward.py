@@ -101,8 +101,8 @@ async def score(
 ) -> Scores:
     """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
-    Error messages number the items starting from `first_index`. `known[i]` holds what rewards may ask for by name
-    besides `item`.
+    Error messages number the items starting from `first_index`. `known[i]` holds what rewards may
+    ask for by name besides `item`.
 
     Raises:
         CallbackError: with `on_error="raise"`, at the first fault: a function that raised, took
