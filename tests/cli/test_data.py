@@ -15,7 +15,7 @@ def test_check_finds_nothing_wrong_with_what_init_makes(run: Run, project: Path)
     ran = run("data", "check", "data.jsonl")
     assert ran.code == Code.OK
     assert "20 items" in ran.out
-    assert "nothing is wrong" in ran.out
+    assert "no problems found" in ran.out
 
 
 def test_check_tells_every_bad_line(run: Run, project: Path) -> None:

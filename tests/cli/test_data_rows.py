@@ -53,10 +53,10 @@ def test_merge_puts_files_of_any_format_together(run: Run) -> None:
     ("code", "words", "message"),
     [
         (2, ["filter", "a.jsonl", "-o", "x.jsonl"], "give a condition"),
-        (2, ["filter", "a.jsonl", "--agent", "b", "-o", "a.jsonl"], "which is read"),
+        (2, ["filter", "a.jsonl", "--agent", "b", "-o", "a.jsonl"], "names the input file"),
         (3, ["filter", "a.jsonl", "--agent", "z", "-o", "x.jsonl"], "none of the 4 items"),
         (2, ["merge", "a.jsonl", "-o", "x.jsonl"], "at least two files"),
-        (2, ["merge", "a.jsonl", "b.json", "-o", "b.json"], "which is read"),
+        (2, ["merge", "a.jsonl", "b.json", "-o", "b.json"], "names the input file"),
         (6, ["merge", "a.jsonl", "gone.jsonl", "-o", "x.jsonl"], "gone.jsonl"),
         (6, ["show", "gone.jsonl"], "gone.jsonl"),
     ],

@@ -65,7 +65,7 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_never_was(run: Run, projec
         out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, err
     assert "finishing this step, then saving" in err
-    assert "stopped; go on with: orbiter-train runs resume runs/halted" in out
+    assert "stopped; continue with: orbiter-train runs resume runs/halted" in out
     done = lines(Path("runs/halted/metrics.jsonl"))
     assert 3 <= done < 20
 

@@ -39,10 +39,10 @@ def test_what_stands_around_a_call_does_not_count(reply: str) -> None:
         ("f(x=1)\nf(x=2)", "not a call"),
         ("f(x=1), f(x=2)", "expected one call, got 2"),
         ("[]", "expected one call, got 0"),
-        ("f(x=y + 1)", "no place in arithmetic"),
+        ("f(x=y + 1)", "not allowed in arithmetic"),
         ("f(x=2 ** 99999)", "beyond 64"),
         ("f(x=1 / 0)", "not a call"),
-        ("f(x={1, 2})", "a Set is no value"),
+        ("f(x={1, 2})", "a Set is not a value"),
         ("f" * 5000, "5000 characters"),
     ],
 )

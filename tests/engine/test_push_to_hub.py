@@ -117,5 +117,5 @@ def test_a_model_is_uploaded_whole_and_privately_or_the_refusal_is_told(
 
 
 def test_what_is_no_model_is_not_uploaded(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no saved model"):
+    with pytest.raises(StorageError, match="not a saved model"):
         push_to_hub(tmp_path, "me/model")

@@ -134,7 +134,7 @@ def test_a_failed_export_leaves_what_stood_there(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("precious")
     bad = TrajectoryItem("s", "a", messages=[{"content": "no role"}])
-    with pytest.raises(DataError, match=r"item \w+ is no chat: messages\[0\] must have a role"):
+    with pytest.raises(DataError, match=r"item \w+ is not a chat: messages\[0\] must have a role"):
         write([*ITEMS, bad], path, "openai-chat")
     assert path.read_text() == "precious"
 

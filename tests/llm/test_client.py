@@ -100,7 +100,7 @@ async def test_a_slow_trickle_is_no_stall() -> None:
 async def test_a_trickle_without_end_runs_into_the_total_timeout() -> None:
     with ChatServer(lambda *_: "stall") as server:
         async with client(server, read_timeout=30.0, total_timeout=0.2, attempts=1) as model:
-            with pytest.raises(ChatError, match="nothing came in time"):
+            with pytest.raises(ChatError, match="nothing arrived in time"):
                 await model(say("hello"))
 
 

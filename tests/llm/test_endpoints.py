@@ -87,7 +87,7 @@ async def test_odd_token_counts_cost_no_answer(
         (Reply(b'{"choices": {}}'), "answer", "no choices"),
         (Reply(b"[]"), "answer", "no choices"),
         (Reply(b"null"), "answer", "no choices"),
-        (Reply(b"<html>"), "answer", "no chat completion"),
+        (Reply(b"<html>"), "answer", "not a chat completion"),
         (Reply(b'{"error": {"message": "upstream", "code": 502}}'), "server", "upstream"),
         (completion(None, "stop"), "answer", "no text"),
         (completion({"content": None, "refusal": "I cannot."}), "refused", "I cannot"),
@@ -157,7 +157,7 @@ async def test_any_retry_after_is_waited_for_or_ignored(header: str, status: int
 async def test_a_retry_after_of_a_day_is_given_up(header: str, status: int) -> None:
     with RawServer(lambda *_: failure(status, "busy", Retry_After=header)) as server:
         async with client(server, attempts=3, give_up_seconds=0.2) as model:
-            with pytest.raises(ChatError, match=r"give_up_seconds|answered nobody"):
+            with pytest.raises(ChatError, match=r"give_up_seconds|answered no call"):
                 await asyncio.wait_for(model(HELLO), 20)
     assert len(server.seen) <= 1
 

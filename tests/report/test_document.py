@@ -131,8 +131,8 @@ def test_of_too_many_tasks_those_whose_scores_differ_come_first(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
-        ({"exams": [Exam(name="a", scores=[1.0])] * 2}, ConfigError, "a name of its own"),
-        ({"against": "b"}, ConfigError, "none of the exams"),
+        ({"exams": [Exam(name="a", scores=[1.0])] * 2}, ConfigError, "a different name"),
+        ({"against": "b"}, ConfigError, "not one of the exams"),
         (
             {"exams": [Exam(name="a", scores=[1.0]), Exam(name="b", scores=[1.0, 2.0])]},
             DataError,
@@ -157,7 +157,7 @@ def test_a_story_is_read_back_and_a_damaged_one_named(tmp_path: Path) -> None:
     told = story(tmp_path)
     assert read_story(tmp_path) == told
     (tmp_path / "story.json").write_text('{"exams": 3}')
-    with pytest.raises(StorageError, match=r"story\.json is no story"):
+    with pytest.raises(StorageError, match=r"story\.json is not the story"):
         read_story(tmp_path)
 
 

@@ -89,7 +89,7 @@ def _steps(lines: bytes) -> list[int]:
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = training(tmp_path, steps=1) / "samples.jsonl"
     path.write_bytes(path.read_bytes() + b'{"step": 2, "outputs": 3}\n')
-    with pytest.raises(StorageError, match=r"samples\.jsonl:4 is no sample"):
+    with pytest.raises(StorageError, match=r"samples\.jsonl:4 is not a sample"):
         read(tmp_path)
 
 

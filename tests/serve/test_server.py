@@ -382,7 +382,7 @@ async def test_a_port_that_is_taken_and_a_model_that_is_missing_are_named(policy
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             async with PolicyServer(policy, port=port):
                 pass
-    with pytest.raises(StorageError, match="no saved model"):
+    with pytest.raises(StorageError, match="not a saved model"):
         async with PolicyServer("./nowhere"):
             pass
     with pytest.raises(StateError, match="the port is chosen"):

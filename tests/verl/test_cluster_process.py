@@ -193,7 +193,7 @@ async def test_an_interpreter_without_verl_says_what_to_install(tmp_path: Path) 
 async def test_a_verl_that_was_never_tried_is_refused(tmp_path: Path) -> None:
     python = interpreter(tmp_path, "0.10.0")
     with pytest.raises(
-        ConfigError, match=r"verl 0\.10\.0 was never tried .* knows .* verl 0\.9\.1"
+        ConfigError, match=r"verl 0\.10\.0 was never tested .* knows .* verl 0\.9\.1"
     ):
         await trainer(tmp_path / "run", verl_python=python).plan(PROMPTS)
 

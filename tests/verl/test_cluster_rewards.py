@@ -121,7 +121,7 @@ class Judge:
         (lambda output: float(len(output)), "a lambda has no name"),
         (functools.partial(share), "a partial, which has no source"),
         (Judge().method, "of type method, which has no source"),
-        (closing_over(Judge()), "it uses 'value', a Judge that source cannot say"),
+        (closing_over(Judge()), "it uses 'value', a Judge that cannot be written as source"),
     ],
 )
 def test_what_has_no_source_is_refused_with_the_way_out(fn: Callable[..., Any], why: str) -> None:
@@ -169,5 +169,5 @@ def test_a_module_that_the_worker_lacks_is_named(tmp_path: Path) -> None:
         source=None,
         root=None,
     )
-    with pytest.raises(CallbackError, match=r"no_such_module\.f cannot be had in verl's worker"):
+    with pytest.raises(CallbackError, match=r"no_such_module\.f cannot be loaded in verl's worker"):
         ask(written(tmp_path, away), "x")

@@ -518,7 +518,7 @@ async def test_saving_never_overwrites_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     run = trainer()
-    with pytest.raises(StorageError, match="is no saved model"):
+    with pytest.raises(StorageError, match="is not a saved model"):
         await run.save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.txt").read_text() == "years of work"
     await run.save(tmp_path / "model")

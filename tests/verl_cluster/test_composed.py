@@ -105,7 +105,7 @@ def test_the_composed_config_of_a_setting_is_the_committed_one(name: str) -> Non
         ),
         (
             {"gpus_per_node": 3, "batch_size": 64},
-            "batch_size=64 prompts a step, and there are 32.*GPUs=3 does not divide",
+            "batch_size=64 prompts per step, but there are only 32.*GPUs=3 does not divide",
         ),
         ({"device": "auto"}, "this machine has 0 GPUs.*rehearse with device='cpu'"),
         ({"verl_overrides": {"data.max_prompt_length": "ten"}}, "must be a number, got 'ten'"),

@@ -1,8 +1,8 @@
-"""From an agent's traces to a better agent: the names of the public guide, and nothing heavy.
+"""Turn an agent's traces into a better agent; this module exports the public names.
 
-Capture what an agent does, curate it, improve the words or the weights, evaluate. A name is
-imported from its file when it is first asked for (PEP 562): all of them together take 0.1 s, which
-who only captures need not wait for. None loads torch, numpy or a model before it is called.
+The workflow: capture what an agent does, curate it, improve the prompt or the weights, evaluate. A
+name is imported from its module on first use (PEP 562): all together take 0.1 s, which programs
+that only capture need not wait for. None loads torch, numpy or a model before it is called.
 """
 
 from importlib import import_module
@@ -169,10 +169,10 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
-if not TYPE_CHECKING:  # a checker that saw it would take any misspelt name for a public one
+if not TYPE_CHECKING:  # otherwise a type checker would accept misspelt names as public
 
     def __getattr__(name: str) -> object:
-        """Import a public name from its home, once."""
+        """Import a public name from its module, once."""
         home = _HOME_OF.get(name)
         if home is None:
             raise AttributeError(f"module 'orbiter.train' has no attribute {name!r}")

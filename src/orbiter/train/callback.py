@@ -1,6 +1,6 @@
-"""Calls the user's code: plain or async functions alike, many at once, with a time limit.
+"""Call user code: plain or async functions alike, many at once, with a time limit.
 
-Retries and rate limits are the caller's business, who knows whether a second try is allowed.
+Retries and rate limits are up to the caller, who knows whether a second try is allowed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ async def call(
 
     Raises:
         TimeoutError: after `timeout_seconds`. A thread cannot be killed: a plain function that
-            is given up keeps running in the background, and its result is thrown away.
+            that is abandoned keeps running in the background, and its result is discarded.
     """
     if timeout_seconds is None:
         return await prepare(fn)(*args)
@@ -180,8 +180,8 @@ async def map_bounded(
         stopped = True
 
     def start_another() -> None:
-        # Comes when the last worker waits; what never waits has been done by the first until then.
-        # A group that was cancelled from outside takes no more before its workers know of it.
+        # Called when the last worker waits; until then the first one has done all work that never
+        # waits. A group cancelled from outside starts nothing before its workers notice.
         if not stopped and not first.cancelling():
             group.create_task(worker())
 
@@ -192,6 +192,6 @@ async def map_bounded(
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     if len(results) < len(items):
-        # `fn` raised CancelledError though nobody had cancelled us: that is a cancellation too.
+        # `fn` raised CancelledError though nobody cancelled us; treat it as a cancellation too.
         raise asyncio.CancelledError
     return [results[index] for index in range(len(items))]

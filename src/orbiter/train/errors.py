@@ -1,16 +1,16 @@
-"""What can go wrong, as one small tree; and the two doors through which foreign errors come.
+"""The exceptions of this package, and helpers that raise them with clear messages.
 
     TrainError
-    ├── ConfigError        (ValueError)    a setting that cannot mean anything
-    ├── DataError          (ValueError)    an item, a file or a data set that is not right
+    ├── ConfigError        (ValueError)    a setting with an invalid value
+    ├── DataError          (ValueError)    an invalid item, file or dataset
     ├── StateError         (RuntimeError)  a call that the lifecycle does not allow now
-    ├── CallbackError      (RuntimeError)  the user's own code raised, or answered with nonsense
+    ├── CallbackError      (RuntimeError)  user code raised, or returned an unusable value
     ├── TrainingError      (RuntimeError)  a run that cannot learn, or that diverged
     ├── StorageError       (OSError)       a journal, a checkpoint, a model or a lock on disk
     └── MissingExtraError  (ImportError)   an optional dependency that is not installed
 
-Every child is also the standard library's kin, so `except ValueError` works as a stranger would
-expect. Left out on purpose: a class per message; the message says what happened.
+Each class also derives from a built-in exception, so `except ValueError` works as expected. There
+is deliberately no class per message; the message says what happened.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from types import ModuleType
 
 
 class TrainError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class ConfigError(TrainError, ValueError):
-    """A setting whose value cannot mean anything; the message names the field and the value."""
+    """A setting with an invalid value; the message names the field and the value."""
 
 
 class DataError(TrainError, ValueError):
-    """An item, a file or a data set that is not what it should be; says where and what."""
+    """An invalid item, file or dataset; the message says where and what is wrong."""
 
 
 class StateError(TrainError, RuntimeError):
-    """A call that is not allowed in the present state; says which state, and the way out."""
+    """A call that is not allowed in the present state; says which state, and what to do."""
 
 
 class CallbackError(TrainError, RuntimeError):
-    """The user's own code (reward, strategy, check) raised or answered with something unusable."""
+    """User code (reward, strategy, check) raised, or returned something unusable."""
 
 
 class TrainingError(TrainError, RuntimeError):
@@ -53,10 +53,10 @@ class MissingExtraError(TrainError, ImportError):
 
 
 class boundary:  # noqa: N801 - it reads as what it does, like contextlib's own
-    """Run the user's own code: an error from it comes out as a `CallbackError` that names `what`.
+    """Run user code: an exception from it is raised as a `CallbackError` that names `what`.
 
-    Errors of this package pass through unchanged, and so do cancellation and Ctrl-C, which are no
-    errors. The original stands behind as `__cause__`.
+    Errors of this package pass through unchanged, and so do cancellation and Ctrl-C, which are not
+    errors. The original exception is kept as `__cause__`.
     """
 
     __slots__ = ("_what",)
@@ -68,26 +68,26 @@ class boundary:  # noqa: N801 - it reads as what it does, like contextlib's own
         """Enter the user's code."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Leave it, the error named."""
+        """Leave the user's code; wrap an exception from it."""
         if isinstance(error, Exception) and not isinstance(error, TrainError):
             raise CallbackError(f"{self._what} raised {type(error).__name__}: {error}") from error
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional dependency, or say which extra brings it."""
+    """Import an optional dependency, or raise an error that names the extra to install."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != module.partition(".")[0]:
-            raise  # installed, but broken inside: its own story is the useful one
+            raise  # installed but broken: its own error is the useful one
         raise MissingExtraError(
             f"{module!r} is not installed; run: pip install 'orbiter-train[{extra}]'"
         ) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest known name, or "" when none is near."""
-    from difflib import get_close_matches  # 10 ms that only a mistake is worth
+    """Return "; did you mean 'x'?" for the most similar known name, or "" if none is similar."""
+    from difflib import get_close_matches  # takes 10 ms, so it is imported only after a mistake
 
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,7 +1,7 @@
-"""Sub-seeds: one number from the user becomes as many independent streams as are needed.
+"""Derive independent random streams from one seed.
 
-Every random act takes a stream keyed by what it is for, never a shared one, so that concurrency,
-caching, a failure or a resume cannot shift anybody else's draws.
+Every random act uses a stream keyed by its purpose, never a shared one, so that concurrency,
+caching, a failure or a resume cannot shift the draws of another act.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import random
 
 
 def sub_seed(seed: int, *key: str | int) -> int:
-    """Return a 63-bit seed for the act named by `key`: the same in every process and release.
+    """Return a 63-bit seed for the act named by `key`, the same in every process and release.
 
-    `hash()` would differ from one interpreter to the next; BLAKE2b of the key's parts does not.
+    It is a BLAKE2b hash of the key's parts; `hash()` would differ between interpreters.
     """
     text = "\x1f".join([str(seed), *(f"{type(part).__name__}:{part}" for part in key)])
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -21,5 +21,5 @@ def sub_seed(seed: int, *key: str | int) -> int:
 
 
 def sub_random(seed: int, *key: str | int) -> random.Random:
-    """Return a generator of its own for the act named by `key`."""
+    """Return a separate generator for the act named by `key`."""
     return random.Random(sub_seed(seed, *key))

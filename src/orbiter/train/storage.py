@@ -1,7 +1,7 @@
-"""Files that survive: an atomic write, an append-only log, a single-writer lock.
+"""Durable files: an atomic write, an append-only log, a single-writer lock.
 
-Everything durable in this package (trajectories, journals of pipelines, metrics, checkpoints)
-stands on these three. Left out: formats; a record is bytes here.
+Everything durable in this package (trajectories, pipeline journals, metrics, checkpoints) is built
+on these three. They know nothing of formats: a record is bytes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import IO, Literal, NamedTuple
 from orbiter.train.errors import StorageError
 
 Durability = Literal["process", "group", "disk"]
-"""What an acknowledged record survives: the death of the process; of the machine but for the last
-group of records; of the machine."""
+"""Which failures an acknowledged record survives: "process": a process crash; "group": also a power
+loss, except for the last group of records; "disk": also a power loss."""
 
 GROUP_SIZE = 64
 """Records between two fsyncs with durability "group"."""
@@ -25,10 +25,10 @@ GROUP_SIZE = 64
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Write a file that is either wholly there or not at all.
+    """Write a file completely or not at all.
 
-    The bytes go to a temporary file beside `path`, are fsynced, and take the name in one rename.
-    An error inside the block leaves what stood at `path` untouched and no temporary file behind.
+    The bytes go to a temporary file next to `path`, are fsynced, and get their name in one rename.
+    An error inside the block leaves an existing file unchanged and removes the temporary file.
     """
     target = Path(path)
     staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -45,9 +45,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the renames and new names inside a folder durable, where the system knows how."""
+    """Make renames and new names in a folder durable, if the system supports it."""
     if sys.platform == "win32":
-        return  # Windows has no handle on a folder; NTFS journals the rename itself
+        return  # Windows has no handle for a folder; NTFS journals the rename itself
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -56,26 +56,26 @@ def fsync_directory(path: Path) -> None:
 
 
 class Recovered(NamedTuple):
-    """What opening a log found."""
+    """What was on disk when a log was opened."""
 
     records: int
-    """Whole records."""
+    """Number of complete records."""
     torn_bytes: int
-    """Length of an unfinished last record, moved aside to `<name>.torn`; 0 where there was none."""
+    """Size of an unfinished last record, moved to `<name>.torn`; 0 if there was none."""
 
 
 class AppendLog:
-    """An append-only file of lines: one `write` a record, so a kill loses nothing acknowledged.
+    """An append-only file of lines, one `write` per record: a kill loses nothing acknowledged.
 
-    A record must not contain a newline byte. A kill in the middle of a write can leave an
-    unfinished last line: it is found at the next opening, moved aside and counted in `recovered`.
+    A record must not contain a newline byte. A kill during a write can leave an unfinished last
+    line; the next opening detects it, moves it aside and counts it in `recovered`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "process") -> None:
-        """Open or create the log at `path`; its folder is made where it is missing.
+        """Open or create the log at `path`; a missing parent folder is created.
 
         Raises:
-            StorageError: another live process has the log open for writing, or it is no file.
+            StorageError: another live process has the log open for writing, or it is not a file.
         """
         self.path = Path(path)
         self.durability = durability
@@ -91,7 +91,7 @@ class AppendLog:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
             self._file = os.open(self.path, flags, 0o666)
         except OSError as error:
-            self._lock.release()  # else no other object in this process could open the log
+            self._lock.release()  # otherwise nothing in this process could open the log again
             if isinstance(error, StorageError):
                 raise
             raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
@@ -103,7 +103,7 @@ class AppendLog:
             fsync_directory(self.path.parent)
 
     def append(self, record: bytes) -> None:
-        """Add one record; when this returns, the record is as safe as `durability` says."""
+        """Add one record; on return it is as durable as `durability` promises."""
         line = record + b"\n"
         try:
             written = os.write(self._file, line)
@@ -118,7 +118,7 @@ class AppendLog:
             self.sync()
 
     def _complete(self, line: bytes, written: int) -> None:
-        """Finish a write that was cut short, or take its first part back: no half record stays."""
+        """Finish a partial write, or undo it, so that no partial record remains."""
         start = os.lseek(self._file, 0, os.SEEK_END) - written
         try:
             while written < len(line):
@@ -128,12 +128,12 @@ class AppendLog:
             raise
 
     def sync(self) -> None:
-        """Force everything appended so far onto the disk."""
+        """Force everything appended so far to disk."""
         os.fsync(self._file)
         self._unsynced = 0
 
     def close(self) -> None:
-        """Sync where the durability promises it, and let go of the file and the lock."""
+        """Sync if the durability requires it, then release the file and the lock."""
         if self._file >= 0:
             if self._unsynced:
                 self.sync()
@@ -149,9 +149,9 @@ class AppendLog:
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yield the whole records of a log, without the newline; an unfinished last line is left out.
+    """Yield the complete records of a log without the newline, skipping an unfinished last line.
 
-    Needs no lock: a log can be read while another process writes it. A missing file has none.
+    Needs no lock: a log can be read while another process writes it. A missing file is empty.
     """
     with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
         for line in file:
@@ -179,11 +179,11 @@ def _set_torn_tail_aside(path: Path) -> Recovered:
 
 
 _LOCK_BYTES = 32
-"""Length of a lock file: a free byte to lock, the process id, spaces and a newline."""
+"""Size of a lock file: one byte to lock, the process id, spaces and a newline."""
 
 
 def _open_lock(path: Path) -> int:
-    """Open or create a lock file; refuse links and whatever this package did not write."""
+    """Open or create a lock file; reject links and files that this package did not write."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     if path.is_symlink():
         raise StorageError(f"{path} is a link, so it is not used as a lock file; remove it")
@@ -199,7 +199,7 @@ def _open_lock(path: Path) -> int:
 
 
 class FileLock:
-    """Says "I am the writer"; let go by the system when the process dies, however it dies."""
+    """Marks this process as the writer; the system releases it however the process ends."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Take the lock at `path`.
@@ -222,12 +222,12 @@ class FileLock:
                 f"{self.path} is held by process {owner or '?'}: only one process may write here "
                 "at a time"
             ) from error
-        # Written over, never cut: a hard link may lead to somebody's file in spite of the checks.
+        # Overwritten, not truncated: despite the checks, a hard link may lead to a foreign file.
         if os.fstat(self._handle).st_size <= _LOCK_BYTES:
             os.write(self._handle, f" {os.getpid():<{_LOCK_BYTES - 2}}\n".encode("ascii"))
 
     def release(self) -> None:
-        """Let another process (or another object in this one) become the writer."""
+        """Let another process, or another object in this one, become the writer."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -237,7 +237,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(handle: int) -> None:
-        # Only byte 0 is locked: the process id behind it stays readable for the refusal's message.
+        # Only byte 0 is locked, so that others can read the process id for their error message.
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl

@@ -1,4 +1,4 @@
-"""Live agents in, items out: every call of a model becomes a step of an episode."""
+"""Capture live agents: every model call becomes a step of an episode."""
 
 from orbiter.train.capture.collect import Collected, Run, collect
 from orbiter.train.capture.episode import Episode

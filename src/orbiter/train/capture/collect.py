@@ -1,4 +1,4 @@
-"""`collect`: an agent run over many tasks, each run an episode; what fails is data too."""
+"""Run an agent over many tasks and capture each run as an episode, failed runs included."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ class Runs(Protocol[T_contra]):
     """An object with a method `run` that takes a task."""
 
     def run(self, task: T_contra, /) -> object:
-        """Work on a task."""
+        """Work on one task and return the result."""
 
 
 Agent = Callable[[T], object] | Runs[T]
-"""What is run: a function from a task to a result, sync or async, or an object with `run`."""
+"""An agent: a function from a task to a result (sync or async), or an object with `run`."""
 Reward = Callable[[T, object], SupportsFloat | Awaitable[SupportsFloat]]
-"""From a task and the agent's result to what that is worth."""
+"""Computes the reward from a task and the agent's result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run(Generic[T]):
-    """One task's outcome."""
+    """The outcome of one task."""
 
     task: T
     task_id: str
     episode_ids: tuple[str, ...]
-    """The attempts, in order; the last one counts."""
+    """The attempts, in order; the last one is the result."""
     result: object = None
-    """What the agent returned; None where it failed."""
+    """What the agent returned; None if it failed."""
     reward: float | None = None
     error: str | None = None
-    """Why the last attempt failed; None where it did not."""
+    """Why the last attempt failed; None if it succeeded."""
     calls: int = 0
     """Items captured in the last attempt."""
     seconds: float = 0.0
-    """Of all attempts."""
+    """Total over all attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Collected(Generic[T]):
-    """What `collect` gathered."""
+    """The result of `collect`."""
 
     dataset: TrajectoryDataset
     runs: tuple[Run[T], ...]
-    """In the order of the tasks."""
+    """In task order."""
 
     @property
     def failed(self) -> tuple[Run[T], ...]:
@@ -103,31 +103,33 @@ async def collect(
     redact: Redact = None,
     progress: bool | None = None,
 ) -> Collected[T]:
-    """Run an agent over tasks, and capture every call of a model that it makes.
+    """Run an agent over tasks and capture every model call it makes.
 
-    An attempt that raises, or takes too long, or asks no model at all, has failed: its calls stay
-    in the data set, with `episode_error` on the last one; one without any call leaves an item whose
-    action is empty. A plain (not async) agent runs in a thread, which a timeout cannot stop.
+    An attempt fails if it raises, times out, or makes no model call. Its calls stay in the dataset,
+    with `episode_error` on the last one; an attempt without calls leaves one item with an empty
+    action. A plain (not async) agent runs in a thread, which a timeout cannot stop.
 
     Args:
         agent: A function from a task to a result, or an object with `run`; sync or async.
-        tasks: Whatever the agent takes. Items, and mappings with a `task_id`, name their task;
-            others are named by a hash of their text.
-        reward: What a result is worth; called as `reward(task, result)`. Without it, items wait.
-        dataset: Takes the items in; a new one, unless given.
-        attempts: Episodes for each task: several make a group.
-        concurrency: Episodes at once.
-        retries: Further tries after a failure, each an episode of its own.
-        timeout_seconds: For one attempt.
+        tasks: Whatever the agent takes. Items, and mappings with a `task_id`, carry their task id;
+            any other task is identified by a hash of its text.
+        reward: Scores a result; called as `reward(task, result)`. Without it, the items wait for a
+            reward.
+        dataset: Where the items go; a new dataset by default.
+        attempts: Episodes per task; several form a group.
+        concurrency: Maximum number of episodes at once.
+        retries: Further tries after a failure; each is a separate episode.
+        timeout_seconds: Time limit for one attempt.
         gamma: Discount of the reward per step before the last one.
-        failure_reward: What a failed attempt is worth; None leaves its items waiting.
+        failure_reward: Reward of a failed attempt; None leaves its items waiting.
         redact: As for `record`.
-        progress: Whether to show a bar; None shows it on a terminal.
+        progress: Whether to show a progress bar; None shows it on a terminal only.
 
     Raises:
-        ConfigError: a setting makes no sense.
-        CallbackError: the reward raised, or is no finite number.
-        DataError: no attempt at any task asked a model; says why that may be.
+        ConfigError: a setting is invalid.
+        CallbackError: the reward function raised, or returned something that is not a finite
+            number.
+        DataError: no attempt at any task called a model; the message suggests why.
     """
     _check(agent, attempts, concurrency, retries)
     plan = _Plan(
@@ -169,7 +171,7 @@ async def _run(plan: _Plan[T], task: T) -> Run[T]:
 
 
 async def _attempt(plan: _Plan[T], before: Run[T]) -> Run[T]:
-    """Make one attempt: an episode, its reward, its error."""
+    """Make one attempt: run the episode, then record its reward or its error."""
     started = time.perf_counter()
     episode: Episode | None = None
     result, reward, error = None, None, None
@@ -204,7 +206,7 @@ async def _attempt(plan: _Plan[T], before: Run[T]) -> Run[T]:
 
 
 async def _answer(plan: _Plan[T], task: T) -> tuple[object, str | None]:
-    """Return the agent's result, or why there is none."""
+    """Return the agent's result, or None and the reason it failed."""
     try:
         return await call(plan.agent, task, timeout_seconds=plan.timeout_seconds), None
     except TimeoutError as error:
@@ -222,7 +224,7 @@ async def _reward(plan: _Plan[T], task: T, result: object) -> float | None:
 
 
 def _keep_empty(plan: _Plan[T], episode: Episode, task: T, error: str) -> None:
-    """Keep an episode without a call: the task, no action, and the error."""
+    """Keep an episode without calls as one item: the task, an empty action, and the error."""
     plan.dataset.capture(
         TrajectoryItem(
             _text(task),

@@ -1,7 +1,7 @@
-"""Which episode the running code belongs to, and which episodes are open at all.
+"""Track which episode the running code belongs to, and how many episodes are open.
 
-A context variable, so that tasks and `asyncio.to_thread` inherit it; `threads.py` carries it into
-plain threads. Left out: what an episode does (`episode.py`).
+The current episode is a context variable, so tasks and `asyncio.to_thread` inherit it;
+`threads.py` carries it into plain threads. Episodes themselves are in `episode.py`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from orbiter.train.capture.episode import Episode
 
 CURRENT: ContextVar[Episode | None] = ContextVar("orbiter_episode", default=None)
-"""The innermost episode that the present code runs in."""
+"""The innermost episode that encloses the running code."""
 
 
 SPEAKER: ContextVar[str | None] = ContextVar("orbiter_speaker", default=None)
-"""The agent that asks the model just now, where a hook knows it."""
+"""The agent that is calling the model, if a hook knows it."""
 
 
 class _Open:
-    """How many `record` blocks are open, and the model calls that belonged to none of them."""
+    """Counts the open `record` blocks, and the model calls made outside all of them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.blocks = 0
         self.strays = 0
-        """Model calls seen outside of any block while at least one was open; only ever grows."""
+        """Model calls seen outside every block while at least one was open; only ever grows."""
 
     def enter(self) -> int:
         with self._lock:

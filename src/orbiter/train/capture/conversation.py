@@ -1,8 +1,8 @@
-"""Keeps what the requests of an episode have in common only once.
+"""Store the common part of an episode's requests only once.
 
-A request carries the whole conversation so far. The part that an earlier request of the episode
-carried too, byte for byte, is neither decoded nor written as text again: its messages are the very
-same objects, which lets the data set recognise them cheaply. `raw_request.py` compares the bytes.
+Each request carries the whole conversation so far. The part that repeats an earlier request byte
+for byte is neither decoded nor rendered as text again: its messages are the very same objects,
+which lets the dataset recognise them cheaply. `raw_request.py` compares the bytes.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from orbiter.train.redact import mask_named
 Clean = Cleaner | None
 
 REMEMBERED = 8
-"""Conversations of one episode that a request may continue: its agents may take turns."""
+"""How many conversations of an episode are kept as candidates for continuation; more than one,
+because its agents may take turns."""
 
 
 class Conversation(msgspec.Struct, kw_only=True):
-    """A conversation up to a request to the model, and the request's settings."""
+    """A conversation up to one model request, with the request's settings."""
 
     messages: list[Message] = []
     state: str = ""
-    """The transcript of the messages. It begins with the state of the turn before, so a lone user
-    message has its role too, unlike in `transcript.state_of`."""
+    """The transcript of the messages. It begins with the previous turn's state, so even a lone
+    user message keeps its role header, unlike in `transcript.state_of`."""
     names: dict[str, str] = {}
-    """The tool that each call's id is for."""
+    """Tool name by call id."""
     redacted: bool = False
     missing: str | None = None
-    """The response or conversation that the server knows, that this continues, and that was not
-    captured: messages are missing at the beginning."""
+    """The server-side response or conversation that this continues, if it was not captured: then
+    messages are missing at the beginning."""
     tools: list[Message] | None = None
     params: dict[str, Json] = {}
 
@@ -59,46 +60,46 @@ class Conversation(msgspec.Struct, kw_only=True):
 
 
 class NotACall(Exception):  # noqa: N818 - decides which list a request is noted in
-    """A request whose address could be a model's, and whose body is not one for a model."""
+    """The address could be a model's, but the body is not a model request."""
 
 
 class Asked(NamedTuple):
-    """A request: the conversation that it continues, and what of it is new."""
+    """A decoded request: the conversation that it continues, and its new part."""
 
     written: Written
     before: Conversation
     new: list[Json]
-    """The pieces after `before`, which the wire's `chat` turns into messages."""
+    """The pieces after `before`; the wire's `chat` turns them into messages."""
     fields: Fields | None
-    """The request's top level; None if all but the conversation is as in `before`."""
+    """The request's top level; None if everything but the conversation is as in `before`."""
     kept_by_server: bool
-    """Whether the request names `before` instead of repeating it."""
+    """Whether the request refers to `before` by id instead of repeating it."""
     named: str | None = None
-    """The response or conversation that the request says it continues."""
+    """The id of the response or conversation that the request says it continues."""
 
 
 class Conversations:
-    """The latest conversations of one episode. Not safe for several threads at once."""
+    """The latest conversations of one episode. Not thread-safe."""
 
     def __init__(self) -> None:
         self._latest: list[tuple[Written, Conversation]] = []
         self._said = Reply()
         """The latest reply, which the next request usually repeats."""
         self._answered: dict[str, Conversation] = {}
-        """By the id of a response or conversation that the server keeps and requests may name."""
+        """Conversations that the server keeps, by the response or conversation id."""
         self._tools: dict[bytes, Cleaned] = {}
         self._params: dict[tuple[tuple[str, bytes], ...], dict[str, Json]] = {}
 
     def follow(self, wire: Wire, body: bytes, *, certain: bool = True) -> Asked:
-        """Return a request, decoded as far as it differs from earlier ones; remembers nothing.
+        """Decode the part of a request that differs from earlier ones; change no state.
 
         Args:
             wire: The API.
             body: The request.
-            certain: Whether host and path leave no doubt that it goes to a model.
+            certain: Whether host and path alone prove that it goes to a model.
 
         Raises:
-            NotACall: it does not have the shape of a request to a model.
+            NotACall: it does not have the shape of a model request.
             Unreadable: it is not a JSON object.
         """
         longest: tuple[Written, Conversation] | None = None
@@ -114,7 +115,7 @@ class Conversations:
         return self._compare(wire, body, certain=certain)
 
     def read(self, asked: Asked, clean: Clean) -> Conversation:
-        """Return what a request asks, and remember it."""
+        """Return the conversation in a request, and remember it."""
         before, fields = asked.before, asked.fields
         messages, redacted = asked.written.wire.chat(asked.new), False
         if clean is not None:
@@ -135,7 +136,7 @@ class Conversations:
         return talk
 
     def answered(self, asked: Asked, talk: Conversation, reply: Reply) -> None:
-        """Remember an answer; as a conversation too if the server keeps one."""
+        """Remember an answer, and also its conversation if the server keeps one."""
         self._said = reply
         if asked.written.wire is not RESPONSES:
             return
@@ -187,7 +188,7 @@ class Conversations:
 
 
 def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:
-    """Return a conversation that the server keeps with more; instructions hold for one request."""
+    """Extend a conversation that the server keeps; instructions apply to one request only."""
     system = [message for message in new if message["role"] == "system"]
     rest = [message for message in [*before.messages, *new] if message["role"] != "system"]
     talk = Conversation().with_more([*system, *rest], redacted=before.redacted or redacted)
@@ -196,7 +197,7 @@ def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> C
 
 
 def _share(messages: list[Message], said: Reply) -> None:
-    """Let messages that repeat a reply share its texts and calls, to hold them in memory once."""
+    """Make messages that repeat a reply share its texts and calls, to hold them in memory once."""
     for message in messages:
         if message.get("role") != "assistant" or not isinstance(message, dict):
             continue

@@ -1,4 +1,4 @@
-"""Undoing HTTP's content encodings: gzip and deflate always, brotli and zstd if installed."""
+"""Undo HTTP content encodings: gzip and deflate always, brotli and zstd if installed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _ZSTD = "zstandard" if importlib.util.find_spec("zstandard") else None
 READABLE = tuple(
     filter(None, ("gzip", "deflate", "br" if _BROTLI else "", "zstd" if _ZSTD else "", "identity"))
 )
-"""The encodings that can be undone here."""
+"""The encodings that can be decoded in this installation."""
 
 Decode = Callable[[bytes], bytes]
-"""Takes the next bytes of a body; returns what they decode to so far."""
+"""Takes the next bytes of a body and returns the newly decoded ones."""
 
 
 def decoder(encoding: str) -> Decode | None:
-    """Return what undoes a content encoding, piece by piece; None if there is nothing to undo.
+    """Return an incremental decoder for a content encoding; None if there is nothing to decode.
 
-    An encoding that is not installed gives a decoder that raises `Unreadable`.
+    For an encoding that is not installed, the decoder raises `Unreadable`.
     """
     names = [name.strip().lower() for name in encoding.split(",")]
     steps = [_step(name) for name in reversed(names) if name not in {"", "identity"}]
@@ -40,17 +40,17 @@ def decoder(encoding: str) -> Decode | None:
 
 
 def decoded(body: bytes, encoding: str) -> bytes:
-    """Return a whole body without its content encoding.
+    """Decode a whole body.
 
     Raises:
-        Unreadable: it is damaged, or its encoding is not installed.
+        Unreadable: the body is damaged, or its encoding is not installed.
     """
     decode = decoder(encoding)
     return body if decode is None else decode(body)
 
 
 def narrowed(accepted: bytes) -> bytes:
-    """Return an Accept-Encoding header with only those encodings that can be undone here."""
+    """Drop the encodings that cannot be decoded here from an Accept-Encoding header."""
     kept = [
         choice
         for choice in accepted.decode("latin-1").split(",")
@@ -87,13 +87,13 @@ def _guarded(name: str, decode: Decode, failure: type[Exception]) -> Decode:
         try:
             return decode(chunk)
         except failure as error:
-            raise Unreadable(f"the body is no {name}: {error}") from error
+            raise Unreadable(f"the body is not valid {name}: {error}") from error
 
     return guarded
 
 
 class _Zlib:
-    """gzip with any number of members, or deflate with or without zlib's header."""
+    """Decodes gzip with any number of members, or deflate with or without zlib's header."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits

@@ -1,7 +1,7 @@
-"""An attempt at a task while it runs: its calls become items, and their outcome their reward.
+"""An episode while it runs: its model calls become items, its outcome their reward.
 
-Left out: how calls are seen (`transport.py`, `proxy.py`), and when an episode begins and ends
-(`record.py`).
+How calls are seen is in `transport.py` and `proxy.py`; when an episode begins and ends is in
+`record.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem, fields
 
 log = logging.getLogger(__name__)
 _UNREADABLE = (Unreadable, KeyError, TypeError, AttributeError, ValueError)
-"""What reading an answer of an unexpected shape may raise."""
+"""Exceptions that parsing an answer of an unexpected shape may raise."""
 
 
 class _Final(NamedTuple):
@@ -37,16 +37,16 @@ class _Final(NamedTuple):
 
 
 class _Background(NamedTuple):
-    """A response that the server is still making."""
+    """A response that the server is still computing."""
 
     step: int
-    """The step whose item waits for it."""
+    """The step whose item waits for the response."""
     asked: Asked
     talk: Conversation
 
 
 class Episode:
-    """One attempt: made by `record`, and by the proxy for each session.
+    """One attempt at a task, created by `record`, or by the proxy for each session.
 
     Safe to use from several threads and tasks at once.
     """
@@ -62,22 +62,22 @@ class Episode:
         parent: Episode | None = None,
         first_step: int = 0,
     ) -> None:
-        """Begin; a nested one goes on with its parent's task unless it has one of its own."""
+        """Start an episode; a nested one inherits its parent's task unless `task_id` is given."""
         self.dataset = dataset
         self.agent = agent
         self.parent = parent
         self.id = episode_id or os.urandom(16).hex()
-        """Name of the episode: the `episode_id` of its items."""
+        """The `episode_id` of its items."""
         inherited = parent.task_id if parent is not None else None
         self.task_id: str | None = inherited if task_id is None else task_id
         self.failures: list[Attempt] = []
-        """Requests to a model that brought no answer, retried ones included."""
+        """Model requests that got no answer, retried ones included."""
         self.other_requests: dict[str, int] = {}
-        """Requests that were none to a model, by method and address."""
+        """Counts of requests that did not go to a model, by method and address."""
         self.errors: list[Exception] = []
-        """Why calls could not be kept; `record` raises the first when it is left."""
+        """Why calls could not be kept; `record` raises the first at the end of its block."""
         self.calls = 0
-        """Items captured, those of nested episodes included."""
+        """Items captured, including those of nested episodes."""
         self._redactor = redactor or Redactor()
         self._lock = threading.RLock()
         self._step = first_step
@@ -86,30 +86,30 @@ class Episode:
         self._joins = Joins()
         self._failed: list[Attempt] = []
         self._background: dict[str, _Background] = {}
-        """Responses that are being made while the agent goes on, by their ids."""
+        """Unfinished background responses by id; the agent continues meanwhile."""
         self._final: _Final | None = None
         self._left = False
 
-    # What the user says.
+    # Called by the user.
 
     def reward(self, reward: float, gamma: float = 1.0) -> None:
-        """Give the episode its reward: `gamma` to the power of a step's distance from the last one.
+        """Set the episode's reward, discounted by `gamma` for each step before the last one.
 
-        Inside the `with` block it is given when the block is left, so that it reaches every call.
-        Steps that have a reward of their own keep it.
+        Inside the `with` block it takes effect when the block ends, so that it reaches every call.
+        Steps that already have a reward keep it.
 
         Raises:
-            DataError: the episode is over, and none of its steps waits for a reward.
+            DataError: the episode is over and none of its steps waits for a reward.
         """
         self._final = _Final(reward, gamma)
         if self._left:
             self.settle()
 
     def step_reward(self, reward: float) -> TrajectoryItem | None:
-        """Give the latest step a reward of its own; return what was kept of it.
+        """Reward the latest step alone; return the stored item.
 
         Raises:
-            DataError: there is no step yet, or the latest has its reward.
+            DataError: there is no step yet, or the latest one already has a reward.
         """
         with self._lock:
             if not self._step:
@@ -130,7 +130,7 @@ class Episode:
         tools: Sequence[Mapping[str, object]] | None = None,
         tool_calls: Sequence[Mapping[str, object]] | None = None,
     ) -> None:
-        """Record a step by hand: for an agent whose model is asked in no way that can be seen."""
+        """Record a step by hand, for an agent whose model calls cannot be captured."""
         said = [state, action, dict(metadata or {}), messages, tools, tool_calls]
         clean = self._redactor.cleaner(())
         if clean is not None:
@@ -156,12 +156,12 @@ class Episode:
 
     @property
     def steps(self) -> int:
-        """Steps captured so far; those of nested episodes are not among them."""
+        """Number of steps captured so far, without those of nested episodes."""
         return self._step
 
     @property
     def over(self) -> bool:
-        """Whether it was left: a thread that goes on behind it is not captured."""
+        """Whether the block has ended; threads that still run then are not captured."""
         return self._left
 
     @property
@@ -169,7 +169,7 @@ class Episode:
         """Whether a reply is still coming in."""
         return bool(self._open)
 
-    # What is seen of it.
+    # Called by whatever sees the traffic.
 
     def begin(
         self,
@@ -180,13 +180,13 @@ class Episode:
         address: str = "",
         encoding: str = "",
     ) -> Exchange:
-        """Return a new exchange of this episode, to be fed with what comes back.
+        """Return a new exchange of this episode, ready to receive the response bytes.
 
         Args:
-            recognised: The API that the request speaks.
+            recognised: The API of the request.
             body: The request.
-            secrets: The keys that it is sent with, to be removed from its texts.
-            address: The request in messages, as "POST host/path".
+            secrets: The keys in its headers, to be removed from its texts.
+            address: What messages call the request, as "POST host/path".
             encoding: The request's content encoding.
         """
         unreadable = None
@@ -201,36 +201,36 @@ class Episode:
         return exchange
 
     def ended(self, exchange: Exchange, body: bytes, error: str | None) -> None:
-        """Take an exchange that is over: an answer becomes an item, anything else a failure."""
+        """Process a finished exchange: an answer becomes an item, anything else a failure."""
         with self._lock:
             self._open.discard(exchange)
             try:
                 self._take(exchange, body, error)
-            except Exception as problem:  # it must not look like the model's failure
+            except Exception as problem:  # our failure must not look like the model's
                 log.error("a call could not be captured: %s", problem)
                 self.errors.append(problem)
 
     def note_other(self, request: str) -> None:
-        """Count a request that is none to a model, for who asks why nothing was captured."""
+        """Count a request that did not go to a model, to help explain an empty capture."""
         if request in self.other_requests or len(self.other_requests) < 8:
             self.other_requests[request] = self.other_requests.get(request, 0) + 1
 
     def tool_ran(self, run: ToolRun) -> None:
-        """Take the execution of a tool, to stand with the call that asked for it."""
+        """Store a tool execution with the call that requested it."""
         with self._lock:
             self._joins.tool_ran(run)
 
     def called_by(
         self, response_id: str | None, agent: str | None, branch: Mapping[str, object] | None = None
     ) -> None:
-        """Take who made the call that was answered with `response_id`; None is the latest one."""
+        """Store who made the call that got `response_id`; None means the latest call."""
         with self._lock:
             self._joins.called_by(response_id, agent, branch or {})
 
-    # When it is left.
+    # Called at the end of the block.
 
     def leave(self) -> None:
-        """End the episode: streams that nobody read to the end are closed, joins made."""
+        """End the episode: close streams that nobody read to the end, and apply hook data."""
         for exchange in tuple(self._open):
             exchange.close("still open when the episode was left")
         with self._lock:
@@ -238,12 +238,12 @@ class Episode:
             self._join()
 
     def settle(self) -> None:
-        """Give the reward that was said inside the block, if one was."""
+        """Assign the reward given inside the block, if there was one."""
         if self._final is not None:
             self.dataset.assign_reward(self.id, self._final.reward, self._final.gamma)
 
     def abandon(self, error: str) -> None:
-        """Write on the latest step why the episode went no further."""
+        """Write on the latest step why the episode ended early."""
         with self._lock:
             self._joins.note(self._step - 1, {"episode_error": error})
 
@@ -274,7 +274,7 @@ class Episode:
         self._answer(exchange, asked, reply)
 
     def _take_retrieved(self, exchange: Exchange, body: bytes, error: str | None) -> None:
-        """Complete the item of a response that was made in the background and is fetched now."""
+        """Complete the item of a background response that has now been fetched."""
         waiting = self._background.get(exchange.retrieves or "")
         if waiting is None:
             self.note_other(exchange.address)
@@ -308,7 +308,7 @@ class Episode:
     def _cleaned(
         self, exchange: Exchange, talk: Conversation, reply: Reply
     ) -> tuple[Conversation, Reply]:
-        """Return a reply without secrets, to a conversation that has none any more."""
+        """Return a reply without secrets, for a conversation already cleaned of them."""
         clean = self._redactor.cleaner([s for s in exchange.secrets if reply.contains(s)])
         return talk, reply if clean is None else cleaned(reply, clean, prompt_too=talk.redacted)
 
@@ -352,7 +352,7 @@ class Episode:
             episode = episode.parent
 
     def _join(self) -> None:
-        """Put what hooks have told since onto the steps that it belongs to."""
+        """Apply what hooks have reported since the last call to the steps concerned."""
         for step, change in self._joins.take():
             try:
                 self.dataset.revise(self.id, step, change)

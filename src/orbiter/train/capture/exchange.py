@@ -1,7 +1,7 @@
-"""One request to a model under way: what goes out and what comes back, until the reply is whole.
+"""One model request in flight: request and response bytes, until the reply is complete.
 
-Whatever carries the bytes (a patched client, the proxy) feeds them in. The call is kept before the
-bytes that end it are handed on, so a reply that the agent has seen in full is never lost.
+Whatever carries the bytes (a patched client, the proxy) feeds them in. The call is stored before
+the final bytes are handed on, so a reply that the agent has seen in full is never lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LENGTHS = frozenset((len(b"content-type"), len(b"content-encoding")))
 
 
 class Exchange:
-    """One request and the answer that comes in. One thread at a time."""
+    """One request and its incoming answer. Use from one thread at a time."""
 
     __slots__ = (
         "_chunks", "_clock", "_decode", "_ending", "_tail", "address", "agent", "body", "certain",
@@ -40,7 +40,7 @@ class Exchange:
         secrets: tuple[str, ...],
         address: str = "",
     ) -> None:
-        """Begin with the request; `address` names it in messages, as "POST host/path"."""
+        """Start with the request; messages refer to it by `address`, as "POST host/path"."""
         self.episode, self.body, self.secrets, self.address = episode, body, secrets, address
         self.wire: Wire = recognised.wire
         self.certain = recognised.certain
@@ -62,21 +62,21 @@ class Exchange:
         self._ending = b""
 
     def answered(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take the head of the response; `headers` as they go over the wire."""
+        """Take the status and the headers of the response, as they are on the wire."""
         self.status = status
         for name, value in headers:
-            if len(name) in _LENGTHS:  # most names need no look
+            if len(name) in _LENGTHS:  # skips most header names cheaply
                 if name.lower() == b"content-type":
                     self.streamed = value.lower().startswith(b"text/event-stream")
                 elif name.lower() == b"content-encoding":
                     self._decode = decoder(value.decode("latin-1"))
 
     def feed(self, chunk: bytes, *, decoded: bool = False) -> None:
-        """Take bytes of the response; the call is kept when they end it.
+        """Take the next bytes of the response; store the call when they complete it.
 
         Args:
             chunk: The next bytes.
-            decoded: Whether the client has undone the content encoding already.
+            decoded: Whether the client has already undone the content encoding.
         """
         if self.done:
             return
@@ -99,7 +99,7 @@ class Exchange:
             self.close()
 
     def close(self, error: str | None = None) -> None:
-        """End the exchange; `error` says why the bytes ended too early."""
+        """End the exchange; `error` says why the bytes ended early."""
         if self.done:
             return
         self.done = True
@@ -107,7 +107,7 @@ class Exchange:
         self.episode.ended(self, b"".join(self._chunks), self.unreadable or error)
 
     def _is_last(self, chunk: bytes) -> bool:
-        """Return whether the event that ends a stream has come in whole."""
+        """Return whether the event that ends the stream has arrived in full."""
         if self._ending:
             self._ending += chunk
         else:

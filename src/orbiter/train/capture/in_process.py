@@ -1,9 +1,9 @@
 """Answer an agent's model calls in this process: its HTTP clients never open a socket.
 
-`transport.answered_by` says who answers. This file wraps the clients of httpx and httpx2: a request
-to a model API, whatever its base URL, is given to the answerer, and every other one goes out as
-ever. The client's own event hooks run; its timeouts do not, because an answer that is computed here
-may take longer than a provider's.
+`transport.answered_by` sets the answerer. This file wraps the clients of httpx and httpx2: requests
+to a model API, whatever their base URL, go to the answerer, and all others go out as usual. The
+client's event hooks run; its timeouts do not, because an answer that is computed here may take
+longer than a provider's.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import msgspec
 from orbiter.train.capture.wire import recognise
 
 Foreign = Any
-"""What belongs to a library that need not be installed."""
+"""An object of a library that need not be installed."""
 
 
 class Answer(Protocol):
-    """An answer over HTTP, for a client that awaits."""
+    """An HTTP answer for an async client."""
 
     @property
     def status(self) -> int:
@@ -41,7 +41,7 @@ class Answer(Protocol):
 
 
 class BlockingAnswer(Protocol):
-    """The same for a client that blocks its thread."""
+    """An HTTP answer for a client that blocks its thread."""
 
     @property
     def status(self) -> int:
@@ -57,28 +57,28 @@ class BlockingAnswer(Protocol):
 
 
 class Answerer(Protocol):
-    """Answers requests to a model; a `LiveSession` does."""
+    """Answers model requests, as a `LiveSession` does."""
 
     def takes(self, method: str, path: str) -> bool:
         """Say whether this request can be answered."""
 
     def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Awaitable[Answer]:
-        """Answer from any event loop."""
+        """Answer a request; works on any event loop."""
 
     def handle_blocking(self, path: str, headers: Mapping[str, str], body: bytes) -> BlockingAnswer:
-        """Answer from any thread, which waits."""
+        """Answer a request while the calling thread, which may be any, waits."""
 
 
 class Answering(NamedTuple):
-    """Who answers, and which models."""
+    """An answerer and the models that it answers for."""
 
     answerer: Answerer
     models: frozenset[str] | None
-    """Names of the models that are answered here; None: all of them."""
+    """Model names that are answered here; None means all."""
 
 
 ANSWERING: ContextVar[Answering | None] = ContextVar("orbiter_answering", default=None)
-"""Who answers the model calls that the present code makes; None: the model's own server."""
+"""The answerer of the running code's model calls; None lets them go to their own server."""
 
 
 def wrap_sync(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
@@ -149,7 +149,7 @@ def wrap_async(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..
 
 
 def _answerer(request: Foreign) -> Answerer | None:
-    """Return who answers a request, if it is one to a model and anybody does."""
+    """Return the answerer for a request, if it goes to a model and an answerer takes it."""
     current = ANSWERING.get()
     if current is None or recognise(request.method, request.url.host, request.url.path) is None:
         return None
@@ -171,7 +171,7 @@ def _model_of(body: bytes) -> str | None:
 
 
 class _Named(msgspec.Struct):
-    """The one field of a request that is looked at here."""
+    """The one request field that matters here."""
 
     model: str | None = None
 

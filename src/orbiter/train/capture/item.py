@@ -1,8 +1,8 @@
-"""Makes an item of an exchange that is over.
+"""Turn a finished exchange into an item.
 
-state, messages, tools     what the model was asked
-action, tool_calls         what it answered; the texts are in the form of `chat/transcript.py`
-prompt_token_ids, token_ids, logprobs      where the server gives them
+state, messages, tools     the input of the model
+action, tool_calls         its answer; the texts are in the form of `chat/transcript.py`
+prompt_token_ids, token_ids, logprobs      if the server returns them
 metadata                   api, model, response_id, finish_reason, params, seconds, and those
                            of these that apply: input_tokens (cached ones included),
                            output_tokens, cached_tokens, cache_write_tokens,
@@ -10,7 +10,7 @@ metadata                   api, model, response_id, finish_reason, params, secon
                            server_calls, error, failed_attempts, other_answers, logprobs and
                            logprob_tokens (without token ids), redacted, tool_runs, branch,
                            parent_episode, episode_error, history_missing (the response or
-                           conversation that the request continues and nobody captured)
+                           conversation that the request continues, if it was not captured)
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from orbiter.train.trajectory.item import from_values
 
 
 class Attempt(NamedTuple):
-    """A request to a model that got no answer."""
+    """A model request that got no answer."""
 
     status: int
-    """HTTP status; 0 if no complete response came."""
+    """HTTP status; 0 if no complete response arrived."""
     error: str
 
 
 def read(exchange: Exchange, body: bytes, error: str | None) -> Reply:
-    """Read an answer; one that broke off carries its error.
+    """Parse an answer; an interrupted one carries its error.
 
     Raises:
-        Unreadable: it is not what the path promises.
+        Unreadable: the body is not what the path promises.
     """
     if exchange.status >= 400 or not body:
         return Reply(error=error or _failure(exchange.status, body))
@@ -67,7 +67,7 @@ def item_of(
     agent: str | None = None,
     timestamp: float | None = None,
 ) -> TrajectoryItem:
-    """Return the item of a call; all of it came from JSON, so nothing is checked again."""
+    """Return the item of a call; its values come from JSON, so they are not checked again."""
     logprobs = reply.logprobs if reply.logprob_tokens is None else None
     return from_values(
         (
@@ -79,7 +79,7 @@ def item_of(
 
 
 def completed(waiting: TrajectoryItem, made: TrajectoryItem) -> TrajectoryItem:
-    """Return an item of a response that was not complete, with the complete answer."""
+    """Return the item of an incomplete response, with the complete answer filled in."""
     kept = {name: value for name, value in waiting.metadata.items() if name != "error"}
     return replace(
         waiting,
@@ -95,7 +95,7 @@ def completed(waiting: TrajectoryItem, made: TrajectoryItem) -> TrajectoryItem:
 def metadata_of(
     exchange: Exchange, talk: Conversation, reply: Reply, failed: list[Attempt]
 ) -> dict[str, Json]:
-    """Return an item's metadata: what is known of a call beside its texts."""
+    """Return an item's metadata: everything known about a call except its texts."""
     entries: dict[str, Json] = {
         "api": exchange.wire.name,
         "model": reply.model,
@@ -121,7 +121,7 @@ def metadata_of(
 
 
 def cleaned(reply: Reply, clean: Cleaner, *, prompt_too: bool) -> Reply:
-    """Remove the secrets from a reply, and the token ids that would spell them."""
+    """Remove the secrets from a reply, and the token ids that spell them."""
     if prompt_too:
         reply.prompt_token_ids = None
     texts = [reply.text, reply.tool_calls, reply.reasoning, reply.others, reply.error]

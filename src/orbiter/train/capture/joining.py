@@ -1,7 +1,7 @@
-"""What hooks tell about a call, put onto its item: joined by response id and tool call id.
+"""Attach what hooks report about a call to its item, matched by response id and tool call id.
 
-It is told while the call's item already stands in the data set, so it is gathered here and put onto
-the items together, before the next call is kept and when the episode is left.
+Hooks report when the item is already in the dataset, so their data is collected here and applied
+in one go, before the next call is stored and at the end of the episode.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class ToolRun(NamedTuple):
 
     name: str
     arguments: str | None
-    """As the model wrote them: finds the call where the framework does not tell its id."""
+    """As the model wrote them; they identify the call if the framework does not give its id."""
     result: str | None
     error: str | None
     started: float
-    """When, in seconds since 1970 (UTC)."""
+    """Start time in seconds since 1970 (UTC)."""
     seconds: float
     call_id: str | None = None
 
@@ -39,18 +39,18 @@ class _Call(NamedTuple):
 
 
 class Joins:
-    """The steps of one episode by the ids that hooks know, and what they told so far."""
+    """One episode's steps by the ids that hooks know, and what hooks have reported so far."""
 
     def __init__(self) -> None:
         self._step_of: dict[str, int] = {}
         self._latest: int | None = None
         self._calls: list[_Call] = []
-        """The calls of tools that no execution is known of yet."""
+        """Tool calls without a known execution."""
         self._agents: dict[int, str] = {}
         self._notes: dict[int, dict[str, Json]] = {}
 
     def answered(self, step: int, response_id: str | None, calls: Iterable[Message]) -> None:
-        """Learn which step a reply became, and the calls of tools in it."""
+        """Note which step a reply became, and its tool calls."""
         self._latest = step
         if response_id is not None:
             self._step_of[response_id] = step
@@ -59,7 +59,7 @@ class Joins:
             self._calls.append(_Call(step, call_id, name_of(call), input_of(call)))
 
     def tool_ran(self, run: ToolRun) -> None:
-        """Gather an execution for the step that asked for it; for the latest where none did."""
+        """Record an execution for the step that requested it, or else for the latest step."""
         call = next((call for call in self._calls if _is_of(run, call)), None)
         if call is not None:
             self._calls.remove(call)
@@ -80,7 +80,7 @@ class Joins:
     def called_by(
         self, response_id: str | None, agent: str | None, branch: Mapping[str, object]
     ) -> None:
-        """Gather who made a call."""
+        """Record who made a call."""
         step = self._latest if response_id is None else self._step_of.get(response_id)
         if step is None:
             return
@@ -90,11 +90,11 @@ class Joins:
             self.note(step, {"branch": dict(branch)})
 
     def note(self, step: int, metadata: Mapping[str, Json]) -> None:
-        """Gather metadata for a step."""
+        """Record metadata for a step."""
         self._notes.setdefault(step, {}).update(metadata)
 
     def take(self) -> Iterator[tuple[int, Change]]:
-        """Yield each step that something was told about, with the change to make; then forget."""
+        """Yield each step with new data and the change to make, then clear the data."""
         if not (self._agents or self._notes):
             return
         agents, notes = self._agents, self._notes

@@ -1,17 +1,17 @@
-"""A proxy in front of a model, for agents in other processes and languages.
+"""Run a proxy in front of a model, for agents in other processes and languages.
 
     base_url = http://127.0.0.1:8787/s/SESSION/v1      for OpenAI's clients
     base_url = http://127.0.0.1:8787/s/SESSION         for Anthropic's
 
-Each session is an episode; whoever runs the agent chooses its name. What the agent sends goes on to
-the model as it is, and comes back as it is, streams chunk by chunk. Beside the model's own paths:
+Each session is an episode; whoever runs the agent chooses its name. Requests and responses pass
+through unchanged, streams chunk by chunk. The proxy adds these paths to the model's own:
 
     POST /s/SESSION                {"agent": ..., "task_id": ...}      both optional, before a call
     POST /s/SESSION/reward         {"reward": 1.0, "gamma": 1.0}       ends the episode
     POST /s/SESSION/step_reward    {"reward": 0.5}                     the latest call's
 
-On loopback any program of this machine may use it; anywhere else a token is asked for: in the
-header `x-orbiter-token`, or as the client's API key, which then gives way to the proxy's own key.
+On loopback any program on this machine may use the proxy; anywhere else it requires a token, in the
+header `x-orbiter-token` or as the client's API key, which the proxy then replaces by its own key.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ def run_proxy(
     redact: Redact = None,
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Serve until interrupted; every call is in the journal at `path` before its reply is whole.
+    """Serve until interrupted; each call is in the journal before its reply is complete.
 
     Args:
         to: The model's address, such as "http://127.0.0.1:8000/v1".
-        path: The data set's journal; opened, or created, and closed at the end.
+        path: The dataset's journal; opened or created, and closed at the end.
         host: Address to listen on; one that is not loopback needs a token.
-        port: Port to listen on; 0 takes a free one.
-        token: What clients must show.
-        api_key: The model's key, put in the place of a token that came as the client's key.
+        port: Port to listen on; 0 picks a free one.
+        token: Token that clients must send.
+        api_key: The model's key, sent in place of a token that came as the client's key.
         redact: As for `record`.
-        on_ready: Called with the proxy's address once its port is taken.
+        on_ready: Called with the proxy's address once it is listening.
 
     Raises:
         ConfigError: an open address without a token, a malformed address, or a port that does not
             exist or is in use.
-        StorageError: the journal is held by another process, or is no journal.
+        StorageError: the journal is held by another process, or is not a journal.
         MissingExtraError: the extra `capture` is not installed.
     """
     if token is None and not is_loopback(host):
@@ -78,10 +78,10 @@ def proxy_app(
     api_key: str | None = None,
     redact: Redact = None,
 ) -> Starlette:
-    """Return the proxy as an ASGI application, to be served by whatever serves them.
+    """Return the proxy as an ASGI application for any ASGI server.
 
     Raises:
-        ConfigError: `to` is no address.
+        ConfigError: `to` is not an address.
         MissingExtraError: the extra `capture` is not installed.
     """
     require("starlette", extra="capture")

@@ -1,4 +1,4 @@
-"""The proxy's application: what goes in, what goes on, what comes back. See `proxy.py`."""
+"""The proxy's ASGI application; `proxy.py` documents its paths."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _HOP_BY_HOP = frozenset(
      b"trailer", b"transfer-encoding", b"upgrade", b"host", b"content-length",
      TOKEN_HEADER.encode())
 )  # fmt: skip
-"""Headers that belong to one connection."""
+"""Headers that apply to one connection only."""
 _BROKEN = (
     httpcore2.NetworkError,
     httpcore2.TimeoutException,
     httpcore2.ProtocolError,
     httpcore2.UnsupportedProtocol,
 )
-"""What a model's address can do to a request."""
+"""Exceptions from an unreachable or failing model server."""
 _CONNECT_SECONDS = 120.0
-"""A thousand agents that start together take their time; how long one waits is its own affair."""
+"""Generous, because a thousand agents may start at once; clients have their own timeouts."""
 _URL_MARKS = "%/:=&?~#+!$,;'@()*[]"
-"""Characters of an address that stay as they are."""
+"""URL characters that are not escaped."""
 Header = tuple[bytes, bytes]
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -91,7 +91,7 @@ class _Proxy:
         self._sessions = sessions
         self._token, self._api_key = token, api_key
         self._host = urlsplit(to).netloc.rpartition("@")[2].encode()
-        # The pool under httpx2: what the client adds to it costs as much again.
+        # The connection pool under httpx2: the client on top would double the cost per request.
         self._pool = httpcore2.AsyncConnectionPool(
             max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0, retries=1
         )
@@ -101,7 +101,7 @@ class _Proxy:
         await self._pool.aclose()
 
     async def open(self, request: Request) -> Response:
-        """Say whose session it is, before its first call."""
+        """Record a session's agent and task, before its first call."""
         self._admit(request)
         given = await _json(request)
         name = request.path_params["session"]
@@ -109,7 +109,7 @@ class _Proxy:
         return JSONResponse({"episode_id": name})
 
     async def reward(self, request: Request) -> Response:
-        """Give a session's episode its reward."""
+        """Set the reward of a session's episode."""
         self._admit(request)
         given = await _json(request)
         name = request.path_params["session"]
@@ -117,7 +117,7 @@ class _Proxy:
         return JSONResponse({"episode_id": name, "items": kept})
 
     async def step_reward(self, request: Request) -> Response:
-        """Give the latest call of a session its reward."""
+        """Reward the latest call of a session."""
         self._admit(request)
         given = await _json(request)
         name = request.path_params["session"]
@@ -125,7 +125,7 @@ class _Proxy:
         return JSONResponse({"episode_id": name})
 
     async def forward(self, request: Request) -> Response:
-        """Pass a request on; capture it if it goes to a model."""
+        """Forward a request; capture it if it goes to a model."""
         headers = self._admit(request)
         path = f"/{request.path_params['path']}"
         body = await request.body()
@@ -168,7 +168,7 @@ class _Proxy:
         return self._to + path
 
     def _admit(self, request: Request) -> list[Header]:
-        """Return the headers to pass on; refuse who may not be served."""
+        """Return the headers to pass on; refuse a client without the token."""
         headers = [(n, v) for n, v in request.headers.raw if n.lower() not in _HOP_BY_HOP]
         if self._token is None:
             refused = refuse_web_pages(request.headers.raw)
@@ -182,7 +182,7 @@ class _Proxy:
         raise HTTPException(401, f"the token is missing or wrong: send it as {TOKEN_HEADER}")
 
     def _with_own_key(self, headers: list[Header]) -> list[Header]:
-        """Put the model's key in the place of the token."""
+        """Replace the token by the model's key."""
         key = (self._api_key or "").encode()
         named = {b"authorization": b"Bearer " + key, b"x-api-key": key, b"api-key": key}
         kept = [(name, value) for name, value in headers if name not in named]
@@ -191,7 +191,7 @@ class _Proxy:
 
 
 class _Passed(Response):
-    """The model's response, passed on byte for byte as it comes."""
+    """The model's response, passed on byte for byte as it arrives."""
 
     def __init__(self, response: httpcore2.Response, exchange: Exchange | None) -> None:
         self._response, self._exchange = response, exchange
@@ -212,7 +212,7 @@ class _Passed(Response):
             error = None
         except _BROKEN as problem:
             error = f"{type(problem).__name__}: {problem}"
-            raise  # the client's connection breaks where the model's did
+            raise  # so that the client's connection breaks where the model's did
         finally:
             if exchange is not None:
                 exchange.close(error)

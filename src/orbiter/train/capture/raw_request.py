@@ -1,8 +1,8 @@
-"""A request as it was written, to see at a glance whether another one goes on from it.
+"""Raw request bytes, kept to detect cheaply that a later request extends this one.
 
-An agent's next request mostly repeats its last one and puts messages at the end of the list: the
-same bytes up to the end of the old messages, and the same bytes behind them. What stands between is
-all there is to read. Where a request is no such thing, it is compared piece by piece.
+An agent's next request mostly repeats its last one and appends messages to the list: the same bytes
+up to the end of the old messages, and the same bytes after the list. Only the part in between
+needs decoding. A request of any other shape is compared piece by piece.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from orbiter.train.chat.reply import Fields, Unreadable, decode, decode_fields
 
 
 class Written:
-    """One request's bytes."""
+    """The bytes of one request."""
 
     __slots__ = ("_parts", "head", "tail", "wire")
 
     def __init__(self, wire: Wire, head: bytes, tail: bytes, parts: list[Part] | None) -> None:
         self.wire = wire
         self.head = head
-        """Up to the end of its last message."""
+        """The bytes up to the end of the last message."""
         self.tail = tail
-        """Behind that; empty where messages have no place of their own."""
+        """The bytes after `head`; empty if the end of the messages could not be located."""
         self._parts = parts
 
     @property
@@ -35,7 +35,7 @@ class Written:
         return self._parts
 
     def goes_on_in(self, wire: Wire, body: bytes) -> bool:
-        """Say whether another request may be this one with more at the end of its messages."""
+        """Return whether another request may be this one with more messages at the end."""
         return (
             body.startswith(self.head)
             and body.endswith(self.tail)
@@ -45,25 +45,28 @@ class Written:
         )
 
     def new_in(self, body: bytes) -> list[Json] | None:
-        """Return the messages that `body`, which may go on from here, adds; None where not so."""
+        """Return the messages that `body` appends to this request; None if it does not extend it.
+
+        Call it only if `goes_on_in` returned True.
+        """
         between = body[len(self.head) : len(body) - len(self.tail)].strip(b" \t\r\n")
         if not between:
             return []
         if not between.startswith(b","):
             return None
         try:
-            # These being whole messages, `body` has the form of this request: no need to look.
+            # If these bytes are whole messages, the rest of `body` needs no check.
             new: list[Json] = decode(b"[%b]" % between[1:])
         except Unreadable:
             return None
         return new
 
     def grown(self, body: bytes) -> Written:
-        """Return the request `body`, which goes on from here."""
+        """Return the request `body`, which extends this one."""
         return Written(self.wire, body[: len(body) - len(self.tail)], self.tail, None)
 
     def shared_with(self, other: Written) -> int:
-        """Count the first pieces that are the same."""
+        """Count the leading pieces that are equal."""
         count = 0
         for ours, theirs in zip(self.parts, other.parts, strict=False):
             if ours != theirs:
@@ -73,7 +76,7 @@ class Written:
 
 
 def written(wire: Wire, body: bytes, fields: Fields, *, may_grow: bool) -> Written:
-    """Return the request `body`, whose top level is `fields`."""
+    """Wrap the request `body`, whose top level is `fields`."""
     parts = wire.parts(fields)
     end = _end_of_list(body, fields, wire.turns) if may_grow and parts else -1
     return (
@@ -82,10 +85,10 @@ def written(wire: Wire, body: bytes, fields: Fields, *, may_grow: bool) -> Writt
 
 
 def _end_of_list(body: bytes, fields: Fields, name: str) -> int:
-    """Return where a field's list ends, before its bracket; -1 where it is none, or hard to say.
+    """Return where a field's list ends, before its bracket; -1 if that cannot be determined.
 
-    The request is written anew up to there, in the two ways in which JSON is written without
-    thought for its reader: if it begins so, the place is right.
+    The request is written again up to there, in the two usual styles of JSON spacing: if the body
+    begins with that text, the position is right.
     """
     value = bytes(fields.get(name) or b"")
     if not value.endswith(b"]") or len(value) < len(b"[{}]"):

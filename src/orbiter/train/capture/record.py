@@ -1,4 +1,4 @@
-"""`record`: everything that is asked of a model inside the block becomes part of an episode."""
+"""`record` captures every model call made inside its block as part of an episode."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def record(
     episode_id: str | None = None,
     redact: Redact = None,
 ) -> Iterator[Episode]:
-    """Capture every call of a model made inside the block, in sync and async code alike.
+    """Capture every model call made inside the block, in sync and async code alike.
 
-    Seen are chat completions, Responses and Anthropic messages that go through httpx or httpx2, as
-    the clients of OpenAI and Anthropic and the frameworks on them do; streamed or whole; from this
-    task, and from the tasks and threads that it starts. Each is in the data set before its reply
-    is handed to the agent, waiting for `episode.reward(...)` or `episode.step_reward(...)`. A block
-    inside another one is an episode of its own.
+    It sees chat completions, Responses and Anthropic messages sent through httpx or httpx2, as the
+    clients of OpenAI and Anthropic and frameworks built on them do; streamed or not; from this
+    task and from the tasks and threads that it starts. Each call is in the dataset before its reply
+    reaches the agent, and waits for `episode.reward(...)` or `episode.step_reward(...)`. A block
+    inside another one is a separate episode.
 
     Args:
-        dataset: Takes the items in; give it a `path` to survive a kill.
-        agent: Name of the agent, until a hook knows better.
-        task_id: The task: attempts at one task share it. A nested block inherits it.
-        episode_id: Name of the attempt; a new one, unless given.
+        dataset: Where the items go; give it a `path` so that they survive a crash.
+        agent: Name of the agent, until a hook reports a better one.
+        task_id: The task; attempts at the same task share it. A nested block inherits it.
+        episode_id: Name of the attempt; a new one by default.
         redact: Patterns (regular expressions) to replace by "[redacted]", or a function from text
             to text; applied to every text before anything is kept.
 
     Raises:
         DataError: no call was captured; the message says what was seen instead.
-        StorageError: calls could not be written down.
+        StorageError: calls could not be written to disk.
     """
     if not isinstance(dataset, TrajectoryDataset):
         raise ConfigError(f"record needs a TrajectoryDataset to fill, got {dataset!r:.60}")
@@ -76,13 +76,13 @@ def record(
 
 
 def _leave(episode: Episode, outer: Episode | None) -> None:
-    CURRENT.set(outer)  # and not reset(): a fixture may leave in another context than it entered
+    CURRENT.set(outer)  # not reset(): a fixture may exit in another context than it entered
     OPEN.leave()
     episode.leave()
 
 
 def _settle_beside(episode: Episode, error: BaseException) -> None:
-    """Give the reward although the block raised; what goes wrong then only stands beside that."""
+    """Assign the reward although the block raised; further errors become notes on that one."""
     try:
         if episode.calls:
             episode.settle()
@@ -93,7 +93,7 @@ def _settle_beside(episode: Episode, error: BaseException) -> None:
 
 
 def _why_nothing(episode: Episode, strays: int) -> str:
-    """Say what was seen instead of a call, and what to do about it."""
+    """Explain why nothing was captured, and what to do about it."""
     reasons = []
     if episode.failures:
         last = episode.failures[-1]

@@ -1,8 +1,8 @@
-"""Taking secrets out of what is captured, before anything of it is kept.
+"""Remove secrets from captured data before any of it is stored.
 
-Headers are never looked at but for one thing: the key that a request is sent with is taken out of
-its texts, should it stand there. `redact=` adds patterns, or a function from text to text. Where
-something was taken out of an item, its token ids go too: they spell the same text.
+Headers are not captured. They are used for one purpose: the key that a request is sent with is
+removed from its texts if it appears there. `redact=` adds patterns, or a function from text to
+text. If something was removed from an item, its token ids go too, because they spell the same text.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ from orbiter.train.errors import CallbackError, ConfigError, boundary
 from orbiter.train.redact import SHORTEST, is_secret_name
 
 Redact = Callable[[str], str] | Iterable[str | re.Pattern[str]] | None
-"""A function from text to text, regular expressions, or nothing."""
+"""A function from text to text, regular expressions, or None."""
 
 REPLACED = "[redacted]"
 _STRUCTURE = frozenset(("role", "type", "id", "tool_call_id"))
-"""What holds a conversation together, and is no text of anybody's."""
+"""Fields that structure a conversation and hold no free text."""
 _KEY_HEADERS = frozenset((b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"))
 
 
 class Cleaned(NamedTuple):
-    """A value without its secrets."""
+    """A value with its secrets removed."""
 
     value: Json
     changed: bool
 
 
 Cleaner = Callable[[Json], Cleaned]
-"""Takes the secrets out of any JSON value."""
+"""Removes the secrets from any JSON value."""
 
 
 class Redactor:
-    """Takes secrets out of texts: those of the user's rule, and the keys of single requests."""
+    """Removes secrets from texts: by the user's rule, and the keys of single requests."""
 
     def __init__(self, redact: Redact = None) -> None:
         """Take the rule.
 
         Raises:
-            ConfigError: it is neither a function nor regular expressions.
+            ConfigError: the rule is neither a function nor regular expressions.
         """
         self._function = redact if callable(redact) else None
         self._patterns = [] if callable(redact) else _compiled(redact)
 
     def cleaner(self, secrets: Iterable[str]) -> Cleaner | None:
-        """Return what cleans any JSON value of these secrets too; None where there is no rule."""
+        """Return a cleaner that also removes these secrets; None if there is nothing to remove."""
         patterns = self._patterns + [re.compile(re.escape(secret)) for secret in secrets]
         if not patterns and self._function is None:
             return None
@@ -87,7 +87,7 @@ class Redactor:
 
 
 def keys_in(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
-    """Return the keys that a request is sent with; takes headers as they go over the wire."""
+    """Return the API keys in a request's raw headers."""
     found = [value for name, value in headers if name.lower() in _KEY_HEADERS]
     if not found:
         return ()
@@ -96,7 +96,7 @@ def keys_in(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
 
 
 def without_keys(fields: Fields) -> Fields:
-    """Return a request's parameters without those that are secrets by their name."""
+    """Return a request's parameters without those whose name marks them as secrets."""
     return {
         name: raw
         for name, raw in fields.items()

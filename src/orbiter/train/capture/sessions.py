@@ -1,4 +1,4 @@
-"""The proxy's sessions: an episode each, found by the name that stands in the URL."""
+"""The proxy's sessions: one episode per session name in the URL."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from orbiter.train.trajectory import TrajectoryDataset
 from orbiter.train.trajectory.fields import number
 
 REMEMBERED = 4096
-"""Sessions held in memory; one that was idle for longer goes on by its journal."""
+"""Sessions held in memory; one that was idle for longer is resumed from its journal."""
 
 
 class Sessions:
-    """All sessions of a proxy; those of an earlier one with the same journal go on."""
+    """All sessions of a proxy, including those continued from an earlier run's journal."""
 
     def __init__(self, dataset: TrajectoryDataset, redactor: Redactor) -> None:
-        """Count the steps that the data set has of each session already."""
+        """Count the steps that the dataset already has of each session."""
         self._dataset, self._redactor = dataset, redactor
         self._steps: dict[str, int] = {}
         for item in [*dataset, *dataset.waiting]:
@@ -28,7 +28,7 @@ class Sessions:
         self._episodes: OrderedDict[str, Episode] = OrderedDict()
 
     def episode(self, name: str) -> Episode:
-        """Return a session's episode; a new name begins one."""
+        """Return a session's episode; a new name starts one."""
         episode = self._episodes.get(name)
         if episode is None:
             episode = self._episodes[name] = Episode(
@@ -42,10 +42,10 @@ class Sessions:
         return episode
 
     def describe(self, name: str, agent: object, task_id: object) -> None:
-        """Take whose session it is.
+        """Set a session's agent and task.
 
         Raises:
-            DataError: a name is no text.
+            DataError: one of them is not a string.
         """
         for what, value in (("agent", agent), ("task_id", task_id)):
             if value is not None and not isinstance(value, str):
@@ -55,19 +55,19 @@ class Sessions:
         episode.task_id = task_id if isinstance(task_id, str) else episode.task_id
 
     def reward(self, name: str, reward: object, gamma: object) -> int:
-        """Give a session's episode its reward; return how many items were kept.
+        """Set the reward of a session's episode; return how many items were stored.
 
         Raises:
-            DataError: the reward is no number, or nothing of the session waits for one.
+            DataError: the reward is not a number, or no item of the session waits for one.
         """
         given = number("reward", reward)
         return len(self._dataset.assign_reward(name, given, number("gamma", gamma)))
 
     def step_reward(self, name: str, reward: object) -> None:
-        """Give the latest call of a session its reward.
+        """Reward the latest call of a session.
 
         Raises:
-            DataError: the reward is no number, or there is no call that waits for one.
+            DataError: the reward is not a number, or no call waits for one.
         """
         self.episode(name).step_reward(number("reward", reward))
 

@@ -1,8 +1,8 @@
-"""Plain threads belong to the episode of the code that started them.
+"""Make plain threads belong to the episode of the code that started them.
 
-Context variables are inherited by tasks and by `asyncio.to_thread`, not by `threading.Thread` nor
-by a thread pool's workers. The start of a thread and a pool's `submit` are wrapped, once, and pass
-on this package's own variables only. The calls of process pools cannot be seen from here.
+Context variables are inherited by tasks and by `asyncio.to_thread`, but not by `threading.Thread`
+or a thread pool's workers. Thread start and pool `submit` are therefore wrapped, once, and pass on
+this package's variables only. Calls in process pools cannot be seen from here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orbiter.train.capture.in_process import ANSWERING
 
 @functools.cache
 def follow_threads() -> None:
-    """Wrap what starts threads; a second time does nothing."""
+    """Wrap thread start and pool submission; a second call does nothing."""
     _wrap_start()
     _wrap_submit()
 
@@ -30,10 +30,10 @@ def _wrap_start() -> None:
     @functools.wraps(start)
     def started(self: threading.Thread) -> None:
         if CURRENT.get() is not None or ANSWERING.get() is not None:
-            self.run = _inside(self.run)  # type: ignore[method-assign]  # of this one
+            self.run = _inside(self.run)  # type: ignore[method-assign]  # of this thread only
         start(self)
 
-    threading.Thread.start = started  # type: ignore[method-assign]  # what this file is for
+    threading.Thread.start = started  # type: ignore[method-assign]  # the purpose of this file
 
 
 def _wrap_submit() -> None:
@@ -42,16 +42,16 @@ def _wrap_submit() -> None:
     def submitted(
         self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: object, **kwargs: object
     ) -> Future[Any]:
-        # Outside of any episode too: a worker was started by whoever came first.
+        # Outside of any episode too: the worker may have been started inside one.
         return submit(self, _inside(fn), *args, **kwargs)
 
-    # `wraps` would lose its way in the original's generic type.
+    # `functools.wraps` cannot type this generic method.
     submitted.__doc__ = submit.__doc__
     ThreadPoolExecutor.submit = submitted  # type: ignore[assignment, method-assign]  # as above
 
 
 def _inside(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Run `fn` with what the present code has in this package's variables."""
+    """Return `fn`, bound to the present values of this package's context variables."""
     episode, answering = CURRENT.get(), ANSWERING.get()
 
     def run(*args: object, **kwargs: object) -> object:

@@ -1,11 +1,11 @@
-"""Token ids for an episode without drift: the server's where it gave them, each text cut up once.
+"""Token ids for episodes without retokenisation drift.
 
 The ids of one conversation form one stream: what the model read, what it sampled, what came in
-between, what it sampled next. Where a server gave ids, they stand. Where it gave none, only the
-text that is new in a turn is tokenised, and put behind the ids of the turn before: text that the
-model saw as one stream is never cut up a second time, and differently. A turn whose prompt is no
-continuation of the turn before (a template that strips thoughts, a rewritten history) begins a
-stream of its own, and is reported. Left out: which model the ids belong to, that is the caller's.
+between, what it sampled next. Ids from the server are kept as they are. Without them only the new
+text of a turn is tokenised and appended to the previous turn's ids, because tokenising the whole
+text again could split it differently from what the model saw. A turn whose prompt does not continue
+the previous turn (a template that strips reasoning, a rewritten history) starts a new stream and is
+reported. It is up to the caller which model the ids belong to.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Break(NamedTuple):
-    """A turn that is no continuation of the one before it."""
+    """A turn that does not continue the one before it."""
 
     episode_id: str | None
     step: int | None
     shared: int
-    """Tokens (with a server's ids) or characters (of text) that both have in common."""
+    """Length of the common prefix, in tokens (server ids) or characters (text)."""
     of: int
-    """Tokens, or characters, of the turn before."""
+    """Length of the previous turn, in the same unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +37,13 @@ class TokenReport:
 
     turns: int
     from_server: int
-    """Turns whose ids, of prompt and answer, are the server's."""
+    """Turns whose prompt and answer ids both come from the server."""
     tokenised: int
     """Turns whose text was tokenised."""
     unknown: int
-    """Turns without ids: there was no tokenizer."""
+    """Turns without ids, for lack of a tokenizer."""
     breaks: tuple[Break, ...]
-    """Turns that begin a stream although another turn precedes them."""
+    """Turns that start a new stream although an earlier turn exists."""
 
     def __str__(self) -> str:
         text = (
@@ -55,10 +55,10 @@ class TokenReport:
 
 
 class Tokenised(NamedTuple):
-    """Items with their token ids, and what was found."""
+    """Items with their token ids, and a report."""
 
     items: list[TrajectoryItem]
-    """In the order given."""
+    """In input order."""
     report: TokenReport
 
 
@@ -68,11 +68,12 @@ def add_token_ids(
     """Return the items with token ids, and a report on the streams that they form.
 
     Args:
-        items: In the order of their steps within each episode, as a data set gives them.
-        tokenizer: For turns without ids from a server; None leaves those without, and only checks.
+        items: In the order of their steps within each episode, as a dataset yields them.
+        tokenizer: For turns without ids from a server; None leaves those without ids and only
+            checks.
 
     Raises:
-        DataError: the tokenizer's template refuses a conversation.
+        DataError: the tokenizer's template rejects a conversation.
     """
     given = list(items)
     done: dict[int, TrajectoryItem] = {}
@@ -102,13 +103,13 @@ class _Found:
 class _Turn(NamedTuple):
     item: TrajectoryItem
     stream: list[int] | None
-    """The ids of its prompt and its answer."""
+    """The token ids of its prompt and its answer."""
     text: str | None
-    """The text that they spell, where it was tokenised here."""
+    """The text that these ids spell, if it was tokenised here."""
 
 
 def _streams(items: Sequence[TrajectoryItem]) -> dict[str, list[int]]:
-    """Return the places of each episode's and agent's items, by step; others stand alone."""
+    """Return the positions of each episode's and agent's items by step; others are alone."""
     found: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         name = f"{place}" if item.episode_id is None else f"{item.episode_id}/{item.agent}"
@@ -171,7 +172,7 @@ def _note(
     now: Sequence[int] | str,
     found: _Found,
 ) -> None:
-    """Report a turn that does not begin with all of the turn before."""
+    """Report a turn that does not begin with all of the previous turn."""
     shared = 0
     for one, other in zip(before, now, strict=False):
         if one != other:

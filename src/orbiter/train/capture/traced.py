@@ -1,4 +1,4 @@
-"""`@traced`: a function as an agent's step, for agents that ask their model without HTTP."""
+"""`@traced` makes a function an agent's step, for agents that call their model without HTTP."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def traced(fn: Callable[P, R]) -> Callable[P, R]: ...
 @overload
 def traced(*, agent: str) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def traced(fn: Callable[..., Any] | None = None, *, agent: str | None = None) -> object:
-    """Make every call of a function, sync or async, a step of the episode that it runs in.
+    """Make every call of a function, sync or async, a step of the enclosing episode.
 
-    `state` is the function's one text argument, or its arguments by name as JSON; `action` is what
-    it returns, as text. A call that raises leaves no step. Outside of `record` nothing is captured.
+    `state` is the function's one text argument, or its arguments by name as JSON; `action` is its
+    result as text. A call that raises leaves no step. Outside of `record` nothing is captured.
 
     Args:
-        fn: The function; or leave it out and give `agent`.
-        agent: Name that stands in the metadata as `traced`; the function's own, unless given.
+        fn: The function; omit it to pass `agent`.
+        agent: Name stored in the metadata as `traced`; the function's name by default.
     """
     if fn is None:
         return functools.partial(_traced, agent=agent)

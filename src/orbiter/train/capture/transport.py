@@ -1,10 +1,10 @@
-"""See every model call where its bytes go out, in httpx and httpx2; answer some in this process.
+"""See every model call where its bytes leave httpx and httpx2, and answer some in this process.
 
-`send` of their clients is wrapped, once a process; outside of any episode the wrapper only looks at
-two context variables. Inside, a request whose path is that of a model API becomes an exchange: its
-body is read, and its response, or stream, is fed to the exchange on its way to the caller. A
-library that is imported later is wrapped then; none is imported here. Clients on other transports
-(requests, aiohttp, gRPC) are not seen; the proxy serves those.
+The clients' `send` is wrapped once per process; outside of any episode the wrapper only reads two
+context variables. Inside, a request to the path of a model API becomes an exchange: its body is
+read, and its response, or stream, is fed to the exchange on its way to the caller. A library that
+is imported later is wrapped then; none is imported here. Clients on other transports (requests,
+aiohttp, gRPC) are not seen; use the proxy for those.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from orbiter.train.capture.threads import follow_threads
 from orbiter.train.capture.wire import Recognised, recognise
 
 Foreign = Any
-"""What belongs to a library that need not be installed."""
+"""An object of a library that need not be installed."""
 
 LIBRARIES = ("httpx2", "httpx")
 
 
 @contextmanager
 def answered_by(answerer: Answerer, *, models: Sequence[str] | None = None) -> Iterator[None]:
-    """Give the model calls made inside the block to `answerer`, in this process and without HTTP.
+    """Send model calls made inside the block to `answerer`, in this process and without HTTP.
 
         with answered_by(session):
             await agent(task)  # its openai, anthropic or httpx clients reach the session
 
-    Tasks and threads that are started in the block belong to it; `record` sees its calls as ever.
+    Tasks and threads started in the block belong to it; `record` sees its calls as usual.
 
     Args:
         answerer: Anything with `takes`, `handle` and `handle_blocking`, such as a `LiveSession`.
-        models: Only calls that name one of these models, so that a judge or a helper model still
-            goes outside; None gives every call to the answerer.
+        models: Only calls that name one of these models, so that a judge or a helper model can
+            still be reached outside; None sends every call to the answerer.
     """
     watch()
     follow_threads()
@@ -58,12 +58,12 @@ def answered_by(answerer: Answerer, *, models: Sequence[str] | None = None) -> I
     try:
         yield
     finally:
-        ANSWERING.set(before)  # not reset(): a fixture may leave in another context
+        ANSWERING.set(before)  # not reset(): a fixture may exit in another context
 
 
 @functools.cache
 def watch() -> None:
-    """Wrap the libraries that are imported, and the others when they will be; once."""
+    """Wrap the libraries that are imported, and the others on their import; once per process."""
     waiting = {name for name in LIBRARIES if name not in sys.modules}
     for name in LIBRARIES:
         if name in sys.modules:
@@ -73,7 +73,7 @@ def watch() -> None:
 
 
 class _WhenImported:
-    """An import hook that wraps a library once it is loaded, and changes nothing else."""
+    """An import hook that wraps a library after it is loaded, and changes nothing else."""
 
     def __init__(self, waiting: set[str]) -> None:
         self._waiting = waiting
@@ -98,7 +98,7 @@ class _WhenImported:
 
 
 def _wrap(library: ModuleType) -> None:
-    # Capture is outermost: it sees a call in the same way, whoever answers it.
+    # Capture is outermost: it sees a call the same way, whoever answers it.
     answered, answered_async = library.Client.send, library.AsyncClient.send
     library.Client.send = _sync_send(library, wrap_sync(library, answered))
     library.AsyncClient.send = _async_send(library, wrap_async(library, answered_async))
@@ -171,14 +171,14 @@ def _async_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[.
 
 
 class _Stream:
-    """A response's stream that tells an exchange what passes."""
+    """A response stream that copies what passes through it to an exchange."""
 
     def __init__(self, stream: Foreign, exchange: Exchange) -> None:
         self._stream, self._exchange = stream, exchange
 
     @property
     def elapsed(self) -> Foreign:
-        """What the response asks its stream for."""
+        """Return the elapsed time, which the response reads from its stream."""
         return self._stream.elapsed
 
 
@@ -186,15 +186,15 @@ _LEFT = "closed before the end"
 
 
 def _recognised(request: Foreign) -> Recognised | None:
-    """Return the API that a request inside an episode speaks; None if it is not to be captured."""
+    """Return the API of a request made inside an episode; None if it is not to be captured."""
     url = request.url
     return recognised_here(request.method, url.host, url.path)
 
 
 def recognised_here(method: str, host: str, path: str) -> Recognised | None:
-    """Return the API that a request from the running code speaks; None: do not capture it.
+    """Return the API of a request from the running code; None if it is not to be captured.
 
-    A request that no episode captures is counted, to explain later why nothing was captured.
+    A model request outside every episode is counted, to explain later why nothing was captured.
     """
     recognised = recognise(method, host, path)
     episode = CURRENT.get()
@@ -222,7 +222,7 @@ def _begin(recognised: Recognised, request: Foreign, body: bytes) -> Exchange:
 def _carried(
     exchange: Exchange, response: Foreign, stream: Callable[[Foreign, Exchange], Foreign]
 ) -> Foreign:
-    """Give the exchange the response, or the bytes that will come of it."""
+    """Give the exchange the whole response, or arrange that it sees the stream."""
     exchange.answered(response.status_code, response.headers.raw)
     if response.is_stream_consumed or response.is_closed:
         exchange.feed(response.content, decoded=True)

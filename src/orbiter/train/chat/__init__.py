@@ -1,1 +1,1 @@
-"""Chat messages: one type, the dialects of the APIs, and their form as text."""
+"""Chat messages: one type, the API dialects, and their form as text."""

@@ -1,14 +1,14 @@
-"""Chats and items: a conversation is an episode, and each of its answers is an item.
+"""Convert between chats and items: a conversation is an episode, and each answer is an item.
 
-An item of a chat holds everything before the answer in `messages` (None where that is one plain
-user message, which `state` says), and the answer in `action`, with its calls in `tool_calls`.
-Entries of the metadata hold what an item has no field for:
+An item of a chat has everything before the answer in `messages` (None if that is one plain user
+message, which is in `state`), and the answer in `action`, with its calls in `tool_calls`. These
+metadata entries store what an item has no field for:
 
     reasoning           what the model thought before this answer
-    answer              what else the answer's message says (name, refusal, content in parts)
-    messages_after      the messages behind the conversation's last answer
+    answer              other fields of the answer's message (name, refusal, content in parts)
+    messages_after      the messages after the conversation's last answer
 
-Left out: how a file writes a message; messages are OpenAI's here.
+Messages here are always in OpenAI's form; how a file stores them is up to the file formats.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ CARRIED = frozenset(
         "metadata.messages_after",
     }
 )
-"""What a chat in OpenAI's form holds of an item. A `state` is carried too where it says no more
-than the messages do, see `state_is_told`."""
+"""The fields of an item that a chat in OpenAI's form can carry. A `state` is carried too if it says
+no more than the messages do, see `state_is_told`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Conversation:
 
     messages: list[Message]
     answers: list[int]
-    """Places, among the messages, of the items' answers; none for a prompt nobody answered."""
+    """Positions in `messages` of the items' answers; empty for an unanswered prompt."""
     items: list[TrajectoryItem] = field(default_factory=list)
     """In the order of `answers`."""
 
@@ -55,11 +55,11 @@ class Conversation:
 
 
 def conversations(items: Iterable[TrajectoryItem]) -> Iterator[Conversation]:
-    """Yield the chats that items are from, in the order of their first items.
+    """Yield the chats that items come from, in the order of their first items.
 
-    Steps of an episode make one conversation as long as each prompt continues the one before with
-    its answer; where an agent's history was rewritten, a new conversation begins. An item without
-    an episode is a conversation of its own.
+    The steps of an episode form one conversation as long as each prompt continues the previous one
+    and its answer; where an agent's history was rewritten, a new conversation starts. An item
+    without an episode is a separate conversation.
     """
     for steps in _episodes(items):
         chains: list[Conversation] = []
@@ -80,18 +80,18 @@ def items_of(
     episode_id: str | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> Iterator[TrajectoryItem]:
-    """Yield an item for each answer of a chat, or one without an answer where there is none.
+    """Yield an item for each answer of a chat, or one without an action if there is no answer.
 
     Args:
         messages: The chat; checked by `check_messages`.
         tools: The tools on offer.
-        answers: Places of the messages that are answers to learn from; absent means every message
-            of the assistant.
-        episode_id: Given to the items where there are several.
-        metadata: Given to every item.
+        answers: Positions of the messages that are answers to learn from; None means every
+            message of the assistant.
+        episode_id: Set on the items if there are several.
+        metadata: Set on every item.
 
     Raises:
-        DataError: an item cannot hold what is there; the message names the field.
+        DataError: an item cannot hold a value; the message names the field.
     """
     places = [
         place
@@ -131,7 +131,7 @@ def item_of(
     episode_id: str | None = None,
     step: int | None = None,
 ) -> TrajectoryItem:
-    """Return the item that a prompt and the answer to it make."""
+    """Return the item for a prompt and its answer."""
     calls = cast("list[Message] | None", answer.get("tool_calls")) or None
     content = answer.get("content")
     text = content if isinstance(content, str) else text_of(content)
@@ -177,20 +177,20 @@ def answer_of(item: TrajectoryItem) -> dict[str, Any]:
         answer["reasoning_content"] = thought
     if isinstance(rest := item.metadata.get("answer"), Mapping):
         answer.update({key: value for key, value in rest.items() if key not in _TOLD})
-        # Parts stand for the text only as long as the action is still what they say.
+        # The stored parts are valid only while the action still equals their text.
         if "content" in rest and text_of(rest["content"]) == content:
             answer["content"] = rest["content"]
     return answer
 
 
 def note(left: Left, item: TrajectoryItem, carried: frozenset[str] = CARRIED) -> None:
-    """Count what a chat cannot carry of an item; a state that its messages tell is carried."""
+    """Count the fields of an item that a chat cannot carry; see `CARRIED`."""
     told = carried | {"state"} if state_is_told(item) else carried
     left.note(item, told - _unfit(item))
 
 
 def state_is_told(item: TrajectoryItem) -> bool:
-    """Say whether an item's state says what its messages do, in our form or in capture's."""
+    """Return whether an item's state equals its messages as text, in our form or capture's."""
     messages = item.messages
     if messages is None or item.state == state_of(messages):
         return True
@@ -198,7 +198,7 @@ def state_is_told(item: TrajectoryItem) -> bool:
 
 
 def _unfit(item: TrajectoryItem) -> set[str]:
-    """Return the entries of the metadata that have our names and not our meaning."""
+    """Return the metadata entries that have our names but values of another kind."""
     answer, after = item.metadata.get("answer"), item.metadata.get("messages_after")
     unfit = set()
     if answer is not None:
@@ -214,7 +214,7 @@ def _checked(item: TrajectoryItem, messages: Sequence[Message]) -> list[Message]
     try:
         return check_messages(messages)
     except DataError as error:
-        raise DataError(f"item {item.id} is no chat: {error}") from error
+        raise DataError(f"item {item.id} is not a chat: {error}") from error
 
 
 def _episodes(items: Iterable[TrajectoryItem]) -> Iterator[list[TrajectoryItem]]:
@@ -239,7 +239,7 @@ def _continues(chain: Conversation, item: TrajectoryItem, prompt: list[Message])
 
 
 def _same(one: Message, other: Message) -> bool:
-    """Say whether two messages say the same; an absent field is one that is None or empty."""
+    """Return whether two messages are equal, treating absent, None and empty fields alike."""
     return one == other or _filled(one) == _filled(other)
 
 
@@ -265,7 +265,7 @@ def _finished(chain: Conversation) -> Conversation:
 
 
 def _beyond_state(prompt: Sequence[Message]) -> Sequence[Message] | None:
-    """Return the messages, or None where they say no more than the state does."""
+    """Return the messages, or None if the state already says everything in them."""
     if len(prompt) == 1 and prompt[0].keys() == {"role", "content"}:
         plain = prompt[0]["role"] == "user" and isinstance(prompt[0]["content"], str)
         return None if plain else prompt
@@ -274,4 +274,4 @@ def _beyond_state(prompt: Sequence[Message]) -> Sequence[Message] | None:
 
 _NO_ANSWER: Message = {"role": "assistant", "content": ""}
 _TOLD = frozenset({"role", "content", "tool_calls", "reasoning_content"})
-"""Fields of an answer that an item holds elsewhere."""
+"""Fields of an answer that an item stores elsewhere."""

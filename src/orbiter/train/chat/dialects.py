@@ -1,8 +1,8 @@
-"""Messages of a chat as other tools write them, into OpenAI's form.
+"""Convert chat messages of other tools to OpenAI's form.
 
-Understood are OpenAI's own, OpenTelemetry's (`parts`), Anthropic's (blocks in `content`) and
-LangChain's (serialised messages). A part of a kind that is not known stays as it is, in the list
-that the content then is. Left out: where a tool keeps its messages.
+It understands OpenAI's own messages, OpenTelemetry's (`parts`), Anthropic's (blocks in `content`)
+and LangChain's (serialised messages). A part of an unknown kind is kept unchanged, and the content
+is then a list. Where a tool stores its messages is up to the callers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from orbiter.train.trajectory import fields
 
 
 def messages_from(value: object, *, role: str = "user") -> list[Message]:
-    """Return the messages in whatever a tool has for input or output.
+    """Return the messages in a tool's input or output field.
 
-    A text, or an object that is no message, is one message of `role`.
+    A text, or an object that is not a message, becomes one message of `role`.
 
     Raises:
         DataError: a list holds something that is neither an object nor a text.
@@ -52,7 +52,7 @@ def _messages_in(value: object, role: str) -> Iterator[Message]:
 
 
 def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Message]:
-    """Return what one message says: the tools' results within it first, as their own messages."""
+    """Convert one message; tool results inside it become separate messages before it."""
     said_by = given.get("role")
     who = _ROLES.get(said_by, said_by) if isinstance(said_by, str) else role
     if (plain := _plain(given, who)) is not None:
@@ -82,7 +82,7 @@ def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Messag
 
 
 def _plain(given: Mapping[str, Any], who: str) -> Message | None:
-    """Return a message that is a text and no more, as most of the largest files are."""
+    """Return a message that is only text, the most common case in large files, or None."""
     parts = given.get("parts")
     if not isinstance(parts, list):
         if given.get("content").__class__ is str and given.keys() <= _PLAIN:
@@ -94,7 +94,7 @@ def _plain(given: Mapping[str, Any], who: str) -> Message | None:
 
 
 def call_from(given: Mapping[str, Any]) -> Message:
-    """Return one call of a tool in OpenAI's form, whichever form it has."""
+    """Return one tool call in OpenAI's form, whichever form it has."""
     function = given.get("function")
     told = function if isinstance(function, Mapping) else given
     arguments: object = told.get("arguments", told.get("args", told.get("input", _NONE)))
@@ -110,7 +110,7 @@ def call_from(given: Mapping[str, Any]) -> Message:
 
 
 def tools_from(value: object) -> list[Message] | None:
-    """Return definitions of tools in OpenAI's form; None where there are none."""
+    """Return tool definitions in OpenAI's form; None if there are no tools."""
     given = decode_json(value) if isinstance(value, str) else value
     if isinstance(given, Mapping):
         given = [given]
@@ -121,7 +121,7 @@ def tools_from(value: object) -> list[Message] | None:
 
 
 def as_text(value: object) -> str:
-    """Return a value as text: a text as it is, anything else as JSON."""
+    """Return text unchanged, and any other value as JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else fields.encode(value).decode()
@@ -129,7 +129,7 @@ def as_text(value: object) -> str:
 
 @dataclass(slots=True)
 class _Split:
-    """A message's parts, each kind by itself."""
+    """A message's parts, sorted by kind."""
 
     content: list[Any] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
@@ -137,7 +137,7 @@ class _Split:
     results: list[Message] = field(default_factory=list)
 
     def take(self, part: object) -> None:
-        """Put a part where it belongs."""
+        """Sort in one part."""
         if part.__class__ is not dict and not isinstance(part, Mapping):
             self.content.append({"type": "text", "text": as_text(part)})
             return
@@ -177,7 +177,7 @@ def _result_content(value: object) -> object:
 
 
 def _content(given: object, split: _Split, *, joined: bool) -> object:
-    """Return the content of a message: text where it is no more than that."""
+    """Return the content of a message, as a string if it contains only text."""
     if not isinstance(given, list):
         return given if given is None or isinstance(given, str) else as_text(given)
     if not split.content:
@@ -235,7 +235,7 @@ def _tool(given: str | Mapping[str, Any]) -> Message:
 
 
 def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what stands in a message that LangChain serialised, in one of its two ways."""
+    """Return the message inside LangChain's serialised form, which has two variants."""
     if isinstance(inner := value.get("kwargs"), Mapping) and "lc" in value:
         names = value.get("id")
         kind = names[-1] if isinstance(names, list) and names else ""
@@ -264,7 +264,7 @@ def _is_block(value: object) -> bool:
 
 
 _WRAPPERS = ("messages", "prompts", "generations", "choices", "message", "output", "input", "text")
-"""Names under which requests and responses of models have their messages."""
+"""Field names under which model requests and responses store their messages."""
 _ROLES = {
     "human": "user",
     "ai": "assistant",
@@ -280,7 +280,7 @@ _NONE: Message = {}
 _CALLED = frozenset({"tool_calls", "additional_kwargs", "function_call"})
 """Fields of a message that may hold calls."""
 _PLAIN = frozenset({"role", "content", "tool_call_id"})
-"""What most messages hold, and nothing else."""
+"""The fields of most messages."""
 _TAKEN = frozenset(
     {
         "role",
@@ -298,4 +298,4 @@ _TAKEN = frozenset(
         "example",
     }
 )
-"""Fields of a message that are told otherwise, or say nothing of what was said."""
+"""Fields of a message that are converted separately, or that are not part of its text."""

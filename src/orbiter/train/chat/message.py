@@ -31,7 +31,7 @@ def check_messages(messages: object, name: str = "messages") -> list[Message]:
     """Return a list of messages after checking it.
 
     Raises:
-        DataError: names the message, and what was expected of it.
+        DataError: a message is invalid; names it, and says what was expected.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise DataError(f"{name} must be a list of messages, got {fields.shown(messages)}")
@@ -51,7 +51,7 @@ def text_of(content: Json) -> str:
 
 
 def tools_in(value: object) -> list[Message] | None:
-    """Return a row's tools, which some files hold as JSON text; None if there are none.
+    """Return a row's tools, which some files store as JSON text; None if it has no tools.
 
     Raises:
         DataError: they are not a list of objects.

@@ -1,4 +1,4 @@
-"""What a model answered, in one form for all three APIs, and the JSON that it comes in."""
+"""A model's answer in one form for all three APIs, and helpers for the JSON it comes in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orbiter.train.chat.message import Json, Message
 from orbiter.train.chat.tool_calls import input_of
 
 Fields = dict[str, msgspec.Raw]
-"""A request's body: its top level, each value as the bytes that it came in."""
+"""The top level of a request's body, each value as raw bytes."""
 
 
 class Reply(msgspec.Struct, kw_only=True, gc=False):
@@ -20,12 +20,12 @@ class Reply(msgspec.Struct, kw_only=True, gc=False):
 
     text: str = ""
     tool_calls: list[Message] = []
-    """Calls for the agent to carry out."""
+    """Calls for the agent to execute."""
     server_calls: list[Json] = []
-    """Calls that the API's server carried out itself (a web search, say): name, arguments, and the
-    blocks of the answer as they came, in `raw`."""
+    """Calls that the API's server executed itself (a web search, say): name, arguments, and the
+    original blocks of the answer in `raw`."""
     reasoning: str = ""
-    """What the model thought, if it is given apart from the answer."""
+    """The model's reasoning, if it is given apart from the answer."""
     response_id: str | None = None
     model: str | None = None
     finish_reason: str | None = None
@@ -42,12 +42,12 @@ class Reply(msgspec.Struct, kw_only=True, gc=False):
     error: str | None = None
     """Why the answer is not complete."""
     pending: bool = False
-    """Whether the answer is still being made and has to be fetched later."""
+    """Whether the answer is still being computed and must be fetched later."""
     redacted: bool = False
     """Whether a secret was removed from it."""
 
     def is_empty(self) -> bool:
-        """Return whether nothing at all was answered."""
+        """Return whether the answer contains nothing at all."""
         return not (
             self.text
             or self.tool_calls
@@ -58,7 +58,7 @@ class Reply(msgspec.Struct, kw_only=True, gc=False):
         )
 
     def contains(self, text: str) -> bool:
-        """Return whether a text is anywhere in it."""
+        """Return whether a text occurs anywhere in it."""
         calls = [input_of(call) for call in self.tool_calls]
         texts = (self.text, self.reasoning, self.error or "", *calls, *self.others)
         if any(text in part for part in texts):
@@ -78,7 +78,7 @@ class Unreadable(Exception):  # noqa: N818 - becomes a note in the episode and n
 
 
 def decode(raw: bytes | msgspec.Raw) -> Json:
-    """Return the value of a JSON text; half a surrogate pair in it becomes U+FFFD."""
+    """Parse JSON; half a surrogate pair in it becomes U+FFFD."""
     try:
         return msgspec.json.decode(raw)
     except msgspec.DecodeError:

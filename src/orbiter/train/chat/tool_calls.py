@@ -60,7 +60,7 @@ def read_call(text: str) -> dict[str, Any]:
     """Return the call that `write_call` wrote, without its id.
 
     Raises:
-        DataError: the text is no call in this form.
+        DataError: the text is not a call in this form.
     """
     inner = text.removeprefix(OPENING).removesuffix(CLOSING)
     try:
@@ -83,7 +83,7 @@ def is_call_line(line: str) -> bool:
 
 
 def arguments_text(arguments: object) -> str:
-    """Return a call's arguments as OpenAI sends them, a text; absent arguments are "{}"."""
+    """Return a call's arguments as text, as OpenAI sends them; absent arguments are "{}"."""
     if isinstance(arguments, str):
         return arguments
     return "{}" if arguments is None else as_json(arguments)
@@ -102,7 +102,7 @@ def arguments_of(arguments: object) -> object:
 
 
 def calls_with_text(calls: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return calls with their arguments as JSON text, as OpenAI has them."""
+    """Return calls with their arguments as JSON text, as OpenAI sends them."""
     return [_with_arguments(call, _objects_as_text) for call in calls]
 
 
@@ -170,7 +170,7 @@ def _tagged(spoken: Mapping[str, object]) -> str:
 
 
 def _object_in(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, or None if it is none that survives rewriting."""
+    """Return the JSON object in a text; None if it is not an object that survives rewriting."""
     if text.lstrip()[:1] != "{":
         return None
     try:
@@ -237,7 +237,7 @@ class Parsed(NamedTuple):
     """A reply, split into text and calls."""
 
     content: str
-    """The text beside the calls."""
+    """The text outside the calls."""
     calls: list[Call]
 
 
@@ -266,7 +266,7 @@ def parse_calls(text: str, names: Sequence[str]) -> Parsed:
 
 
 def settled(text: str, names: Sequence[str]) -> int:
-    """Count the characters of a growing reply that can no longer turn out to belong to a call."""
+    """Count the characters of a growing reply that can no longer become part of a call."""
     begun = text.lstrip()
     if begun.startswith(("{", "[", "`")):
         return 0
@@ -280,7 +280,7 @@ def settled(text: str, names: Sequence[str]) -> int:
 
 
 def _in_json(text: str) -> list[Call]:
-    """Return the call, or the list of calls, that a text is; nothing if it is anything else."""
+    """Return the call, or list of calls, in a JSON text; empty if it is anything else."""
     try:
         value = json.loads(text)
         return [_json_call(each) for each in (value if isinstance(value, list) else [value])]
@@ -298,7 +298,7 @@ def _json_call(value: object) -> Call:
 
 
 def _checked(name: object, arguments: object) -> Call:
-    """Return a call if JSON and UTF-8 can carry it: no NaN, no set, no half surrogate pair."""
+    """Return a call if JSON and UTF-8 can represent it: no NaN, no set, no half surrogate."""
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("a call has a name and an object of arguments")
     json.dumps([name, arguments], ensure_ascii=False, allow_nan=False).encode()
@@ -308,7 +308,7 @@ def _checked(name: object, arguments: object) -> Call:
 def _in_python(text: str) -> list[Call]:
     """Return the calls in `f(a=1)`, or in a list of such calls, with plain values by name."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # a model's odd escapes concern nobody else
+        with warnings.catch_warnings(action="ignore"):  # a model's odd escapes are not our users'
             body = ast.parse(text, mode="eval").body
         written = body.elts if isinstance(body, ast.List) else [body]
         return [_python_call(each) for each in written]

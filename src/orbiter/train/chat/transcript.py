@@ -44,13 +44,13 @@ def write_transcript(messages: Iterable[Message]) -> str:
 
 
 def read_transcript(text: str) -> list[dict[str, Any]]:
-    """Return the messages that a text from `write_transcript` or `state_of` stands for.
+    """Parse the messages of a text written by `write_transcript` or `state_of`.
 
     A message has its role, its text as `content`, its calls without ids, and for a tool's answer
     the tool's name. A text that does not begin with a header is one user message.
 
     Raises:
-        DataError: a line is marked as a call and is none.
+        DataError: a line is marked as a call but is not a valid one.
     """
     if not text:
         return []
@@ -65,12 +65,12 @@ def read_transcript(text: str) -> list[dict[str, Any]]:
 
 
 def state_of(messages: Sequence[Message]) -> str:
-    """Return an item's `state`: a lone user message as its bare words, else the transcript."""
+    """Return an item's `state`: a lone user message as plain text, else the transcript."""
     return Transcript().up_to(messages, len(messages))
 
 
 def lone_words(messages: Sequence[Message]) -> str | None:
-    """Return the words of a conversation that is one user message; None for any other."""
+    """Return the text of a conversation that is one user message; None for any other."""
     if len(messages) != 1 or messages[0].get("role") != "user" or messages[0].get("tool_calls"):
         return None
     return text_of(messages[0].get("content"))
@@ -105,7 +105,7 @@ class Transcript:
     def up_to(self, messages: Sequence[Message], end: int) -> str:
         """Return the state of the first `end` messages; `end` never shrinks.
 
-        A lone user message is its bare words.
+        A lone user message is returned as plain text.
         """
         words = lone_words(messages[:1]) if end == 1 else None
         return self.with_roles(messages, end) if words is None else words

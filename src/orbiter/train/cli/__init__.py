@@ -1,1 +1,1 @@
-"""The command line, `orbiter-train`. Nothing here is needed by who writes Python."""
+"""The command line, `orbiter-train`; not needed when you use the package from Python."""

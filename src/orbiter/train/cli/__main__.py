@@ -1,4 +1,4 @@
-"""`python -m orbiter.train.cli`: the command line where no script was installed."""
+"""Run the command line as `python -m orbiter.train.cli`, without an installed script."""
 
 from orbiter.train.cli.app import main
 

@@ -22,21 +22,21 @@ from orbiter.train.cli.output import is_plain
 PROGRAM = "orbiter-train"
 
 COMMANDS = {
-    "init": ("init", "Make a project to start from: config, reward and data, all commented."),
-    "doctor": ("doctor", "Check what is installed, what is missing, and what to do about it."),
+    "init": ("init", "Create a starter project: config, reward and data, all commented."),
+    "doctor": ("doctor", "Check what is installed and what is missing, and how to fix it."),
     "data": (
         "data",
-        "Look at a data set and improve it: check, stats, show, filter, merge, dedup, split.",
+        "Inspect and improve a dataset: check, stats, show, filter, merge, dedup, split.",
     ),
     "convert": ("convert", "Convert a file from one format to another."),
-    "synth": ("synth", "Make more data: from templates, your own code or a language model."),
+    "synth": ("synth", "Generate data from templates, your own code or a language model."),
     "sft": ("train", "Improve a model by imitation."),
     "train": ("train", "Improve a model by reward, with GRPO or PPO."),
     "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
-    "eval": ("evaluate", "Measure how good a model is, with an interval."),
-    "generate": ("generate", "Let a model answer."),
-    "serve": ("serve", "Put a model behind an OpenAI-compatible endpoint on this machine."),
-    "report": ("report", "Write the page of a run, or follow a run while it trains."),
+    "eval": ("evaluate", "Measure how good a model is, with a confidence interval."),
+    "generate": ("generate", "Answer prompts with a model."),
+    "serve": ("serve", "Serve a model at an OpenAI-compatible endpoint on this machine."),
+    "report": ("report", "Write the report page of a run, or follow a run while it trains."),
     "settings": ("list_settings", "List the settings of a command, with defaults and ranges."),
     "runs": ("runs", "List runs, compare two, resume one."),
     "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
@@ -45,14 +45,14 @@ COMMANDS = {
 
 
 class Lazy(TyperGroup):
-    """A group whose commands are imported by name, so that `--help` costs nothing."""
+    """A group whose commands are imported when they are called, so that `--help` is fast."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
         """Return all names, in the order in which a project needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - as above
-        """Return a stand-in with the text for the help page; it cannot be run."""
+        """Return a placeholder with the text for the help page; it cannot be run."""
         if cmd_name not in COMMANDS:
             return None
         return TyperCommand(cmd_name, short_help=COMMANDS[cmd_name][1], rich_markup_mode=None)
@@ -82,7 +82,7 @@ def load(name: str) -> Any:
 
 app = typer.Typer(
     cls=Lazy,
-    rich_markup_mode=None,  # rich's own help takes three times as long to load as all the rest
+    rich_markup_mode=None,  # rich's help takes three times as long to load as everything else
     add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -102,7 +102,7 @@ def root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", help="Print the version and end.", callback=_print_version, is_eager=True
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
     debug: Annotated[  # main() removes it wherever it is on the line
@@ -150,7 +150,7 @@ def _set_up_streams() -> None:
 
 
 def _flush() -> None:
-    """Write what is buffered; a closed pipe is not an error."""
+    """Flush the output; a closed pipe is not an error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -159,5 +159,5 @@ def _flush() -> None:
 
 
 def _discard_output() -> None:
-    """Send further output nowhere, so that Python does not complain at exit."""
+    """Discard further output, so that Python does not complain at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

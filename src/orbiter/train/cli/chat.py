@@ -1,4 +1,4 @@
-"""The language model of a config's [llm] section: on this machine or at an endpoint."""
+"""Load the language model of a config's [llm] section: local or at an endpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orbiter.train.llm import ChatModel, ClientConfig, LocalChatModel, Price, Re
 _LOCAL = frozenset({"tiny", "smollm2-135m"})
 """Models that need neither a folder nor an organisation in their name."""
 _HOSTED = re.compile(r"(^|/)(gpt-(?!oss|2|neo|j)|chatgpt|o[1-9](-|$)|claude|gemini|grok-)", re.I)
-"""Models that only their vendors serve, also under an organisation's name."""
+"""Models that only their vendors serve, also with an organisation's prefix."""
 
 
 async def chat_model(settings: Settings, until: AsyncExitStack) -> ChatModel:
@@ -24,7 +24,7 @@ async def chat_model(settings: Settings, until: AsyncExitStack) -> ChatModel:
     With `base_url` it is at that endpoint (the key is OPENAI_API_KEY), otherwise on this machine.
 
     Raises:
-        ConfigError: there is no such section, or a setting in it is wrong.
+        ConfigError: the section is missing, or a setting in it is wrong.
     """
     section, own = settings.section("llm"), settings.own("llm")
     if not section.get("model"):

@@ -1,4 +1,4 @@
-"""The user's own Python: a function named by "file.py:name", loaded from that very file."""
+"""Load the user's Python functions, named by "file.py:name", from exactly that file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 
 def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the user wrote
-    """Return what "file.py:name" or "package.module:name" names; the file's folder is importable.
+    """Return the object named by "file.py:name" or "package.module:name".
+
+    The file's folder becomes importable.
 
     Raises:
-        ConfigError: there is no such file, module or name.
-        CallbackError: the file raised while it was read.
+        ConfigError: the file, module or name does not exist.
+        CallbackError: the file raised while it was loaded.
     """
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name.isidentifier():
@@ -46,7 +48,7 @@ def _from_file(file: Path, what: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
-    sys.modules[name] = module  # before it runs, as Python itself does: dataclasses look there
+    sys.modules[name] = module  # before it runs, as in a normal import: dataclasses look it up
     with boundary(f"{what}: reading {file.name}"):
         spec.loader.exec_module(module)
     return module
@@ -60,10 +62,10 @@ def _by_name(module: str, what: str) -> ModuleType:
 
 
 def load_rewards(told: object) -> list[RewardSpec]:
-    """Return the rewards of a config: one "file.py:name", or a table with an entry for each.
+    """Return the rewards of a config: one "file.py:name", or a table with one entry per reward.
 
     Raises:
-        ConfigError: it has another shape, or names nothing.
+        ConfigError: it has another form, or names something that does not exist.
     """
     from orbiter.train.verl import RewardSpec
 

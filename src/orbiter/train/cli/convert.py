@@ -1,4 +1,4 @@
-"""`orbiter-train convert`: a file of one format into a file of another, or only checked."""
+"""`orbiter-train convert`: convert a file to another format, or only check it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ convert_app = typer.Typer(rich_markup_mode=None)
 def convert(
     source: DataFile,
     target: Annotated[
-        Path | None, typer.Argument(help="The file to write; none is needed to --check.")
+        Path | None, typer.Argument(help="The file to write; not needed with --check.")
     ] = None,
     *,
     from_format: Annotated[
-        str | None, typer.Option("--from", help="The format read; found out unless given.")
+        str | None, typer.Option("--from", help="Format of the source; detected by default.")
     ] = None,
     to_format: Annotated[
-        str | None, typer.Option("--to", help="The format written; by the suffix unless given.")
+        str | None, typer.Option("--to", help="Format to write; by default from the suffix.")
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out bad records and tell them.")
+        bool, typer.Option("--skip-bad", help="Leave out invalid records and report them.")
     ] = False,
     only_check: Annotated[
-        bool, typer.Option("--check", help="Read all, tell what is wrong, and write nothing.")
+        bool, typer.Option("--check", help="Read everything, report problems, write nothing.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Turn a file of one format into another, and say what has no place there."""
+    """Convert a file to another format, and report what the new format cannot store."""
     from orbiter.train.formats.registry import convert as convert_file
 
     if only_check:

@@ -1,4 +1,4 @@
-"""`orbiter-train data`: what is in a file, what is wrong with it, and a better one out of it."""
+"""`orbiter-train data`: inspect a data file, check it, and write an improved one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from orbiter.train.trajectory.summary import Summary, summarise
 data_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 PROBLEMS_SHOWN = 20
-"""Problems that are told one by one; --json tells all."""
+"""Problems printed one by one; --json prints all."""
 PARTS = ("train", "val", "test")
-"""How the parts of a split are called; further ones get numbers."""
+"""Names of the parts of a split; further ones get numbers."""
 
 Target = Annotated[Path, typer.Option("--out", "-o", help="The file to write.")]
 
@@ -42,12 +42,12 @@ data_app.command()(merge)
 
 @data_app.callback()
 def data() -> None:
-    """Look at a data set, and make a better one of it."""
+    """Inspect a dataset, and make a better one from it."""
 
 
 @data_app.command()
 def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = False) -> NoReturn:
-    """Read a whole file and tell everything that is wrong with it, each with its line."""
+    """Read a whole file and report everything that is wrong with it, with line numbers."""
     from orbiter.train.formats.registry import check as check_file
 
     output = Output(as_json=as_json)
@@ -60,7 +60,7 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
         output.say(f"  {problem}")
     if len(report.problems) > PROBLEMS_SHOWN:
         output.say(f"  and {len(report.problems) - PROBLEMS_SHOWN} more")
-    output.say("nothing is wrong" if report.ok else f"{len(report.problems)} problems")
+    output.say("no problems found" if report.ok else f"{len(report.problems)} problems")
     output.result(
         {
             "path": str(file),
@@ -76,7 +76,7 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
 
 @data_app.command()
 def stats(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = False) -> None:
-    """Count items, and say what they are worth: of all, per agent, per task, with intervals."""
+    """Count items and average their rewards: overall, per agent, per task, with intervals."""
     output = Output(as_json=as_json)
     items = read_items(file, format)
     scored = [item for item in items if item.reward is not None]
@@ -102,10 +102,11 @@ def dedup(
     *,
     out: Target,
     threshold: Annotated[
-        float, typer.Option(help="Jaccard similarity from which two rows are alike, in (0, 1].")
+        float,
+        typer.Option(help="Jaccard similarity from which rows count as duplicates, in (0, 1]."),
     ] = 0.9,
     keep: Annotated[
-        str, typer.Option(help="Which row of several stays: best, first, last or longest.")
+        str, typer.Option(help="Which of several duplicates to keep: best, first, last, longest.")
     ] = "best",
     unit: UnitName = "episode",
     key: Annotated[
@@ -137,8 +138,10 @@ def split(
     file: DataFile,
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the parts.")],
-    ratios: Annotated[str, typer.Option(help="The parts' shares, 1 in sum.")] = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option(help="Another seed, other parts.")] = 0,
+    ratios: Annotated[
+        str, typer.Option(help="Shares of the parts; their sum is 1.")
+    ] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Seed of the random assignment.")] = 0,
     group_by: Annotated[
         str,
         typer.Option(
@@ -153,7 +156,7 @@ def split(
     format: FormatName = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Split without leaks: one task, episode or ancestor, or similar states, in one part only."""
+    """Split without leaks: a task, episode, ancestor or similar state is in one part only."""
     from orbiter.train.synthesis import SplitReport, split_dataset
 
     output, report = Output(as_json=as_json), SplitReport()
@@ -185,7 +188,7 @@ def split(
 
 
 class Lengths(NamedTuple):
-    """How long the texts of a field are, in characters."""
+    """Lengths of the texts of a field, in characters."""
 
     median: int
     longest: int
@@ -231,4 +234,4 @@ def _similarity(text: str) -> float | None:
 
 def _require_other(file: Path, out: Path) -> None:
     if file.resolve() == out.resolve():
-        raise ConfigError(f"{out} is what is read; write to another place")
+        raise ConfigError(f"--out names the input file {out}; choose another file")

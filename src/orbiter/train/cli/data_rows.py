@@ -1,4 +1,4 @@
-"""`orbiter-train data show|filter|merge`: look at items, select some, put files together."""
+"""`orbiter-train data show|filter|merge`: print items, select some, or combine files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def filter_items(
 
 
 def merge(
-    files: Annotated[list[Path], typer.Argument(help="Two or more files, in any formats known.")],
+    files: Annotated[list[Path], typer.Argument(help="Two or more files in any known formats.")],
     *,
     out: Target,
     as_json: JsonFlag = False,
@@ -114,7 +114,7 @@ def require_other(files: list[Path], out: Path) -> None:
         ConfigError: `out` is one of `files`.
     """
     if any(file.resolve() == out.resolve() for file in files):
-        raise ConfigError(f"--out names {out}, which is read; choose another file")
+        raise ConfigError(f"--out names the input file {out}; choose another file")
 
 
 def _printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Data files of the command line: read in whatever format they have, written by their suffix."""
+"""Read data files of any known format for the command line, and write them by their suffix."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from orbiter.train.trajectory import TrajectoryItem
 
 
 def read_items(path: str | Path, format_name: str | None = None) -> list[TrajectoryItem]:
-    """Return the items of a file, those without a reward included.
+    """Return the items of a file, including those without a reward.
 
     Raises:
         DataError: names the file, the line and the field.
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     from orbiter.train.formats.registry import read
 
@@ -25,7 +25,7 @@ def read_items(path: str | Path, format_name: str | None = None) -> list[Traject
 
 
 def write_items(items: Iterable[TrajectoryItem], path: Path) -> int:
-    """Write items as their suffix says (.jsonl, .json, .csv, .parquet); return how many."""
+    """Write items in the format of the suffix (.jsonl, .json, .csv, .parquet); return the count."""
     from orbiter.train.formats.registry import write
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`orbiter-train doctor`: what is here, what is missing, and what to do about each."""
+"""`orbiter-train doctor`: check the installation, and how to fix each problem."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ EXTRAS = {
     "tensorboard": (("tensorboard", "tensorboard"),),
     "mlflow": (("mlflow", "mlflow"),),
 }
-"""For each extra the modules it brings, and the packages they come in."""
+"""Modules and packages of each extra."""
 NEEDED = ("train",)
-"""Extras that training cannot do without."""
+"""Extras that training requires."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     level: Literal["ok", "note", "problem"]
@@ -50,7 +50,7 @@ class Finding:
 
 @doctor_app.command()
 def doctor(*, as_json: JsonFlag = False) -> None:
-    """Say what is installed, what is missing, and what to do about it."""
+    """Report what is installed and what is missing, and how to fix it."""
     output = Output(as_json=as_json)
     findings = [finding for look in LOOKS for finding in look()]
     output.table(
@@ -58,7 +58,9 @@ def doctor(*, as_json: JsonFlag = False) -> None:
         [(each.level, each.what, each.found, each.remedy) for each in findings],
     )
     bad = [each.what for each in findings if each.level == "problem"]
-    output.say("all that training needs is here" if not bad else f"to mend: {', '.join(bad)}")
+    output.say(
+        "everything that training needs is installed" if not bad else f"to fix: {', '.join(bad)}"
+    )
     output.result({"ok": not bad, "findings": [asdict(each) for each in findings]})
     raise typer.Exit(Code.MISSING if bad else Code.OK)
 
@@ -109,7 +111,7 @@ def _device() -> Iterator[Finding]:
             what="device",
             level="ok" if free > 2 * GIB else "note",
             found=f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free",
-            remedy="" if free > 2 * GIB else "end what holds it (nvidia-smi tells), or device=cpu",
+            remedy="" if free > 2 * GIB else "stop what uses it (see nvidia-smi), or device=cpu",
         )
         return
     yield Finding(
@@ -131,12 +133,12 @@ def _memory() -> Iterator[Finding]:
         what="memory",
         level="ok" if enough else "note",
         found=f"{free / GIB:.1f} of {total / GIB:.1f} GiB free",
-        remedy="" if enough else "smollm2-135m wants 4 GiB; lower micro_batch_tokens, or use LoRA",
+        remedy="" if enough else "smollm2-135m needs 4 GiB; lower micro_batch_tokens, or use LoRA",
     )
 
 
 def _available() -> int:
-    """Return what Linux would give, caches included."""
+    """Return the memory that Linux could provide, caches included."""
     facts = Path("/proc/meminfo")
     if not facts.exists():
         return 0
@@ -154,7 +156,7 @@ def _disk() -> Iterator[Finding]:
         found=f"{free / GIB:.1f} GiB free here",
         remedy=""
         if enough
-        else "a checkpoint takes 12 bytes a weight: keep_checkpoints=1, or LoRA",
+        else "a checkpoint takes 12 bytes per weight: keep_checkpoints=1, or LoRA",
     )
 
 
@@ -167,8 +169,8 @@ def _cache() -> Iterator[Finding]:
     yield Finding(
         what="model smollm2-135m",
         level="ok" if here else "note",
-        found=f"in {folder}" if here else "not fetched yet",
-        remedy="" if here else "the first run that names it fetches it once (110 MB)",
+        found=f"in {folder}" if here else "not downloaded yet",
+        remedy="" if here else "the first run that uses it downloads it once (110 MB)",
     )
     writable = os.access(folder if folder.is_dir() else _nearest(folder), os.W_OK)
     if not writable:
@@ -176,12 +178,12 @@ def _cache() -> Iterator[Finding]:
             what="model cache",
             level="problem",
             found=f"{folder} cannot be written",
-            remedy="set ORBITER_TRAIN_CACHE to a folder that can",
+            remedy="set ORBITER_TRAIN_CACHE to a writable folder",
         )
 
 
 def _works() -> Iterator[Finding]:
-    """Draw an answer from the tiny model: the one test that everything fits together."""
+    """Sample an answer from the tiny model: the one check that everything works together."""
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         return
     import asyncio

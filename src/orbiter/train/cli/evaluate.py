@@ -1,4 +1,4 @@
-"""`orbiter-train eval`: how good a model is, with an interval, and against another one."""
+"""`orbiter-train eval`: measure how good a model is, with an interval, or compare two models."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def evaluate(
         Path | None, typer.Option("--config", "-c", help="The settings: a TOML or YAML file.")
     ] = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="A run's folder: its settings, its model.")
+        Path | None, typer.Option("--run", help="A run's folder: use its settings and its model.")
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="The model; twice to compare two of them."),
+        typer.Option("--model", "-m", help="The model; give it twice to compare two."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="The items; [data] eval unless given.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The items; by default [data] eval.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Say how good a model is, with an interval.
+    """Measure how good a model is, with a confidence interval.
 
-    [reward] says what an answer is worth. [eval] may set samples (answers drawn to each item, for
-    pass@k; 0 answers greedily) and success (the reward from which an answer passes).
+    [reward] scores the answers. [eval] may set samples (answers per item, for pass@k; 0 means one
+    greedy answer) and success (the reward from which an answer passes).
     """
     settings = _settings(config, run, overrides or [])
     models = model or [_model_of(settings, run)]
@@ -60,7 +60,7 @@ def _settings(config: Path | None, run: Path | None, overrides: list[str]) -> Se
     file = config
     if run is not None:
         if config is not None:
-            raise ConfigError("--run brings settings of its own: give it, or --config")
+            raise ConfigError("--run already brings settings: give either --run or --config")
         file = run / RUN_CONFIG
         if not file.is_file():
             raise StorageError(f"{run} holds no run: {RUN_CONFIG} is missing")

@@ -43,11 +43,11 @@ evolve_app = typer.Typer(rich_markup_mode=None)
 def evolve(
     overrides: OverrideWords = None, *, config: ConfigFile = None, as_json: JsonFlag = False
 ) -> None:
-    """Improve a prompt: the model of [llm] follows it on the data, [reward] scores, it rewrites.
+    """Improve a prompt: the model of [llm] answers the data with it, [reward] scores the answers.
 
-    prompts under [evolve] lists the first prompts. To evolve anything else, set
-    strategy = "file.py:make", which returns an EvolutionStrategy; prompts then are its first
-    candidates. The run is recorded in run_dir (by default a new folder under runs/), and the same
+    prompts under [evolve] lists the first prompts; the same model rewrites them. To evolve anything
+    else, set strategy = "file.py:make", which returns an EvolutionStrategy; prompts are then its
+    first candidates. The run is recorded in run_dir (by default a new folder under runs/); the same
     folder continues it. eval under [data] scores the best prompt on items that the search never
     saw. With price under [llm], max_cost is money; without it, max_cost counts answers.
     """

@@ -1,4 +1,4 @@
-"""How good a model is on held-out items, told so that a report and a reader can compare."""
+"""Measure a model on held-out items, in a form that the report can compare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def examine(
     items: Sequence[TrajectoryItem],
     rewards: Sequence[RewardSpec],
 ) -> Exam:
-    """Let the model answer every item greedily, and ask the rewards what that is worth.
+    """Answer every item greedily, and score the answers with the rewards.
 
     Raises:
         CallbackError: a reward failed.
@@ -34,21 +34,21 @@ async def examine(
 
 
 def keep_exams(folder: Path, items: Sequence[TrajectoryItem], exams: Sequence[Exam]) -> None:
-    """Put the exams where the report finds them."""
+    """Store the exams where the report finds them."""
     tasks = [Task(prompt=item.state, expected=item.action) for item in items]
     keep_story(folder, Story(measure="reward", tasks=tasks, exams=exams))
 
 
 def kept_exam(folder: Path, name: str) -> Exam | None:
-    """Return an exam of an earlier process, where there was one."""
+    """Return an exam stored by an earlier process, or None."""
     return next((exam for exam in read_story(folder).exams if exam.name == name), None)
 
 
 def interval(exam: Exam) -> Interval:
-    """Return the exam's mean, and where it may lie."""
+    """Return the exam's mean score with its interval."""
     return mean_interval(exam.scores)
 
 
 def gain(before: Exam, after: Exam) -> Interval:
-    """Return how much better the second was, item by item."""
+    """Return the paired improvement from the first exam to the second, item by item."""
     return paired_difference(after.scores, before.scores)

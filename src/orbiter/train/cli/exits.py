@@ -30,7 +30,7 @@ class Code(IntEnum):
     USAGE = 2
     """The command line or a setting is wrong."""
     DATA = 3
-    """An item, a file or a data set is invalid."""
+    """An item, a file or a dataset is invalid."""
     CALLBACK = 4
     """Your own code (a reward, a strategy, a step) failed."""
     TRAINING = 5
@@ -59,21 +59,21 @@ _CODES: tuple[tuple[type[TrainError], Code], ...] = (
 
 
 def code_of(error: BaseException) -> Code:
-    """Return the code that a command ends with for this error."""
+    """Return the exit code of a command that failed with this error."""
     if _is_about_a_file(error):
         return Code.STORAGE
     return next((code for kind, code in _CODES if isinstance(error, kind)), Code.UNEXPECTED)
 
 
 def _is_about_a_file(error: BaseException) -> bool:
-    """Say whether the system refused a file: absent, not allowed, read-only, disk full."""
+    """Return whether the system refused a file: missing, not allowed, read-only, disk full."""
     if not isinstance(error, OSError) or isinstance(error, TrainError):
         return False
     return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def report_error(error: BaseException, *, as_json: bool) -> Code:
-    """Print one line that says what was wrong, and return the exit code."""
+    """Print the error as one line, and return the exit code."""
     code = code_of(error)
     message = " ".join(str(error).split()) or type(error).__name__
     if _is_about_a_file(error) and isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""`orbiter-train generate`: ask a model."""
+"""`orbiter-train generate`: answer prompts with a model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ generate_app = typer.Typer(rich_markup_mode=None)
 @generate_app.command()
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(help='What to ask; "-" reads one prompt a line from the input.')
+        list[str], typer.Argument(help='The prompts; "-" reads one prompt per line of the input.')
     ],
     *,
     model: Annotated[
         str, typer.Option("--model", "-m", help="A folder, a hub name, smollm2-135m or tiny.")
     ] = "smollm2-135m",
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Length of an answer at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    samples: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="What is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or the first there is.")] = "auto",
+    max_tokens: Annotated[int, typer.Option(help="Maximum length of an answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    samples: Annotated[int, typer.Option(help="Answers per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the random draws.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Let a model answer."""
+    """Answer prompts with a model."""
     from orbiter.train.verl import VeRLConfig, VeRLTrainer
 
     asked = _read(prompts)

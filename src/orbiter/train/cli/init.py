@@ -1,4 +1,4 @@
-"""`orbiter-train init`: a project that runs as it stands, and says what can be changed."""
+"""`orbiter-train init`: create a project that runs unchanged and explains its settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from orbiter.train.trajectory import TrajectoryItem
 init_app = typer.Typer(rich_markup_mode=None)
 
 CONFIG = """\
-# Everything that orbiter-train does here, a section a command. What is left out has a default;
-# a setting on the command line stands above this file:
+# The settings of all orbiter-train commands, one section per command. Settings not listed have
+# defaults; a setting on the command line overrides this file:
 #
 #     orbiter-train train --config config.toml train.learning_rate=1e-4 --dry-run
 #
@@ -27,33 +27,33 @@ CONFIG = """\
 train = "data.jsonl"    # the tasks; any format that `orbiter-train convert` reads
 eval = "eval.jsonl"     # held out: measured before and after, never trained on
 
-# What an answer is worth: functions in a file of yours. The total is the sum of weight * fn.
+# Rewards score the answers: functions in a file of yours. The total is the sum of weight * fn.
 [reward]
 vowels = "rewards.py:vowels"
 brevity = { fn = "rewards.py:brevity", weight = 0.2 }
 
-# By reward: orbiter-train train --config config.toml
+# Training by reward: orbiter-train train --config config.toml
 [train]
-model = "tiny"            # built in code, knows nothing, takes seconds. For a real one:
-                          # "smollm2-135m", a folder, or a name on the hub
+model = "tiny"            # built in code, untrained, takes seconds. For a real one:
+                          # "smollm2-135m", a folder, or a Hugging Face name
 algorithm = "grpo"        # or "ppo"
 epochs = 3                # passes over the data
-batch_size = 4            # prompts a step
-group_size = 8            # answers to each prompt, compared with each other
+batch_size = 4            # prompts per step
+group_size = 8            # answers per prompt, compared with each other
 learning_rate = 2e-3      # for "tiny"; 1e-5 to 1e-6 for a real model
 max_response_length = 16  # tokens
 save_every = 5            # updates between two checkpoints
-# kl_coef = 0.02          # how much the model is held to where it began
+# kl_coef = 0.02          # how strongly the model is kept close to its start
 # lora_rank = 16          # train adapters instead of all weights
-# trackers = ["trackio"]  # or "wandb", "tensorboard", "mlflow"; the run's folder has it all anyway
+# trackers = ["trackio"]  # or "wandb", "tensorboard", "mlflow"; the run's folder has all metrics
 
-# By imitation of each item's action: orbiter-train sft --config config.toml
+# Imitation of the actions in the data: orbiter-train sft --config config.toml
 [sft]
 model = "tiny"
 epochs = 3
 batch_size = 4
 learning_rate = 3e-3
-min_reward = 0.5          # imitate only what was good
+min_reward = 0.5          # imitate only good items
 
 # More data from templates: orbiter-train synth --config config.toml
 [synth]
@@ -62,33 +62,33 @@ out = "more.jsonl"
 templates = ["Write a word that rhymes with {word}.", "Use {word} in a {kind} sentence."]
 variables = { word = ["sea", "moon", "idea", "ocean"], kind = ["short", "long"] }
 
-# Better words instead of better weights: orbiter-train evolve --config config.toml
+# A better prompt instead of better weights: orbiter-train evolve --config config.toml
 [evolve]
 prompts = ["Answer the request."]
 epochs = 2
 population_size = 3
 
-# The model that [evolve] works with, and that [synth] may ask (teacher = ["self-instruct"]).
+# The model that [evolve] uses, and that [synth] may ask (teacher = ["self-instruct"]).
 [llm]
-model = "smollm2-135m"    # fetched once, 110 MB; or any endpoint: base_url = "http://127.0.0.1:8000/v1"
+model = "smollm2-135m"    # downloaded once, 110 MB; or an endpoint: base_url = "http://127.0.0.1:8000/v1"
 max_tokens = 64
 """
 
 REWARDS = '''\
-"""What an answer is worth. A reward is a function of the answer's text; higher is better.
+"""Rewards: each is a function of the answer's text; higher is better.
 
-One with a parameter named `item` also gets the task it answers: `item.state` is the prompt,
-`item.action` the answer in the data, `item.metadata` whatever else the data holds.
+A reward with a parameter named `item` also gets the task: `item.state` is the prompt,
+`item.action` the answer in the data, `item.metadata` any other fields of the data.
 """
 
 
 def vowels(output: str) -> float:
-    """Say which share of the answer is vowels: easy to learn, so you see it happen."""
+    """Return the share of vowels in the answer: easy to learn, so you can watch it happen."""
     return sum(character in "aeiou" for character in output.lower()) / max(1, len(output))
 
 
 def brevity(output: str) -> float:
-    """Prefer short answers: 1 for nothing, 0 from 40 characters on."""
+    """Prefer short answers: 1 for an empty one, 0 from 40 characters on."""
     return max(0.0, 1 - len(output) / 40)
 
 
@@ -119,11 +119,11 @@ HELD_OUT = (
 
 @init_app.command()
 def init(
-    directory: Annotated[Path, typer.Argument(help="The folder to make.", metavar="DIR")],
+    directory: Annotated[Path, typer.Argument(help="The folder to create.", metavar="DIR")],
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """Make a project to start from: a commented config, a file of rewards, 20 rows of data."""
+    """Create a starter project: a commented config, a file of rewards, 20 rows of data."""
     output = Output(as_json=as_json)
     files = {
         "config.toml": CONFIG.encode(),
@@ -141,7 +141,7 @@ def init(
         output.say(f"wrote {directory / name}")
     output.say("\nnext:")
     output.say(f"  cd {shlex.quote(str(directory))}")
-    output.say("  orbiter-train train --config config.toml --dry-run   # what it will take")
+    output.say("  orbiter-train train --config config.toml --dry-run   # prints the plan")
     output.say("  orbiter-train train --config config.toml             # seconds, on any machine")
     output.result({"folder": str(directory), "files": list(files)})
 

@@ -1,6 +1,6 @@
-"""A training as the command line describes it: data, rewards, trainer and folder, all checked.
+"""Prepare a training from the command line's settings: data, rewards, trainer and folder.
 
-Left out: what a run prints and how it ends (`train.py`), and what it will take (`plan.py`).
+What a run prints and how it ends is in `train.py`; its plan is in `plan.py`.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Job:
     items: Sequence[TrajectoryItem]
     held_out: Sequence[TrajectoryItem] | None
     rewards: Sequence[RewardSpec]
-    """What an answer is worth; for imitation too, where the settings say so."""
+    """They score the answers; for imitation too, if the settings ask for it."""
 
     @property
     def resume_command(self) -> str:
-        """What goes on with this run after it was stopped."""
+        """The command that continues this run after it was stopped."""
         return command("runs", "resume", self.folder)
 
     def run_config(self) -> dict[str, object]:
-        """Return all that the run was made with, defaults included, for its folder."""
+        """Return all settings of the run, defaults included, for its folder."""
         values: dict[str, object] = {}
         if self.rewards:
             values["reward"] = self.settings.values["reward"]
@@ -59,10 +59,10 @@ class Job:
 
 
 def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bool = False) -> Job:
-    """Read the data, load the rewards and make the trainer; no model is loaded.
+    """Read the data, load the rewards and make the trainer; the model is not loaded.
 
     Raises:
-        ConfigError: a setting, or a file that one names, is not there or cannot be.
+        ConfigError: a setting is wrong, or a file that it names does not exist.
         DataError: the data cannot be read.
         CallbackError: the user's file of rewards raised.
     """
@@ -124,7 +124,7 @@ def _listed(names: object) -> list[str]:
 
 
 def _tracker(name: str) -> Any:  # noqa: ANN401 - whatever the user's own function makes
-    """Return a tracker's name where it is known and installed, or what "file.py:make" makes."""
+    """Return a tracker's name if known and installed, or the object made by "file.py:make"."""
     if ":" in name:
         make = load_object(name, what="trackers")
         with boundary(f"tracker {name!r}"):

@@ -1,4 +1,4 @@
-"""`orbiter-train settings`: every setting of a section with default, range and meaning."""
+"""`orbiter-train settings`: list the settings of a section with default, range and meaning."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings(
 
 
 def written(default: object) -> str:
-    """Return a default as a config file would have it."""
+    """Return a default as it is written in a config file."""
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, str):

@@ -16,11 +16,11 @@ from typing import Annotated, TextIO
 
 import typer
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 
 
 def is_plain(stream: TextIO) -> bool:
-    """Say whether to write plain lines to a stream."""
+    """Return whether to write plain lines to a stream."""
     return bool(os.environ.get("NO_COLOR")) or not stream.isatty()
 
 
@@ -37,7 +37,7 @@ class Output:
         self._stream.flush()
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print rows below the names of their columns; long values wrap, nothing is cut off."""
+        """Print rows below their column names; long values wrap, nothing is cut off."""
         cells = [[str(cell) for cell in row] for row in rows]
         if is_plain(self._stream):
             for line in _aligned([list(columns), *cells]):
@@ -63,14 +63,14 @@ class Output:
         console.print(drawn)
 
     def _say_rows(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print every row as lines of its own, for a terminal too narrow for the table."""
+        """Print every row on separate lines, for a terminal too narrow for the table."""
         for row in rows:
             for name, value in zip(columns, row, strict=True):
                 self.say(f"{name}: {value}" if name else value)
             self.say()
 
     def result(self, result: Mapping[str, object]) -> None:
-        """Print the result as JSON if --json was given; numbers that JSON lacks become null."""
+        """Print the result as JSON if --json was given; NaN and infinities become null."""
         if self.as_json:
             is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
             text = json.dumps(
@@ -81,7 +81,7 @@ class Output:
 
 
 def finite(value: object) -> object:
-    """Return the value with None in place of NaN and infinities, which JSON cannot express."""
+    """Return the value with None in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -92,7 +92,7 @@ def finite(value: object) -> object:
 
 
 def command(*words: str | os.PathLike[str]) -> str:
-    """Return a command line for people to copy, quoted for a shell."""
+    """Return a command line to copy, quoted for a shell."""
     return shlex.join(["orbiter-train", *map(str, words)])
 
 

@@ -1,4 +1,4 @@
-"""The plan of a training as lines of a table."""
+"""Format the plan of a training as rows of a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orbiter.train.verl.cluster.plan import Plan
 
 
 def plan_lines(plan: TrainPlan | Plan) -> list[tuple[str, str]]:
-    """Return a plan as names and words."""
+    """Return a plan as pairs of label and value."""
     return _on_verl(plan) if isinstance(plan, Plan) else _here(plan)
 
 

@@ -1,4 +1,4 @@
-"""`orbiter-train proxy`: between an agent and its model, capturing every call."""
+"""`orbiter-train proxy`: run a proxy that captures every call between an agent and its model."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ proxy_app = typer.Typer(rich_markup_mode=None)
 def proxy(
     *,
     to: Annotated[str, typer.Option(help="The model's address, ending in /v1.", metavar="URL")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The journal that calls are captured in.")
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The journal for the captured calls.")],
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8787,
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="ORBITER_TRAIN_TOKEN", show_envvar=True, help="What clients must send."
+            envvar="ORBITER_TRAIN_TOKEN", show_envvar=True, help="Token that clients must send."
         ),
     ] = None,
     redact: Annotated[
         list[str] | None,
         typer.Option(
             metavar="REGEX",
-            help="What to replace by [redacted] before anything is kept; may be given repeatedly.",
+            help="Text to replace by [redacted] before anything is kept; may be repeated.",
         ),
     ] = None,
 ) -> None:
-    """Stand between an agent and its model, and capture what they say.
+    """Run a proxy between an agent and its model, and capture every call.
 
-    The model's own key is read from ORBITER_TRAIN_UPSTREAM_KEY where clients send a token instead.
+    If clients send a token instead of the model's key, the key is read from the environment
+    variable ORBITER_TRAIN_UPSTREAM_KEY.
     """
     from orbiter.train.capture.proxy import run_proxy
 

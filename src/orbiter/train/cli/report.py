@@ -1,4 +1,4 @@
-"""`orbiter-train report`: a run's page, written once or followed."""
+"""`orbiter-train report`: write a run's page once, or serve it live."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ report_app = typer.Typer(rich_markup_mode=None)
 @report_app.command()
 def report(
     folder: Annotated[
-        Path | None, typer.Argument(help="A run's folder; the latest below runs/ unless given.")
+        Path | None, typer.Argument(help="A run's folder; by default the latest below runs/.")
     ] = None,
     *,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page; report.html in the run unless set."),
+        typer.Option("--out", "-o", help="The page; by default report.html in the run's folder."),
     ] = None,
-    live: Annotated[bool, typer.Option("--live", help="Serve it, and follow the run.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the page and follow the run.")
+    ] = False,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="With --live; 0 takes a free one.")] = 7868,
+    port: Annotated[int, typer.Option(help="With --live; 0 picks a free one.")] = 7868,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a run's page, one file that needs nothing else; or follow a run while it goes on."""
+    """Write a run's page as one self-contained file, or follow a run while it trains."""
     from orbiter.train.report import serve_live, write_report
 
     output = Output(as_json=as_json)
@@ -48,10 +50,10 @@ def report(
 
 
 def _latest() -> Path:
-    """Return the run that was begun last.
+    """Return the run that was started last.
 
     Raises:
-        StorageError: there is none.
+        StorageError: there are no runs.
     """
     found = sorted(RUNS.glob("**/run.json"), key=lambda file: file.stat().st_mtime)
     if not found:

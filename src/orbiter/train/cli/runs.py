@@ -24,7 +24,7 @@ def runs() -> None:
 
 
 class Found(NamedTuple):
-    """A run's folder, read."""
+    """A run's folder and its contents."""
 
     run: Run
     status: str
@@ -57,7 +57,7 @@ def list_runs(
     *,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the runs below a folder, the latest last; a damaged one is named."""
+    """List the runs below a folder, the latest last; damaged runs are listed separately."""
     output = Output(as_json=as_json)
     found, damaged = _find_all(folder)
     rows = [
@@ -74,7 +74,7 @@ def list_runs(
     if rows:
         output.table(("run", "status", "steps", "model", "reward", "loss"), rows)
     elif not damaged:
-        output.say(f"there are no runs in {folder}; `orbiter-train init DIR` makes a project")
+        output.say(f"there are no runs in {folder}; `orbiter-train init DIR` creates a project")
     for run_folder, error in damaged.items():
         output.say(f"damaged: {run_folder}: {error}")
     output.result(
@@ -160,7 +160,7 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _is_held(folder: Path) -> bool:
-    """Say whether a process writes this run now."""
+    """Return whether a process is writing this run now."""
     from orbiter.train.storage import FileLock
 
     lock = folder / "metrics.jsonl.lock"

@@ -1,4 +1,4 @@
-"""`orbiter-train serve`: a model behind an OpenAI-compatible endpoint."""
+"""`orbiter-train serve`: serve a model at an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ def serve(
     model: Annotated[str, typer.Argument(help="A folder, a hub name, smollm2-135m or tiny.")],
     *,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="What clients call the model.")] = None,
+    port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name for clients.")] = None,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="ORBITER_TRAIN_TOKEN",
             show_envvar=True,
-            help="What clients must send; made up where other machines can reach the host.",
+            help="Token that clients must send; generated if other machines can reach the host.",
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or the first there is.")] = "auto",
-    max_rows: Annotated[int, typer.Option(help="Answers drawn at the same time at most.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
+    max_rows: Annotated[int, typer.Option(help="Maximum answers generated at the same time.")] = 32,
     max_waiting: Annotated[
-        int, typer.Option(help="Requests that may wait for a place; one more is told so (429).")
+        int, typer.Option(help="Maximum requests waiting; further ones get a 429.")
     ] = 1024,
     max_tokens: Annotated[
-        int, typer.Option(help="Length of an answer whose request does not say.")
+        int, typer.Option(help="Maximum length of an answer if the request sets none.")
     ] = 1024,
     return_token_ids: Annotated[
         bool,
         typer.Option(
             "--return-token-ids",
-            help="Send token ids and log probabilities with every answer, asked for or not: "
-            "to capture agents for training.",
+            help="Send token ids and log probabilities with every answer, requested or not: "
+            "for capturing agents for training.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="What is drawn for a request without a seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for requests without one.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Put a model behind an OpenAI-compatible endpoint on this machine.
+    """Serve a model at an OpenAI-compatible endpoint on this machine.
 
-    Clients take the address that is printed as their base URL. A request may ask for token ids
-    itself, by "return_token_ids": true in its body.
+    Clients use the printed address as their base URL. A request may ask for token ids with
+    "return_token_ids": true in its body.
     """
     from orbiter.train.serve import run_server
 

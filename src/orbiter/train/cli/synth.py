@@ -1,4 +1,4 @@
-"""`orbiter-train synth`: more data, from templates, a language model, or code of your own."""
+"""`orbiter-train synth`: generate data from templates, a language model, or your own code."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ TEACHERS = {
     "back-translate": "BackTranslate",
     "respond": "Respond",
 }
-"""What `teacher` may list, each a step that asks the model of [llm]."""
+"""The allowed values of `teacher`, each a step that asks the model of [llm]."""
 
 
 @synth_app.command()
 def synth(
     overrides: OverrideWords = None, *, config: ConfigFile = None, as_json: JsonFlag = False
 ) -> None:
-    """Make more data: from templates, your own code or a language model.
+    """Generate data from templates, your own code or a language model.
 
-    The settings are those of [synth]: templates with variables, teacher = ["self-instruct",
-    "respond"] with the model of [llm], or step = "file.py:make" for a DataSynthesiser of yours.
-    A run that was stopped goes on where it was.
+    The settings are in [synth]: templates with variables, teacher = ["self-instruct", "respond"]
+    with the model of [llm], or step = "file.py:make" for your own DataSynthesiser. A stopped run
+    continues where it was.
     """
     settings = load(config, parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
@@ -113,10 +113,10 @@ def _tell(result: SynthesisResult, out: Path, output: Output) -> None:
         f"{result.filtered_count} rejected{f' ({rejected})' if rejected else ''}"
     )
     reasons = {
-        "exhausted": "nothing new comes any more",
-        "max_candidates": "max_candidates were made",
+        "exhausted": "no new candidates can be made",
+        "max_candidates": "max_candidates is reached",
         "budget": "max_cost is spent",
-        "cancelled": "stopped; the same command goes on",
+        "cancelled": "stopped; run the same command to continue",
     }
     if result.stop_reason in reasons:
         output.say(f"fewer than asked for: {reasons[result.stop_reason]}")

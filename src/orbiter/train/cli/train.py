@@ -1,7 +1,7 @@
-"""`orbiter-train train` and `sft`: one training, from its settings to its report.
+"""`orbiter-train train` and `sft`: run one training, from its settings to its report.
 
-A run is a folder: config.toml (all it was made with), metrics.jsonl, samples.jsonl, checkpoints,
-result.json, model, report.html. Left out: the training itself (`verl/`, `sft/`).
+A run is a folder: config.toml (all its settings), metrics.jsonl, samples.jsonl, checkpoints,
+result.json, model, report.html. The training itself is in `verl/` and `sft/`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from orbiter.train.runlog import read_run
 from orbiter.train.storage import atomic_write
 
 RESULT = "result.json"
-"""What a finished run leaves beside its metrics."""
+"""File with the result of a finished run."""
 
 train_app = typer.Typer(rich_markup_mode=None)
 sft_app = typer.Typer(rich_markup_mode=None)
@@ -78,7 +78,7 @@ def sft(
     push_to_hub: PushToHub = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Improve a model by imitation of what was done well.
+    """Improve a model by imitating good answers.
 
     The settings are those of [sft] and [data].
     """
@@ -89,7 +89,7 @@ def sft(
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the command line wants beside the settings."""
+    """The command line's options besides the settings."""
 
     out: Path | None = None
     resume: bool = False
@@ -98,7 +98,7 @@ class Asked:
 
 
 def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Code:
-    """Check, plan, train, and say what came of it; return the exit code."""
+    """Check, plan and train, then print the result; return the exit code."""
     job = make_job(method, settings, out=asked.out, resume=asked.resume)
     plan = asyncio.run(job.trainer.plan())
     limit = job.trainer.config.max_seconds
@@ -106,7 +106,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     output.table(("what", "how much"), [*limits, *plan_lines(plan), ("folder", str(job.folder))])
     if asked.dry_run:
         asyncio.run(_try_rewards(job, output))
-        output.say("all is well; without --dry-run this starts the run")
+        output.say("all checks passed; without --dry-run this starts the run")
         output.result(
             {"plan": asdict(plan), "folder": str(job.folder), "settings": job.run_config()}
         )
@@ -119,10 +119,10 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
 
 
 def _require_new(folder: Path) -> None:
-    """Refuse a folder with a run before anything in it is touched.
+    """Refuse a folder that contains a run, before anything in it is changed.
 
     Raises:
-        StorageError: there is one.
+        StorageError: it contains a run.
     """
     if (folder / "metrics.jsonl").exists():
         raise StorageError(
@@ -132,10 +132,10 @@ def _require_new(folder: Path) -> None:
 
 
 async def _try_rewards(job: Job, output: Output) -> None:
-    """Ask every reward about the first item's own action.
+    """Apply every reward to the first item's action.
 
     Raises:
-        CallbackError: one failed, or answered with no finite number.
+        CallbackError: a reward failed, or returned a value that is not a finite number.
     """
     if not job.rewards:
         return
@@ -148,7 +148,7 @@ async def _try_rewards(job: Job, output: Output) -> None:
 
 
 def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
-    """Train under Ctrl-C's two steps, and leave a folder that tells of it."""
+    """Train with two-step Ctrl-C handling, and write the results into the run's folder."""
     if not job.trainer.config.progress:
         logging.getLogger("orbiter.train").setLevel(logging.INFO)
     course = Course(job, output)
@@ -156,7 +156,7 @@ def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
     signals = TwoStepInterrupt(
         course.stop,
         first="finishing this step, then saving (once more stops at once)",
-        second=f"stopped; go on from the last checkpoint with: {job.resume_command}",
+        second=f"stopped; continue from the last checkpoint with: {job.resume_command}",
     )
     with signals:
         try:
@@ -177,13 +177,13 @@ def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
 
 
 def _steps_done(folder: Path) -> int:
-    """Return the last step that the run recorded."""
+    """Return the last step recorded by the run."""
     metrics = read_run(folder).metrics
     return int(metrics[-1]["step"]) if metrics else 0
 
 
 class Course:
-    """The run itself: measured before, trained, measured after, saved."""
+    """The run itself: measure, train, measure again, save."""
 
     def __init__(self, job: Job, output: Output) -> None:
         self._job, self._output = job, output
@@ -202,7 +202,7 @@ class Course:
             self._loop.call_soon_threadsafe(self._task.cancel)
 
     async def go(self) -> dict[str, Any] | None:
-        """Return what was found; None where the run was stopped before its end."""
+        """Return the results; None if the run was stopped before its end."""
         job, trainer = self._job, self._job.trainer
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         before = await self._before()
@@ -222,7 +222,7 @@ class Course:
         return found
 
     async def _before(self) -> Exam | None:
-        """Examine the model that the run begins with, or remember how that went."""
+        """Examine the untrained model, or read the stored exam of an earlier process."""
         job = self._job
         if job.held_out is None or not job.rewards:
             return None
@@ -235,7 +235,7 @@ class Course:
 
 
 def write_result(folder: Path, found: dict[str, Any]) -> None:
-    """Keep what a run found beside its metrics."""
+    """Store the results next to the run's metrics."""
     with atomic_write(folder / RESULT) as file:
         file.write(json.dumps(found, indent=2, default=str).encode() + b"\n")
 
@@ -244,7 +244,7 @@ def _stopped(job: Job, number: int, output: Output) -> Code:
     code = Code(128 + number)
     saved = (job.folder / "checkpoints").is_dir()
     output.say(
-        f"stopped; go on with: {job.resume_command}"
+        f"stopped; continue with: {job.resume_command}"
         if saved
         else "stopped before the first step; nothing was trained"
     )
@@ -259,7 +259,7 @@ def _stopped(job: Job, number: int, output: Output) -> Code:
 
 
 def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> Code:
-    """Say what came of the run; write its page, and upload its model where asked to."""
+    """Print the outcome, write the report page, and upload the model if requested."""
     from orbiter.train.report import write_report
 
     folder = job.folder
@@ -279,12 +279,12 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
 
 
 def _tell(result: dict[str, Any], output: Output) -> None:
-    """Say how good the model was and is: on held-out items where there are some."""
+    """Print how good the model was before and after, on held-out items if there are any."""
     steps, planned = result["steps"], result["planned_steps"]
     output.say(
         f"trained   {steps} steps in {duration(result['seconds'])}"
         if result["finished"]
-        else f"trained   {steps} of {planned} steps, then max_seconds was over"
+        else f"trained   {steps} of {planned} steps, then max_seconds was reached"
     )
     if "gain" in result:
         before, after, gain = (Interval(**result[name]) for name in ("before", "after", "gain"))
@@ -298,10 +298,10 @@ def _tell(result: dict[str, Any], output: Output) -> None:
 
 
 def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
-    """Go on with the run in a folder, by the settings that it keeps.
+    """Continue the run in a folder with its stored settings.
 
     Raises:
-        StorageError: there is none.
+        StorageError: the folder contains no run.
     """
     file = folder / RUN_CONFIG
     if not file.is_file():

@@ -1,4 +1,4 @@
-"""Prints the run to the terminal as it happens."""
+"""Print the run's progress and results to the terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Account:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to those of `name`, also if it is interrupted."""
+        """Add the seconds of the block to those of `name`, even if it is interrupted."""
         began = perf_counter()
         try:
             yield

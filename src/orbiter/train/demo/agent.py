@@ -1,8 +1,8 @@
-"""A scripted reference agent: answers the training requests, and is wrong in a quarter of them.
+"""A scripted reference agent that answers the training requests, a quarter of them wrongly.
 
-It stands for the agent whose traces one has: useful on the whole, not to be trusted item by item.
-Its mistakes are those that tool-calling agents make: a neighbouring function's name, an argument
-forgotten, made up or mistyped, a number that is off.
+It represents an agent whose traces one has: useful on the whole, but not reliable in every item.
+It makes the mistakes that tool-calling agents make: the name of a similar function, an argument
+that is missing, invented or of the wrong type, a number that is off.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ERROR_RATE = 0.25
 
 
 def answer_all(requests: Sequence[ToolRequest], *, seed: int) -> list[str]:
-    """Answer every request; exactly a quarter of the answers, rounded, is wrong."""
+    """Answer every request; exactly a quarter of the answers, rounded, are wrong."""
     order = list(range(len(requests)))
     sub_random(seed, "reference agent").shuffle(order)
     wrong = set(order[: round(ERROR_RATE * len(requests))])
@@ -36,7 +36,7 @@ def right_call(request: ToolRequest) -> str:
 
 
 def right_arguments(request: ToolRequest) -> dict[str, object]:
-    """Return the first accepted value of every argument that may not be left away."""
+    """Return the first accepted value of every argument that may not be omitted."""
     required = request.function.parameters.required
     return {
         name: _first(values)
@@ -51,7 +51,7 @@ def write_call(name: str, arguments: Mapping[str, object]) -> str:
 
 
 def mistaken_call(request: ToolRequest, generator: random.Random) -> str:
-    """Write a plausible call that the checker calls wrong."""
+    """Write a plausible call that the checker rejects."""
     mistakes = [_other_function, _forgotten, _made_up, _off, _mistyped]
     generator.shuffle(mistakes)
     calls = (mistake(request, generator) for mistake in mistakes)
@@ -109,7 +109,7 @@ def _first(accepted: Sequence[object]) -> object:
 
 
 def _first_inside(value: object) -> object:
-    """A dict holds a list of accepted values for each of its keys."""
+    """Resolve a dict that holds a list of accepted values for each of its keys."""
     if isinstance(value, dict):
         return {key: _first(ones) for key, ones in value.items() if "" not in ones}
     if isinstance(value, list):

@@ -1,14 +1,14 @@
-"""A model's reply, read as one Python call: `area(base=10, height=5)` → a name and its arguments.
+"""Parse a model's reply as one Python call: `area(base=10, height=5)` → name and arguments.
 
-The reply is only ever parsed, never run. What is accepted is what the Berkeley leaderboard's own
-decoder accepts for its Python categories, with its habits, so that verdicts agree:
+The reply is only parsed, never run. Accepted is exactly what the decoder of the Berkeley
+leaderboard accepts for its Python categories, including its peculiarities, so that verdicts agree:
 
 - code fences and blank space around the call are dropped, and so are square brackets;
 - positional arguments are ignored, since the accepted answers are kept by name;
-- a bare name is its own text (`unit=metres`), a call without keywords is its source;
+- a bare name becomes a string (`unit=metres`), and so does a call without keywords;
 - any sign or `not` before a literal negates it.
 
-Left out: names inside arithmetic, which the leaderboard would evaluate and this module will not.
+The one exception: names inside arithmetic, which the leaderboard would evaluate, are refused.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from orbiter.train.errors import DataError
 
 MAX_CHARS = 4000
-"""Replies beyond this length are refused unread: no request of the set needs a tenth of it."""
+"""Longer replies are refused unread: no request of the set needs a tenth of this length."""
 MAX_POWER = 64
-"""Largest exponent that is worked out in `base ** exponent`."""
+"""Largest exponent that is computed in `base ** exponent`."""
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[object, object], object]] = {
     ast.Add: operator.add,
@@ -39,19 +39,19 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[object, object], object]] = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: which function, and what for each of its named arguments."""
+    """One call: the function's name and its named arguments."""
 
     name: str
-    """Dotted where the reply is dotted: `math.gcd`."""
+    """Dotted if the reply is dotted: `math.gcd`."""
     arguments: Mapping[str | None, object]
-    """Plain Python values by name; None is the name of a `**mapping`."""
+    """Plain Python values by name; the key None stands for a `**mapping`."""
 
 
 def parse_call(reply: str) -> Call:
-    """Read a reply as exactly one call.
+    """Parse a reply as exactly one call.
 
     Raises:
-        DataError: the reply is no Python, holds no call or more than one, or an argument is not a
+        DataError: the reply is not Python, holds no call or more than one, or an argument is not a
             literal.
     """
     calls = parse_calls(reply)
@@ -61,14 +61,16 @@ def parse_call(reply: str) -> Call:
 
 
 def parse_calls(reply: str) -> list[Call]:
-    """Read a reply as a list of calls; the brackets around it may be missing."""
+    """Parse a reply as a list of calls; the brackets around it may be missing."""
     if len(reply) > MAX_CHARS:
-        raise DataError(f"a reply of {len(reply)} characters is no call (at most {MAX_CHARS})")
+        raise DataError(
+            f"a reply of {len(reply)} characters is too long for a call (at most {MAX_CHARS})"
+        )
     text = reply.strip("`\n ")
     text = text if text.startswith("[") else "[" + text
     text = text if text.endswith("]") else text + "]"
     try:
-        with warnings.catch_warnings(action="ignore"):  # '\d' in a string is the model's affair
+        with warnings.catch_warnings(action="ignore"):  # '\d' in a model's string is not our bug
             body = ast.parse(text, mode="eval").body
         return [_call(node) for node in _elements(body)]
     except (SyntaxError, ValueError, TypeError, ArithmeticError) as error:
@@ -80,12 +82,12 @@ def parse_calls(reply: str) -> list[Call]:
 def _elements(body: ast.expr) -> list[ast.expr]:
     if isinstance(body, ast.List):
         return body.elts
-    raise DataError(f"a {type(body).__name__} is no list of calls")
+    raise DataError(f"a {type(body).__name__} is not a list of calls")
 
 
 def _call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
-        raise DataError(f"a {type(node).__name__} is no call")
+        raise DataError(f"a {type(node).__name__} is not a call")
     parts: list[str] = []
     function = node.func
     while isinstance(function, ast.Attribute):
@@ -120,7 +122,7 @@ def _container(node: ast.List | ast.Tuple | ast.Dict) -> object:
 
 
 def _source(node: ast.expr) -> object:
-    """Return what is no literal as its own text, where the leaderboard does so."""
+    """Return an expression that is not a literal as its source, as the leaderboard does."""
     match node:
         case ast.Name(id=name):
             return name
@@ -131,19 +133,19 @@ def _source(node: ast.expr) -> object:
             return {inner.name: inner.arguments}
         case ast.Subscript():
             return f"{ast.unparse(node.value)}[{ast.unparse(node.slice)}]"
-    raise DataError(f"a {type(node).__name__} is no value")
+    raise DataError(f"a {type(node).__name__} is not a value")
 
 
 def _key(node: ast.expr | None) -> object:
     if node is None:
-        raise DataError("a dict with ** in it is no literal")
+        raise DataError("a dict with ** in it is not a literal")
     key = _value(node)
     hash(key)
     return key
 
 
 def _arithmetic(node: ast.expr) -> object:
-    """Work out literals joined by operators; numbers, and + between strings."""
+    """Evaluate literals joined by operators; numbers, and + between strings."""
     match node:
         case ast.Constant(value=bool() | int() | float() | complex() | str() as value):
             return value
@@ -159,10 +161,10 @@ def _arithmetic(node: ast.expr) -> object:
             if isinstance(op, ast.Pow) and abs(right) > MAX_POWER:
                 raise DataError(f"the exponent {right} is beyond {MAX_POWER}")
             return _ARITHMETIC[type(op)](left, right)
-    raise DataError(f"a {type(node).__name__} has no place in arithmetic on literals")
+    raise DataError(f"a {type(node).__name__} is not allowed in arithmetic on literals")
 
 
 def _number(value: object) -> int | float | complex:
     if isinstance(value, int | float | complex):
         return value
-    raise DataError(f"{value!r} is no number")
+    raise DataError(f"{value!r} is not a number")

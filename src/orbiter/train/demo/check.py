@@ -1,10 +1,10 @@
-"""Is this call right? The leaderboard's verdict, and a graded score for learning by reward.
+"""Check whether a call is right: the leaderboard's verdict, and a graded score for training.
 
 `verdict` agrees with the checker of the Berkeley Function-Calling Leaderboard (Python, one call)
 on every row of `tests/demo/verdicts.json.gz`, which `tests/demo/make_verdicts.py` writes by running
-that checker itself. Where a rule looks odd, it is that checker's; the comments name them.
+that checker itself. Rules that look odd are that checker's; the comments mark them.
 
-Left out: several calls at once, Java and JavaScript.
+Several calls at once, Java and JavaScript are not supported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TYPES: dict[str, type] = {
     "any": str,
 }
 _OMITTED = ""
-"""Among the accepted values of an argument: it may be left away."""
+"""Among the accepted values of an argument, this means that it may be omitted."""
 
 
 class Verdict(NamedTuple):
@@ -49,13 +49,13 @@ def verdict(reply: str, request: ToolRequest) -> Verdict:
 
 
 def score(reply: str, request: ToolRequest) -> float:
-    """Grade a reply for learning: 1 for a right call, else part of 0.6 for what is right in it.
+    """Grade a reply for training: 1 for a right call, else part of 0.6 for its right parts.
 
         0                           not one call
         0.1                         a call of another function
         0.2 + 0.4 · right / named   the right function; `named`: accepted and given arguments
 
-    Only for the reward of a training run: what is reported is always `verdict`.
+    Only for the reward of a training run; results are always reported by `verdict`.
     """
     try:
         call = parse_call(reply)
@@ -80,7 +80,7 @@ def _faults(call: Call, request: ToolRequest) -> list[str]:
 
 
 def _argument_fault(name: str | None, call: Call, request: ToolRequest) -> str:
-    """Say what is wrong with one argument; "" where nothing is."""
+    """Describe what is wrong with one argument; "" if it is right."""
     properties = request.function.parameters.properties
     if name is None or name not in request.accepted:
         return f"{name} is not expected"
@@ -90,7 +90,7 @@ def _argument_fault(name: str | None, call: Call, request: ToolRequest) -> str:
     value = call.arguments[name]
     if name in properties and _is_accepted(value, accepted, properties[name]):
         return ""
-    return f"{name}={value!r} is none of {list(accepted)!r}"
+    return f"{name}={value!r} is not one of {list(accepted)!r}"
 
 
 def _is_accepted(value: object, accepted: Sequence[object], parameter: Parameter) -> bool:
@@ -104,7 +104,7 @@ def _is_accepted(value: object, accepted: Sequence[object], parameter: Parameter
     if type(value) is not wanted and (kind is None or type(value) is not kind):
         return False
     if type(value) is not wanted or kind not in (None, wanted):
-        # Of the accepted values' own type instead of the schema's: compared as it stands.
+        # It has the accepted values' type instead of the schema's: compare it unchanged.
         return value in accepted
     return _has_inner_type(value, accepted, inner) and _equals_one(value, accepted, inner)
 
@@ -159,7 +159,7 @@ def _equals_dict(value: object, accepted: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Return a text without case, blanks and the punctuation that nobody is punished for."""
+    """Normalise a text: lower case, without blanks and the punctuation that does not matter."""
     if not isinstance(value, str):
         return value
     return re.sub(r"[ ,./\-_*^]", "", value).lower().replace("'", '"')

@@ -1,4 +1,4 @@
-"""The report of a run of the demo: its story beside the curves and samples of its trainings."""
+"""The report of a demo run: its story, and the curves and samples of its trainings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _NOTES = {
 
 
 def write_page(outcome: Outcome, plan: Plan, folder: Path) -> Path:
-    """Keep the story of the run in its folder, write the report there, and return its path."""
+    """Write the run's story and its report into its folder; return the report's path."""
     keep_story(folder, story_of(outcome, plan))
     return write_report(folder)
 
 
 def story_of(outcome: Outcome, plan: Plan) -> Story:
-    """Return what the report tells beside what the trainings left in their folders."""
+    """Return the facts that the trainings' own folders do not contain."""
     return Story(
         title="A small agent learns to call tools",
         summary=(
@@ -55,7 +55,7 @@ def story_of(outcome: Outcome, plan: Plan) -> Story:
 
 
 def ledger_of(outcome: Outcome) -> list[LedgerStep]:
-    """Return the way from traces to lessons; nothing where the run did not get that far."""
+    """Return the steps from traces to lessons; empty if the run did not get that far."""
     counts = outcome.counts
     if "train" not in counts:
         return []

@@ -43,7 +43,7 @@ from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
 
 EXAM_ROWS = 100
-"""Requests answered between two looks at whether the run was interrupted."""
+"""Requests answered between two checks for an interruption."""
 
 
 class Parts(NamedTuple):
@@ -57,11 +57,11 @@ class Parts(NamedTuple):
 FUNCTION = "function"
 """The metadata entry that names the function a request is for."""
 GROUPS = ("task_id", FUNCTION)
-"""What keeps traces together in a split."""
+"""Metadata entries that keep traces together in a split."""
 
 
 class Lessons(NamedTuple):
-    """Good traces: to imitate, and to decide when to stop."""
+    """Good traces: to imitate, and to validate on."""
 
     train: list[TrajectoryItem]
     validation: list[TrajectoryItem]
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def outcome(self) -> Outcome:
-        """What the finished stages measured."""
+        """The results of the finished stages."""
         return self.state.outcome
 
     def finish(self, stage: str) -> None:
@@ -93,17 +93,17 @@ class Run:
         self.state.save(self.folder)
 
     def has(self, stage: str) -> bool:
-        """Say whether a stage is complete, and print that it is not run again."""
+        """Return whether a stage is complete, and print that it is skipped."""
         done = stage in self.state.finished
         if done:
             self.account.skipped(stage)
         return done
 
     def stop(self) -> bool:
-        """End the training in progress after its present step, with a checkpoint.
+        """End the training in progress after its current step, with a checkpoint.
 
         Returns:
-            Whether there is one; anything else must be cancelled.
+            Whether a training is in progress; anything else must be cancelled.
         """
         self.stopping = True
         if self.trainer is None or not self.trainer.training:
@@ -268,7 +268,7 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
 
 
 def without_lesson(shown: Sequence[TrajectoryItem], lessons: Lessons) -> list[TrajectoryItem]:
-    """Return the shown requests without a good trace: left to the model's own attempts."""
+    """Return the shown requests without a good trace, which are left to the model's attempts."""
     answered = {item.task_id for part in lessons for item in part}
     return [item for item in shown if item.task_id not in answered]
 
@@ -369,7 +369,7 @@ def _choose_steps(run: Run) -> int:
 
 
 async def imitate_further(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
-    """Give SFT the seconds that GRPO had, from the same start: what would they have gained?
+    """Give SFT the seconds that GRPO had, from the same start, as a control.
 
     Here too the best pass by validation loss counts, not the last.
     """
@@ -408,7 +408,7 @@ async def examine(
 
 
 def _asker(run: Run, model: Path) -> ModelTrainer:
-    """Load a model only to ask it."""
+    """Load a model for inference only."""
     return VeRLTrainer(VeRLConfig(model=str(model), **_engine(run)))
 
 

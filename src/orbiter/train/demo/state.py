@@ -1,4 +1,4 @@
-"""What a run of the demo has finished, kept in its folder so that the next call continues it."""
+"""The progress of a demo run, stored in its folder so that the next call continues it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class State:
 def open_state(plan: Plan, folder: Path) -> State:
     """Return the state of the run in `folder`, or a new one if the folder is empty or missing.
 
-    A finished run may be reopened with `plan.control` switched on: only the control is missing.
+    A finished run may be reopened with `plan.control` switched on; then only the control runs.
 
     Raises:
         StorageError: the folder holds something else, or a run with other settings.

@@ -1,5 +1,5 @@
-"""The machine: one process, tokens in, better weights out.
+"""The local training engine: it runs, samples from and updates a language model in one process.
 
-Import names from their files, such as `orbiter.train.engine.models.load`, so that importing one
-loads nothing else.
+Import names from the file that defines them, such as `orbiter.train.engine.models.load`, so that
+only that part is loaded.
 """

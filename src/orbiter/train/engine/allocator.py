@@ -1,8 +1,9 @@
-"""How the C library keeps memory for a training run.
+"""Make the C library keep freed memory for reuse during a training run.
 
-An update asks for the same large blocks every time. By default glibc gives such blocks back to the
-system at once, which then clears and maps every page again: 5 to 25 % of an update, and more than
-that on a virtual machine. Left out: other C libraries and accelerators, which keep their own.
+Every update allocates the same large blocks. By default glibc returns such blocks to the operating
+system at once, which then clears and maps every page again on the next allocation. That costs 5 to
+25 % of an update, and more on a virtual machine. Other C libraries are left alone; accelerators
+have their own allocators.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Tell glibc to hold on to freed blocks, all threads in one place; once a process.
+    """Make glibc keep freed blocks, in one arena for all threads; runs once per process.
 
-    The process keeps its largest size from then on; blocks freed by one thread serve the others.
+    From then on the process never shrinks, and a block freed by one thread can serve another.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -1,8 +1,8 @@
-"""What this processor and this torch can do: which dtype is fast, and which special kernels work.
+"""Find out which dtype is fast on this processor, and which special kernels work with this torch.
 
-This is the only file that asks about processors. A special kernel is tried once on a small tensor
-before it is used; if it fails, one line is logged and the plain product takes its place, so that
-an unknown processor or torch version makes a run slower, never impossible.
+No other file inspects the processor. A special kernel is tried once on a small tensor before it is
+used. If it fails, one line is logged and the plain product is used instead, so an unknown processor
+or torch version makes a run slower but never fails it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 Linear = Callable[[Tensor], Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Types of the matrix products; weights being trained stay in float32 with both."""
+"""Dtypes of the matrix products; trained weights stay in float32 with either."""
 AUTO = "auto"
 WORTH_IT = 1.1
 """How many times faster than float32 bfloat16 must be before "auto" chooses it."""
@@ -41,9 +41,9 @@ PREPACK_FROM = 1 << 17
 """Weights with at least this many elements gain from oneDNN's layout; below, the call overhead
 costs more."""
 PREPACK_ROWS = 32
-"""Number of input rows that the layout is optimised for: typical for a sampling step."""
+"""Number of input rows that the layout is optimised for; typical of a sampling step."""
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-"""Environment variables that hold torch's libraries below what the processor can do."""
+"""Environment variables that keep torch's libraries from using all the processor offers."""
 
 
 class Processor(NamedTuple):
@@ -126,7 +126,7 @@ def choose_dtype(dtype: str, device: torch.device) -> Arithmetic:
 
 
 def _on_accelerator(dtype: str, device: torch.device) -> Arithmetic:
-    """Choose by what the vendor documents; nothing is measured on accelerators."""
+    """Choose from the vendor's documentation; nothing is measured on accelerators."""
     if dtype == "bfloat16":
         return Arithmetic("bfloat16", "set in the config")
     if device.type != "cuda":
@@ -136,15 +136,15 @@ def _on_accelerator(dtype: str, device: torch.device) -> Arithmetic:
     return Arithmetic("float32", f"{torch.cuda.get_device_name(device)} lacks bfloat16")
 
 
-# Special kernels, each tried before it is used.
+# Special kernels, each tested before it is used.
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
-    """Make the fastest product with a weight that will not change, for a few rows at a time.
+    """Return the fastest product with a weight that will not change, for a few rows at a time.
 
-    On a CPU, large weights are reordered once into oneDNN's blocked layout, which up to halves the
-    time of a sampling step (docs/engine.md); small ones are transposed. Accelerators take them as
-    they are.
+    On a CPU, large weights are reordered once into oneDNN's blocked layout, which cuts the time of
+    a sampling step by up to half (docs/engine.md); small ones are transposed. On accelerators the
+    weight is used unchanged.
     """
     weight = weight.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype, copy=True)
@@ -159,7 +159,7 @@ def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Li
 
 
 def _prepacked(weight: Tensor, bias: Tensor | None) -> Linear:
-    """Reorder the weight for oneDNN. These operators are torch's own but not public."""
+    """Reorder the weight for oneDNN. These operators ship with torch but are not public."""
     operators = torch.ops.mkldnn
     blocks = operators._reorder_linear_weight(weight, PREPACK_ROWS)
     run = operators._linear_pointwise.default
@@ -168,7 +168,7 @@ def _prepacked(weight: Tensor, bias: Tensor | None) -> Linear:
 
 @functools.cache
 def packing_works(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's packed product runs in `dtype` here and is right."""
+    """Whether oneDNN's packed product runs in `dtype` here and gives the right result."""
     if not torch.backends.mkldnn.is_available():
         log.info("this torch was built without oneDNN: sampling multiplies by plain weights")
         return False
@@ -182,7 +182,7 @@ def packing_works(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def fused_attention_works(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether torch's fused attention runs with a mask and shared key heads here, and is right."""
+    """Whether torch's fused attention works here with a mask and with shared key heads."""
     device = torch.device(device_type)
     q, k, v = (
         _trial_tensor(1, heads, 8, 16).to(device, dtype, copy=True).requires_grad_()
@@ -206,7 +206,7 @@ def _works(kernel: str, trial: Callable[[], Tensor], expected: Tensor) -> bool:
     """Try a kernel once; log one line if it raises or its result is wrong."""
     try:
         result = trial()
-    except Exception as error:
+    except Exception as error:  # whatever an unsupported kernel raises
         reason = " ".join(str(error).split())[:200]
         log.info("%s does not work here, using plain products instead: %s", kernel, reason)
         return False
@@ -228,10 +228,10 @@ def _trial_tensor(*shape: int) -> Tensor:
 
 @functools.cache
 def bfloat16_gain() -> float:
-    """How many times as fast bfloat16 is as float32 on this processor; below 1 it is slower.
+    """Return float32's time divided by bfloat16's on this processor; below 1, bfloat16 is slower.
 
-    Measured once per machine, in about a tenth of a second, and kept in the cache folder. A cache
-    that is damaged or cannot be written costs another measurement, nothing else.
+    Measured once per machine, in about a tenth of a second, and stored in the cache folder. If the
+    cache is damaged or cannot be written, the only cost is another measurement.
     """
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     key = "|".join([_processor_name(), _instruction_set(), f"torch {torch.__version__}", *limits])
@@ -245,7 +245,7 @@ def bfloat16_gain() -> float:
 
 
 def _kept_gain(path: Path, key: str) -> float | None:
-    """Read an earlier measurement; None if there is none that can be trusted."""
+    """Read an earlier measurement; None if it is missing or cannot be trusted."""
     try:
         kept: Any = json.loads(path.read_text(encoding="utf-8"))
         gain = float(kept["bfloat16_gain"]) if kept["key"] == key else math.nan
@@ -264,10 +264,10 @@ def _keep_gain(path: Path, key: str, gain: float) -> None:
 
 
 def _measure_gain() -> float:
-    """Time an update's and a sampling step's products in both dtypes, in turns, on one thread.
+    """Time an update's and a sampling step's products in both dtypes, alternating, on one thread.
 
-    One thread, because the time that other threads wait for each other on a busy machine says
-    nothing about the dtype. The smallest time of each counts: the least disturbed one.
+    With several threads, the time they wait for each other on a busy machine would distort the
+    comparison. The smallest time of each dtype counts, as the least disturbed.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -286,7 +286,10 @@ def _measure_gain() -> float:
 
 
 def _trial_step(dtype: torch.dtype) -> Callable[[], None]:
-    """Make a small update (forward, both gradients, cast of the weight) and a sampling product."""
+    """Return a function that runs the products of a small update and of one sampling step.
+
+    The update consists of the weight's cast, the forward product and both gradients.
+    """
     weight = _trial_tensor(1024, 512)
     read, drawn = _trial_tensor(128, 512).to(dtype), _trial_tensor(PREPACK_ROWS, 512).to(dtype)
     packed = packed_linear(weight, None, dtype)
@@ -302,7 +305,7 @@ def _trial_step(dtype: torch.dtype) -> Callable[[], None]:
 
 
 def _instruction_set() -> str:
-    """Name the vector instructions torch uses, and the matrix instructions beyond them."""
+    """Name the vector instructions that torch uses, and any matrix instructions."""
     parts = [torch.backends.cpu.get_cpu_capability()]
     if parts[0].startswith("AVX512"):
         extras = {"bfloat16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
@@ -315,14 +318,14 @@ def _instruction_set() -> str:
 
 
 def _supports(probe: str) -> bool:
-    """Ask torch.cpu; its probes are not public, so a torch without one answers no."""
+    """Call a probe of torch.cpu; the probes are not public, so a missing one counts as no."""
     ask: Any = getattr(torch.cpu, probe, None)
     return ask is not None and bool(ask())
 
 
 @functools.cache
 def _processor_name() -> str:
-    """Return the maker's name of the processor, or the best that the system offers."""
+    """Return the vendor's name of the processor, or the best name the system offers."""
     if platform.system() == "Darwin":
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         try:

@@ -1,10 +1,10 @@
-"""Many rollouts as rectangles: `Batch`, its making and its slicing.
+"""Pad rollouts into the rectangular tensors of a `Batch`, and slice it into minibatches.
 
-Every [B, T] stream is aligned with `token_ids`: entry t speaks about the token at t, given the
-tokens before it. The shift by one that a causal model needs happens inside the forward pass and
-nowhere else. Padding stands on the right and is told by `length`, never by a token id: the pad
-token of many chat models is also their end of turn. Left out: packing; the fast forward pass
-packs by itself.
+Every [B, T] tensor is aligned with `token_ids`: entry t describes the token at position t, given
+the tokens before it. The shift by one that a causal model needs happens only inside the forward
+pass. Sequences are padded on the right. `length` marks where the padding begins, not a token id,
+because the pad token of many chat models is also their end of turn. Packing is not done here; the
+fast forward pass does its own.
 """
 
 from __future__ import annotations
@@ -23,34 +23,35 @@ from orbiter.train.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """B sequences of up to T tokens, and what is known about each of their tokens."""
+    """B sequences of up to T tokens, with the training data of each token."""
 
     token_ids: Int[Tensor, "B T"]
-    """Prompts and what followed; 0 behind a sequence's end."""
+    """Prompt and answer of each sequence; 0 in the padding."""
     length: Int[Tensor, "B"]
-    """Tokens of each sequence; what stands at and behind that index is padding."""
+    """Number of tokens in each sequence; positions from this index on are padding."""
     prompt_length: Int[Tensor, "B"]
-    """Tokens of each prompt."""
+    """Number of tokens in each prompt."""
     group: Int[Tensor, "B"]
     """Rows with the same number share their prompt."""
     mask: Bool[Tensor, "B T"]
     """True means "train on this token"."""
     sampled_logprob: Float[Tensor, "B T"]
-    """What the sampler recorded, in nats; 0 where `mask` is False."""
+    """Log probability recorded by the sampler, in nats; 0 where `mask` is False."""
     old_logprob: Float[Tensor, "B T"] | None = None
-    """The policy before this update; None means that it is the present one, so the ratio is 1."""
+    """Log probability under the policy before this update; None means the current policy, which
+    makes the ratio 1."""
     ref_logprob: Float[Tensor, "B T"] | None = None
-    """The frozen reference, for the KL."""
+    """Log probability under the frozen reference, for the KL term."""
     advantage: Float[Tensor, "B T"] | None = None
     return_: Float[Tensor, "B T"] | None = None
-    """What the value function should have said."""
+    """Return of each token: the target of the value function."""
     old_value: Float[Tensor, "B T"] | None = None
-    """What the value function did say before this update."""
+    """Prediction of the value function before this update."""
     weight: Float[Tensor, "B T"] | None = None
-    """How much a token counts when it is imitated; None means 1."""
+    """Weight of each token in the imitation loss; None means 1."""
 
     def select(self, rows: Int[Tensor, "R"]) -> Batch:
-        """Return the rows asked for, cut to the longest of them."""
+        """Return the given rows, cut to the longest of them."""
         longest = int(self.length[rows].max())
         picked: dict[str, Any] = {}
         for field in fields(self):
@@ -75,9 +76,10 @@ def collate(
     advantage: Float[Tensor, "B"] | Float[Tensor, "B T"] | None = None,
     device: torch.device | str | None = None,
 ) -> Batch:
-    """Pad the rollouts on the right into one `Batch`; an advantage a row is spread over its mask.
+    """Pad the rollouts on the right into one `Batch`.
 
-    Rows whose prompts are equal, token by token, get the same `group`, whoever made them.
+    One advantage per row is given to all trained tokens of that row. Rows whose prompts are equal
+    token by token get the same `group`.
     """
     if not rollouts:
         raise DataError("there is nothing to collate: no rollouts")
@@ -106,8 +108,8 @@ def collate(
 def minibatches(batch: Batch, size: int, *, seed: int) -> list[Batch]:
     """Cut the batch into parts of about `size` rows, in an order drawn from `seed`.
 
-    Rows that share a prompt stay together while their group fits into `size`, which spares the
-    update the prompt; larger groups are cut. The last part may be smaller.
+    Rows that share a prompt stay together if their group fits into `size`, so that the update runs
+    their prompt only once; larger groups are cut. The last part may be smaller.
     """
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[int]] = [[]]
@@ -125,5 +127,5 @@ def minibatches(batch: Batch, size: int, *, seed: int) -> list[Batch]:
 
 
 def _pad(rows: Sequence[Sequence[float]], longest: int, dtype: torch.dtype) -> Tensor:
-    """Lay ragged rows into one rectangle; zeros behind the short ones."""
+    """Pad rows of different lengths with zeros on the right into one tensor."""
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=dtype)

@@ -1,8 +1,8 @@
-"""Which samples under way are still the same, so that one row of the model serves them all.
+"""Track which samples are still identical, so that one row of the model serves all of them.
 
-Samples of a prompt that have drawn the same so far have the same future: they share a row until
-they draw differently. A policy that has learned something draws the same more often than not.
-Left out: the drawing (`rollout.py`) and what a row is (the decoders).
+Samples of a prompt that have drawn the same tokens so far need the same forward pass: they share a
+row until they draw different tokens. A policy that has learned something often draws the same
+tokens. Drawing is in `rollout.py`; the rows themselves belong to the decoders.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DROP_SHARE = 8
-"""Rows without a sample are dropped once they are one in so many: each drop copies the cache."""
+"""Rows without a sample are dropped once they are at least 1 / `DROP_SHARE` of all rows.
+
+Dropping copies the cache, so it is not worth doing for fewer.
+"""
 
 
 class Branches(NamedTuple):
-    """Where each of S samples stands; those of a prompt stand together."""
+    """The row that each of S samples shares; samples of the same prompt are adjacent."""
 
     branch: Int[Tensor, "S"]
-    """Its row."""
+    """Row of each sample."""
     place: Int[Tensor, "S"]
-    """Which of its row's samples it is."""
+    """Index of each sample among the samples of its row."""
     width: int
-    """How many samples a row has at most; once that is 1, they never meet again."""
+    """Largest number of samples in a row; once it is 1, no row is shared any more."""
 
     def lay_out(self, uniform: Float[Tensor, "S"], *, rows: int) -> Float[Tensor, "R n"]:
-        """Put a number of each sample to its row and place."""
+        """Arrange one number per sample in a table of rows and indices within the row."""
         table = uniform.new_zeros(rows, self.width)
         table[self.branch, self.place] = uniform
         return table
 
     def only(self, samples: Bool[Tensor, "S"]) -> Branches:
-        """Forget the other samples; their rows stay for now."""
+        """Keep only these samples; the rows of the others remain for now."""
         return Branches(self.branch[samples], self.place[samples], self.width)
 
     def grow(self, token_ids: Int[Tensor, "S"], *, rows: int) -> Growth:
-        """Let each sample have drawn a token: one row for each that differs."""
+        """Add one drawn token to each sample, and fork a row whose samples now differ."""
         fork = self._fork(token_ids)
         twice = bool((fork.parent[1:] == fork.parent[:-1]).any())
         idle = rows - len(fork.parent)
@@ -51,7 +54,7 @@ class Branches(NamedTuple):
         return Growth(tree, fork.parent, fork.token)
 
     def _fork(self, token_ids: Int[Tensor, "S"]) -> _Fork:
-        """Tell the pairs of a row and a token drawn there that differ, in the rows' order."""
+        """Return the distinct pairs of a row and a token drawn in it, in the order of the rows."""
         if self.width == 1:
             return _Fork(self.branch, token_ids, torch.arange(len(token_ids)).to(token_ids))
         size = int(token_ids.max()) + 1
@@ -60,7 +63,7 @@ class Branches(NamedTuple):
 
 
 class _Fork(NamedTuple):
-    """The next rows, before it is known whether the present ones can stay as they are."""
+    """The rows after a draw, before it is decided whether the current rows can be kept."""
 
     parent: Int[Tensor, "R"]
     token: Int[Tensor, "R"]
@@ -68,10 +71,10 @@ class _Fork(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """One token later."""
+    """The samples and their rows after one more token."""
 
     tree: Branches
     kept: Int[Tensor, "R"] | None
-    """The rows to go on with, some more than once; None: all of them, as they stand."""
+    """Rows to continue with, some more than once; None means all of them, unchanged."""
     read: Int[Tensor, "R"]
     """The token that each row reads next."""

@@ -1,9 +1,9 @@
-"""A run's checkpoints: named tensors and a tree of JSON, whole or not at all, found again.
+"""Write a run's checkpoints, each completely or not at all, and find the newest one again.
 
-A checkpoint is a folder `step-00000012` with one safetensors file a group of tensors, a
-`state.json`, and a manifest with the size and SHA-256 of each. Nothing in it can run code. Left
-out: what the groups mean (weights, optimiser, random state, the samples under way), which the run
-knows.
+A checkpoint is a folder `step-00000012` with one safetensors file per group of tensors, a
+`state.json`, and a manifest with the size and SHA-256 of each file. Nothing in it can run code.
+What the groups mean (weights, optimiser, random state, the current samples) is defined in
+`session.py`.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ FOLDER = re.compile(r"step-(\d{8,})")
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on as if nothing had happened."""
+    """Everything a run needs to continue as if it had not been interrupted."""
 
     step: int
     path: Path
     tensors: dict[str, dict[str, Tensor]]
     """By group, then by name; on the CPU."""
     state: dict[str, Any]
-    """The tree that was saved: numbers, texts, lists and dicts, floats to the last bit."""
+    """The saved JSON: numbers, strings, lists and dicts; floats are exact."""
 
 
 class Checkpoints:
     """The checkpoints in one folder, written by one process at a time."""
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        """Look after `folder`, which need not exist yet; what a kill left unfinished is removed.
+        """Manage `folder`, which need not exist yet; unfinished checkpoints are removed.
 
         Args:
-            folder: Holds nothing but checkpoints.
-            keep: How many of the newest stay. With 2, damage to one leaves another.
+            folder: A folder that holds nothing but checkpoints.
+            keep: Number of newest checkpoints to keep. With 2, one is left if the other is damaged.
         """
         self.folder = folder
         self.keep = keep
         self.skipped: list[str] = []
-        """Why each folder that `latest` passed over could not be used."""
+        """Why each folder that `latest` skipped could not be used."""
         with disk_errors(folder):
             for stale in sweep_partials(folder):
                 log.info("removed %s, which was never finished", stale.name)
@@ -72,12 +72,12 @@ class Checkpoints:
         tensors: Mapping[str, Mapping[str, Tensor]],
         state: Mapping[str, object],
     ) -> Path:
-        """Write a checkpoint; when this returns, it survives the death of the machine.
+        """Write a checkpoint; once this returns, it survives a power loss.
 
         Raises:
-            TrainingError: a tensor holds NaN or an infinity: such a run is not worth going on with.
-            DataError: `state` is no JSON.
-            StorageError: the disk is full or not writable; the checkpoints before are untouched.
+            TrainingError: a tensor holds NaN or an infinity, so there is no point in resuming.
+            DataError: `state` is not valid JSON.
+            StorageError: the disk is full or not writable; earlier checkpoints are untouched.
         """
         for group, named in tensors.items():
             _check_group(group, named)
@@ -93,7 +93,7 @@ class Checkpoints:
         return target
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, or None; the damaged ones are logged."""
+        """Return the newest complete checkpoint, or None; damaged ones are logged and skipped."""
         self.skipped = []
         for step in sorted(self.steps(), reverse=True):
             try:
@@ -107,7 +107,7 @@ class Checkpoints:
         """Read the checkpoint of one step.
 
         Raises:
-            StorageError: it is not there, or a byte of it is not what was written.
+            StorageError: it does not exist, or its files differ from what was written.
         """
         path = self.folder / f"step-{step:08d}"
         if path.is_symlink() or not path.is_dir():
@@ -121,14 +121,14 @@ class Checkpoints:
         return Checkpoint(step, path, tensors, state)
 
     def steps(self) -> list[int]:
-        """Return the steps that have a folder, in order, whole or not."""
+        """Return the steps that have a folder, in order, whether complete or damaged."""
         if not self.folder.is_dir():
             return []
         names = (FOLDER.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
     def _drop_old(self, newest: int) -> None:
-        """Remove all but the newest ones up to the one just written."""
+        """Remove all but the newest `keep` checkpoints, counting back from the one just written."""
         for step in [step for step in self.steps() if step <= newest][: -self.keep]:
             shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
 
@@ -149,7 +149,7 @@ def _encode_state(state: Mapping[str, object]) -> str:
 
 
 def _write_group(path: Path, named: Mapping[str, Tensor]) -> None:
-    """Write a group; tensors that share memory are written out each."""
+    """Write a group to a file; tensors that share memory are each written in full."""
     owned = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     seen: set[int] = set()
     for name, tensor in owned.items():
@@ -161,5 +161,5 @@ def _write_group(path: Path, named: Mapping[str, Tensor]) -> None:
 
 
 def _read_group(path: Path) -> dict[str, Tensor]:
-    """Read a group into memory of its own: the file may be dropped while the tensors are in use."""
+    """Read a group into separate memory, since its file may be removed while it is in use."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}

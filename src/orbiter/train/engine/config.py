@@ -1,6 +1,6 @@
-"""The settings of every run on the local engine: the model, its arithmetic, what is kept on disk.
+"""The settings of every run on the local engine: model, arithmetic, and files kept on disk.
 
-This file loads no torch, so that a config can be made anywhere.
+This file does not import torch, so a config can be created anywhere.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from orbiter.train.runlog.trackers import Tracker, check_trackers
 from orbiter.train.trainer.config import NotInVerl, TrainConfig, VerlKeys
 
 OnLongPrompt = Literal["error", "drop", "truncate-left"]
-"""What happens to a prompt that is too long: stop the run, drop it, or keep its last tokens."""
+"""How a prompt that is too long is handled: stop the run, drop it, or keep its last tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig(TrainConfig):
-    """The model, its arithmetic, and what is kept of the run on disk."""
+    """Settings of the model, its arithmetic, and the files that a run keeps on disk."""
 
     model: str = setting(
         "smollm2-135m",
@@ -36,7 +36,7 @@ class EngineConfig(TrainConfig):
     )
     max_prompt_length: int | None = setting(
         None,
-        "Largest prompt in tokens; none means all that the context leaves beside the response.",
+        "Largest prompt in tokens; none means the context length minus max_response_length.",
         OrNone(WholeNumber(at_least=1)),
         verl=VerlKeys(("data.max_prompt_length",), written=False),
     )
@@ -130,8 +130,8 @@ class EngineConfig(TrainConfig):
     )
     resume: bool = setting(
         False,
-        "Continue from the newest complete checkpoint in output_dir, or start if there is none; "
-        "needs the same settings and data.",
+        "Continue from the newest complete checkpoint in output_dir, or start a new run if it has "
+        "no checkpoint; needs the same settings and data.",
         Boolean(),
         may_change=True,
         verl=VerlKeys(
@@ -166,7 +166,7 @@ class EngineConfig(TrainConfig):
 
 
 def settings_of(config: EngineConfig) -> dict[str, object]:
-    """Return the settings that decide what is learned, by name: a resumed run must keep these."""
+    """Return the settings that affect what is learned, by name; a resumed run must keep them."""
     return {
         declared.name: getattr(config, declared.name)
         for declared in fields(config)

@@ -1,7 +1,7 @@
-"""Estimate what a training will take before a model is loaded: steps, tokens, memory and time.
+"""Estimate a training's steps, tokens, memory and time before a model is loaded.
 
-The time is estimated from the model's size and this machine's measured speed at multiplying, good
-to a factor of about three; what rewards take is not in it.
+The time is estimated from the model's size and this machine's measured speed of matrix products,
+to within a factor of about three. The time spent in reward functions is not included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orbiter.train.engine.tasks import make_tasks
 from orbiter.train.trajectory import TrajectoryItem
 
 BYTES_A_SECOND = 1e10
-"""Speed at which weights are read while tokens are sampled: an ordinary machine's memory."""
+"""Speed at which weights are read during sampling: that of an ordinary machine's memory."""
 LAYER_SECONDS = 1.5e-4
 """Overhead of one layer for one sampled token."""
 STEP_SECONDS = 0.02
@@ -38,11 +38,11 @@ def make_plan(
     held_out: int,
     system: str | None,
 ) -> TrainPlan:
-    """Estimate a training on `items`; `held_out` counts the items to evaluate on.
+    """Estimate a training on `items`; `held_out` is the number of items to evaluate on.
 
     Raises:
         DataError: a prompt does not fit, and `on_long_prompt` is "error".
-        StorageError: the model is a folder that holds none.
+        StorageError: the model is a folder that does not hold a model.
     """
     outline = make_outline(config, reference=workload.reference, value_head=workload.value_head)
     lengths = None if outline is None else _lengths(config, workload, items, outline, system)
@@ -68,7 +68,7 @@ def _lengths(
     outline: Outline,
     system: str | None,
 ) -> list[int]:
-    """Return each item's tokens as the run will see them: prompt, and for imitation answer."""
+    """Return each item's number of tokens: its prompt's and, for imitation, its answer's too."""
     tokenizer, context = outline.tokenizer, outline.context_length
     imitates = workload.new_tokens == 0
 
@@ -98,7 +98,7 @@ def _measured(
     outline: Outline,
     lengths: Sequence[int],
 ) -> TrainPlan:
-    """Add tokens, memory and time to a plan."""
+    """Return the plan with tokens, memory and time filled in."""
     memory = memory_estimate(
         outline,
         prompts=min(config.batch_size, plan.items),
@@ -125,11 +125,11 @@ def _measured(
 def _seconds(
     plan: TrainPlan, workload: Workload, outline: Outline, *, read: int, sampled: int
 ) -> float:
-    """Estimate the whole run: arithmetic, reading weights while sampling, and overhead."""
+    """Estimate the run's seconds: arithmetic, reading weights during sampling, and overhead."""
     weights: int = sum(p.numel() for p in outline.model.parameters())
     layers: int = outline.model.config.num_hidden_layers
     speed = _operations_a_second(str(outline.device))
-    passes = 3 * workload.passes + (1 if sampled else 0)  # a backward pass costs two forward ones
+    passes = 3 * workload.passes + (1 if sampled else 0)  # a backward pass costs two forward passes
     arithmetic = 2 * weights * (read + sampled) * passes / speed
     draws = plan.steps * workload.new_tokens
     sampling = draws * (weights * 4 / BYTES_A_SECOND + layers * LAYER_SECONDS)
@@ -137,7 +137,7 @@ def _seconds(
 
 
 def _operations_a_second(device: str) -> float:
-    """Measure for a few milliseconds how fast this machine multiplies matrices."""
+    """Measure for 50 milliseconds how fast this machine multiplies matrices."""
     side = 512 if device == "cpu" else 4096
     a = torch.ones(side, side, device=device)
     (a @ a).sum().item()

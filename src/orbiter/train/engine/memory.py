@@ -1,9 +1,9 @@
-"""How much memory a run will take at its peak, told before it starts.
+"""Estimate the peak memory of a run before it starts.
 
-Counted from the shapes: weights, gradients, optimiser, and the larger of the two phases, sampling
-(packed weights, cache, logits) and learning (what autograd keeps, kept softmax, the head's slope).
-What a phase takes and gives back lies in a heap with holes, which is reckoned in. Left out: what
-rewards and tokenizers take.
+The estimate is computed from the tensor shapes: weights, gradients, optimiser state, and the larger
+of two phases: sampling (packed weights, cache, logits) and learning (activations kept by autograd,
+the saved softmax, the head's gradient). Heap fragmentation within a phase is accounted for. The
+memory of reward functions and tokenizers is not.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 FLOAT32 = 4
 """Bytes of a master weight, a gradient, and each of AdamW's two moments."""
 LOGIT_COPIES = 4
-"""Rectangles [B V] in float32 that one draw holds: logits, mass, cumulative sum, scaled logits."""
+"""Number of [B V] float32 tensors one draw holds: logits, mass, cumulative sum, scaled logits."""
 HOLES = 1.5
-"""Bytes that glibc's heap grows by for each byte that a phase holds at once.
+"""Bytes that glibc's heap grows by for each byte that a phase holds at its peak.
 
-A block that is freed leaves a hole in which the next one of its size does not fit, since torch asks
-for aligned blocks, for which glibc wants 96 bytes more. Measured: 1.4 to 1.55 (docs/engine.md).
+A freed block leaves a hole that the next block of the same size does not fit into, because torch
+asks for aligned blocks and glibc needs 96 extra bytes to align one. Measured: 1.4 to 1.55
+(docs/engine.md).
 """
 GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes, by what they are for."""
+    """Estimated bytes of a run, by purpose."""
 
     resident: int
-    """What is in use already: libraries, weights, the frozen reference."""
+    """Memory already in use: libraries, weights, the frozen reference."""
     optimiser: int
     """AdamW's two moments of every trained weight."""
     gradient: int
-    """What one micro-batch leaves for the next to add to; 0 where there is only one, whose
-    gradients take the place of activations as these are given back."""
+    """Gradients that one micro-batch leaves for the next to add to. With a single micro-batch this
+    is 0, because its gradients reuse the memory of the activations that have been freed."""
     rollout: int
-    """While sampling: packed weights, cache of keys and values, logits."""
+    """Used while sampling: packed weights, cache of keys and values, logits."""
     update: int
-    """While learning, beside that: what autograd keeps, kept softmax, joined weights."""
+    """Used while learning, in addition to gradients: activations, softmax, joined weights."""
 
     @property
     def total(self) -> int:
-        """The peak: sampling and learning take turns."""
+        """The peak in bytes; sampling and learning never run at the same time."""
         phases = max(self.rollout, self.gradient + self.update)
         return self.resident + self.optimiser + phases
 
@@ -69,7 +70,7 @@ class MemoryEstimate:
 
 
 class Measurable(Protocol):
-    """What an estimate reads of a model: a policy has it, and so has an outline without weights."""
+    """The attributes that an estimate reads: a policy has them, as does an outline of a model."""
 
     @property
     def model(self) -> Any: ...  # noqa: ANN401, D102 - a model of transformers or peft
@@ -82,7 +83,7 @@ class Measurable(Protocol):
     @property
     def adapted(self) -> bool: ...  # noqa: D102 - whether adapters are trained
     def named_trainable(self) -> dict[str, nn.Parameter]:
-        """Return what is trained, by name."""
+        """Return the trained parameters by name."""
 
 
 def memory_estimate(
@@ -95,11 +96,11 @@ def memory_estimate(
     trained_tokens: int | None = None,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> MemoryEstimate:
-    """Estimate the peak of steps with `n` answers to each of `prompts` prompts.
+    """Estimate the peak memory of steps with `n` answers to each of `prompts` prompts.
 
-    `prompt_tokens` and `new_tokens` are the longest expected. Without `new_tokens` nothing is
-    sampled: the prompts hold their answers, as in SFT, and `trained_tokens` of each are trained on
-    (None: all).
+    `prompt_tokens` and `new_tokens` are the largest expected lengths. If `new_tokens` is 0, nothing
+    is sampled: `prompt_tokens` then includes the answer, as in SFT, and `trained_tokens` of it are
+    trained on (None means all).
     """
     dims = _Dimensions.of(policy)
     batch = _Block.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
@@ -121,7 +122,7 @@ def memory_estimate(
 
 
 class _Block(NamedTuple):
-    """Rows of equal length, and how many keys their queries see."""
+    """Rows of equal length, with the number of keys that their queries attend to."""
 
     rows: int
     queries: int
@@ -131,7 +132,7 @@ class _Block(NamedTuple):
     def of_batch(
         cls, policy: Measurable, prompts: int, n: int, prompt_tokens: int, new_tokens: int
     ) -> list[_Block]:
-        """Lay a batch out as the policy's forward pass does: the fast one runs prompts once."""
+        """Split a batch as the policy's forward pass does: the fast one runs each prompt once."""
         length = prompt_tokens + new_tokens
         if policy.path != "fast" or not new_tokens:
             return [cls(prompts * n, length, length)]
@@ -140,18 +141,18 @@ class _Block(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens go through the model."""
+        """Number of tokens that go through the model."""
         return self.rows * self.queries
 
 
 class _Dimensions(NamedTuple):
-    """What of a policy the bytes depend on."""
+    """The sizes of a policy that its memory depends on."""
 
     weights: int
     trained: int
-    """Trained numbers."""
+    """Number of trained parameters."""
     adapted: bool
-    """Whether adapters are trained, and no slope of the weights themselves is asked for."""
+    """Whether adapters are trained, so that the weights themselves need no gradient."""
     layers: int
     vocabulary: int
     hidden: int
@@ -160,14 +161,14 @@ class _Dimensions(NamedTuple):
     head_dim: int
     inner: int
     rank: int
-    """Of the adapters; 0 without."""
+    """Rank of the adapters; 0 without adapters."""
     fast: bool
     width: int
-    """Bytes of a number in the policy's arithmetic."""
+    """Bytes per number in the policy's dtype."""
 
     @classmethod
     def of(cls, policy: Measurable) -> _Dimensions:
-        """Read them; the families name a few of them differently, or leave them to a default."""
+        """Read the sizes of a policy; some model families omit a field, which has a default."""
         config: Any = policy.model.config
         heads = config.num_attention_heads
         adapters: Any = getattr(policy.model, "peft_config", {})
@@ -189,44 +190,49 @@ class _Dimensions(NamedTuple):
 
     @property
     def joined(self) -> int:
-        """Weights as they are multiplied by: cast, or queries', keys' and values' put together."""
+        """Bytes of the copied weights: cast to the dtype, or joined for query, key and value."""
         if self.width < FLOAT32:
             return self.width * self.weights
         qkv = (self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden
         return FLOAT32 * self.layers * qkv if self.fast else 0
 
     def sampling(self, cached: int, *, rows: int) -> int:
-        """Packed weights, keys and values of the cached tokens, and a draw's rectangles."""
+        """Bytes of the packed weights, of the cached keys and values, and of a draw's logits."""
         cache = 2 * self.layers * self.kv_heads * self.head_dim * self.width
         logits = LOGIT_COPIES * FLOAT32 * self.vocabulary
         return self.weights * self.width + cached * cache + rows * logits
 
     def kept(self, batch: list[_Block]) -> int:
-        """Bytes that autograd keeps of these rows between forward and backward."""
+        """Bytes that autograd keeps for these rows between forward and backward."""
         tokens = sum(block.tokens for block in batch)
         return self.layers * (tokens * self._of_token() + sum(map(self._of_attention, batch)))
 
     def head(self, answers: float, *, again: bool) -> float:
-        """The answers' softmax, and that of the micro-batch before; the head's slope."""
+        """Bytes of the head: the softmax of the answers, and the head's gradient.
+
+        With several micro-batches (`again`), the previous one's softmax is still in memory.
+        """
         softmax = answers * self.vocabulary * self.width * (2 if again else 1)
         return softmax + (0 if self.adapted else self.vocabulary * self.hidden * FLOAT32)
 
     def _of_token(self) -> int:
-        """Bytes of a token in a layer, but for its attention.
+        """Bytes that one token takes in a layer, apart from attention.
 
-        Two norms' inputs and results, normalised ones where the norms are trained; gate, up,
-        silu(gate) and their product; the narrow states of the seven adapters.
+        These are the inputs and outputs of two norms, the normalised inputs if the norms are
+        trained, gate, up, silu(gate) and their product, and the low-rank states of the seven
+        adapters.
         """
         wide = 1 if self.adapted else 2
         norms = 2 * self.hidden * (FLOAT32 * wide + self.width)
         if not self.fast and self.width < FLOAT32:
-            norms += 3 * self.hidden * self.width  # five products, each of which casts for itself
+            norms += 3 * self.hidden * self.width  # five products, each casting its own input
         return norms + self.width * (4 * self.inner + 7 * self.rank)
 
     def _of_attention(self, block: _Block) -> int:
-        """Bytes of these rows in a layer: queries, the mix, keys, values and the softmax.
+        """Bytes of attention in a layer for these rows: queries, output, keys, values, softmax.
 
-        The fused kernel keeps no softmax, but keys and values of every head, and the mix twice.
+        The fused kernel keeps no softmax, but it keeps keys and values for every head and the
+        output twice.
         """
         fused = not self.fast or block.queries * block.keys >= FUSED_FROM
         own = (3 if fused else 2) * self.heads * self.head_dim * block.queries
@@ -236,7 +242,7 @@ class _Dimensions(NamedTuple):
 
 
 def _resident(policy: Measurable) -> int:
-    """Return what is in use already: on the accelerator, or by the process."""
+    """Return the bytes already in use, on the accelerator or by this process."""
     if policy.device.type == "cuda":
         return int(torch.cuda.memory_allocated(policy.device))
     statistics = Path("/proc/self/statm")
@@ -259,7 +265,7 @@ class _Heap(ctypes.Structure):
 
 
 def _free_in_heap() -> int:
-    """Return the bytes that the C library holds for the next to ask, such as a run before left."""
+    """Return the bytes the C library holds for reuse, for example after an earlier run."""
     if platform.libc_ver()[0] != "glibc":
         return 0
     ask = getattr(ctypes.CDLL(None), "mallinfo2", None)  # glibc has it since 2.33

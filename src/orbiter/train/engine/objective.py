@@ -1,6 +1,6 @@
-"""What an update minimises: reinforcement (`PolicyObjective`) or imitation (`ImitationObjective`).
+"""The losses that an update minimises: `PolicyObjective` for RL, `ImitationObjective` for SFT.
 
-They only put the functions of `rl/` together, by the weights in their fields.
+Each combines functions of `rl/`, weighted by its fields.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from orbiter.train.rl.masked import masked_mean
 class PolicyObjective:
     """Clipped surrogate + kl_coef KL(policy || reference) + vf_coef value loss - ent_coef entropy.
 
-    GRPO and PPO alike: they differ in where the advantage comes from, and in the value term. The
-    surrogate is aggregated as asked, the others are means over tokens.
+    This serves both GRPO and PPO, which differ in the source of the advantage and in the value
+    term. The surrogate is aggregated by `aggregation`; the other terms are means over tokens.
     """
 
     clip_range: float = 0.2
-    """PPO's epsilon below 1, and above it unless `clip_range_high` says otherwise."""
+    """PPO's epsilon for ratios below 1, and above 1 unless `clip_range_high` is set."""
     clip_range_high: float | None = None
-    """Epsilon above 1 (DAPO's clip-higher)."""
+    """Epsilon for ratios above 1 (DAPO's clip-higher)."""
     aggregation: Aggregation = "token"
     """How per-token losses become one number; see `rl.loss.aggregate`."""
     max_length: int | None = None
-    """Tokens; the constant of the "constant" aggregation."""
+    """Divisor in tokens for the "constant" aggregation."""
     surrogate: Callable[..., PolicyLoss] | None = None
-    """Another policy loss in place of `clipped_surrogate`, called with both log probabilities,
-    advantage, mask, `aggregation` and `max_length`."""
+    """Policy loss to use instead of `clipped_surrogate`; it is called with the new and old log
+    probabilities, advantage, mask, `aggregation` and `max_length`."""
     ratio: Literal["token", "sequence"] = "token"
-    """Importance ratio of each token, or of the whole sequence (GSPO)."""
+    """Whether the importance ratio is per token or per sequence (GSPO)."""
     kl_coef: float = 0.0
     """Weight of the KL estimate against `ref_logprob`."""
     kl_estimator: Literal["k2", "k3"] = "k3"
-    """Which estimate; see `rl.kl`."""
+    """Which KL estimator to use; see `rl.kl`."""
     vf_coef: float = 0.0
-    """Weight of the value loss; 0 leaves the value function alone."""
+    """Weight of the value loss; with 0 the value function is not trained."""
     clip_range_value: float | None = None
-    """How far a value may leave its old one before it earns nothing."""
+    """How far a value may move from its old value before the loss stops rewarding the move."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
 
     def __call__(
         self, scored: Scored, batch: Batch, part: Part
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of this part of a batch, and what one wants to see of it."""
+        """Return this part's contribution to the loss, and its metrics."""
         policy = self._policy_loss(scored, batch)
         share = part.tokens if self.aggregation == "token" else part.rows
         beside = self._beside(scored, batch)
@@ -79,13 +79,13 @@ class PolicyObjective:
         }
 
     def idle(self, batch: Batch) -> Bool[Tensor, "B"]:
-        """A row without advantage moves nothing, unless another term is on."""
+        """Rows with zero advantage have no gradient, unless another loss term is enabled."""
         if self.ent_coef or self.vf_coef or self.kl_coef:
             return torch.zeros_like(batch.length, dtype=torch.bool)
         return (_needed(batch.advantage, "advantage") == 0).all(dim=-1)
 
     def _policy_loss(self, scored: Scored, batch: Batch) -> PolicyLoss:
-        """Return the surrogate of the policy's step."""
+        """Return the policy's surrogate loss."""
         surrogate = self.surrogate or partial(
             clipped_surrogate,
             clip_range=self.clip_range,
@@ -102,7 +102,7 @@ class PolicyObjective:
         )
 
     def _beside(self, scored: Scored, batch: Batch) -> dict[str, Tensor]:
-        """Return the means over tokens of what may stand beside the surrogate."""
+        """Return the terms added to the surrogate, as means over tokens."""
         terms = {"entropy": masked_mean(scored.entropy, batch.mask)}
         if batch.ref_logprob is not None:
             estimate = KL_ESTIMATES[self.kl_estimator]
@@ -113,7 +113,7 @@ class PolicyObjective:
         return terms
 
     def _value_loss(self, scored: Scored, batch: Batch) -> Tensor:
-        """Score the value head against the returns."""
+        """Return the loss of the value head against the returns."""
         return clipped_value_loss(
             _needed(scored.value, "value"),
             _needed(batch.old_value, "old_value"),
@@ -125,17 +125,17 @@ class PolicyObjective:
 
 @dataclass(frozen=True, slots=True)
 class ImitationObjective:
-    """Negative log likelihood of the tokens that were given, in nats a token.
+    """Negative log likelihood of the given tokens, in nats per token.
 
         L = -sum_t w_t log pi(y_t) / number of trained tokens
 
-    Without weights that is supervised fine-tuning; with them, reward-weighted imitation.
+    Without weights this is supervised fine-tuning; with them, reward-weighted imitation.
     """
 
     def __call__(
         self, scored: Scored, batch: Batch, part: Part
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of this part of a batch, and the plain likelihood beside it."""
+        """Return this part's contribution to the loss, with the unweighted likelihood as metric."""
         nll = -masked_mean(scored.logprob, batch.mask)
         loss = nll
         if batch.weight is not None:
@@ -144,14 +144,14 @@ class ImitationObjective:
         return loss * part.tokens, {"nll": nll, "entropy": entropy}
 
     def idle(self, batch: Batch) -> Bool[Tensor, "B"]:
-        """Every row has something to teach, unless its weights are all zero."""
+        """Only rows whose weights are all zero have no gradient."""
         if batch.weight is None:
             return torch.zeros_like(batch.length, dtype=torch.bool)
         return (batch.weight == 0).all(dim=-1)
 
 
 def _needed(stream: Tensor | None, name: str) -> Tensor:
-    """Return a stream that the objective cannot do without."""
+    """Return a tensor that the objective requires, or raise if the batch lacks it."""
     if stream is None:
         raise StateError(f"this objective needs {name}, which the batch does not have")
     return stream

@@ -1,6 +1,6 @@
-"""AdamW over a policy's trained tensors, whose state goes in and out as named tensors.
+"""AdamW over a policy's trained tensors, with its state saved and loaded as named tensors.
 
-Left out: schedules. Whoever runs the loop sets `learning_rate` before a step.
+Learning-rate schedules are not handled here: the training loop sets `learning_rate` before a step.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import DataError, TrainingError
 
 STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW remembers about each tensor."""
+"""AdamW's state for each tensor."""
 
 
 class Optimiser:
-    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), in one fused pass."""
+    """AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101) as one fused kernel."""
 
     def __init__(self, named: Mapping[str, nn.Parameter], adamw: torch.optim.AdamW) -> None:
-        """Step these parameters; made by `make_optimiser`."""
+        """Wrap `adamw` over these parameters; use `make_optimiser` to create one."""
         self.named = dict(named)
         self.adamw = adamw
 
     @property
     def learning_rate(self) -> float:
-        """Step size of the next step."""
+        """Learning rate of the next step."""
         return float(self.adamw.param_groups[0]["lr"])
 
     @learning_rate.setter
@@ -36,10 +36,10 @@ class Optimiser:
             group["lr"] = value
 
     def step(self, *, max_grad_norm: float) -> float:
-        """Clip the gradients to `max_grad_norm` together, step, and return their norm before.
+        """Clip the gradients' joint norm, take a step, and return the norm before clipping.
 
         Raises:
-            TrainingError: the norm is not finite; nothing has been changed then.
+            TrainingError: the norm is not finite; no parameter was changed.
         """
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
         if not gradients:
@@ -55,11 +55,11 @@ class Optimiser:
         return norm
 
     def zero(self) -> None:
-        """Forget the gradients."""
+        """Discard the gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return what AdamW remembers, as "<parameter>.<name>"; empty before the first step."""
+        """Return AdamW's state as "<parameter>.<name>"; empty before the first step."""
         return {
             f"{name}.{key}": self.adamw.state[parameter][key]
             for name, parameter in self.named.items()
@@ -68,7 +68,7 @@ class Optimiser:
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a saved state: every tensor of it must belong to a trained parameter."""
+        """Load a saved state; each of its tensors must belong to a trained parameter."""
         left = dict(tensors)
         for name, parameter in self.named.items():
             saved = {key: left.pop(f"{name}.{key}", None) for key in STATE}
@@ -80,7 +80,7 @@ class Optimiser:
                 if tensor is not None
             }
         if left:
-            raise DataError(f"the saved optimiser has tensors of no parameter: {sorted(left)[:4]}")
+            raise DataError(f"the saved optimiser has unknown tensors: {sorted(left)[:4]}")
 
 
 def make_optimiser(
@@ -91,7 +91,7 @@ def make_optimiser(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> Optimiser:
-    """Make AdamW over everything that the policy trains."""
+    """Return AdamW over all parameters that the policy trains."""
     named = policy.named_trainable()
     fused = policy.device.type in ("cpu", "cuda", "mps")
     adamw = torch.optim.AdamW(

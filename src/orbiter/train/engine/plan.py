@@ -1,6 +1,6 @@
-"""A training in numbers: what a method asks of the model, and what a whole run will take.
+"""Records for planning a run: the work of one step, and the estimated cost of the whole run.
 
-`estimate.py` computes the numbers; this file loads no torch.
+`estimate.py` computes the numbers; this file does not import torch.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What a method asks of the model in one step."""
+    """The work that one step of a method requires of the model."""
 
     method: str
     samples: int = 1
     """Answers sampled for each item."""
     new_tokens: int = 0
-    """Longest sampled answer in tokens; 0 samples nothing and imitates the items' answers."""
+    """Longest sampled answer in tokens; 0 means that the items' answers are imitated instead."""
     passes: int = 1
-    """Passes over the samples of a step."""
+    """Training passes over the samples of a step."""
     updates: int = 1
-    """Optimiser updates of a step."""
+    """Optimiser updates per step."""
     reference: bool = False
     """Whether a frozen copy of the model is kept."""
     value_head: bool = False
@@ -28,7 +28,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """A training in numbers; None where only the loaded model can tell."""
+    """The estimated cost of a training; fields are None if they depend on an absent model."""
 
     method: str
     model: str
@@ -39,7 +39,7 @@ class TrainPlan:
     tokens: int | None = None
     """Upper bound of the tokens read, sampled and learned from in the whole run."""
     longest_item: int | None = None
-    """In tokens: its prompt, and for imitation its answer."""
+    """Length in tokens of the longest prompt, including the answer for imitation."""
     memory: str | None = None
     memory_bytes: int | None = None
     seconds: float | None = None

@@ -1,13 +1,13 @@
-"""The policy: a Hugging Face causal LM with its tokenizer, and what reinforcement adds to it.
+"""The policy: a Hugging Face causal LM with its tokenizer and everything that training adds.
 
-That is: which weights are trained (all, or LoRA adapters), a value head, a frozen reference, the
-arithmetic, and the forward pass it runs on. The weights are the model's own float32 tensors, so
-that saving, loading and anybody's tools work as ever.
+It records which weights are trained (all, or LoRA adapters), a value head, a frozen reference, the
+dtype, and the forward pass to use. The weights are the model's own float32 tensors, so saving,
+loading and other tools work on them unchanged.
 
-The value function is one linear layer on the final hidden state of the shared trunk, not a critic
-of its own: no second copy of weights, gradients and optimiser state, and one pass gives both
-log probabilities and values. Its price is that the value loss reaches the trunk; `vf_coef`
-weighs it. Left out: where models come from (`models.py`) and where they are kept.
+The value function is one linear layer on the final hidden state of the shared trunk, not a
+separate critic. This avoids a second copy of weights, gradients and optimiser state, and one pass
+gives both log probabilities and values. The disadvantage is that the value loss also trains the
+trunk; `vf_coef` weights it. Loading and saving models is in `models/`.
 """
 
 from __future__ import annotations
@@ -38,41 +38,41 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Policy:
-    """A language model that is being trained; made by `make_policy`."""
+    """A language model in training; use `make_policy` to create one."""
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     forward: Forward
-    """How the model is run."""
+    """Forward pass of the model."""
     reference_forward: Forward | None
-    """How the frozen copy is run; None with LoRA, whose adapters are switched off instead."""
+    """Forward pass of the frozen copy; None with LoRA, whose adapters are switched off instead."""
     value_head: nn.Linear | None
-    """Hidden state to value; starts at zero, so that the first advantages are the returns."""
+    """Maps hidden state to value; starts at zero, so the first advantages equal the returns."""
     dtype: str
-    """Type of the matrix products: float32 or bfloat16, never "auto"."""
+    """Dtype of the matrix products: float32 or bfloat16, never "auto"."""
     device: torch.device
     stop_token_ids: frozenset[int]
     """Tokens that end an answer."""
     dtype_reason: str = ""
-    """Why the policy computes in `dtype`, in words for the log."""
+    """Why the policy computes in `dtype`, as text for the log."""
 
     @property
     def path(self) -> str:
-        """Which forward pass it runs on: "fast" or "generic"."""
+        """Name of the forward pass: "fast" or "generic"."""
         return self.forward.name
 
     @property
     def context_length(self) -> int:
-        """Tokens that prompt and answer may fill together."""
+        """Largest number of tokens of prompt and answer together."""
         return int(self.model.config.max_position_embeddings)
 
     @property
     def computes(self) -> str:
-        """The dtype, what computes in it, and why, in one line."""
+        """The dtype, the processor or accelerator, and the reason for the dtype, in one line."""
         return Arithmetic(self.dtype, self.dtype_reason).on(self.device)
 
     def environment(self) -> dict[str, object]:
-        """Describe what computes: device, processor, dtype and why; for logs and run folders."""
+        """Describe device, processor, dtype and its reason, for logs and run folders."""
         on = processor()
         return {
             "device": str(self.device),
@@ -89,7 +89,7 @@ class Policy:
         return hasattr(self.model, "peft_config")
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
-        """Return what is trained, by name, in a stable order: weights or adapters, value head."""
+        """Return the trained parameters by name, in a stable order, the value head last."""
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if self.value_head is not None:
             named |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
@@ -97,12 +97,12 @@ class Policy:
 
     @torch.no_grad()
     def load_trainable(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over saved weights, in place; names and shapes must be exactly these."""
+        """Copy saved weights into the model; their names and shapes must match exactly."""
         mine = self.named_trainable()
         if set(mine) != set(tensors):
             odd = sorted(set(mine) ^ set(tensors))
             raise DataError(
-                f"the saved weights do not fit this policy: {odd[:4]} stand in one only"
+                f"the saved weights do not fit this policy: tensors on one side only: {odd[:4]}"
             )
         for name, parameter in mine.items():
             if parameter.shape != tensors[name].shape:
@@ -112,9 +112,9 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[Forward]:
-        """Give the forward pass of the frozen reference.
+        """Yield the forward pass of the frozen reference.
 
-        With LoRA that is the same model with its adapters switched off: no second copy.
+        With LoRA this is the same model with its adapters switched off, not a second copy.
         """
         if self.reference_forward is not None:
             yield self.reference_forward
@@ -138,12 +138,12 @@ def make_policy(
     seed: int = 0,
     path: Literal["auto", "generic"] = "auto",
 ) -> Policy:
-    """Make a policy of a model: freeze or not, adapters, value head, reference, forward pass.
+    """Make a policy from a model: adapters, value head, reference, and forward pass.
 
-    `dtype` "auto" takes the faster of float32 and bfloat16 on this device (`arithmetic.py`).
+    `dtype` "auto" chooses the faster of float32 and bfloat16 on this device (`arithmetic.py`).
     `lora_rank` 0 trains all weights. `reference` keeps a frozen copy, which LoRA does not need.
-    `path="generic"` insists on Hugging Face's own forward; "auto" takes the fast one where the
-    model is of a family it knows and both agree on a probe.
+    `path="generic"` always uses Hugging Face's forward pass; "auto" uses the fast one if the model
+    belongs to a supported family and both forward passes agree on a probe.
     """
     keep_freed_memory()
     place = pick_device(device)
@@ -170,7 +170,7 @@ def make_policy(
 
 
 def _value_head(model: PreTrainedModel, device: torch.device) -> nn.Linear:
-    """Make the linear layer from the final hidden state to its value, at zero."""
+    """Return the linear layer from final hidden state to value, initialised to zero."""
     head = nn.Linear(model.get_output_embeddings().weight.shape[-1], 1, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -180,17 +180,17 @@ def _value_head(model: PreTrainedModel, device: torch.device) -> nn.Linear:
 def _make_forward(
     model: PreTrainedModel, dtype: torch.dtype, path: Literal["auto", "generic"]
 ) -> Forward:
-    """Choose the forward pass: the fast one where it is wanted and fits."""
+    """Return the fast forward pass if it is allowed and supports the model, else the generic."""
     if path == "auto":
         reason = misfit(model)
         if reason is None:
             return FastForward(model, dtype=dtype)
-        log.info("taking Hugging Face's own forward pass for this model: %s", reason)
+        log.info("using Hugging Face's forward pass for this model: %s", reason)
     return GenericForward(model, dtype=dtype)
 
 
 def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Collect what ends an answer: the model's own list, and the tokenizer's end of turn."""
+    """Collect the ids that end an answer: the model's configured ones and the tokenizer's."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
     listed = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in (*listed, tokenizer.eos_token_id) if i is not None)

@@ -1,4 +1,4 @@
-"""Progress of a training: which of a step's metrics the terminal shows, and how."""
+"""Show a training's progress in the terminal: a bar with the metrics of the last step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN = {
     "eval/loss": "eval loss {:.4f}",
     "tokens_per_second": "{:.0f} tok/s",
 }
-"""The metrics to show, in this order, each if it was measured."""
+"""Format of each metric shown, in this order; metrics that were not measured are skipped."""
 
 
 class Progress:
@@ -31,7 +31,7 @@ class Progress:
         self._bar = bar
 
     def say(self, line: str) -> None:
-        """Show a line that stays."""
+        """Print a line that stays above the bar."""
         self._bar.say(line)
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
@@ -52,12 +52,12 @@ class Progress:
 
 
 def make_progress(title: str, total: int, *, done: int = 0, wanted: bool = True) -> Progress:
-    """Return a bar on standard error if that is a terminal and one is wanted; else only log."""
+    """Return a bar on standard error if it is a terminal and `wanted` is true; else only log."""
     shown = None if wanted else False
     return Progress(progress.make_progress(title, total, done=done, shown=shown))
 
 
 def line_of(metrics: Mapping[str, float]) -> str:
-    """Write a step's metrics in one line."""
+    """Format a step's metrics as one line."""
     shown = [form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics]
     return PIECE_SEPARATOR.join(shown)

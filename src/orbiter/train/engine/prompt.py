@@ -1,10 +1,10 @@
-"""From an item to token ids: what the model reads, and what it should have answered.
+"""Turn items into token ids: the prompt that the model reads, and the answer it should give.
 
-The chat template decides where the tokenizer has one; where it has none, the text stands as it
-is. What a template cannot say (a system turn, tools, calls) is said in the text instead, never
-left out in silence. Left out: token ids that came with an item, since they belong to the
-tokenizer of the model that was captured; images; and what to do with a prompt that is too long,
-which is the trainer's to decide (`shorten` cuts it).
+If the tokenizer has a chat template, it is used; otherwise the text is encoded unchanged. Parts
+that a template does not support (a system turn, tools, calls) are written into the text instead,
+so that nothing is dropped silently. Token ids that came with an item are ignored, since they
+belong to the tokenizer of the captured model. Images are not supported. The trainer decides how to
+handle a prompt that is too long; `shorten` cuts it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ TOOLS_IN_WORDS = (
     "You may call these tools:\n{tools}\n"
     'To call one, answer with <tool_call>{{"name": ..., "arguments": {{...}}}}</tool_call>.'
 )
-"""Stands in the system turn where the chat template has no place for tools."""
+"""Added to the system turn if the chat template does not support tools."""
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem | str, *, system: str | None = None
 ) -> list[int]:
-    """Return the prompt of an item in token ids, up to where the model's answer begins.
+    """Return the prompt of an item as token ids, up to where the model's answer begins.
 
     Args:
-        tokenizer: Its chat template is used where it has one.
-        item: Its `messages` where it has them, else its `state` as the user's turn; with its
-            `tools`. A text is a state.
-        system: Takes the place of the system turn, or becomes one.
+        tokenizer: The model's tokenizer; its chat template is used if it has one.
+        item: The item, or its state as a string. Its `messages` are the chat; without messages,
+            its `state` is the user's turn. Its `tools` are included.
+        system: Replaces the system turn, or adds one.
 
     Raises:
-        DataError: the template refuses the chat, or nothing is left to read.
+        DataError: the template refuses the chat, or the prompt is empty.
     """
     text = render_text(tokenizer, item, system=system)
     if tokenizer.chat_template is None:
@@ -57,7 +57,7 @@ def render(
 def render_text(
     tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem | str, *, system: str | None = None
 ) -> str:
-    """Return the prompt of an item as the text that `render` cuts into token ids."""
+    """Return the prompt of an item as text, before `render` encodes it into token ids."""
     item = TrajectoryItem(state=item, action="") if isinstance(item, str) else item
     if tokenizer.chat_template is None:
         return f"{system}\n\n{item.state}" if system else item.state
@@ -65,16 +65,16 @@ def render_text(
 
 
 def render_action(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> list[int]:
-    """Return the answer of an item in token ids, with the token that ends the turn.
+    """Return the answer of an item as token ids, with the token that ends the turn.
 
-    It begins where `render` ends. `tool_calls` go through a template that has a place for them,
-    and then stand for the whole action; otherwise the answer is `action` as it was written.
+    It begins where `render` ends. If the template supports `tool_calls`, they replace the whole
+    action; otherwise the answer is `action` unchanged.
     """
     return _ended(tokenizer, _encode(tokenizer, render_action_text(tokenizer, item)))
 
 
 def render_action_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> str:
-    """Return the answer of an item as text, with the mark that the template ends a turn with."""
+    """Return the answer of an item as text, with the template's end-of-turn marker."""
     if tokenizer.chat_template is None:
         return item.action
     turns = _turns(tokenizer, item, None)
@@ -82,7 +82,7 @@ def render_action_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem)
     whole = _through_template(tokenizer, item, [*turns, _answer(tokenizer, item)], prompt=False)
     if not whole.startswith(prompt):
         return item.action
-    # Templates write a line break behind the turn's end; sampling stops before it.
+    # Templates write a line break after the end of a turn; sampling stops before it.
     return whole.removeprefix(prompt).rstrip("\n")
 
 
@@ -93,10 +93,11 @@ def shorten(
     *,
     system: str | None = None,
 ) -> list[int]:
-    """Return the prompt in at most `longest` token ids, cut on the left.
+    """Return the prompt as at most `longest` token ids, cut on the left.
 
-    What the template writes before the first words of the conversation (the marks of the turn and
-    the system turn) stays; the oldest words go. Where that head alone is too long, it goes too.
+    The part that the template writes before the conversation (the turn markers and the system
+    turn) is kept, and the oldest tokens of the conversation are removed. If the first part alone is
+    too long, it is cut as well.
     """
     token_ids = render(tokenizer, item, system=system)
     if len(token_ids) <= longest:
@@ -113,7 +114,10 @@ def _head_length(
     token_ids: list[int],
     system: str | None,
 ) -> int:
-    """Count the tokens that the prompt shares with one that says something else."""
+    """Count the leading tokens that do not depend on the conversation.
+
+    They are found by comparing the prompt with prompts of two other texts.
+    """
     given = TrajectoryItem(state=item, action="") if isinstance(item, str) else item
     turns = [*(given.messages or ())]
     kept = [turn for turn in turns if turn.get("role") == "system"]
@@ -135,7 +139,7 @@ def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 def _turns(
     tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem, system: str | None
 ) -> list[Turn]:
-    """Return the chat as the template can take it: text contents, a system turn, calls."""
+    """Return the chat in the form that the template supports."""
     template = _template(tokenizer, item)
     plain = item.messages or [{"role": "user", "content": item.state}]
     turns = [_turn(message, calls="tool_calls" in template) for message in plain]
@@ -149,7 +153,7 @@ def _turns(
 
 
 def _turn(message: Mapping[str, object], *, calls: bool) -> Turn:
-    """Return a message with its content as text, and its calls where the template wants them."""
+    """Return a message with its content as text; calls stay separate if the template has them."""
     turn: Turn = dict(message) | {"content": _text(message.get("content"))}
     made = turn.pop("tool_calls", None)
     if made:
@@ -175,10 +179,10 @@ def _text(content: object) -> str:
 
 
 def _call(call: Mapping[str, Any]) -> Turn:
-    """Return a call with its arguments as an object: OpenAI writes them as JSON text."""
+    """Return a call with its arguments as an object; OpenAI encodes them as a JSON string."""
     function = dict(call.get("function", call))
     if isinstance(function.get("arguments"), str):
-        # A broken call of a model stays as it was written.
+        # Arguments that are not valid JSON are kept as the string that the model wrote.
         function["arguments"] = arguments_of(function["arguments"])
     return dict(call) | {"function": function} if "function" in call else function
 
@@ -218,7 +222,7 @@ def _through_template(
 def _or_without_system(
     apply: Callable[[list[Turn]], str], turns: list[Turn], refusal: type[Exception]
 ) -> str:
-    """Put the system turn's text into the user's first turn where the template has no system."""
+    """Move the system text into the first user turn if the template refuses a system turn."""
     try:
         return apply(turns)
     except refusal:
@@ -229,13 +233,13 @@ def _or_without_system(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # verbose: whether it fits the model is the trainer's to say, with what it does about it.
+    # verbose=False: the trainer itself reports a prompt that is too long.
     token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return token_ids
 
 
 def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int]:
-    """Append the end-of-text token, unless the answer ends with a mark of its own."""
+    """Append the end-of-text token, unless the answer already ends with a special token."""
     if token_ids and token_ids[-1] in tokenizer.all_special_ids:
         return token_ids
     return token_ids if tokenizer.eos_token_id is None else [*token_ids, tokenizer.eos_token_id]
@@ -248,14 +252,14 @@ def chat_text(
     *,
     open_turn: bool,
 ) -> str:
-    """Return a whole chat as its template writes it.
+    """Return a whole chat as text, as the template writes it.
 
-    With `open_turn` it ends where the next answer begins, and is what `render` cuts into token ids.
+    With `open_turn` it ends where the next answer begins, which is the text `render` encodes.
     """
     item = TrajectoryItem("", "", messages=list(messages), tools=list(tools) if tools else None)
     return _through_template(tokenizer, item, _turns(tokenizer, item, None), prompt=open_turn)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of a part of a chat: special tokens that it names, and none added."""
+    """Return the token ids of part of a chat; special tokens in it are recognised, none added."""
     return _encode(tokenizer, text)

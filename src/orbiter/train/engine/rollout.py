@@ -1,10 +1,10 @@
-"""One sample as one token stream (`Rollout`), and how many of them are drawn: `sample`.
+"""Sample answers from a policy (`sample`) and hold each as one token sequence (`Rollout`).
 
-The loop stands here; what a step of the model is stands in `forward.py` and `fast.py`. Prompts
-are run once a group, samples of a group are one row until they draw differently, rows that have
-finished are dropped, and each sample draws from random numbers of its own, so that none of this
-changes what is drawn.
-Left out: beams, penalties and grammars.
+This file has the decoding loop; the model's forward passes are in `forward/`. To save work, a
+prompt runs once per group, samples of a group share one row of the model until they draw different
+tokens, and finished samples leave the batch. Each sample has a separate stream of random numbers,
+so none of this changes which tokens are drawn. Beam search, penalties and grammars are not
+supported.
 """
 
 from __future__ import annotations
@@ -26,27 +26,31 @@ if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
 
 JUST_BELOW_ONE = 1 - 2**-20
-"""Largest uniform number: float32 must not round number x mass up to the whole mass."""
+"""Largest uniform number used: times the total mass, float32 must not round it up to the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sequence as aligned streams: prompt, answer, and whatever was put in between.
+    """One sequence of tokens: the prompt, the answer, and any tool results or later turns.
 
-    Built of plain numbers and text, so that a checkpoint can hold it as JSON, exactly.
+    Its fields are plain numbers and text, so that a checkpoint can store it exactly as JSON.
     """
 
     token_ids: list[int]
     mask: list[bool]
     """True: the policy chose this token. False: it was given (prompt, tool result, next turn)."""
     old_logprob: list[float]
-    """log pi(token), in nats, of the full tempered softmax when it was drawn; 0 where not drawn."""
+    """log pi(token) when the token was sampled, in nats; 0 for tokens that were not sampled.
+
+    It is taken from the full softmax at the sampling temperature, even if `top_p` is below 1.
+    """
     prompt_length: int
-    """The first so many tokens are the prompt, which the rows of a group share."""
+    """Number of prompt tokens at the start; all samples of a group have the same prompt."""
     text: str = ""
-    """What was drawn, as text, without special tokens."""
+    """The sampled tokens as text, without special tokens."""
     finish_reason: Literal["stop", "length", "given"] = "given"
-    """The model stopped by itself; it ran out of room; or nobody drew anything."""
+    """How the answer ended: the model stopped, it reached the length limit, or it was not
+    sampled."""
 
     def __post_init__(self) -> None:
         lengths = (len(self.token_ids), len(self.mask), len(self.old_logprob))
@@ -56,17 +60,17 @@ class Rollout:
             )
         if not 0 < self.prompt_length <= len(self.token_ids):
             raise DataError(
-                f"prompt_length must lie in [1, {len(self.token_ids)}], got {self.prompt_length}"
+                f"prompt_length must be in [1, {len(self.token_ids)}], got {self.prompt_length}"
             )
 
     @property
     def completion_ids(self) -> list[int]:
-        """Everything behind the prompt."""
+        """All tokens after the prompt."""
         return self.token_ids[self.prompt_length :]
 
 
 def given(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Rollout:
-    """Make a rollout of an answer that somebody else gave: what SFT imitates."""
+    """Make a rollout from an existing answer, as SFT imitates it."""
     prompt, answer = len(prompt_ids), len(completion_ids)
     return Rollout(
         token_ids=[*prompt_ids, *completion_ids],
@@ -77,16 +81,16 @@ def given(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Rollout:
 
 
 class Decoder(Protocol):
-    """A model in the middle of drawing, at first one row a prompt: what the loop needs of it."""
+    """A model during sampling, which starts with one row per prompt."""
 
     def start(self) -> Float[Tensor, "P V"]:
-        """Run the prompts and return the logits of the first token behind each."""
+        """Run the prompts and return the logits of the first token after each."""
 
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        """Append one token to every row and return the logits of the next."""
+        """Append one token to every row and return the logits of the next token."""
 
     def keep(self, rows: Int[Tensor, "R"]) -> None:
-        """Go on with these rows, those of a prompt together; one named twice becomes two."""
+        """Continue with these rows only; rows of a prompt are adjacent, and may be repeated."""
 
 
 def sample(
@@ -100,14 +104,15 @@ def sample(
     seed: int | Sequence[int] = 0,
     max_rows: int = 256,
 ) -> list[Rollout]:
-    """Draw `n` answers to each prompt; answer g to prompt p stands at index p * n + g.
+    """Sample `n` answers to each prompt; answer g to prompt p is at index p * n + g.
 
-    Token t of a row is the inverse of the softmax's cumulative sum at u(seed, p, g, t): the
-    numbers depend neither on `max_rows` nor on which rows have finished. `top_p` restricts what
-    may be drawn, but not `old_logprob`, which is that of the full softmax. Temperature 0 takes
-    the likeliest token and records its log probability at temperature 1.
+    Token t of a row is the inverse of the softmax's cumulative sum at u(seed, p, g, t). These
+    random numbers depend neither on `max_rows` nor on which rows have finished. `top_p` restricts
+    the tokens that may be drawn but not `old_logprob`, which uses the full softmax. Temperature 0
+    takes the likeliest token and records its log probability at temperature 1.
 
-    A sequence as `seed` has one number for each prompt, which then draws as if it stood alone.
+    If `seed` is a sequence, it holds one seed per prompt, and each prompt is sampled exactly as in
+    a call with that prompt alone.
 
     Raises:
         DataError: a prompt is empty, or does not leave room for `max_new_tokens`.
@@ -134,7 +139,7 @@ def sample(
 
 
 class Drawn(NamedTuple):
-    """What the loop drew, still as rectangles."""
+    """The tokens drawn by the loop, still as padded tensors."""
 
     token_ids: Int[Tensor, "B T"]
     logprob: Float[Tensor, "B T"]
@@ -149,7 +154,7 @@ def _draw(
     stop_token_ids: frozenset[int],
     choose: Callable[[Tensor, Tensor], Choice],
 ) -> Drawn:
-    """Draw every row to its end."""
+    """Sample every row until it stops or reaches the length limit."""
     stop = torch.tensor(sorted(stop_token_ids), device=noise.device)
     token_ids = torch.zeros(noise.shape, dtype=torch.long, device=noise.device)
     logprob = torch.zeros_like(noise)
@@ -177,7 +182,7 @@ def _draw(
 
 
 class Choice(NamedTuple):
-    """Tokens, and the log probability of each."""
+    """Tokens with their log probabilities."""
 
     token_ids: Int[Tensor, "B *n"]
     logprob: Float[Tensor, "B *n"]
@@ -190,10 +195,11 @@ def choose(
     temperature: float,
     top_p: float = 1.0,
 ) -> Choice:
-    """Pick the tokens whose slices of the cumulative softmax hold the uniform numbers of a row.
+    """Pick the token whose interval of the cumulative softmax contains the uniform number.
 
-    One exponential and one cumulative sum serve both the draws and the log probability: an eighth
-    of the time of softmax, multinomial and log_softmax over 49,152 tokens (docs/engine.md).
+    One exponential and one cumulative sum serve both the draws and the log probability, which takes
+    an eighth of the time of softmax, multinomial and log_softmax over 49,152 tokens
+    (docs/engine.md).
     """
     scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
     largest, likeliest = scaled.max(dim=-1, keepdim=True)
@@ -210,7 +216,7 @@ def choose(
 
 
 def _nucleus(mass: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
-    """Zero all but the likeliest tokens that together hold `top_p` of the mass."""
+    """Set the mass of all tokens to zero except the likeliest ones that sum to `top_p`."""
     ordered, index = mass.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
     ordered = ordered.masked_fill(before >= top_p * mass.sum(dim=-1, keepdim=True), 0.0)
@@ -218,7 +224,7 @@ def _nucleus(mass: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
 
 
 def _noise(prompts: int, n: int, tokens: int, seed: int | Sequence[int]) -> Float[Tensor, "B T"]:
-    """Draw the uniform numbers of every row, each row from a generator of its own."""
+    """Draw the uniform numbers of every row, each row with a separate seed."""
     keys = [(seed, p) for p in range(prompts)] if isinstance(seed, int) else [(s, 0) for s in seed]
     noise = torch.empty(prompts * n, tokens)
     generator = torch.Generator()
@@ -230,18 +236,18 @@ def _noise(prompts: int, n: int, tokens: int, seed: int | Sequence[int]) -> Floa
 
 
 def _check_prompt(prompt: Sequence[int], index: int, *, room: int) -> None:
-    """A prompt must hold something and leave room for the answer."""
+    """Raise if a prompt is empty or leaves no room for the answer."""
     if not 0 < len(prompt) <= room:
         raise DataError(
-            f"prompt {index} has {len(prompt)} tokens; the model's context leaves room for 1 to "
-            f"{room} beside the answer: shorten it, or lower max_response_length"
+            f"prompt {index} has {len(prompt)} tokens; with the answer, the model's context leaves "
+            f"room for 1 to {room}: shorten the prompt, or lower max_response_length"
         )
 
 
 def _as_rollouts(
     policy: Policy, prompts: Sequence[Sequence[int]], n: int, drawn: Drawn
 ) -> list[Rollout]:
-    """Turn the rectangles into one stream a row."""
+    """Convert the padded tensors into one rollout per row."""
     rollouts = []
     lengths, stopped = drawn.length.tolist(), drawn.stopped.tolist()
     token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprob.tolist()

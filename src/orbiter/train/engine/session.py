@@ -1,8 +1,8 @@
-"""A run under way: what it stands on, where it stands, and how it gets back there after a kill.
+"""The state of a training run, and how it is restored after an interruption.
 
-Whoever trains by reward or by imitation takes its updates through a `Session`. All random numbers
-are drawn from seeds named by step, so a position is all the random state that the engine has.
-Left out: what is learned from (`verl/local.py`, `sft/local.py`) and files (`checkpoint.py`).
+Both RL and SFT take their updates through a `Session`. All random numbers are drawn from seeds
+derived from the step, so the position is the engine's entire random state. The data to learn from
+is prepared in `verl/local.py` and `sft/local.py`; files are written by `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ R = TypeVar("R")
 def _engine_thread() -> ThreadPoolExecutor:
     """Return the one thread that touches tensors.
 
-    Two trainers do not fight for the cores, and OpenMP has one team of threads in the process: as
-    soon as a second thread has called it, libgomp lets every team sleep at each of a step's
-    thousands of barriers instead of waiting for it, and sampling takes 1.4 times as long.
+    With one thread, two trainers do not compete for the cores, and the process has a single OpenMP
+    team. Once a second thread has called OpenMP, libgomp makes every team sleep at each of a step's
+    thousands of barriers instead of spinning, and sampling takes 1.4 times as long.
     """
-    keep_freed_memory()  # first: glibc gives a thread its arena with the first block it asks for
+    keep_freed_memory()  # first: glibc assigns a thread its arena at its first allocation
     return ThreadPoolExecutor(1, thread_name_prefix="orbiter-engine")
 
 
 async def work(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run engine work on its thread, so that the event loop stays free.
+    """Run engine work on the engine's thread, so that the event loop stays responsive.
 
-    A cancellation is passed on only when the work has come to its end: nothing stays half done.
+    A cancellation takes effect only once the work has finished, so nothing is left half done.
     """
     loop = asyncio.get_running_loop()
     job = loop.run_in_executor(_engine_thread(), functools.partial(fn, *args, **kwargs))
@@ -64,36 +64,36 @@ async def work(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     except asyncio.CancelledError:
         await asyncio.wait([job])
         if not job.cancelled() and (failure := job.exception()):
-            log.warning("the work that was under way at the cancellation failed: %s", failure)
+            log.warning("the work in progress at the cancellation failed: %s", failure)
         raise
 
 
 @dataclass(slots=True)
 class Position:
-    """Where a run stands, as a checkpoint's JSON holds it."""
+    """The progress of a run, stored as JSON in a checkpoint."""
 
     step: int = 0
-    """Steps that are over."""
+    """Number of finished steps."""
     update: int = 0
     """Optimiser updates taken since the start."""
     within: int = 0
-    """Updates taken of the step under way."""
+    """Updates taken in the current step."""
     row: dict[str, float] = field(default_factory=dict[str, float])
-    """What the step under way has measured before its first update."""
+    """Metrics of the current step that were measured before its first update."""
     seen: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-    """What its updates have measured, one after the other."""
+    """Metrics of each update in the current step, in order."""
     samples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """What is worth looking at of it."""
+    """Example answers of the current step, for the log."""
     epoch: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
-    """Sum and count of every metric over the epoch under way."""
+    """Sum and count of every metric over the current epoch."""
     flat_steps: int = 0
-    """Steps in a row that had nothing to teach."""
+    """Consecutive steps without any advantage to learn from."""
     still_steps: int = 0
-    """Steps in a row that had something to teach, and a gradient of exactly zero."""
+    """Consecutive steps that had advantages but a gradient of exactly zero."""
     has_taught: bool = False
-    """Whether any step has had something to teach."""
+    """Whether any step has had advantages to learn from."""
     best: float | None = None
-    """The best result of a validation so far."""
+    """The best validation result so far."""
 
 
 class Session:
@@ -102,26 +102,26 @@ class Session:
     def __init__(
         self, config: EngineConfig, policy: Policy, tasks: Tasks, *, steps_per_epoch: int
     ) -> None:
-        """Start the run, or take it up from its newest checkpoint where `config.resume` says so.
+        """Start the run, or restore its newest checkpoint if `config.resume` is set.
 
         Raises:
-            StorageError: `output_dir` holds a run already, and `resume` is off.
+            StorageError: `output_dir` already holds a run, and `resume` is off.
             ConfigError: the run in `output_dir` has other settings.
             DataError: the run in `output_dir` learned from other data.
         """
         self.config, self.policy = config, policy
         self.steps_per_epoch = steps_per_epoch
         self.steps = config.epochs * steps_per_epoch
-        """Steps of the whole run."""
+        """Number of steps in the whole run."""
         self.optimiser = make_optimiser(
             policy, learning_rate=config.learning_rate, weight_decay=config.weight_decay
         )
         self.position = Position()
         self.batch: Batch | None = None
-        """The samples of the step under way, credited; None until they are drawn."""
+        """Samples of the current step with their advantages; None until they are drawn."""
         self.history: list[dict[str, float]] = []
         self.stopping = False
-        """Whether the run is to end behind the step under way, as if its time were up."""
+        """Whether the run ends after the current step, as it does at its time limit."""
         self._data = _fingerprint(tasks.items)
         self._began = self._step_began = perf_counter()
         self._saved = (0, 0)
@@ -136,7 +136,7 @@ class Session:
         found = self._checkpoints.latest()
         if not self.config.resume and (found or (folder / "metrics.jsonl").exists()):
             raise StorageError(
-                f"{folder} holds a run already; set resume=True to go on with it, "
+                f"{folder} holds a run already; set resume=True to continue it, "
                 "or choose another output_dir"
             )
         if found:
@@ -165,10 +165,10 @@ class Session:
         version, internal, gauss = state["random"]
         random.setstate((version, tuple(internal), gauss))
         torch.set_rng_state(found.tensors["rng"]["torch"])
-        log.info("going on at step %d, update %d", self.position.step, self.position.update)
+        log.info("resuming at step %d, update %d", self.position.step, self.position.update)
 
     def take(self, batch: Batch, objective: Objective, *, temperature: float = 1.0) -> None:
-        """Take one optimiser update and note what it measured.
+        """Take one optimiser update and record its metrics.
 
         Raises:
             TrainingError: loss, gradient or weights are not finite; names the likely cause.
@@ -194,14 +194,17 @@ class Session:
         position.update += 1
 
     def _learning_rate(self) -> float:
-        """Return that of the next update: warm-up by updates, then constant or down by steps."""
+        """Return the next update's learning rate: warm-up, then constant or linear decay.
+
+        Warm-up counts updates; the decay counts steps.
+        """
         config, position = self.config, self.position
         warm_up = min(1.0, (position.update + 1) / max(1, config.warmup_steps))
         left = 1 - position.step / self.steps if config.lr_schedule == "linear" else 1.0
         return config.learning_rate * warm_up * left
 
     def explain(self, error: TrainingError) -> TrainingError:
-        """Say where the run diverged, and what it looked like just before."""
+        """Return an error that says where the run diverged and lists the last step's metrics."""
         before = self.history[-1] if self.history else {}
         names = ("loss", "reward", "grad_norm", "kl", "approx_kl", "entropy")
         story = ", ".join(f"{name} {before[name]:.3g}" for name in names if name in before)
@@ -212,9 +215,9 @@ class Session:
         )
 
     def finish_step(self, further: Mapping[str, float]) -> dict[str, float]:
-        """Close the step under way: its metrics go to the log, and the position moves on.
+        """Finish the current step: log its metrics and advance the position.
 
-        How long it took stands apart from the metrics, which are the same for every run of a seed.
+        Timings are logged separately from the metrics, which are the same for every run of a seed.
         """
         position = self.position
         row = mean_of(position.seen) | position.row | dict(further)
@@ -245,17 +248,17 @@ class Session:
 
     @property
     def epoch_means(self) -> dict[str, float]:
-        """Mean of every metric over the steps of the epoch under way, or the last one."""
+        """Mean of every metric over the steps of the current epoch, or of the last one."""
         return {name: total / count for name, (total, count) in self.position.epoch.items()}
 
     @property
     def save_due(self) -> bool:
-        """Whether so many updates have been taken that a checkpoint is wanted."""
+        """Whether `save_every` updates have been taken since the last checkpoint."""
         every, taken = self.config.save_every, self.position.update
         return every > 0 and taken - self._saved[1] >= every
 
     def save(self) -> None:
-        """Write a checkpoint from which the run goes on as if nothing had happened."""
+        """Write a checkpoint that the run can resume from as if it had not been interrupted."""
         place = (self.position.step, self.position.update)
         if self._checkpoints is None or place == self._saved:
             return
@@ -277,16 +280,16 @@ class Session:
         self._saved = place
 
     def close(self) -> None:
-        """Let go of the run's folder."""
+        """Close the run's log and release its folder."""
         if self._log is not None:
             self._log.close()
 
 
 def require_finite(policy: Policy) -> None:
-    """Refuse weights that are no longer numbers.
+    """Check that all trained weights are finite.
 
     Raises:
-        TrainingError: names the first tensor that holds NaN or an infinity.
+        TrainingError: a tensor holds NaN or an infinity; the message names the first one.
     """
     named = policy.named_trainable()
     sums = torch.stack([p.detach().sum() for p in named.values()])
@@ -296,7 +299,7 @@ def require_finite(policy: Policy) -> None:
 
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of every metric over the rows that measured it."""
+    """Return the mean of every metric over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     held = {name: [row[name] for row in rows if name in row] for name in names}
     return {name: sum(values) / len(values) for name, values in held.items()}

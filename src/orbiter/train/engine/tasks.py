@@ -1,6 +1,6 @@
-"""What users pass as data, as tasks with prompts in tokens; one that does not fit is never silent.
+"""Convert the user's data set into tasks with tokenized prompts, and report those that do not fit.
 
-Left out: how a chat becomes tokens (`prompt.py`).
+Encoding a chat into tokens is in `prompt.py`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from orbiter.train.trajectory import TrajectoryItem
 log = logging.getLogger(__name__)
 
 Dataset = Iterable[TrajectoryItem | str]
-"""A TrajectoryDataset, or any list of items or of prompts."""
+"""A TrajectoryDataset, or any list of items or prompts."""
 
 
 def as_items(dataset: object) -> list[TrajectoryItem]:
-    """Return the tasks in their order, repeats kept; a plain prompt becomes the state of an item.
+    """Return the data set's items in order, with repeats; a prompt becomes the state of an item.
 
     Raises:
-        DataError: nothing to iterate over, nothing in it, or an entry that is no item and no text.
+        DataError: the data set is not iterable, is empty, or has an entry that is neither an item
+            nor a string.
     """
     if isinstance(dataset, str) or not isinstance(dataset, Iterable):
         raise DataError(
@@ -51,38 +52,38 @@ def _as_item(entry: object, index: int) -> TrajectoryItem:
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """Items with their prompts in tokens, side by side."""
+    """Items with their tokenized prompts, in two lists of equal length."""
 
     items: list[TrajectoryItem]
     prompts: list[list[int]]
     dropped: int = 0
     """Items left out because their prompt did not fit."""
     truncated: int = 0
-    """Prompts that lost their beginning."""
+    """Prompts that were cut on the left."""
 
     def __len__(self) -> int:
         return len(self.items)
 
     def select(self, indices: Sequence[int]) -> Tasks:
-        """Return the tasks at these places."""
+        """Return the tasks at these indices."""
         return Tasks([self.items[i] for i in indices], [self.prompts[i] for i in indices])
 
     def order(self, step: int, size: int, *, seed: int) -> list[int]:
-        """Return the places of a step's tasks.
+        """Return the indices of a step's tasks.
 
-        Each epoch is a shuffle of its own, whose last batch is what is left.
+        Each epoch has a different shuffle; its last batch may be smaller.
         """
         epoch, place = divmod(step, self.steps_per_epoch(size))
         return _shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
 
     def steps_per_epoch(self, size: int) -> int:
-        """Return how many batches of `size` hold every task once."""
+        """Return the number of batches of `size` that cover every task once."""
         return -(-len(self) // size)
 
 
 @functools.lru_cache(maxsize=2)
 def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """Return an epoch's order; kept, since every step of the epoch asks for its part of it."""
+    """Return an epoch's order; cached, since every step of the epoch takes a part of it."""
     order = list(range(count))
     sub_random(seed, "order", epoch).shuffle(order)
     return order
@@ -95,16 +96,17 @@ def make_tasks(
     room: Callable[[TrajectoryItem], int],
     on_long_prompt: OnLongPrompt = "error",
 ) -> Tasks:
-    """Encode every prompt, and treat those with more tokens than `room(item)` as the policy says.
+    """Encode every prompt, and apply `on_long_prompt` to those with more than `room(item)` tokens.
 
     Args:
         items: The tasks.
-        encode: Gives a prompt in token ids: all of them, or cut on the left to so many.
-        room: Tells how many tokens an item's prompt may have.
-        on_long_prompt: What becomes of the longer ones.
+        encode: Returns an item's prompt as token ids, cut on the left to at most the given number
+            of tokens; None means not cut.
+        room: Returns the largest number of tokens that an item's prompt may have.
+        on_long_prompt: How longer prompts are handled.
 
     Raises:
-        DataError: a prompt is too long and the policy is "error", or none is left.
+        DataError: a prompt is too long and `on_long_prompt` is "error", or no prompt is left.
     """
     kept: list[TrajectoryItem] = []
     prompts: list[list[int]] = []

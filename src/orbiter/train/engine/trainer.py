@@ -1,7 +1,7 @@
-"""The base of all trainers of a language model: loads the model once, asks it, saves it.
+"""The base class of all language-model trainers: it loads, samples from and saves the model.
 
-What is learned, and how, is in `verl/` and `sft/`. This file loads no torch by itself: a trainer
-can be made and checked without it.
+The training methods are in `verl/` and `sft/`. This file does not import torch until it is needed,
+so a trainer can be created and validated without it.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class ModelTrainer(Trainer):
         agent: object = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
-        """Nothing is loaded before it is needed."""
+        """Store the arguments; the model is loaded when it is first needed."""
         super().__init__(agent, dataset, None, config, on_state_change=on_state_change)
         self.eval_dataset = eval_dataset
         self.history: list[dict[str, float]] = []
-        """The metrics of every step of the last training, in order."""
+        """The metrics of each step of the last training, in order."""
         self.stopped = False
         """Whether the last training ended early because `stop()` was called."""
         self._run: Stoppable | None = None
@@ -69,26 +69,26 @@ class ModelTrainer(Trainer):
 
     @property
     def training(self) -> bool:
-        """Whether a training is in progress, so that `stop()` has something to stop."""
+        """Whether a training that `stop()` can end is in progress."""
         return self._run is not None
 
     def stop(self) -> None:
-        """End a training in progress after its current step, with a checkpoint; from any thread.
+        """End the training after its current step, with a checkpoint; callable from any thread.
 
-        On verl the model is that of the last checkpoint, see `save_every`.
+        On verl the resulting model is that of the last checkpoint; see `save_every`.
         """
         if self._run is not None:
             self._run.stopping = True
 
     async def plan(self, dataset: object = None) -> TrainPlan:
-        """Return what a run would take, in steps, tokens, memory and time; start nothing.
+        """Return the steps, tokens, memory and time a run would take, without starting it.
 
-        A model that is not on this machine is not fetched: what only it can tell stays None.
+        A model that is not on this machine is not downloaded; fields that depend on it are None.
 
         Raises:
             ConfigError: the run cannot work; the message lists every reason.
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
-            StorageError: the model is a folder that holds none.
+            StorageError: the model is a folder that does not hold a model.
         """
         if dataset is not None:
             self.dataset = dataset
@@ -96,7 +96,7 @@ class ModelTrainer(Trainer):
         return await self.estimate()
 
     async def estimate(self) -> TrainPlan:
-        """Estimate a run of this trainer, which has been validated."""
+        """Estimate a run of this trainer, which must have been validated."""
         require("torch", extra="train")
         from orbiter.train.engine.estimate import make_plan
         from orbiter.train.engine.session import work
@@ -111,21 +111,21 @@ class ModelTrainer(Trainer):
         )
 
     def _workload(self) -> Workload:
-        """Return what a step asks of the model."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its steps take")
+        """Return the work that one step requires of the model."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement _workload()")
 
     def _items_to_train_on(self) -> Sequence[TrajectoryItem]:
         return as_items(self.dataset)
 
-    # The checks: all before a model is loaded.
+    # Checks that run before a model is loaded.
 
     async def check_agent(self) -> bool:
-        """Make sure that an agent's instructions can become the system prompt."""
-        self.system_prompt  # noqa: B018 - asked for its error
+        """Check that the agent's instructions can become the system prompt."""
+        self.system_prompt  # noqa: B018 - read for the error it raises
         return True
 
     async def check_dataset(self) -> bool:
-        """Make sure that there is data to learn from, and to validate on if asked for."""
+        """Check that there is valid training data, and valid evaluation data if it is given."""
         if self.dataset is None:
             raise DataError(
                 "there is no data set; pass one to train(), or as dataset= to the constructor"
@@ -136,7 +136,7 @@ class ModelTrainer(Trainer):
         return True
 
     async def check_config(self) -> bool:
-        """Make sure that a validation during training has held-out data."""
+        """Check that `eval_every` comes with held-out data."""
         if self.config.eval_every and self.eval_dataset is None:
             raise ConfigError(
                 f"eval_every={self.config.eval_every} needs eval_dataset=, the held-out items to "
@@ -145,22 +145,28 @@ class ModelTrainer(Trainer):
         return True
 
     @property
+    def running_agent(self) -> object:
+        """The agent that this trainer runs; None where it runs none."""
+        return None
+
+    @property
     def system_prompt(self) -> str | None:
         """The system prompt of every prompt: the config's, else the agent's instructions.
 
         Raises:
-            ConfigError: the agent has no `instructions`, which is all that is read of an agent.
+            ConfigError: the agent has no `instructions`, the only attribute that is read of it.
         """
         if self.agent is None:
             return self.config.system_prompt
         instructions = getattr(self.agent, "instructions", None)
         if not isinstance(instructions, str):
             if callable(self.agent) or callable(getattr(self.agent, "run", None)):
-                # Ignoring it would train a policy on single answers that the agent never saw.
+                # Ignoring the agent would train on single answers that it never produced.
                 raise ConfigError(
-                    f"{type(self).__name__} cannot run agents yet, and agent= is one that runs "
-                    f"({type(self.agent).__name__}): capture its episodes with "
-                    "orbiter.train.capture.collect, and train on the items without agent="
+                    f"{type(self).__name__} does not run agents, and agent= is one that runs "
+                    f"({type(self.agent).__name__}): train it by reward with VeRLTrainer, or "
+                    "capture its episodes with orbiter.train.capture.collect and train on the "
+                    "items without agent="
                 )
             raise ConfigError(
                 "agent must have `instructions` as a text, which become the system prompt; "
@@ -230,10 +236,10 @@ class ModelTrainer(Trainer):
         return await work(save_policy, policy, path, self._card(), merge=merge)
 
     async def policy(self) -> Policy:
-        """Return the model, which is loaded at the first call.
+        """Return the model, loading it at the first call.
 
         Raises:
-            StorageError: it cannot be loaded; says what was tried.
+            StorageError: the model cannot be loaded; the message lists what was tried.
             MissingExtraError: torch or transformers is not installed.
         """
         require("torch", extra="train")
@@ -242,7 +248,7 @@ class ModelTrainer(Trainer):
         return await work(self._loaded)
 
     def _loaded(self) -> Policy:
-        """Load the model at the first call; on the engine's thread, so that it is loaded once."""
+        """Load the model at the first call; runs on the engine's thread, so it loads only once."""
         from orbiter.train.engine.models.load import load_model
         from orbiter.train.engine.policy import make_policy
 
@@ -263,7 +269,7 @@ class ModelTrainer(Trainer):
         return self._policy
 
     def _policy_parts(self) -> dict[str, Any]:
-        """Return what the policy needs besides its weights."""
+        """Return the arguments of `make_policy` that the training method adds."""
         return {}
 
     def _encoder(self, policy: Policy) -> Callable[[TrajectoryItem, int | None], list[int]]:
@@ -279,7 +285,7 @@ class ModelTrainer(Trainer):
         return encode
 
     async def encode(self, dataset: object) -> Tasks:
-        """Return a data set's items with their prompts as tokens, those that fit the context."""
+        """Return the data set's items with tokenized prompts, applying `on_long_prompt`."""
         policy = await self.policy()
         from orbiter.train.engine.session import work
 
@@ -308,10 +314,10 @@ class ModelTrainer(Trainer):
     async def running(
         self, session: Session, opening: Sequence[str], *, data: str
     ) -> AsyncIterator[Progress]:
-        """Run a training loop on an open session under a progress bar, and close it afterwards.
+        """Show a progress bar while the body trains on an open session, and close it afterwards.
 
-        A cancelled run is saved at its current update; a diverged model is discarded. `data`
-        describes what it learns from, for the model card.
+        A cancelled run is saved at its current update if `save_every` is set; a diverged model is
+        discarded. `data` describes the training data for the model card.
         """
         from orbiter.train.engine.session import work
 
@@ -343,7 +349,7 @@ class ModelTrainer(Trainer):
     def running_elsewhere(
         self, run: Stoppable, history: list[dict[str, float]], *, data: str
     ) -> Iterator[None]:
-        """Show a run's history, and let `stop()` reach it, as long as it lasts."""
+        """Expose a run's history, and let `stop()` reach the run while it lasts."""
         self.history, self._run, self._data = history, run, data
         self.stopped = self._discarded = False
         try:
@@ -354,7 +360,7 @@ class ModelTrainer(Trainer):
     def results(
         self, measured: Mapping[str, float] | None = None, *, stopped: bool = False
     ) -> TrainMetrics:
-        """Return what the last run measured; a run that took place elsewhere gives `measured`."""
+        """Return the last run's metrics; a run on another backend passes them as `measured`."""
         if measured is not None:
             self._policy, self._results, self.stopped = None, dict(measured), stopped
         return as_metrics(self._results)
@@ -365,7 +371,10 @@ class ModelTrainer(Trainer):
         measure: Callable[[], Awaitable[Mapping[str, float]]],
         score: Callable[[Mapping[str, float]], float],
     ) -> Callable[[int], Awaitable[Mapping[str, float]]]:
-        """Return what a loop calls after every step: a validation, which keeps the best model."""
+        """Return a function for the loop to call after every step.
+
+        Every `eval_every` steps it validates the policy, and saves it if it is the best so far.
+        """
 
         async def validate(step: int) -> Mapping[str, float]:
             if not self.config.eval_every or step % self.config.eval_every:
@@ -389,7 +398,7 @@ class ModelTrainer(Trainer):
         )
 
     async def _keep_best(self, session: Session, score: float) -> None:
-        """Save the model to `output_dir`/best if a validation came out better than all before."""
+        """Save the model to `output_dir`/best if its validation score is the best so far."""
         best = session.position.best
         if best is None or score > best:
             if self.config.output_dir is not None:
@@ -398,9 +407,9 @@ class ModelTrainer(Trainer):
 
 
 def _recorded_dtype(config: EngineConfig) -> str | None:
-    """Return the dtype that the run in `output_dir` began with, where "auto" is to resume it.
+    """Return the dtype that the run in `output_dir` started with, if "auto" resumes that run.
 
-    The choice for a new run may differ: another machine, another torch.
+    On another machine or torch version, "auto" might choose differently for a new run.
     """
     if config.dtype != "auto" or not config.resume or config.output_dir is None:
         return None
@@ -412,7 +421,7 @@ def _recorded_dtype(config: EngineConfig) -> str | None:
 def as_metrics(
     measured: Mapping[str, float], *, reward_interval: Interval | None = None
 ) -> TrainMetrics:
-    """Return named numbers as TrainMetrics; those without a field go to `extra`."""
+    """Return named numbers as TrainMetrics; names without a field go to `extra`."""
     return TrainMetrics(
         measured.get("loss"),
         measured.get("accuracy"),

@@ -1,8 +1,7 @@
-"""One step of learning: micro-batches, loss, backward, clip, step; and looking without learning.
+"""Take one optimiser step on a batch, or score a batch without learning.
 
-A batch of any size goes through in micro-batches of a token budget. Each contributes its exact
-share of the loss, so that how a batch is split changes nothing but the memory it takes.
-Left out: what the loss is (`objective.py`) and how often to step.
+A batch of any size is processed in micro-batches within a token budget. Each contributes its exact
+share of the loss, so the split affects only memory. The loss itself is in `objective.py`.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import DataError, StateError, TrainingError
 
 MICRO_BATCH_TOKENS = 2048
-"""Tokens in one forward and backward: enough to keep the cores busy, little enough to fit."""
+"""Tokens in one forward and backward pass: enough to keep the cores busy, and fits in memory."""
 
 
 class Scored(NamedTuple):
-    """What the policy in training says about a batch; 0 where the mask is False."""
+    """The training policy's scores for a batch; 0 where the mask is False."""
 
     logprob: Float[Tensor, "B T"]
     entropy: Float[Tensor, "B T"]
     value: Float[Tensor, "B T"] | None
-    """V of the state in which the token was chosen; None without a value head."""
+    """Value of the state in which the token was chosen; None without a value head."""
 
 
 class Part(NamedTuple):
-    """How much of the whole batch a micro-batch is: what a mean over it must be weighted with."""
+    """A micro-batch's share of the whole batch, which weights the means over it."""
 
     tokens: float
     """Its share of the trained tokens, in [0, 1]."""
@@ -44,7 +43,7 @@ class Part(NamedTuple):
 
 
 class Objective(Protocol):
-    """What an update minimises."""
+    """A loss for an update to minimise."""
 
     def __call__(
         self, scored: Scored, batch: Batch, part: Part
@@ -52,7 +51,7 @@ class Objective(Protocol):
         """Return this part's contribution to the loss, and metrics as means over its tokens."""
 
     def idle(self, batch: Batch) -> Bool[Tensor, "B"]:
-        """Tell the rows that cannot move the loss, which need not be computed."""
+        """Return which rows have no effect on the loss and need not be computed."""
 
 
 def update(
@@ -65,14 +64,14 @@ def update(
     temperature: float = 1.0,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> dict[str, float]:
-    """Take one optimiser step on the whole batch and return what was seen on the way.
+    """Take one optimiser step on the whole batch and return its metrics.
 
-    The metrics are the objective's, as means over the tokens that were computed, and "loss",
-    "grad_norm" (before clipping) and "tokens" (trained ones, idle rows included). Where every row
-    is idle, nothing is computed or stepped, and only those three are there.
+    The metrics are those of the objective, as means over the tokens that were computed, and "loss",
+    "grad_norm" (before clipping) and "tokens" (trained tokens, including idle rows). If every row
+    is idle, nothing is computed, no step is taken, and only these three are returned.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; the weights are untouched then.
+        TrainingError: the loss or the gradient is not finite; the weights are unchanged.
     """
     tokens, rows_trained = int(batch.mask.sum()), int(batch.mask.any(dim=-1).sum())
     if tokens == 0:
@@ -96,7 +95,7 @@ def update(
 
 
 def score(policy: Policy, batch: Batch, *, temperature: float = 1.0) -> Scored:
-    """Run the policy over the batch, with gradients: log probabilities, entropy, values."""
+    """Return the policy's log probabilities, entropy and values for a batch, with gradients."""
     scores = policy.forward.score(batch, temperature=temperature)
     value = None
     if policy.value_head is not None:
@@ -115,7 +114,7 @@ def logprob(
     temperature: float = 1.0,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
 ) -> Float[Tensor, "B T"]:
-    """Return the present policy's log probability of every trained token, in nats."""
+    """Return the current policy's log probability of every trained token, in nats."""
 
     def look(part: Batch) -> Tensor:
         return policy.forward.score(part, temperature=temperature).tokens.logprob
@@ -142,7 +141,7 @@ def ref_logprob(
 def value(
     policy: Policy, batch: Batch, *, micro_batch_tokens: int = MICRO_BATCH_TOKENS
 ) -> Float[Tensor, "B T"]:
-    """Return the value of the state in which each trained token was chosen: no vocabulary head."""
+    """Return the value of the state before each trained token, without the vocabulary head."""
     head = policy.value_head
     if head is None:
         raise StateError("this policy has no value head: make it with value_head=True")
@@ -158,7 +157,7 @@ def value(
 def _look(
     forward: Forward, batch: Batch, look: Callable[[Batch], Tensor], micro_batch_tokens: int
 ) -> Float[Tensor, "B T"]:
-    """Run `look` over the batch in micro-batches and put its answers in place."""
+    """Run `look` over the batch in micro-batches and assemble the results."""
     answer = torch.zeros(batch.mask.shape, device=batch.mask.device)
     trained = batch.mask.any(dim=-1).nonzero()[:, 0]
     for rows in split_rows(forward, batch, trained, micro_batch_tokens):
@@ -170,9 +169,9 @@ def _look(
 def split_rows(
     forward: Forward, batch: Batch, rows: Int[Tensor, "R"], micro_batch_tokens: int
 ) -> Iterator[Int[Tensor, "r"]]:
-    """Cut rows into micro-batches of at most `micro_batch_tokens` tokens, or one row.
+    """Cut rows into micro-batches of at most `micro_batch_tokens` tokens, but at least one row.
 
-    Groups stay together where they fit, since the fast path runs a shared prompt once.
+    Groups stay together if they fit, since the fast path runs a shared prompt once.
     """
     rows = rows[torch.argsort(batch.group[rows], stable=True)]
     cost = forward.cost(batch)[rows].tolist()
@@ -187,7 +186,7 @@ def split_rows(
 
 
 def _finite(contribution: Tensor) -> float:
-    """Return the loss as a number, or stop before it reaches the weights."""
+    """Return the loss as a float, or raise before it can reach the weights."""
     number = float(contribution.detach())
     if not math.isfinite(number):
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""Language models behind one protocol: on this machine or behind an endpoint."""
+"""Language models with one interface, local or at an endpoint."""
 
 from orbiter.train.chat.message import Message
 from orbiter.train.llm.chat import Answer, ChatModel, Sampling, ask, name_of, sample_of

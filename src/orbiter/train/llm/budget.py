@@ -12,18 +12,18 @@ class Budget:
     """Money spent, and money that requests in flight may still cost."""
 
     def __init__(self, limit: float | None, *, spent: float = 0.0) -> None:
-        """Begin with what was spent before; a `limit` of None allows everything."""
+        """Start with the amount spent earlier; a `limit` of None allows everything."""
         self.limit = math.inf if limit is None else limit
         self.spent = spent
         self._reserved: list[float] = []
         self.bind()
 
     def bind(self) -> None:
-        """Serve the running event loop from now on."""
+        """Use the running event loop from now on."""
         self._settled = asyncio.Event()
 
     async def reserve(self, most: float) -> None:
-        """Set `most` aside; while it does not fit, wait for requests in flight to cost less.
+        """Set `most` aside; if it does not fit, wait until requests in flight cost less.
 
         Raises:
             BudgetError: it does not fit, and no request in flight could make room.

@@ -1,7 +1,7 @@
-"""Keeps paid-for answers in one SQLite file, each committed before it is used.
+"""Store paid answers in one SQLite file, each committed before it is used.
 
-The body of the response is kept byte for byte. Texts, token counts and values are parsed from it
-anew each time, so that a better parser also improves old answers. Answers never expire.
+The body of the response is stored byte for byte. Texts, token counts and values are parsed from it
+again each time, so that a better parser also improves old answers. Answers never expire.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS response (
 
 
 class Request(NamedTuple):
-    """A request as the cache knows it."""
+    """A request in the form that the cache stores."""
 
     body: bytes
     """Model, messages, parameters, schema and sample index as JSON."""
@@ -69,7 +69,7 @@ class ResponseCache:
         """Open or create the cache at `path`.
 
         Raises:
-            StorageError: it cannot be opened, or is no such file.
+            StorageError: the file cannot be opened, or is not a response cache.
         """
         self.path = Path(path)
         self._db: sqlite3.Connection | None = self._open()
@@ -97,13 +97,13 @@ class ResponseCache:
         return None if row is None else bytes(row[0])
 
     def put(self, request: Request, raw: bytes, *, model: str, cost: float) -> None:
-        """Keep a response; when this returns it outlives the process."""
+        """Store a response; on return it survives the end of the process."""
         row = (request.key, model, request.body, raw, cost, time.time())
         self._run("INSERT OR IGNORE INTO response VALUES (?, ?, ?, ?, ?, ?)", row)
 
     @property
     def cost(self) -> float:
-        """What all answers in the file have cost."""
+        """Total cost of all answers in the file."""
         return float(self._run("SELECT total(cost) FROM response", ()).fetchone()[0])
 
     def __len__(self) -> int:

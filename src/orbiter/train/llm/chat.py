@@ -27,9 +27,9 @@ class Answer:
     cost: float = 0.0
     """In the currency of the client's prices; 0 for an answer from the cache."""
     cached: bool = False
-    """Taken from the response cache, and not paid for again."""
+    """Whether it came from the response cache, at no further cost."""
     reasoning: str = field(default="", compare=False)
-    """What the model thought before it answered, where it showed that; never part of `text`."""
+    """The model's reasoning before the answer, if it was shown; never part of `text`."""
     finish_reason: str | None = field(default=None, compare=False)
     """Why the model stopped, in the endpoint's words: "length" means that `text` is cut off."""
 
@@ -81,7 +81,7 @@ async def ask(model: ChatModel, messages: Sequence[Message]) -> Answer:
 
     Raises:
         CallbackError: the model raised.
-        DataError: it returned something that is no text.
+        DataError: it returned something other than text.
     """
     with boundary("the language model"):
         answer = await model(messages)

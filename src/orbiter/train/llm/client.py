@@ -4,7 +4,7 @@
     async with RemoteChatModel(config, cache="answers.sqlite") as model:
         answer = await model([{"role": "user", "content": "What is a monad?"}])
 
-Every call ends: with an answer, with a `ChatError` that says why there is none, or with a
+Every call ends with an answer, with a `ChatError` that says why no answer came, or with a
 `BudgetError`. Tools, images and several choices in one request are not supported.
 """
 
@@ -38,9 +38,10 @@ from orbiter.train.llm.wire import (
 )
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 20.0
-"""Longest pause before the second attempt in seconds, doubled each time; drawn at random."""
+"""Seconds: upper limit of the random pause before the second attempt, doubled for each further one,
+and the largest such limit."""
 TOKENS_A_MESSAGE = 16
-"""More tokens than any chat template puts around a message."""
+"""An upper bound of the tokens that a chat template adds to a message."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class RemoteChatModel:
     """A `ChatModel` behind an endpoint; any number of tasks of one event loop may use it at once.
 
     Without a cache every call is paid for. With one, the same messages get the same answer, in
-    this process and the next; `sample(1)`, `sample(2)`, ... are the further ones.
+    this process and the next; `sample(1)`, `sample(2)`, ... give different ones.
     """
 
     def __init__(
@@ -64,19 +65,19 @@ class RemoteChatModel:
         """Set up; the first call connects.
 
         Args:
-            config: The endpoint, and how to ask it.
-            api_key: None: the environment's OPENAI_API_KEY, where `base_url` is None.
+            config: The endpoint and the request settings.
+            api_key: None uses the environment's OPENAI_API_KEY if `base_url` is None.
             cache: A file for the answers.
 
         Raises:
-            ConfigError: there is no key for an endpoint that needs one.
+            ConfigError: the API key is missing and the endpoint needs one.
             MissingExtraError: the `openai` package is not installed.
         """
         if config.base_url is None and not (api_key or os.environ.get("OPENAI_API_KEY")):
             raise ConfigError("there is no API key: set OPENAI_API_KEY, or pass api_key=")
         self.config = config
         self.usage = Usage()
-        """What was used so far, in this process."""
+        """Usage in this process so far."""
         self._open_wire = partial(Wire, config, api_key)
         # Opened here, so that a missing package is an early error.
         self._wire: Wire | None = self._open_wire()
@@ -87,8 +88,8 @@ class RemoteChatModel:
         self._budget = Budget(config.budget, spent=spent)
         self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._takes_schema = True
-        """Whether the endpoint takes `response_format`, as far as we know."""
-        self._jitter = random.Random()  # decides when to retry, never anything in the data
+        """Whether the endpoint accepts `response_format`, as far as known."""
+        self._jitter = random.Random()  # affects only retry times, never the data
 
     @property
     def name(self) -> str:
@@ -97,15 +98,15 @@ class RemoteChatModel:
 
     @property
     def fingerprint(self) -> str:
-        """What decides the answers: the model and its parameters, but not the address."""
+        """Identifies what determines the answers: model and parameters, but not the address."""
         return repr((self.config.model, sorted(self.config.parameters.items())))
 
     async def __call__(self, messages: Sequence[Message], /) -> Answer:
         """Return the answer to the conversation so far.
 
         Raises:
-            ChatError: there is none; `kind` names the reason.
-            BudgetError: asking could have exceeded the budget.
+            ChatError: no answer came; `kind` is the reason.
+            BudgetError: the request could have exceeded the budget.
         """
         return await self.answer(messages, index=0, schema=None)
 
@@ -116,8 +117,8 @@ class RemoteChatModel:
     def shaped(self, schema: Schema) -> ChatModel:
         """Return the model that asks the endpoint for JSON of this schema.
 
-        An endpoint that refuses a schema is asked without one from then on, so the messages should
-        state the schema too (`ask_for` does).
+        If the endpoint rejects a schema, later requests are sent without one, so the messages
+        should state the schema too (`ask_for` does).
         """
         return _Sample(self, 0, schema)
 
@@ -130,7 +131,7 @@ class RemoteChatModel:
         request = request_of(self.config.model, messages, parameters, schema=schema, index=index)
         if self._cache is None:
             return await self._ask(request, messages, schema)
-        # Two tasks that ask the same at once pay once: the second finds the first one's answer.
+        # Two tasks with the same request pay once: the second one finds the first one's answer.
         lock = self._asking.setdefault(request.key, asyncio.Lock())
         async with lock:
             raw = self._cache.get(request)
@@ -158,7 +159,7 @@ class RemoteChatModel:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             if self._loop is not None:
-                self._wire = None  # the former loop's sockets are of no use here
+                self._wire = None  # connections of another event loop cannot be reused
             self._loop = loop
             self._gate.bind()
             self._budget.bind()
@@ -170,7 +171,7 @@ class RemoteChatModel:
     async def _ask(
         self, request: Request, messages: Sequence[Message], schema: Schema | None
     ) -> Answer:
-        """Try until there is an answer or no sense in trying."""
+        """Retry until there is an answer or a further attempt is pointless."""
         waiting_since, failures = time.monotonic(), 0
         with_schema = schema if self._takes_schema else None
         while True:
@@ -180,13 +181,13 @@ class RemoteChatModel:
                 if with_schema is not None and (
                     failure.about_schema or failure.status in SCHEMA_STATUS
                 ):
-                    # Perhaps it is the schema that the endpoint refuses: ask once without it.
+                    # The endpoint may have rejected the schema: try once without it.
                     with_schema = None
                     if failure.about_schema:
                         self._forget_schemas(str(failure))
                     continue
                 if failure.kind == "rate_limit":
-                    continue  # the gate holds us as long as the endpoint wants
+                    continue  # the gate waits as long as the endpoint asks
                 failures += 1
                 await self._pause(failure, failures, waiting_since)
             else:
@@ -195,7 +196,7 @@ class RemoteChatModel:
                 return answer
 
     def _forget_schemas(self, reason: str) -> None:
-        """Send no schema to this endpoint any more, and log that once."""
+        """Stop sending schemas to this endpoint, and log that once."""
         if self._takes_schema:
             self._takes_schema = False
             _LOG.warning(
@@ -209,7 +210,7 @@ class RemoteChatModel:
         """Wait before the next attempt.
 
         Raises:
-            ChatError: no further attempt makes sense, or it would begin too late.
+            ChatError: a further attempt is pointless, or would start too late.
         """
         name = f"{self.config.model}: {f'after {failures} requests: ' if failures > 1 else ''}"
         if failure.kind == "refused" or failures >= self.config.attempts:
@@ -219,7 +220,7 @@ class RemoteChatModel:
         if wait > self._gate.patience(waiting_since):
             asks = f" (it asks to wait {wait:.0f} s)" if failure.retry_after else ""
             raise ChatError(
-                f"{name}{failure}{asks}; given up because the endpoint would answer nobody for "
+                f"{name}{failure}{asks}; gave up because the endpoint would answer no call for "
                 f"{self.config.give_up_seconds:g} seconds (give_up_seconds)",
                 kind=failure.kind,
             ) from None
@@ -232,7 +233,7 @@ class RemoteChatModel:
         schema: Schema | None,
         waiting_since: float,
     ) -> Answer:
-        """Send one request when it is its turn, and record what it cost."""
+        """Wait for a turn, send one request, and record its cost."""
         async with self._reserved(request) as bill, self._gate.turn(waiting_since) as sent_at:
             self.usage.requests += 1
             try:
@@ -253,14 +254,14 @@ class RemoteChatModel:
     async def _send(
         self, messages: Sequence[Message], extra: Mapping[str, object], waiting_since: float
     ) -> bytes:
-        """Send a request; end it once the endpoint has answered nobody for `give_up_seconds`."""
+        """Send a request; abort it if the endpoint has answered no call for `give_up_seconds`."""
         wire, gate = self._bind(), self._gate
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
 
         def check() -> None:
             nonlocal timer
-            patience = gate.patience(waiting_since)  # grows when another call is answered
+            patience = gate.patience(waiting_since)  # grows when another call gets an answer
             if patience > 0:
                 timer = loop.call_later(patience, check)
             else:
@@ -272,7 +273,7 @@ class RemoteChatModel:
                 return await wire.send(messages, extra, alive=gate.alive)
         except TimeoutError:
             raise RequestFailed(
-                f"nothing came in {self.config.give_up_seconds:g} s (give_up_seconds)",
+                f"nothing arrived in {self.config.give_up_seconds:g} s (give_up_seconds)",
                 "timeout",
                 maybe_paid=True,
             ) from None
@@ -282,7 +283,7 @@ class RemoteChatModel:
 
     @contextlib.asynccontextmanager
     async def _reserved(self, request: Request) -> AsyncIterator[_Bill]:
-        """Reserve the most that a request can cost, and settle its actual cost."""
+        """Reserve the maximum cost of a request, then record its actual cost."""
         bill = _Bill(self._most(request))
         await self._budget.reserve(bill.most)
         try:
@@ -293,7 +294,7 @@ class RemoteChatModel:
             self._budget.settle(bill.most, bill.cost + bill.unsure)
 
     def _most(self, request: Request) -> float:
-        """Return the most that a request can cost: every token is at least one byte."""
+        """Return the maximum cost of a request: every token is at least one byte."""
         price, most_tokens = self.config.price, self.config.most_tokens
         if price is None:
             return 0.0
@@ -301,7 +302,7 @@ class RemoteChatModel:
         return price.of(read, most_tokens or 0)
 
     def _cost(self, completion: Completion, most: float) -> float:
-        """Return what an answer cost, or the most it can have cost if no tokens are reported."""
+        """Return the cost of an answer, or its maximum if no token counts are reported."""
         price = self.config.price
         if price is None:
             return 0.0
@@ -338,7 +339,7 @@ class RemoteChatModel:
 
 @dataclass(slots=True)
 class _Bill:
-    """The cost of one request, before and after."""
+    """The cost of one request, estimated and actual."""
 
     most: float
     cost: float = 0.0
@@ -347,7 +348,7 @@ class _Bill:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """The model, asked for a given sample and perhaps for a schema."""
+    """The model with a fixed sample index and optionally a schema."""
 
     model: RemoteChatModel
     index: int
@@ -383,4 +384,4 @@ def _read_cached(raw: bytes) -> Completion:
     try:
         return read_completion(raw)
     except RequestFailed as failure:
-        raise StorageError(f"the response cache holds an answer that is none: {failure}") from None
+        raise StorageError(f"the response cache holds an unusable answer: {failure}") from None

@@ -1,4 +1,4 @@
-"""How an endpoint is asked, what it charges, and what was used so far."""
+"""Settings, prices and usage counts of an endpoint."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from orbiter.train.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """What tokens cost, in any currency, for a million of them."""
+    """Prices of tokens per million, in any currency."""
 
     input: float
-    """A million tokens read."""
+    """Per million prompt tokens."""
     output: float
-    """A million tokens written."""
+    """Per million completion tokens."""
 
     def __post_init__(self) -> None:
         for name in ("input", "output"):
@@ -37,13 +37,13 @@ class Price:
                 raise ConfigError(f"price.{name} must be 0 or more, got {getattr(self, name)}")
 
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return what so many tokens cost."""
+        """Return the cost of these token counts."""
         return (self.input * prompt_tokens + self.output * completion_tokens) / 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """Which endpoint a `RemoteChatModel` asks, and how long it waits."""
+    """The endpoint of a `RemoteChatModel`, and its limits."""
 
     model: str = field(
         metadata=described("Name of the model.", Text("the model to ask"), path="model")
@@ -139,7 +139,7 @@ class ClientConfig:
 
     @property
     def most_tokens(self) -> int | None:
-        """Tokens that an answer may have, or None where the parameters do not say."""
+        """Maximum tokens of an answer, or None if the parameters do not limit them."""
         for name in ("max_completion_tokens", "max_tokens"):
             value = self.parameters.get(name)
             if isinstance(value, int) and value > 0:
@@ -149,24 +149,24 @@ class ClientConfig:
 
 @dataclass(slots=True)
 class Usage:
-    """What a client has done so far, in this process."""
+    """What a client has used in this process so far."""
 
     answers: int = 0
-    """Answers paid for."""
+    """Paid answers."""
     cached: int = 0
     """Answers taken from the cache."""
     requests: int = 0
-    """Requests sent, repeated ones included."""
+    """Requests sent, retries included."""
     rate_limited: int = 0
     """Requests answered with 429."""
     failed: int = 0
-    """Requests that brought no answer for another reason."""
+    """Requests that failed for another reason."""
     prompt_tokens: int = 0
-    """Tokens read, as the endpoint counts."""
+    """Prompt tokens, as counted by the endpoint."""
     completion_tokens: int = 0
-    """Tokens written, as the endpoint counts."""
+    """Completion tokens, as counted by the endpoint."""
     cost: float = 0.0
-    """What the answers cost."""
+    """Cost of the answers."""
     unsure_cost: float = 0.0
-    """The most that requests may have cost which broke off: nobody says whether they are charged;
-    a budget takes them as spent."""
+    """Maximum cost of interrupted requests. It is unknown whether they are charged, so a budget
+    counts them as spent."""

@@ -1,4 +1,4 @@
-"""What can go wrong between us and an endpoint, by name."""
+"""Exceptions for requests to an endpoint, and the kinds of failure."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal
 from orbiter.train.errors import CallbackError, StateError
 
 FailureKind = Literal["rate_limit", "timeout", "connection", "server", "answer", "refused"]
-"""429 without end; nothing came in time; no connection, or one that broke off; a 5xx; an answer
-that is none; a request that the endpoint will never take (4xx)."""
+"""Endless 429; nothing arrived in time; no connection or an interrupted one; a 5xx; an unusable
+answer; a request that the endpoint will never accept (4xx)."""
 
 
 class ChatError(CallbackError):
-    """An endpoint gave no answer, after everything that was worth trying was tried."""
+    """An endpoint gave no answer, after every sensible retry."""
 
     def __init__(self, message: str, *, kind: FailureKind) -> None:
-        """Say what happened; `kind` is the last thing that went wrong."""
+        """Describe the failure; `kind` is the last thing that went wrong."""
         super().__init__(message)
         self.kind: FailureKind = kind
 
 
 class BudgetError(StateError):
-    """The next request could pass the budget, so it was not sent."""
+    """The next request could exceed the budget, so it was not sent."""

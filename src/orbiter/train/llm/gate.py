@@ -1,7 +1,7 @@
-"""Admits requests to one endpoint: how many at once, how fast, and none while it is down.
+"""Admit requests to one endpoint: how many at once, how fast, and none while it is down.
 
-Waiting here is no failure: no attempt is counted and no time limit of a request runs. Only an
-endpoint that answers nobody for `give_up_seconds` ends the waiting.
+Waiting here is not a failure: it does not count as an attempt, and a request's time limit does not
+run. Waiting ends only if the endpoint answers no call for `give_up_seconds`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from orbiter.train.llm.failure import ChatError, FailureKind
 from orbiter.train.llm.pacing import Pacer
 
 FAILURES_TO_OPEN = 10
-"""Failed requests in a row that open the circuit breaker."""
+"""Consecutive failed requests that open the circuit breaker."""
 FIRST_COOLDOWN, LONGEST_COOLDOWN = 0.5, 30.0
-"""Seconds until one request probes whether the endpoint is back; doubled while it is not."""
+"""Seconds until one request tests whether the endpoint is back; doubled while it is not."""
 PROBE_POLL = 0.05
-"""Seconds between two checks whether the probe has returned."""
+"""Seconds between checks whether the probe request has returned."""
 
 
 class Breaker:
-    """A circuit breaker: after many failures in a row, one request probes for all the others."""
+    """A circuit breaker: after many failures in a row, one request tests for all the others."""
 
     def __init__(self) -> None:
-        """Begin closed: requests pass."""
+        """Start closed: requests pass."""
         self._failures = 0
         self._cooldown = FIRST_COOLDOWN
         self._retry_at = -math.inf
@@ -39,7 +39,7 @@ class Breaker:
         return self._failures >= FAILURES_TO_OPEN
 
     def delay(self, now: float) -> float:
-        """Return the seconds that the next request must wait; 0 or less: it may go."""
+        """Return the seconds that the next request must wait; 0 or less means it may go."""
         if not self.open:
             return 0.0
         return PROBE_POLL if self._probing else self._retry_at - now
@@ -71,7 +71,7 @@ class Gate:
     """Lets requests through to one endpoint."""
 
     def __init__(self, *, concurrency: int, give_up_seconds: float) -> None:
-        """Begin with nothing known about the endpoint."""
+        """Start without any knowledge of the endpoint."""
         self.pacer = Pacer()
         self.breaker = Breaker()
         self.give_up_seconds = give_up_seconds
@@ -81,17 +81,17 @@ class Gate:
         self.bind()
 
     def bind(self) -> None:
-        """Serve the running event loop from now on; what is known about the endpoint is kept."""
+        """Use the running event loop from now on; knowledge of the endpoint is kept."""
         self._slots = asyncio.Semaphore(self._concurrency)
         self._door = asyncio.Lock()
-        self.breaker.left()  # the probe belonged to the former loop
+        self.breaker.left()  # the probe belonged to the previous loop
 
     @asynccontextmanager
     async def turn(self, waiting_since: float) -> AsyncIterator[float]:
-        """Wait for a turn and hold it; gives the time at which it began.
+        """Wait for a turn and hold it; yields its start time.
 
         Raises:
-            ChatError: the endpoint has answered nobody for `give_up_seconds`.
+            ChatError: the endpoint has answered no call for `give_up_seconds`.
         """
         slots, door = self._slots, self._door
         await self._acquire(slots, waiting_since)
@@ -114,7 +114,7 @@ class Gate:
             slots.release()
 
     def patience(self, waiting_since: float) -> float:
-        """Return for how many more seconds the endpoint may be silent; 0 or less: give up."""
+        """Return how many more seconds the endpoint may be silent; 0 or less means give up."""
         return max(waiting_since, self._answered_at) + self.give_up_seconds - time.monotonic()
 
     def alive(self) -> None:
@@ -122,17 +122,17 @@ class Gate:
         self._answered_at = time.monotonic()
 
     def answered(self) -> None:
-        """Record a response of any quality: the endpoint is there."""
+        """Record a response, whatever its status: the endpoint is reachable."""
         self.alive()
         self.breaker.succeeded()
 
     def failed(self, kind: FailureKind) -> None:
-        """Record a failure whose reason may concern all requests."""
+        """Record a failure whose cause may affect all requests."""
         self._trouble = kind
         self.breaker.failed(time.monotonic())
 
     def rate_limited(self, sent_at: float, retry_after: float | None) -> None:
-        """Record a 429; a pause longer than `give_up_seconds` is cut, so that later calls try."""
+        """Record a 429; a pause is capped at `give_up_seconds`, so that later calls still try."""
         self._trouble = "rate_limit"
         if retry_after is not None:
             retry_after = min(retry_after, self.give_up_seconds)
@@ -164,7 +164,7 @@ class Gate:
 
     def _given_up(self) -> ChatError:
         return ChatError(
-            f"the endpoint has answered nobody for {self.give_up_seconds:g} seconds; the last "
+            f"the endpoint has answered no call for {self.give_up_seconds:g} seconds; the last "
             f"failure was: {self._trouble}",
             kind=self._trouble,
         )

@@ -1,11 +1,11 @@
-"""A model on this machine as a `ChatModel`: SmolLM2 or any Hugging Face model, in batches.
+"""A local model as a `ChatModel`: SmolLM2 or any Hugging Face model, in batches.
 
     model = LocalChatModel("smollm2-135m")
     answer = await model([{"role": "user", "content": "What is a monad?"}])
 
-Questions that wait at the same time are answered in one batch, by the engine that also trains. An
-answer depends on the messages, the seed and the sample index, not on the other questions. Answers
-are not constrained by a grammar, so a small model's JSON has to be checked (`ask_for` does).
+Questions that are pending at the same time are answered in one batch, by the engine that also
+trains. An answer depends on the messages, the seed and the sample index, not on other questions. No
+grammar constrains the answers, so a small model's JSON has to be checked (`ask_for` does).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from orbiter.train.engine.rollout import Rollout
 
 GATHER_SECONDS = 0.005
-"""How long a first question waits for others to share its batch."""
+"""How long a first question waits for others to join its batch."""
 
 
 class LocalChatModel:
-    """A `ChatModel` on this machine; the first question loads it."""
+    """A `ChatModel` on this machine; the first question loads the weights."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class LocalChatModel:
         batch_size: int = 32,
         device: str = "auto",
     ) -> None:
-        """Load nothing yet.
+        """Store the settings; nothing is loaded yet.
 
         Args:
-            model: "smollm2-135m", "tiny", a folder, or a name on the hub.
-            max_tokens: Most tokens of an answer.
-            temperature: 0 takes the likeliest token; then all samples are the same.
+            model: "smollm2-135m", "tiny", a folder, or a Hugging Face name.
+            max_tokens: Maximum tokens of an answer.
+            temperature: 0 takes the most likely token; then all samples are the same.
             top_p: Share of the probability mass that tokens are drawn from.
-            seed: Decides which answers are drawn.
-            batch_size: Most questions answered together: memory against speed.
+            seed: Seed of the random draws.
+            batch_size: Maximum questions per batch: more need more memory and are faster.
             device: "cpu", "cuda", "mps", or "auto".
         """
         if max_tokens < 1 or batch_size < 1 or temperature < 0 or not 0 < top_p <= 1:
@@ -75,7 +75,7 @@ class LocalChatModel:
 
     @property
     def fingerprint(self) -> str:
-        """What decides the answers."""
+        """Identifies what determines the answers."""
         return repr((self.name, self._max_tokens, self._temperature, self._top_p, self._seed))
 
     async def __call__(self, messages: Sequence[Message], /) -> Answer:
@@ -101,7 +101,7 @@ class LocalChatModel:
         return await reply
 
     async def _work(self) -> None:
-        """Answer the waiting questions, batch after batch, until there are none."""
+        """Answer the pending questions, batch after batch, until the queue is empty."""
         batch: list[_Question] = []
         try:
             work = await asyncio.to_thread(_engine_work)
@@ -109,11 +109,11 @@ class LocalChatModel:
             while batch := self._next_batch():
                 try:
                     answers = await work(self._answer_all, batch)
-                except Exception as error:  # it belongs to those who asked
+                except Exception as error:  # passed on to the callers
                     answers = [error] * len(batch)
                 for question, answer in zip(batch, answers, strict=True):
                     question.resolve(answer)
-        except BaseException as error:  # nobody may wait for a worker that is gone
+        except BaseException as error:  # no caller may wait for a worker that has ended
             for question in (*batch, *self._waiting):
                 question.resolve(error)
             self._waiting.clear()
@@ -121,13 +121,13 @@ class LocalChatModel:
                 raise
 
     def _next_batch(self) -> list[_Question]:
-        """Take the next questions out of the queue; those nobody waits for are dropped."""
+        """Take the next questions from the queue, dropping those whose caller has left."""
         waiting = [question for question in self._waiting if not question.reply.done()]
         self._waiting = waiting[self._batch_size :]
         return waiting[: self._batch_size]
 
     def _answer_all(self, batch: Sequence[_Question]) -> list[Answer | BaseException]:
-        """Answer a batch in one go; a question that cannot be rendered fails alone."""
+        """Answer a batch; a question that cannot be rendered fails without the others."""
         from orbiter.train.engine.rollout import sample
 
         policy = self._policy = self._policy or _load(self._source, self._device)
@@ -152,7 +152,7 @@ class LocalChatModel:
 
 @dataclass(slots=True)
 class _Question:
-    """A question whose asker waits for the answer."""
+    """A question whose caller waits for the answer."""
 
     messages: list[Message]
     index: int
@@ -160,7 +160,7 @@ class _Question:
 
     def resolve(self, answer: Answer | BaseException) -> None:
         if self.reply.done() or self.reply.get_loop().is_closed():
-            return  # nobody waits any more
+            return  # the caller has left
         if isinstance(answer, Answer):
             self.reply.set_result(answer)
         elif isinstance(answer, asyncio.CancelledError):
@@ -199,7 +199,7 @@ def _load(source: str | os.PathLike[str], device: str) -> Policy:
 
 
 def _rendered(policy: Policy, question: _Question, max_tokens: int) -> list[int] | DataError:
-    """Return the conversation in tokens, or why that cannot be."""
+    """Return the conversation as tokens, or an error that says why it cannot be rendered."""
     from orbiter.train.engine.prompt import render
     from orbiter.train.trajectory import TrajectoryItem
 

@@ -1,10 +1,10 @@
-"""How fast an endpoint lets itself be asked, learned from its refusals.
+"""Learn from an endpoint's 429 responses how fast requests may be sent.
 
-Until the first 429 only the concurrency bounds the rate. A 429 marks a moment at which the server's
-allowance is used up; what was let through between two such moments, over the time between them, is
-the rate it allows. We stay a little below, and try a little more after a while: additive increase,
-multiplicative decrease, with the measured rate in the place of a blind half (compare CUBIC,
-https://www.rfc-editor.org/rfc/rfc9438). Times are seconds of a monotonic clock, passed in.
+Until the first 429 only the concurrency limits the rate. A 429 marks a moment at which the server's
+allowance is used up; the number of requests accepted between two such moments, divided by the time
+between them, is the rate it allows. We stay a little below, and try a little more after a while:
+additive increase, multiplicative decrease, with the measured rate instead of a blind half (compare
+CUBIC, https://www.rfc-editor.org/rfc/rfc9438). Times are seconds of a monotonic clock, passed in.
 """
 
 from __future__ import annotations
@@ -13,36 +13,38 @@ import math
 from bisect import bisect_right, insort
 
 SLACK = 0.05
-"""Seconds by which a late timer may be made good."""
+"""Seconds of timer delay that may be caught up."""
 WINDOW = 1.0
-"""Seconds after which what came through measures a rate, however little it was."""
+"""Seconds after which the accepted requests, however few, count as a measured rate."""
 FIRST_WINDOW = 0.3
 """The same for the first rate, which only starts the search."""
 SEARCH_GROWTH = (10.0, 1.25)
-"""Growth a second while one refusal is known, and while two are."""
+"""Growth factor per second after one 429, and after two."""
 MARGIN = 0.97
 """Share of the measured rate that is used."""
 LEAST_COUNT, MARGIN_UNMEASURED = 10, 0.85
-"""Fewer requests in a shorter time measure nothing: the former rate is cut to this share."""
+"""Fewer requests in a shorter time are not a measurement; then the rate is cut to this share."""
 HOLD_SECONDS, HOLD_PAUSES = 3.0, 15.0
-"""The found rate is kept so long before more is tried: a refusal costs a pause."""
+"""How long a rate is kept before trying more, because each 429 costs a pause: at least this many
+seconds, and at least this many pauses."""
 PROBE_GROWTH, LATE_GROWTH, LATE_SECONDS = 1.04, 1.2, 15.0
-"""Growth a second after that; and after so many seconds without a refusal: the limit has moved."""
+"""Growth factor per second after that; and the one used after LATE_SECONDS without a 429, when the
+limit has probably changed."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
-"""Seconds of silence after a refusal that names none; doubled while nothing is let through."""
+"""Seconds of silence after a 429 that names no time; doubled while nothing is accepted."""
 REMEMBERED = 4096
-"""Requests whose time is kept."""
+"""Number of request times kept."""
 LEAST_RATE = 0.01
-"""Requests a second; less is not worth learning."""
+"""Requests per second; a lower rate is not learned."""
 
 
 class Pacer:
-    """When the next request may go."""
+    """Decides when the next request may be sent."""
 
     def __init__(self) -> None:
-        """Begin without a limit."""
+        """Start without a limit."""
         self.rate = math.inf
-        """Requests a second at most."""
+        """Maximum requests per second."""
         self._next_at = -math.inf
         self._paused_until = -math.inf
         self._grown_at = -math.inf
@@ -60,11 +62,11 @@ class Pacer:
         self._base = math.inf
 
     def delay(self, now: float) -> float:
-        """Return for how many seconds the next request must wait; 0 or less: it may go."""
+        """Return how many seconds the next request must wait; 0 or less means it may go."""
         return max(self._next_at, self._paused_until) - now
 
     def sent(self, now: float) -> None:
-        """Take note that a request goes now."""
+        """Record that a request is sent now."""
         self._begin = now - SLACK if self._begin is None else self._begin
         insort(self._let_through, now)
         if len(self._let_through) > REMEMBERED:
@@ -76,13 +78,13 @@ class Pacer:
         self._next_at = max(self._next_at, now - SLACK) + 1 / self.rate
 
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
-        """Take note of a 429 to a request sent at `sent_at`, and of the pause it asks for."""
+        """Record a 429 for a request sent at `sent_at`, and the pause it asks for."""
         place = bisect_right(self._let_through, sent_at) - 1
         if place >= 0 and self._let_through[place] == sent_at:
             del self._let_through[place]
         if sent_at <= self._burst_until:
             if self._event is not None and self._event >= sent_at:
-                self._measure(self._event)  # fewer came through than it seemed
+                self._measure(self._event)  # fewer requests were accepted than it seemed
             if retry_after is not None:
                 self._paused_until = max(self._paused_until, now + retry_after)
             return
@@ -97,7 +99,7 @@ class Pacer:
         self._next_at = self._grown_at = self._paused_until
 
     def _teaches(self, now: float) -> bool:
-        """Say whether a refusal is worth measuring by: not if nothing came through before it."""
+        """Return whether to measure by this 429: not if no request was accepted before it."""
         if self._event is None:
             return True
         return not self._barren and (self._events == 1 or now - self._event >= WINDOW)
@@ -113,7 +115,7 @@ class Pacer:
         self._hold = max(HOLD_SECONDS, HOLD_PAUSES * min(pause, LONGEST_PAUSE))
 
     def _measure(self, now: float) -> None:
-        """Set the rate by what came through before the event at `now`; nothing teaches nothing."""
+        """Set the rate by the requests accepted before the event at `now`, if there are any."""
         count = self._count(self._since, now)
         if self._events == 1:
             self._allowance = self._count(max(self._since, now - WINDOW), now)
@@ -121,8 +123,8 @@ class Pacer:
         elif now - self._since < WINDOW and count < LEAST_COUNT:
             self.rate = max(MARGIN_UNMEASURED * self._base, LEAST_RATE)
         elif count:
-            # What came through in a time is at most rate x time + allowance, and all of it since
-            # the last refusal unless some was left unused: each is a lower bound of the rate.
+            # The requests accepted in a time are at most rate x time + allowance, and exactly that
+            # since the last 429 unless some was left unused: each is a lower bound of the rate.
             bounds = [
                 (self._count(start, now) - self._allowance) / (now - start)
                 for start in (self._resumed, now - WINDOW)
@@ -139,7 +141,7 @@ class Pacer:
         seconds, self._grown_at = max(0.0, now - self._grown_at), max(now, self._grown_at)
         late = now - self._event - self._hold
         if self._next_at < now - 1 / self.rate - SLACK:
-            return  # nobody was waiting: the rate was not what held us up
+            return  # no request was waiting, so the rate was not the bottleneck
         if self._events <= len(SEARCH_GROWTH):
             self.rate *= SEARCH_GROWTH[self._events - 1] ** min(seconds, 0.5)
         elif late > 0:

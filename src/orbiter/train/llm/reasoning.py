@@ -1,8 +1,8 @@
-"""Separates what a model thought from what it answered.
+"""Separate a model's reasoning from its answer.
 
 Models mark their reasoning in several ways: `<think>...</think>` (Qwen, DeepSeek), `[THINK]...`
 (Magistral), channels (gpt-oss), or a field of the message beside the text (`chat.py` keeps that
-one). Reasoning is never part of an answer: a draft in it is not the value, the task or the prompt.
+(Magistral), channels (gpt-oss), or a message field besides the text (`chat.py` keeps that
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 
 class SplitAnswer(NamedTuple):
-    """An answer with its reasoning taken out."""
+    """An answer with its reasoning removed."""
 
     text: str
-    """The answer alone; empty where the model was cut off while it was still thinking."""
+    """The answer alone; empty if the model was cut off during its reasoning."""
     reasoning: str
     """Everything that was marked as reasoning, blocks separated by a blank line."""
 
@@ -41,7 +41,7 @@ _CONTENT = re.compile(r"```.*?(?:```|\Z)|<instructions>.*?(?:</instructions>|\Z)
 
 
 def split_reasoning(text: str) -> SplitAnswer:
-    """Return the answer and the reasoning in `text`; text without reasoning is left as it is."""
+    """Split `text` into answer and reasoning; text without reasoning stays as it is."""
     if "<|channel|>" in text:
         return _split_channels(text)
     parts: list[str] = []

@@ -1,4 +1,4 @@
-"""Asks for an answer as JSON of a given type, checks it, and asks again with the objection.
+"""Ask for an answer as JSON of a given type, check it, and ask again with the objection.
 
     @dataclass
     class Verdict:
@@ -8,8 +8,8 @@
     found = await ask_for(model, messages, Verdict)
 
 The shape is any type that msgspec knows: a dataclass, a TypedDict, list[str], with limits through
-`msgspec.Meta`. An endpoint that can constrain answers to a schema gets it; every answer is checked
-here all the same. Local models are not constrained by a grammar.
+`msgspec.Meta`. An endpoint that can constrain answers to a schema receives it; every answer is
+checked here all the same. Local models are not constrained by a grammar.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from orbiter.train.llm.reasoning import strip_reasoning
 T = TypeVar("T")
 
 MOST_REASKS = 2
-"""Further questions after answers that do not fit."""
+"""Maximum number of repeated questions after answers that do not fit."""
 
 MOST_FAILURES = 5_000
-"""Brackets tried that begin no JSON; a long broken answer is given up after that many."""
+"""Opening brackets that may turn out not to start JSON before a long broken answer is given up."""
 
 _FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
@@ -40,7 +40,7 @@ _READER = json.JSONDecoder()
 
 
 class UnfitAnswersError(DataError):
-    """No answer fitted the type; asking cost something all the same."""
+    """No answer fitted the type; asking may still have cost money."""
 
     def __init__(self, message: str, *, cost: float) -> None:
         """State what was wrong with the last answer, and the cost of all of them."""
@@ -49,15 +49,15 @@ class UnfitAnswersError(DataError):
 
 
 class Structured(NamedTuple, Generic[T]):
-    """A value that a model answered with, and what that took."""
+    """A value parsed from an answer, and how it was obtained."""
 
     value: T
     text: str
     """The answer that contained it."""
     reasks: int
-    """Answers before it that did not fit."""
+    """Number of earlier answers that did not fit."""
     cost: float
-    """Of all answers together."""
+    """Total over all answers."""
 
 
 async def ask_for(
@@ -96,11 +96,11 @@ def schema_of(shape: Any) -> dict[str, object]:  # noqa: ANN401 - any type that 
 def value_in(text: str, shape: type[T]) -> T:
     """Return the last complete JSON value in an answer that fits the type.
 
-    It may stand anywhere: alone, in a code fence, in a sentence, inside another value. Reasoning is
-    not looked at. A value inside another one counts only if no outer value fits.
+    It may be anywhere: alone, in a code fence, in a sentence, inside another value. Reasoning is
+    ignored. A value inside another one counts only if no outer value fits.
 
     Raises:
-        DataError: there is no JSON in the answer, or none that fits.
+        DataError: the answer contains no JSON, or none that fits.
     """
     answer = strip_reasoning(text).strip()
     objection = ""
@@ -125,13 +125,13 @@ def _is_json(text: str) -> bool:
 
 
 def _candidates(answer: str) -> Iterator[str]:
-    """Yield what may be the JSON, in the order of preference."""
+    """Yield the possible JSON texts, in order of preference."""
     yield answer
     outer = list(_json_values(answer))
     for value in reversed(outer):
         yield value
     for block in reversed(_FENCED.findall(answer)):
-        yield block.strip()  # a bare number or text, which stands out only by its fence
+        yield block.strip()  # a bare number or text, recognisable only by its fence
     for value in reversed(outer):
         inner = list(_json_values(value[1:-1]))
         while inner:
@@ -155,7 +155,7 @@ def _json_values(text: str) -> Iterator[str]:
 
 
 def _with_schema(messages: Sequence[Message], schema: Mapping[str, object]) -> list[Message]:
-    """Add the schema to the last turn: many servers cannot enforce one, and no model minds."""
+    """Add the schema to the last message, because many servers cannot enforce it."""
     text = msgspec.json.encode(schema).decode()
     *before, last = messages
     asked = f"{last.get('content')}\n\nAnswer with JSON alone, of this schema: {text}"

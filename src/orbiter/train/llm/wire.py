@@ -1,8 +1,8 @@
-"""Sends one request to an OpenAI-compatible endpoint and reads the response.
+"""Send one request to an OpenAI-compatible endpoint and parse the response.
 
-The `openai` package sends it, with its own retries switched off: `client.py` decides about another
-try. Endpoints differ in what they send back, so a response is read leniently: content in parts,
-reasoning in a field beside the text, chunks without a delta, errors in a body with status 200.
+The `openai` package sends it, with its retries switched off: `client.py` decides on further
+attempts. Endpoints differ in their responses, so parsing is lenient: content in parts, reasoning in
+a separate field, chunks without a delta, errors in a body with status 200.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from orbiter.train.llm.failure import FailureKind
 from orbiter.train.llm.reasoning import split_reasoning
 
 _QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-"""Codes of a 429 that waiting does not cure."""
+"""Codes of a 429 that does not go away by waiting."""
 _RETRIED_STATUS = frozenset({408, 409, 425})
 _MASKED_FROM = 4
-"""Shorter keys are placeholders ("x", "no"), and masking them would garble every message."""
+"""In characters. Shorter keys are placeholders ("x", "no"); masking them would garble messages."""
 _PLACEHOLDERS = re.compile(
     r"(sk-)?(no|none|null|nil|empty|dummy|fake|test(ing)?|local(host)?|ollama|lm.?studio|vllm|llama"
     r"|(your.|my.)?(api.?)?(key|token|secret)|(no|not)?.?(needed|required|used|key)|unused|change.?me"
     r"|placeholder|anything|whatever|model|openai|default|no.key.required|token-abc123|x+|\*+)",
     re.IGNORECASE,
 )
-"""Keys that people set where an endpoint asks for none; they are words, not secrets."""
+"""Values that people set as a key for servers without keys; they are words, not secrets."""
 SCHEMA_STATUS = frozenset({400, 404, 405, 406, 415, 422})
-"""With these, an endpoint may refuse a request for its JSON schema without saying so."""
+"""Status codes with which an endpoint may reject a JSON schema without saying so."""
 _ABOUT_SCHEMA = re.compile(r"response_format|json_schema|schema|structured|grammar|guided", re.I)
 
 Json = Any
 
 
-class RequestFailed(Exception):  # noqa: N818 - one request's end, which never leaves this package
+class RequestFailed(Exception):  # noqa: N818 - one failed request; never leaves this package
     """A request without an answer."""
 
     def __init__(
@@ -54,15 +54,15 @@ class RequestFailed(Exception):  # noqa: N818 - one request's end, which never l
         about_schema: bool = False,
         status: int | None = None,
     ) -> None:
-        """Describe the failure; `maybe_paid` if the endpoint may charge for it all the same."""
+        """Describe the failure; `maybe_paid` if the endpoint may charge for it anyway."""
         super().__init__(message)
         self.kind: FailureKind = kind
         self.retry_after = retry_after
         self.maybe_paid = maybe_paid
         self.about_schema = about_schema
-        """The message complains about the JSON schema of the request."""
+        """Whether the message complains about the JSON schema of the request."""
         self.status = status
-        """The HTTP status, if it is the failure."""
+        """The HTTP status, if that is the failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,17 @@ class Completion:
 
 
 def read_completion(raw: bytes) -> Completion:
-    """Read the body of a response.
+    """Parse the body of a response.
 
     Raises:
-        RequestFailed: it is no chat completion, or one without an answer.
+        RequestFailed: it is not a chat completion, or contains no answer.
     """
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _unreadable(f"the response is no chat completion ({error}): {raw[:120]!r}") from None
+        raise _unreadable(
+            f"the response is not a chat completion ({error}): {raw[:120]!r}"
+        ) from None
     choices = _field(body, "choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
@@ -113,14 +115,14 @@ def read_completion(raw: bytes) -> Completion:
 
 @dataclass(slots=True)
 class _Said:
-    """What a message, or the deltas of a stream, hold so far."""
+    """The content of a message, or of a stream's deltas so far."""
 
     text: str | None = None
     """None: no text at all, which differs from an empty one."""
     reasoning: str = ""
 
     def add(self, message: Json) -> None:
-        """Take in a message or a delta."""
+        """Add a message or a delta."""
         self.add_content(_field(message, "content"))
         for name in ("reasoning_content", "reasoning", "thinking"):
             value = _field(message, name)
@@ -129,7 +131,7 @@ class _Said:
                 break  # some endpoints send the same reasoning under two names
 
     def add_content(self, content: Json) -> None:
-        """Take in content: a text, a part, or a list of parts."""
+        """Add content: a text, a part, or a list of parts."""
         if isinstance(content, str):
             self.text = (self.text or "") + content
         elif isinstance(content, list):
@@ -168,7 +170,7 @@ def _without_text(message: Mapping[str, Json], finish: Json, reasoning: str) -> 
 
 
 def _of_error_body(body: Json) -> RequestFailed | None:
-    """Return the error that a body with status 200 carries, as some gateways send it."""
+    """Return the error in a body with status 200, which some gateways send."""
     error = _field(body, "error")
     if not error:
         return None
@@ -186,7 +188,7 @@ def _unreadable(message: str) -> RequestFailed:
 
 
 def _field(value: Json, name: str) -> Json:
-    """Return a field of a JSON object or of one of `openai`'s models; None if it has none."""
+    """Return a field of a JSON object or an `openai` model; None if it is missing."""
     return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
@@ -203,10 +205,10 @@ class Wire:
     """An open connection pool to one endpoint, for one event loop."""
 
     def __init__(self, config: ClientConfig, api_key: str | None) -> None:
-        """Open it; the key is handed to `openai` and kept nowhere else.
+        """Open the pool; the key is passed to `openai` and stored nowhere else.
 
         Raises:
-            ConfigError: there is no key, neither here nor in OPENAI_API_KEY, or it is no key.
+            ConfigError: the key is missing here and in OPENAI_API_KEY, or cannot be a key.
             MissingExtraError: the `openai` package is not installed.
         """
         self._openai = openai = require("openai", extra="llm")
@@ -214,7 +216,7 @@ class Wire:
         timeout = openai.Timeout(
             config.total_timeout, connect=config.connect_timeout, read=config.read_timeout
         )
-        # Most local endpoints ask for no key, but the package insists on one.
+        # Most local endpoints need no key, but the package insists on one.
         key = (api_key or "").strip() or (None if config.base_url is None else "none")
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
             raise ConfigError(
@@ -243,7 +245,7 @@ class Wire:
         `alive` is called for each piece of a stream: the endpoint is working on the answer.
 
         Raises:
-            RequestFailed: there was none, or it is incomplete.
+            RequestFailed: no response came, or it is incomplete.
         """
         openai, httpx = self._openai, self._httpx
         try:
@@ -252,7 +254,7 @@ class Wire:
                     return await self._streamed(list(messages), dict(extra), alive)
                 return await self._whole(list(messages), dict(extra))
         except (TimeoutError, openai.APITimeoutError, httpx.TimeoutException):
-            raise RequestFailed("nothing came in time", "timeout", maybe_paid=True) from None
+            raise RequestFailed("nothing arrived in time", "timeout", maybe_paid=True) from None
         except openai.APIStatusError as error:
             raise self._of_status(error) from None
         except (openai.APIConnectionError, httpx.HTTPError, httpx.StreamError) as error:
@@ -283,7 +285,7 @@ class Wire:
     async def _streamed(
         self, messages: list[Any], extra: dict[str, object], alive: Callable[[], None]
     ) -> bytes:
-        """Join the pieces into the body that an answer in one piece would have had."""
+        """Join the chunks into the body that an unstreamed answer would have."""
         said, finish, usage = _Said(), None, None
         try:
             stream = await self._client.chat.completions.create(
@@ -299,10 +301,10 @@ class Wire:
                     choices = _field(piece, "choices")
                     choice = choices[0] if isinstance(choices, list) and choices else None
                     said.add(_field(choice, "delta"))
-                    if said.text is None:  # a last piece may hold the whole message instead
+                    if said.text is None:  # a last chunk may contain the whole message instead
                         said.add(_field(choice, "message"))
                     finish = _field(choice, "finish_reason") or finish
-        except (ValueError, TypeError, AttributeError) as error:  # openai reads pieces unchecked
+        except (ValueError, TypeError, AttributeError) as error:  # openai does not validate chunks
             raise _unreadable(f"a piece of the stream is broken: {error}") from None
         if finish is None:
             raise RequestFailed("the stream broke off", "connection", maybe_paid=True)
@@ -323,13 +325,13 @@ class Wire:
         return RequestFailed(message, "refused", about_schema=about_schema, status=status)
 
     def _without_key(self, message: str) -> str:
-        """Mask the key in a server's message: some repeat it."""
+        """Mask the key in a server's message, which may repeat it."""
         clean = self._mask.sub("***", message) if self._mask else message
         return clean[:300]
 
 
 def _mask_of(key: str) -> re.Pattern[str] | None:
-    """Return what finds the key in a text; None for a placeholder, which is an ordinary word."""
+    """Return a pattern that finds the key; None for a placeholder, which is an ordinary word."""
     if len(key) < _MASKED_FROM or _PLACEHOLDERS.fullmatch(key):
         return None
     return re.compile(

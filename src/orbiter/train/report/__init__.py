@@ -1,7 +1,8 @@
-"""One page that shows a run: its curves, its samples, its data and its settings.
+"""Show a run on one web page: curves, samples, data and settings.
 
-Reads a run's folder. `write_report` makes one file that needs nothing else, `write_comparison`
-lays two runs side by side, `serve_live` follows a job; `keep_story` adds what files do not tell.
+All functions read a run's folder. `write_report` makes one self-contained file, `write_comparison`
+shows two runs side by side, `serve_live` follows a running job, and `keep_story` adds facts that
+the run's own files do not contain.
 """
 
 from orbiter.train.report.live import serve_live

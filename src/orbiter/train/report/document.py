@@ -1,9 +1,9 @@
-"""A run's folder as one document, which the page draws and `data` of the live address answers.
+"""Read a run's folder into one document, which the page draws and the live server returns.
 
     {"format": 1, "runs": [{"name", "title", "trainings", "exams", "tasks", "ledger",
      "evolutions", "facts", ...}, and a second one where two are compared]}
 
-A folder is a run when it holds one itself (`run.json`, `evolution.jsonl`), or in folders within.
+A folder is a run if it or one of its subfolders contains `run.json` or `evolution.jsonl`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from orbiter.train.report.training import Training, interval, short
 
 FORMAT = 1
 TASKS = 300
-"""Tasks of the exams on a page at most."""
+"""Maximum number of exam tasks on a page."""
 SAMPLE_BYTES, TASK_BYTES = 300_000, 170_000
-"""Of a page, for the groups of samples and for the exams' tasks."""
+"""Size limits on one page: all groups of samples, and all exam tasks."""
 DEPTH = 2
-"""How many folders deep a run is looked for."""
+"""How many levels of subfolders are searched for runs."""
 NOT_RUNS = ("checkpoints", "best", "model")
-"""Folders that hold weights."""
+"""Folders that contain weights, not runs."""
 
 Doc = dict[str, Any]
 
 
 class Source:
-    """A run's folder, read again and again while the run goes on."""
+    """A run's folder, which may be read again while the run continues."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder; there must be something in it to show.
+        """Open the folder, which must contain something to show.
 
         Raises:
             StorageError: there is no run in `folder`.
@@ -52,7 +52,7 @@ class Source:
             )
 
     def document(self, *, share: float = 1.0) -> Doc:
-        """Return the run as it stands; `share` of a page's room is for it.
+        """Return the run in its present state; `share` is its part of the page's size limits.
 
         Raises:
             StorageError: a file of the run is damaged.
@@ -80,7 +80,7 @@ class Source:
         }
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
-        """Return what differs as soon as the run has gone on: sizes and times of its files."""
+        """Return a fingerprint (sizes and times of the files) that changes as the run proceeds."""
         names = ("metrics.jsonl", "samples.jsonl", "times.jsonl")
         files = [self.folder / STORY_FILE]
         for path in self._found():
@@ -99,7 +99,7 @@ class Source:
             folders = [f for fs in inside for f in fs if f.is_dir() and f.name not in NOT_RUNS]
 
     def _ordered(self, folders: list[Path]) -> list[Training]:
-        """Return the trainings in the order in which they began."""
+        """Return the trainings in the order in which they started."""
         for folder in folders:
             if folder not in self._trainings:
                 self._trainings[folder] = Training(folder, self._name(folder))
@@ -112,7 +112,7 @@ class Source:
 
 
 def exams(story: Story) -> Doc | None:
-    """Return every exam's mean with its interval, and what it gains over the one compared with."""
+    """Return the mean of every exam with its interval, and its gain over the reference exam."""
     if not story.exams:
         return None
     against = next((e for e in story.exams if e.name == story.against), story.exams[0])
@@ -135,9 +135,9 @@ def exams(story: Story) -> Doc | None:
 
 
 def tasks(story: Story, *, max_bytes: int) -> list[Doc]:
-    """Return the tasks with every exam's answer and score, as many as the bytes suffice for.
+    """Return tasks with every exam's answer and score, up to the size limit.
 
-    Of more, those come first whose scores differ between the exams.
+    If not all fit, tasks whose scores differ between the exams come first.
     """
     order = sorted(range(len(story.tasks)), key=lambda at: not _differs(story, at))
     shown: dict[int, Doc] = {}

@@ -1,4 +1,4 @@
-"""Where the data went, step by step: as the story tells it, else what the journals say.
+"""Count how many items each data step kept and dropped, from the story or else from journals.
 
 [{"name", "kept", "dropped": {reason: count}, "note"}, ...]
 """
@@ -18,11 +18,11 @@ from orbiter.train.report.story import Story
 from orbiter.train.storage import read_records
 
 CAPTURED = b'"orbiter.train.trajectory"'
-"""Stands in the first line of a data set's journal."""
+"""Marker in the first line of a dataset's journal."""
 
 
 def ledger_of(story: Story, folder: Path) -> list[dict[str, Any]]:
-    """Return the steps of the data's way."""
+    """Return the steps that the data went through, in order."""
     if story.ledger:
         return [asdict(step) for step in story.ledger]
     return [step for path in sorted(folder.glob("*.jsonl")) for step in _from(path)]

@@ -1,4 +1,4 @@
-"""An evolution as the page gets it: who came from whom, what changed in the words, how it scored.
+"""Read an evolution for the page: each member's parents, changes to its text, and its scores.
 
 {"name", "strategy", "members": [{"name", "parents", "score", "n", "text"|"diff", ...}],
  "best": place, "trials": [[number, score, best so far], ...], "failures", "cost"}
@@ -21,16 +21,17 @@ from orbiter.train.report.training import short
 from orbiter.train.storage import read_records
 
 MEMBERS, MEMBER_BYTES = 120, 90_000
-"""Members on a page, and their bytes: the line of the best one, then the best of all others."""
+"""Maximum number of members on a page, and their size in bytes. The ancestors of the best one come
+first, then the others by score."""
 POINTS = 1_000
 CONFIRMED = ", confirmed"
-"""Ends the name of the winner in the lines of its fresh evaluations."""
+"""Suffix of the winner's name in the lines of its fresh evaluations."""
 CHARS = 4_000
-"""Of a candidate's text."""
+"""Maximum length of a candidate's text."""
 _TOKENS = re.compile(r"\n|[^\S\n]+|\w+|[^\w\s]")
-"""Words, signs and space; the end of a line stands alone."""
+"""Words, punctuation and spaces; each line end is a separate token."""
 AROUND = 120
-"""Characters kept on either side of a change; what stays the same beyond them is left out."""
+"""Characters of unchanged text kept on either side of a change; the rest is left out."""
 
 
 @dataclass(slots=True)
@@ -38,11 +39,11 @@ class _Member:
     name: str
     parents: Sequence[str]
     text: str | None
-    """None where only scores are known."""
+    """None if only scores are known."""
     scores: dict[int, float] = field(default_factory=dict[int, float])
-    """By the number of the evaluation."""
+    """Score by evaluation number."""
     confirmed: list[float] = field(default_factory=list[float])
-    """Fresh evaluations of the winner; their mean alone is its score."""
+    """Fresh evaluations of the winner; if there are any, their mean is its score."""
     error: str = ""
 
     @property
@@ -58,7 +59,7 @@ class _Family:
     trials: dict[tuple[str, int], float | None] = field(
         default_factory=dict[tuple[str, int], float | None]
     )
-    """The last outcome of each evaluation: a resumed run tries the failed ones again."""
+    """The last outcome of each evaluation: a resumed run repeats the failed ones."""
     best: str | None = None
     """Name of the winner, once the run has ended."""
     cost: float = 0.0
@@ -78,7 +79,7 @@ class _Family:
         elif "end" in line:
             self.best = line["end"]["best"]
         else:
-            self.best = None  # the run goes on after an earlier end
+            self.best = None  # the run continues after an earlier end
             self._take_trial(line)
 
     def _take_trial(self, line: Mapping[str, Any]) -> None:
@@ -95,7 +96,7 @@ class _Family:
         self.cost += line.get("c", 0.0)
 
     def winner(self) -> _Member | None:
-        """Return the best member: as the result says, or else by the scores so far."""
+        """Return the best member, by the final result if there is one, or else by the scores."""
         if self.best in self.members:
             return self.members[self.best]
         scored = [member for member in self.members.values() if member.scores]
@@ -103,10 +104,10 @@ class _Family:
 
 
 def read_lineage(path: Path, name: str) -> dict[str, Any]:
-    """Read the journal of an evolution; also while it is written.
+    """Read the journal of an evolution, which may still be growing.
 
     Raises:
-        StorageError: a line of it is damaged.
+        StorageError: a line is damaged.
     """
     family = _Family()
     for number, line in enumerate(read_records(path), start=1):
@@ -136,7 +137,7 @@ def read_lineage(path: Path, name: str) -> dict[str, Any]:
 
 
 def _chosen(family: _Family, best: _Member | None) -> list[dict[str, Any]]:
-    """Return the members of a page in order of birth."""
+    """Return the members to show, in order of creation."""
     line: list[_Member] = []
     while best is not None and best not in line:
         line.append(best)
@@ -174,7 +175,7 @@ def _shown(member: _Member, family: _Family) -> dict[str, Any]:
 
 
 def changes(before: str, after: str) -> list[list[str]]:
-    """Return the second text as pieces of both: "=" kept, "-" taken away, "+" put in; by words."""
+    """Return a word-level diff as pieces: "=" kept, "-" removed, "+" added."""
     old, new = (_TOKENS.findall(text) for text in (before, after))
     head = _alike(old, new)
     tail = _alike(old[head:][::-1], new[head:][::-1])
@@ -192,7 +193,7 @@ def changes(before: str, after: str) -> list[list[str]]:
 
 
 def _alike(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return how many tokens at the beginning are the same."""
+    """Return the length of the common prefix, in tokens."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
 
@@ -211,7 +212,7 @@ def _piece(kind: str, tokens: Sequence[str]) -> list[list[str]]:
 
 
 def _shortened(text: str, place: int, last: int) -> str:
-    """Leave out the middle of what stayed the same; at the ends, what is far from a change."""
+    """Shorten a long unchanged piece, keeping the text next to the changes."""
     if len(text) <= 3 * AROUND:
         return text
     head = "" if place == 0 else text[:AROUND]
@@ -220,7 +221,7 @@ def _shortened(text: str, place: int, last: int) -> str:
 
 
 def as_text(candidate: object) -> str:
-    """Return a candidate, as the journal writes it, as something to read."""
+    """Return a candidate from the journal as readable text."""
     if isinstance(candidate, str):
         return candidate
     if isinstance(candidate, dict):
@@ -231,7 +232,7 @@ def as_text(candidate: object) -> str:
 
 
 def _progress(trials: Sequence[float | None]) -> list[list[float]]:
-    """Return number, score and best so far of the scored trials, every k-th of very many."""
+    """Return number, score and best so far of the scored trials, thinned out if there are many."""
     rows: list[list[float]] = []
     best = float("-inf")
     for number, score in enumerate(trials, start=1):

@@ -1,6 +1,6 @@
-"""The page on an address of this machine, following a run while it is written.
+"""Serve the report page on a local address and follow a run while it is being written.
 
-Left out: anything but reading. Only the page and its data are answered, never a file.
+The server is read-only and answers with the page and its data, never with a file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orbiter.train.report.page import policy, render
 from orbiter.train.report.write import envelope
 
 MOST_CONNECTIONS = 64
-"""Connections at the same time; one more is closed at once."""
+"""Maximum number of simultaneous connections; further ones are closed at once."""
 HTML, JSON, PLAIN = "text/html; charset=utf-8", "application/json", "text/plain; charset=utf-8"
 
 
@@ -36,12 +36,12 @@ def serve_live(
     *,
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Serve the report of the run in `folder` until Ctrl-C, and let it follow the running job.
+    """Serve the report of the run in `folder` until Ctrl-C, and keep it up to date.
 
-    `on_ready` receives the address once it can be opened; port 0 takes any free one. Read-only:
-    GET and HEAD of the page and of its data, and nothing else of the folder. On loopback the
-    requests of foreign web pages are refused (`net.py`). On any other `host` the address holds a
-    random token, without which nothing is answered.
+    `on_ready` receives the address once it can be opened; port 0 picks any free one. The server is
+    read-only: it answers GET and HEAD for the page and its data, and nothing else in the folder. On
+    loopback, requests from foreign web pages are refused (`net.py`). On any other `host` the
+    address contains a random token, without which nothing is answered.
 
     Raises:
         StorageError: there is no run in `folder`.
@@ -62,7 +62,7 @@ class LiveServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder: str | os.PathLike[str], host: str, port: int) -> None:
-        """Open the address.
+        """Start to listen.
 
         Raises:
             StorageError: there is no run in `folder`.
@@ -73,20 +73,20 @@ class LiveServer(ThreadingHTTPServer):
         self.token = "" if is_loopback(host) else secrets.token_urlsafe(16)
         listener = bind(host, port)
         super().__init__(listener.getsockname()[:2], _Answer, bind_and_activate=False)
-        self.socket.close()  # the one that socketserver made, without the checks of `bind`
+        self.socket.close()  # the one made by socketserver, without the checks of `bind`
         self.socket = listener
         self.server_activate()
         self._slots = threading.BoundedSemaphore(MOST_CONNECTIONS)
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The address of the page."""
         address = http_address(self.host, self.server_address[1])
         return f"{address}/{self.token}/" if self.token else f"{address}/"
 
     @override
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread; close the connection at once if too many are open."""
+        """Answer in a new thread; close the connection at once if too many are open."""
         if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -94,7 +94,7 @@ class LiveServer(ThreadingHTTPServer):
 
     @override
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and free the place."""
+        """Answer, then free the connection slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -102,29 +102,29 @@ class LiveServer(ThreadingHTTPServer):
 
     @override
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print nothing about a client that left; anything else as usual."""
+        """Ignore a client that disconnected; report anything else as usual."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class Following:
-    """The document of a run that goes on; made anew only when a file has changed."""
+    """The document of a running job, rebuilt only when a file has changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._source = Source(folder)
-        self._lock = threading.Lock()  # every request comes in a thread of its own
+        self._lock = threading.Lock()  # every request is handled in a separate thread
         self._state: object = None
         self._page, self._data, self._tag = b"", b"", ""
 
     def page(self) -> bytes:
-        """Return the page as it stands."""
+        """Return the current page."""
         with self._lock:
             self._refresh()
             return self._page
 
     def data(self) -> tuple[bytes, str]:
-        """Return the document, and a name for this version of it."""
+        """Return the document, and an identifier of this version."""
         with self._lock:
             self._refresh()
             return self._data, self._tag
@@ -199,4 +199,4 @@ class _Answer(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a terminal that shows a run needs no line a request."""
+        """Log nothing: a terminal that shows a run does not need a line per request."""

@@ -1,8 +1,8 @@
-"""A document as one HTML file: style, script and data inside, nothing fetched, nothing executed
-that is not the script whose hash the page's own policy names.
+"""Render a document as one self-contained HTML file with style, script and data inside.
 
-Left out: every word about the run. The data stands in a block of JSON that no parser of HTML can
-leave, and the script puts it on the page as text only.
+The page fetches nothing and runs only the script whose hash its content security policy names. The
+data is in a block of JSON that an HTML parser cannot leave early, and the script inserts it as text
+only.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SCRIPTS = (
     "settings.js",
     "page.js",
 )
-"""The parts of the one script, in order."""
+"""The files that make up the script, in order."""
 
 
 class Parts(NamedTuple):
-    """What every page is made of."""
+    """The constant parts of every page."""
 
     html: str
     style: str
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
 
 @cache
 def parts() -> Parts:
-    """Return the page's parts, read once."""
+    """Return the page's constant parts, read once."""
     folder = files(__package__) / "page"
     script = "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
     return Parts(
@@ -53,9 +53,9 @@ def parts() -> Parts:
 
 
 def policy(*, live: bool = False) -> str:
-    """Return the content security policy: this style, this script, and nothing else at all.
+    """Return the content security policy, which allows this style and this script only.
 
-    A live page may also ask its own address for new data.
+    A live page may also request new data from its own address.
     """
     style, script = (_hash(text) for text in parts()[1:])
     asks = "connect-src 'self'; " if live else ""
@@ -74,7 +74,7 @@ def render(document: Mapping[str, object], *, live: bool = False) -> str:
         "script": script,
         "data": island(document),
     }
-    # Split, not replaced one after the other: what is put in may itself look like a slot.
+    # Split once instead of replacing in turn: inserted text may itself look like a slot.
     head, *rest = html.split("{{")
     for part in rest:
         name, _, tail = part.partition("}}")
@@ -83,7 +83,7 @@ def render(document: Mapping[str, object], *, live: bool = False) -> str:
 
 
 def island(document: Mapping[str, object]) -> str:
-    """Return the document as JSON in ASCII, without any character that means something in HTML."""
+    """Return the document as ASCII JSON, without any character that is special in HTML."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

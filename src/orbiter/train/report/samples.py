@@ -1,6 +1,6 @@
-"""A run's samples.jsonl: a few facts of every group in memory, the texts read again where shown.
+"""Read a run's samples.jsonl: a few facts per group stay in memory, texts are read when shown.
 
-A file that has grown is read on from where it ended, so that following a long run stays cheap.
+If the file has grown, reading continues where it ended, so following a long run stays cheap.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from orbiter.train.report.shown import SHOWN, Fact, Group, as_shown, by_turns, o
 
 
 class Samples:
-    """The groups of a run."""
+    """The groups of samples of a run."""
 
     def __init__(self, path: Path) -> None:
-        """Take the file, which need not exist yet."""
+        """Set the file, which need not exist yet."""
         self.path = path
         self.facts: list[Fact] = []
-        """Of every group, in order."""
+        """One entry per group, in order."""
         self._end = 0
 
     def read_on(self) -> None:
-        """Read what was written since the last time; begin anew where the file was cut.
+        """Read the lines added since the last call; start again if the file became shorter.
 
         Raises:
-            StorageError: a line is no sample of a run.
+            StorageError: a line is not a sample of a run.
         """
         if not self.path.is_file():
             return
@@ -59,10 +59,10 @@ class Samples:
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             at = len(self.facts) + 1
-            raise StorageError(f"{self.path}:{at} is no sample of a run: {error}") from error
+            raise StorageError(f"{self.path}:{at} is not a sample of a run: {error}") from error
 
     def chosen(self, *, max_bytes: int) -> list[Group]:
-        """Return the groups worth showing, in order, each with why, as far as the bytes go."""
+        """Return the groups to show within the size limit, in order, each with the reason."""
         if not self.facts:
             return []
         shown: dict[int, Group] = {}

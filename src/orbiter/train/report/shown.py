@@ -1,6 +1,6 @@
-"""What a page shows of a group of samples, and of how many groups.
+"""Choose which groups of samples a page shows, and shorten their texts.
 
-Left out: reading the file (`samples.py`).
+Reading the file is in `samples.py`.
 """
 
 from __future__ import annotations
@@ -10,40 +10,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 SHOWN = 300
-"""Groups on a page at most."""
+"""Maximum number of groups on a page."""
 PROMPT_CHARS, OUTPUT_CHARS = 2_000, 1_200
 """Characters of a text that a page shows; the rest stays in the run's folder."""
 OUTPUTS = 32
-"""Outputs of a group that a page shows: those of the highest and of the lowest reward."""
+"""Maximum number of outputs per group: those with the highest and with the lowest rewards."""
 SHARES = {"first": 0.08, "last": 0.12, "best": 0.12, "worst": 0.12, "changed": 0.2, "even": 1.0}
-"""How many of the groups each choice may take, as a share."""
+"""Largest share of the shown groups that each criterion may take."""
 GOLDEN = 0.6180339887498949
-"""Multiples of it, taken modulo 1, fill the unit interval evenly however many there are."""
+"""Golden ratio conjugate: its multiples modulo 1 cover the unit interval evenly at any count."""
 
 Group = dict[str, Any]
-"""What the page gets of a group: step, prompt, outputs."""
+"""A group of samples as the page receives it: step, prompt, outputs."""
 
 
 class Fact(NamedTuple):
-    """What is remembered of every group of a run."""
+    """Summary kept in memory for every group of a run."""
 
     start: int
-    """Byte at which its line starts."""
+    """Byte offset of its line."""
     step: int
     prompt: int
     """Equal for groups of the same prompt."""
     reward: float | None
-    """Mean over its outputs that have one."""
+    """Mean over the outputs that have a reward."""
     rewards: tuple[float, ...]
     parts: Mapping[str, float]
-    """Mean of each of its rewards."""
+    """Mean of each reward component."""
 
 
 def by_turns(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
-    """Yield groups worth showing by their place, each with why, one of each kind after the other.
+    """Yield the index of each group worth showing with the reason, alternating between reasons.
 
-    First, last, best, worst, those of prompts whose reward changed most, and an even sample that
-    ends with all. Whoever stops early has some of every kind.
+    The reasons: first, last, best, worst, prompts whose reward changed most, and an even sample
+    that finally includes all. A caller that stops early has some of every kind.
     """
     known = [place for place, fact in enumerate(facts) if fact.reward is not None]
     worst = sorted(known, key=lambda place: (facts[place].reward, -place))
@@ -68,7 +68,7 @@ def by_turns(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
 
 
 def _changed(facts: Sequence[Fact], known: Sequence[int]) -> list[int]:
-    """Return first and last group of every prompt that came twice, the largest change first."""
+    """Return the first and last group of every repeated prompt, the largest change first."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for place in known:
@@ -86,7 +86,7 @@ def _evenly(count: int) -> Iterator[int]:
 
 
 def outputs_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a record's outputs in one shape; a sample that was noted alone is a group of one."""
+    """Return a record's outputs in one form; a single sample becomes a group of one."""
     outputs = record.get("outputs")
     if outputs is None:
         outputs = [{**record, "text": record.get("completion", "")}]
@@ -103,7 +103,7 @@ def outputs_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def as_shown(record: Mapping[str, Any]) -> Group:
-    """Return a group as the page gets it: long texts cut, and of many outputs the extremes."""
+    """Return a group for the page, with long texts cut and only the extreme outputs if many."""
     outputs = outputs_of(record)
     group: Group = {
         "step": record["step"],
@@ -121,7 +121,7 @@ def as_shown(record: Mapping[str, Any]) -> Group:
 
 
 def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a turn of a chat: who said what, and which tools were called with what."""
+    """Return one chat message for the page: role, text, and the tools called."""
     content = message.get("content")
     calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
     text = content if isinstance(content, str) else "" if content is None else str(content)
@@ -138,7 +138,7 @@ def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cut(text: str, limit: int) -> str:
-    """Return the text, without its middle where it is too long for a page."""
+    """Return the text, without its middle if it is too long for a page."""
     if len(text) <= limit:
         return text
     half = limit // 2

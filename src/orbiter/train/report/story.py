@@ -1,8 +1,8 @@
-"""What a run's files do not tell by themselves: exams before and after, and where the data went.
+"""Facts about a run that its own files do not contain: exams, and what happened to the data.
 
-Whoever knows it keeps it in the run's folder with `keep_story`; the page shows what is there.
+The code that knows them stores them in the run's folder with `keep_story`; the page shows them.
 
-    story.json      a title, what was asked of each model and how well it did, the data's ledger
+    story.json      a title, the tasks with each model's answers and scores, and the data ledger
 """
 
 from __future__ import annotations
@@ -22,63 +22,63 @@ STORY_FILE = "story.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """Something that every model was asked."""
+    """A task that every model was given."""
 
     prompt: str
     name: str = ""
     expected: str = ""
-    """A right answer, where there is one to show."""
+    """A correct answer, if there is one to show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exam:
-    """One model, asked all tasks."""
+    """The answers of one model to all tasks."""
 
     name: str
     scores: Sequence[float]
-    """What each answer was worth, in the order of the tasks."""
+    """The score of each answer, in task order."""
     outputs: Sequence[str] = ()
-    """The answers; none where they were not kept."""
+    """The answers; empty if they were not kept."""
     note: str = ""
-    """What the name does not say, in a few words."""
+    """A short addition to the name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerStep:
-    """A step on the data's way, and what was left behind there."""
+    """One step of data preparation, and what it dropped."""
 
     name: str
     kept: int
     dropped: Mapping[str, int] = field(default_factory=dict[str, int])
-    """How many did not go on, by reason."""
+    """Number of dropped items by reason."""
     note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """What the page tells beside what it reads from a run's own files."""
+    """What the page shows in addition to the run's own files."""
 
     title: str = ""
     summary: str = ""
     """One or two sentences below the title."""
     measure: str = "score"
-    """What a score of the exams is: "right calls"."""
+    """What an exam's score measures, such as "right calls"."""
     percent: bool = False
-    """Whether scores lie in [0, 1] and read best as per cent."""
+    """Whether scores lie in [0, 1] and are shown in per cent."""
     against: str = ""
-    """The exam that all others are compared with, pair by pair; the first one unless named."""
+    """The exam that all others are compared with, in pairs; the first one by default."""
     tasks: Sequence[Task] = ()
     exams: Sequence[Exam] = ()
     ledger: Sequence[LedgerStep] = ()
     facts: Mapping[str, str | float] = field(default_factory=dict[str, str | float])
-    """Anything else worth a line in a table."""
+    """Anything else to show, one table row each."""
 
     def __post_init__(self) -> None:
         names = [exam.name for exam in self.exams]
         if len(set(names)) < len(names):
-            raise ConfigError(f"each exam needs a name of its own, got {names}")
+            raise ConfigError(f"each exam needs a different name, got {names}")
         if self.against and self.against not in names:
-            raise ConfigError(f"against={self.against!r} is none of the exams {names}")
+            raise ConfigError(f"against={self.against!r} is not one of the exams {names}")
         sizes = {len(exam.scores) for exam in self.exams} | (
             {len(self.tasks)} if self.tasks else set()
         )
@@ -96,7 +96,7 @@ class Story:
 
 
 def keep_story(folder: str | os.PathLike[str], story: Story) -> Path:
-    """Write the story into a run's folder, in place of the one that is there; return its path."""
+    """Write the story to a run's folder, replacing an earlier one; return its path."""
     path = Path(folder) / STORY_FILE
     with atomic_write(path) as file:
         file.write(msgspec.json.encode(story))
@@ -107,7 +107,7 @@ def read_story(folder: Path) -> Story:
     """Return the story in a run's folder, or an empty one.
 
     Raises:
-        StorageError: the file is there and is no story.
+        StorageError: the file exists but is not a story.
     """
     path = folder / STORY_FILE
     if not path.is_file():
@@ -115,4 +115,4 @@ def read_story(folder: Path) -> Story:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Story)
     except (msgspec.DecodeError, ValueError) as error:
-        raise StorageError(f"{path} is no story of a run: {error}") from error
+        raise StorageError(f"{path} is not the story of a run: {error}") from error

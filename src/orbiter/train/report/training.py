@@ -1,4 +1,4 @@
-"""One training run as the page gets it: its numbers over the steps, its rewards, its samples.
+"""Read one training run for the page: metrics over the steps, rewards and samples.
 
 {"name", "kind", "config", "environment", "steps", "every", "series": {metric: [...]},
  "spread": {"edges", "steps", "counts"}, "gains": [...], "validations": [...], "groups": [...],
@@ -21,28 +21,28 @@ from orbiter.train.report.shown import Fact
 from orbiter.train.runlog import read_config, read_numbers
 
 POINTS = 1_000
-"""Points of a curve; of more steps, so many neighbours are averaged."""
+"""Maximum number of points per curve; longer curves average neighbouring steps."""
 METRICS = 60
-"""Different metrics on a page."""
+"""Maximum number of metrics on a page."""
 BINS, COLUMNS = 20, 60
-"""Of the picture of the rewards: bins of the reward, columns of the steps."""
+"""Size of the reward picture: bins of the reward, columns of steps."""
 ENOUGH_PAIRS = 5
-"""Prompts that two stretches must share before they are compared pair by pair."""
+"""Prompts that two parts of a run must share to be compared in pairs."""
 
 Doc = dict[str, Any]
 
 
 class Training:
-    """A folder with a run.json; reads on when the run has gone on."""
+    """A folder with a run.json; it may be read again while the run continues."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Take the folder of a run, and what the page calls it."""
+        """Set the run's folder and its name on the page."""
         self.folder, self.name = folder, name
         self.samples = Samples(folder / "samples.jsonl")
         self.began = str(_environment(folder).get("began", ""))
 
     def document(self, *, max_bytes: int) -> Doc:
-        """Return the run as it stands; its samples may take so many bytes.
+        """Return the run in its present state, with at most `max_bytes` of samples.
 
         Raises:
             StorageError: a file of the run is damaged.
@@ -65,7 +65,7 @@ class Training:
 
 
 def kind_of(config: Mapping[str, object]) -> str:
-    """Say in a word how a run learned."""
+    """Return a short name for how a run learned."""
     if "algorithm" in config:
         return str(config["algorithm"]).upper()
     return "SFT" if "reward_weighted" in config else "run"
@@ -82,7 +82,7 @@ def _environment(folder: Path) -> Mapping[str, object]:
 
 
 def curves(folder: Path) -> Doc:
-    """Return every metric over the steps; null where not measured, a name where not finite."""
+    """Return every metric over the steps: null if not measured, a name if not finite."""
     rows: dict[int, dict[str, float]] = {}
     for file in ("metrics.jsonl", "times.jsonl"):
         for row in read_numbers(folder / file):
@@ -101,7 +101,7 @@ def curves(folder: Path) -> Doc:
 
 
 def _point(values: Iterable[float]) -> float | str | None:
-    """Return the mean of a point's steps, or the name of what is no number among them."""
+    """Return the mean of the steps in one point, or the name of a value that is not finite."""
     known = list(values)
     if not known:
         return None
@@ -110,12 +110,12 @@ def _point(values: Iterable[float]) -> float | str | None:
 
 
 def short(value: float) -> float:
-    """Return the number with five digits, which is more than a picture shows."""
+    """Return the number with five significant digits, more than a chart can show."""
     return float(f"{value:.5g}")
 
 
 def spread(facts: Sequence[Fact]) -> Doc | None:
-    """Return how the rewards lie, stretch by stretch of the steps; None without any."""
+    """Return the distribution of rewards over the steps; None if there are no rewards."""
     rewards = [reward for fact in facts for reward in fact.rewards]
     if not rewards:
         return None
@@ -138,9 +138,9 @@ def spread(facts: Sequence[Fact]) -> Doc | None:
 
 
 def gains(facts: Sequence[Fact]) -> list[Doc]:
-    """Compare the first fifth of the steps with the last one: every reward, with intervals.
+    """Compare the first fifth of the steps with the last: every reward, with intervals.
 
-    Each prompt counts as one observation: the groups of a prompt are not independent.
+    Each prompt counts as one observation, because groups of the same prompt are not independent.
     """
     steps = sorted({fact.step for fact in facts})
     fifth = len(steps) // 5
@@ -155,7 +155,7 @@ def gains(facts: Sequence[Fact]) -> list[Doc]:
 
 
 def _by_prompt(facts: Sequence[Fact], name: str) -> dict[int, float]:
-    """Return each prompt's mean of one reward, or of the total where it is named ""."""
+    """Return each prompt's mean of one reward component; name "" means the total reward."""
     held: dict[int, list[float]] = {}
     for fact in facts:
         value = fact.parts.get(name) if name else fact.reward
@@ -182,7 +182,7 @@ def _gain(name: str, before: Mapping[int, float], after: Mapping[int, float]) ->
 
 
 def validations(rows: Sequence[Mapping[str, float]]) -> list[Doc]:
-    """Compare the first validation with the last one, as far as there are two."""
+    """Compare the first validation with the last one, if there are at least two."""
     measured = [row for row in rows if any(name.startswith("eval/") for name in row)]
     if len(measured) < 2:
         return []
@@ -203,6 +203,6 @@ def _validated(row: Mapping[str, float], name: str) -> list[float | None] | None
 
 
 def interval(measured: Interval) -> list[float | None]:
-    """Return mean, low, high and n; null for an end that nothing is known about."""
+    """Return mean, low, high and n; null for a bound that is unknown."""
     mean, low, high, n = measured
     return [short(mean), *(short(end) if math.isfinite(end) else None for end in (low, high)), n]

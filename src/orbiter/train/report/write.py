@@ -1,4 +1,4 @@
-"""The page as a file of its own."""
+"""Write the page as a self-contained file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ REPORT_FILE = "report.html"
 
 
 def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the report of the run in `folder`, and return its path: `report.html` there, or `out`.
+    """Write the report of the run in `folder` to `out` (default: its report.html); return the path.
 
-    A folder that holds several runs, as the demo's does, gives one page with a part for each.
+    A folder with several runs, such as the demo's, gives one page with a section for each.
 
     Raises:
         StorageError: there is no run in `folder`, a line of it is damaged, or `out` cannot be
@@ -32,17 +32,17 @@ def write_comparison(
     folder_b: str | os.PathLike[str],
     out: str | os.PathLike[str],
 ) -> Path:
-    """Write one page that lays two runs side by side, and return its path.
+    """Write one page that shows two runs side by side, and return its path.
 
     Raises:
-        StorageError: as `write_report`.
+        StorageError: as for `write_report`.
     """
     sources = [Source(Path(folder)) for folder in (folder_a, folder_b)]
     return _written(Path(out), [source.document(share=0.5) for source in sources])
 
 
 def envelope(runs: list[Doc]) -> Doc:
-    """Return one or two runs as the document of a page."""
+    """Return the page document for one or two runs."""
     return {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""A run's folder: what it was asked to do, what it measured, what it said."""
+"""A run's folder: its configuration, metrics and samples."""
 
 from orbiter.train.redact import MASK
 from orbiter.train.runlog.log import Run, RunLog, read_config, read_numbers, read_run

@@ -1,6 +1,6 @@
-"""Where a run took place: when it began, on which system, with which packages.
+"""Record where a run took place: start time, system and package versions.
 
-Left out: names of people, machines and paths, and every variable of the environment.
+Names of people, machines and paths, and environment variables, are never recorded.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from orbiter.train.storage import atomic_write
 
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("orbiter-train", "torch", "transformers", "peft", "numpy", "verl", "ray", "vllm")
-"""Those whose version can change what a run learns."""
+"""Packages whose version can change what a run learns."""
 
 
 def keep_environment(folder: Path, further: Mapping[str, object]) -> None:
-    """Write where the run began, unless that is known already: a resumed run has one beginning."""
+    """Record the environment at the start of a run; a resumed run keeps its first record."""
     path = folder / ENVIRONMENT_FILE
     if not path.exists():
         with atomic_write(path) as file:
@@ -31,7 +31,7 @@ def keep_environment(folder: Path, further: Mapping[str, object]) -> None:
 
 
 def environment() -> Mapping[str, object]:
-    """Return what is worth knowing about this machine and this process."""
+    """Return the relevant facts about this machine and this process."""
     found: dict[str, object] = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -39,7 +39,7 @@ def environment() -> Mapping[str, object]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
     }
-    torch: Any = sys.modules.get("torch")  # asked only where it is loaded: this storey is light
+    torch: Any = sys.modules.get("torch")  # used only if already loaded: this package stays light
     if torch is not None:
         found["threads"] = torch.get_num_threads()
         if torch.cuda.is_available():

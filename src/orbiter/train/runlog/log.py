@@ -1,17 +1,17 @@
-"""A run's folder: what it was asked to do, what it measured, what it said.
+"""A run's folder: its configuration, metrics and samples.
 
     run.json        the configuration, written once
-    metrics.jsonl   a line a record: {"step": 3, "loss": 0.41, ...}
-    samples.jsonl   a line a sample: {"step": 3, "prompt": ..., "completion": ..., ...}
-    times.jsonl     a line a record of what the clock said: {"step": 3, "seconds": 1.2, ...}
-    environment.json    where and when the run began (`environment.py`)
+    metrics.jsonl   one line per record: {"step": 3, "loss": 0.41, ...}
+    samples.jsonl   one line per sample: {"step": 3, "prompt": ..., "completion": ..., ...}
+    times.jsonl     one line per timing record: {"step": 3, "seconds": 1.2, ...}
+    environment.json    where and when the run started (`environment.py`)
 
-Steps only go forward, so that a resumed run can cut off what it is about to do again: the first
-three are then equal, byte for byte, to those of a run that was never interrupted. For that they
-hold no time of day. The name is `run.json` because `config.json` is a model's, and both may share a
+Step numbers never decrease, so a resumed run can cut off the steps that it is about to repeat. The
+first three files are then byte for byte those of an uninterrupted run, which is why they contain no
+times. The name is `run.json` because `config.json` belongs to a model, and both may be in the same
 folder.
 
-Left out: anything live. Whoever wants a run on a screen reads the folder while it is written.
+There is no live display here: programs that show a run read the folder while it is written.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ TIMES_FILE = "times.jsonl"
 
 
 class RunLog:
-    """The one writer of a run's folder; usable in a `with` block.
+    """The only writer of a run's folder; usable in a `with` block.
 
-    Any other process may call `read_run` meanwhile. A kill loses no record whose call returned.
+    Other processes may call `read_run` meanwhile. A kill loses no record whose call has returned.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class RunLog:
         trackers: Iterable[str | Tracker] = (),
         environment: Mapping[str, object] | None = None,
     ) -> None:
-        """Open or make the folder of the run that `config` describes; None takes what is there.
+        """Open or create the folder of the run that `config` describes; None keeps its config.
 
-        With `resume_from`, the records of all later steps are cut off: they will be made again.
-        Without it, records go on after the last one. Write a step's metrics before its checkpoint.
-        `trackers` get a copy of every metric. `environment` is added to what a new run's folder
-        records about this machine.
+        With `resume_from`, the records of all later steps are cut off, because they will be written
+        again. Without it, records are appended. Write a step's metrics before its checkpoint.
+        `trackers` get a copy of every metric. `environment` is added to the facts about this
+        machine that a new run's folder records.
 
         Raises:
-            ConfigError: the folder holds a run of another configuration.
-            DataError: `config` holds something that JSON cannot say.
-            StorageError: another process writes this run, or the folder cannot be written.
+            ConfigError: the folder contains a run with another configuration.
+            DataError: `config` contains something that JSON cannot represent.
+            StorageError: another process is writing this run, or the folder is not writable.
         """
         self.folder = Path(folder)
         self._secrets = secrets_of_the_environment()
@@ -70,7 +70,7 @@ class RunLog:
         with contextlib.ExitStack() as opened:
             metrics = AppendLog(self.folder / METRICS_FILE, durability=durability)
             opened.callback(metrics.close)
-            _settle(self.folder / RUN_FILE, described)  # under the lock of the log just opened
+            _settle(self.folder / RUN_FILE, described)  # while holding the lock of the log above
             samples = AppendLog(self.folder / SAMPLES_FILE, durability=durability)
             opened.callback(samples.close)
             self._metrics = _Steps(metrics, resume_from)
@@ -85,20 +85,20 @@ class RunLog:
             self._opened = opened.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Add what was measured at `step`; a metric that is None was not measured, and is left out.
+        """Record the metrics of `step`; a metric that is None was not measured and is left out.
 
-        NaN and infinities are kept, so that a run that diverged shows where.
+        NaN and infinities are kept, so that the log of a diverged run shows where it happened.
 
         Raises:
-            DataError: a metric is no number, or `step` lies before the last one written.
+            DataError: a metric is not a number, or `step` is before the last one written.
         """
         self._write(self._metrics, step, metrics)
 
     def time(self, step: int, times: Mapping[str, float | None]) -> None:
-        """Add what the clock said of `step`: seconds, tokens a second; apart from the metrics.
+        """Record timings of `step`, such as seconds or tokens per second, apart from the metrics.
 
         Raises:
-            DataError: as `write`.
+            DataError: as for `write`.
         """
         self._write(self._times, step, times)
 
@@ -110,16 +110,16 @@ class RunLog:
             self._trackers.write(int(step), measured)
 
     def sample(self, step: int, record: Mapping[str, object]) -> None:
-        """Add something worth looking at: a prompt, what was answered, what that was worth.
+        """Record a sample worth reading: a prompt, the answer and its reward.
 
         Raises:
-            DataError: the record holds something that JSON cannot say, or `step` lies before the
-                last one written.
+            DataError: the record contains something that JSON cannot represent, or `step` is before
+                the last one written.
         """
         self._samples.append(step, plain(record, f"sample of step {step}", self._secrets))
 
     def close(self) -> None:
-        """Let go of the folder; what is written afterwards is refused."""
+        """Release the folder; later writes are refused."""
         self._opened.close()
         self._metrics.closed = self._samples.closed = self._times.closed = True
 
@@ -132,7 +132,7 @@ class RunLog:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run's folder held when it was read."""
+    """The contents of a run's folder when it was read."""
 
     folder: Path
     config: Mapping[str, object]
@@ -141,15 +141,15 @@ class Run:
     samples: tuple[Mapping[str, object], ...]
     """The samples in order, each with its "step"."""
     times: tuple[Mapping[str, float], ...] = ()
-    """What the clock said, in order, each record with its "step"."""
+    """The timings in order, each record with its "step"."""
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """Return (step, value) wherever the metric `name` was measured."""
+        """Return (step, value) for each step at which the metric `name` was measured."""
         return [(int(row["step"]), row[name]) for row in self.metrics if name in row]
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """Read a run's folder; also while it is written: a record that is half there is left out.
+    """Read a run's folder, which may still be growing; an incomplete last record is left out.
 
     Raises:
         StorageError: there is no run in `folder`, or a line of it is damaged.
@@ -165,7 +165,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def read_config(folder: str | os.PathLike[str]) -> Mapping[str, object]:
-    """Read only what a run was asked to do.
+    """Read only the configuration of a run.
 
     Raises:
         StorageError: there is no run in `folder`, or its description is damaged.
@@ -177,7 +177,7 @@ def read_config(folder: str | os.PathLike[str]) -> Mapping[str, object]:
 
 
 def read_numbers(path: str | os.PathLike[str]) -> tuple[Mapping[str, float], ...]:
-    """Read only the metrics of a run, or only its times; a missing file has none.
+    """Read only the metrics of a run, or only its timings; a missing file counts as empty.
 
     Raises:
         StorageError: a line is damaged.
@@ -187,7 +187,7 @@ def read_numbers(path: str | os.PathLike[str]) -> tuple[Mapping[str, float], ...
 
 
 def _measured(path: Path, line: int, row: Mapping[str, object]) -> Mapping[str, float]:
-    """Return the record's numbers; those that JSON has no number for stand there by name."""
+    """Return the record's numbers; NaN and infinities are stored by name."""
     numbers = {
         name: NAMED.get(value, value) if isinstance(value, str) else value
         for name, value in row.items()
@@ -199,18 +199,18 @@ def _measured(path: Path, line: int, row: Mapping[str, object]) -> Mapping[str, 
 
 
 class _Steps:
-    """A log whose steps never go back; opened at `resume_from`, it forgets what came later."""
+    """A log whose step numbers never decrease; `resume_from` drops all later records."""
 
     def __init__(self, log: AppendLog, resume_from: int | None) -> None:
         self.log, self.last, self.closed = log, 0, False
         self.tracked_until = 0
-        """The last step among those forgotten: trackers have it already, with the same values."""
+        """The last dropped step: trackers already have its values and those before it."""
         rows = _rows(log.path)
         for start, row in rows:
             step = cast("int", row["step"])
             if resume_from is not None and step > resume_from:
                 self.tracked_until = step
-                with contextlib.suppress(StorageError):  # a damaged line here is forgotten too
+                with contextlib.suppress(StorageError):  # a damaged line here is dropped too
                     self.tracked_until = max([step, *(int(str(r["step"])) for _, r in rows)])
                 os.truncate(log.path, start)
                 return
@@ -219,7 +219,7 @@ class _Steps:
     def append(self, step: object, row: Mapping[str, object]) -> None:
         name = self.log.path.name
         if self.closed:
-            raise StateError(f"{self.log.path} is closed; open the run's folder again to go on")
+            raise StateError(f"{self.log.path} is closed; open the run's folder again to continue")
         if not isinstance(step, Integral) or int(step) < self.last:
             raise DataError(
                 f"a step must be a whole number not below the last one in {name} ({self.last}), "
@@ -232,7 +232,7 @@ class _Steps:
 
 
 def _settle(path: Path, config: Mapping[str, object] | None) -> None:
-    """Write the configuration of a new run, or make sure that an old run is this very one."""
+    """Write the configuration of a new run, or check that an existing run has the same one."""
     if not path.exists():
         with atomic_write(path) as file:
             file.write(_json({"format": 1, "config": config or {}}, indent=2) + b"\n")
@@ -261,7 +261,7 @@ def _config_in(path: Path) -> Mapping[str, object]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield each whole record with the byte at which its line starts."""
+    """Yield each complete record with the byte offset of its line."""
     start = 0
     for at, line in enumerate(read_records(path), 1):
         try:

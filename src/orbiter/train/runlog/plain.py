@@ -1,7 +1,7 @@
-"""What a run's folder can hold: the words of JSON, and no secrets.
+"""Convert values to plain JSON for a run's folder, without secrets.
 
-Secrets stay out: what stands under a key such as `api_key`, what looks like a known kind of token,
-and what an environment variable such as OPENAI_API_KEY holds are written as "***".
+Three kinds of secrets are written as "***": values under a key such as `api_key`, text that looks
+like a known kind of token, and values of environment variables such as OPENAI_API_KEY.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from orbiter.train.errors import DataError
 from orbiter.train.redact import MASK, is_secret_name, mask_arguments, mask_text
 
 NAMED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""How a metric is written that JSON has no number for."""
+"""Names of the metric values that JSON has no number for."""
 
 
 def plain(value: Mapping[str, object], where: str, secrets: Sequence[str]) -> dict[str, object]:
-    """Return the mapping in the words of JSON, without secrets; refuse what JSON cannot say."""
+    """Return the mapping as plain JSON without secrets; reject what JSON cannot represent."""
     words: dict[str, object] = {}
     for key, entry in value.items():
         if not isinstance(key, str):
@@ -56,7 +56,7 @@ def _plain_value(value: object, where: str, secrets: Sequence[str]) -> object:
 
 
 def number(what: str, value: object) -> float | str:
-    """Return a plain number, or the name of one that JSON has no number for."""
+    """Return a plain number, or the name of one that JSON cannot represent."""
     if not isinstance(value, Real):
         raise DataError(f"{what} must be a number, got {value!r}")
     if isinstance(value, Integral) or math.isfinite(value):

@@ -1,9 +1,9 @@
-"""Watching a run elsewhere: what a tracker is, which ones are known, and what a failing one does.
+"""Send a run's metrics to experiment trackers such as Weights & Biases.
 
-The run's folder always has every metric; a tracker gets a copy. None is on unless it is named. One
-that fails to start ends the run before its first step; one that fails later is left out with a
-warning, since hours of training are worth more than a curve. Left out: samples and files; those
-stay in the folder.
+The run's folder always has every metric; a tracker gets a copy. A tracker is used only if it is
+named in the config. If it fails to start, the run ends before its first step; if it fails later, it
+is dropped with a warning, because hours of training are worth more than a curve. Samples and files
+are not sent; they stay in the folder.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from orbiter.train.errors import CallbackError, ConfigError, boundary, did_you_m
 log = logging.getLogger(__name__)
 
 PROJECT = "orbiter-train"
-"""What runs are filed under where the tracker's own settings name nothing else."""
+"""The project name for runs, unless the tracker's own settings give another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tracked:
-    """The run that a tracker is to follow."""
+    """The run that a tracker follows."""
 
     folder: Path
     config: Mapping[str, object]
@@ -35,24 +35,24 @@ class Tracked:
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder's name."""
+        """The name of the run, which is its folder's name."""
         return self.folder.resolve().name
 
     @property
     def id(self) -> str:
-        """What a resumed run is found again by: the same for the same folder."""
+        """Identifies the run on resume: always the same for the same folder."""
         return hashlib.blake2b(str(self.folder.resolve()).encode(), digest_size=8).hexdigest()
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Something that follows a run; write one with these three methods for any other service."""
+    """A tracker of runs; implement these three methods to support another service."""
 
     def start(self, run: Tracked) -> None:
-        """Begin, or go on with the run of this `run.id`."""
+        """Start the run, or continue the one with this `run.id`."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take what was measured at a step; a resumed run passes every step only once."""
+        """Record the metrics of a step; a resumed run passes every step only once."""
 
     def finish(self) -> None:
         """Send what is left; called once, however the run ended."""
@@ -64,14 +64,14 @@ KNOWN = {
     "tensorboard": "TensorBoard",
     "mlflow": "Mlflow",
 }
-"""The names that a config may say, and the classes in `trackers_known` behind them."""
+"""The names that a config may use, and their classes in `trackers_known`."""
 
 
 def check_trackers(wanted: object) -> tuple[str | Tracker, ...]:
-    """Return the trackers of a config, each a known name or a tracker itself.
+    """Return the trackers of a config, each a known name or a tracker object.
 
     Raises:
-        ConfigError: something else stands among them.
+        ConfigError: an entry is neither.
     """
     if isinstance(wanted, str) or not isinstance(wanted, Iterable):
         raise ConfigError(f'trackers must be a list such as ["wandb"], got {wanted!r}')
@@ -91,14 +91,14 @@ def check_trackers(wanted: object) -> tuple[str | Tracker, ...]:
 
 
 class Trackers:
-    """The trackers of one run, started; none of them can end it from here on."""
+    """The started trackers of one run; their later failures cannot end the run."""
 
     def __init__(self, wanted: Iterable[str | Tracker], run: Tracked) -> None:
-        """Start them in their order.
+        """Start them in order.
 
         Raises:
             MissingExtraError: one needs a package that is not installed.
-            CallbackError: one could not start; those before it are finished.
+            CallbackError: one could not start; those already started are finished.
         """
         self._active: list[tuple[str, Tracker]] = []
         with ExitStack() as started:
@@ -111,7 +111,7 @@ class Trackers:
             started.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Pass the metrics to every tracker; one that fails is closed and gets no more."""
+        """Pass the metrics to every tracker; one that fails is closed and dropped."""
         for entry in list(self._active):
             name, tracker = entry
             try:

@@ -1,7 +1,7 @@
-"""Trackers that a config may name: trackio, Weights & Biases, TensorBoard, MLflow.
+"""The built-in trackers: trackio, Weights & Biases, TensorBoard, MLflow.
 
-Each reads its own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI, ...) for where to write
-and as whom. Each is an extra of its name, and nothing of it is imported before it is asked for.
+Each reads its own environment variables (WANDB_MODE, MLFLOW_TRACKING_URI, ...) for the destination
+and the account. Each is an extra with the same name, imported only when it is used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from orbiter.train.errors import require
 from orbiter.train.runlog.trackers import PROJECT, Tracked
 
 _REFUSED_BY_MLFLOW = re.compile(r"[^A-Za-z0-9_\-. /]")
-"""Characters that MLflow does not take in the name of a metric or a parameter."""
+"""Characters that MLflow rejects in the name of a metric or a parameter."""
 
 
 class Trackio:
     """Local-first: a SQLite file on this machine; `trackio show` draws it."""
 
     def start(self, run: Tracked) -> None:
-        """Begin or go on with the run."""
+        """Start or continue the run."""
         self._trackio: Any = require("trackio", extra="trackio")
         self._trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
@@ -47,7 +47,7 @@ class Wandb:
     """Weights & Biases; WANDB_MODE=offline keeps everything in the run's folder."""
 
     def start(self, run: Tracked) -> None:
-        """Begin or go on with the run."""
+        """Start or continue the run."""
         wandb: Any = require("wandb", extra="wandb")
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -71,12 +71,12 @@ class TensorBoard:
     """Event files in the run's folder; `tensorboard --logdir FOLDER` draws them."""
 
     def start(self, run: Tracked) -> None:
-        """Open a file of events."""
+        """Open an event file."""
         summary: Any = require("tensorboard.summary", extra="tensorboard")
         self._writer: Any = summary.Writer(str(run.folder / "tensorboard"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one point a metric."""
+        """Write one point per metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
@@ -86,13 +86,13 @@ class TensorBoard:
 
 
 class Mlflow:
-    """MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say where."""
+    """MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME set the destination."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
 
     def start(self, run: Tracked) -> None:
-        """Begin the run, or continue the one that has this run's tag."""
+        """Start the run, or continue the one that has this run's tag."""
         mlflow: Any = require("mlflow", extra="mlflow")
         self._client: Any = mlflow.MlflowClient()
         experiment = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
@@ -117,7 +117,7 @@ class Mlflow:
             self._client.log_metric(self._id, self._accepted(name), value, step=step)
 
     def _accepted(self, name: str) -> str:
-        """Return the name as MLflow accepts it; two names never become one."""
+        """Return the name in the form MLflow accepts; different names stay different."""
         if name not in self._names:
             plain = posixpath.normpath(_REFUSED_BY_MLFLOW.sub("_", name)).strip("/.")[:240] or "_"
             taken = set(self._names.values())
@@ -126,5 +126,5 @@ class Mlflow:
         return self._names[name]
 
     def finish(self) -> None:
-        """Mark the run as over."""
+        """Mark the run as finished."""
         self._client.set_terminated(self._id)

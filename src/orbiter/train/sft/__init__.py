@@ -1,4 +1,4 @@
-"""Better weights by imitation of captured actions. Loads no torch until it trains."""
+"""Supervised fine-tuning on captured actions. Does not import torch until it trains."""
 
 from orbiter.train.sft.config import SFTConfig
 from orbiter.train.sft.trainer import SFTTrainer

@@ -1,4 +1,4 @@
-"""The settings of a run by imitation."""
+"""The settings of supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orbiter.train.engine.config import EngineConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SFTConfig(EngineConfig):
-    """The settings of a run by imitation: a step is one update on `batch_size` items."""
+    """The settings of supervised fine-tuning; a step is one update on `batch_size` items."""
 
     epochs: int = setting_like(EngineConfig, "epochs", 3, "Passes over the items.")
     learning_rate: float = setting_like(

@@ -1,6 +1,6 @@
-"""Imitation on one machine: batches of captured answers, one update each.
+"""The supervised fine-tuning loop on one machine: one update per batch of captured answers.
 
-Left out: loading, checks and the lifecycle (`trainer.py`).
+Loading, checks and the lifecycle are in `trainer.py`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from orbiter.train.engine.update import split_rows
 from orbiter.train.sft.config import SFTConfig
 
 ROWS_AT_ONCE = 64
-"""Items looked at between two looks at whether an evaluation was cancelled."""
+"""Items evaluated between two checks for cancellation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """What there is to imitate: prompts, the answer to each, and how much each counts."""
+    """The training data: prompts, the answer to each, and optionally the weight of each."""
 
     tasks: Tasks
     answers: Sequence[list[int]]
     weights: Sequence[float] | None
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Batch:
-        """Lay out these rows; only the answers are trained on."""
+        """Return these rows as a batch; only the answers are trained on."""
         picked = [given(self.tasks.prompts[row], self.answers[row]) for row in rows]
         batch = collate(picked, device=device)
         if self.weights is None:
@@ -45,18 +45,18 @@ class Lessons:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """All that a run by imitation needs."""
+    """Everything that a fine-tuning run needs."""
 
     config: SFTConfig
     lessons: Lessons
     session: Session
     progress: Progress
     validate: Callable[[int], Awaitable[Mapping[str, float]]]
-    """Given the number of finished steps: the metrics of a validation, or none."""
+    """Called with the number of finished steps; returns a validation's metrics, or nothing."""
 
 
 async def fit(job: Job) -> None:
-    """Imitate until `epochs` passes are done, or the time is up.
+    """Train for `epochs` passes, or until the time limit.
 
     Raises:
         TrainingError: the run diverged.
@@ -64,7 +64,7 @@ async def fit(job: Job) -> None:
     config, session, tasks = job.config, job.session, job.lessons.tasks
     objective = ImitationObjective()
     for step in range(session.position.step, session.steps):
-        if session.position.within == 0:  # else cancelled behind the update of this step
+        if session.position.within == 0:  # else the run was cancelled after this step's update
             rows = tasks.order(step, config.batch_size, seed=config.seed)
             batch = await work(job.lessons.batch, rows, session.policy.device)
             await work(session.take, batch, objective)
@@ -77,16 +77,16 @@ async def fit(job: Job) -> None:
 
 
 class Imitated(NamedTuple):
-    """How well a model says what was said, over all answer tokens."""
+    """How well a model predicts the given answers, over all answer tokens."""
 
     loss: float
-    """Negative log likelihood, in nats a token."""
+    """Negative log likelihood, in nats per token."""
     accuracy: float
-    """Share of the tokens that the model finds likeliest, each behind the right ones."""
+    """Share of tokens that are the model's likeliest choice, given the correct preceding tokens."""
 
 
 async def imitated(policy: Policy, config: SFTConfig, lessons: Lessons) -> Imitated:
-    """Let the model read the answers."""
+    """Measure loss and accuracy on the given answers."""
     total, hits, tokens = 0.0, 0, 0
     for first in range(0, len(lessons.tasks), ROWS_AT_ONCE):
         rows = range(first, min(first + ROWS_AT_ONCE, len(lessons.tasks)))
@@ -96,7 +96,7 @@ async def imitated(policy: Policy, config: SFTConfig, lessons: Lessons) -> Imita
 
 
 class _Read(NamedTuple):
-    """Sums over the answer tokens of some rows."""
+    """Sums over the answer tokens of a few rows."""
 
     loss: float
     hits: int

@@ -1,6 +1,6 @@
-"""SFTTrainer: better weights by imitating captured actions, on this machine.
+"""SFTTrainer: fine-tune a language model on captured actions, on this machine.
 
-Left out: the loop (`local.py`), and the model with its files (`engine/trainer.py`).
+The training loop is in `local.py`; the model is loaded and saved in `engine/trainer.py`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 
 
 class SFTTrainer(ModelTrainer):
-    """Trains a language model to say what was said: each item's `action` in answer to its `state`.
+    """Trains a language model to answer each item's `state` with its `action`.
 
     The loss is the negative log likelihood of the action's tokens and of the token that ends the
-    turn; the prompt is read, not learned.
+    turn; the prompt is context and is not trained on.
     """
 
     config: SFTConfig
@@ -46,11 +46,11 @@ class SFTTrainer(ModelTrainer):
         agent: object = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
-        """Take what to imitate; nothing is loaded before it is needed.
+        """Store the arguments; the model is loaded when it is first needed.
 
         Args:
-            config: How the run goes; absent means `SFTConfig()`.
-            dataset: The items; may also be given to `train()`.
+            config: The settings; None means `SFTConfig()`.
+            dataset: The items; may also be passed to `train()`.
             eval_dataset: Held-out items, for `eval_every` and `evaluate()`.
             agent: An object whose `instructions` become the system prompt.
             on_state_change: Called with the old and the new state of the lifecycle.
@@ -64,7 +64,7 @@ class SFTTrainer(ModelTrainer):
         )
 
     async def check_dataset(self) -> bool:
-        """Make sure that every item has something to imitate."""
+        """Check that every item has an action or tool calls to imitate."""
         await super().check_dataset()
         for dataset in (self.dataset, self.eval_dataset):
             for index, item in enumerate([] if dataset is None else as_items(dataset)):
@@ -75,7 +75,7 @@ class SFTTrainer(ModelTrainer):
         return True
 
     async def check_reward(self) -> bool:
-        """Make sure that the items have the rewards that the config asks for."""
+        """Check that the items have the rewards that the config requires."""
         if self.dataset is not None:
             self._chosen(as_items(self.dataset))
         return True
@@ -85,7 +85,7 @@ class SFTTrainer(ModelTrainer):
 
         Raises:
             TrainingError: the run diverged.
-            DataError: an item does not fit, and `on_long_prompt` is "error"; or none is left.
+            DataError: an item does not fit and `on_long_prompt` is "error", or no item is left.
         """
         policy = await self.policy()
         from orbiter.train.engine.session import Session, work
@@ -116,11 +116,10 @@ class SFTTrainer(ModelTrainer):
         return self.results()
 
     async def evaluate(self, dataset: object = None) -> TrainMetrics:
-        """Say how likely the model finds the answers of held-out items.
+        """Measure how well the model predicts the answers of held-out items.
 
-        `loss` is in nats a token, `accuracy` the share of tokens that it would have said itself.
-
-        `dataset` absent means `eval_dataset`, else the data trained on.
+        `loss` is in nats per token; `accuracy` is the share of tokens that are the model's
+        likeliest choice. Without `dataset`, `eval_dataset` is used, or else the training data.
         """
         chosen = next(
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
@@ -138,10 +137,10 @@ class SFTTrainer(ModelTrainer):
         return {"loss": loss, "accuracy": accuracy, "perplexity": math.exp(min(loss, 700.0))}
 
     def _chosen(self, items: Sequence[TrajectoryItem]) -> list[TrajectoryItem]:
-        """Return the items to imitate: those that are good enough.
+        """Return the items to imitate: those with at least `min_reward`.
 
         Raises:
-            DataError: a reward that the config asks for is missing or unfit, or none is left.
+            DataError: a reward that the config needs is missing or negative, or no item is left.
         """
         config = self.config
         if config.min_reward is None and not config.reward_weighted:
@@ -168,7 +167,7 @@ class SFTTrainer(ModelTrainer):
         return await work(self._encode, policy, items)
 
     def _encode(self, policy: Policy, items: Sequence[TrajectoryItem]) -> Lessons:
-        """Encode prompts and answers, and leave out or refuse what does not fit the context."""
+        """Encode prompts and answers; items that do not fit the context are dropped or refused."""
         from orbiter.train.engine.prompt import render_action
         from orbiter.train.sft.local import Lessons
 
@@ -196,7 +195,7 @@ class SFTTrainer(ModelTrainer):
         return Workload(method=self.method)
 
     def _opening(self, policy: Policy, lessons: Lessons, total: int) -> list[str]:
-        """Say what is about to happen, and what memory it takes."""
+        """Return the lines shown at the start of a run: its size, and its estimated memory."""
         from orbiter.train.engine.memory import memory_estimate
 
         pairs = zip(lessons.tasks.prompts, lessons.answers, strict=True)

@@ -1,4 +1,4 @@
-"""A trainer's lifecycle, its settings, and what it measured."""
+"""The trainer base class with its lifecycle, settings and metrics."""
 
 from orbiter.train.trainer.config import TrainConfig
 from orbiter.train.trainer.lifecycle import TrainerState

@@ -1,4 +1,4 @@
-"""The settings that every trainer shares, and how a setting is written in verl's configuration.
+"""The settings that every trainer shares, and their mapping to verl's configuration.
 
 Settings of models, devices and algorithms are declared with the trainers that use them.
 """
@@ -18,28 +18,28 @@ class VerlKeys:
 
     keys: tuple[str, ...]
     values: Mapping[object, object] | None = None
-    """verl's value for each of ours; None passes ours on unchanged."""
+    """Maps our values to verl's; None means that verl uses the same values."""
     off: object = None
-    """What verl is given where our value is None or 0 and means "off"; None passes it on."""
+    """verl's value for "off", used if ours is None or 0; None passes our value on."""
     read_back: bool = False
     """Whether the trainer reads the value back, so that `verl_overrides` must not change it."""
     written: bool = True
-    """False where the value also depends on other fields: `verl/cluster/overrides.py` computes
+    """False if the value also depends on other fields and `verl/cluster/overrides.py` computes
     it."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotInVerl:
-    """A field, or some of its values, that verl cannot honour; declared as the field's `verl=`."""
+    """Marks a field, or some of its values, that verl does not support; the field's `verl=`."""
 
     reason: str
     refused: tuple[object, ...] = ()
-    """The values that are refused; empty refuses every value but the default."""
+    """The values that are refused; empty means every value except the default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The settings that every trainer shares. A wrong value is refused by field and value.
+    """The settings that every trainer shares; an invalid value raises an error that names it.
 
     A subclass with `slots=True` and its own `__post_init__` calls
     `TrainConfig.__post_init__(self)`: `super()` without arguments does not work there.
@@ -112,7 +112,7 @@ class TrainConfig:
 
 
 def whole(name: str, value: object, *, at_least: int) -> None:
-    """Refuse a setting that is no int or lies below `at_least`; see `checks.WholeNumber`."""
+    """Raise unless a setting is an int of at least `at_least`; see `checks.WholeNumber`."""
     WholeNumber(at_least=at_least)(name, value)
 
 
@@ -124,5 +124,5 @@ def number(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Refuse a setting that is no finite number or outside its limits; see `checks.Number`."""
+    """Raise unless a setting is a finite number within its limits; see `checks.Number`."""
     Number(above=above, at_least=at_least, at_most=at_most)(name, value)

@@ -1,12 +1,12 @@
-"""The states of a trainer, and the one way from each to the next.
+"""The states of a trainer, and the transitions between them.
 
     CREATED ── validate ──> VALIDATING ──> VALIDATED
     VALIDATED ── train ───> TRAINING ────> TRAINED
-    TRAINED ── evaluate ──> EVALUATING ──> COMPLETE          before training: back to where it was
+    TRAINED ── evaluate ──> EVALUATING ──> COMPLETE          before training: back to the old state
     any exception ────────> ERROR ── reset ──> CREATED
-    cancelled ────────────> back to where that work began
+    cancelled ────────────> back to the state in which that work began
 
-Left out: what the work is. `Trainer` says that.
+The work itself is defined in `Trainer`.
 """
 
 from __future__ import annotations
@@ -19,52 +19,52 @@ from enum import StrEnum
 from orbiter.train.errors import CallbackError, StateError, boundary
 
 OnStateChange = Callable[["TrainerState", "TrainerState"], object]
-"""Told the old and the new state; plain, quick, and it must not raise."""
+"""Called with the old and the new state; not async, fast, and it must not raise."""
 
 _INSIDE: ContextVar[tuple[object, ...]] = ContextVar("_INSIDE", default=())
-"""The work, of whatever lifecycle, that the present task is part of."""
+"""The work, of any trainer, that the current task is part of."""
 
 
 class TrainerState(StrEnum):
-    """Where a trainer stands."""
+    """The state of a trainer."""
 
     CREATED = "created"
     """Nothing has been done yet."""
     VALIDATING = "validating"
-    """The four checks run."""
+    """The four checks are running."""
     VALIDATED = "validated"
     """All checks passed."""
     TRAINING = "training"
     """Training is in progress."""
     TRAINED = "trained"
-    """Training has ended, and is not evaluated yet."""
+    """Training has ended; no evaluation has followed yet."""
     EVALUATING = "evaluating"
     """Evaluation is in progress."""
     COMPLETE = "complete"
     """Trained and evaluated."""
     ERROR = "error"
-    """Something raised; `Trainer.error` holds it, and `reset()` is the way out."""
+    """An exception was raised; `Trainer.error` holds it, and `reset()` leaves this state."""
 
 
 _BEFORE_TRAINING = (TrainerState.CREATED, TrainerState.VALIDATED)
 
 
 class Lifecycle:
-    """Keeps one trainer's state: one piece of work at a time, and a true state after each."""
+    """Tracks one trainer's state and allows one piece of work at a time."""
 
     def __init__(self, tell: OnStateChange) -> None:
-        """Begin in CREATED; `tell` hears of every change."""
+        """Begin in CREATED; `tell` is called at every change."""
         self.state = TrainerState.CREATED
         self.error: Exception | None = None
         self._tell = tell
         self._work: object | None = None
 
     def is_inside(self) -> bool:
-        """Say whether the present task is part of the work in progress."""
+        """Return whether the current task is part of the work in progress."""
         return self._work is not None and self._work in _INSIDE.get()
 
     def refuse_unless_idle(self, what: str) -> None:
-        """Raise a `StateError` where `what` cannot begin now."""
+        """Raise a `StateError` if `what` cannot begin now."""
         if self._work is not None:
             raise StateError(
                 f"cannot {what} while {self.state}: a trainer does one thing at a time; "
@@ -72,7 +72,7 @@ class Lifecycle:
             )
         if self.state is TrainerState.ERROR:
             raise StateError(
-                f"cannot {what}: this trainer stopped with {self.error!r}; mend that, call "
+                f"cannot {what}: this trainer stopped with {self.error!r}; fix that, call "
                 "reset(), and start again"
             )
 
@@ -85,12 +85,12 @@ class Lifecycle:
         return self._doing("train", TrainerState.TRAINING, TrainerState.TRAINED)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Be EVALUATING inside the block; after it COMPLETE, or as found before any training."""
+        """Be EVALUATING inside the block, and COMPLETE after it; before training, as it was."""
         done = self.state if self.state in _BEFORE_TRAINING else TrainerState.COMPLETE
         return self._doing("evaluate", TrainerState.EVALUATING, done)
 
     def reset(self) -> None:
-        """Go back to CREATED from any state at rest, ERROR included, and forget the error."""
+        """Return to CREATED from any idle state, including ERROR, and clear the error."""
         if self._work is not None:
             raise StateError(f"cannot reset while {self.state}: await the work, or cancel it")
         self.error = None
@@ -124,7 +124,7 @@ class Lifecycle:
                 self._tell(old, state)
 
     def _end(self, state: TrainerState, reason: BaseException) -> None:
-        """Move without letting a hook that fails hide the reason."""
+        """Change the state; if the hook fails, attach its error to `reason` as a note."""
         try:
             self._move(state)
         except CallbackError as hook:

@@ -1,4 +1,4 @@
-"""What a training or an evaluation measured."""
+"""The metrics of a training or an evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from orbiter.train.evaluation import Interval
 
 @dataclass(frozen=True, slots=True)
 class TrainMetrics:
-    """What a training or an evaluation measured; None where it was not measured.
+    """The metrics of a training or an evaluation; None means not measured.
 
-    `metrics["kl"]` finds a metric by name, in the fields and in `extra`. NaN and infinity are no
-    results and are refused.
+    `metrics["kl"]` finds a metric by name, in the fields and in `extra`. NaN and infinity are
+    refused.
     """
 
     loss: float | None = None
@@ -23,9 +23,9 @@ class TrainMetrics:
     reward: float | None = None
     """Mean reward."""
     reward_interval: Interval | None = field(default=None, kw_only=True)
-    """Where the true mean reward may lie."""
+    """Confidence interval of the mean reward."""
     extra: Mapping[str, float] = field(default_factory=dict[str, float], kw_only=True, hash=False)
-    """Whatever else was measured, by name."""
+    """All other metrics by name."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra", dict(self.extra))
@@ -38,11 +38,11 @@ class TrainMetrics:
                 raise DataError(f"metric {name!r} must be a finite number, got {value!r}")
 
     def measured(self) -> dict[str, float]:
-        """Return what was measured, flat: like `to_dict`, without the fields that are None."""
+        """Return all measured metrics as a flat dict: `to_dict` without the None values."""
         return {name: value for name, value in self.to_dict().items() if value is not None}
 
     def to_dict(self) -> dict[str, float | None]:
-        """Return everything flat: fields, `reward_low` and `reward_high`, and the extra ones."""
+        """Return all metrics as a flat dict, with `reward_low` and `reward_high`."""
         metrics: dict[str, float | None] = {
             "loss": self.loss,
             "accuracy": self.accuracy,

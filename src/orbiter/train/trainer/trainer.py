@@ -1,6 +1,6 @@
-"""A trainer to subclass: four checks, a training and an evaluation under one lifecycle.
+"""The base class of trainers: four checks, a training and an evaluation under one lifecycle.
 
-Left out: the loop itself, checkpoints and devices, which belong to the trainers.
+The training loop, checkpoints and devices belong to the subclasses.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _UNDER_LIFECYCLE = "__orbiter_under_lifecycle__"
 
 
 class Trainer(ABC):
-    """Checks, training and evaluation, whoever calls them, in the states of `TrainerState`.
+    """Runs checks, training and evaluation, and moves through the states of `TrainerState`.
 
-    A subclass writes the abstract methods, async or plain; plain ones run on the event loop's own
-    thread. It needs no `__init__`. Inside its `train` it may call `super().train()` and
-    `self.evaluate()`: they are part of the training, and the state stays TRAINING. A `dataset`
-    given to `train()` becomes `self.dataset` before the checks look at it.
+    A subclass implements the abstract methods, either async or not; methods that are not async run
+    on the event loop's thread. It needs no `__init__`. Its `train` may call `super().train()` and
+    `self.evaluate()`: they count as part of the training, and the state stays TRAINING. A `dataset`
+    passed to `train()` becomes `self.dataset` before the checks run.
     """
 
-    agent: Any = None  # what is trained, on what and for what: a subclass may narrow these types
+    agent: Any = None  # a subclass may narrow the types of these attributes
     dataset: Any = None
     reward_fn: Any = None
     config: TrainConfig = TrainConfig()
     on_state_change: OnStateChange | None = None
-    """Called with the old and the new state at each change; plain, quick, and it must not raise."""
+    """Called with the old and the new state at each change; not async, fast, must not raise."""
 
     train_metrics: TrainMetrics | None = None
-    """What the last training measured."""
+    """Metrics of the last training."""
     evaluate_metrics: TrainMetrics | None = None
-    """What the last evaluation measured."""
+    """Metrics of the last evaluation."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Trainer(ABC):
         *,
         on_state_change: OnStateChange | None = None,
     ) -> None:
-        """Take what to train; an absent `config` is `TrainConfig()`."""
+        """Store the arguments; without `config`, the class's default is used."""
         self.agent, self.dataset, self.reward_fn = agent, dataset, reward_fn
         if config is not None:
             self.config = config
@@ -60,7 +60,7 @@ class Trainer(ABC):
             self.on_state_change = on_state_change
 
     def __init_subclass__(cls, **kwargs: object) -> None:
-        """Put the lifecycle around the `train` and `evaluate` that the subclass ends up with."""
+        """Wrap the subclass's `train` and `evaluate` in the lifecycle."""
         super().__init_subclass__(**kwargs)
         for name, start in (("train", _train), ("evaluate", _evaluate)):
             method = getattr(cls, name)
@@ -70,45 +70,45 @@ class Trainer(ABC):
 
     @property
     def state(self) -> TrainerState:
-        """Where this trainer stands."""
+        """Current state of this trainer."""
         return self._lifecycle.state
 
     @property
     def error(self) -> Exception | None:
-        """What led to ERROR, until `reset()`."""
+        """The exception that led to ERROR; cleared by `reset()`."""
         return self._lifecycle.error
 
     @abstractmethod
     async def check_agent(self) -> bool:
-        """Say whether there is an agent (or a model) that can be trained."""
+        """Return whether there is an agent (or a model) that can be trained."""
 
     @abstractmethod
     async def check_dataset(self) -> bool:
-        """Say whether the data can be trained on."""
+        """Return whether the data can be trained on."""
 
     @abstractmethod
     async def check_reward(self) -> bool:
-        """Say whether what is to be learnt (a reward, a target) is there."""
+        """Return whether the training signal (a reward, a target) is there."""
 
     @abstractmethod
     async def check_config(self) -> bool:
-        """Say whether the settings make sense together, and with the data."""
+        """Return whether the settings are consistent with each other and with the data."""
 
     @abstractmethod
     async def train(self) -> TrainMetrics:
-        """Train, and return what was measured."""
+        """Train, and return the metrics."""
 
     @abstractmethod
     async def evaluate(self) -> TrainMetrics:
         """Measure how good the agent is now."""
 
     async def run(self) -> TrainMetrics:
-        """Validate, train, evaluate; return what the evaluation measured.
+        """Validate, train and evaluate; return the metrics of the evaluation.
 
-        What the training measured is in `train_metrics`.
+        The metrics of the training are in `train_metrics`.
 
         Raises:
-            StateError: the trainer is at work, or stopped with an error.
+            StateError: the trainer is busy, or stopped with an error.
         """
         self._lifecycle.refuse_unless_idle("run")
         await self.validate()
@@ -116,12 +116,12 @@ class Trainer(ABC):
         return await self.evaluate()
 
     async def validate(self) -> None:
-        """Run all four checks; the trainer is then VALIDATED.
+        """Run all four checks; if they pass, the trainer is VALIDATED.
 
         Raises:
-            ConfigError: checks returned False or raised; the message lists every one of them. What
-                they raised stands behind as `__cause__`: the exception, or a group of several.
-            StateError: the trainer is at work, or stopped with an error.
+            ConfigError: checks returned False or raised; the message lists all of them. The
+                exception that was raised, or a group of several, is its `__cause__`.
+            StateError: the trainer is busy, or stopped with an error.
         """
         if self._lifecycle.is_inside():
             await self._run_checks()
@@ -130,7 +130,7 @@ class Trainer(ABC):
             await self._run_checks()
 
     def reset(self) -> None:
-        """Go back to CREATED, from ERROR or from any state at rest, and forget the error."""
+        """Return to CREATED from ERROR or any idle state, and clear the error."""
         self._lifecycle.reset()
 
     async def _run_checks(self) -> None:
@@ -161,7 +161,7 @@ class Trainer(ABC):
 
     @functools.cached_property
     def _lifecycle(self) -> Lifecycle:
-        """Made when first needed, so that a subclass may leave out `super().__init__()`."""
+        """The lifecycle, created at first use so that a subclass may omit `super().__init__()`."""
         return Lifecycle(self._tell)
 
     def _tell(self, old: TrainerState, new: TrainerState) -> None:
@@ -172,7 +172,7 @@ class Trainer(ABC):
 def _under_lifecycle(
     name: str, method: _Method, start: Callable[..., Awaitable[TrainMetrics]]
 ) -> _Method:
-    """Let `start` call the method, unless the trainer's own work is what calls it."""
+    """Wrap a method so that `start` runs it, unless it is called from within the trainer's work."""
 
     @functools.wraps(method)
     def entered(
@@ -181,10 +181,12 @@ def _under_lifecycle(
         if not self._lifecycle.is_inside():
             return start(self, method, inspect.signature(method).bind(self, *args, **kwargs))
         if name == "train" and self.state is not TrainerState.TRAINING:
-            raise StateError(f"cannot train while {self.state}: training is no part of that")
+            raise StateError(
+                f"cannot train while {self.state}: a check or an evaluation must not call train()"
+            )
         return method(self, *args, **kwargs)
 
-    # Itself and not True: a decorator that copies attributes does not pass for a lifecycle.
+    # The mark is the function itself: a decorator that copies attributes must not copy the mark.
     setattr(entered, _UNDER_LIFECYCLE, entered)
     return entered
 
@@ -211,7 +213,7 @@ async def _evaluate(
 
 
 async def _metrics(method: _Method, call: inspect.BoundArguments) -> TrainMetrics:
-    """Call the user's method and see that it returned what it must."""
+    """Call the user's method and check that it returned TrainMetrics."""
     metrics = await call_here(functools.partial(method, *call.args, **call.kwargs))
     if not isinstance(metrics, TrainMetrics):
         raise CallbackError(f"{method.__qualname__} must return TrainMetrics, got {metrics!r}")

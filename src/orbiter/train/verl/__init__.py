@@ -1,4 +1,4 @@
-"""Better weights by reward: PPO and GRPO on this machine. Loads no torch until it trains."""
+"""Training by reward: PPO, GRPO and relatives. Does not import torch until it trains."""
 
 from orbiter.train.verl.config import VeRLAlgorithm, VeRLConfig
 from orbiter.train.verl.reward import OnRewardError, RewardFn, RewardSpec

@@ -1,6 +1,6 @@
-"""Where a run by reward takes place: the interface of a backend, and the one in this process.
+"""The interface of a training backend, and the backend that trains in this process.
 
-The other one is `cluster/backend.py`. Nothing here loads torch before it trains.
+The verl backend is in `cluster/backend.py`. This file does not import torch until it trains.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.reward import RewardSpec
+from orbiter.train.verl.tasks import as_tasks
 
 if TYPE_CHECKING:
     from orbiter.train.engine.plan import TrainPlan
@@ -35,18 +36,18 @@ class Backend(ABC):
 
     @abstractmethod
     async def plan(self) -> TrainPlan | Plan:
-        """Return what a run would take, without starting it."""
+        """Return the plan of a run, without starting it."""
 
     @abstractmethod
     async def train(self) -> TrainMetrics:
         """Train, and return the means of every metric over the last epoch."""
 
     def load(self) -> Policy | None:
-        """Return the trained model if the backend keeps it outside the trainer; may take time."""
+        """Load the trained model if the backend keeps it outside the trainer; else None."""
         return None
 
     async def save(self, path: Path) -> Path | None:
-        """Write the trained model as the backend keeps it; None if the trainer has to write it."""
+        """Write the trained model if the backend keeps it in files; None if the trainer must."""
         del path
         return None
 
@@ -62,9 +63,11 @@ class LocalBackend(Backend):
     async def train(self) -> TrainMetrics:
         trainer, config = self.trainer, self.config
         policy = await trainer.policy()
+        if trainer.running_agent is not None:
+            return await self._train_agent(policy)
         from orbiter.train.engine.session import Session, work
         from orbiter.train.verl.evaluate import judge, summary
-        from orbiter.train.verl.local import Job, fit
+        from orbiter.train.verl.local import Job, Prompts, fit
 
         tasks = held_out = await trainer.encode(trainer.dataset)
         if trainer.eval_dataset is not None:
@@ -80,8 +83,8 @@ class LocalBackend(Backend):
         async with trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress:
             job = Job(
                 config=config,
-                rewards=self.rewards,
-                tasks=tasks,
+                source=Prompts(config=config, rewards=self.rewards, tasks=tasks),
+                objective=ALGORITHMS[config.algorithm].objective(config),
                 session=session,
                 progress=progress,
                 validate=trainer.validation(session, measure, lambda result: result["reward"]),
@@ -89,8 +92,62 @@ class LocalBackend(Backend):
             await fit(job)
         return trainer.results()
 
+    async def _train_agent(self, policy: Policy) -> TrainMetrics:
+        """Train on the episodes of an agent."""
+        from orbiter.train.engine.session import Session, work
+        from orbiter.train.verl.episodes import Setting, evaluate, objective_of, playing
+        from orbiter.train.verl.local import Job, fit
+
+        trainer, config = self.trainer, self.config
+        setting = Setting(policy, config, trainer.running_agent, self.rewards)
+        tasks = as_tasks(trainer.dataset)
+        held_out = tasks if trainer.eval_dataset is None else as_tasks(trainer.eval_dataset)
+        per_epoch = tasks.steps_per_epoch(config.batch_size)
+        session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
+
+        async def measure() -> Mapping[str, float]:
+            return (await evaluate(setting, held_out, samples=0, success=1.0)).measured()
+
+        opening = self._opening_of_agent(policy, len(tasks), config.epochs * per_epoch)
+        async with (
+            trainer.running(session, opening, data=f"{len(tasks)} tasks") as progress,
+            playing(setting, tasks) as source,
+        ):
+            job = Job(
+                config=config,
+                source=source,
+                objective=objective_of(config),
+                session=session,
+                progress=progress,
+                validate=trainer.validation(session, measure, lambda result: result["reward"]),
+            )
+            await fit(job)
+        return trainer.results()
+
+    def _opening_of_agent(self, policy: Policy, tasks: int, total: int) -> list[str]:
+        """Return what a run with an agent says first."""
+        from orbiter.train.engine.memory import memory_estimate
+
+        config = self.config
+        at_once = min(config.batch_size, tasks)
+        context = policy.context_length
+        estimate = memory_estimate(
+            policy,
+            prompts=at_once,
+            n=config.group_size,
+            prompt_tokens=1,
+            new_tokens=min(config.max_episode_tokens or context, context) - 1,
+            micro_batch_tokens=config.micro_batch_tokens,
+        )
+        size = (
+            f"{self.trainer.method} of {config.model} with an agent: {tasks} tasks, {total} steps "
+            f"of {at_once} tasks x {config.group_size} episodes"
+        )
+        longest = f"memory if every episode were as long as it may be: {estimate}"
+        return [size, longest, *ALGORITHMS[config.algorithm].opening()]
+
     def _opening(self, policy: Policy, tasks: Tasks, total: int) -> list[str]:
-        """Return what a run says first: its size, the memory it takes, the algorithm's remarks."""
+        """Return the lines shown at the start of a run: size, memory, notes on the algorithm."""
         from orbiter.train.engine.memory import memory_estimate
 
         config = self.config

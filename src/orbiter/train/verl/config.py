@@ -1,11 +1,11 @@
-"""The settings of a run by reward: those of the algorithms, of the rewards and of the backend."""
+"""The settings of training by reward: algorithm, rewards and backend."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -55,9 +55,18 @@ def _check_overrides(name: str, value: object) -> None:
             raise ConfigError(f"{name}[{key!r}] cannot be written as JSON: {error}") from error
 
 
+def _check_models(name: str, value: object) -> None:
+    texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
+    if value is not None and not (texts and value):
+        raise ConfigError(f"{name} must be a list of model names or None, got {shown(value)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VeRLConfig(AlgorithmConfig):
-    """One run by reward. A step draws `group_size` samples of each of `batch_size` prompts."""
+    """The settings of training by reward.
+
+    A step draws `group_size` samples for each of `batch_size` prompts.
+    """
 
     algorithm: VeRLAlgorithm = setting(
         VeRLAlgorithm.GRPO,
@@ -67,8 +76,8 @@ class VeRLConfig(AlgorithmConfig):
     )
     on_reward_error: OnRewardError = setting(
         "raise",
-        'When a reward fails or is no finite number: "raise" stops the run, "skip" leaves the '
-        "sample out, a number is counted instead.",
+        'When a reward fails or is not a finite number: "raise" stops the run, "skip" leaves '
+        "the sample out, and a number is used as the reward.",
         _check_on_reward_error,
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
@@ -83,6 +92,33 @@ class VeRLConfig(AlgorithmConfig):
         "Steps in a row without any difference in reward after which a run ends: with an error if "
         "there never was one, with a warning if nothing is left to learn.",
         WholeNumber(at_least=1),
+    )
+    max_turns: int = setting(
+        8,
+        "With agent=: answers of the policy in an episode at most; a further model call fails.",
+        WholeNumber(at_least=1),
+    )
+    max_episode_tokens: int | None = setting(
+        None,
+        "With agent=: tokens of an episode at most, prompts and answers, those that a turn shares "
+        "with the turn it continues counted once; none means only the model's context limits a "
+        "turn.",
+        OrNone(WholeNumber(at_least=1)),
+    )
+    episode_timeout_seconds: float = setting(
+        600.0, "With agent=: time limit of an episode, in seconds.", Number(above=0)
+    )
+    max_failed_share: float = setting(
+        0.5,
+        "With agent=: share of a step's episodes that may fail (the agent raised, took too long, "
+        "or called no model); more end the run with an error.",
+        Number(at_least=0, at_most=1),
+    )
+    policy_models: Sequence[str] | None = setting(
+        None,
+        "With agent=: model names whose calls the policy answers, so that calls of other models "
+        "go out; none means that it answers all.",
+        _check_models,
     )
     backend: Literal["local", "verl"] = setting(
         "local",
@@ -142,7 +178,7 @@ class VeRLConfig(AlgorithmConfig):
 
     @property
     def rollout_name(self) -> str:
-        """The engine that samples, by verl's name."""
+        """Name of the sampling engine in verl's configuration."""
         if self.rollout != "auto":
             return self.rollout
         return "transformers" if self.device == "cpu" else "vllm"
@@ -157,7 +193,7 @@ class VeRLConfig(AlgorithmConfig):
 
 
 def _check_batch(config: VeRLConfig) -> None:
-    """Refuse a minibatch that does not divide the samples of a step, and offer some that do."""
+    """Refuse a minibatch size that does not divide a step's samples, and suggest sizes that do."""
     samples = config.samples_per_step
     if config.minibatch_size and samples % config.minibatch_size:
         divisors = [size for size in range(1, samples + 1) if samples % size == 0]
@@ -181,18 +217,20 @@ OURS: Mapping[str, str] = {
         for key in keys.keys
     },
 }
-"""Keys of verl's that the trainer itself reads back, and what sets each of them here."""
+"""Keys of verl that the trainer reads back, and the argument or setting that sets each."""
 
 
 def _check_for_verl(config: VeRLConfig) -> None:
-    """Refuse settings that verl has no counterpart for, and machines that cannot be.
+    """Refuse settings that verl does not support, and impossible machines.
 
-    What only verl itself can say about a plan is asked by `cluster/inside/check.py`.
+    Checks that need verl itself are in `cluster/inside/check.py`.
 
     Raises:
         ConfigError: names the setting, its value and what to do instead.
     """
     _check_place(config)
+    if config.loss_aggregation == "episode":
+        raise ConfigError("loss_aggregation='episode' needs agent=, which backend='verl' lacks")
     for declared in fields(config):
         keys, value = declared.metadata.get("verl"), getattr(config, declared.name)
         if not isinstance(keys, NotInVerl):
@@ -213,7 +251,7 @@ def _check_for_verl(config: VeRLConfig) -> None:
 
 
 def _check_place(config: VeRLConfig) -> None:
-    """Refuse a combination of machines and devices that cannot be."""
+    """Refuse an impossible combination of machines and devices."""
     if config.device not in {"auto", "cuda", "cpu"}:
         raise ConfigError(
             f"device must be 'auto' or 'cuda' (GPUs), or 'cpu' (a rehearsal) for backend='verl', "

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orbiter.train.engine.batch import Batch, collate
@@ -30,19 +31,42 @@ def credit(
 
     Skipped samples are in no batch and in no mean.
     """
-    reward, valid = _grouped(scores.total, config.group_size)
+    reward, valid = grouped(scores.total, config.group_size)
     kept = valid.flatten().nonzero()[:, 0].tolist()
     if not kept:
         return Credited(None, {}, flat=True)
-    batch = collate([rollouts[row] for row in kept], device=policy.device)
+    rows = Rows([rollouts[row] for row in kept], list(range(len(kept))))
+    return credit_rows(policy, config, rows, reward=reward, valid=valid)
+
+
+class Rows(NamedTuple):
+    """What is trained on: token sequences, and the sample that each belongs to."""
+
+    rollouts: Sequence[Rollout]
+    sample: Sequence[int]
+    """Numbered over the samples that got a reward."""
+
+
+def credit_rows(
+    policy: Policy,
+    config: VeRLConfig,
+    rows: Rows,
+    *,
+    reward: Float[Tensor, "P G"],
+    valid: Bool[Tensor, "P G"],
+) -> Credited:
+    """Give every token of the rows its advantage; a sample may have several rows."""
+    batch = collate(rows.rollouts, device=policy.device)
     batch = _with_old_policies(policy, config, batch)
-    return ALGORITHMS[config.algorithm].credit(config, Samples(policy, batch, reward, valid))
+    of_row: Int[Tensor, "B"] = torch.tensor(list(rows.sample), device=policy.device)
+    samples = Samples(policy, batch, reward, valid, of_row)
+    return ALGORITHMS[config.algorithm].credit(config, samples)
 
 
 def _with_old_policies(policy: Policy, config: VeRLConfig, batch: Batch) -> Batch:
     """Add the log probabilities of the sampling policy and of the reference where needed.
 
-    A single update does not need the sampling policy's: they equal the present ones, and the ratio
+    A single update does not need the sampling policy's: they equal the current ones, and the ratio
     is exactly 1.
     """
     several = config.ppo_epochs > 1 or 0 < config.minibatch_size < len(batch.length)
@@ -65,7 +89,7 @@ def _with_old_policies(policy: Policy, config: VeRLConfig, batch: Batch) -> Batc
     return batch
 
 
-def _grouped(
+def grouped(
     total: Sequence[float | None], group_size: int
 ) -> tuple[Float[Tensor, "P G"], Bool[Tensor, "P G"]]:
     """Arrange the rewards by prompt, in float64, with a mask of the samples that have one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from statistics import fmean, pstdev
 from typing import NamedTuple
@@ -77,19 +77,26 @@ async def ask_rewards(
 
 
 def summary(judged: Judged, tasks: int, *, success: float) -> TrainMetrics:
+    """Return an evaluation in numbers, as `summarise` does."""
+    return summarise(judged.scores, length_metrics(judged.rollouts), tasks, success=success)
+
+
+def summarise(
+    scores: Scores, beside: Mapping[str, float], tasks: int, *, success: float
+) -> TrainMetrics:
     """Return an evaluation in numbers; the interval is over tasks, not over their samples.
 
     Raises:
-        DataError: every sample was skipped, since its rewards failed.
+        DataError: no sample has a reward.
     """
-    total = judged.scores.total
+    total = scores.total
     n = len(total) // tasks
     groups = [[t for t in total[at : at + n] if t is not None] for at in range(0, len(total), n)]
     known = [group for group in groups if group]
     if not known:
-        raise DataError("nothing was scored: the rewards failed on every output")
+        raise DataError("nothing was scored: every sample failed, or the rewards failed on it")
     interval = mean_interval([fmean(group) for group in known])
-    measured = reward_metrics(judged.scores) | length_metrics(judged.rollouts)
+    measured = reward_metrics(scores) | dict(beside)
     for k in sorted({1, n} if n > 1 else set()):
         complete = [group for group in known if len(group) == n]
         passed = [pass_at_k(n, sum(t >= success for t in group), k) for group in complete]

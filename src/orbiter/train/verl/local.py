@@ -1,7 +1,8 @@
-"""The training loop in this process: sample, score, assign credit, update, for every prompt.
+"""The training loop in this process: sample, score, assign credit, update, step after step.
 
-Loading, checks and the lifecycle are in `trainer.py`, credit assignment in `credit.py` and
-`algorithms/`, every formula in `rl/`.
+`fit` is the loop; where its samples come from is a `Source`: answers to prompts here, episodes of
+an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit assignment
+in `credit.py` and `algorithms/`, every formula in `rl/`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+from typing_extensions import override
 
 from orbiter.train.engine.batch import Batch, minibatches
+from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.progress import Progress
 from orbiter.train.engine.rollout import Rollout, sample
 from orbiter.train.engine.session import Session, work
@@ -19,7 +23,6 @@ from orbiter.train.engine.tasks import Tasks
 from orbiter.train.errors import TrainingError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
@@ -30,13 +33,54 @@ from orbiter.train.verl.samples import as_records
 log = logging.getLogger(__name__)
 
 
+class Source(Protocol):
+    """Where the samples of a step come from."""
+
+    async def draw(self, session: Session, step: int) -> None:
+        """Put the credited samples of a step into the session, with their metrics."""
+
+    async def refresh(self) -> None:
+        """Take notice of new weights, after the updates of a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts(Source):
+    """Answers to prompts, which rewards score."""
+
+    config: VeRLConfig
+    rewards: Sequence[RewardSpec]
+    tasks: Tasks
+
+    @override
+    async def draw(self, session: Session, step: int) -> None:
+        config, tasks = self.config, self.tasks
+        chosen = tasks.select(tasks.order(step, config.batch_size, seed=config.seed))
+        rollouts = await work(
+            sample,
+            session.policy,
+            chosen.prompts,
+            n=config.group_size,
+            max_new_tokens=config.max_response_length,
+            temperature=config.temperature,
+            seed=sub_seed(config.seed, "sample", step),
+        )
+        scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
+        credited = await work(credit, session.policy, config, rollouts, scores)
+        await work(_note_answers, session, Drawn(chosen.items, rollouts, scores), credited)
+
+    @override
+    async def refresh(self) -> None:
+        """Do nothing: `sample` reads the weights anew."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """Everything that a run by reward needs."""
 
     config: VeRLConfig
-    rewards: Sequence[RewardSpec]
-    tasks: Tasks
+    source: Source
+    objective: PolicyObjective
+    """What an update minimises."""
     session: Session
     progress: Progress
     validate: Callable[[int], Awaitable[Mapping[str, float]]]
@@ -50,28 +94,16 @@ async def fit(job: Job) -> None:
         TrainingError: the run diverged, or never had anything to learn from.
         CallbackError: a reward failed, and `on_reward_error` is "raise".
     """
-    config, session, tasks = job.config, job.session, job.tasks
-    objective = ALGORITHMS[config.algorithm].objective(config)
+    config, session = job.config, job.session
     for step in range(session.position.step, session.steps):
         if session.batch is None:  # a run resumed inside a step has its samples already
-            chosen = tasks.select(tasks.order(step, config.batch_size, seed=config.seed))
-            rollouts = await work(
-                sample,
-                session.policy,
-                chosen.prompts,
-                n=config.group_size,
-                max_new_tokens=config.max_response_length,
-                temperature=config.temperature,
-                seed=sub_seed(config.seed, "sample", step),
-            )
-            scores = await ask_rewards(job.config, job.rewards, chosen.items, rollouts)
-            credited = await work(credit, session.policy, config, rollouts, scores)
-            await work(note, session, Drawn(chosen.items, rollouts, scores), credited)
+            await job.source.draw(session, step)
         updates = updates_left(session, config, step)
         while (minibatch := await work(next, updates, None)) is not None:
             if session.save_due:
                 await work(session.save)
-            await work(session.take, minibatch, objective, temperature=config.temperature)
+            await work(session.take, minibatch, job.objective, temperature=config.temperature)
+        await job.source.refresh()
         row = session.finish_step(await job.validate(step + 1))
         job.progress.step(step + 1, row)
         check_gradient(session, row, config.max_flat_steps)
@@ -92,18 +124,28 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def note(session: Session, drawn: Drawn, credited: Credited) -> None:
-    """Put the credited samples into the session, with their metrics."""
-    position = session.position
-    session.batch = credited.batch
-    position.flat_steps = position.flat_steps + 1 if credited.flat else 0
-    position.has_taught |= not credited.flat
-    position.row = {
+def _note_answers(session: Session, drawn: Drawn, credited: Credited) -> None:
+    metrics = {
         **reward_metrics(drawn.scores),
         **credited.metrics,
         **length_metrics(drawn.rollouts),
     }
-    position.samples = as_records(*drawn, credited.batch)
+    note(session, credited, metrics, as_records(*drawn, credited.batch))
+
+
+def note(
+    session: Session,
+    credited: Credited,
+    metrics: dict[str, float],
+    records: list[dict[str, Any]],
+) -> None:
+    """Put the credited samples into the session, with their metrics and what is kept of them."""
+    position = session.position
+    session.batch = credited.batch
+    position.flat_steps = position.flat_steps + 1 if credited.flat else 0
+    position.has_taught |= not credited.flat
+    position.row = metrics
+    position.samples = records
 
 
 def updates_left(session: Session, config: VeRLConfig, step: int) -> Iterator[Batch]:

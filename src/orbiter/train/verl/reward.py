@@ -1,6 +1,6 @@
-"""What a sample is worth: the user's reward functions, called politely and trusted with nothing.
+"""Call the user's reward functions with a time limit, and check every result.
 
-Left out: advantages (rl/) and what a skipped sample means for its group (local.py).
+Advantages are computed in `rl/`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, SupportsFloat
 
@@ -20,13 +20,18 @@ from orbiter.train.errors import CallbackError, ConfigError, TrainError, boundar
 from orbiter.train.trajectory import TrajectoryItem
 
 RewardFn = Callable[..., SupportsFloat | Awaitable[SupportsFloat]]
-"""`fn(output)`, or `fn(output, item)` where the second parameter is named `item`; sync or async."""
+"""`fn(output)`, or with parameters named as in `NAMED`; sync or async."""
+
+OF_EPISODES = ("task", "result", "episode")
+"""Parameters of a reward that only an agent's episodes have."""
+NAMED = ("item", *OF_EPISODES)
+"""Parameters of a reward that are passed by name to a function that has them."""
 
 OnRewardError = Literal["raise", "skip"] | float
-"""What a fault does: stop the run; leave the sample out; or count as this value."""
+"""How a fault is handled: stop the run, skip the sample, or count it as this value."""
 
 LARGEST = 1e18
-"""Rewards beyond this cannot be squared in float32, so their group's spread would be infinite."""
+"""Larger rewards cannot be squared in float32, so their group's spread would be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,9 @@ class RewardSpec:
     weight: float = 1.0
     fn: RewardFn = None  # type: ignore[assignment] # refused below; weight may thus be left out
     """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and with it the
-    truth to compare with. May be async. A plain one runs in a worker thread, several at once."""
+    truth to compare with. With an agent, `task` gets the task, `result` what the agent returned and
+    `episode` the whole Episode; `output` may then be left out, and is the result as text.
+    May be async. A plain one runs in a worker thread, several at once."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -53,21 +60,32 @@ class RewardSpec:
             )
         _check_signature(self.name, self.fn)
 
+    def bound(self, output: str, known: Mapping[str, object]) -> Callable[[], object]:
+        """Return a call of `fn` with the output and whatever of `known` it asks for by name."""
+        named = {name: known[name] for name in NAMED if name in known and self.asks_for(name)}
+        if _binds(self.fn, "output", **named):
+            return functools.partial(self.fn, output, **named)
+        return functools.partial(self.fn, **named)
+
+    def asks_for(self, name: str) -> bool:
+        """Say whether `fn` has a parameter of this name."""
+        return name in _parameters(self.fn)
+
     @property
-    def wants_item(self) -> bool:
-        """Whether `fn` has a parameter named `item`."""
-        return "item" in _parameters(self.fn)
+    def needs_episodes(self) -> bool:
+        """Whether `fn` can only be called with an agent's episodes."""
+        return not _binds(self.fn, "output", **({"item": None} if self.asks_for("item") else {}))
 
 
 class Scores(NamedTuple):
-    """What a list of outputs is worth; None where a sample is skipped."""
+    """The rewards of a list of outputs; None for a skipped sample."""
 
     total: list[float | None]
     """Sum over the rewards of weight · fn(output)."""
     by_name: dict[str, list[float | None]]
-    """Each reward's own answers, unweighted."""
+    """Each reward's results, unweighted."""
     faults: int
-    """Answers that were no finite number, or that never came."""
+    """Number of reward calls that failed or did not return a finite number."""
 
 
 async def score(
@@ -79,10 +97,12 @@ async def score(
     timeout_seconds: float | None = 60.0,
     concurrency: int = 16,
     first_index: int = 0,
+    known: Sequence[Mapping[str, object]] | None = None,
 ) -> Scores:
-    """Ask every reward about every output, `concurrency` at once; `items[i]` belongs to output i.
+    """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
-    Errors count the items from `first_index` on.
+    Error messages number the items starting from `first_index`. `known[i]` holds what rewards may
+    ask for by name besides `item`.
 
     Raises:
         CallbackError: with `on_error="raise"`, at the first fault: a function that raised, took
@@ -93,7 +113,8 @@ async def score(
         index, spec = pair
         try:
             where = first_index + index
-            return await _ask(spec, where, outputs[index], items[index], timeout_seconds)
+            given = {"item": items[index]} | (dict(known[index]) if known else {})
+            return await _ask(spec, where, outputs[index], given, timeout_seconds)
         except TrainError:
             if on_error == "raise":
                 raise
@@ -111,7 +132,7 @@ async def score(
 
 
 def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> float | None:
-    """Sum weight · answer; None as soon as one reward skipped the sample."""
+    """Sum weight · answer; None if any reward skipped the sample."""
     known = [answer for answer in answers if answer is not None]
     if len(known) < len(answers):
         return None
@@ -119,13 +140,17 @@ def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> fl
 
 
 async def _ask(
-    spec: RewardSpec, index: int, output: str, item: TrajectoryItem, timeout_seconds: float | None
+    spec: RewardSpec,
+    index: int,
+    output: str,
+    given: Mapping[str, object],
+    timeout_seconds: float | None,
 ) -> float:
+    state = getattr(given["item"], "state", "")
     where = (
-        f"reward {spec.name!r} on item {index} "
-        f"(state {_excerpt(item.state)}, output {_excerpt(output)})"
+        f"reward {spec.name!r} on item {index} (state {_excerpt(state)}, output {_excerpt(output)})"
     )
-    fn = functools.partial(spec.fn, output, **({"item": item} if spec.wants_item else {}))
+    fn = spec.bound(output, given)
     try:
         async with asyncio.timeout(timeout_seconds):
             with boundary(where):
@@ -141,7 +166,7 @@ async def _ask(
     if value is None or not abs(value * spec.weight) <= LARGEST:
         hint = ""
         if inspect.iscoroutine(answer):
-            answer.close()  # it would warn that nobody awaited it
+            answer.close()  # avoids a warning that it was never awaited
             hint = " (a coroutine that was never awaited)"
         raise CallbackError(
             f"{where} returned {_excerpt(answer)}{hint}, and a reward must be one finite number; "
@@ -152,7 +177,7 @@ async def _ask(
 
 
 def _as_float(answer: object) -> float | None:
-    """Return a number of Python, NumPy or torch as a float; None for anything else."""
+    """Return a Python, NumPy or torch number as a float; None for anything else."""
     scalar = isinstance(answer, numbers.Real) or (
         getattr(answer, "shape", None) == () and isinstance(answer, SupportsFloat)
     )
@@ -171,21 +196,30 @@ def _excerpt(value: object, length: int = 60) -> str:
 def _parameters(fn: RewardFn) -> frozenset[str]:
     try:
         return frozenset(inspect.signature(fn).parameters)
-    except ValueError:  # a few built-ins do not tell theirs
+    except ValueError:  # a few built-ins have no signature
         return frozenset()
 
 
+def _binds(fn: RewardFn, *args: object, **named: object) -> bool:
+    """Say whether a function can be called with these arguments."""
+    try:
+        inspect.signature(fn).bind(*args, **named)
+    except ValueError:  # a few built-ins do not tell theirs
+        return True
+    except TypeError:
+        return False
+    return True
+
+
 def _check_signature(name: str, fn: RewardFn) -> None:
-    """Refuse a function that cannot be called as `fn(output)` before a model is loaded for it."""
-    try:
-        signature = inspect.signature(fn)
-    except ValueError:
-        return
-    keywords = {"item": None} if "item" in signature.parameters else {}
-    try:
-        signature.bind("output", **keywords)
-    except TypeError as error:
+    """Refuse a function that cannot be called in any way before a model is loaded for it."""
+    asked = _parameters(fn)
+    item = {"item": None} if "item" in asked else {}
+    more = {parameter: None for parameter in OF_EPISODES if parameter in asked}
+    ways = [_binds(fn, "output", **item), _binds(fn, "output", **item, **more)]
+    if not any(ways) and not (more and _binds(fn, **item, **more)):
         raise ConfigError(
-            f"reward {name!r} must be callable as fn(output) or fn(output, item), "
-            f"but its signature is {signature} ({error})"
-        ) from None
+            f"reward {name!r} must be callable as fn(output) or fn(output, item), or for an agent "
+            f"with parameters named {', '.join(OF_EPISODES)}, but its signature is "
+            f"{inspect.signature(fn)}"
+        )

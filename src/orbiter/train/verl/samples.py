@@ -1,23 +1,28 @@
-"""What of a step's samples is kept in the run's folder: whole groups, as a reader wants them.
+"""Select the samples of a step that are kept in the run's folder: whole groups, as JSON records.
 
     {"step": 3, "task": "q7", "prompt": ..., "outputs": [{"text": ..., "reward": 1.0,
      "rewards": {"call": 1.0}, "advantage": 0.7, "tokens": 21, "cut_off": false}, ...]}
 
-A skipped sample has the reward and the advantage null. Left out: token ids and logprobs.
+A skipped sample has the reward and the advantage null. An episode also has its `stop_reason`, its
+`error`, and under `turns` what each turn asked and answered. Left out: token ids and logprobs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from orbiter.train.agents.episode import Episode
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.reward import Scores
 
+if TYPE_CHECKING:
+    from orbiter.train.serve.session import Turn
+
 GROUPS_KEPT = 32
-"""Groups of each step that are kept; of more, so many spread evenly over the step."""
+"""Largest number of groups kept per step; they are spread evenly over the step."""
 
 
 def as_records(
@@ -62,10 +67,55 @@ def _group(
 
 
 def _advantages(scores: Scores, batch: Batch | None) -> list[float | None]:
-    """Return each sample's advantage: the mean over its tokens, which in GRPO are all alike."""
+    """Return each sample's advantage: the mean over its tokens, which in GRPO are all equal."""
     if batch is None or batch.advantage is None:
         return [None] * len(scores.total)
     mask = batch.mask
     mean = ((batch.advantage * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
     known = iter(mean)
     return [None if total is None else round(next(known), 6) for total in scores.total]
+
+
+def episode_records(
+    items: Sequence[TrajectoryItem],
+    episodes: Sequence[Episode],
+    scores: Scores,
+    advantages: Sequence[float | None],
+) -> list[dict[str, Any]]:
+    """Return a record for each kept group of episodes; every output also has its "turns"."""
+    size = len(episodes) // len(items)
+    kept = min(len(items), GROUPS_KEPT)
+    records: list[dict[str, Any]] = []
+    for place in (i * len(items) // kept for i in range(kept)):
+        item = items[place]
+        group: dict[str, Any] = {} if item.task_id is None else {"task": item.task_id}
+        group["prompt"] = item.state
+        group["outputs"] = [
+            {
+                "text": episodes[row].output,
+                "reward": scores.total[row],
+                "rewards": {name: answers[row] for name, answers in scores.by_name.items()},
+                "advantage": advantages[row],
+                "tokens": episodes[row].sampled_tokens,
+                "cut_off": episodes[row].stop_reason in ("max_turns", "max_tokens", "context"),
+                "stop_reason": episodes[row].stop_reason,
+                "error": episodes[row].error,
+                "turns": [_turn(episodes[row], turn) for turn in episodes[row].turns],
+            }
+            for row in range(place * size, (place + 1) * size)
+        ]
+        records.append(group)
+    return records
+
+
+def _turn(episode: Episode, turn: Turn) -> dict[str, Any]:
+    """Return what was new in a turn's prompt, and the policy's answer."""
+    known = 0
+    if turn.continues is not None:
+        known = len(episode.turns[turn.continues].messages) + 1  # with the answer to them
+    return {
+        "asked": turn.messages[known:],
+        "answer": turn.reply,
+        "tokens": len(turn.token_ids),
+        "finish_reason": turn.finish_reason,
+    }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.trainer import ModelTrainer
@@ -22,7 +23,8 @@ from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend, LocalBackend
 from orbiter.train.verl.cluster.backend import ClusterBackend
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import RewardSpec
+from orbiter.train.verl.reward import OF_EPISODES, RewardSpec
+from orbiter.train.verl.tasks import as_tasks
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
@@ -34,7 +36,7 @@ class VeRLTrainer(ModelTrainer):
     """Trains a language model by reward, with PPO, GRPO or a relative.
 
     `dataset` is a TrajectoryDataset, a list of TrajectoryItem or a list of prompts. The model
-    answers each item's `state` (its `messages`, where it has any); the rewards judge the answer.
+    answers each item's `state` (or its `messages`, if it has any); the rewards score the answer.
     """
 
     config: VeRLConfig
@@ -49,15 +51,16 @@ class VeRLTrainer(ModelTrainer):
         agent: object = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
-        """Nothing is loaded before it is needed.
+        """Store the arguments; the model is loaded when it is first needed.
 
         Args:
-            config: The settings; absent means `VeRLConfig()`.
+            config: The settings; None means `VeRLConfig()`.
             rewards: The score of an output is the sum of weight · fn(output).
             dataset: The tasks; may also be passed to `train()`.
             eval_dataset: Held-out tasks, for `eval_every` and `evaluate()`.
-            agent: An object whose `instructions` become the system prompt; one that runs is
-                refused, since no episodes are played.
+            agent: A function of a task, sync or async, or an object with `run`: the policy is its
+                model, and its whole episodes are what is trained on. Or an object that does not
+                run and whose `instructions` become the system prompt.
             on_state_change: Called with the old and the new state of the lifecycle.
         """
         super().__init__(
@@ -72,8 +75,8 @@ class VeRLTrainer(ModelTrainer):
         self._backend = BACKENDS[self.config.backend](self, self.config, self.rewards)
 
     async def check_reward(self) -> bool:
-        """Make sure that there are rewards with different names, and that one of them counts."""
-        if not self.rewards:
+        """Check that there are rewards with distinct names, and that one has a nonzero weight."""
+        if not self.rewards and self.running_agent is None:  # an agent may give step rewards
             raise ConfigError("rewards is empty: give at least one RewardSpec(name=..., fn=...)")
         for reward in self.rewards:
             if not isinstance(reward, RewardSpec):
@@ -83,9 +86,75 @@ class VeRLTrainer(ModelTrainer):
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards have the same name: {names}")
-        if not any(reward.weight for reward in self.rewards):
+        if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
+        for reward in self.rewards:
+            if reward.needs_episodes and self.running_agent is None:
+                raise ConfigError(
+                    f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
+                    "episodes have; pass agent=, a function or an object with run"
+                )
         return True
+
+    @property
+    @override
+    def running_agent(self) -> object:
+        """The agent whose episodes are trained on; None where `agent` is absent or does not run."""
+        return self.agent if runs(self.agent) else None
+
+    @property
+    @override
+    def system_prompt(self) -> str | None:
+        """The system prompt of single answers; an agent that runs writes its own."""
+        if self.running_agent is None:
+            return super().system_prompt
+        return self.config.system_prompt
+
+    @override
+    async def check_agent(self) -> bool:
+        """Make sure that an agent can be run, or that its instructions are a text."""
+        if self.running_agent is None:
+            return await super().check_agent()
+        entry_of(self.agent)
+        if self.config.backend != "local":
+            raise ConfigError(
+                f"backend={self.config.backend!r} cannot run agents; use backend='local' with "
+                "agent="
+            )
+        return True
+
+    @override
+    async def check_dataset(self) -> bool:
+        """Make sure that there is data; the tasks of an agent may be anything it takes."""
+        if self.running_agent is None or self.dataset is None:
+            return await super().check_dataset()
+        as_tasks(self.dataset)
+        if self.eval_dataset is not None:
+            as_tasks(self.eval_dataset)
+        return True
+
+    @override
+    async def check_config(self) -> bool:
+        """Make sure that the settings go with an agent, or without one."""
+        config = self.config
+        if self.running_agent is None:
+            if config.loss_aggregation == "episode":
+                raise ConfigError("loss_aggregation='episode' needs agent=; use 'sequence'")
+            return await super().check_config()
+        if ALGORITHMS[config.algorithm].value_head:
+            raise ConfigError(
+                f"algorithm={str(config.algorithm)!r} cannot train an agent yet: its values and "
+                "discounts are those of one answer, not of an episode; use 'grpo', 'rloo', "
+                "'cispo' or 'sapo'"
+            )
+        if config.loss_aggregation == "sequence":
+            raise ConfigError(
+                "loss_aggregation='sequence' would count an episode once for each of its streams; "
+                "use 'episode', 'token' or 'constant'"
+            )
+        if config.system_prompt is not None:
+            raise ConfigError("system_prompt has no effect with agent=, which writes its prompts")
+        return await super().check_config()
 
     async def train(self, dataset: object = None) -> TrainMetrics:  # noqa: ARG002 - the lifecycle takes it
         """Train, and return the means of every metric over the last epoch.
@@ -94,22 +163,28 @@ class VeRLTrainer(ModelTrainer):
             TrainingError: the run diverged, or there was nothing to learn from.
             CallbackError: a reward failed, and `on_reward_error` is "raise".
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
-            MissingExtraError: the backend is "verl", and its interpreter lacks it.
+            MissingExtraError: the backend is "verl", and its interpreter does not have verl.
         """
         return await self._backend.train()
 
     @override
     async def plan(self, dataset: object = None) -> Any:
-        """Return what a run would take; start nothing.
+        """Return the plan of a run, without starting it.
 
-        With `backend="local"` a `TrainPlan`: steps, tokens, memory and time. With `backend="verl"`
-        a cluster `Plan`: verl's settings, files and machines, which verl itself has checked.
+        With `backend="local"` it is a `TrainPlan`: steps, tokens, memory and time. With
+        `backend="verl"` it is a cluster `Plan`: verl's settings, files and machines, checked by
+        verl itself.
 
         Raises:
             ConfigError: the run cannot work; the message lists every reason.
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
-            MissingExtraError: verl's interpreter lacks it; says what to install.
+            MissingExtraError: verl's interpreter does not have verl; says what to install.
         """
+        if self.running_agent is not None:
+            raise ConfigError(
+                "plan() cannot estimate a run with agent=: how many turns and tokens an episode "
+                "takes shows only when it is played; try evaluate() on a few tasks"
+            )
         if dataset is not None:
             self.dataset = dataset
         await self.validate()
@@ -120,11 +195,13 @@ class VeRLTrainer(ModelTrainer):
     ) -> TrainMetrics:
         """Answer held-out tasks and return their reward, with a 95 % interval over the tasks.
 
+        With an agent that runs, play its episodes on them.
+
         Args:
-            dataset: The tasks; absent means `eval_dataset`, else the data trained on.
-            samples: 0 answers greedily, once; k draws k answers at the config's temperature and
-                measures pass@1 and pass@k.
-            success: The total reward from which an answer counts as passed.
+            dataset: The tasks; None means `eval_dataset`, or else the training data.
+            samples: With 0, each task is answered once, greedily. With k, it is answered k times at
+                the config's temperature, and pass@1 and pass@k are measured.
+            success: The smallest total reward that counts as a pass.
         """
         WholeNumber(at_least=0)("samples", samples)
         chosen = next(
@@ -133,11 +210,23 @@ class VeRLTrainer(ModelTrainer):
         if chosen is None:
             raise DataError("there is nothing to evaluate on; give evaluate() a data set")
         await self.check_reward()
+        if self.running_agent is not None:
+            return await self._evaluate_agent(chosen, samples=samples, success=success)
         policy, tasks = await self.policy(), await self.encode(chosen)
         from orbiter.train.verl.evaluate import judge, summary
 
         judged = await judge(policy, self.config, self.rewards, tasks, samples=samples)
         return summary(judged, len(tasks), success=success)
+
+    async def _evaluate_agent(
+        self, dataset: object, *, samples: int, success: float
+    ) -> TrainMetrics:
+        await self.check_agent()
+        tasks, policy = as_tasks(dataset), await self.policy()
+        from orbiter.train.verl.episodes import Setting, evaluate
+
+        setting = Setting(policy, self.config, self.running_agent, self.rewards)
+        return await evaluate(setting, tasks, samples=samples, success=success)
 
     @override
     async def save(self, path: str | os.PathLike[str], *, merge: bool = False) -> Path:
@@ -153,14 +242,14 @@ class VeRLTrainer(ModelTrainer):
 
     @override
     def _loaded(self) -> Policy:
-        """Load the model: what the backend has trained, else the config's."""
+        """Load the model that the backend has trained, or else the config's model."""
         if self._policy is None:
             self._policy = self._backend.load()
         return super()._loaded()
 
     @override
     def _policy_parts(self) -> dict[str, Any]:
-        """Return which parts the algorithm and the KL need."""
+        """Return whether the policy needs a value head and a reference."""
         value_head = ALGORITHMS[self.config.algorithm].value_head
         return {"value_head": value_head, "reference": self.config.kl_coef > 0}
 

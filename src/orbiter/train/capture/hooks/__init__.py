@@ -1,4 +1,5 @@
-"""What a framework knows and the wire does not: who asked, in which branch, and how tools fared.
+"""Hooks into agent frameworks: who made a call, in which branch, and the outcome of its tools.
 
-One module a framework, each with one line for the user; importing it imports no framework.
+This is what a framework knows and HTTP traffic does not show. There is one module per framework,
+each used with one line; importing it does not import the framework.
 """

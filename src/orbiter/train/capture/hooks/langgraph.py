@@ -1,4 +1,4 @@
-"""langgraph and langchain: nodes, branches and the executions of tools, from its callbacks.
+"""Hook for langgraph and langchain: nodes, branches and tool executions, from callbacks.
 
 from orbiter.train.capture.hooks import langgraph
 langgraph.install()
@@ -16,7 +16,7 @@ from orbiter.train.capture.joining import ToolRun
 from orbiter.train.errors import require
 
 Foreign = Any
-"""What belongs to the framework."""
+"""An object of the framework."""
 
 _BRANCH = ("langgraph_node", "langgraph_step", "langgraph_checkpoint_ns")
 
@@ -30,7 +30,7 @@ class _Tool(NamedTuple):
 
 @functools.cache
 def install() -> None:
-    """Listen to every graph and chain from now on; once a process."""
+    """Listen to every graph and chain from now on; repeated calls do nothing."""
     callbacks = require("langchain_core.callbacks", extra="capture")
     context = require("langchain_core.tracers.context", extra="capture")
     handler = _handler(callbacks.BaseCallbackHandler)
@@ -40,7 +40,7 @@ def install() -> None:
 
 def _handler(base: Foreign) -> object:
     class Handler(base):  # type: ignore[misc]
-        """Remembers what began until it ends."""
+        """Remembers what has started until it ends."""
 
         run_inline = True
 

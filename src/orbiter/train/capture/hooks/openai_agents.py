@@ -1,10 +1,10 @@
-"""openai-agents: agents' names and the executions of tools, from its own tracing.
+"""Hook for openai-agents: agent names and tool executions, from the framework's tracing.
 
     from orbiter.train.capture.hooks import openai_agents
     openai_agents.install()
 
-Its spans of tools carry no call id: the execution is joined to the call with the same name and
-arguments. Tracing that is switched off (`set_tracing_disabled`) tells nothing here either.
+Its tool spans carry no call id: an execution is matched to the call with the same name and
+arguments. If tracing is switched off (`set_tracing_disabled`), this hook sees nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Span = Any
 
 @functools.cache
 def install() -> None:
-    """Listen to every run of every agent from now on; once a process."""
+    """Listen to every run of every agent from now on; repeated calls do nothing."""
     agents = require("agents", extra="capture")
     agents.add_trace_processor(_processor(agents.TracingProcessor))
 

@@ -1,4 +1,4 @@
-"""pydantic-ai: the agent's name and the executions of tools, from a capability.
+"""Hook for pydantic-ai: the agent's name and tool executions, from a capability.
 
 from orbiter.train.capture.hooks import pydantic_ai
 agent = Agent(..., capabilities=[pydantic_ai.capability()])
@@ -14,7 +14,7 @@ from orbiter.train.capture.joining import ToolRun
 from orbiter.train.errors import require
 
 Foreign = Any
-"""What belongs to the framework."""
+"""An object of the framework."""
 
 
 def capability() -> Foreign:
@@ -22,7 +22,7 @@ def capability() -> Foreign:
     base = require("pydantic_ai.capabilities", extra="capture").AbstractCapability
 
     class Capture(base):  # type: ignore[misc, valid-type]
-        """Says who asks the model, and how tools fared."""
+        """Reports which agent calls the model, and the outcome of its tools."""
 
         async def wrap_model_request(
             self, ctx: Foreign, *, request_context: Foreign, handler: Foreign
@@ -50,7 +50,7 @@ def capability() -> Foreign:
 
 
 class _Clock:
-    """One execution of a tool, from here on."""
+    """Times one execution of a tool."""
 
     def __init__(self, call: Foreign) -> None:
         self._call, self._started, self._clock = call, time.time(), time.perf_counter()

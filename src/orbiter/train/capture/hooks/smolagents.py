@@ -1,9 +1,9 @@
-"""smolagents: the agent's name, and what became of each step's calls, from a step callback.
+"""Hook for smolagents: the agent's name and the outcome of each step's calls, from a callback.
 
     from orbiter.train.capture.hooks import smolagents
     agent = ToolCallingAgent(..., step_callbacks=[smolagents.on_step])
 
-A step of smolagents has one time and one observation for all its calls; so have the executions.
+A smolagents step has one duration and one observation for all its calls; its executions share them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from orbiter.train.capture.context import CURRENT
 from orbiter.train.capture.joining import ToolRun
 
 Foreign = Any
-"""What belongs to the framework."""
+"""An object of the framework."""
 
 
 def on_step(step: Foreign, agent: Foreign) -> None:
-    """Tell the episode about a step that is over; outside of `record` it does nothing."""
+    """Report a finished step to the episode; outside of `record` it does nothing."""
     episode = CURRENT.get()
     if episode is None:
         return
@@ -29,7 +29,7 @@ def on_step(step: Foreign, agent: Foreign) -> None:
     episode.called_by(response_id, agent.name or type(agent).__name__, branch)
     for call in step.tool_calls or ():
         episode.tool_ran(_run(step, call.id, call.name))
-    if not step.tool_calls and said is not None:  # a step that failed knows its calls no more
+    if not step.tool_calls and said is not None:  # a failed step no longer lists its calls
         for call in said.tool_calls or ():
             episode.tool_ran(_run(step, call.id, call.function.name))
 

@@ -1,4 +1,4 @@
-"""The three APIs that are understood, recognised by host, path and the shape of the body."""
+"""The three supported APIs, recognised by host, path and the shape of the body."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from orbiter.train.chat.message import Json, Message
 from orbiter.train.chat.reply import Fields, Reply
 
 Part = msgspec.Raw | bytes
-"""A piece of a conversation, as the bytes that it came in."""
+"""One piece of a conversation as raw bytes."""
 
 
 class Accepts(Protocol):
-    """Returns whether a request's body has the shape that its API asks for."""
+    """Returns whether a request's body has the shape that its API requires."""
 
     def __call__(self, fields: Fields, *, certain: bool) -> bool:
-        """Look at the top level; `certain` if host and path leave no doubt which API it is."""
+        """Check the top level; `certain` if host and path alone identify the API."""
 
 
 class Wire(NamedTuple):
-    """How one API writes a conversation and its answer."""
+    """How one API encodes a conversation and its answer."""
 
     name: str
     turns: str
-    """The field of a request to whose list a conversation adds its turns."""
+    """The request field whose list grows with each turn."""
     accepts: Accepts
     parts: Callable[[Fields], list[Part]]
-    """The conversation in a request."""
+    """Extracts the conversation from a request."""
     chat: Callable[[list[Json]], list[Message]]
-    """Those pieces as messages in OpenAI's form."""
+    """Converts those pieces to messages in OpenAI's form."""
     tools: Callable[[Json], list[Message]]
     reply: Callable[[Json], Reply]
     assemble: Callable[[Iterable[Json]], Reply]
-    """The reply that a stream's events make up."""
+    """Builds the reply from a stream's events."""
     terminal: tuple[bytes, ...]
-    """What the last event of a stream holds."""
+    """Byte patterns, one of which is in the last event of a stream."""
 
 
 CHAT = Wire(
@@ -59,11 +59,11 @@ MESSAGES = Wire(
 NO_PARAMETERS = frozenset(
     ("messages", "input", "instructions", "system", "tools", "previous_response_id", "conversation")
 )
-"""The fields of a request that the item holds elsewhere than among its parameters."""
+"""Request fields that the item stores elsewhere than among its parameters."""
 
 _BY_END = {"responses": RESPONSES, "messages": MESSAGES}
 _MODEL_HOSTS = ("api.openai.com", "api.anthropic.com", ".openai.azure.com", "openrouter.ai")
-"""Hosts, or ends of hosts, that serve nothing but models."""
+"""Hosts, or host suffixes, that serve only models."""
 
 
 class Recognised(NamedTuple):
@@ -71,15 +71,15 @@ class Recognised(NamedTuple):
 
     wire: Wire
     certain: bool
-    """Whether host and path leave no doubt which API it is; else the body must show it."""
+    """Whether host and path alone identify the API; if not, the body must."""
     retrieves: str | None = None
-    """The response that the request fetches, rather than asking for a new one."""
+    """The response id, if the request fetches an existing response instead of a new one."""
 
 
 def recognise(method: str, host: str, path: str) -> Recognised | None:
-    """Return the API that a request speaks, by its address; None if it goes to no model.
+    """Return the API of a request by its address; None if it does not go to a model.
 
-    Whether it really is a request to a model also depends on its body: see `Wire.accepts`.
+    Whether it really is a model request also depends on its body: see `Wire.accepts`.
     """
     before, _, last = path.rstrip("/").rpartition("/")
     known = host in _MODEL_HOSTS or host.endswith(tuple(h for h in _MODEL_HOSTS if h[0] == "."))

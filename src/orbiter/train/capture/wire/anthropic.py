@@ -1,4 +1,4 @@
-"""Anthropic's messages, in the form of OpenAI's chat."""
+"""Convert Anthropic's messages to the form of OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orbiter.train.chat.reply import Fields, Reply, Unreadable, counts, decode
 from orbiter.train.chat.tool_calls import function_call
 
 TERMINAL = (b'"type":"message_stop"', b'"type": "message_stop"')
-"""What the last event of a stream holds."""
+"""Byte patterns, one of which is in the last event of a stream."""
 
 _USAGE = {
     "input_tokens": ("input_tokens",),
@@ -26,11 +26,11 @@ _THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 
 
 def accepts(fields: Fields, *, certain: bool) -> bool:
-    """Return whether a request has the shape of one for a message.
+    """Return whether a request has the shape of a message request.
 
     Args:
         fields: The request's top level.
-        certain: Whether the host and the path alone say that it is Anthropic's API.
+        certain: Whether the host and the path alone identify Anthropic's API.
     """
     return are_messages(fields.get("messages")) and (
         certain or "max_tokens" in fields or "model" in fields
@@ -38,31 +38,31 @@ def accepts(fields: Fields, *, certain: bool) -> bool:
 
 
 def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
-    """Return the conversation of a request, message by message, the system's first."""
+    """Return the conversation of a request, message by message, the system message first."""
     system = fields.get("system")
     head = [] if system is None else [b'{"role":"system","content":%b}' % bytes(system)]
     return [*head, *(_LIST.decode(fields["messages"]) if "messages" in fields else [])]
 
 
 def chat(messages: list[Json]) -> list[Message]:
-    """Return messages in OpenAI's form; results of tools become messages of their own."""
+    """Return messages in OpenAI's form; tool results become separate messages."""
     return [turned for message in messages for turned in message_in_openai_form(message)]
 
 
 def tools(given: Json) -> list[Message]:
-    """Return tools as OpenAI writes them; one that Anthropic defines itself keeps its form."""
+    """Return tools in OpenAI's form; one that Anthropic defines itself keeps its form."""
     return [_tool(tool) for tool in given] if isinstance(given, list) else []
 
 
 def reply(body: Json) -> Reply:
-    """Read a complete response.
+    """Parse a complete response.
 
     Raises:
-        Unreadable: it is no message.
+        Unreadable: it is not a message.
     """
     blocks = body.get("content") if isinstance(body, dict) else None
     if not isinstance(blocks, list) or not all(map(_is_block, blocks)):
-        raise Unreadable(f"no message: {str(body)[:120]}")
+        raise Unreadable(f"not a message: {str(body)[:120]}")
     return Reply(
         text="".join([text_of(block) for block in _of(blocks, "text")]),
         tool_calls=_calls(blocks),
@@ -76,7 +76,7 @@ def reply(body: Json) -> Reply:
 
 
 def assemble(events: Iterable[Json]) -> Reply:
-    """Join a stream's events; whatever is missing at its end is noted as its error."""
+    """Join a stream's events; if the end is missing, the reply's error says so."""
     body: dict[str, Any] = {"content": []}
     blocks: list[_Block] = []
     error: str | None = None
@@ -93,7 +93,7 @@ def assemble(events: Iterable[Json]) -> Reply:
             body |= {**_present(event.get("delta")), "usage": usage}
         elif kind == "error":
             error = str(event.get("error"))
-    # Servers that put the whole content into `message_start` stream no blocks.
+    # Some servers put the whole content into `message_start` and stream no blocks.
     content = [block.closed() for block in blocks] or body["content"]
     answer = reply(body | {"content": content})
     answer.error = error
@@ -101,7 +101,7 @@ def assemble(events: Iterable[Json]) -> Reply:
 
 
 def message_in_openai_form(message: Json) -> list[Message]:
-    """Return one message in OpenAI's form, the tools' results in it first."""
+    """Return one message in OpenAI's form, its tool results first."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(content, list):
         return [message if message.keys() <= {"role", "content"} else dict(message)]
@@ -109,7 +109,7 @@ def message_in_openai_form(message: Json) -> list[Message]:
         {"type": "text", "text": block} if isinstance(block, str) else block for block in content
     ]
     results: list[Message] = [_result(block) for block in _of(blocks, "tool_result")]
-    # Thoughts belong to the reply they came with. All else stays, also blocks of unknown kinds.
+    # Reasoning belongs to the reply it came with. All else stays, unknown kinds included.
     said = [b for b in blocks if b.get("type") not in {"tool_result", "tool_use", *_THOUGHTS}]
     calls = _calls(blocks)
     if not said and not calls:
@@ -122,7 +122,7 @@ def message_in_openai_form(message: Json) -> list[Message]:
 
 
 def _result(block: Json) -> Message:
-    """Return a tool's result; one with images keeps its blocks."""
+    """Return a tool result; one with images keeps its blocks."""
     content = block.get("content")
     plain = not isinstance(content, list) or all(
         isinstance(part, str) or part.get("type") == "text" for part in content
@@ -150,7 +150,7 @@ def _calls(blocks: list[Json]) -> list[Message]:
 
 
 def _server_calls(blocks: list[Json]) -> list[Json]:
-    """Return the calls that the server carried out itself, each with its result's block."""
+    """Return the calls that the server executed itself, each with its result block."""
     calls: dict[str, dict[str, Any]] = {}
     for block in blocks:
         kind, call_id = str(block.get("type")), str(block.get("tool_use_id") or block.get("id"))
@@ -179,12 +179,12 @@ def _is_block(block: Json) -> bool:
 
 
 def _present(values: Json) -> dict[str, Any]:
-    """Return an object without what is null: a later event must not erase an earlier one."""
+    """Drop null fields, so that a later event does not erase an earlier value."""
     return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else {}
 
 
 def _usage(given: Json) -> dict[str, int]:
-    """Return token counts; Anthropic's `input_tokens` leave out cached ones, ours include them."""
+    """Return token counts; Anthropic's `input_tokens` exclude cached ones, ours include them."""
     usage = counts(given, _USAGE)
     cached = usage.get("cached_tokens", 0) + usage.get("cache_write_tokens", 0)
     if "input_tokens" in usage or cached:
@@ -200,7 +200,7 @@ class _Block:
         self._texts: dict[str, list[str]] = {}
 
     def grow(self, delta: Json) -> None:
-        """Add one event's part."""
+        """Add one event's delta."""
         for name in ("text", "thinking", "partial_json"):
             if isinstance(piece := delta.get(name), str):
                 self._texts.setdefault(name, []).append(piece)
@@ -208,7 +208,7 @@ class _Block:
             self._block["citations"] = [*(self._block.get("citations") or ()), delta["citation"]]
 
     def closed(self) -> dict[str, Any]:
-        """Return the complete block; the input of a call that is broken JSON stays text."""
+        """Return the complete block; a call's input that is invalid JSON stays text."""
         block = dict(self._block)
         for name in ("text", "thinking"):
             if name in self._texts:
@@ -224,7 +224,7 @@ class _Block:
 
 
 def _block_at(blocks: list[_Block], index: object) -> _Block:
-    """Return the latest block of an index; the latest of all if servers leave the index out."""
+    """Return the latest block with an index; the latest of all if the server omits indices."""
     for block in reversed(blocks):
         if index is None or block.index == index:
             return block

@@ -1,4 +1,4 @@
-"""Chat completions, as OpenAI, vLLM, SGLang, llama.cpp, gateways and our own server write them."""
+"""Chat completions as OpenAI, vLLM, SGLang, llama.cpp, gateways and our server send them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orbiter.train.chat.tool_calls import custom_call, function_call
 from orbiter.train.chat.transcript import write_action
 
 TERMINAL = (b"\ndata: [DONE]", b"\ndata:[DONE]")
-"""What the last event of a stream holds."""
+"""Byte patterns, one of which is in the last event of a stream."""
 
 _USAGE = {
     "input_tokens": ("prompt_tokens",),
@@ -22,13 +22,13 @@ _USAGE = {
     "reasoning_tokens": ("completion_tokens_details", "reasoning_tokens"),
 }
 _TOKEN_ID = "token_id:"
-"""What vLLM writes in place of a token's text with `return_tokens_as_token_ids`."""
+"""The prefix that vLLM writes instead of a token's text with `return_tokens_as_token_ids`."""
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
-"""Fields of a message whose deltas are joined."""
+"""Message fields whose deltas are concatenated."""
 
 
 def accepts(fields: Fields, *, certain: bool) -> bool:  # noqa: ARG001 - the path is distinctive
-    """Return whether a request has the shape of one for a chat completion."""
+    """Return whether a request has the shape of a chat completion request."""
     return are_messages(fields.get("messages"))
 
 
@@ -54,19 +54,19 @@ def chat(messages: list[Json]) -> list[Message]:
 
 
 def tools(given: Json) -> list[Message]:
-    """Return tools as JSON schemas, which these are."""
+    """Return tools as JSON schemas, which they already are."""
     return [tool for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
 
 
 def reply(body: Json) -> Reply:
-    """Read a complete response.
+    """Parse a complete response.
 
     Raises:
-        Unreadable: it is no chat completion.
+        Unreadable: it is not a chat completion.
     """
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices:
-        raise Unreadable(f"no chat completion: {str(body)[:120]}")
+        raise Unreadable(f"not a chat completion: {str(body)[:120]}")
     first, *more = [_choice(choice, choice.get("message") or {}) for choice in choices]
     _take_head(first, body)
     first.others = [write_action(choice.text, choice.tool_calls) for choice in more]
@@ -74,7 +74,7 @@ def reply(body: Json) -> Reply:
 
 
 def assemble(events: Iterable[Json]) -> Reply:
-    """Join a stream's events; whatever is missing at its end is noted as its error."""
+    """Join a stream's events; if the end is missing, the reply's error says so."""
     merged: dict[int, _Growing] = {}
     head: dict[str, Any] = {}
     error: str | None = None
@@ -97,7 +97,7 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class _WithRole(msgspec.Struct, gc=False):
-    """A message of which only the role matters."""
+    """A message decoded only as far as its role."""
 
     role: str
 
@@ -150,7 +150,7 @@ def _take_logprobs(answer: Reply, content: list[Json]) -> None:
 
 
 def _call(call: dict[str, Any]) -> Message:
-    """Return a call of a function or a custom tool; any other kind stays as it came."""
+    """Return a call of a function or a custom tool; any other kind is returned unchanged."""
     if isinstance(custom := call.get("custom"), dict):
         return custom_call(call.get("id"), custom.get("name"), custom.get("input"))
     function = call.get("function")
@@ -164,18 +164,18 @@ def _call(call: dict[str, Any]) -> Message:
 
 
 class _Growing:
-    """One choice of a stream, growing by its deltas."""
+    """One choice of a stream, built up from its deltas."""
 
     def __init__(self) -> None:
         self.choice: dict[str, Any] = {}
-        """What a complete choice has beside its message."""
+        """The fields of a complete choice other than its message."""
         self._texts: dict[str, list[str]] = {}
         self._calls: list[dict[str, Any]] = []
-        """In the order in which they began; "index" is the one in the stream."""
+        """In order of appearance; "index" is the index in the stream."""
         self._function: dict[str, Any] | None = None
 
     def add(self, piece: Json) -> None:
-        """Add one event's part."""
+        """Add one event's delta."""
         delta = piece.get("delta")
         if delta is None and not (self._texts or self._calls):
             delta = piece.get("message")  # some gateways put the whole message into one event
@@ -195,7 +195,7 @@ class _Growing:
             choice.setdefault("logprobs", {"content": []})["content"].extend(content)
 
     def message(self) -> dict[str, Any]:
-        """Return the message as a complete response would have it."""
+        """Return the message as a complete response would contain it."""
         message: dict[str, Any] = {name: "".join(texts) for name, texts in self._texts.items()}
         calls = self._calls
         if all(isinstance(call["index"], int) for call in calls):
@@ -208,7 +208,7 @@ class _Growing:
         return message
 
     def _add_call(self, piece: Json) -> None:
-        """Add a delta to the call that it continues, or begin a new one."""
+        """Add a delta to the call that it continues, or start a new one."""
         known = self._continued(piece)
         if known is None:
             self._calls.append(known := {"index": piece.get("index")})
@@ -220,12 +220,12 @@ class _Growing:
                 known[name] = _joined(known.get(name) or {}, given)
 
     def _continued(self, piece: Json) -> dict[str, Any] | None:
-        """Return the call that a delta belongs to; None if it begins one.
+        """Return the call that a delta belongs to; None if it starts a new one.
 
-        The index should tell, but servers get it wrong: some repeat 0 for every call, some leave it
-        out, some make up a new id for every delta. So an id that is known continues its call, and
-        otherwise a delta continues the latest call of its index unless it begins one: with a name
-        that is not the one that is being streamed.
+        The index should decide, but servers get it wrong: some repeat 0 for every call, some omit
+        it, some make up a new id for every delta. So a known id continues its call. Otherwise a
+        delta continues the latest call with its index, unless it starts a new call: it has a name,
+        and that is not the name of the call in progress.
         """
         index, call_id = piece.get("index"), piece.get("id")
         if call_id:
@@ -239,7 +239,7 @@ class _Growing:
 
 
 def _begins_call(piece: Json, latest: dict[str, Any]) -> bool:
-    """Return whether a delta begins a new call rather than continuing the latest one."""
+    """Return whether a delta starts a new call rather than continuing the latest one."""
     name, known = _name_in(piece), _name_in(latest)
     if not name or not known:
         return False
@@ -250,7 +250,7 @@ def _begins_call(piece: Json, latest: dict[str, Any]) -> bool:
 
 
 def _is_complete(call: dict[str, Any]) -> bool:
-    """Return whether the arguments that were streamed so far are a whole JSON object."""
+    """Return whether the arguments streamed so far are a complete JSON object."""
     arguments = (call.get("function") or {}).get("arguments", "")
     try:
         return isinstance(arguments, dict) or isinstance(decode(arguments.encode()), dict)
@@ -259,7 +259,7 @@ def _is_complete(call: dict[str, Any]) -> bool:
 
 
 def _joined(known: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
-    """Add a delta of a function or a custom tool to what is known of it."""
+    """Add a delta of a function or custom tool to its known fields."""
     grown = dict(known)
     if piece.get("name"):
         grown["name"] = piece["name"]
@@ -268,7 +268,7 @@ def _joined(known: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given, str):
             grown[name] = grown.get(name, "") + given
         elif given is not None:
-            grown[name] = given  # a server that sends the arguments as an object sends them once
+            grown[name] = given  # a server that sends arguments as an object sends them only once
     return grown
 
 

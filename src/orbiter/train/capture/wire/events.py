@@ -1,4 +1,4 @@
-"""Server-sent events, decoded from the bytes of a stream."""
+"""Decode server-sent events from the bytes of a stream."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from orbiter.train.chat.reply import Unreadable, decode
 
 DONE = b"[DONE]"
-"""The data of the event with which OpenAI's chat streams end."""
+"""The data of the event that ends OpenAI's chat streams."""
 _FIELD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*(?::|(?:data|event|id|retry):)")
 
 
 def is_event_stream(head: bytes) -> bool:
-    """Return whether a body begins like a stream of events, whatever its content type says."""
+    """Return whether a body begins like an event stream, whatever its content type says."""
     return _FIELD.match(head) is not None
 
 
@@ -31,10 +31,10 @@ def events(body: bytes) -> Iterator[dict[str, Any]]:
     sends as data: an empty text, a bare word such as `ping`, or JSON that is not an object.
 
     Raises:
-        Unreadable: a complete event begins like a JSON object and is none.
+        Unreadable: a complete event begins like a JSON object but is not valid JSON.
     """
     data: list[bytes] = []
-    # Only these three end a line of the protocol; `splitlines` knows more.
+    # The protocol knows only these three line ends; `splitlines` accepts more.
     for line in re.split(rb"\r\n|\n|\r", body.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):
             data.append(line[5:].strip())
@@ -42,7 +42,7 @@ def events(body: bytes) -> Iterator[dict[str, Any]]:
             yield from _event(b"\n".join(data))
             data = []
     if data:
-        # A server may omit the empty line after its last event; a stream that broke off has no end.
+        # A server may omit the blank line after its last event; an interrupted stream has no end.
         try:
             yield from _event(b"\n".join(data))
         except Unreadable:

@@ -1,4 +1,4 @@
-"""OpenAI's Responses, in the form of OpenAI's chat."""
+"""Convert OpenAI's Responses API to the form of OpenAI's chat completions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TERMINAL = tuple(
     for end in ("completed", "incomplete", "failed", "cancelled")
     for space in ("", " ")
 )
-"""What the last event of a stream holds."""
+"""Byte patterns, one of which is in the last event of a stream."""
 
 _USAGE = {
     "input_tokens": ("input_tokens",),
@@ -28,15 +28,15 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _LAST = frozenset(f"response.{end}" for end in ("completed", "incomplete", "failed", "cancelled"))
 _PENDING = frozenset({"queued", "in_progress"})
 _FOR_THE_AGENT = frozenset({"computer_call", "local_shell_call", "shell_call", "apply_patch_call"})
-"""Calls of tools that OpenAI defines and the agent carries out."""
+"""Calls of tools that OpenAI defines and the agent executes."""
 
 
 def accepts(fields: Fields, *, certain: bool) -> bool:
-    """Return whether a request has the shape of one for a response.
+    """Return whether a request has the shape of a response request.
 
     Args:
         fields: The request's top level.
-        certain: Whether the host and the path alone say that it is OpenAI's API.
+        certain: Whether the host and the path alone identify OpenAI's API.
     """
     given = bytes(fields.get("input") or b"").lstrip()[:1]
     named = not fields.keys().isdisjoint({"previous_response_id", "conversation", "prompt"})
@@ -68,24 +68,24 @@ def chat(items: list[Json]) -> list[Message]:
 
 
 def tools(given: Json) -> list[Message]:
-    """Return tools as chat completions have them; one of OpenAI's own keeps its form."""
+    """Return tools in the form of chat completions; one of OpenAI's own keeps its form."""
     return (
         [_tool(tool) for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
     )
 
 
 def reply(body: Json) -> Reply:
-    """Read a complete response, or one that is still being made.
+    """Parse a complete response, or one that is still being computed.
 
     Raises:
-        Unreadable: it is no response.
+        Unreadable: it is not a response.
     """
     output = body.get("output") if isinstance(body, dict) else None
     status = body.get("status") if isinstance(body, dict) else None
     if output is None and status in _PENDING:
         output = []
     if not isinstance(output, list):
-        raise Unreadable(f"no response: {str(body)[:120]}")
+        raise Unreadable(f"not a response: {str(body)[:120]}")
     output = [item for item in output if isinstance(item, dict)]
     said = [part for item in _of(output, "message") for part in _parts_of(item)]
     answer = Reply(
@@ -110,9 +110,9 @@ def reply(body: Json) -> Reply:
 
 
 def assemble(events: Iterable[Json]) -> Reply:
-    """Take the complete response from a stream's last event, or what there is of a broken one.
+    """Take the complete response from a stream's last event, or the partial one if it broke off.
 
-    Some servers leave the output of the last event empty: then it is what was streamed.
+    Some servers leave the output of the last event empty; then the streamed items are used.
     """
     head: dict[str, Any] = {}
     output = _Output()
@@ -145,13 +145,13 @@ def previous(fields: Fields) -> str | None:
 
 
 class _Output:
-    """The items of a streamed answer, growing by its events."""
+    """The items of a streamed answer, built up from its events."""
 
     def __init__(self) -> None:
         self._slots: list[_Slot] = []
 
     def take(self, kind: str, event: Json) -> None:
-        """Take one event; those that say nothing of an item are ignored."""
+        """Take one event; events that are not about an item are ignored."""
         index = event.get("output_index")
         if kind in {"response.output_item.added", "response.output_item.done"}:
             item = event["item"]
@@ -175,14 +175,14 @@ class _Output:
                 item[field] = event[field]
 
     def items(self) -> list[dict[str, Any]]:
-        """Return the items in the order of their indices, or of their beginning without them."""
+        """Return the items in index order, or in order of appearance without indices."""
         slots = self._slots
         if all(isinstance(slot.index, int) for slot in slots):
             slots = sorted(slots, key=lambda slot: slot.index)
         return [slot.item for slot in slots]
 
     def _slot(self, index: object, item_id: object, *, begins: bool = False) -> _Slot:
-        """Return the item that an event is about; servers repeat indices and leave them out."""
+        """Return the item that an event is about; servers repeat or omit indices."""
         for slot in reversed(self._slots):
             same_id = item_id is not None and slot.item.get("id") == item_id
             same_index = index is not None and slot.index == index
@@ -207,7 +207,7 @@ _TEXT_DELTAS = {
     "response.reasoning_text.delta": ("content", "reasoning_text"),
     "response.reasoning_summary_text.delta": ("summary", "summary_text"),
 }
-"""Events that add to a text: the field of the item that holds its part, and the part's type."""
+"""Events that extend a text: the item's field that holds the part, and the part's type."""
 _FIELD_DELTAS = {
     "response.function_call_arguments.delta": ("function_call", "arguments"),
     "response.custom_tool_call_input.delta": ("custom_tool_call", "input"),
@@ -243,12 +243,12 @@ def _add(messages: list[dict[str, Any]], item: Json) -> None:
         output = _content(item.get("output"))
         result = output if isinstance(output, str | list) else text_of(output)
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": result})
-    elif kind != "reasoning":  # a thought belongs to the reply that it came with
+    elif kind != "reasoning":  # reasoning belongs to the reply that it came with
         messages.append({"role": "assistant", "content": [item]})
 
 
 def _content(content: Json) -> Json:
-    """Return a content as one text if it is nothing but text."""
+    """Return content as one text if it contains only text."""
     if isinstance(content, list) and all(
         isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
     ):
@@ -264,7 +264,7 @@ def _tool(tool: Json) -> Message:
 
 
 def _call(item: Json) -> Message | None:
-    """Return a call for the agent to carry out; None for any other item."""
+    """Return a call for the agent to execute; None for any other item."""
     kind, call_id = str(item.get("type")), item.get("call_id") or item.get("id")
     if kind == "function_call":
         return function_call(call_id, item.get("name"), item.get("arguments") or "")
@@ -282,7 +282,7 @@ def _is_server_call(item: Json) -> bool:
 
 
 def _server_call(item: Json) -> Json:
-    """Return a call that the server carried out itself, with the item as it came."""
+    """Return a call that the server executed itself, with the original item."""
     kind = str(item["type"])
     arguments = next(
         (item[key] for key in ("arguments", "action", "queries", "code", "input") if key in item),

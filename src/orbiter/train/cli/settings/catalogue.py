@@ -1,7 +1,7 @@
 """All settings by section, read from the config classes that declare them.
 
-Those of the command line itself are declared here. The classes are imported when a section is
-asked for, so that no command loads another one's.
+Settings of the command line itself are declared here. A config class is imported only when its
+section is used, so that no command loads another one's dependencies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from orbiter.train.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A list of texts."""
+    """Checks that a value is a list of texts."""
 
     what: str
 
@@ -43,7 +43,7 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnSettings:
-    """Settings of the command line itself, checked when they are made."""
+    """Base class of the command line's own settings, checked on creation."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -144,25 +144,25 @@ CONFIGS: Mapping[str, tuple[str, str]] = {
     "synth": ("synthesis.pipeline.config", "SynthesisConfig"),
     "llm": ("llm.config", "ClientConfig"),
 }
-"""The config class of a section: its module and its name."""
+"""The config class of each section: its module and its name."""
 SECTIONS = ("data", "reward", *dict.fromkeys([*CONFIGS, *OWN]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One setting as the command line knows it."""
+    """One setting and its description."""
 
     section: str
     name: str
     type: str
-    """The field's annotation, as it is written."""
+    """The field's annotation as source text."""
     default: object
     help: str
     check: Check | None
     path: str | None
-    """What moves with a file's folder: "file", "code" (file.py:name), "model" or None."""
+    """What kind of path it is: "file", "code" (file.py:name), "model" or None."""
     own: bool
-    """Whether it belongs to the command line and not to the config class."""
+    """Whether it belongs to the command line rather than the config class."""
 
     @property
     def may_be_none(self) -> bool:
@@ -171,7 +171,7 @@ class Setting:
 
 
 def settings_of_section(section: str) -> dict[str, Setting]:
-    """Return all settings of a section by name; `reward` has none, its names are yours."""
+    """Return all settings of a section by name; `reward` has none, since its names are free."""
     known: dict[str, Setting] = {}
     if section in CONFIGS:
         module, name = CONFIGS[section]

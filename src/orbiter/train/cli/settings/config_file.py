@@ -1,8 +1,8 @@
-"""One file of settings, TOML or YAML, with a section for each command; every name is checked.
+"""Read settings from a TOML or YAML file with a section per command; every name is checked.
 
-The command line overrides the file, and the file the defaults. A path in the file is relative to
-the file, one on the command line to the current folder. The config classes check the values;
-`build` adds the place of the wrong one.
+The command line overrides the file, and the file overrides the defaults. A path in the file is
+relative to the file, one on the command line to the current folder. The config classes check the
+values; `build` adds the location of a wrong one.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Settings:
     """The settings of a file and a command line together, with absolute paths."""
 
     values: dict[str, Any]
-    """By section, then by name; `reward` may be a text."""
+    """By section, then by name; `reward` may be a string."""
     file: Path | None = None
     text: str = ""
-    """The file's content, for the line that an error names."""
+    """The file's content, used to find the line number for an error."""
     overridden: frozenset[str] = frozenset()
-    """`section.name` of what came from the command line."""
+    """`section.name` of each setting given on the command line."""
 
     def section(self, name: str) -> Section:
         """Return the given settings of a section; empty if it is absent."""
@@ -80,12 +80,12 @@ class Settings:
         }
 
     def _at(self, section: str, error: Exception) -> ConfigError:
-        """Put the place of the setting that an error begins with before its message."""
+        """Prefix an error with the location of the setting that its message begins with."""
         name = re.match(r"\w+", str(error))
         return ConfigError(f"{self.where(section, name[0] if name else '')}{error}")
 
     def where(self, section: str, name: str) -> str:
-        """Return where a setting was given, as the beginning of a sentence."""
+        """Return where a setting was given, as the beginning of an error message."""
         if f"{section}.{name}" in self.overridden:
             return f"command line, {section}.{name}: "
         line = _line_of(self.text, section, name)
@@ -99,7 +99,7 @@ def load(file: Path | None, overrides: Sequence[Override] = ()) -> Settings:
 
     Raises:
         ConfigError: the file is not valid TOML (or YAML), or a section or a setting is unknown.
-        StorageError: it cannot be read.
+        StorageError: the file cannot be read.
     """
     text = "" if file is None else _read(file)
     values = {} if file is None else _parse(file, text)
@@ -123,7 +123,7 @@ def load(file: Path | None, overrides: Sequence[Override] = ()) -> Settings:
 
 
 def _widen_reward(values: dict[str, Any], override: Override) -> None:
-    """Let `reward.NAME.weight=0.5` override a reward that the file gives as a plain text."""
+    """Let `reward.NAME.weight=0.5` override a reward that the file gives as a plain string."""
     if override.path[0] == "reward" and len(override.path) == 3:
         rewards, name = values.get("reward"), override.path[1]
         if isinstance(rewards, dict) and isinstance(rewards.get(name), str):
@@ -146,7 +146,7 @@ def write_run_config(folder: Path, values: Mapping[str, object]) -> Path:
 
 
 def all_settings(config: object, section: str) -> Section:
-    """Return every setting of a config as a file can say it: "none" for a value that is None."""
+    """Return every setting of a config in file form: "none" for a value that is None."""
     written: Section = {}
     for name, setting in settings_of_section(section).items():
         if setting.own:
@@ -188,7 +188,7 @@ def _loader(yaml: Any) -> Any:  # noqa: ANN401 - an optional dependency
     """Return a safe loader that reads 1e-5 as the number that it is in YAML 1.2 and in TOML."""
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc] # as above
-        """Keeps its own resolvers, so that other users of PyYAML see no change."""
+        """Has separate resolvers, so that other users of PyYAML see no change."""
 
     number = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
@@ -196,7 +196,7 @@ def _loader(yaml: Any) -> Any:  # noqa: ANN401 - an optional dependency
 
 
 def _check(settings: Settings, values: Mapping[str, object]) -> None:
-    """Refuse a section or a setting that no command would read."""
+    """Reject sections and settings that no command reads."""
     for section, given in values.items():
         if section not in SECTIONS:
             hint = did_you_mean(section, SECTIONS)
@@ -222,7 +222,7 @@ def _check(settings: Settings, values: Mapping[str, object]) -> None:
 
 
 def _line_of(text: str, section: str, name: str) -> int | None:
-    """Return the line of a setting, or of a section's head if `name` is empty; 1 is the first."""
+    """Return the 1-based line of a setting, or of the section's header if `name` is empty."""
     inside = ""
     for number, line in enumerate(text.splitlines(), start=1):
         head = re.match(r"\s*\[+\s*([\w-]+)|([\w-]+):\s*(?:#|$)", line)

@@ -1,4 +1,4 @@
-"""Settings on the command line: `train.learning_rate=1e-6`, read as TOML would read them."""
+"""Parse settings on the command line, such as `train.learning_rate=1e-6`, with TOML values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Override(NamedTuple):
     """One setting of the command line."""
 
     path: tuple[str, ...]
-    """Its section and name, and whatever stands deeper."""
+    """Section, name, and any deeper keys."""
     value: object
 
     def __str__(self) -> str:
@@ -21,10 +21,10 @@ class Override(NamedTuple):
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
-    """Read `section.name=value` words; a value that is no TOML is a text.
+    """Parse `section.name=value` words; a value that is not valid TOML is a string.
 
     Raises:
-        ConfigError: a word has another shape.
+        ConfigError: a word has another form.
     """
     return [_parse(word) for word in words]
 
@@ -47,16 +47,16 @@ def _value(text: str) -> object:
 
 
 def apply(values: dict[str, object], override: Override) -> None:
-    """Put one setting in its place; what stands there is replaced.
+    """Set one value, replacing an existing one.
 
     Raises:
-        ConfigError: something on the way there is a value, and no section.
+        ConfigError: a key on the path is a value, not a section.
     """
     *way, last = override.path
     place = values
     for part in way:
         inner = place.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"{override} cannot be set: {part} is {inner!r}, and no section")
+            raise ConfigError(f"{override} cannot be set: {part} is {inner!r}, not a section")
         place = inner
     place[last] = override.value

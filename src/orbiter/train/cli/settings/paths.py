@@ -1,4 +1,4 @@
-"""Make the paths among the settings absolute or relative; their fields declare them (`path=`)."""
+"""Make the paths among the settings absolute or relative; fields declare them with `path=`."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ def relative(path: str, folder: Path) -> str:
     """Return an absolute path relative to a folder."""
     try:
         return Path(os.path.relpath(path, folder)).as_posix() if Path(path).is_absolute() else path
-    except ValueError:  # on another drive of Windows
+    except ValueError:  # on another Windows drive
         return path

@@ -1,6 +1,6 @@
-"""Writing TOML, which the standard library only reads: what `tomllib` reads back is the same.
+"""Write TOML, which the standard library can only read; `tomllib` reads the same values back.
 
-Left out: dates and comments; a run's settings have neither.
+Dates and comments are not supported; a run's settings have neither.
 """
 
 from __future__ import annotations

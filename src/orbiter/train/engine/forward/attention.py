@@ -1,10 +1,9 @@
-"""Attention where many rows share a prompt: in the update (`PackedAttention`) and in sampling
-(`Cache`).
+"""Attention for rows that share a prompt: `PackedAttention` for updates, `Cache` for sampling.
 
-A prompt's queries see the prompt; an answer's queries see their prompt and their own row. The
-prompt is run and kept once a group in both. Written with plain batched products where those beat
-the fused kernel on a CPU (docs/engine.md). Left out: sliding windows; models that have them take
-the generic path.
+A prompt's queries attend to the prompt; an answer's queries attend to its prompt and to the answer
+so far. Both classes run and store a prompt once per group. Plain batched products are used where
+they are faster than the fused kernel on a CPU (docs/engine.md). Sliding windows are not supported;
+models that have them use the generic path.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from orbiter.train.engine.forward.layers import Shape
 from orbiter.train.engine.forward.packing import Packing, Rectangle
 
 FUSED_FROM = 1 << 18
-"""Queries x keys of a row from which the fused kernel is taken: it never stores the scores."""
+"""The fused kernel, which never stores the scores, is used from this many queries x keys a row."""
 
 
 class PackedAttention:
     """Causal attention over a `Packing`, with gradients."""
 
     def __init__(self, packing: Packing, shape: Shape, dtype: torch.dtype) -> None:
-        """Lay out what the layers share: who sees whom."""
+        """Compute the attention masks, which all layers share."""
         self.packing, self.shape = packing, shape
         prompts, answers = packing.prompts.real, packing.answers.real
         causal = _causal(prompts.shape[1], prompts.device).expand(len(prompts), -1, -1)
@@ -44,7 +43,7 @@ class PackedAttention:
         self.split = [len(packing.prompts.cell), len(packing.answers.cell)]
 
     def __call__(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
-        """Attend: prompts among themselves, answers to their prompt and themselves."""
+        """Attend within each prompt, and from each answer to its prompt and itself."""
         del number
         prompts, answers = self.packing.prompts, self.packing.answers
         (qp, qa), (kp, ka), (vp, va) = (x.split(self.split) for x in (q, k, v))
@@ -65,7 +64,7 @@ def attend(
     v: Float[Tensor, "B kv_heads K D"],
     bias: Float[Tensor, "B Q K"],
 ) -> Float[Tensor, "B heads Q D"]:
-    """softmax(q k^T / sqrt(D) + bias) v, query heads sharing the keys of their group."""
+    """Return softmax(q k^T / sqrt(D) + bias) v; query heads share the keys of their group."""
     batch, heads, queries, width = q.shape
     kv_heads, keys = k.shape[1:3]
     share = heads // kv_heads
@@ -86,16 +85,16 @@ def attend(
 
 
 class Cache:
-    """Keys and values while sampling: of each prompt once, and of each row's own tokens.
+    """Keys and values during sampling: each prompt's once, and those of each row's new tokens.
 
-    Rows stand in slots, equally many to a prompt, so that one product serves all rows of a prompt
-    however many it has.
+    Rows are assigned to slots, with the same number of slots for each prompt, so that one product
+    serves all prompts however many rows each has.
     """
 
     def __init__(
         self, prompts: Rectangle, *, room: int, layers: int, shape: Shape, dtype: torch.dtype
     ) -> None:
-        """Reserve room for a row a prompt of up to `room` tokens."""
+        """Reserve space for one row per prompt, of up to `room` new tokens."""
         self.prompts, self.shape = prompts, shape
         device, rows = prompts.real.device, len(prompts.real)
         size = (layers, rows * shape.kv_heads, room, shape.head_dim)
@@ -105,13 +104,13 @@ class Cache:
         self.prompt_k: list[Tensor] = []
         self.prompt_v: list[Tensor] = []
         self.owner = torch.arange(rows, device=device)
-        """The prompt of each row, in rising order."""
+        """Index of each row's prompt, in ascending order."""
         self.slot, self.n = self.owner, 1
         self.causal = _bias(_causal(prompts.real.shape[1], device)[None], dtype)
         self.prompt_bias = _bias(prompts.real[:, None], dtype).repeat_interleave(shape.kv_heads, 0)
 
     def prefill(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
-        """Attend among the prompts' packed tokens, and remember their keys and values."""
+        """Attend within the packed prompts, and store their keys and values."""
         del number
         k, v = self.prompts.pad(k), self.prompts.pad(v)
         self.prompt_k.append(k.flatten(0, 1))
@@ -120,7 +119,7 @@ class Cache:
         return self.prompts.pack(attend(self.prompts.pad(q), k, v, bias))
 
     def step(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B heads*D"]:
-        """Append a token to every row and attend: one softmax over prompt and own scores."""
+        """Append a token to every row and attend, with one softmax over prompt and row scores."""
         own_k, own_v = self.own_k[number], self.own_v[number]
         own_k[:, self.used] = k.flatten(0, 1)
         own_v[:, self.used] = v.flatten(0, 1)
@@ -136,7 +135,7 @@ class Cache:
         return torch.baddbmm(self._to_rows(mixed), of_own, own_v).view(len(self.slot), -1)
 
     def keep(self, rows: Int[Tensor, "R"]) -> None:
-        """Go on with these rows, those of a prompt together; forget prompts without any."""
+        """Continue with these rows, those of a prompt adjacent; drop prompts without a row."""
         kv_heads = self.shape.kv_heads
         for caches in (self.own_k, self.own_v):
             for number, cache in enumerate(caches):
@@ -157,7 +156,7 @@ class Cache:
             self.prompt_bias = self.prompt_bias[heads]
 
     def _to_slots(self, x: Float[Tensor, "B*kv share X"]) -> Float[Tensor, "P*kv n*share X"]:
-        """Gather the rows of each prompt under one another; empty slots are zero."""
+        """Stack the rows of each prompt in its slots; empty slots are zero."""
         prompts, kv_heads = len(self.prompt_bias) // self.shape.kv_heads, self.shape.kv_heads
         share, width = x.shape[1:]
         slots = x.reshape(-1, kv_heads * share * width)
@@ -179,10 +178,10 @@ class Cache:
 
 
 def _causal(length: int, device: torch.device) -> Bool[Tensor, "L L"]:
-    """Who sees whom in a row: itself and what stands before it."""
+    """Return the causal mask: each position sees itself and the positions before it."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril_()
 
 
 def _bias(seen: Bool[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
-    """Turn "sees" into what is added to a score: 0, or minus infinity."""
+    """Convert a mask into a bias added to the scores: 0 if seen, else minus infinity."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)

@@ -1,10 +1,10 @@
 """The fast forward pass, for the Llama, Qwen2 and Qwen3 families.
 
-It runs over the Hugging Face module's own parameters, so that optimiser, checkpoint and saving
-know nothing of it. What makes it fast: tokens are packed, a prompt is run once a group in the
-update as in sampling, only states in front of trained tokens reach the vocabulary head, and
-sampling multiplies by weights that were merged, cast and laid out once. `docs/engine.md` has the
-effect of each. Left out: every other architecture; those take the generic path.
+It uses the Hugging Face module's own parameters, so the optimiser, checkpoints and saving need not
+know about it. It is fast for four reasons: tokens are packed; a prompt runs once per group, in
+updates as in sampling; only the states before trained tokens reach the vocabulary head; and
+sampling uses weights that were merged, cast and packed once. `docs/engine.md` measures the effect
+of each. All other architectures use the generic path.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Classes whose forward pass this file reproduces."""
+"""Model classes whose forward pass this file reproduces."""
 ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose table does not depend on the input."""
 AGREEMENT = 1e-4
-"""Largest difference in a log probability from Hugging Face's forward on the probe, in nats."""
+"""Largest accepted log-probability difference from Hugging Face's forward pass, in nats."""
 
 
 class FastForward:
-    """A forward pass of our own over a Hugging Face model's parameters."""
+    """A faster forward pass over a Hugging Face model's parameters."""
 
     name = "fast"
 
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
-        """Run `model` in `dtype`; its weights stay as they are."""
+        """Run `model` in `dtype`; its weights are not changed."""
         self.model: Any = model
         self.dtype = dtype
         self.body: Any = self.model.model
@@ -59,7 +59,7 @@ class FastForward:
         self.rotary = rotary_table(self.body, model.config.max_position_embeddings)
 
     def score(self, batch: Batch, *, temperature: float) -> BatchScores:
-        """Run the packed batch; only states in front of trained tokens reach the head."""
+        """Score the packed batch; only the states before trained tokens reach the head."""
         packing = Packing.of(batch)
         states = self._states(packing)
         scores = token_scores(
@@ -77,7 +77,7 @@ class FastForward:
         return self._states(packing).index_select(0, packing.trained)
 
     def _states(self, packing: Packing) -> Float[Tensor, "M H"]:
-        """Return the states in which something is scored, behind the final norm."""
+        """Return the states before scored tokens, after the final norm."""
         embedding = self.body.embed_tokens
         x = functional.embedding(packing.token_ids, embedding.weight, embedding.padding_idx)
         x = trunk(
@@ -91,7 +91,7 @@ class FastForward:
         return rms_norm(x.index_select(0, packing.asked), self.body.norm.weight, self.shape.eps)
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
-        """Answers, and each prompt once: with the first row of its group."""
+        """Count each row's answer, and each prompt once, with the first row of its group."""
         answer = batch.length - batch.prompt_length
         order = torch.argsort(batch.group, stable=True)
         group = batch.group[order]
@@ -101,12 +101,12 @@ class FastForward:
         return answer
 
     def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
-        """Pack the present weights and get ready to draw."""
+        """Pack the current weights and prepare to sample."""
         return FastDecoder(self, prompts, room=room)
 
 
 class FastDecoder:
-    """Sampling with packed weights and a cache that keeps each prompt once."""
+    """Sampling with packed weights and a cache that stores each prompt once."""
 
     def __init__(
         self, forward: FastForward, prompts: Sequence[Sequence[int]], *, room: int
@@ -134,13 +134,13 @@ class FastDecoder:
         return self._logits(x[self.length.cumsum(0) - 1])
 
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        """Append one token a row."""
+        """Append one token to each row."""
         x = self._run(token_ids, self.length + self.cache.used, self.cache.step)
         self.cache.used += 1
         return self._logits(x)
 
     def keep(self, rows: Int[Tensor, "R"]) -> None:
-        """Go on with these rows, those of a prompt together."""
+        """Continue with these rows, those of a prompt adjacent."""
         self.length = self.length[rows]
         self.cache.keep(rows)
 
@@ -157,19 +157,19 @@ class FastDecoder:
         )
 
     def _logits(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
-        """Score the whole vocabulary."""
+        """Return the logits of the whole vocabulary."""
         forward = self.forward
         normed = rms_norm(x, forward.body.norm.weight, forward.shape.eps)
         return self.head(normed.to(forward.dtype))
 
 
 def misfit(model: PreTrainedModel) -> str | None:
-    """Say why the model cannot take the fast path; None if it can.
+    """Return why the model cannot use the fast path, or None if it can.
 
-    The architecture is looked at first, then both forward passes score a probe in float32.
+    The architecture is checked first; then both forward passes score a probe in float32.
     """
     if type(model).__name__ not in FAMILIES:
-        return f"{type(model).__name__} is none of {', '.join(FAMILIES)}"
+        return f"{type(model).__name__} is not one of {', '.join(FAMILIES)}"
     config: Any = model.config
     if config.hidden_act not in ("silu", "swish"):
         return f"its activation is {config.hidden_act}, not silu"
@@ -186,7 +186,7 @@ def misfit(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def _probe(model: PreTrainedModel) -> float:
-    """Measure how far the two forward passes lie apart on a few tokens, in float32."""
+    """Return the largest difference between the two forward passes on a few tokens."""
     size = model.config.vocab_size
     rows = [given([i % size for i in (1, 5, 9)], [i % size for i in (2, 7, 3 + n)]) for n in (0, 1)]
     batch = collate([*rows, given([4 % size], [6 % size])], device=model.device)

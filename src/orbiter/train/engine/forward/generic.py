@@ -1,9 +1,9 @@
-"""How a policy runs its model: the `Forward` protocol, and the generic one for any causal LM.
+"""The `Forward` protocol, and the generic forward pass for any causal LM.
 
-The generic forward is the model's own: right-padded rows in training, Hugging Face's cache in
-sampling. Even so it spares what the stock loops spend: prompts are run once a group, only states
-in front of trained tokens reach the vocabulary head, and finished rows leave the batch. `fast.py`
-holds the one written out for the Llama and Qwen families.
+The generic forward pass calls the model's own: right-padded rows in training, Hugging Face's cache
+in sampling. It still avoids some work: in sampling, prompts run once per group and finished rows
+leave the batch; only the states before trained tokens reach the vocabulary head. `fast.py` has the
+one written for the Llama and Qwen families.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from orbiter.train.engine.forward.head import TokenScores, scores_of_logits, tok
 from orbiter.train.engine.rollout import Decoder
 
 HEAD_TOLERANCE = 1e-4
-"""Largest difference between a model's logits and hidden state x head that counts as none."""
+"""Difference between a model's logits and hidden state x head that counts as rounding error."""
 
 
 class BatchScores(NamedTuple):
-    """What a forward pass says about the N trained tokens of a batch, in the mask's row order."""
+    """Scores and states of the N trained tokens of a batch, in the mask's row order."""
 
     tokens: TokenScores
     hidden: Float[Tensor, "N H"]
-    """The state in which each token was chosen, behind the final norm."""
+    """Hidden state before each token, after the final norm."""
 
 
 class Forward(Protocol):
@@ -38,25 +38,25 @@ class Forward(Protocol):
     name: str
 
     def score(self, batch: Batch, *, temperature: float) -> BatchScores:
-        """Score the trained tokens; carries gradients unless they are switched off outside."""
+        """Score the trained tokens, with gradients unless the caller has disabled them."""
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
-        """Return only the states, without the vocabulary head."""
+        """Return only the hidden states, without running the vocabulary head."""
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
-        """Tell how many tokens each row puts through the model."""
+        """Return how many tokens each row puts through the model."""
 
     def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
-        """Get ready to draw answers of up to `room` tokens."""
+        """Prepare to sample answers of up to `room` tokens."""
 
 
 class GenericForward:
-    """Any Hugging Face causal LM, through its own forward method."""
+    """A forward pass for any Hugging Face causal LM, through the model's own forward method."""
 
     name = "generic"
 
     def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
-        """Run `model` in `dtype`; its weights stay as they are."""
+        """Run `model` in `dtype`; its weights are not changed."""
         self.model: Any = model
         self.dtype = dtype
         self.body: Any = self.model.base_model
@@ -64,7 +64,7 @@ class GenericForward:
         self.plain_head = has_plain_head(model)
 
     def score(self, batch: Batch, *, temperature: float) -> BatchScores:
-        """Run the rows as they are; only states in front of trained tokens reach the head."""
+        """Score the padded rows; only the states before trained tokens reach a plain head."""
         rows, columns = batch.mask.nonzero(as_tuple=True)
         token_ids = batch.token_ids[rows, columns]
         with self._autocast():
@@ -80,38 +80,41 @@ class GenericForward:
         return BatchScores(tokens, hidden.float())
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
-        """Run the body alone."""
+        """Run the model without its vocabulary head."""
         rows, columns = batch.mask.nonzero(as_tuple=True)
         with self._autocast():
             return self._states(batch)[rows, columns - 1].float()
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
-        """Every row is run at its whole length."""
+        """Count the full length of every row."""
         return batch.length
 
     def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
-        """Draw through Hugging Face's cache, which grows by itself whatever the room."""
+        """Sample through Hugging Face's cache, which grows as needed and ignores `room`."""
         del room
         return GenericDecoder(self.model, self.dtype, prompts)
 
     def _states(self, batch: Batch) -> Float[Tensor, "B T H"]:
-        """Padding stands on the right, where a causal model cannot see it: no mask is needed."""
+        """Return the hidden states.
+
+        Padding is on the right, where a causal model cannot see it, so no mask is needed.
+        """
         states: Tensor = self.body(batch.token_ids, use_cache=False).last_hidden_state
         return states
 
     def _autocast(self) -> torch.autocast:
-        """Matrix products in bfloat16 over float32 weights, if that is the policy's arithmetic."""
+        """Run matrix products in bfloat16 over float32 weights, if the policy's dtype is that."""
         device = next(self.model.parameters()).device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 class GenericDecoder:
-    """Sampling through the model's own forward and Hugging Face's cache."""
+    """Sampling through the model's own forward method and Hugging Face's cache."""
 
     def __init__(
         self, model: PreTrainedModel, dtype: torch.dtype, prompts: Sequence[Sequence[int]]
     ) -> None:
-        """Pad the prompts on the left; in bfloat16, cast the weights once and not once a step."""
+        """Pad the prompts on the left; cast the weights to `dtype` once instead of every step."""
         self.model = model
         device = model.device
         longest = max(map(len, prompts))
@@ -129,18 +132,18 @@ class GenericDecoder:
         return self._run(self.prompts, position)
 
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        """Append one token a row."""
+        """Append one token to each row."""
         position = self.seen.sum(dim=-1, keepdim=True)
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=-1)
         return self._run(token_ids[:, None], position)
 
     def keep(self, rows: Int[Tensor, "R"]) -> None:
-        """Cut the cache to these rows, or copy those that are named twice."""
+        """Reduce the cache to these rows; a repeated row is copied."""
         self.cache.batch_select_indices(rows)
         self.seen = self.seen[rows]
 
     def _run(self, token_ids: Int[Tensor, "B T"], position: Int[Tensor, "B T"]) -> Tensor:
-        """Return the logits behind the last token of each row."""
+        """Return the logits after the last token of each row."""
         inputs = {
             "input_ids": token_ids,
             "attention_mask": self.seen.long(),
@@ -156,7 +159,7 @@ class GenericDecoder:
 
 @torch.no_grad()
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Say whether the logits are just hidden state x output embedding: no bias, cap or scale."""
+    """Return whether the logits are hidden state x output embedding, without bias, cap or scale."""
     head: Any = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or len(list(head.parameters())) != 1:
         return False
@@ -168,7 +171,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 
 
 def place(values: Float[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Put one value a trained token back to where the mask is True; 0 elsewhere."""
+    """Put one value per trained token at the positions where the mask is True; 0 elsewhere."""
     spread = values.new_zeros(mask.shape)
     spread[mask] = values
     return spread

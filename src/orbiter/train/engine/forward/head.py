@@ -1,8 +1,8 @@
-"""From hidden states to log probabilities, without ever holding more logits than needed.
+"""Compute log probabilities from hidden states without ever holding all logits in float32.
 
-Only the states in front of trained tokens come here; their logits are made a chunk at a time, and
-of them only the softmax is kept for the way back, in the arithmetic's own type. The entropy falls
-out of the same pass. Left out: the loss; it is whatever is made of the log probabilities.
+Only the states before trained tokens arrive here. Their logits are computed in chunks, and only the
+softmax is kept for the backward pass, in the policy's dtype. The entropy is computed in the same
+pass. Losses are computed elsewhere, from the log probabilities.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.nn import functional
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits made at once: 16 MiB in float32, so that a chunk's passes run in the cache."""
+"""Logits computed at once: 16 MiB in float32, so that a chunk stays in the processor's cache."""
 
 
 class TokenScores(NamedTuple):
-    """What the model thinks of N tokens that were taken."""
+    """The model's scores of N tokens."""
 
     logprob: Float[Tensor, "N"]
     """log pi(token), in nats."""
     entropy: Float[Tensor, "N"]
-    """Entropy of the distribution it was taken from, in nats."""
+    """Entropy of the distribution over the vocabulary at that position, in nats."""
     likeliest: Bool[Tensor, "N"]
-    """Whether no other token was likelier."""
+    """Whether no other token had a higher probability."""
 
 
 def token_scores(
@@ -37,12 +37,12 @@ def token_scores(
     *,
     temperature: float = 1.0,
 ) -> TokenScores:
-    """Return log softmax(hidden W^T / temperature) at the tokens, and its entropy.
+    """Return log softmax(hidden W^T / temperature) at the tokens, and the softmax's entropy.
 
         d logprob / d z_j = [j = token] - p_j        d entropy / d z_j = -p_j (log p_j + entropy)
 
-    The products run in `hidden`'s type; everything behind them in float32 at least. Backward may
-    be run once: it works in the place of the softmax that forward kept.
+    The products run in `hidden`'s dtype, everything after them in float32 at least. Backward can
+    run only once, because it overwrites the softmax that forward kept.
     """
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _TokenScores.apply
     return TokenScores(*apply(hidden, weight, token_ids, temperature))
@@ -51,7 +51,7 @@ def token_scores(
 def scores_of_logits(
     logits: Float[Tensor, "N V"], token_ids: Int[Tensor, "N"], *, temperature: float = 1.0
 ) -> TokenScores:
-    """Return the same from logits that a model made by itself: plain autograd, more memory."""
+    """Return the same scores from a model's own logits, with plain autograd and more memory."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_softmax = torch.log_softmax(logits.to(wide) / temperature, dim=-1)
     entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
@@ -60,17 +60,17 @@ def scores_of_logits(
 
 
 class _Context(torch.autograd.function.FunctionCtx):
-    """What torch hands from forward to backward, as far as it is used here."""
+    """The attributes of torch's autograd context that are used here."""
 
     needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Tensor, ...]
     probability: Tensor
-    """Not among the saved tensors, since backward overwrites it."""
+    """The softmax; not among the saved tensors, because backward overwrites it."""
     temperature: float
 
 
 class _TokenScores(torch.autograd.Function):
-    """The pair of passes behind `token_scores`."""
+    """The forward and backward pass of `token_scores`."""
 
     @staticmethod
     def forward(
@@ -80,7 +80,7 @@ class _TokenScores(torch.autograd.Function):
         token_ids: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Score chunk by chunk; keep the softmax if anybody will ask for a gradient."""
+        """Score chunk by chunk; keep the softmax if a gradient will be needed."""
         narrow = weight.to(hidden.dtype)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         wanted = any(ctx.needs_input_grad[:2])

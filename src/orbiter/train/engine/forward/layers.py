@@ -1,9 +1,9 @@
-"""A decoder layer of the Llama and Qwen families, written once for learning and for sampling.
+"""A decoder layer of the Llama and Qwen families, shared by training and sampling.
 
-`live_layers` reads the model's own parameters, so that gradients arrive where the optimiser and
-the file formats expect them. `packed_layers` makes a copy for sampling: adapters merged, cast once
-instead of once a step, and laid out as the CPU's matrix kernels want it. `trunk` runs either.
-Left out: attention, which differs between the two and stands in `attention.py`.
+`live_layers` uses the model's own parameters, so gradients reach the tensors that the optimiser
+and the file formats know. `packed_layers` makes a copy for sampling, with adapters merged, weights
+cast once instead of at every step, and stored in the layout that the CPU's kernels prefer. `trunk`
+runs either. Attention differs between the two and is in `attention.py`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.nn import functional
 from orbiter.train.engine.arithmetic import Linear, packed_linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""From a layer's number and its rotated queries, keys, values [N heads D] to [N heads*D]."""
+"""Maps a layer's number and its rotated queries, keys, values [N heads D] to [N heads*D]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The numbers of an architecture."""
+    """The sizes of an architecture's attention, and the epsilon of its norms."""
 
     heads: int
     kv_heads: int
@@ -33,8 +33,8 @@ class Shape:
     eps: float
 
     @classmethod
-    def of(cls, config: Any) -> Shape:  # noqa: ANN401 - every family has a config class of its own
-        """Read them from a Hugging Face config."""
+    def of(cls, config: Any) -> Shape:  # noqa: ANN401 - every family has a different config class
+        """Read the shape from a Hugging Face config."""
         heads: int = config.num_attention_heads
         return cls(
             heads=heads,
@@ -45,17 +45,17 @@ class Shape:
 
 
 class Layer(NamedTuple):
-    """One layer: two norms and four products. Inputs are normalised states [N H]."""
+    """One decoder layer: two norms and four products, whose inputs are normalised states [N H]."""
 
     attention_norm: Tensor
     qkv: Linear
-    """To queries, keys and values at once, [N (heads + 2 kv_heads)*D]."""
+    """Queries, keys and values in one product, [N (heads + 2 kv_heads)*D]."""
     head_norms: tuple[Tensor, Tensor] | None
-    """Qwen3's norms of each query and each key; None elsewhere."""
+    """Qwen3's norms of queries and keys; None in other families."""
     out: Linear
     mlp_norm: Tensor
     gate_up: Callable[[Tensor], tuple[Tensor, ...]]
-    """To gate and up, each [N I]."""
+    """Gate and up projections, each [N I]."""
     down: Linear
 
 
@@ -64,10 +64,10 @@ class Rotary(NamedTuple):
 
     cos: Float[Tensor, "N 1 D"]
     signed_sin: Float[Tensor, "N 1 D"]
-    """The first half negated, so that a roll does for rotate-half."""
+    """Sine with its first half negated, so that a roll can replace rotate-half."""
 
     def at(self, position: Int[Tensor, "N"]) -> Rotary:
-        """Pick rows of a table."""
+        """Return the table's rows for these positions."""
         return Rotary(self.cos[position], self.signed_sin[position])
 
     def turn(self, x: Float[Tensor, "N heads D"]) -> Float[Tensor, "N heads D"]:
@@ -77,7 +77,7 @@ class Rotary(NamedTuple):
 
 @torch.no_grad()
 def rotary_table(body: Any, positions: int) -> Rotary:  # noqa: ANN401 - as in Shape.of
-    """Let Hugging Face's own module say what the rotation at each position is."""
+    """Compute the rotation at each position with Hugging Face's own module."""
     weight = body.embed_tokens.weight
     index = torch.arange(positions, device=weight.device)[None]
     cos, sin = body.rotary_emb(weight[:1].float(), index)
@@ -121,13 +121,14 @@ def rms_norm(x: Float[Tensor, "*axes D"], weight: Float[Tensor, "D"], eps: float
 
 
 def live_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 - as in Shape.of
-    """Read the layers in place: gradients reach the model's own parameters and adapters."""
+    """Return the layers over the model's own parameters and adapters, which receive gradients."""
 
     def fuse(modules: list[nn.Module]) -> Linear:
         return _live_linear(modules, dtype)
 
     def apart(modules: list[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        # One product would be joined again on the way back, which costs more than it saves.
+        # Joining both weights would copy their gradients in backward, which costs more than it
+        # saves.
         parts = [_live_linear([module], dtype) for module in modules]
         return lambda x: tuple(part(x) for part in parts)
 
@@ -136,7 +137,7 @@ def live_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 -
 
 @torch.no_grad()
 def packed_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 - as in Shape.of
-    """Copy the layers for sampling."""
+    """Copy the layers into packed weights for sampling."""
 
     def fuse(modules: list[nn.Module]) -> Linear:
         return packed_linear(*merged(modules), dtype)
@@ -153,7 +154,7 @@ def _layer(
     fuse: Callable[[list[nn.Module]], Linear],
     pair: Callable[[list[nn.Module]], Callable[[Tensor], tuple[Tensor, ...]]],
 ) -> Layer:
-    """Sort a Hugging Face layer's modules; `fuse` and `pair` say how they are multiplied by."""
+    """Make a layer from a Hugging Face block; `fuse` and `pair` turn modules into products."""
     attention, mlp = block.self_attn, block.mlp
     norms = None
     if hasattr(attention, "q_norm"):
@@ -178,7 +179,7 @@ class Adapter(NamedTuple):
 
 
 def _adapters(module: Any) -> Iterator[Adapter]:  # noqa: ANN401 - peft's classes, or torch's own
-    """Give the adapters that are switched on, in peft's layout; none for a plain layer."""
+    """Yield the active adapters of a module in peft's layout; a plain layer has none."""
     if not hasattr(module, "lora_A") or module.disable_adapters:
         return
     for name in module.active_adapters:
@@ -186,19 +187,19 @@ def _adapters(module: Any) -> Iterator[Adapter]:  # noqa: ANN401 - peft's classe
 
 
 def _base(module: Any) -> nn.Linear:  # noqa: ANN401 - peft's classes, or torch's own
-    """Return the linear layer underneath."""
+    """Return the linear layer that an adapter wraps, or the module itself."""
     linear: nn.Linear = module.base_layer if hasattr(module, "lora_A") else module
     return linear
 
 
 def _biases(modules: Sequence[nn.Module]) -> Tensor | None:
-    """Join the biases of layers that share their input; all of them have one, or none."""
+    """Join the biases of layers that share their input; None if they have no bias."""
     biases: list[Tensor] = [_base(module).bias for module in modules]
     return None if any(bias is None for bias in biases) else torch.cat(biases)
 
 
 def _live_linear(modules: Sequence[nn.Module], dtype: torch.dtype) -> Linear:
-    """Multiply by several layers' own weights at once, in `dtype`, and add their adapters."""
+    """Return one product with several layers' own weights, in `dtype`, plus their adapters."""
     bases = [_base(module) for module in modules]
     adapters = [list(_adapters(module)) for module in modules]
     weights = [base.weight.to(dtype) for base in bases]
@@ -221,7 +222,7 @@ def _live_linear(modules: Sequence[nn.Module], dtype: torch.dtype) -> Linear:
 
 
 def merged(modules: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None]:
-    """Return the joint weight and bias of layers that share their input, adapters merged in."""
+    """Return the joined weight and bias of layers that share their input, with adapters merged."""
     weights: list[Tensor] = []
     for module in modules:
         weight: Tensor = _base(module).weight

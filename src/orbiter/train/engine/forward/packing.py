@@ -1,10 +1,10 @@
-"""A batch as packed tokens, none of them run twice.
+"""Pack a batch into tokens that each run through the model only once.
 
-Rows of a group share their prompt, and often how their answers begin: calls of one function all
-start with its name, and a policy that has learned something says the same thing more than once.
-What stands behind the same tokens has the same state, so every distinct beginning is run once,
-however many rows go through it; a row without an end of its own costs nothing. The sums are those
-of the padded batch, in another order. Left out: beginnings that different prompts share.
+Rows of a group share their prompt, and often the beginning of their answers: calls of the same
+function all start with its name, and a trained policy repeats itself. Positions with identical
+preceding tokens have identical hidden states, so every distinct prefix runs once, however many rows
+share it. A row that is a prefix of another adds no cost. Sums are taken over the same terms as in
+the padded batch, in a different order. Prefixes shared by different prompts are not merged.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from orbiter.train.engine.batch import Batch
 
 
 class Rectangle(NamedTuple):
-    """Ragged rows inside a padded [R L] rectangle, and where they lie among the packed tokens."""
+    """Rows of different lengths in a padded [R L] tensor, mapped to and from packed tokens."""
 
     real: Bool[Tensor, "R L"]
     cell: Int[Tensor, "N"]
-    """Which cell of the flattened rectangle each packed token stands in; one of them, if several
-    rows share it."""
+    """Index of each packed token in the flattened rectangle; if several rows share the token, the
+    index of one of them."""
     full: bool
-    """No cell is padding or shared, so that packing is a view."""
+    """Whether no cell is padding or shared, so that packing is a view."""
     source: Int[Tensor, "C"] | None = None
-    """The packed token of each cell; absent where no token stands in two."""
+    """Packed token of each cell; None if no token is shared."""
 
     @classmethod
     def of(cls, length: Int[Tensor, "R"]) -> Rectangle:
-        """Lay rows of these lengths out."""
+        """Make the rectangle for rows of these lengths."""
         longest = max(1, int(length.max()))
         real = torch.arange(longest, device=length.device) < length[:, None]
         cell = real.flatten().nonzero()[:, 0]
         return cls(real, cell, full=len(cell) == real.numel())
 
     def pad(self, packed: Float[Tensor, "N heads D"]) -> Float[Tensor, "R heads L D"]:
-        """Spread packed tokens over the rectangle; what stands in padding is never looked at."""
+        """Spread packed tokens over the rectangle; the values in the padding are never used."""
         rows, longest = self.real.shape
         if self.source is not None:
-            # An embedding, since its way back adds up in the same order every time.
+            # Use an embedding, because its backward pass sums in the same order every time.
             padded = functional.embedding(self.source, packed.flatten(1))
             return padded.view(rows, longest, *packed.shape[1:]).transpose(1, 2)
         if not self.full:
@@ -52,29 +52,29 @@ class Rectangle(NamedTuple):
         return packed.view(rows, longest, *packed.shape[1:]).transpose(1, 2)
 
     def pack(self, padded: Float[Tensor, "R heads L D"]) -> Float[Tensor, "N heads*D"]:
-        """Gather one cell of each packed token again."""
+        """Undo `pad`: gather one cell for each packed token."""
         rows, heads, longest, width = padded.shape
         flat = padded.transpose(1, 2).reshape(rows * longest, heads * width)
         return flat if self.full else flat[self.cell]
 
 
 class Answers(NamedTuple):
-    """The distinct answers of a batch: a tree on each prompt, laid out as one row a branch."""
+    """The distinct answers of a batch, one row each, with shared prefixes marked."""
 
     rectangle: Rectangle
     prompt: Int[Tensor, "R"]
-    """Which prompt each distinct row answers."""
+    """Index of the prompt of each distinct row."""
     token_ids: Int[Tensor, "R L"]
     row: Int[Tensor, "B"]
-    """The distinct row of each row of the batch."""
+    """Index of the distinct row for each row of the batch."""
     token: Int[Tensor, "R L"]
-    """The packed token of each real cell."""
+    """Packed token of each cell that is not padding."""
 
     @classmethod
     def of(
         cls, prompt: Int[Tensor, "B"], token_ids: Int[Tensor, "B L"], length: Int[Tensor, "B"]
     ) -> Answers:
-        """Find the distinct rows; in their lexical order, equal beginnings stand together."""
+        """Find the distinct rows, sorted so that rows with equal prefixes are adjacent."""
         along = torch.arange(token_ids.shape[1], device=token_ids.device)
         ended = token_ids.masked_fill(along >= length[:, None], -1)
         keyed, row = torch.cat([prompt[:, None], ended], dim=1).unique(dim=0, return_inverse=True)
@@ -97,27 +97,27 @@ class Answers(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """A batch as packed tokens: each prompt once, then each beginning of an answer once.
+    """A batch as packed tokens: each prompt once, then each distinct answer prefix once.
 
-    The last token of a row is left out, unless another row goes on behind it: nobody asks what
-    comes next.
+    The last token of a row is left out unless another row continues after it, since no prediction
+    is needed there.
     """
 
     token_ids: Int[Tensor, "N"]
     position: Int[Tensor, "N"]
     asked: Int[Tensor, "M"]
-    """The packed tokens behind which a token is scored."""
+    """Indices of the packed tokens after which a token is scored."""
     target: Int[Tensor, "M"]
-    """The token that is scored there."""
+    """Token scored after each of them."""
     trained: Int[Tensor, "K"]
-    """Which of the M is which trained token, in the mask's row order."""
+    """For each trained token, in the mask's row order, its index among the M scored ones."""
     prompt_of_row: Int[Tensor, "R"]
     prompts: Rectangle
     answers: Rectangle
 
     @classmethod
     def of(cls, batch: Batch) -> Packing:
-        """Pack a batch."""
+        """Pack a batch of rollouts."""
         device = batch.token_ids.device
         numbers, prompt = batch.group.unique(return_inverse=True)
         leader = torch.zeros_like(numbers).scatter_(
@@ -145,7 +145,7 @@ class Packing(NamedTuple):
 def _scored(
     batch: Batch, prompt: Int[Tensor, "B"], prompts: Rectangle, answers: Answers
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the packed token in front of each trained one; score equal pairs of the two once."""
+    """Return the packed token before each trained token; equal pairs of the two appear once."""
     row, column = batch.mask.nonzero(as_tuple=True)
     length = prompts.real.sum(dim=1)
     in_prompt = (length.cumsum(0) - length)[prompt[row]] + column - 1

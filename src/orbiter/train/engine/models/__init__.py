@@ -1,1 +1,1 @@
-"""Where models come from and how they are saved."""
+"""Loading models from folders, the hub or a package, and saving trained ones."""

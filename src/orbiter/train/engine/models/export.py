@@ -1,7 +1,7 @@
-"""A trained policy as a folder that everybody can load: weights, tokenizer, and a card of facts.
+"""Save a trained policy as a folder that other tools can load: weights, tokenizer, model card.
 
-Full weights are in Hugging Face's layout, adapters in PEFT's. Left out: the value head, which
-nobody but a further PPO run would read, and optimiser state (`checkpoint.py`).
+Full weights use Hugging Face's layout, adapters PEFT's. The value head, which only another PPO run
+could use, is not saved; optimiser state is in checkpoints (`checkpoint.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from orbiter.train.engine.session import require_finite
 from orbiter.train.errors import StorageError, require
 
 MODEL_FILES = ("config.json", "adapter_config.json")
-"""What tells a folder that holds a model."""
+"""Files whose presence marks a folder as a saved model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,35 +29,35 @@ class Card:
     """The facts of a run, for the README.md of a saved model."""
 
     base_model: str
-    """Name that loads the model the run began with."""
+    """Name or folder from which the initial model can be loaded."""
     method: str
-    """How it was trained, in a word or two."""
+    """Training method, in a word or two."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     results: Mapping[str, float] = field(default_factory=dict[str, float])
-    """What was measured at the end."""
+    """Metrics at the end of the run."""
     data: str = ""
-    """What it learned from, in words."""
+    """Description of the training data."""
 
 
 def save_policy(
     policy: Policy, path: str | os.PathLike[str], card: Card, *, merge: bool = False
 ) -> Path:
-    """Write the policy to `path`, wholly or not at all; a model that stands there is replaced.
+    """Write the policy to `path`, completely or not at all; a saved model there is replaced.
 
     Args:
-        policy: What to save.
-        path: The folder to make.
+        policy: The policy to save.
+        path: The folder to create.
         card: The facts for its README.md.
         merge: Add LoRA adapters to the weights and write those, instead of the adapters alone.
 
     Raises:
-        StorageError: `path` holds something that is no saved model, or cannot be written.
+        StorageError: `path` exists and is not a saved model, or cannot be written.
         TrainingError: the weights are not finite.
     """
     require_finite(policy)
     target = Path(path)
     if target.exists() and not _replaceable(target):
-        raise StorageError(f"{target} is there already and is no saved model; choose another path")
+        raise StorageError(f"{target} already exists and is not a saved model; choose another path")
     with staged_folder(target) as folder, no_progress_bars():
         if policy.adapted and not merge:
             _save_adapter(policy, folder, card.base_model)
@@ -69,17 +69,17 @@ def save_policy(
 
 
 def push_to_hub(folder: str | os.PathLike[str], repository: str, *, private: bool = True) -> str:
-    """Upload a saved model to the hub, and return its address there; nothing else ever uploads.
+    """Upload a saved model to the hub and return its URL; no other function uploads anything.
 
-    Whose account it is comes from `hf auth login` or HF_TOKEN. A repository that is not there yet
-    is made, for nobody else to see unless `private=False`.
+    The account is that of `hf auth login` or HF_TOKEN. If the repository does not exist, it is
+    created, as private unless `private=False`.
 
     Raises:
-        StorageError: `folder` holds no saved model, or the hub refused.
+        StorageError: `folder` does not hold a saved model, or the hub refused the upload.
     """
     source = Path(folder)
     if not any((source / name).is_file() for name in MODEL_FILES):
-        raise StorageError(f"{source} is no saved model: there is nothing to upload")
+        raise StorageError(f"{source} is not a saved model: there is nothing to upload")
     hub = require("huggingface_hub", extra="train")
     try:
         api = hub.HfApi()
@@ -104,18 +104,18 @@ def _save_adapter(policy: Policy, folder: Path, base_model: str) -> None:
     model: Any = policy.model
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_model
-    # "auto" would ask the hub whether the vocabulary has grown; it has not.
+    # The default, "auto", would ask the hub whether the vocabulary has grown; it never does here.
     model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; ours takes its place
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card, replaced by ours
 
 
 def _save_weights(policy: Policy, folder: Path) -> None:
     model: Any = policy.model
     if policy.adapted:
-        # A copy is merged: taking adapters out again would leave the weights rounded.
+        # Merge into a copy: removing the adapters again would leave rounding errors in the weights.
         model = copy.deepcopy(model).merge_and_unload()
     used = model.config.use_cache
-    model.config.use_cache = True  # off for training; whoever loads this wants to generate
+    model.config.use_cache = True  # off during training, but needed for generation after loading
     try:
         model.save_pretrained(folder)
     finally:
@@ -123,7 +123,7 @@ def _save_weights(policy: Policy, folder: Path) -> None:
 
 
 def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
-    """Write the model card: what this is, how to load it, and how it came about."""
+    """Return the model card: what the model is, how to load it, and how it was trained."""
     adapter = policy.adapted and not merge
     form = "a LoRA adapter (PEFT)" if adapter else "full weights"
     front = [

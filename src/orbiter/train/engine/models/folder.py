@@ -1,8 +1,8 @@
-"""A folder that is wholly there or not at all, and that knows when a byte of it has changed.
+"""Write folders atomically, and detect later changes to their files.
 
-Saved models, cached models and checkpoints all come to stand through `staged_folder`: the files
-are written beside their place, listed with size and SHA-256 in `manifest.json`, forced onto the
-disk, and take the name in one rename. Left out: what is in the files.
+Saved models, cached models and checkpoints are all written through `staged_folder`: the files go to
+a temporary folder next to the target, are listed with size and SHA-256 in `manifest.json`, are
+flushed to disk, and take the target's name in one rename.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from orbiter.train.storage import fsync_directory
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-"""Raised when a folder's files change in a way that older code cannot read."""
+"""Version of the format; incremented when older code could not read the new one."""
 PARTIAL = ".partial"
-"""How the name of an unfinished folder ends."""
+"""Suffix of an unfinished folder's name."""
 _WRITER = re.compile(r"\.(\d+)(?:\.old)?\.partial$")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FileEntry(TypedDict):
-    """What the manifest says of one file."""
+    """The manifest's entry for one file."""
 
     size: int
     sha256: str
@@ -40,15 +40,16 @@ class FileEntry(TypedDict):
 
 @contextlib.contextmanager
 def staged_folder(target: Path, *, needed: int | None = None) -> Iterator[Path]:
-    """Fill the folder that is yielded; at the end of the block it takes the place of `target`.
+    """Yield a temporary folder that replaces `target` at the end of the block.
 
-    `needed` is how many bytes it will take, for the message about a full disk.
+    `needed` is the number of bytes to be written, for the error message about a full disk.
 
-    An error inside the block leaves what stood at `target` untouched and nothing else behind. A
-    kill leaves at most an unfinished folder whose name starts with a dot: see `sweep_partials`.
+    An error inside the block leaves `target` untouched and removes the temporary folder. If the
+    process is killed, at most an unfinished folder remains, whose name starts with a dot; see
+    `sweep_partials`.
 
     Raises:
-        StorageError: the disk is full or not writable; names the path, and the bytes free.
+        StorageError: the disk is full or not writable; names the path and the free bytes.
     """
     staged = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     with disk_errors(target, needed=needed):
@@ -67,17 +68,17 @@ def verify_folder(folder: Path, *, trust_times: bool = False) -> None:
     """Check every file of a folder against its manifest.
 
     Args:
-        folder: A folder that `staged_folder` made.
-        trust_times: Take a file whose size and time of change are those of the manifest as
-            unchanged, without reading it: for a cache of large files that is opened often.
+        folder: A folder written by `staged_folder`.
+        trust_times: Do not read a file whose size and modification time match the manifest, but
+            assume it is unchanged. Meant for a cache of large files that is opened often.
 
     Raises:
-        StorageError: a file is missing, altered, added, or a link; or there is no manifest.
+        StorageError: a file is missing, modified, added, or a link, or the manifest is missing.
     """
     entries = _read_manifest(folder)
     present = {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST}
     if added := sorted(present - entries.keys()):
-        raise StorageError(f"{folder} holds {added[0]!r}, which its manifest does not know")
+        raise StorageError(f"{folder} holds {added[0]!r}, which is not in its manifest")
     for name, entry in entries.items():
         path = folder / name
         if path.is_symlink() or not path.is_file():
@@ -98,9 +99,9 @@ def file_sha256(path: Path) -> str:
 
 
 def sweep_partials(parent: Path) -> list[Path]:
-    """Remove the unfinished folders that killed processes left in `parent`; return which.
+    """Remove unfinished folders that killed processes left in `parent`, and return their paths.
 
-    The folder of a process that lives is left alone, unless it is this one's.
+    Folders of other running processes are left alone.
     """
     stale = [folder for folder in sorted(parent.glob(f".*{PARTIAL}")) if not _in_use(folder)]
     for folder in stale:
@@ -110,10 +111,10 @@ def sweep_partials(parent: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def disk_errors(target: Path, *, needed: int | None = None) -> Iterator[None]:
-    """Turn the system's refusals inside the block into a `StorageError` that names `target`.
+    """Turn operating-system errors inside the block into a `StorageError` that names `target`.
 
-    A writer in another language reports a full disk in words of its own; the bytes that are free
-    are looked up here, so that the message holds them whoever met the end of the disk.
+    Libraries written in other languages report a full disk in their own wording. The free bytes are
+    looked up here, so that the message contains them whichever library failed.
     """
     try:
         yield
@@ -135,17 +136,17 @@ def _explain(error: Exception, target: Path, needed: int | None) -> str:
     need = f"{needed:,} bytes are needed, " if needed is not None else ""
     return (
         f"the disk is full: cannot write {target} ({need}{free:,} bytes are free); make room, or "
-        "choose another folder; what stood there before is untouched"
+        "choose another folder; existing files there are untouched"
     )
 
 
 def _in_use(partial: Path) -> bool:
-    """Say whether another living process is writing an unfinished folder."""
+    """Return whether another running process is writing an unfinished folder."""
     writer = _WRITER.search(partial.name)
     if writer is None or int(writer[1]) == os.getpid() or os.name == "nt":
         return False
     try:
-        os.kill(int(writer[1]), 0)  # signal 0 asks, and does nothing
+        os.kill(int(writer[1]), 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return False
     except (OverflowError, PermissionError):
@@ -154,7 +155,7 @@ def _in_use(partial: Path) -> bool:
 
 
 def _write_manifest(folder: Path) -> None:
-    """List every file with size and SHA-256, and force all of it onto the disk."""
+    """Write the manifest with every file's size and SHA-256, and flush everything to disk."""
     entries: dict[str, FileEntry] = {}
     for path in _files(folder):
         _fsync(path)
@@ -170,7 +171,7 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _manifest_text(entries: Mapping[str, FileEntry]) -> str:
-    """Return the one text that a manifest of these files can have: its own digest is in it."""
+    """Return the manifest's text; it includes a digest of its entries, so changes are detected."""
     files = json.dumps(entries, sort_keys=True)
     digest = hashlib.sha256(files.encode()).hexdigest()
     document = {"format": FORMAT, "digest": digest, "files": entries}
@@ -200,7 +201,7 @@ def _entry(entry: dict[str, object]) -> FileEntry:
 
 
 def _inside(name: str, manifest: Path) -> str:
-    """Return a manifest's file name, or refuse it where it would lead out of the folder."""
+    """Return a file name from a manifest, or raise if it points outside the folder."""
     path = PurePosixPath(name)
     strange = "\\" in name or ":" in name or "\0" in name
     if strange or not path.parts or path.is_absolute() or ".." in path.parts:
@@ -209,7 +210,7 @@ def _inside(name: str, manifest: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return what lies in a folder and is no folder itself, links included, in a fixed order."""
+    """Return all files in a folder and its subfolders, including links, in a fixed order."""
     return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
@@ -219,7 +220,7 @@ def _fsync(path: Path) -> None:
 
 
 def _take_place(staged: Path, target: Path) -> None:
-    """Rename `staged` to `target`; what stands there steps aside first and is then removed."""
+    """Rename `staged` to `target`; an existing target is moved aside first and then removed."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.old{PARTIAL}")
     if target.exists():
         target.rename(aside)

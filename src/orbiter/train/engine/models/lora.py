@@ -1,6 +1,6 @@
-"""Low-rank adapters through peft: putting them on, and switching them off for the reference.
+"""Add low-rank adapters to a model through peft.
 
-Left out: merging and saving, which peft does by itself in the format that everybody reads.
+Merging and saving them is also done by peft, in its standard format; see `export.py`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def add_lora(
     model: PreTrainedModel, *, rank: int, alpha: float | None = None, seed: int = 0
 ) -> PeftModel:
-    """Freeze the model and put an adapter B A (alpha / rank) on every linear layer of its body.
+    """Freeze the model and add an adapter B A (alpha / rank) to every linear layer of its body.
 
-    Hu et al. 2021, https://arxiv.org/abs/2106.09685. B starts at zero, so that the model starts
-    as it is; A is drawn from `seed`. No dropout: the policy that samples must be the policy that
-    is scored. `alpha` defaults to twice the rank.
+    Hu et al. 2021, https://arxiv.org/abs/2106.09685. B starts at zero, so the model's outputs do
+    not change at first; A is drawn from `seed`. There is no dropout, because the sampling policy
+    must be the one that is scored. `alpha` defaults to twice the rank.
     """
     if rank < 1:
         raise ConfigError(f"lora_rank must be at least 1, got {rank}")
@@ -39,7 +39,7 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
-        # peft asks transformers 5.23 under a name that 6 will not know any more.
+        # peft uses a name that transformers 5.23 deprecates and version 6 removes.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(seed)
         adapted: PeftModel = peft.get_peft_model(model, config)

@@ -1,4 +1,4 @@
-"""A model's shape without its weights: enough to count tokens and bytes before a run.
+"""Describe a model without its weights, so that tokens and bytes can be counted before a run.
 
 Nothing is downloaded: a model that is not on this machine has no outline.
 """
@@ -26,23 +26,26 @@ from orbiter.train.errors import StorageError, require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What is known of a model before it is loaded; its modules hold no numbers."""
+    """A model's structure before it is loaded; its modules hold no weights.
+
+    The exception is "tiny", which is small enough to be built with its weights.
+    """
 
     model: Any
     tokenizer: Any
     value_head: nn.Module | None
     path: str
-    """The forward pass that it will run on: "fast" or "generic"."""
+    """Name of the forward pass it will use: "fast" or "generic"."""
     dtype: str
     computes: str
-    """The dtype, what computes in it, and why."""
+    """The dtype, the processor or accelerator, and the reason for the dtype."""
     device: torch.device
     weights: int
-    """Bytes that loading it will take, in float32, a frozen reference included."""
+    """Bytes that loading it will take, in float32, including a frozen reference."""
 
     @property
     def context_length(self) -> int:
-        """Tokens that prompt and answer may fill together."""
+        """Largest number of tokens of prompt and answer together."""
         return int(self.model.config.max_position_embeddings)
 
     @property
@@ -51,7 +54,7 @@ class Outline:
         return hasattr(self.model, "peft_config")
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
-        """Return what would be trained, by name."""
+        """Return the parameters that would be trained, by name."""
         named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if self.value_head is not None:
             named |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
@@ -62,7 +65,7 @@ def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> 
     """Return the outline of a config's model, or None if the model is not on this machine.
 
     Raises:
-        StorageError: the model is a folder that holds none.
+        StorageError: the model is a folder that does not hold a model.
     """
     skeleton = _skeleton(config.model)
     if skeleton is None:
@@ -110,11 +113,11 @@ def _skeleton(name: str) -> _Skeleton | None:
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         return _skeleton(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
-    raise StorageError(f"{folder} is no saved model: config.json is missing")
+    raise StorageError(f"{folder} is not a saved model: config.json is missing")
 
 
 def _read(name: str) -> _Skeleton | None:
-    """Read config and tokenizer from a folder, or from the hub's cache on this machine."""
+    """Read config and tokenizer from a folder or from the hub's cache on this machine."""
     transformers = require("transformers", extra="train")
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:

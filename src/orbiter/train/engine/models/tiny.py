@@ -1,8 +1,8 @@
-"""A byte-level model built in code: for tests, examples and the first minute after installation.
+"""Build a tiny byte-level model in code, for tests, examples and first experiments.
 
-It needs no download and no account, starts untrained from a seed, and is in every respect a
-Hugging Face model with a Hugging Face tokenizer: it is saved, loaded and trained like a real one.
-Left out: any knowledge. It has read nothing.
+It needs no download and no account. It is a normal Hugging Face model with a Hugging Face
+tokenizer, and is saved, loaded and trained like any other. Its weights are untrained, drawn from a
+seed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
 """The tokens after the bytes: ids 256, 257 and 258."""
 VOCABULARY = BYTES + len(SPECIAL_TOKENS)
 CONTEXT = 1024
-"""Positions that the tiny model knows, in tokens."""
+"""Context length of the tiny model, in tokens."""
 INIT_STD = 0.02
-"""Standard deviation of the untrained weights: so small that all bytes start equally likely."""
+"""Standard deviation of the untrained weights, small enough that all bytes start about equally
+likely."""
 
 CHAT_TEMPLATE = """\
 {%- macro turn(role, content) -%}
@@ -51,8 +52,8 @@ CHAT_TEMPLATE = """\
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer whose token ids are the bytes of the text in UTF-8.
 
-    A turn of a chat is `<|bos|>role`, a newline, the content, `<|eos|>`, a newline. Calls are
-    written after the content, a line each, without their ids, which are random. Every text
+    A turn of a chat is `<|bos|>role`, a newline, the content, `<|eos|>`, a newline. Tool calls are
+    written after the content, one per line, without their ids, which are random. Every text
     round-trips; ids that are not valid UTF-8 decode to the replacement character.
     """
     transformers = require("transformers", extra="train")
@@ -80,8 +81,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(seed: int = 0) -> PreTrainedModel:
     """Build an untrained Llama of 0.4 million parameters in float32; same seed, same weights.
 
-    The weights come from a generator of their own, filled in by name: they depend neither on
-    the version of transformers nor on the global random state, which is left as it was found.
+    The weights are drawn from a separate generator in the order of their names, so they depend
+    neither on the version of transformers nor on the global random state, which is not changed.
     """
     torch = require("torch", extra="train")
     transformers = require("transformers", extra="train")

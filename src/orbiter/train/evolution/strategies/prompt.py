@@ -239,7 +239,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
     def _shown(self) -> list[str]:
         """Return the failures of the parent that the model is shown for this child.
 
-        They are the same in every call for a child. Without a parent's score there are none.
+        The result is the same in every call for a child, and empty without a parent's score.
         """
         context = self.context
         parent = (context.parent_score and context.parent_score.instances) or {}

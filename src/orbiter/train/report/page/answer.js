@@ -1,4 +1,4 @@
-// A model's answer made readable: the tool calls in it as a name with arguments, the rest as it is.
+// Formats a model's answer: tool calls become a name with arguments, other text stays as it is.
 
 const TAGGED = /<(tool_call|function_call)>([\s\S]*?)(?:<\/\1>|$)/g;
 
@@ -38,7 +38,7 @@ function named(given) {
   return Object.entries(given).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]);
 }
 
-// name(a=1, b='x, y') and nothing around it.
+// Matches name(a=1, b='x, y') with nothing around it.
 function fromPython(text) {
   const match = /^\s*\[?\s*([A-Za-z_][\w.]{0,120})\(([\s\S]{0,1200})\)\s*\]?\s*$/.exec(text);
   if (!match) return null;
@@ -51,7 +51,7 @@ function pair(argument) {
   return match ? [match[1], match[2]] : ["", argument];
 }
 
-// Split at commas that stand outside of quotes and brackets; null where those do not match up.
+// Splits at commas outside quotes and brackets; returns null if those are not balanced.
 function split(text) {
   const pieces = [""];
   const open = [];

@@ -1,4 +1,4 @@
-// A list to choose from and what is chosen: search, filter, order, arrow keys.
+// A list with a detail view: search, filter, sort order, arrow keys.
 
 // items: [{words, row(): node, detail(words): node, ...}]; filters, sorts: {name: function}
 function browser({ id, items, filters, sorts, hint, empty }) {
@@ -75,7 +75,7 @@ function browser({ id, items, filters, sorts, hint, empty }) {
   return el("div", { class: "browser" },
     el("div", { class: "tools" }, search,
       Object.keys(filters).length ? choice("filter", "Which to show", ["all", ...Object.keys(filters)]) : null,
-      Object.keys(sorts).length > 1 ? choice("sort", "In which order", Object.keys(sorts)) : null,
+      Object.keys(sorts).length > 1 ? choice("sort", "Sort order", Object.keys(sorts)) : null,
       raw, count),
     el("div", { class: "panes" }, list, detail));
 }

@@ -1,9 +1,9 @@
-// Curves over the steps: hand-drawn SVG, one cursor for all charts of a group, arrow keys move it.
+// Curves over the steps as SVG; all charts of a group share one cursor, which arrow keys move.
 
 const HEIGHT = 176;
 const MARGIN = { left: 46, right: 10, top: 10, bottom: 22 };
 
-// What the charts of one training share: where the reader points.
+// The cursor that the charts of one training share.
 function makeCursor() {
   const listeners = new Set();
   return {
@@ -186,7 +186,7 @@ function band(line, x, y) {
   return svg("path", { class: `band ${line.colour}`, d: known.length ? `M${[...edge(known, 1), ...edge(known.toReversed(), -1)].join("L")}Z` : "" });
 }
 
-// Steps at which something was no number: where a run diverged.
+// Steps at which a value was not finite, which shows where a run diverged.
 function faults(line, x) {
   const places = line.values.map((value, at) => [line.steps[at], value]).filter(([, value]) => typeof value === "string");
   return places.slice(0, 20).flatMap(([step, value], at) => [

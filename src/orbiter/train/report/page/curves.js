@@ -1,22 +1,22 @@
-// The curves of a training, or of two laid over each other.
+// The curves of one training, or of two overlaid.
 
-// What stands in one chart: names of metrics, or what all of their names begin with.
+// The contents of each chart: names of metrics, or their common prefix.
 const PANELS = [
   { title: "Reward", names: ["reward", "eval/reward"], band: { reward: "reward_std" }, note: "Mean over a step's samples; the band is one standard deviation. Points are validations." },
   { title: "Rewards by component", prefix: "reward/", several: true },
   { title: "Loss", names: ["loss", "eval/loss"], note: (kind) => (kind === "GRPO" ? "Near 0 by construction in GRPO: the advantages of a group sum to 0." : null) },
-  { title: "KL", names: ["kl", "approx_kl"], label: { kl: "from the reference", approx_kl: "within the step" }, note: "Nats a token." },
-  { title: "Entropy", names: ["entropy"], note: "Nats a token; near 0 the model no longer tries anything else." },
-  { title: "Length", names: ["length", "eval/length"], note: "Tokens an output, mean." },
+  { title: "KL", names: ["kl", "approx_kl"], label: { kl: "from the reference", approx_kl: "within the step" }, note: "Nats per token." },
+  { title: "Entropy", names: ["entropy"], note: "Nats per token; near 0 the model no longer explores." },
+  { title: "Length", names: ["length", "eval/length"], note: "Mean tokens per output." },
   { title: "Clip fraction", names: ["clip_fraction"], note: "Share of tokens whose ratio left the clip range." },
-  { title: "Speed", names: ["tokens_per_second"], label: { tokens_per_second: "tokens a second" } },
+  { title: "Speed", names: ["tokens_per_second"], label: { tokens_per_second: "tokens per second" } },
   { title: "Validation by component", prefix: "eval/reward/", several: true, more: true },
-  { title: "Ran out of room", more: true, names: ["cut_off", "eval/cut_off"], note: "Share of outputs that were cut off." },
-  { title: "Groups without a difference", more: true, names: ["flat_groups"], note: "Share of groups that taught nothing: all their rewards were equal." },
+  { title: "Cut off", more: true, names: ["cut_off", "eval/cut_off"], note: "Share of outputs that reached the length limit." },
+  { title: "Groups without signal", more: true, names: ["flat_groups"], note: "Share of groups whose rewards were all equal, so nothing could be learned from them." },
   { title: "Gradient norm", more: true, names: ["grad_norm"], note: "Before clipping." },
   { title: "Learning rate", more: true, names: ["learning_rate"] },
   { title: "Value", more: true, names: ["value", "explained_variance"] },
-  { title: "Seconds a step", names: ["seconds"], more: true },
+  { title: "Seconds per step", names: ["seconds"], more: true },
   { title: "Policy loss", names: ["pg_loss"], more: true },
   { title: "Value loss", names: ["vf_loss"], more: true },
 ];
@@ -66,7 +66,7 @@ function panelCharts(id, sides, chosen, cursor) {
 
 const label = (panel, name) => panel.label?.[name] ?? (panel.prefix ? name.slice(panel.prefix.length) : name.replace(/^eval\//, "validation ").replaceAll("_", " "));
 
-// pairs: [{name, sides}], one tab each
+// pairs: [{name, sides}], one tab for each
 function curvesSection(pairs) {
   if (!pairs.length) return null;
   const chosen = Math.min(state.tab ?? preferred(pairs), pairs.length - 1);
@@ -82,7 +82,7 @@ function curvesSection(pairs) {
   const redraw = () => grid.replaceChildren(...chartsOf("curves", pair.sides));
   return section("curves", "Curves", null,
     el("div", { class: "tools" }, tabs(pairs, chosen), el("label", { class: "check" }, "smooth ", slider)),
-    pair.sides[0].training.steps.length ? [grid, spread] : el("p", { class: "empty" }, "No step is over yet."));
+    pair.sides[0].training.steps.length ? [grid, spread] : el("p", { class: "empty" }, "No step is finished yet."));
 }
 
 function preferred(pairs) {

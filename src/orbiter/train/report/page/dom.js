@@ -1,4 +1,4 @@
-// Elements, made without a parser: whatever a model said can only ever become text.
+// Builds elements without an HTML parser, so that model output can only ever become text.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -29,7 +29,7 @@ function section(id, title, lead, ...children) {
   return el("section", { id, "aria-labelledby": `${id}-title` }, heading, words, ...children);
 }
 
-// The heading of a column as text; a narrow screen shows it in front of each value.
+// The text of a column heading; a narrow screen shows it in front of each value.
 const headText = (cell) => (typeof cell === "string" ? cell : cell?.number ?? "");
 
 function table(head, rows, props) {
@@ -48,11 +48,11 @@ function table(head, rows, props) {
     el("table", {}, el("thead", {}, el("tr", {}, head.map(cell("th")))), el("tbody", {}, body)));
 }
 
-// The words of a search, marked in a text.
+// Highlights the search words in a text.
 function marked(text, words) {
   if (!words.length) return [text];
   const lower = text.toLowerCase();
-  // Lower case can be longer than the text it comes from; places would then not fit.
+  // Lower-casing can change a text's length; then the positions would be wrong.
   if (lower.length !== text.length) return [text];
   const parts = [];
   let at = 0;

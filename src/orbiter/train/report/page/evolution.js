@@ -1,4 +1,4 @@
-// An evolution: how the scores rose, and the words from the first candidate to the best.
+// An evolution: its scores over time, and the texts from the first candidate to the best.
 
 function evolutionSection(run) {
   if (!run.evolutions.length) return null;
@@ -27,12 +27,12 @@ function oneEvolution(doc, at, several) {
   return [
     el("p", { class: "lead" }, `${name}${plural(doc.members_in_all, "candidate")}, ${plural(doc.evaluations, "evaluation")}${doc.failures ? `, ${doc.failures} failed` : ""}${cost}.`,
       best ? ` Best: ${best.name} at ${num(best.score)}.` : ""),
-    doc.trials.length > 1 ? chart({ id: `evolution-chart-${at}`, title: "Score", lines, cursor: makeCursor(), smoothing: 0, note: "Over the evaluations, in the order in which they ended." }) : null,
-    best ? [el("h3", {}, "The line of the best"), el("ol", { class: "lineage" }, family.map((place) => el("li", {}, ancestor(doc, place))))] : null,
+    doc.trials.length > 1 ? chart({ id: `evolution-chart-${at}`, title: "Score", lines, cursor: makeCursor(), smoothing: 0, note: "Over the evaluations, in the order in which they finished." }) : null,
+    best ? [el("h3", {}, "Ancestry of the best"), el("ol", { class: "lineage" }, family.map((place) => el("li", {}, ancestor(doc, place))))] : null,
     el("h3", {}, "Candidates"),
     browser({
       id: `members-${at}`, items, hint: "Search candidates",
-      filters: { "line of the best": (item) => family.includes(item.key), failed: (item) => item.member.score === null },
+      filters: { "ancestry of the best": (item) => family.includes(item.key), failed: (item) => item.member.score === null },
       sorts: { "best first": (a, b) => (b.member.score ?? -Infinity) - (a.member.score ?? -Infinity), "by birth": (a, b) => a.key - b.key },
       empty: { noun: "candidate", text: "No candidate yet." },
     }),

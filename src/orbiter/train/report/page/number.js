@@ -1,4 +1,4 @@
-// Numbers as a reader wants them.
+// Formats numbers for readers.
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
@@ -28,7 +28,7 @@ function duration(seconds) {
   return `${Math.floor(seconds / 3600)} h ${Math.round((seconds % 3600) / 60)} min`;
 }
 
-// [mean, low, high, n] of an interval, in its own unit or in per cent.
+// Formats an interval [mean, low, high, n], as a number or in per cent.
 function ranged([mean, low, high], percent, sign) {
   const show = percent ? (value) => minus((100 * value).toFixed(1)) : (value) => num(value);
   const plus = sign && mean > 0 ? "+" : "";
@@ -38,7 +38,7 @@ function ranged([mean, low, high], percent, sign) {
 
 const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
-// Round places for the ticks of an axis.
+// Round positions for the ticks of an axis.
 function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -48,7 +48,7 @@ function ticks(low, high, count) {
   return places;
 }
 
-// What is left of the noise: an exponential mean that forgets by `share` a point, unbiased at the start.
+// Smooths a curve: an exponential mean with weight `share` for the past, without bias at the start.
 function smooth(values, share) {
   let sum = 0;
   let weight = 0;

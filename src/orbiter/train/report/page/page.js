@@ -6,7 +6,7 @@ const state = { browsers: {}, open: {}, raw: false, smoothing: 0.6, tab: null, t
 const THEMES = ["system", "light", "dark"];
 const theme = { chosen: stored() };
 
-// A page opened from a disk may have no storage of its own.
+// A page opened from disk may have no local storage.
 function stored() {
   try {
     return THEMES.includes(localStorage.getItem("orbiter-theme")) ? localStorage.getItem("orbiter-theme") : "system";
@@ -24,7 +24,7 @@ function setTheme(chosen) {
   } catch { /* without storage the choice lasts as long as the page */ }
 }
 
-// The parts of one or two runs that belong together: by name, else by place.
+// Pairs the parts of one or two runs: by name, or else by position.
 function pairsOf(sides) {
   if (sides.length === 1) {
     return sides[0].run.trainings.map((training) => ({ name: training.name, kind: training.kind, sides: [{ ...sides[0], training }] }));
@@ -60,7 +60,7 @@ function comparison(sides) {
   ].filter(Boolean);
 }
 
-// Prompts that both runs show, each with the latest group of either.
+// Prompts that both runs show, with the latest group of each run.
 function sharedSamples(pairs) {
   const items = pairs.flatMap(({ sides }) => {
     const latest = sides.map(({ training }) => new Map(groupItems(training.groups).map((item) => [item.group.task ?? item.group.prompt, item])));
@@ -76,11 +76,11 @@ function sharedSamples(pairs) {
     });
   }).map((item, key) => ({ ...item, key }));
   if (!items.length) return null;
-  return section("samples", "Samples", "Prompts that both runs show; the number is B less A, in mean reward of the latest group.",
+  return section("samples", "Samples", "Prompts that both runs show; the number is B minus A, in mean reward of the latest group.",
     browser({
       id: "shared", items, filters: {}, hint: "Search prompts and outputs  ( / )",
       sorts: { "B better first": (a, b) => b.change - a.change, "A better first": (a, b) => a.change - b.change },
-      empty: { noun: "prompt", text: "No prompt is in both." },
+      empty: { noun: "prompt", text: "No prompt is in both runs." },
     }));
 }
 
@@ -107,7 +107,7 @@ function render(focus) {
   document.getElementById("top").replaceChildren(top());
   document.getElementById("sections").replaceChildren(...sections.map((one) => el("a", { href: `#${one.id}` }, one.querySelector("h2").textContent)));
   document.getElementById("main").replaceChildren(...sections);
-  document.getElementById("foot").replaceChildren(`Made by orbiter-train ${doc.now.made.replace("T", " ").slice(0, 16)} UTC. This page asks nothing of any network. Press / to search.`);
+  document.getElementById("foot").replaceChildren(`Made by orbiter-train ${doc.now.made.replace("T", " ").slice(0, 16)} UTC. This page makes no network requests. Press / to search.`);
   for (const [id, height] of scrolled) if (id) document.getElementById(id)?.scrollTo(0, height);
   const again = kept ? document.getElementById(kept) : null;
   again?.focus({ preventScroll: true });

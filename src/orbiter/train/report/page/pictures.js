@@ -1,6 +1,6 @@
-// Pictures that are no curves: how rewards lie over the steps, means with their intervals, dots.
+// Charts other than curves: the distribution of rewards over the steps, means with intervals, dots.
 
-// Rewards over the steps: a column a stretch, a row a bin; the darker, the more of the samples.
+// Rewards over the steps: one column per range of steps, one row per bin; darker means more samples.
 function heatmap({ low, high, steps, counts }) {
   const bins = counts[0].length;
   const flat = low === high;
@@ -34,10 +34,10 @@ function heatmap({ low, high, steps, counts }) {
       el("span", { class: "tick top" }, num(high)), el("span", { class: "tick bottom" }, flat ? "" : num(low)),
       picture),
     el("div", { class: "underaxis" }, el("span", {}, `step ${steps[0]}`), el("span", {}, `from step ${steps[steps.length - 1]}`)),
-    el("p", { class: "note" }, "Each column is a stretch of steps, each row a range of rewards; the stronger the colour, the larger the share of samples."));
+    el("p", { class: "note" }, "Each column is a range of steps, each row a range of rewards; the stronger the colour, the larger the share of samples."));
 }
 
-// One dot a mean with a bar for its 95 % interval, all on one scale.
+// Draws each mean as a dot with a bar for its 95 % interval, all on one scale.
 function forest(rows, percent) {
   const ends = rows.flatMap(({ score: [mean, low, high] }) => [mean, low ?? mean, high ?? mean]);
   const low = percent ? 0 : Math.min(...ends);
@@ -52,7 +52,7 @@ function forest(rows, percent) {
   };
 }
 
-// The rewards of a group as ticks on a line: how far apart its samples are.
+// Draws the rewards of a group as ticks on a line, to show their spread.
 function strip(rewards, low, high) {
   const x = (value) => 3 + (high > low ? (value - low) / (high - low) : 0.5) * 58;
   return svg("svg", { class: "strip", viewBox: "0 0 64 12", "aria-hidden": "true" },
@@ -60,7 +60,7 @@ function strip(rewards, low, high) {
     rewards.map((reward) => svg("circle", { cx: x(reward), cy: 6, r: 2.6 })));
 }
 
-// A bar from zero, to the left for less and to the right for more.
+// Draws a bar from zero, to the left for negative and to the right for positive values.
 function lean(value, largest) {
   const share = largest > 0 ? Math.min(1, Math.abs(value) / largest) : 0;
   return svg("svg", { class: `lean ${value < 0 ? "less" : "more"}`, viewBox: "0 0 80 10", "aria-hidden": "true" },

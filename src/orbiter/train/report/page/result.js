@@ -1,4 +1,4 @@
-// What came out: exams with intervals, what changed in training, and the data's way.
+// Results: exams with intervals, what changed in training, and what happened to the data.
 
 function resultSection(run) {
   const blocks = [tiles(run), exams(run.exams), gains(run.trainings)].filter(Boolean);
@@ -18,9 +18,9 @@ function tiles(run) {
     reward.length > 1 ? ["Reward", [num(mean(reward.slice(0, tenth))), el("span", { class: "dim" }, " → "), num(mean(reward.slice(-tenth)))],
       `first and last ${plural(tenth * main.every, "step")}${run.trainings.length > 1 ? ` of ${main.name}` : ""}`] : null,
     ["Steps", num(sum(run.trainings.map((training) => training.steps[training.steps.length - 1] ?? 0))), run.trainings.map((training) => training.kind).filter((kind, at, kinds) => kinds.indexOf(kind) === at).join(" and ")],
-    all("tokens").length ? ["Tokens", num(sum(all("tokens"))), "drawn or imitated"] : null,
+    all("tokens").length ? ["Tokens", num(sum(all("tokens"))), "sampled or imitated"] : null,
     all("seconds").length ? ["Time", duration(sum(all("seconds"))), "in training steps"] : null,
-    finite("tokens_per_second").length ? ["Speed", num(mean(finite("tokens_per_second"))), "tokens a second"] : null,
+    finite("tokens_per_second").length ? ["Speed", num(mean(finite("tokens_per_second"))), "tokens per second"] : null,
     finite("kl").length ? ["KL", num(finite("kl").at(-1)), "from the reference, at the end"] : null,
   ].filter(Boolean);
   return el("dl", { class: "tiles" }, facts.map(([name, value, note]) => el("div", {}, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note))));
@@ -41,7 +41,7 @@ function exams(doc) {
   const unit = doc.percent ? ", points" : "";
   return [
     table(["model", "", { number: doc.measure }, { number: `against ${doc.against}${unit}` }], rows, { label: "Exams", kind: "exams" }),
-    el("p", { class: "note" }, `Over ${plural(doc.rows[0].score[3], "task")}. Brackets hold 95 % intervals; differences are paired, task by task. A difference whose interval holds 0 may be chance.`),
+    el("p", { class: "note" }, `Over ${plural(doc.rows[0].score[3], "task")}. Brackets contain 95 % intervals; differences are paired, task by task. A difference whose interval contains 0 may be chance.`),
   ];
 }
 
@@ -61,14 +61,14 @@ function gains(trainings) {
   return [
     el("h3", {}, "Before and after"),
     table(["", { number: "before" }, { number: "after" }, { number: "difference" }], body, { label: "Before and after", kind: "gains" }),
-    el("p", { class: "note" }, "Validation rows compare the first and the last validation; the others the first and last fifth of the steps, a prompt counting once. Brackets hold 95 % intervals; differences are of the prompts in both, paired."),
+    el("p", { class: "note" }, "Validation rows compare the first and the last validation; the others the first and last fifth of the steps, a prompt counting once. Brackets contain 95 % intervals; differences are of the prompts in both, paired."),
   ];
 }
 
 function ledgerSection(run) {
   if (!run.ledger.length) return null;
   const most = Math.max(...run.ledger.map((step) => step.kept + lost(step)), 1);
-  return section("data", "Data", "Where the items went, and why some did not go on.",
+  return section("data", "Data", "How many items each step kept, and why it dropped the others.",
     el("ol", { class: "ledger" }, run.ledger.map((step) => el("li", {},
       el("div", { class: "stage" }, el("b", {}, step.name), step.note ? el("span", { class: "dim" }, ` ${step.note}`) : ""),
       svg("svg", { class: "flow", "aria-hidden": "true" },

@@ -1,4 +1,4 @@
-// What the model wrote while it learned: groups of samples with their rewards and advantages.
+// Samples from training: groups of outputs with their rewards and advantages.
 
 const WHY = { first: "first", last: "last", best: "best", worst: "worst", changed: "most changed" };
 
@@ -71,13 +71,13 @@ function oneOutput(output, scale, words) {
       el("span", { class: "total" }, output.reward === null ? "skipped" : num(output.reward)),
       svg("svg", { class: "meter", viewBox: "0 0 80 6", preserveAspectRatio: "none", "aria-hidden": "true" },
         svg("rect", { class: "rail", width: 80, height: 6 }), svg("rect", { class: "full", width: 80 * share, height: 6 })),
-      isNumber(output.advantage) ? el("span", { class: "advantage", title: "advantage: how much better than its siblings" },
+      isNumber(output.advantage) ? el("span", { class: "advantage", title: "advantage: how much better than the rest of its group" },
         lean(output.advantage, scale.lean), signed(output.advantage, 2)) : null),
     el("div", { class: "said" }, answer(output.text, words),
       el("p", { class: "chips" },
         parts.length ? parts.map(([name, value]) => el("span", { class: "chip" }, name, " ", el("b", {}, num(value)))) : null,
         output.tokens ? el("span", { class: "chip quiet" }, plural(output.tokens, "token")) : null,
-        output.cut_off ? el("span", { class: "chip warn" }, "ran out of room") : null)));
+        output.cut_off ? el("span", { class: "chip warn" }, "cut off") : null)));
 }
 
 function samplesSection(run) {
@@ -106,7 +106,7 @@ function samplesSection(run) {
   }));
 }
 
-// The answers of every model to the tasks of the exams.
+// Every model's answers to the exam tasks.
 function answersSection(run) {
   if (!run.tasks.length) return null;
   const { rows, percent, against } = run.exams;

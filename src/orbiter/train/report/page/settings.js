@@ -1,4 +1,4 @@
-// What the run was asked to do, and where it took place.
+// The settings of the run, and its environment.
 
 // sides: [{label, run}]
 function settingsSection(sides) {
@@ -29,7 +29,7 @@ function grid(key, title, sides, columns) {
     row.kind = differs(name) ? "differs" : null;
     return row;
   });
-  const body = table([two ? `${title}, what differs first` : title, ...sides.map(({ label }) => (two ? label : ""))], rows, { label: title });
+  const body = table([two ? `${title}, differences first` : title, ...sides.map(({ label }) => (two ? label : ""))], rows, { label: title });
   const heading = el("summary", {}, title, el("span", { class: "dim" }, two ? ` ${names.filter(differs).length} of ${names.length} differ` : ` ${names.length}`));
   const open = state.open[key] ?? names.length < 60;
   return el("details", { open, on: { toggle: (event) => { state.open[key] = event.target.open; } } }, heading, body);

@@ -1,7 +1,7 @@
 """The algorithms: one file each, and the table that lists them.
 
-To add one: write its file, give it a member of `VeRLAlgorithm` and a line in `ALGORITHMS`, and, if
-it has settings of its own, add its config to the bases of `AlgorithmConfig`.
+To add one: write its file, add a member to `VeRLAlgorithm` and a line to `ALGORITHMS`, and, if it
+has its own settings, add its config to the bases of `AlgorithmConfig`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from orbiter.train.verl.algorithms.sapo import Sapo, SapoConfig
 
 
 class VeRLAlgorithm(StrEnum):
-    """How a reward becomes a gradient; the values do as well as the members."""
+    """The algorithms that turn rewards into gradients; the string values are accepted as well."""
 
     PPO = "ppo"
     """A value head predicts the return; each token is credited against the prediction."""
@@ -30,7 +30,7 @@ class VeRLAlgorithm(StrEnum):
     CISPO = "cispo"
     """GRPO with a clipped importance weight: no token loses its gradient."""
     SAPO = "sapo"
-    """GRPO with a smooth gate in place of the clip."""
+    """GRPO with a smooth gate instead of the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""What an algorithm is: the rules that one file of this folder states, and the settings all share.
+"""The interface of an algorithm, and the settings that all algorithms share.
 
-Nothing here loads torch: a config is made and checked without it.
+This file does not import torch, so a config can be created and checked without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orbiter.train.errors import ConfigError
 from orbiter.train.trainer.config import NotInVerl, VerlKeys
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from orbiter.train.engine.batch import Batch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ACTOR = "actor_rollout_ref.actor"
 """The part of verl's configuration that holds the policy's update."""
 KL_NAMES: Mapping[str, str] = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
-"""verl's name of each KL estimate."""
+"""verl's name of each KL estimator."""
 
 KlEstimator = Literal["k1", "k2", "k3"]
 
@@ -83,7 +83,7 @@ class RewardConfig(EngineConfig):
     )
     clip_range: float = setting(
         0.2,
-        "PPO's epsilon: the ratio to the sampling policy earns nothing outside "
+        "PPO's epsilon: the loss does not reward a ratio to the sampling policy outside "
         "[1 - clip_range, 1 + clip_range].",
         Number(above=0, below=1),
         verl=VerlKeys((f"{ACTOR}.clip_ratio", f"{ACTOR}.clip_ratio_low")),
@@ -94,11 +94,12 @@ class RewardConfig(EngineConfig):
         OrNone(Number(above=0)),
         verl=VerlKeys((f"{ACTOR}.clip_ratio_high",), written=False),
     )
-    loss_aggregation: Literal["token", "sequence", "constant"] = setting(
+    loss_aggregation: Literal["token", "sequence", "constant", "episode"] = setting(
         "token",
-        "Mean over all tokens; mean over sequences of each one's mean; or sum over tokens divided "
-        "by sequences times max_response_length (Dr. GRPO).",
-        OneOf(("token", "sequence", "constant")),
+        "Mean over all tokens; mean over sequences of each one's mean; sum over tokens divided "
+        "by sequences times max_response_length (Dr. GRPO); or, with agent=, mean over episodes of "
+        "each one's mean.",
+        OneOf(("token", "sequence", "constant", "episode")),
         verl=VerlKeys(
             (f"{ACTOR}.loss_agg_mode",),
             values={
@@ -136,36 +137,38 @@ class RewardConfig(EngineConfig):
 
     @property
     def samples_per_step(self) -> int:
-        """Samples of a whole step."""
+        """Number of samples in a full step."""
         return self.batch_size * self.group_size
 
     @property
     def updates_per_step(self) -> int:
-        """Optimiser updates of a whole step."""
+        """Number of optimiser updates in a full step."""
         size = self.minibatch_size or self.samples_per_step
         return self.ppo_epochs * math.ceil(self.samples_per_step / size)
 
 
 class Credited(NamedTuple):
-    """The samples of a step as a batch with advantages, and what was measured on the way."""
+    """The samples of a step as a batch with advantages, and metrics of the credit assignment."""
 
     batch: Batch | None
     """None if every sample was skipped."""
     metrics: dict[str, float]
     flat: bool
-    """Whether no sample got another reward than those it is compared with."""
+    """Whether every sample got the same reward as those it is compared with."""
 
 
 class Samples(NamedTuple):
-    """The samples of a step that got a reward, before credit is assigned."""
+    """The samples of a step that have a reward, before credit is assigned."""
 
     policy: Policy
     batch: Batch
-    """One row for each sample that got a reward."""
+    """One row for each sample that has a reward; for each of its streams where it is an episode."""
     reward: Float[Tensor, "P G"]
-    """By prompt, in float64; 0 for a skipped sample."""
+    """Rewards by prompt, in float64; 0 for a skipped sample."""
     valid: Bool[Tensor, "P G"]
-    """Which samples got a reward."""
+    """Which samples has a reward."""
+    sample_of_row: Int[Tensor, "B"]
+    """Which of the samples that has a reward each row belongs to."""
 
 
 C_contra = TypeVar("C_contra", bound=RewardConfig, contravariant=True)
@@ -173,15 +176,15 @@ C_contra = TypeVar("C_contra", bound=RewardConfig, contravariant=True)
 
 
 class Algorithm(ABC, Generic[C_contra]):
-    """How rewards become a gradient: credit assignment, objective, and both in verl's terms.
+    """Turns rewards into gradients: credit assignment, objective, and verl's keys for both.
 
-    A new algorithm is one file of this folder with a subclass, and its line in `algorithms`.
+    A new algorithm is a subclass in its own file of this folder, and a line in `ALGORITHMS`.
     """
 
     title: ClassVar[str]
     """Its name in logs and model cards."""
     summary: ClassVar[str]
-    """One sentence for a reader who chooses."""
+    """One sentence that helps a user to choose an algorithm."""
     value_head: ClassVar[bool] = False
     """Whether it needs a value function: a head on the policy here, a critic in verl."""
     least_group: ClassVar[int] = 1
@@ -208,19 +211,19 @@ class Algorithm(ABC, Generic[C_contra]):
             )
 
     def needs_old_logprob(self, config: C_contra) -> bool:  # noqa: ARG002 - subclasses read it
-        """Say whether credit needs the sampling policy's log probabilities."""
+        """Return whether credit assignment needs the sampling policy's log probabilities."""
         return False
 
     @abstractmethod
     def credit(self, config: C_contra, samples: Samples) -> Credited:
-        """Give every token of the samples its advantage."""
+        """Return the samples with an advantage for every token."""
 
     @abstractmethod
     def objective(self, config: C_contra) -> PolicyObjective:
-        """Return what an update minimises."""
+        """Return the loss that an update minimises."""
 
     def opening(self) -> Sequence[str]:
-        """Return what a user should know at the start of a run."""
+        """Return notes to show the user at the start of a run."""
         return ()
 
     @abstractmethod
@@ -232,16 +235,17 @@ class Algorithm(ABC, Generic[C_contra]):
         """
 
     def verl_notes(self) -> Sequence[str]:
-        """Return what this algorithm does differently in verl."""
+        """Return notes on how this algorithm differs in verl."""
         return ()
 
     @abstractmethod
     def is_flat(self, metrics: Mapping[str, float]) -> bool:
-        """Say from a step's metrics on verl whether there was nothing to learn."""
+        """Return whether a step's metrics on verl show that there was nothing to learn."""
 
 
 def loss_settings(config: RewardConfig) -> dict[str, Any]:
     """Return the arguments of `PolicyObjective` that every algorithm takes from the config."""
+    assert config.loss_aggregation != "episode", "verl/episodes.py puts it into the advantages"
     return {
         "clip_range": config.clip_range,
         "clip_range_high": config.clip_range_high,

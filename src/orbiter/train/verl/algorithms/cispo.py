@@ -1,4 +1,4 @@
-"""CISPO: GRPO's advantages, with a clipped importance weight in place of the clipped surrogate.
+"""CISPO: GRPO's advantages, with a clipped importance weight instead of the clipped surrogate.
 
 MiniMax 2025, https://arxiv.org/abs/2506.13585.
 """
@@ -43,7 +43,7 @@ class Cispo(Grpo):
 
 
 def refuse_sequence_ratio(title: str, config: GrpoConfig) -> None:
-    """Refuse `ratio="sequence"` for an algorithm that has a loss of another form.
+    """Refuse `ratio="sequence"` for an algorithm whose loss weights each token.
 
     Raises:
         ConfigError: it is set.

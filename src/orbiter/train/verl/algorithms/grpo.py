@@ -71,10 +71,10 @@ class Grpo(Algorithm[GrpoConfig]):
         return PolicyObjective(**loss_settings(config), ratio=config.ratio)
 
     def opening(self) -> Sequence[str]:
-        """Explain the one number that misleads."""
+        """Explain why the loss is near 0."""
         return (
             f"{self.title}'s loss is near 0 by construction while the policy is the one that "
-            "sampled: the advantages of a group sum to 0, and only unequal lengths leave a rest. "
+            "sampled: the advantages of a group sum to 0, except for unequal answer lengths. "
             "Watch reward, KL, entropy and gradient norm instead",
         )
 
@@ -86,15 +86,16 @@ class Grpo(Algorithm[GrpoConfig]):
         return made
 
     def is_flat(self, metrics: Mapping[str, float]) -> bool:
-        """Say whether every advantage was 0."""
+        """Return whether every advantage was 0."""
         ends = [metrics.get(f"verl/critic/advantages/{end}") for end in ("min", "max")]
         return ends == [0, 0]
 
 
 def spread(samples: Samples, advantage: Float[Tensor, "P G"]) -> Credited:
-    """Give every token of a sample the sample's advantage."""
+    """Give every token of a sample the sample's advantage, in all its rows."""
     flat_groups = 1 - advantage.ne(0).any(dim=-1).float().mean().item()
     batch, device = samples.batch, samples.batch.mask.device
-    by_token = advantage[samples.valid].float().to(device)[:, None] * batch.mask
+    by_row = advantage[samples.valid].float().to(device)[samples.sample_of_row]
+    by_token = by_row[:, None] * batch.mask
     metrics = {"flat_groups": flat_groups}
     return Credited(replace(batch, advantage=by_token), metrics, flat=flat_groups == 1)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from orbiter.train.engine.objective import PolicyObjective
 
 NEVER = 1e9
-"""A bound that nothing reaches: verl has no value that switches the clip off."""
+"""A bound that is never reached, since verl has no value that disables the clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ class PpoConfig(RewardConfig):
     )
     vf_coef: float = setting(
         0.5,
-        "Weight of the value loss beside the policy loss.",
+        "Weight of the value loss relative to the policy loss.",
         Number(at_least=0),
     )
     clip_range_value: float | None = setting(
         0.2,
-        "How far a value may move from its old prediction and still earn; none does not clip.",
+        "Largest change of a value from its old prediction that lowers the loss; none: no clip.",
         OrNone(Number(above=0)),
         verl=VerlKeys(("critic.cliprange_value",), off=NEVER),
     )
@@ -68,11 +68,11 @@ class Ppo(Algorithm[PpoConfig]):
     verl_kl = "actor/reward_kl_penalty"
 
     def needs_old_logprob(self, config: PpoConfig) -> bool:
-        """Say whether the KL penalty on the rewards is on."""
+        """Return whether there is a KL penalty on the rewards."""
         return config.kl_coef > 0
 
     def credit(self, config: PpoConfig, samples: Samples) -> Credited:
-        """Compare the reward, less the KL penalty of each token, with the value head."""
+        """Compare the rewards, minus the KL penalty of each token, with the value head."""
         from orbiter.train.engine.update import value
         from orbiter.train.rl import explained_variance, gae, masked_mean, token_reward, whiten
         from orbiter.train.rl.kl import KL_ESTIMATES, kl_k3
@@ -101,7 +101,7 @@ class Ppo(Algorithm[PpoConfig]):
         return Credited(credited, metrics, flat=bool(reward.min() == reward.max()))
 
     def objective(self, config: PpoConfig) -> PolicyObjective:
-        """Return the clipped surrogate and the value loss; the KL is in the rewards already."""
+        """Return the clipped surrogate and the value loss; the KL is already in the rewards."""
         from orbiter.train.engine.objective import PolicyObjective
 
         return PolicyObjective(
@@ -124,9 +124,9 @@ class Ppo(Algorithm[PpoConfig]):
         return made
 
     def verl_notes(self) -> Sequence[str]:
-        """Say what the critic changes."""
+        """Explain how verl's critic differs."""
         return ("vf_coef is not used: verl's critic is a separate network",)
 
     def is_flat(self, metrics: Mapping[str, float]) -> bool:
-        """Say whether all samples got the same reward."""
+        """Return whether all samples got the same reward."""
         return metrics.get("reward_std") == 0

@@ -1,4 +1,4 @@
-"""SAPO: GRPO's advantages, with a smooth gate in place of the clip.
+"""SAPO: GRPO's advantages, with a smooth gate instead of the clip.
 
 Gao et al. 2025, https://arxiv.org/abs/2511.20347.
 """
@@ -44,7 +44,7 @@ class Sapo(Grpo):
     """Lets a token's gradient fade smoothly as its ratio leaves 1."""
 
     title = "SAPO"
-    summary = "GRPO with a smooth gate in place of the clip."
+    summary = "GRPO with a smooth gate instead of the clip."
 
     def check(self, config: GrpoConfig) -> None:
         """Refuse GSPO's ratio, which SAPO does not have."""

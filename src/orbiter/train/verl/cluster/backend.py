@@ -1,6 +1,6 @@
-"""The backend that trains on verl: makes the plan, runs the job, and reads the model back.
+"""The backend that trains on verl: it makes the plan, runs the job, and loads the trained model.
 
-Nothing here loads torch before it trains.
+This file does not import torch until it trains.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ClusterBackend(Backend):
     ) -> None:
         super().__init__(trainer, config, rewards)
         self._final: Path | None = None
-        """The model that verl has trained."""
+        """Folder of the model that verl has trained."""
         self._scratch: TemporaryDirectory[str] | None = None
 
     @override
@@ -73,7 +73,7 @@ class ClusterBackend(Backend):
 
     @override
     def load(self) -> Policy | None:
-        """Load the model that verl has trained, once there is one."""
+        """Load the model that verl has trained; None before a training."""
         if self._final is None:
             return None
         from orbiter.train.engine.models.load import load_model
@@ -92,7 +92,7 @@ class ClusterBackend(Backend):
 
     @override
     async def save(self, path: Path) -> Path | None:
-        """Copy the trained adapters; whole weights are left to the trainer."""
+        """Copy the trained adapters; full weights are written by the trainer."""
         if self._final is None or not self.config.lora_rank:
             return None
         from orbiter.train.engine.session import work
@@ -104,7 +104,7 @@ def _copy(adapter: Path, path: Path) -> Path:
     from orbiter.train.engine.models.folder import staged_folder
 
     if path.exists() and not (path / "adapter_config.json").is_file() and any(path.iterdir()):
-        raise StorageError(f"{path} exists and is no saved model; choose another path")
+        raise StorageError(f"{path} exists and is not a saved model; choose another path")
     with staged_folder(path) as staged:
         shutil.copytree(adapter, staged, dirs_exist_ok=True)
     return path

@@ -1,6 +1,6 @@
-"""What a job on verl reads: the model's files, prompts that fit, rows, and rewards.
+"""Prepare the input files of a job on verl: model, prompts as rows, and rewards.
 
-Weights are written only for a model that verl cannot load as it is (built in, or adapters).
+Weights are written only for a model that verl cannot load directly (built in, or adapters).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 
 
 class ModelFiles(NamedTuple):
-    """A model as verl loads it."""
+    """The files from which verl loads a model."""
 
     path: str
     """A folder, or a name on the hub."""
     written: bool
-    """Whether the folder has still to be written."""
+    """Whether the folder still has to be written."""
     tokenizer: PreTrainedTokenizerBase
     context: int
-    """Tokens that the model can hold."""
+    """Context length of the model, in tokens."""
 
 
 def model_files(name: str, folder: Path) -> ModelFiles:
-    """Find a model for verl; one that verl cannot load as it is will be written to `folder`.
+    """Find a model for verl; one that verl cannot load directly will be written to `folder`.
 
     Raises:
-        StorageError: there is no such model.
+        StorageError: the model does not exist.
         ConfigError: its tokenizer has no chat template, which verl applies to every prompt.
     """
     if name == TINY:
@@ -78,7 +78,7 @@ def _described(path: str) -> ModelFiles:
 
 
 def write_model(name: str, files: ModelFiles) -> None:
-    """Write the weights of a model that verl cannot load as it is, unless that was done before."""
+    """Write the weights of a model that verl cannot load directly, unless they already exist."""
     if not files.written or (Path(files.path) / "config.json").is_file():
         return
     loaded = load_model(name, device="cpu")
@@ -87,10 +87,10 @@ def write_model(name: str, files: ModelFiles) -> None:
 
 
 def describe_model(name: str, files: ModelFiles, folder: Path) -> str:
-    """Return a folder with the model's configuration and tokenizer, without its weights.
+    """Return a folder with the model's configuration and tokenizer; it may lack the weights.
 
-    verl reads a critic's configuration and tokenizer when it validates a plan; for a model that
-    is not written yet, both go to `folder`.
+    verl reads a critic's configuration and tokenizer when it validates a plan. If the model has not
+    been written yet, both are written to `folder`.
     """
     if not files.written or (Path(files.path) / "config.json").is_file():
         return files.path
@@ -103,22 +103,22 @@ def describe_model(name: str, files: ModelFiles, folder: Path) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """The tasks whose prompts fit."""
+    """The tasks whose prompts fit into the context."""
 
     items: list[TrajectoryItem]
     held_out: list[TrajectoryItem]
     longest: int
-    """Tokens of the longest prompt."""
+    """Length of the longest prompt, in tokens."""
     system: str | None
 
 
 def make_prompts(
     config: VeRLConfig, files: ModelFiles, dataset: object, held_out: object, system: str | None
 ) -> Prompts:
-    """Choose the tasks for verl by the length of their prompts as verl renders them.
+    """Select the tasks for verl by the length of their prompts as verl renders them.
 
     Raises:
-        DataError: a prompt is too long and `on_long_prompt` is "error", or none is left.
+        DataError: a prompt is too long and `on_long_prompt` is "error", or no prompt is left.
         ConfigError: prompt and response do not fit into the model's context.
     """
     room = _room(config, files)
@@ -154,7 +154,7 @@ def _room(config: VeRLConfig, files: ModelFiles) -> int:
 def _encoder(
     tokenizer: PreTrainedTokenizerBase, system: str | None
 ) -> Callable[[TrajectoryItem, int | None], list[int]]:
-    """Return a function from an item to the tokens that verl's agent loop makes of its row."""
+    """Return a function that encodes an item as verl's agent loop encodes its row."""
     errors = require("jinja2.exceptions", extra="train")
 
     def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
@@ -173,17 +173,17 @@ def _encoder(
 
 
 class Inputs(NamedTuple):
-    """What a job learns from."""
+    """The inputs of a job."""
 
     model: ModelFiles
     prompts: Prompts
     rewards: Sequence[Shipped]
     plan: str
-    """The plan as text, kept beside the files."""
+    """The plan as text, which is stored with the files."""
 
 
 def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
-    """Write everything that the job reads, and remove what an earlier start of the run reported."""
+    """Write all files that the job reads, and remove the reports of an earlier start."""
     layout.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(layout.folder / FAULTS, ignore_errors=True)
     shutil.rmtree(layout.samples, ignore_errors=True)
@@ -202,7 +202,7 @@ def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
 
 
 def _shipment(config: VeRLConfig, rewards: Sequence[Shipped]) -> str:
-    """Return the rewards and their limits as the reward module reads them."""
+    """Return the rewards and their limits as JSON for the reward module."""
     kept = ("name", "weight", "module", "function", "file")
     shipment = {
         "rewards": [{name: getattr(each, name) for name in kept} for each in rewards],

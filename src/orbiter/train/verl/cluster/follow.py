@@ -1,6 +1,7 @@
-"""The files that a job on verl writes while it runs: metrics of each step, samples, reward faults.
+"""Read the files that a job on verl writes while it runs: metrics, samples, reward faults.
 
-verl's metrics get our names; those without one keep verl's. What verl does not measure is absent.
+verl's metrics are renamed to ours where we have a name, and keep verl's name otherwise. Metrics
+that verl does not measure are absent.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ NAMES: Mapping[str, str] = {
     "reward_std": "reward_std",
     "reward_faults": "reward_faults",
 }
-"""Our name of each metric, and verl's; the KL's depends on the algorithm."""
+"""Maps our name of each metric to verl's; the name of the KL depends on the algorithm."""
 CLOCK = ("timing_s/", "timing_per_token_ms/", "perf/")
-"""Prefixes of verl's timings, which are kept apart from the metrics."""
+"""Prefixes of verl's timings, which are stored separately from the metrics."""
 OWN = "verl/"
-"""Prefix of a metric that keeps verl's own name."""
+"""Prefix of a metric that keeps verl's name."""
 
 
 class Step(NamedTuple):
-    """A line of verl's metrics."""
+    """One line of verl's metrics file."""
 
     number: int
     data: Mapping[str, Any]
 
 
 class Tail:
-    """Reads the complete lines that are added to a file."""
+    """Reads the complete lines that are appended to a file."""
 
     def __init__(self, path: Path) -> None:
-        """Begin at the start of a file that need not exist yet."""
+        """Begin at the start of the file, which need not exist yet."""
         self.path, self._at = path, 0
 
     def new(self) -> Iterator[Step]:
-        """Yield the lines that were added since the last call."""
+        """Yield the lines that were appended since the last call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._at)
@@ -76,7 +77,7 @@ def first_fault(folder: Path) -> str | None:
 
 
 def groups_of(dump: Path) -> list[dict[str, Any]]:
-    """Read the samples of a step that verl wrote: one record for each prompt, with all outputs."""
+    """Read a step's samples as verl wrote them; return one record per prompt, with all outputs."""
     groups: dict[str, dict[str, Any]] = {}
     for line in dump.read_bytes().splitlines():
         sample = json.loads(line)
@@ -87,14 +88,14 @@ def groups_of(dump: Path) -> list[dict[str, Any]]:
 
 
 class Row(NamedTuple):
-    """What one step measured."""
+    """The metrics and the timings of one step."""
 
     metrics: dict[str, float]
     clock: dict[str, float]
 
 
 def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> Row:
-    """Return a line of verl's metrics under our names; values that are no numbers are left out."""
+    """Return a line of verl's metrics under our names; values that are not numbers are dropped."""
     kl = ALGORITHMS[algorithm].verl_kl
     numbers = {k: float(v) for k, v in data.items() if isinstance(v, int | float)}
     named = {ours: numbers[theirs] for ours, theirs in NAMES.items() if theirs in numbers}
@@ -114,7 +115,7 @@ def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> Row:
 
 
 def _validated(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Return a validation's rewards: `val-core/<source>/reward/mean@1` and similar keys.
+    """Return a validation's rewards, which have keys such as `val-core/<source>/reward/mean@1`.
 
     All sources count equally; their names may contain slashes.
     """

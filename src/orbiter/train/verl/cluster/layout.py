@@ -1,4 +1,4 @@
-"""The files of a run on verl, and the sizes of its data."""
+"""The paths of a run on verl, and the sizes of its data."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from orbiter.train.verl.config import VeRLConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Files, sizes of the data, and where the run starts: what the config does not say."""
+    """Paths, data sizes and the first step of a run: values that are not in the config."""
 
     folder: Path
-    """Holds all files that the job reads and writes."""
+    """Folder of all files that the job reads and writes."""
     model: str
     """A folder, or a name on the hub."""
     prompts: int
     longest_prompt: int
-    """Tokens."""
+    """Length of the longest prompt, in tokens."""
     validates: bool
     """Whether there is held-out data."""
     start: int = 0
-    """Finished steps."""
+    """Steps finished before this start."""
 
     @property
     def train_file(self) -> Path:
@@ -46,7 +46,7 @@ class Layout:
 
     @property
     def metrics_file(self) -> Path:
-        """Verl's metrics; a new file for each start, since verl truncates it."""
+        """File of verl's metrics; each start has a new one, since verl truncates it."""
         return self.folder / f"metrics-{self.start}.jsonl"
 
     @property
@@ -56,5 +56,5 @@ class Layout:
 
 
 def steps_per_epoch(config: VeRLConfig, prompts: int) -> int:
-    """Return the steps of an epoch; verl drops an incomplete last batch."""
+    """Return the number of steps in an epoch; verl drops an incomplete last batch."""
     return prompts // config.batch_size

@@ -1,6 +1,7 @@
-"""verl's last checkpoint as a folder that everybody loads: whole weights, or the adapters alone.
+"""Convert verl's last checkpoint into a folder that other tools can load: weights or adapters.
 
-Left out: fusing adapters into their base, which verl's merger does not do and `save()` does.
+Adapters are not merged into their base model here, because verl's merger cannot do it; `save()`
+with `merge=True` does.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from orbiter.train.verl.cluster.process import Child
 from orbiter.train.verl.config import VeRLConfig
 
 MERGER = "verl.model_merger"
-"""The module of verl's that merges."""
+"""The module of verl that merges a checkpoint's shards."""
 MERGING_SECONDS = 3600.0
-"""How long that may take."""
+"""Time limit of the merge."""
 
 
 async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
-    """Merge the last checkpoint into `target`, wholly or not at all.
+    """Merge the last checkpoint into `target`, completely or not at all.
 
     Raises:
-        TrainingError: there is no checkpoint, or verl cannot merge it; shows why.
+        TrainingError: there is no checkpoint, or verl cannot merge it; the message shows why.
     """
     number = last_checkpoint(layout.checkpoints)
     if not number:
@@ -52,14 +53,14 @@ async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
 
 
 def last_checkpoint(folder: Path) -> int:
-    """Return the step of verl's last whole checkpoint; 0 where there is none."""
+    """Return the step of verl's last complete checkpoint, or 0 without one."""
     with contextlib.suppress(OSError, ValueError):
         return int((folder / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8"))
     return 0
 
 
 def _move(merged: Path, target: Path, base: str) -> None:
-    """Put the merged model in its place; with LoRA the adapters, and the tokenizer beside them."""
+    """Move the merged model to `target`; with LoRA, only the adapters and the tokenizer."""
     adapter = merged / "lora_adapter"
     with staged_folder(target) as staged:
         if adapter.is_dir():
@@ -73,7 +74,7 @@ def _move(merged: Path, target: Path, base: str) -> None:
 
 
 def _name_base(path: Path, base: str) -> None:
-    """Say in an adapter's description what it adapts; verl leaves that open."""
+    """Record the base model and task type in an adapter's config, which verl leaves empty."""
     described = json.loads(path.read_text(encoding="utf-8"))
     described |= {"base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
     path.write_text(json.dumps(described, indent=2), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""A config as overrides of verl's `ppo_trainer` configuration.
+"""Translate a config into overrides of verl's `ppo_trainer` configuration.
 
-A field that maps to verl one to one declares its keys where it is declared itself (`VerlKeys`); the
-algorithm adds its own (`algorithms/`). Here stand the keys that depend on several fields, on the
-data or on the machine. Where verl's default means something else than the same config on one
-machine, an override corrects it. Which overrides verl accepts, `inside/check.py` finds out.
+A field that maps to verl one to one declares its keys in its own declaration (`VerlKeys`), and the
+algorithm adds its keys (`algorithms/`). This file computes the keys that depend on several fields,
+on the data or on the machine. It also overrides verl's defaults where they differ from the
+behaviour of the same config on one machine. `inside/check.py` checks that verl accepts the result.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from orbiter.train.verl.config import VeRLConfig
 Overrides = dict[str, object]
 
 NEVER = 1e9
-"""A bound that nothing reaches: switches off a clip that verl cannot leave out."""
+"""A bound that is never reached, to disable a clip that verl always applies."""
 CPUS_A_WORKER = 4
-"""Logical CPUs that a rehearsal's Ray counts for each worker; verl asks for three."""
+"""Logical CPUs per worker in a rehearsal's Ray; verl requests three."""
 FURTHER_CPUS = 12
-"""Logical CPUs for the other actors: trainer, storage, rewards, agent loops."""
+"""Logical CPUs for the other Ray actors: trainer, storage, rewards, agent loops."""
 
 ROLL, REF, MODEL = (f"actor_rollout_ref.{part}" for part in ("rollout", "ref", "model"))
 
 
 def make_overrides(config: VeRLConfig, layout: Layout) -> Overrides:
-    """Return every override by its key; the user's own come last and win."""
+    """Return all overrides by key; the user's own take precedence."""
     algorithm = ALGORITHMS[config.algorithm]
     parts = [
         _declared(config),
@@ -58,12 +58,12 @@ def make_overrides(config: VeRLConfig, layout: Layout) -> Overrides:
 
 
 def in_float32(config: VeRLConfig) -> bool:
-    """Whether the job computes in float32: as set, or by "auto" in a rehearsal on processors."""
+    """Whether the job computes in float32: as set, or through "auto" in a rehearsal on CPUs."""
     return config.dtype == "float32" or (config.dtype == "auto" and config.device == "cpu")
 
 
 def _declared(config: VeRLConfig) -> Overrides:
-    """Return the keys that fields map to one to one; those of the critic only if there is one."""
+    """Return the keys that map to one field each; the critic's keys only if there is a critic."""
     has_critic = ALGORITHMS[config.algorithm].value_head
     made: Overrides = {}
     for declared in fields(config):
@@ -80,7 +80,7 @@ def _declared(config: VeRLConfig) -> Overrides:
 
 
 def as_arguments(overrides: Mapping[str, object]) -> list[str]:
-    """Write overrides in Hydra's grammar, one argument each."""
+    """Return the overrides as arguments in Hydra's grammar."""
     return [f"{key}={_value(value)}" for key, value in overrides.items()]
 
 
@@ -122,7 +122,7 @@ def _actor(config: VeRLConfig, layout: Layout) -> Overrides:
 
 
 def _micro_batch(config: VeRLConfig, layout: Layout) -> int:
-    """Return the tokens of a forward pass: verl's must hold at least one whole sequence."""
+    """Return the tokens of one forward pass, which verl requires to hold a whole sequence."""
     return max(config.micro_batch_tokens, layout.longest_prompt + config.max_response_length)
 
 
@@ -179,7 +179,7 @@ def _reward(layout: Layout) -> Overrides:
 
 
 def _float32(config: VeRLConfig) -> Overrides:
-    """Compute in float32: verl's own default is bfloat16 with float32 weights."""
+    """Return the keys for float32 arithmetic; verl's default is bfloat16 with float32 weights."""
     places = [f"{ACTOR}.fsdp_config", f"{REF}.fsdp_config"]
     if ALGORITHMS[config.algorithm].value_head:
         places.append("critic.fsdp")
@@ -192,7 +192,7 @@ def _float32(config: VeRLConfig) -> Overrides:
 
 
 def _cpu(config: VeRLConfig) -> Overrides:
-    """Return what a rehearsal without a GPU needs: no flash attention, few processes."""
+    """Return the keys for a rehearsal without a GPU: no flash attention, few processes."""
     models = [MODEL] + (["critic.model"] if ALGORITHMS[config.algorithm].value_head else [])
     made: Overrides = {
         "trainer.device": "cpu",

@@ -1,6 +1,6 @@
-"""The plan of a run on verl: its settings, files and machines, checked by verl itself.
+"""Make the plan of a run on verl: its settings, files and machines, checked by verl itself.
 
-Nothing here writes a file, loads a model or starts the run (`run.py` does).
+This file does not write files, load models or start the run; `run.py` does.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from orbiter.train.verl.cluster.versions import TESTED, install_command, unteste
 from orbiter.train.verl.config import VeRLConfig
 
 ENTRY_POINT = "verl.trainer.main_ppo"
-"""The module of verl that is run."""
+"""The module of verl that runs the training."""
 PLUGIN = "orbiter.train.verl.cluster.cpu.plugin"
 CHECKING_SECONDS = 300.0
-"""How long verl may take to compose its configuration; about ten seconds are usual."""
+"""Time limit for verl to compose its configuration, which usually takes about ten seconds."""
 POLL_SECONDS = 0.05
-"""How often a rehearsal's trainer looks for new samples."""
+"""Interval at which a rehearsal's trainer checks for new samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One run on verl: print it to read it."""
+    """The plan of a run on verl; print it for a readable summary."""
 
     overrides: Mapping[str, object]
     """Keys of verl's configuration and their values."""
     composed: Mapping[str, Any]
     """verl's whole configuration with the overrides applied, by dotted key."""
     files: Mapping[str, str]
-    """Paths that would be written, and what each holds."""
+    """Paths that would be written, with a description of each."""
     command: Sequence[str]
     """The command that would be run."""
     environment: Mapping[str, str]
-    """Variables that the job gets in addition to the present ones."""
+    """Environment variables that the job gets in addition to the current ones."""
     nodes: int
     gpus_per_node: int
     device: str
-    """What the workers compute on: "cuda" or "cpu"."""
+    """Device of the workers: "cuda" or "cpu"."""
     where: str
     """Ray's job server, or "a local Ray"."""
     steps: int
-    """Steps of the whole run."""
+    """Number of steps in the whole run."""
     verl: str
     """The version of verl."""
     notes: Sequence[str] = ()
-    """Where the same config means something else than on one machine."""
+    """Differences from the same config on one machine."""
 
     def __str__(self) -> str:
         unit = "GPUs" if self.device == "cuda" else "CPU workers"
@@ -85,11 +85,11 @@ async def make_plan(
 ) -> Plan:
     """Make the plan of a run, and let verl compose and validate it.
 
-    `described` is the model as verl sees it meanwhile: a folder that may lack the weights.
+    `described` is the model that verl reads during the check: a folder that may lack the weights.
 
     Raises:
         ConfigError: the plan cannot work; the message lists every reason.
-        MissingExtraError: the interpreter lacks verl; says what to install.
+        MissingExtraError: the interpreter does not have verl; says what to install.
     """
     overrides = make_overrides(config, layout)
     environment = job_environment(config, layout, rewards)
@@ -147,8 +147,8 @@ def job_environment(
             "VERL_ENGINE_DEVICE": "cuda",
             "ORBITER_VERL_POLL_SECONDS": str(POLL_SECONDS),
             "OMP_NUM_THREADS": "1",
-            "RAY_memory_monitor_refresh_ms": "0",  # a laptop's memory is not all the run's
-            "RAY_prestart_worker_first_driver": "0",  # a worker a logical CPU, and none needed
+            "RAY_memory_monitor_refresh_ms": "0",  # Ray would kill workers for others' memory use
+            "RAY_prestart_worker_first_driver": "0",  # one worker per logical CPU, none needed
             "RAY_enable_worker_prestart": "0",
         }
     return made
@@ -188,8 +188,8 @@ def _too_few(config: VeRLConfig, layout: Layout) -> list[str]:
     if layout.prompts >= config.batch_size:
         return []
     return [
-        f"batch_size={config.batch_size} prompts a step, and there are {layout.prompts}: verl "
-        "drops an incomplete batch, so nothing would be left; lower batch_size"
+        f"batch_size={config.batch_size} prompts per step, but there are only {layout.prompts}: "
+        "verl drops an incomplete batch, so nothing would be left; lower batch_size"
     ]
 
 
@@ -221,16 +221,16 @@ def _files(layout: Layout, rewards: Sequence[Shipped]) -> dict[str, str]:
         for each in rewards
         if each.file is not None
     }
-    made[layout.metrics_file] = "verl's metrics, a line a step"
-    made[layout.samples] = "what was sampled in the last step"
+    made[layout.metrics_file] = "verl's metrics, one line per step"
+    made[layout.samples] = "the samples of the last step"
     made[layout.checkpoints] = "verl's checkpoints"
-    made[layout.folder / "job.log"] = "everything that the job says"
+    made[layout.folder / "job.log"] = "the output of the job"
     made[layout.folder.parent / "final"] = "the trained model"
     return {str(path): what for path, what in made.items()}
 
 
 def _notes(config: VeRLConfig, layout: Layout) -> list[str]:
-    """Say where the config means something else, or less, than on one machine."""
+    """Return notes on how the run differs from the same config on one machine."""
     left = layout.prompts % config.batch_size
     notes = {
         f"{left} of {layout.prompts} prompts are left out of each epoch, different ones each time: "

@@ -1,7 +1,6 @@
-"""A child process whose every wait has an end: started, watched, stopped, asked for its last lines.
+"""Run a child process with a time limit on every wait, and stop it reliably.
 
-Its output goes to a file, so that nothing blocks it and the file outlives it. Left out: what it
-does (`cluster.py`).
+Its output goes to a file, so that a full pipe cannot block it and the output outlives it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ LAST_LINES = 30
 """Lines of a log that an error shows."""
 TAIL_BYTES = 64 * 1024
 STOPPING_SECONDS = 30.0
-"""How long a child may take to end once it was told to."""
+"""Time that a child has to end after it was asked to."""
 NOISE = (
     *("target_num_threads", "FutureWarning", "DeprecationWarning", "(autoscaler"),
     *("Continuous Token builder", "Using blocking ray.get", "it/s]", "s/it]", "?it/s"),
     *("engine is not available", "warnings.warn(", "[Performance]", "Time range:"),
     *("Per-operation statistics", "memory allocated (GB)"),
 )
-"""What is left out of the last lines: chatter of libraries that hides the reason."""
+"""Words of library messages that are left out of the last lines, since they hide the reason."""
 
 
 class Child:
-    """A process in a group of its own; gone, with all that it started, when the block is left."""
+    """A child process in a separate process group, all of which ends when the block is left."""
 
     def __init__(
         self,
@@ -44,13 +43,13 @@ class Child:
         environment: Mapping[str, str],
         stdin: str = "",
     ) -> None:
-        """Take what to run; `async with` starts it.
+        """Store the arguments; `async with` starts the process.
 
         Args:
             command: The program and its arguments.
-            log: Where its output goes.
-            folder: Where it runs.
-            environment: Its variables, all of them.
+            log: The file that receives its output.
+            folder: Its working directory.
+            environment: Its complete environment.
             stdin: Written to its standard input, which then stays open until the block is left.
         """
         self.command, self.log, self.folder = command, log, folder
@@ -58,7 +57,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Child:
-        """Start it."""
+        """Start the process."""
         with self.log.open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
@@ -81,7 +80,7 @@ class Child:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop it, whatever happened, and wait for that even when cancelled once more."""
+        """Stop the process in any case, and wait for its end even if cancelled again."""
         stopping = asyncio.ensure_future(self.stop())
         try:
             await asyncio.shield(stopping)
@@ -91,23 +90,23 @@ class Child:
 
     @property
     def process(self) -> asyncio.subprocess.Process:
-        """The process itself, which has been started."""
+        """The process, which must have been started."""
         assert self._process is not None
         return self._process
 
     @property
     def code(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Exit code of the process; None while it runs."""
         return self.process.returncode
 
     async def wait(self, seconds: float) -> bool:
-        """Wait so long for its end; say whether it has ended."""
+        """Wait up to `seconds` for the process to end; return whether it has."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.process.wait()), seconds)
         return self.code is not None
 
     async def stop(self, seconds: float = STOPPING_SECONDS) -> None:
-        """Ask it to end, and make it end where it does not."""
+        """Ask the process to end, and kill it if it does not."""
         if self.code is None:
             self.process.terminate()
             await self.wait(seconds)
@@ -121,12 +120,12 @@ class Child:
             self.process.stdin.close()
 
     def last_lines(self) -> str:
-        """Return the end of its output, without the chatter."""
+        """Return the end of its output, without noise from libraries."""
         return last_lines(self.log)
 
 
 def last_lines(log: Path) -> str:
-    """Return the end of a log file, without the chatter."""
+    """Return the end of a log file, without noise from libraries."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
@@ -139,7 +138,7 @@ def last_lines(log: Path) -> str:
 
 
 class Finished(NamedTuple):
-    """What a short child has said."""
+    """Exit code and output of a finished child process."""
 
     code: int
     output: str
@@ -149,10 +148,10 @@ class Finished(NamedTuple):
 async def ask(
     command: Sequence[str], *, environment: Mapping[str, str], stdin: str, seconds: float
 ) -> Finished:
-    """Run a short child to its end and return what it said.
+    """Run a child process to its end and return its output.
 
     Raises:
-        TrainingError: it did not end in time; it is killed then.
+        TrainingError: it did not end in time, and was killed.
     """
     process = await asyncio.create_subprocess_exec(
         *command,

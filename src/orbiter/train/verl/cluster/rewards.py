@@ -1,10 +1,10 @@
-"""Reward functions on their way to verl's workers: named where importable, else as their source.
+"""Send reward functions to verl's workers: by import path if possible, else as source code.
 
-A function of an importable module is imported there. One that was written in a script or a
-notebook travels as plain source, with the imports, constants and functions that it uses: the file
-can be read in the run's folder and runs under another Python than this one. Pickled functions,
-which Ray would carry, do neither, and a run's folder would hold code that no one can read. What
-has no source of its own (a lambda, a bound method) is refused before anything starts.
+A function of an importable module is imported by the workers. A function from a script or a
+notebook is sent as plain source, with the imports, constants and functions that it uses. The
+resulting file in the run's folder is readable and also runs under another Python version; a
+pickled function, which Ray could send, would be neither. Objects without separate source (a lambda,
+a bound method) are refused before anything starts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from orbiter.train.verl.cluster.inside.reward import load
 
 compute_score = load(__file__)
 '''
-"""What verl loads."""
+"""Source of the module that verl loads."""
 WAY_OUT = (
     "define it with `def` in a module or in your script, so that it can be sent to verl's workers"
 )
@@ -39,26 +39,26 @@ WAY_OUT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
-    """A reward as the workers get it."""
+    """A reward in the form that is sent to the workers."""
 
     name: str
     weight: float
     module: str
-    """Where the function is defined, by name."""
+    """Name of the module that defines the function."""
     function: str
     file: str | None
-    """The file with its source, beside the reward module; None where it is imported."""
+    """File with its source, next to the reward module; None if the function is imported."""
     source: str | None
-    """What that file holds."""
+    """Content of that file."""
     root: str | None
-    """The folder to import from, where it is none of an installation's."""
+    """Folder to import the module from; None if the module is installed."""
 
 
 def ship(rewards: Sequence[RewardSpec]) -> list[Shipped]:
-    """Say how each reward's function gets to the workers.
+    """Return each reward in a form that can be sent to the workers.
 
     Raises:
-        ConfigError: one cannot; names the reward, why, and the way out.
+        ConfigError: a reward cannot be sent; names the reward, the reason and what to do.
     """
     return [_ship(spec, f"reward_{place}") for place, spec in enumerate(rewards)]
 
@@ -75,7 +75,7 @@ def _ship(spec: RewardSpec, stem: str) -> Shipped:
             root=_root(sys.modules[fn.__module__]),
         )
     if not isinstance(fn, FunctionType):
-        _refuse(spec, f"it is {_kind(fn)}, which has no source of its own")
+        _refuse(spec, f"it is {_kind(fn)}, which has no source code by itself")
     if fn.__name__ == "<lambda>":
         _refuse(spec, "a lambda has no name to be found by")
     source = _Source(spec).of(fn)
@@ -93,7 +93,7 @@ def _refuse(spec: RewardSpec, why: str) -> NoReturn:
 
 
 def _importable(found: object) -> bool:
-    """Say whether another process gets this very thing by importing it."""
+    """Return whether another process gets this same object by importing it."""
     module = sys.modules.get(getattr(found, "__module__", None) or "")
     qualified = getattr(found, "__qualname__", None)
     if module is None or module.__name__ == "__main__" or qualified is None:
@@ -105,7 +105,7 @@ def _importable(found: object) -> bool:
 
 
 def _root(module: ModuleType) -> str | None:
-    """Return the entry of sys.path that a module was found in, unless it belongs to Python."""
+    """Return the folder that a module is imported from, or None if it is an installation's."""
     if module.__file__ is None:
         return None
     file = Path(module.__file__).resolve()
@@ -118,14 +118,14 @@ def _root(module: ModuleType) -> str | None:
 
 @dataclass(slots=True)
 class _Source:
-    """Gathers a function's source, and that of everything it stands on."""
+    """Collects a function's source and the source of everything it uses."""
 
     spec: RewardSpec
     imports: dict[str, str] = field(default_factory=dict[str, str])
     constants: dict[str, str] = field(default_factory=dict[str, str])
     functions: dict[str, str] = field(default_factory=dict[str, str])
     meant: dict[str, object] = field(default_factory=dict[str, object])
-    """What each name stands for; two functions may not mean two things by one."""
+    """The object of each name; two functions must not use a name for different objects."""
 
     def of(self, fn: Callable[..., object]) -> str:
         """Return a module that defines `fn`."""
@@ -178,12 +178,12 @@ class _Source:
         written = _written(value)
         if written is None:
             kind = type(value).__name__
-            _refuse(self.spec, f"it uses {name!r}, a {kind} that source cannot say")
+            _refuse(self.spec, f"it uses {name!r}, a {kind} that cannot be written as source")
         self.constants[name] = f"{name} = {written}"
 
 
 def _written(value: object) -> str | None:
-    """Return source that makes an equal value; None where there is none."""
+    """Return source code that creates an equal value; None if that is not possible."""
     if isinstance(value, frozenset):
         inner = _written(set(value))
         return None if inner is None else f"frozenset({inner})"
@@ -198,7 +198,7 @@ def _written(value: object) -> str | None:
 def _used(
     fn: FunctionType, tree: ast.FunctionDef | ast.AsyncFunctionDef
 ) -> Iterator[tuple[str, object]]:
-    """Yield every name that a function takes from outside, with what it stands for."""
+    """Yield every name that a function uses from outside, with its value."""
     outside: dict[str, object] = {**fn.__globals__, **_closed_over(fn)}
     heads = [*tree.decorator_list, *tree.args.defaults, *filter(None, tree.args.kw_defaults)]
     in_head = {n.id for head in heads for n in ast.walk(head) if isinstance(n, ast.Name)}
@@ -213,7 +213,7 @@ def _closed_over(fn: FunctionType) -> Mapping[str, object]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Yield the names that a function's code looks up, its inner functions' included."""
+    """Yield the names that a function's code looks up, including those of inner functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -1,7 +1,7 @@
-"""One run on verl: write its files, run verl's own entry point, read back its results.
+"""Carry out a run on verl: write its files, run verl's entry point, read back its results.
 
-This folder knows verl as text only: keys, names, commands. Code that imports verl runs in verl's
-own interpreter (`inside/`, `cpu/`).
+The files of this folder do not import verl; they use only its keys, names and commands. Code that
+imports verl runs in verl's interpreter (`inside/`, `cpu/`).
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from orbiter.train.verl.samples import GROUPS_KEPT
 log = logging.getLogger(__name__)
 
 FOLDER, FINAL = "verl", "final"
-"""Folders inside a run's folder: the job's files, and the trained model."""
+"""Subfolders of a run's folder, for the job's files and for the trained model."""
 LOOKING_SECONDS = 0.2
-"""Pause between two looks at the job's files."""
+"""Interval at which the job's files are checked."""
 APART = ("step", "seconds", "tokens_per_second")
-"""Entries of the history that are no metrics."""
+"""Entries of the history that are not metrics."""
 
 
 @dataclass(slots=True)
@@ -63,13 +63,13 @@ class Run:
     plan: Plan
     inputs: Inputs
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-    """The metrics of every step so far."""
+    """The metrics of every finished step."""
     stopping: bool = False
-    """Whether the job is to end after the current step."""
+    """Whether the job should end after the current step."""
     flat_steps: int = 0
     has_taught: bool = False
     _sampled: int = 0
-    """The last step whose samples are in the log."""
+    """Last step whose samples are in the log."""
 
     @property
     def folder(self) -> Path:
@@ -78,12 +78,12 @@ class Run:
 
     @property
     def job_log(self) -> Path:
-        """The job's output."""
+        """File with the job's output."""
         return self.layout.folder / "job.log"
 
     @property
     def steps_done(self) -> int:
-        """Finished steps."""
+        """Number of finished steps."""
         return int(self.history[-1]["step"]) if self.history else self.layout.start
 
     async def train(self, progress: Progress) -> Path:
@@ -91,7 +91,7 @@ class Run:
 
         Raises:
             CallbackError: a reward failed in a worker; the job is stopped.
-            TrainingError: the job failed, or no step came in time; shows the job's last lines.
+            TrainingError: the job failed, or a step took too long; shows the job's last lines.
         """
         with RunLog(
             self.folder,
@@ -143,7 +143,7 @@ class Run:
         )
 
     async def _follow(self, job: Child, run_log: RunLog, progress: Progress) -> None:
-        """Record each step as it ends, until the job ends or a time limit passes."""
+        """Record each step when it ends, until the job ends or a time limit passes."""
         tail, until = Tail(self.layout.metrics_file), monotonic() + self._patience
         while True:
             ended = await job.wait(LOOKING_SECONDS)
@@ -188,7 +188,7 @@ class Run:
         self._watch(row.metrics)
 
     def _note_samples(self, run_log: RunLog, before: int) -> None:
-        """Keep the samples of all steps before this one: verl writes them a moment later."""
+        """Log the samples of all steps before this one; verl writes them shortly after a step."""
         for number in range(max(self._sampled, self.layout.start) + 1, before):
             dump = self.layout.samples / f"{number}.jsonl"
             if dump.exists():
@@ -216,7 +216,7 @@ class Run:
 
 
 class Prepared(NamedTuple):
-    """A run before its data is read."""
+    """A run whose data has not been read yet."""
 
     config: VeRLConfig
     folder: Path
@@ -249,11 +249,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path) -> Prepared:
-    """Find everything that a run needs, without writing anything.
+    """Collect everything that a run needs, without writing anything.
 
     Raises:
         ConfigError: a reward cannot be sent to verl's workers.
-        StorageError: there is no such model, or `folder` holds a run already.
+        StorageError: the model does not exist, or the folder already holds a run.
     """
     folder = place.absolute()
     return Prepared(
@@ -269,7 +269,7 @@ def start_of(config: VeRLConfig, folder: Path) -> int:
     """Return the number of finished steps in a run's folder.
 
     Raises:
-        StorageError: there is a run already, and `resume` is off.
+        StorageError: the folder already holds a run, and `resume` is off.
     """
     begun = last_checkpoint(folder / FOLDER / "checkpoints")
     if not config.resume and (begun or (folder / "metrics.jsonl").exists()):

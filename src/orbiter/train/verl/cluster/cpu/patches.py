@@ -1,6 +1,6 @@
-"""What has no extension point in verl 0.9.1, patched: each patch with the reason it is needed.
+"""Patches for parts of verl 0.9.1 without an extension point, each with the reason for it.
 
-A patch is applied in verl's own processes only, by `plugin.py`, and only to a tested verl.
+Patches are applied by `plugin.py`, only in verl's own processes and only to a tested verl.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from verl.utils import model as model_utils
 
 
 class Patch(NamedTuple):
-    """One thing that verl 0.9.1 cannot be told from outside."""
+    """A change to verl 0.9.1 that its configuration does not allow."""
 
     where: str
     why: str
@@ -75,12 +75,12 @@ PATCHES = (
     ),
     Patch(
         "verl.utils.distributed.initialize_global_process_group_ray",
-        "it asks torch for 'cpu:gloo,cpu:gloo', which torch refuses as a duplicate device",
+        "it requests 'cpu:gloo,cpu:gloo' from torch, which refuses the duplicate device",
         _process_group,
     ),
     Patch(
         "verl.utils.model.load_valuehead_model",
-        "it demands flash attention of a critic, whatever the configuration says",
+        "it requires flash attention for a critic, even if the configuration says otherwise",
         _critic_attention,
     ),
     Patch(
@@ -89,10 +89,10 @@ PATCHES = (
         _pinned_memory,
     ),
 )
-"""Every patch that a run on CPU needs with verl 0.9.1."""
+"""All patches that a run on CPU needs with verl 0.9.1."""
 
 
 def apply_patches() -> None:
-    """Apply all of them to this process."""
+    """Apply all patches to this process."""
     for patch in PATCHES:
         patch.apply()

@@ -1,6 +1,6 @@
-"""What verl imports in each of its processes: the CPU platform, the rollout, the patches.
+"""Register the CPU platform, the rollout and the patches; verl imports this in each process.
 
-Importing this file registers; nothing else in the package may import it.
+Importing this file has these effects, so nothing else in the package may import it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from orbiter.train.verl.cluster.versions import ROLLOUT, TESTED, untested
 
 @PlatformRegistry.register(platform="cpu")
 class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
-    """A machine whose only device is its processor; Ray counts logical GPUs, one a worker."""
+    """A machine whose only device is its processor; Ray counts one logical GPU per worker."""
 
     device_name = "cpu"
     vendor_name = "cpu"
@@ -36,7 +36,7 @@ class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
 
     @override
     def current_device(self) -> Any:
-        return "cpu"  # stands wherever verl writes .to(current_device())
+        return "cpu"  # used wherever verl calls .to(current_device())
 
     @override
     def device_count(self) -> int:
@@ -118,7 +118,7 @@ if verl.__version__ not in TESTED:
     raise ImportError(untested(verl.__version__))
 platform_manager.set_platform(CPUPlatform())
 RolloutReplicaRegistry.register(ROLLOUT, _load_replica)
-# verl's table of weight adapters is a plain dict: it has a reader and no function to add to it.
+# verl has no function that registers a weight adapter, so the entry is added to its dict.
 rollout_base._ROLLOUT_REGISTRY[ROLLOUT, "async"] = (
     "orbiter.train.verl.cluster.cpu.rollout.WeightAdapter"
 )

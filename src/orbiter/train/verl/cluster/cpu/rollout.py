@@ -1,7 +1,7 @@
-"""Sampling on CPU with transformers: a Ray actor that answers batches, and the way of its weights.
+"""Sample on CPU with transformers: a Ray actor that answers batches, and its weight updates.
 
-The logprobs that it reports are those of the distribution that it sampled from, at the temperature
-asked for. Left out: several processes to one model, images, and anything that makes it fast.
+Reported logprobs are taken from the full softmax at the requested temperature. Several processes
+for one model and images are not supported, and nothing is optimised for speed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 ROWS_AT_ONCE = 128
-"""Requests that one forward pass may answer."""
+"""Largest number of requests in one forward pass."""
 GATHERING_SECONDS = 0.02
-"""How long the first request waits for company."""
+"""Time that the first request waits for others to join its batch."""
 
 
 class Request(NamedTuple):
@@ -29,17 +29,17 @@ class Request(NamedTuple):
 
     prompt_ids: list[int]
     limit: int
-    """Tokens that the answer may have."""
+    """Largest number of tokens in the answer."""
     temperature: float
-    """0 answers greedily."""
+    """Sampling temperature; 0 means greedy."""
     top_k: int
-    """-1 leaves every token in."""
+    """Number of likeliest tokens to sample from; -1 means all."""
     top_p: float
     answer: asyncio.Future[TokenOutput]
 
 
 class Sampler:
-    """One copy of the policy, which answers whatever has come in meanwhile as one batch."""
+    """One copy of the policy, which answers all waiting requests as one batch."""
 
     def __init__(self, model_path: str, response_length: int, context: int, seed: int) -> None:
         from transformers import AutoModelForCausalLM
@@ -59,17 +59,17 @@ class Sampler:
         self.at_work: asyncio.Task[None] | None = None
 
     async def ready(self) -> bool:
-        """Answer once the model is loaded."""
+        """Return once the model is loaded."""
         return True
 
     async def generate(
         self,
-        request_id: str,  # noqa: ARG002 - verl gives it by name
+        request_id: str,  # noqa: ARG002 - verl passes it by name
         prompt_ids: list[int],
         sampling_params: Mapping[str, Any],
         **_: object,
     ) -> TokenOutput:
-        """Answer one prompt; what verl says beyond these (images, videos) does not exist here."""
+        """Answer one prompt; verl's other arguments (images, videos) are ignored."""
         asked = sampling_params.get("max_tokens") or sampling_params.get("max_new_tokens")
         request = Request(
             list(prompt_ids),
@@ -99,7 +99,7 @@ class Sampler:
 
     @torch.no_grad()
     def _sample(self, batch: list[Request]) -> list[TokenOutput]:
-        """Extend all prompts a token at a time, until each has ended or is full."""
+        """Extend all prompts token by token until each has ended or reached its limit."""
         ids, mask = self._padded(batch)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         drawn: list[list[int]] = [[] for _ in batch]
@@ -127,7 +127,7 @@ class Sampler:
         return [self._output(*each) for each in zip(drawn, logprob, strict=True)]
 
     def _padded(self, batch: list[Request]) -> tuple[Tensor, Tensor]:
-        """Lay the prompts out with padding on the left."""
+        """Return the prompts padded on the left, with their mask."""
         width = max(len(request.prompt_ids) for request in batch)
         ids = torch.full((len(batch), width), self.pad)
         mask = torch.zeros_like(ids)
@@ -137,7 +137,7 @@ class Sampler:
         return ids, mask
 
     def _draw(self, logits: Tensor, batch: list[Request]) -> tuple[Tensor, Tensor]:
-        """Choose a token for each row, and say how likely it was at the row's temperature."""
+        """Sample a token for each row; return it with its logprob at the row's temperature."""
         heat = torch.tensor([request.temperature or 1.0 for request in batch])
         logprob = torch.log_softmax(logits / heat[:, None], dim=-1)
         chance = logprob.exp()
@@ -156,7 +156,7 @@ class Sampler:
         )
 
     async def update_weights(self, state: Mapping[str, Tensor], version: int | None) -> None:
-        """Take the trainer's weights; every one of them must be known here, and one must come."""
+        """Load the trainer's weights; there must be at least one, and the model must have each."""
         own = dict(self.model.named_parameters(remove_duplicate=False))
         strange = sorted(name for name in state if name not in own and "rotary" not in name)
         if strange or not state:
@@ -168,14 +168,14 @@ class Sampler:
         self.version = version
 
     async def _nothing(self, *_: object, **__: object) -> None:
-        """Do what a server that keeps no cache and frees no memory has to do."""
+        """Do nothing, since this server keeps no cache and frees no memory."""
 
     wake_up = sleep = clear_kv_cache = release_kv_cache = resume_kv_cache = _nothing
     abort_all_requests = resume_generation = start_profile = stop_profile = _nothing
 
 
 def _narrowed(chance: Tensor, request: Request) -> Tensor:
-    """Take out of one row what greedy answering, top-k and top-p leave out."""
+    """Set the probabilities to zero that greedy sampling, top-k or top-p exclude."""
     if request.temperature == 0:
         return torch.zeros_like(chance).index_fill(0, chance.argmax(), 1.0)
     if request.top_k > 0:
@@ -193,7 +193,7 @@ def _name(replica_rank: int) -> str:
 
 
 class TransformersReplica(RolloutReplica):  # type: ignore[misc] # verl is untyped here
-    """One sampler, as verl's rollout servers are known to its agent loops."""
+    """One sampler behind the interface of verl's rollout servers."""
 
     @override
     async def launch_servers(self) -> None:
@@ -213,7 +213,7 @@ class TransformersReplica(RolloutReplica):  # type: ignore[misc] # verl is untyp
 
 
 class WeightAdapter(BaseRollout):  # type: ignore[misc] # verl is untyped here
-    """The trainer's side of the weights' way to the sampler."""
+    """Sends the trainer's weights to the sampler."""
 
     def __init__(
         self, config: Any, model_config: Any, device_mesh: Any, replica_rank: int = -1
@@ -241,7 +241,7 @@ class WeightAdapter(BaseRollout):  # type: ignore[misc] # verl is untyped here
         peft_config: object = None,
         **_: object,
     ) -> None:
-        """Send the weights; every rank walks through them, since gathering one is collective."""
+        """Send the weights; every rank iterates over them, since gathering each is collective."""
         if wire_format != "named_tensors" or peft_config is not None:
             raise RuntimeError(
                 "the transformers rollout takes whole weights: model.lora.merge=True, "

@@ -1,5 +1,5 @@
-"""What runs inside verl's own interpreter: the check of a plan, rewards, metrics, submission.
+"""Code that runs in verl's interpreter: the check of a plan, rewards, metrics, job submission.
 
-These files may import verl and Ray; nothing in the package imports them. They are started by name
-(`python -m`, or by verl through its configuration).
+These files may import verl and Ray. They are started by name (`python -m`, or by verl through its
+configuration).
 """

@@ -1,8 +1,8 @@
-"""Asks verl about a plan: composes its configuration, validates it, and checks what it lets pass.
+"""Check a plan with verl: compose and validate its configuration, and add checks verl lacks.
 
     python -m orbiter.train.verl.cluster.inside.check < request.json
 
-The answer is one line of JSON on standard output, the last. Starts nothing, loads no model.
+The answer is JSON on the last line of standard output. No job is started and no model is loaded.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from orbiter.train.errors import did_you_mean
 
 @dataclass(slots=True)
 class Answer:
-    """What was found."""
+    """The result of a check."""
 
     version: str | None = None
-    """Of verl; None where there is none."""
+    """Version of verl; None if it is not installed."""
     devices: int = 0
     """GPUs that this interpreter sees."""
     refusals: list[str] = field(default_factory=list[str])
-    """What is wrong with the plan; empty where nothing is."""
+    """Problems of the plan; empty if there is no problem."""
     composed: dict[str, Any] = field(default_factory=dict[str, Any])
-    """verl's configuration with the overrides in it, a dotted key each."""
+    """verl's configuration with the overrides applied, by dotted key."""
     missing: dict[str, str] = field(default_factory=dict[str, str])
-    """For each module asked for that cannot be imported here, why."""
+    """Requested modules that cannot be imported here, with the reason."""
 
 
 def check(request: Mapping[str, Any]) -> Answer:
-    """Compose and check the overrides of a request, where this interpreter has a tested verl."""
+    """Compose and check the overrides of a request, if this interpreter has a tested verl."""
     answer = Answer()
     try:
         answer.version = version("verl")
@@ -61,7 +61,7 @@ def _missing(modules: list[str]) -> Iterator[tuple[str, str]]:
     for name in modules:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a module that breaks at import is as good as absent
+        except Exception as error:  # a module that fails at import counts as missing
             yield name, f"{type(error).__name__}: {error}"
 
 
@@ -73,7 +73,7 @@ def _config(overrides: list[str]) -> Any:
 
 
 def _unknown_keys(overrides: list[str], known: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a refusal for every key that verl does not know, unless it is added with a "+"."""
+    """Yield an error for every key that verl does not know, unless it is added with a "+"."""
     for override in overrides:
         key = override.partition("=")[0].lstrip("~")
         if not key.startswith("+") and key not in known:
@@ -84,7 +84,7 @@ def _unknown_keys(overrides: list[str], known: Mapping[str, Any]) -> Iterator[st
 
 
 def _no_numbers(composed: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a refusal for every text where verl's own default is a number."""
+    """Yield an error for every text value where verl's default is a number."""
     for key, value in composed.items():
         if isinstance(value, str) and isinstance(known.get(key), int | float):
             yield f"{key} must be a number, got {value!r}"
@@ -107,7 +107,7 @@ def _leaves(config: Any, prefix: str = "", *, inner: bool = False) -> dict[str, 
 
 
 def _compose(answer: Answer, overrides: list[str]) -> None:
-    """Compose as verl would, let it validate, then look at what it does not."""
+    """Compose the configuration as verl does, let verl validate it, and add further checks."""
     from omegaconf import OmegaConf
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -130,7 +130,7 @@ def _compose(answer: Answer, overrides: list[str]) -> None:
 
 
 def _unknown_names(config: Any) -> Iterator[str]:
-    """Yield a refusal for every name that verl looks up only once it runs."""
+    """Yield an error for every unknown name that verl would look up only at run time."""
     from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
     from verl.workers.engine.base import EngineRegistry
@@ -161,7 +161,7 @@ def _unknown_names(config: Any) -> Iterator[str]:
 
 
 def _uneven_sizes(config: Any, *, critic: bool) -> Iterator[str]:
-    """Yield a refusal for every size that does not come out even."""
+    """Yield an error for every size that does not divide evenly."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
     samples = config.data.train_batch_size * rollout.n

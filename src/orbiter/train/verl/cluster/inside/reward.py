@@ -1,8 +1,8 @@
-"""The rewards of a run in verl's reward workers: the same sum, limits and errors as on one machine.
+"""Compute rewards in verl's workers, with the same sum, limits and errors as on one machine.
 
-verl calls what `load` returns with keywords, once for each sample. A fault is written to a file
-before it is raised: verl itself would log it, pad the sample's group and train on. This file needs
-neither verl nor Ray.
+verl calls the function that `load` returns with keyword arguments, once per sample. A fault is
+written to a file before it is raised, because verl would only log it, pad the sample's group and
+continue training. This file needs neither verl nor Ray.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from orbiter.train.trajectory.codec import decode_item
 from orbiter.train.verl.reward import OnRewardError, RewardFn, RewardSpec, score
 
 SHIPMENT, FAULTS = "rewards.json", "faults"
-"""The list of rewards, and the folder that faults are written to, both beside the module."""
+"""The list of rewards, and the folder for faults, both next to the reward module."""
 PREFIX = "reward/"
-"""Before the name of a reward, in what verl is told and in metrics."""
+"""Prefix of a reward's name, in the values returned to verl and in metrics."""
 
 ComputeScore = Callable[..., Awaitable[dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipment:
-    """What the reward module needs to know, as JSON beside it holds it."""
+    """The content of the JSON file that configures the reward module."""
 
     rewards: list[dict[str, Any]]
-    """Name, weight, and where the function is: a file beside this one, or a module."""
+    """Name, weight and location of each function: a file next to this one, or a module."""
     on_error: OnRewardError
     timeout_seconds: float
     concurrency: int
 
 
 def load(module: str) -> ComputeScore:
-    """Return the function that verl calls, for the module at this path."""
+    """Return the function that verl calls, for the reward module at this path."""
     folder = Path(module).parent
     shipment = Shipment(**json.loads((folder / SHIPMENT).read_text(encoding="utf-8")))
     specs: list[RewardSpec] = []
@@ -85,10 +85,10 @@ async def _score(
 
 
 def _spec(folder: Path, shipped: Mapping[str, Any]) -> RewardSpec:
-    """Make a reward of what was shipped.
+    """Make a reward from its description in the JSON file.
 
     Raises:
-        CallbackError: its function cannot be had in this process; says why.
+        CallbackError: its function is not available in this process; says why.
     """
     where = shipped["module"]
     try:
@@ -100,7 +100,7 @@ def _spec(folder: Path, shipped: Mapping[str, Any]) -> RewardSpec:
             found = getattr(found, name)
     except Exception as error:
         raise CallbackError(
-            f"reward {shipped['name']!r}: {where}.{shipped['function']} cannot be had in verl's "
+            f"reward {shipped['name']!r}: {where}.{shipped['function']} cannot be loaded in verl's "
             f"worker ({type(error).__name__}: {error}); its module, and what that imports, must be "
             "installed in verl's interpreter, on every node"
         ) from error
@@ -112,7 +112,7 @@ def _module_at(path: Path) -> object:
     name = f"orbiter_shipped_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -120,7 +120,7 @@ def _module_at(path: Path) -> object:
 
 
 def _note(folder: Path, error: TrainError) -> None:
-    """Leave the fault where the process that started the job looks for it."""
+    """Write the fault to the folder that the process that started the job reads."""
     folder.mkdir(exist_ok=True)
     with atomic_write(folder / f"{uuid.uuid4().hex}.json") as file:
         file.write(json.dumps({"fault": str(error)}).encode())

@@ -1,8 +1,9 @@
-"""verl's replay buffer, which also says what each reward gave.
+"""verl's replay buffer, extended to report the mean of each reward.
 
-verl 0.9.1 keeps what a reward function returns beside its score, and shows it for validation only.
-Its extension point `trainer.v1.sampler.custom_sampler` gives back metrics with every batch, which
-go to all of verl's loggers; this class fills them.
+verl 0.9.1 stores the additional values that a reward function returns with its score, but shows
+them only for validation. A sampler set through its extension point
+`trainer.v1.sampler.custom_sampler` returns metrics with every batch, which go to all of verl's
+loggers; this class adds the rewards to them.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from orbiter.train.verl.cluster.inside.reward import PREFIX
 
 POLL = "ORBITER_VERL_POLL_SECONDS"
-"""The variable that says how often to look whether a batch is whole; verl looks every 2 s."""
+"""Environment variable with the interval of checks for a complete batch; verl's is 2 seconds."""
 
 
 class NamedRewards(ReplayBuffer):  # type: ignore[misc] # verl is untyped here
-    """Sampling as verl does it, with the mean of every reward among the metrics."""
+    """verl's sampling, with the mean of every reward added to the metrics."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what verl gives."""
+        """Accept verl's arguments, and set the polling interval."""
         super().__init__(*args, **kwargs)
         if POLL in os.environ:
             self.poll_interval = float(os.environ[POLL])
 
     @override
     def sample(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:
-        """Return verl's batch and metrics, and what the rewards of the batch were."""
+        """Return verl's batch and metrics, with the rewards of the batch among the metrics."""
         batch, metrics = super().sample(*args, **kwargs)
         if batch.partition_id != "val" and batch.keys:
             metrics = {**metrics, **reward_metrics(batch)}
@@ -41,7 +42,7 @@ class NamedRewards(ReplayBuffer):  # type: ignore[misc] # verl is untyped here
 
 
 def reward_metrics(batch: Any) -> dict[str, float]:
-    """Return the spread of the total, the mean of every reward by name, and the faults."""
+    """Return the spread of the total, the mean of each reward, and the number of faults."""
     fields = ["rm_scores", "extra_fields"]
     data = transfer_queue.kv_batch_get(
         keys=batch.keys, partition_id=batch.partition_id, select_fields=fields

@@ -1,9 +1,9 @@
-"""Submits a command to a Ray cluster as a job, prints its log, and stops it when told to end.
+"""Submit a command to a Ray cluster as a job, print its log, and stop it on request.
 
     python -m orbiter.train.verl.cluster.inside.submit < request.json
 
-Whoever starts this process sees the job as a child: its lines on standard output, its end as an
-exit code, and SIGTERM or the end of standard input as the wish to stop it.
+The parent process can treat the job as a child process: the job's output appears on standard
+output and its result as an exit code, and SIGTERM or the end of standard input stops it.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 STOPPING_SECONDS = 20
-"""How long a job may take to stop."""
+"""Time that a job has to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to run, and where."""
+    """A command to run, and the cluster to run it on."""
 
     address: str
     submission_id: str
     command: str
-    """For a shell on the cluster's head."""
+    """Shell command, run on the cluster's head node."""
     environment: dict[str, str]
-    """Reaches every process of the job."""
+    """Environment variables of every process of the job."""
 
 
 async def submit(request: Request) -> int:
-    """Run the job to its end; return 0 where it succeeded."""
+    """Run the job to its end; return 0 if it succeeded, else 1."""
     client = JobSubmissionClient(request.address)
     client.submit_job(
         entrypoint=request.command,
@@ -55,7 +55,7 @@ async def submit(request: Request) -> int:
 
 
 def _unless_ended(log: asyncio.Task[None]) -> None:
-    """End the job with whoever started this process, killed or not: the pipe between has closed."""
+    """Stop the job if standard input has closed, which means that the parent process has ended."""
     if not os.read(sys.stdin.fileno(), 1024):
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
         log.cancel()
@@ -68,7 +68,7 @@ async def _print_log(client: JobSubmissionClient, request: Request) -> None:
 
 
 async def _end(client: JobSubmissionClient, request: Request) -> JobStatus:
-    """Wait until the job has ended; its log ends a moment before."""
+    """Wait until the job has ended, which is shortly after its log ends."""
     until = time.monotonic() + STOPPING_SECONDS
     while (status := client.get_job_status(request.submission_id)) not in ENDED:
         if time.monotonic() > until:

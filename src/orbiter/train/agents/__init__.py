@@ -1,0 +1,19 @@
+"""Whole episodes of agents as training data."""
+
+from __future__ import annotations
+
+from orbiter.train.agents.episode import Episode, OpenEpisode, StopReason, current_episode
+from orbiter.train.agents.runner import run_episode
+from orbiter.train.agents.streams import AnsweredPrompt, Stream, token_weights, turns_to_streams
+
+__all__ = [
+    "AnsweredPrompt",
+    "Episode",
+    "OpenEpisode",
+    "StopReason",
+    "Stream",
+    "current_episode",
+    "run_episode",
+    "token_weights",
+    "turns_to_streams",
+]

@@ -1,0 +1,163 @@
+"""One episode: an agent's work on one task, with everything that training reads of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+from orbiter.train.checks import is_finite_number, shown
+from orbiter.train.errors import ConfigError, DataError, StateError
+
+if TYPE_CHECKING:
+    from orbiter.train.agents.streams import Stream
+    from orbiter.train.serve.session import BlockingResponse, LiveSession, Response, Turn
+
+StopReason = Literal[
+    "done", "max_turns", "max_tokens", "context", "timeout", "agent_error", "no_calls"
+]
+FAILURES: tuple[StopReason, ...] = ("agent_error", "timeout", "no_calls")
+"""Stop reasons that say nothing about the policy: such an episode is not trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One attempt of an agent at a task."""
+
+    task: object
+    """What the agent was given."""
+    attempt: int
+    """0 for the first attempt at the task in this step."""
+    result: object
+    """What the agent returned; None where it raised or was stopped."""
+    output: str
+    """The result as text; see `as_text`."""
+    turns: tuple[Turn, ...]
+    """Every answer of the policy, in the order in which they ended."""
+    streams: tuple[Stream, ...]
+    """The turns as token sequences to train on."""
+    stop_reason: StopReason
+    """"done", or the limit that the agent ran into, or why the episode failed."""
+    error: str | None
+    """What the agent raised, where it raised."""
+    step_rewards: tuple[float, ...]
+    """What `current_episode().step_reward` was called with."""
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended for a reason that says nothing about the policy."""
+        return self.stop_reason in FAILURES
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens that the policy drew, over all streams."""
+        return sum(sum(stream.mask) for stream in self.streams)
+
+
+class OpenEpisode:
+    """An episode in progress, as the agent's own code reaches it: see `current_episode`.
+
+    It passes model calls on to the session, so that whoever has those calls has the episode too.
+    """
+
+    def __init__(self, session: LiveSession, task: object, attempt: int) -> None:
+        self._session = session
+        self._closed = False
+        self.task, self.attempt = task, attempt
+        self.step_rewards: list[float] = []
+
+    def step_reward(self, value: float) -> None:
+        """Add to the reward of this episode.
+
+        Raises:
+            DataError: the value is not a finite number.
+            StateError: the episode is over, so the reward would be lost.
+        """
+        if self._closed:
+            raise StateError("step_reward() was called after the end of its episode")
+        if not is_finite_number(value) or not math.isfinite(float(value)):
+            raise DataError(f"a step reward must be a finite number, got {shown(value)}")
+        self.step_rewards.append(float(value))
+
+    def takes(self, method: str, path: str) -> bool:
+        """Say whether a request is a model call."""
+        return self._session.takes(method, path)
+
+    async def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        """Answer a model call."""
+        return await self._session.handle(path, headers, body)
+
+    def handle_blocking(
+        self, path: str, headers: Mapping[str, str], body: bytes
+    ) -> BlockingResponse:
+        """Answer a model call from a thread that may wait."""
+        return self._session.handle_blocking(path, headers, body)
+
+    def close(self) -> None:
+        """End the episode: later model calls get 410."""
+        self._closed = True
+        self._session.close()
+
+
+def current_episode() -> OpenEpisode:
+    """Return the episode that the calling code runs in, to give it step rewards.
+
+    Works in the agent's tasks and in the threads that it starts.
+
+    Raises:
+        StateError: no episode is in progress here.
+    """
+    from orbiter.train.capture.in_process import ANSWERING
+
+    answering = ANSWERING.get()
+    if answering is None or not isinstance(answering.answerer, OpenEpisode):
+        raise StateError(
+            "current_episode() was called outside an episode; it works only in an agent that "
+            "VeRLTrainer(agent=...) or run_episode() runs"
+        )
+    return answering.answerer
+
+
+def runs(agent: object) -> bool:
+    """Say whether an agent can be run: a function, or an object with `run`."""
+    return callable(agent) or callable(getattr(agent, "run", None))
+
+
+def entry_of(agent: object) -> Callable[[object], object]:
+    """Return the function that works on a task: the agent's `run`, or the agent itself.
+
+    Raises:
+        ConfigError: the agent is a class, or neither callable nor an object with `run`.
+    """
+    if isinstance(agent, type):
+        raise ConfigError(
+            f"agent= is the class {agent.__name__}; pass an instance, a function or a method"
+        )
+    run = getattr(agent, "run", None)
+    if callable(run):
+        return cast("Callable[[object], object]", run)
+    if callable(agent):
+        return cast("Callable[[object], object]", agent)
+    raise ConfigError(
+        f"agent= must be a function of a task, or an object with run(task), got {shown(agent)}"
+    )
+
+
+def as_text(result: object) -> str:
+    """Return what an agent returned as text: what rewards get as `output`.
+
+    A text is itself and None is "". Of a framework's result object it is the text in `output`
+    (pydantic-ai) or `final_output` (openai-agents). Lists and dicts are written as JSON.
+    """
+    if result is None or isinstance(result, str):
+        return result or ""
+    for name in ("output", "final_output"):
+        inner = getattr(result, name, None)
+        if isinstance(inner, str):
+            return inner
+    if isinstance(result, dict | list | tuple):
+        return json.dumps(result, ensure_ascii=False, default=str)
+    return str(result)

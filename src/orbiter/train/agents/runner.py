@@ -1,0 +1,153 @@
+"""Runs an agent on one task, with the policy in training as its model.
+
+The agent is not changed: requests that its HTTP clients make to a model, whatever the address,
+are answered in this process (`capture.transport.answered_by`, `serve.live`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from orbiter.train.agents.episode import Episode, OpenEpisode, StopReason, as_text, entry_of
+from orbiter.train.agents.streams import turns_to_streams
+from orbiter.train.callback import call
+from orbiter.train.capture.transport import answered_by
+
+if TYPE_CHECKING:
+    from orbiter.train.serve.live import LivePolicy
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5.0
+"""How long an agent may take to react to its cancellation before it is given up."""
+
+
+class _Outcome(NamedTuple):
+    """How a call of the agent ended."""
+
+    result: object = None
+    error: BaseException | None = None
+    timed_out: bool = False
+
+
+async def run_episode(
+    agent: object,
+    task: object,
+    live: LivePolicy,
+    *,
+    seed: int,
+    attempt: int = 0,
+    max_turns: int | None = None,
+    max_episode_tokens: int | None = None,
+    timeout_seconds: float | None = None,
+    models: Sequence[str] | None = None,
+) -> Episode:
+    """Let an agent work on a task; what goes wrong is in the episode's `stop_reason`.
+
+    An agent that raises after it ran into a limit is counted by the limit: the refused call is
+    most likely why it raised.
+
+    Args:
+        agent: A function of the task, sync or async, or an object with `run`. A plain function
+            runs in a thread, which a time limit cannot stop: its later model calls get 410.
+        task: Passed to the agent as it is.
+        live: The policy that answers, open.
+        seed: Decides, with the prompts, what the policy draws.
+        attempt: Number of this attempt at the task, for the record.
+        max_turns: Answers of the policy at most; the next request gets a 400.
+        max_episode_tokens: Tokens of the episode at most; see `LivePolicy.session`.
+        timeout_seconds: Time limit of the whole episode.
+        models: Only calls that name one of these models are answered by the policy, the others go
+            to their real address; None gives every model call to the policy.
+
+    Raises:
+        ConfigError: the agent cannot be run.
+    """
+    run = entry_of(agent)
+    session = live.session(seed=seed, max_turns=max_turns, max_episode_tokens=max_episode_tokens)
+    opened = OpenEpisode(session, task, attempt)
+    started = time.perf_counter()
+    try:
+        with answered_by(opened, models=models):
+            outcome = await _outcome(run, task, timeout_seconds, opened.close)
+    finally:
+        opened.close()
+    await asyncio.wrap_future(live.submit(_settle()))
+    turns = tuple(session.turns)
+    return Episode(
+        task=task,
+        attempt=attempt,
+        result=outcome.result,
+        output=as_text(outcome.result),
+        turns=turns,
+        streams=tuple(turns_to_streams(turns)),
+        stop_reason=_stop_reason(outcome, session.stop_reason, called=bool(turns)),
+        error=_described(outcome.error),
+        step_rewards=tuple(opened.step_rewards),
+        seconds=time.perf_counter() - started,
+    )
+
+
+async def _outcome(
+    run: Callable[[object], object],
+    task: object,
+    timeout_seconds: float | None,
+    close: Callable[[], None],
+) -> _Outcome:
+    """Call the agent in a task, so that one that ignores its cancellation holds up nobody."""
+    working = asyncio.create_task(_guarded(run, task))
+    try:
+        await asyncio.wait({working}, timeout=timeout_seconds)
+    except asyncio.CancelledError:
+        close()
+        await _give_up(working)
+        raise
+    if not working.done():
+        close()
+        await _give_up(working)
+        return _Outcome(timed_out=True)
+    if working.cancelled():
+        return _Outcome(error=asyncio.CancelledError("the agent cancelled itself"))
+    return working.result()
+
+
+async def _guarded(run: Callable[[object], object], task: object) -> _Outcome:
+    """Call the agent; what it raises is an outcome, `sys.exit()` included."""
+    try:
+        return _Outcome(await call(cast("Callable[[object], Awaitable[object]]", run), task))
+    except (Exception, SystemExit) as error:
+        return _Outcome(error=error)
+
+
+async def _give_up(working: asyncio.Task[_Outcome]) -> None:
+    working.cancel()
+    await asyncio.wait({working}, timeout=GRACE_SECONDS)
+    if not working.done():
+        log.warning(
+            "an agent ignores its cancellation; it goes on in the background, and its model calls "
+            "are refused"
+        )
+
+
+async def _settle() -> None:
+    """Let the decode loop record answers that the agent did not read to their end."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def _stop_reason(outcome: _Outcome, limit: str | None, *, called: bool) -> StopReason:
+    if outcome.timed_out:
+        return "timeout"
+    if limit is not None:
+        return cast("StopReason", limit)
+    if outcome.error is not None:
+        return "agent_error"
+    return "done" if called else "no_calls"
+
+
+def _described(error: BaseException | None) -> str | None:
+    return None if error is None else f"{type(error).__name__}: {error}"

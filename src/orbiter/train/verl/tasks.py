@@ -1,0 +1,51 @@
+"""The tasks of an agent: anything that it takes, in the order of a run. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from typing_extensions import override
+
+from orbiter.train.engine.tasks import Tasks
+from orbiter.train.errors import DataError
+from orbiter.train.trajectory import TrajectoryItem
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTasks(Tasks):
+    """Tasks as the agent gets them, each with an item for rewards and for the run's folder."""
+
+    tasks: Sequence[object] = ()
+
+    @override
+    def select(self, indices: Sequence[int]) -> AgentTasks:
+        items = [self.items[i] for i in indices]
+        return AgentTasks(items, [[]] * len(items), tasks=[self.tasks[i] for i in indices])
+
+
+def as_tasks(dataset: object) -> AgentTasks:
+    """Return what an agent is to work on.
+
+    Raises:
+        DataError: nothing to iterate over, or nothing in it.
+    """
+    if isinstance(dataset, str | bytes | Mapping) or not isinstance(dataset, Iterable):
+        raise DataError(
+            "the tasks of an agent must be a list of whatever it takes, or a TrajectoryDataset, "
+            f"got {type(dataset).__name__}"
+        )
+    tasks = list(dataset)
+    if not tasks:
+        raise DataError("there are no tasks: the agent has nothing to work on")
+    return AgentTasks([_as_item(task) for task in tasks], [[]] * len(tasks), tasks=tasks)
+
+
+def _as_item(task: object) -> TrajectoryItem:
+    """Describe a task by an item; a resumed run knows its tasks by it."""
+    if isinstance(task, TrajectoryItem):
+        return task
+    task_id = task.get("task_id") if isinstance(task, Mapping) else None
+    text = task if isinstance(task, str) else json.dumps(task, ensure_ascii=False, default=repr)
+    return TrajectoryItem(text, "", task_id=task_id if isinstance(task_id, str) else None)
