@@ -206,7 +206,7 @@ def convert(
         on_error: What to do with a bad record: "raise" stops, "skip" leaves it out and reports it.
 
     Raises:
-        DataError: a record is wrong, or there are none; the message names file and line.
+        DataError: a record is wrong, or the file has no records; the message names file and line.
         ConfigError: a name is unknown, or a format cannot be read or written.
         StorageError: a file cannot be read or written.
     """
