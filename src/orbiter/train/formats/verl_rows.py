@@ -42,7 +42,7 @@ def write_rows(
     Args:
         items: The tasks, in the order of the rows.
         path: The file to write, atomically.
-        system: Replaces the system message of every prompt, or is added if the prompt has no system message.
+        system: Replaces the system message of every prompt; a prompt without one gets it added.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
