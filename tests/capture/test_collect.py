@@ -144,12 +144,15 @@ async def test_what_cannot_be_run_is_refused() -> None:
 
 
 @pytest.mark.parametrize("system_prompt", [None, "Be brief."])
-async def test_a_trainer_refuses_an_agent_that_it_would_not_run(system_prompt: str | None) -> None:
-    reward = RewardSpec("length", 1.0, fn=len)
-    config = VeRLConfig(model="tiny", system_prompt=system_prompt)
+async def test_imitation_refuses_an_agent_that_it_would_not_run(system_prompt: str | None) -> None:
+    config = SFTConfig(model="tiny", system_prompt=system_prompt)
     for agent in (Agent("http://127.0.0.1:1"), str.upper, lambda task: task):
-        trainer = VeRLTrainer(config, [reward], agent=agent)
-        with pytest.raises(ConfigError, match=r"cannot run agents yet.*without agent="):
-            await trainer.train(["a"])
-        with pytest.raises(ConfigError, match="cannot run agents yet"):
-            await SFTTrainer(SFTConfig(model="tiny"), agent=agent).check_agent()
+        with pytest.raises(ConfigError, match="does not run agents.*without agent="):
+            await SFTTrainer(config, agent=agent).check_agent()
+
+
+async def test_a_system_prompt_for_an_agent_is_refused_since_it_would_not_reach_the_model() -> None:
+    config = VeRLConfig(model="tiny", system_prompt="Be brief.")
+    trainer = VeRLTrainer(config, [RewardSpec("length", 1.0, fn=len)], agent=str.upper)
+    with pytest.raises(ConfigError, match="system_prompt has no effect with agent="):
+        await trainer.train(["a"])
