@@ -147,7 +147,7 @@ async def test_what_cannot_be_run_is_refused() -> None:
 async def test_imitation_refuses_an_agent_that_it_would_not_run(system_prompt: str | None) -> None:
     config = SFTConfig(model="tiny", system_prompt=system_prompt)
     for agent in (Agent("http://127.0.0.1:1"), str.upper, lambda task: task):
-        with pytest.raises(ConfigError, match="does not run agents.*without agent="):
+        with pytest.raises(ConfigError, match=r"does not run agents.*without agent="):
             await SFTTrainer(config, agent=agent).check_agent()
 
 
