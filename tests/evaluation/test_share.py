@@ -25,15 +25,12 @@ def test_the_interval_of_a_share_holds_it_at_least_as_often_as_it_says(n: int) -
 
 
 @pytest.mark.parametrize("n", [20, 30])
-@pytest.mark.parametrize("both", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize(
     ("only_a", "only_b"), [(0.02, 0.02), (0.05, 0.05), (0.1, 0.0), (0.3, 0.1), (0.6, 0.0)]
 )
 def test_the_interval_of_a_paired_difference_holds_it_about_as_often_as_it_says(
-    only_a: float, only_b: float, both: float, n: int
+    only_a: float, only_b: float, n: int
 ) -> None:
-    if only_a + only_b + both > 1:
-        pytest.skip("these shares cannot be")
     neither = 1 - only_a - only_b
     covered = 0.0
     for a in range(n + 1):
@@ -89,6 +86,7 @@ def test_two_values_are_a_share_whatever_they_are() -> None:
 def test_agreement_on_every_item_does_not_prove_equality() -> None:
     same = paired_difference([1, 0, 1, 1], [1, 0, 1, 1])
     assert same.mean == 0
-    assert same.low == -same.high < 0
+    assert same.low == pytest.approx(-same.high)
+    assert same.low < -0.4
     always = paired_difference([3.0] * 4, [1.5] * 4)
     assert 0 < always.low < always.mean == always.high == 1.5

@@ -27,6 +27,7 @@ from orbiter.train.engine.arithmetic import DTYPES, Arithmetic, choose_dtype, pi
 from orbiter.train.engine.forward.fast import FastForward, misfit
 from orbiter.train.engine.forward.generic import Forward, GenericForward
 from orbiter.train.engine.models.lora import add_lora
+from orbiter.train.engine.turn_end import stop_token_ids
 from orbiter.train.errors import DataError, StateError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Policy:
     """Dtype of the matrix products: float32 or bfloat16, never "auto"."""
     device: torch.device
     stop_token_ids: frozenset[int]
-    """Tokens that end an answer."""
+    """Tokens that end an answer: of the model's configuration, the tokenizer, the chat template."""
     dtype_reason: str = ""
     """Why the policy computes in `dtype`, as text for the log."""
 
@@ -164,7 +165,7 @@ def make_policy(
         value_head=_value_head(model, place) if value_head else None,
         dtype=arithmetic.dtype,
         device=place,
-        stop_token_ids=_stop_token_ids(model, tokenizer),
+        stop_token_ids=configured_stops(model) | stop_token_ids(tokenizer),
         dtype_reason=arithmetic.reason,
     )
 
@@ -189,8 +190,8 @@ def _make_forward(
     return GenericForward(model, dtype=dtype)
 
 
-def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Collect the ids that end an answer: the model's configured ones and the tokenizer's."""
+def configured_stops(model: PreTrainedModel | PeftModel) -> frozenset[int]:
+    """Return the ids that end an answer by the model's own generation configuration."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
     listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in (*listed, tokenizer.eos_token_id) if i is not None)
+    return frozenset(token_id for token_id in listed if token_id is not None)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orbiter.train.engine.branches import Branches
+from orbiter.train.engine.encoding import texts_of_answers
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.seeding import sub_seed
 
@@ -48,6 +49,8 @@ class Rollout:
     """Number of prompt tokens at the start; all samples of a group have the same prompt."""
     text: str = ""
     """The sampled tokens as text, without special tokens."""
+    raw_text: str = ""
+    """The same with special tokens, such as `[TOOL_CALLS]`, but without the one that ended it."""
     finish_reason: Literal["stop", "length", "given"] = "given"
     """How the answer ended: the model stopped, it reached the length limit, or it was not
     sampled."""
@@ -251,16 +254,18 @@ def _as_rollouts(
     rollouts = []
     lengths, stopped = drawn.length.tolist(), drawn.stopped.tolist()
     token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprob.tolist()
+    answers = [drawn_ids[:length] for drawn_ids, length in zip(token_ids, lengths, strict=True)]
+    texts = texts_of_answers(policy.tokenizer, answers, stops=policy.stop_token_ids)
     for row, length in enumerate(lengths):
-        prompt, answer = list(prompts[row // n]), token_ids[row][:length]
-        text = policy.tokenizer.decode(answer, skip_special_tokens=True)
+        prompt, answer = list(prompts[row // n]), answers[row]
         rollouts.append(
             Rollout(
                 token_ids=prompt + answer,
                 mask=[False] * len(prompt) + [True] * length,
                 old_logprob=[0.0] * len(prompt) + logprobs[row][:length],
                 prompt_length=len(prompt),
-                text=text,
+                text=texts[row].text,
+                raw_text=texts[row].raw,
                 finish_reason="stop" if stopped[row] else "length",
             )
         )

@@ -5,7 +5,6 @@ Nothing is downloaded: a model that is not on this machine has no outline.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.forward.fast import FAMILIES
 from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.engine.models.gguf import CACHED, SMOLLM2
-from orbiter.train.engine.models.load import TINY
+from orbiter.train.engine.models.load import TINY, base_of_adapter
 from orbiter.train.engine.models.lora import add_lora
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import StorageError, require
@@ -110,9 +109,8 @@ def _skeleton(name: str) -> _Skeleton | None:
         return _read(name)
     if (folder / "config.json").is_file():
         return _read(str(folder))
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        return _skeleton(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
+    if (folder / "adapter_config.json").is_file():
+        return _skeleton(base_of_adapter(folder))
     raise StorageError(f"{folder} is not a saved model: config.json is missing")
 
 

@@ -158,7 +158,7 @@ def _encoder(
     errors = require("jinja2.exceptions", extra="train")
 
     def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
-        turns: Sequence[Any] = prompt_of(item, system=system)
+        turns: Sequence[Any] = prompt_of(item, system=system, tools_as_text=True)
         try:
             text = tokenizer.apply_chat_template(
                 list(turns), tokenize=False, add_generation_prompt=True
@@ -190,9 +190,11 @@ def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
     layout.metrics_file.unlink(missing_ok=True)
     prompts = inputs.prompts
     write_model(config.model, inputs.model)
-    write_rows(prompts.items, layout.train_file, system=prompts.system)
+    write_rows(prompts.items, layout.train_file, system=prompts.system, tools_as_text=True)
     if layout.validates:
-        write_rows(prompts.held_out, layout.held_out_file, system=prompts.system)
+        write_rows(
+            prompts.held_out, layout.held_out_file, system=prompts.system, tools_as_text=True
+        )
     files = {layout.reward_file.name: MODULE, SHIPMENT: _shipment(config, inputs.rewards)}
     files |= {str(each.file): each.source or "" for each in inputs.rewards if each.file}
     files["plan.txt"] = f"{inputs.plan}\n"
