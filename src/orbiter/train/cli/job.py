@@ -20,11 +20,12 @@ from orbiter.train.cli.output import command, is_plain
 from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
+from orbiter.train.offline import OfflineConfig, OfflineTrainer
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 
-Method = Literal["train", "sft"]
+Method = Literal["train", "sft", "offline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,8 @@ def _trainer(
 ) -> ModelTrainer:
     if method == "sft":
         return SFTTrainer(settings.build("sft", SFTConfig, **fixed))
+    if method == "offline":
+        return OfflineTrainer(settings.build("offline", OfflineConfig, **fixed))
     return VeRLTrainer(settings.build("train", VeRLConfig, **fixed), rewards)
 
 

@@ -67,8 +67,7 @@ def save_policy(
             _save_adapter(policy, folder, target, card.base_model)
         else:
             _save_weights(policy, folder)
-        _generation_config(policy).save_pretrained(folder)
-        policy.tokenizer.save_pretrained(folder)
+        _save_beside_weights(policy, folder)
         (folder / "README.md").write_text(card_text(card, policy, merge=merge), encoding="utf-8")
     return target
 
@@ -138,16 +137,19 @@ def _save_base(policy: Policy, folder: Path) -> None:
     }
     with _cache_enabled(model):
         model.get_base_model().save_pretrained(folder, state_dict=tensors)
-    _generation_config(policy).save_pretrained(folder)
+    _save_beside_weights(policy, folder)
 
 
-def _generation_config(policy: Policy) -> Any:  # noqa: ANN401 - Hugging Face's
-    """Return how to generate with the model: it stops at every token that ended answers here."""
+def _save_beside_weights(policy: Policy, folder: Path) -> None:
+    """Write the tokenizer, and that generation stops at every token that ended answers here."""
+    policy.tokenizer.save_pretrained(folder)
     model: Any = policy.model
+    if model.generation_config is None:
+        return
     config = copy.deepcopy(model.generation_config)
     if policy.stop_token_ids - configured_stops(model):
         config.eos_token_id = sorted(policy.stop_token_ids)
-    return config
+    config.save_pretrained(folder)
 
 
 @contextlib.contextmanager
