@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -194,7 +195,7 @@ class Episode:
             body = decoded(body, encoding)
         except Unreadable as problem:
             unreadable = str(problem)
-        exchange = Exchange(self, recognised, body, secrets, address)
+        exchange = Exchange(self.ended, recognised, body, secrets, address)
         exchange.unreadable = unreadable
         with self._lock:
             self._open.add(exchange)
@@ -360,3 +361,10 @@ class Episode:
                 log.warning(
                     "episode %s: step %d has its reward, so it stays as it is", self.id, step
                 )
+
+
+CURRENT: ContextVar[Episode | None] = ContextVar("orbiter_episode", default=None)
+"""The innermost episode that encloses the running code.
+
+Tasks and `asyncio.to_thread` inherit it; `threads.py` carries it into plain threads.
+"""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.errors import DataError, MissingExtraError, require
-from orbiter.train.formats.format import ExportReport, Format
+from orbiter.train.formats.format import ExportReport, Format, Row
 from orbiter.train.formats.own import ROWS
-from orbiter.train.formats.rows import Row, items_of_records
+from orbiter.train.formats.rows import items_of_records
 from orbiter.train.formats.tables import FOREIGN, claim, plain_rows, rows_in
 from orbiter.train.trajectory import fields
 from orbiter.train.trajectory.files import Source, writing

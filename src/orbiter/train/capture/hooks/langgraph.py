@@ -11,7 +11,7 @@ import time
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from orbiter.train.capture.context import CURRENT
+from orbiter.train.capture.episode import CURRENT
 from orbiter.train.capture.joining import ToolRun
 from orbiter.train.errors import require
 
