@@ -207,7 +207,7 @@ import torch
 from orbiter.train.engine.arithmetic import packing_works
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import make_policy
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine import arithmetic
 arithmetic.PREPACK_FROM = 1
 loaded = load_model("tiny", device="cpu")

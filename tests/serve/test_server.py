@@ -16,7 +16,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.prompt import render
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.errors import ConfigError, StateError, StorageError
 from orbiter.train.serve import PolicyServer
 from orbiter.train.trajectory import TrajectoryItem

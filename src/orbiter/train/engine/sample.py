@@ -1,4 +1,4 @@
-"""Sample answers from a policy (`sample`) and hold each as one token sequence (`Rollout`).
+"""Sample answers from a policy.
 
 This file has the decoding loop; the model's forward passes are in `forward/`. To save work, a
 prompt runs once per group, samples of a group share one row of the model until they draw different
@@ -11,86 +11,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orbiter.train.engine.branches import Branches
+from orbiter.train.engine.forward.generic import Decoder
+from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.rollout import Rollout
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.seeding import sub_seed
 
-if TYPE_CHECKING:
-    from orbiter.train.engine.policy import Policy
-
 JUST_BELOW_ONE = 1 - 2**-20
 """Largest uniform number used: times the total mass, float32 must not round it up to the total."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """One sequence of tokens: the prompt, the answer, and any tool results or later turns.
-
-    Its fields are plain numbers and text, so that a checkpoint can store it exactly as JSON.
-    """
-
-    token_ids: list[int]
-    mask: list[bool]
-    """True: the policy chose this token. False: it was given (prompt, tool result, next turn)."""
-    old_logprob: list[float]
-    """log pi(token) when the token was sampled, in nats; 0 for tokens that were not sampled.
-
-    It is taken from the full softmax at the sampling temperature, even if `top_p` is below 1.
-    """
-    prompt_length: int
-    """Number of prompt tokens at the start; all samples of a group have the same prompt."""
-    text: str = ""
-    """The sampled tokens as text, without special tokens."""
-    finish_reason: Literal["stop", "length", "given"] = "given"
-    """How the answer ended: the model stopped, it reached the length limit, or it was not
-    sampled."""
-
-    def __post_init__(self) -> None:
-        lengths = (len(self.token_ids), len(self.mask), len(self.old_logprob))
-        if len(set(lengths)) != 1:
-            raise DataError(
-                f"token_ids, mask and old_logprob must be aligned, got lengths {lengths}"
-            )
-        if not 0 < self.prompt_length <= len(self.token_ids):
-            raise DataError(
-                f"prompt_length must be in [1, {len(self.token_ids)}], got {self.prompt_length}"
-            )
-
-    @property
-    def completion_ids(self) -> list[int]:
-        """All tokens after the prompt."""
-        return self.token_ids[self.prompt_length :]
-
-
-def given(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Rollout:
-    """Make a rollout from an existing answer, as SFT imitates it."""
-    prompt, answer = len(prompt_ids), len(completion_ids)
-    return Rollout(
-        token_ids=[*prompt_ids, *completion_ids],
-        mask=[False] * prompt + [True] * answer,
-        old_logprob=[0.0] * (prompt + answer),
-        prompt_length=prompt,
-    )
-
-
-class Decoder(Protocol):
-    """A model during sampling, which starts with one row per prompt."""
-
-    def start(self) -> Float[Tensor, "P V"]:
-        """Run the prompts and return the logits of the first token after each."""
-
-    def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        """Append one token to every row and return the logits of the next token."""
-
-    def keep(self, rows: Int[Tensor, "R"]) -> None:
-        """Continue with these rows only; rows of a prompt are adjacent, and may be repeated."""
 
 
 def sample(
