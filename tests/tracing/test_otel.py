@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbiter.train.errors import DataError
+from orbiter.train.json_files.source import Skipped, Source
 from orbiter.train.tracing import stream as otel_stream
 from orbiter.train.tracing import traces as otel_traces
 from orbiter.train.tracing.attributes import Attributes
 from orbiter.train.tracing.facts import reward_of
-from orbiter.train.trajectory.files import Skipped, Source
 from tests.tracing.spans import call, read, read_spans, request, span
 
 SCORE = {"gen_ai.evaluation.name": "quality", "gen_ai.evaluation.score.value": 0.25}

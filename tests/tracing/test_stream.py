@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from orbiter.train.errors import DataError, TrainError
 from orbiter.train.formats import read
 from orbiter.train.json_files import walk as json_walk
+from orbiter.train.json_files.source import OnError, Skipped, Source
 from orbiter.train.tracing import stream as otel_stream
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import OnError, Skipped, Source
 from tests.tracing.spans import call, request, span
 from tests.tracing.spans import read as read_otel
 from tests.trajectory.generated import json_values

@@ -13,9 +13,9 @@ from orbiter.train.capture.episode import Episode
 from orbiter.train.capture.record import record
 from orbiter.train.capture.redact import Redact
 from orbiter.train.errors import ConfigError, DataError, boundary
+from orbiter.train.json_files.fields import number
 from orbiter.train.progress import LOG_SECONDS, make_progress
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
-from orbiter.train.trajectory.fields import number
 
 T = TypeVar("T")
 

@@ -24,8 +24,9 @@ from orbiter.train.capture.redact import Redactor
 from orbiter.train.capture.wire import Recognised
 from orbiter.train.chat.reply import Reply, Unreadable, decode
 from orbiter.train.errors import DataError
+from orbiter.train.json_files import fields
 from orbiter.train.redact import mask_text
-from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem, fields
+from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 log = logging.getLogger(__name__)
 _UNREADABLE = (Unreadable, KeyError, TypeError, AttributeError, ValueError)

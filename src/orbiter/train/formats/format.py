@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from orbiter.train.trajectory.files import Source
+from orbiter.train.json_files.source import Source
 from orbiter.train.trajectory.item import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 

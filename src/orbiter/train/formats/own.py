@@ -8,8 +8,8 @@ from pathlib import Path
 from orbiter.train.errors import DataError, did_you_mean
 from orbiter.train.formats.format import Built, ExportReport, Format, Row, Rows
 from orbiter.train.json_files.records import first_object
+from orbiter.train.json_files.source import BOM, Source
 from orbiter.train.trajectory import csv_files, files
-from orbiter.train.trajectory.files import BOM, Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 

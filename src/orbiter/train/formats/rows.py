@@ -12,7 +12,8 @@ from pathlib import Path
 from orbiter.train.errors import DataError
 from orbiter.train.formats.format import ExportReport, Format, Rows
 from orbiter.train.json_files.records import Record, encode_record, first_object, read_records
-from orbiter.train.trajectory.files import Source, writing
+from orbiter.train.json_files.source import Source
+from orbiter.train.trajectory.files import writing
 from orbiter.train.trajectory.item import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 

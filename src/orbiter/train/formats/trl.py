@@ -30,7 +30,8 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats import openai_chat
 from orbiter.train.formats.format import Built, Column, Row, Rows
 from orbiter.train.formats.rows import row_format
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.json_files import fields
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import OPTIONAL
 from orbiter.train.trajectory.left_out import Left
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from orbiter.train.chat.dialects import call_from, message_from, messages_from, tools_from
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
+from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.flat import (
     Known,
@@ -30,7 +31,6 @@ from orbiter.train.tracing.flat import (
     openllmetry_tools,
 )
 from orbiter.train.tracing.span import Attributes, Event, Span
-from orbiter.train.trajectory import fields
 
 CHATS = 8
 """The number of chats of a trace that are remembered, so that they are not read again."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orbiter.train.errors import DataError
+from orbiter.train.json_files.source import BOM, Source
 from orbiter.train.tracing.attributes import Attributes, attributes_of
 from orbiter.train.tracing.otlp import Status, nanoseconds
 from orbiter.train.tracing.recorded import decoded_item
@@ -21,7 +22,6 @@ from orbiter.train.tracing.span import Event, Span
 from orbiter.train.tracing.stream import Found, read_spans
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import BOM, Source
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar, cast
 import msgspec
 
 from orbiter.train.errors import DataError
+from orbiter.train.json_files.source import BOM, Source
 from orbiter.train.json_files.walk import CHUNK, FOREIGN, BrokenDocumentError, Walk, decoded
 from orbiter.train.tracing.otlp import Request, Resource, Scope, WireSpan
-from orbiter.train.trajectory.files import BOM, Source
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import msgspec
 
 from orbiter.train.errors import StorageError
+from orbiter.train.json_files import fields
 from orbiter.train.storage import AppendLog, Durability, read_records
-from orbiter.train.trajectory import fields
 from orbiter.train.trajectory.codec import Line, values_in
 from orbiter.train.trajectory.item import TrajectoryItem, from_values, values_of
 from orbiter.train.trajectory.store import Place, Store
