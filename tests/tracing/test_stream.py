@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_the_file(
     monkeypatch.setattr(json_walk, "CHUNK", 1 << 16)
     monkeypatch.setattr(otel_stream, "CHUNK", 1 << 16)
     monkeypatch.setattr(
-        "orbiter.train.tracing.attributes.Attributes.__init__.__defaults__", (1 << 16,)
+        "orbiter.train.tracing.span.AttributeReader.__init__.__defaults__", (1 << 16,)
     )
     monkeypatch.setattr("orbiter.train.tracing.traces.Traces.__init__.__kwdefaults__", {
         "make": TrajectoryItem, "reward": None, "window": 1 << 18,
