@@ -24,7 +24,7 @@ VALUES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otel_attributes, "SMALL", 0)
+    monkeypatch.setattr(otel_span, "SMALL", 0)
 
 
 def raw(attributes: object, *, spaced: bool = True) -> msgspec.Raw:
