@@ -95,12 +95,7 @@ def split_dataset(
     records = Records.of(data)
     keys = [_values(records.rows, key) for key in group_by]
     check_unit(unit)
-    views: list[View] = []
-    members: list[Sequence[int]] = []
-    if near_duplicates is not None:
-        units = units_of(records.rows, unit)
-        members = [rows for rows in units.members if len(rows) > 1]
-        views = _views(units, Measure(near_duplicates))
+    views, members = _comparisons(records.rows, unit, near_duplicates)
     group_of = _groups(len(records), keys, members, views)
     if method == "hash":
         part_of = _by_hash(records.rows, group_of, keys, ratios, seed)
@@ -154,6 +149,24 @@ class View(NamedTuple):
     rows: list[int]
     """One row of each unit."""
     texts: list[str]
+
+
+class Comparisons(NamedTuple):
+    """The texts to compare, and the rows that belong together whatever their texts are."""
+
+    views: list[View]
+    members: list[Sequence[int]]
+    """The rows of each unit that has several."""
+
+
+def _comparisons(
+    rows: Sequence[Row], unit: Unit, near_duplicates: float | Fraction | None
+) -> Comparisons:
+    if near_duplicates is None:
+        return Comparisons([], [])
+    units = units_of(rows, unit)
+    members = [numbers for numbers in units.members if len(numbers) > 1]
+    return Comparisons(_views(units, Measure(near_duplicates)), members)
 
 
 def _views(units: Units, measure: Measure) -> list[View]:
