@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 
@@ -15,6 +14,7 @@ from orbiter.train.interrupts import TwoStepInterrupt
 SCRIPT = """
 import os, signal
 from orbiter.train.interrupts import TwoStepInterrupt
+from tests.children import run_child
 with TwoStepInterrupt(lambda: print("asked", flush=True), first="finishing", second="ended"):
     for _ in range(2):
         os.kill(os.getpid(), signal.{name})
@@ -24,12 +24,7 @@ print("not reached")
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_first_signal_asks_and_the_second_ends_the_process(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(name=name)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_child([sys.executable, "-c", SCRIPT.format(name=name)])
     assert done.returncode == 128 + signal.Signals[name]
     assert done.stdout == "asked\n"
     assert done.stderr.split() == ["finishing", "ended"]

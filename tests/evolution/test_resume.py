@@ -22,6 +22,7 @@ PROGRAM = """
 import asyncio, json, os, sys
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
 from tests.evolution.problems import OneMax, population
+from tests.children import run_child
 
 run_dir, mode, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
@@ -46,13 +47,10 @@ asyncio.run(main())
 
 
 def start(run_dir: Path, mode: str, kill_at: int) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+    return run_child(
         [sys.executable, "-c", PROGRAM, str(run_dir), mode, str(kill_at)],
-        capture_output=True,
-        text=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
     )
 
 
