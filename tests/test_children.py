@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.children import run_child
+from tests.children import run_child, started_child
 
 FORKS = """
 import os, sys, time

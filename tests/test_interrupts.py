@@ -10,11 +10,11 @@ import threading
 import pytest
 
 from orbiter.train.interrupts import TwoStepInterrupt
+from tests.children import run_child
 
 SCRIPT = """
 import os, signal
 from orbiter.train.interrupts import TwoStepInterrupt
-from tests.children import run_child
 with TwoStepInterrupt(lambda: print("asked", flush=True), first="finishing", second="ended"):
     for _ in range(2):
         os.kill(os.getpid(), signal.{name})

@@ -13,6 +13,7 @@ import pytest
 
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
+from tests.children import run_child
 from tests.evolution.problems import OneMax, population
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,6 @@ PROGRAM = """
 import asyncio, json, os, sys
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
 from tests.evolution.problems import OneMax, population
-from tests.children import run_child
 
 run_dir, mode, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from orbiter.train.tracing import span as otel_span
 from orbiter.train.tracing.span import AttributeReader, Sheet, sheet_of
 
 KEYS = ["gen_ai.prompt.0.role", "gen_ai.prompt.0.content", "gen_ai.prompt.1.role", "model", "x.0.y"]

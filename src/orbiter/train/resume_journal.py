@@ -10,7 +10,6 @@ checksum; they are accepted at the start of a file, and the first line with one 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -118,7 +117,7 @@ def _lines(path: str | os.PathLike[str], checksum: _Checksum) -> Iterator[Journa
         before = checksum.value
         record, stored = _split(line)
         checksum.value = zlib.crc32(record, before)
-        if stored is not None and stored != checksum.value:
+        if stored is not None and stored != b"%08x" % checksum.value:
             raise StorageError(
                 f"{os.fspath(path)}:{number} is not a record as it was written: its checksum does "
                 "not match, so this line was changed, or lines before it were removed, repeated "
@@ -134,10 +133,9 @@ def _lines(path: str | os.PathLike[str], checksum: _Checksum) -> Iterator[Journa
         start += len(line) + 1
 
 
-def _split(line: bytes) -> tuple[bytes, int | None]:
+def _split(line: bytes) -> tuple[bytes, bytes | None]:
     """Return the record and its checksum; None if the line has no checksum."""
     tail = line[-_SUFFIX:]
     if tail.startswith(_KEY) and tail.endswith(_END):
-        with contextlib.suppress(ValueError):
-            return line[:-_SUFFIX] + b"}", int(tail[len(_KEY) : -len(_END)], 16)
+        return line[:-_SUFFIX] + b"}", tail[len(_KEY) : -len(_END)]
     return line, None
