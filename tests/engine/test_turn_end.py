@@ -12,7 +12,7 @@ from orbiter.train import RewardSpec, SFTConfig, SFTTrainer, TrajectoryItem, VeR
 from orbiter.train.engine.encoding import encode, encode_after, texts_of_answers
 from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.prompt import render, render_text
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.turn_end import render_action, stop_token_ids, turn_ends
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from orbiter.train import TrajectoryItem
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.prompt import render
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.seeding import sub_seed
 
 TASKS = ("Sing.", "Count.")
