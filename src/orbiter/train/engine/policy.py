@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from orbiter.train.engine.allocator import keep_freed_memory
 from orbiter.train.engine.arithmetic import DTYPES, Arithmetic, choose_dtype, pick_device, processor
 from orbiter.train.engine.forward.fast import FastForward, misfit
-from orbiter.train.engine.forward.generic import Forward, GenericForward
+from orbiter.train.engine.forward.generic import Forward, GenericForward, why_generic_fails
+from orbiter.train.engine.models.architectures import context_of, refuse, require_supported
 from orbiter.train.engine.models.lora import add_lora
 from orbiter.train.engine.turn_end import stop_token_ids
 from orbiter.train.errors import DataError, StateError
@@ -65,7 +66,7 @@ class Policy:
     @property
     def context_length(self) -> int:
         """Largest number of tokens of prompt and answer together."""
-        return int(self.model.config.max_position_embeddings)
+        return context_of(self.model.config)
 
     @property
     def computes(self) -> str:
@@ -145,7 +146,11 @@ def make_policy(
     `lora_rank` 0 trains all weights. `reference` keeps a frozen copy, which LoRA does not need.
     `path="generic"` always uses Hugging Face's forward pass; "auto" uses the fast one if the model
     belongs to a supported family and both forward passes agree on a probe.
+
+    Raises:
+        ConfigError: the engine cannot train a model of this architecture.
     """
+    require_supported(model)
     keep_freed_memory()
     place = pick_device(device)
     arithmetic = choose_dtype(dtype, place)
@@ -187,6 +192,8 @@ def _make_forward(
         if reason is None:
             return FastForward(model, dtype=dtype)
         log.info("using Hugging Face's forward pass for this model: %s", reason)
+    if (problem := why_generic_fails(model)) is not None:
+        refuse(model, problem)
     return GenericForward(model, dtype=dtype)
 
 
