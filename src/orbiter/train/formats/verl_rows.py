@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 
 from orbiter.train.chat.message import Message, check_messages, text_of
 from orbiter.train.chat.transcript import state_of, write_action
-from orbiter.train.engine.prompt import tools_in_words
+from orbiter.train.engine.prompt import ROLES, tools_in_words
 from orbiter.train.errors import DataError, require
 from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.json_files.source import Source
@@ -108,8 +108,11 @@ def prompt_of(
 ) -> list[dict[str, str]]:
     """Return the chat before the answer, with only role and text."""
     messages = check_messages(item.messages or [{"role": "user", "content": item.state}])
-    turns = [{"role": str(message["role"]), "content": _said(message)} for message in messages]
-    has_system = bool(turns) and turns[0]["role"] in ("system", "developer")
+    turns = [
+        {"role": ROLES.get(str(message["role"]), str(message["role"])), "content": _said(message)}
+        for message in messages
+    ]
+    has_system = bool(turns) and turns[0]["role"] == "system"
     given = turns.pop(0)["content"] if has_system else ""
     parts = [given if system is None else system, tools_in_words(item) if tools_as_text else ""]
     text = "\n\n".join(part for part in parts if part)

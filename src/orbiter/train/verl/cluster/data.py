@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orbiter.train.engine.models.architectures import context_of
 from orbiter.train.engine.models.gguf import SMOLLM2, ensure_smollm2
 from orbiter.train.engine.models.load import TINY, load_model
 from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
@@ -54,7 +55,7 @@ def model_files(name: str, folder: Path) -> ModelFiles:
         files = _described(str(ensure_smollm2()[0]))
     elif (Path(name).expanduser() / "adapter_config.json").is_file():
         loaded = load_model(name, device="cpu")
-        context = loaded.model.config.max_position_embeddings
+        context = context_of(loaded.model.config)
         files = ModelFiles(str(folder), True, loaded.tokenizer, context)
     else:
         path = Path(name).expanduser()
@@ -74,7 +75,7 @@ def _described(path: str) -> ModelFiles:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise StorageError(f"cannot load a causal language model from {path}: {reason}") from error
-    return ModelFiles(path, False, tokenizer, described.max_position_embeddings)
+    return ModelFiles(path, False, tokenizer, context_of(described))
 
 
 def write_model(name: str, files: ModelFiles) -> None:
