@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures that transformers has, built from their configurations."""
+"""Tiny random models of the architectures that transformers has, made from configurations."""
 
 from __future__ import annotations
 
