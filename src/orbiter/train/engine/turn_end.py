@@ -8,6 +8,7 @@ such answers stops with these tokens, so sampling has to stop there too.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from orbiter.train.engine.encoding import encode_after, marks_of, special_ids
@@ -104,7 +105,7 @@ def _ended(tokenizer: PreTrainedTokenizerBase, answer: str, ends: TurnEnds) -> _
     What templates write after that token (a line break, the end of the whole text) is never
     sampled. If the template writes no such token, the tokenizer's end of text is appended.
     """
-    closing = _closing_marks(tokenizer, answer, ends)
+    closing = _closing_marks(answer, _special_marks(tokenizer, ends))
     if closing:
         # Marks of the calls themselves may come first, and do not end the turn.
         of_text = [mark for mark in closing if mark.token_id == ends.text]
@@ -124,10 +125,9 @@ class _Mark(NamedTuple):
     token_id: int
 
 
-def _closing_marks(tokenizer: PreTrainedTokenizerBase, answer: str, ends: TurnEnds) -> list[_Mark]:
-    """Return the special tokens at the end of an answer, in order, with white space between."""
-    marks = _special_marks(tokenizer, ends)
-    texts = tuple(marks)
+def _closing_marks(answer: str, marks: Mapping[str, int]) -> list[_Mark]:
+    """Return the marks at the end of an answer, in order; white space may be between them."""
+    texts = tuple(mark for mark in marks if mark.strip())
     found: list[_Mark] = []
     rest = answer.rstrip()
     while rest.endswith(texts):
@@ -141,7 +141,7 @@ def _closing_marks(tokenizer: PreTrainedTokenizerBase, answer: str, ends: TurnEn
 def _special_marks(tokenizer: PreTrainedTokenizerBase, ends: TurnEnds) -> dict[str, int]:
     """Return the texts of special tokens and of the ends of turns, with their ids."""
     wanted = special_ids(tokenizer) | {ends.text, ends.calls}
-    return {text: i for text, i in marks_of(tokenizer).items() if i in wanted and text.strip()}
+    return {text: token_id for text, token_id in marks_of(tokenizer).items() if token_id in wanted}
 
 
 @functools.lru_cache(maxsize=16)
@@ -178,7 +178,7 @@ def _end_of_calls(tokenizer: PreTrainedTokenizerBase, of_text: int | None) -> in
         answer = answer_text(tokenizer, two).answer
     except Exception:  # a template may fail on a probe in a way that only it knows
         return None
-    closing = _closing_marks(tokenizer, answer, TurnEnds(of_text, None, ""))
+    closing = _closing_marks(answer, marks_of(tokenizer))
     if not closing or any(mark.token_id == of_text for mark in closing):
         return None
     last = closing[-1]
