@@ -34,8 +34,9 @@ SCALES = st.sampled_from(["std", "none"])
 def group_of(rows: list[list[float]]) -> tuple[Tensor, Tensor]:
     """One group, padded with NaN, and the mask of its turns."""
     longest = max(1, *map(len, rows))
-    values = torch.tensor([[*row, *[math.nan] * (longest - len(row))] for row in rows])
-    return values.double()[None], values.isfinite()[None]
+    padding = [[*row, *[math.nan] * (longest - len(row))] for row in rows]
+    values = torch.tensor(padding, dtype=torch.float64)
+    return values[None], values.isfinite()[None]
 
 
 @given(seed=SEEDS, turns=TURNS, gamma=UNIT)
@@ -99,8 +100,12 @@ def test_the_advantage_within_a_state_is_the_formula(
     state = torch.full(valid.shape, 0)  # where there is no turn, the number of a real state
     for g, row in enumerate(states):
         state[0, g, : len(row)] = torch.tensor(row, dtype=torch.long)
-    both = [torch.cat([x, x + 1]) for x in (return_, state)]  # groups do not mix
-    got = state_advantage(*both, torch.cat([valid, valid]), scale=scale)  # type: ignore[arg-type]
+    got = state_advantage(  # two groups with the same states, which do not mix
+        torch.cat([return_, return_ + 1]),
+        torch.cat([state, state]),
+        torch.cat([valid, valid]),
+        scale=scale,  # type: ignore[arg-type]
+    )
     want = by_hand.state_advantage(rows, states, scale == "std")
     for group in got.tolist():
         for got_row, want_row in zip(group, want, strict=True):
@@ -237,9 +242,9 @@ def test_gae_over_turns_is_the_exact_policy_gradient_on_average(gae_lambda: floa
     weight: dict[State, float] = {}
     total: dict[State, float] = {}
     for episode, p in process.episodes():
-        for step, value in zip(episode, returns(episode, gamma), strict=True):
+        for step, g in zip(episode, returns(episode, gamma), strict=True):
             weight[step.state] = weight.get(step.state, 0.0) + p
-            total[step.state] = total.get(step.state, 0.0) + p * value
+            total[step.state] = total.get(step.state, 0.0) + p * g
 
     def value(state: State) -> float:
         # With lambda 1 any function of the state will do; else it has to be the true one.

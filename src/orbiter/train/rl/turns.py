@@ -65,7 +65,7 @@ def turn_advantage(
     _check_group(return_)
     return_ = only(return_, valid)
     counts = valid.any(dim=-1)
-    n = counts.sum(dim=-1)[:, None, None]
+    n = counts.sum(dim=-1)[:, None, None].to(return_.dtype)
     pooled = _of_others(return_.sum(dim=-1), valid.sum(dim=-1), axis=1).unsqueeze(-1)
     baseline = pooled.expand_as(return_)
     if compare == "turn":

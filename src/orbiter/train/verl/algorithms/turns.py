@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class EpisodeTokens(NamedTuple):
     """Where the trained tokens of each episode are in a batch; L tokens of each of E episodes."""
 
-    index: Int[Tensor, "E L"]
+    position: Int[Tensor, "E L"]
     """Position in the batch's tensors, flattened; 0 after the end of an episode."""
     turn: Int[Tensor, "E L"]
     """The turn that sampled the token."""
@@ -23,12 +23,12 @@ class EpisodeTokens(NamedTuple):
 
     def gather(self, x: Float[Tensor, "B T"]) -> Float[Tensor, "E L"]:
         """Return the entries of a tensor of the batch, by episode; 0 after the end."""
-        return x.flatten()[self.index].masked_fill(~self.mask, 0.0)
+        return x.flatten()[self.position].masked_fill(~self.mask, 0.0)
 
     def scatter(self, x: Float[Tensor, "E L"], shape: tuple[int, ...]) -> Float[Tensor, "B T"]:
         """Put entries back to their places in a tensor of the batch; 0 everywhere else."""
         spread = x.new_zeros(shape).flatten()
-        spread[self.index[self.mask]] = x[self.mask]
+        spread[self.position[self.mask]] = x[self.mask]
         return spread.view(shape)
 
 
@@ -46,9 +46,9 @@ def tokens_by_episode(samples: Samples) -> EpisodeTokens:
     order = order[torch.argsort(episode[order], stable=True)]
     lengths = torch.bincount(episode, minlength=int(samples.valid.sum()))
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-    index, turns = torch.zeros_like(mask, dtype=torch.long), torch.zeros_like(mask).long()
-    index[mask], turns[mask] = position[order], turn[order]
-    return EpisodeTokens(index, turns, mask)
+    positions, turns = torch.zeros_like(mask).long(), torch.zeros_like(mask).long()
+    positions[mask], turns[mask] = position[order], turn[order]
+    return EpisodeTokens(positions, turns, mask)
 
 
 def turn_rewards(samples: Samples, tokens: EpisodeTokens) -> Float[Tensor, "E L"]:
