@@ -28,7 +28,7 @@ from orbiter.train.formats.sessions.log import (
     with_plain_text,
 )
 from orbiter.train.json_files.records import Record, decode_object, read_records
-from orbiter.train.trajectory.files import Source
+from orbiter.train.json_files.source import Source
 
 Block = dict[str, Any]
 

@@ -16,9 +16,9 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats.format import HEAD, Format
 from orbiter.train.formats.sessions.log import Session, items_of_session
 from orbiter.train.json_files.records import head_objects
+from orbiter.train.json_files.source import Source
 from orbiter.train.tracing.times import time_of
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import Source
 
 LOOKED_AT = 2_000
 """The number of files of a folder that detection looks at."""

@@ -15,9 +15,9 @@ from orbiter.train.chat.dialects import message_from, tools_from
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
 from orbiter.train.formats.sessions.log import Chat, Facts, Session
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
-from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.files import Source
 
 
 def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:

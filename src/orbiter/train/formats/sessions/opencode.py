@@ -22,8 +22,8 @@ from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
 from orbiter.train.formats.sessions.log import Chat, Facts, Session, with_plain_text
+from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
-from orbiter.train.trajectory.files import Source
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
 from orbiter.train.formats.sessions.log import Chat, Facts, Node, Session, with_plain_text
 from orbiter.train.json_files.records import read_records
-from orbiter.train.trajectory.files import Source
+from orbiter.train.json_files.source import Source
 
 Row = dict[str, Any]
 
