@@ -23,7 +23,7 @@ _VARIABLE = re.compile(
 )
 _TEXT = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|\b(?:sk-[\w-]{16,}|gsk_\w{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
+    r"|\b(?:sk-[\w-]{16,}|[rsp]k_(?:live|test)_\w{16,}|gsk_\w{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,}"
     r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
     r"|(?<=Bearer )[\w.~+/=-]{16,}|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)",

@@ -18,14 +18,30 @@ RESULTS = [("call_graz", "sun"), ("call_linz", "rain")]
 
 def chat(client: Any, *, stream: bool = False, fail: bool = False) -> None:
     """Talk through chat completions."""
-    tools = [{"type": "function", "function": {"name": "weather", "description": ABOUT, "parameters": SCHEMA}}]
-    turns: list[Any] = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Please fail" if fail else QUESTION}]
-    more: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    first = client.chat.completions.create(model="gpt-4o-mini", messages=turns, tools=tools, temperature=0.5, **more)
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "weather", "description": ABOUT, "parameters": SCHEMA},
+        }
+    ]
+    turns: list[Any] = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "Please fail" if fail else QUESTION},
+    ]
+    more: dict[str, Any] = (
+        {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    )
+    first = client.chat.completions.create(
+        model="gpt-4o-mini", messages=turns, tools=tools, temperature=0.5, **more
+    )
     if stream:
         list(first)
     calls = [
-        {"id": call, "type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": call[5:].title()})}}
+        {
+            "id": call,
+            "type": "function",
+            "function": {"name": "weather", "arguments": json.dumps({"city": call[5:].title()})},
+        }
         for call, _ in RESULTS
     ]
     turns.append({"role": "assistant", "content": "I look it up.", "tool_calls": calls})
@@ -34,30 +50,52 @@ def chat(client: Any, *, stream: bool = False, fail: bool = False) -> None:
         {"type": "text", "text": "And this picture?"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}},
     ]})  # fmt: skip
-    last = client.chat.completions.create(model="gpt-4o-mini", messages=turns, tools=tools, temperature=0.5, **more)
+    last = client.chat.completions.create(
+        model="gpt-4o-mini", messages=turns, tools=tools, temperature=0.5, **more
+    )
     if stream:
         list(last)
 
 
 def responses(client: Any, *, stream: bool = False, fail: bool = False) -> None:
     """Talk through the Responses API."""
-    tools = [{"type": "function", "name": "weather", "description": ABOUT, "parameters": SCHEMA, "strict": False}]
+    tools = [
+        {
+            "type": "function",
+            "name": "weather",
+            "description": ABOUT,
+            "parameters": SCHEMA,
+            "strict": False,
+        }
+    ]
     turns: list[Any] = [{"role": "user", "content": "Please fail" if fail else QUESTION}]
-    first = client.responses.create(model="gpt-4o-mini", instructions=SYSTEM, input=turns, tools=tools, stream=stream)
+    first = client.responses.create(
+        model="gpt-4o-mini", instructions=SYSTEM, input=turns, tools=tools, stream=stream
+    )
     if stream:
         list(first)
     turns.append({"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
                   "content": [{"type": "output_text", "text": "I look it up.", "annotations": []}]})  # fmt: skip
     turns += [
-        {"type": "function_call", "call_id": call, "name": "weather", "arguments": json.dumps({"city": call[5:].title()})}
+        {
+            "type": "function_call",
+            "call_id": call,
+            "name": "weather",
+            "arguments": json.dumps({"city": call[5:].title()}),
+        }
         for call, _ in RESULTS
     ]
-    picture = [{"type": "input_text", "text": "rain"}, {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}"}]
+    picture = [
+        {"type": "input_text", "text": "rain"},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{PNG}"},
+    ]
     turns += [
         {"type": "function_call_output", "call_id": "call_graz", "output": "sun"},
         {"type": "function_call_output", "call_id": "call_linz", "output": picture},
     ]
-    last = client.responses.create(model="gpt-4o-mini", instructions=SYSTEM, input=turns, tools=tools, stream=stream)
+    last = client.responses.create(
+        model="gpt-4o-mini", instructions=SYSTEM, input=turns, tools=tools, stream=stream
+    )
     if stream:
         list(last)
 
@@ -74,8 +112,13 @@ def anthropic(client: Any, *, stream: bool = False, fail: bool = False) -> None:
     first = client.messages.create(messages=turns, **fixed)
     if stream:
         list(first)
-    uses = [{"type": "tool_use", "id": call, "name": "weather", "input": {"city": call[5:].title()}} for call, _ in RESULTS]
-    turns.append({"role": "assistant", "content": [{"type": "text", "text": "I look it up."}, *uses]})
+    uses = [
+        {"type": "tool_use", "id": call, "name": "weather", "input": {"city": call[5:].title()}}
+        for call, _ in RESULTS
+    ]
+    turns.append(
+        {"role": "assistant", "content": [{"type": "text", "text": "I look it up."}, *uses]}
+    )
     picture = [{"type": "text", "text": "rain"},
                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}]  # fmt: skip
     turns.append({"role": "user", "content": [

@@ -24,6 +24,7 @@ from langchain_core.runnables import RunnableLambda  # noqa: E402
 from langchain_core.tools import tool  # noqa: E402
 from langchain_openai import ChatOpenAI  # noqa: E402
 from openinference.instrumentation.langchain import LangChainInstrumentor  # noqa: E402
+
 from otlp import SAMPLES, Spans  # noqa: E402
 
 PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{calls.PNG}"}}
@@ -68,7 +69,11 @@ def talk(name: str, *, stream: bool = False, fail: bool = False) -> None:
         turns.append(answer)
         for call in answer.tool_calls:
             result = weather.invoke(call)
-            turns.append(result if isinstance(result, ToolMessage) else ToolMessage(str(result), tool_call_id=call["id"]))
+            turns.append(
+                result
+                if isinstance(result, ToolMessage)
+                else ToolMessage(str(result), tool_call_id=call["id"])
+            )
         return ask(model, turns, stream=stream).text
 
     RunnableLambda(chain, name="agent").invoke("Please fail" if fail else calls.QUESTION)
@@ -94,7 +99,11 @@ def exported(run: dict[str, object]) -> dict[str, object]:
     kept = {name: value for name, value in run.items() if name not in dropped}
     extra = dict(kept.get("extra") or {})
     extra.pop("runtime", None)
-    metadata = {k: v for k, v in (extra.get("metadata") or {}).items() if not k.startswith(("LANG", "revision"))}
+    metadata = {
+        k: v
+        for k, v in (extra.get("metadata") or {}).items()
+        if not k.startswith(("LANG", "revision"))
+    }
     if isinstance(kept.get("error"), str):
         kept["error"] = kept["error"].partition("Traceback")[0].strip()
     return {**kept, "extra": {**extra, "metadata": metadata}}

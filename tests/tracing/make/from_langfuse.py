@@ -8,7 +8,7 @@ import calls
 import server
 from langfuse import Langfuse
 from langfuse.openai import OpenAI
-from opentelemetry.sdk.trace import TracerProvider
+
 from otlp import SAMPLES, Spans
 
 address = server.start()

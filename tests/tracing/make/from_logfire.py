@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+
 import anthropic
 import calls
 import logfire
 import openai
 import server
-from opentelemetry.sdk.trace import TracerProvider
-from otlp import Spans
 from pydantic_ai import Agent, BinaryContent, ToolReturn
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 
-import base64
+from otlp import Spans
 
 address = server.start()
 client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)

@@ -8,11 +8,12 @@ os.environ["OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"] = os.environ.ge
 if "STABILITY" in os.environ:
     os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = os.environ["STABILITY"]
 
-import calls  # noqa: E402 - the instrumentation reads the environment when it is imported
-import openai  # noqa: E402
-import server  # noqa: E402
-from opentelemetry.instrumentation.openai_v2 import OpenAIInstrumentor  # noqa: E402
-from otlp import Spans  # noqa: E402
+import calls
+import openai
+import server
+from opentelemetry.instrumentation.openai_v2 import OpenAIInstrumentor
+
+from otlp import Spans
 
 spans = Spans()
 OpenAIInstrumentor().instrument(tracer_provider=spans.provider, logger_provider=spans.logs())

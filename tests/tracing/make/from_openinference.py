@@ -8,6 +8,7 @@ import openai
 import server
 from openinference.instrumentation.anthropic import AnthropicInstrumentor
 from openinference.instrumentation.openai import OpenAIInstrumentor
+
 from otlp import Spans
 
 spans = Spans()

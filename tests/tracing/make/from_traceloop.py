@@ -8,6 +8,7 @@ import openai
 import server
 from opentelemetry.instrumentation.anthropic import AnthropicInstrumentor
 from opentelemetry.instrumentation.openai import OpenAIInstrumentor
+
 from otlp import Spans
 
 spans = Spans()

@@ -28,7 +28,10 @@ class Spans:
     def logs(self) -> Any:
         """Return a logger whose records are written as well, as OTLP's resourceLogs."""
         from opentelemetry.sdk._logs import LoggerProvider
-        from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+        from opentelemetry.sdk._logs.export import (
+            InMemoryLogRecordExporter,
+            SimpleLogRecordProcessor,
+        )
 
         self.records = InMemoryLogRecordExporter()
         provider = LoggerProvider()
@@ -57,7 +60,9 @@ class Spans:
         ids: dict[int, str] = {}
         for span in spans:
             for number in (span.context.trace_id, span.context.span_id):
-                ids.setdefault(number, f"{len(ids) + 1:032x}" if number >> 64 else f"{len(ids) + 1:016x}")
+                ids.setdefault(
+                    number, f"{len(ids) + 1:032x}" if number >> 64 else f"{len(ids) + 1:016x}"
+                )
         begin = min(span.start_time or 0 for span in spans)
         traces: dict[int, list[ReadableSpan]] = {}
         for span in spans:
@@ -74,13 +79,19 @@ class Spans:
                     {"scope": {"name": name, "version": version}, "spans": inner}
                     for (name, version), inner in scopes.items()
                 ]
-                resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "shop"}}]}
+                resource = {
+                    "attributes": [{"key": "service.name", "value": {"stringValue": "shop"}}]
+                }
                 request = {"resourceSpans": [{"resource": resource, "scopeSpans": groups}]}
                 print(json.dumps(request, ensure_ascii=False), file=out)
             for record in self.records.get_finished_logs() if self.records else ():
                 log = record.log_record
                 made = {
-                    "timeUnixNano": str(1_772_359_200_000_000_000 + (log.timestamp or log.observed_timestamp or begin) - begin),
+                    "timeUnixNano": str(
+                        1_772_359_200_000_000_000
+                        + (log.timestamp or log.observed_timestamp or begin)
+                        - begin
+                    ),
                     "traceId": ids.get(log.trace_id, ""),
                     "spanId": ids.get(log.span_id, ""),
                     "eventName": log.event_name or "",
@@ -88,7 +99,9 @@ class Spans:
                     **({"body": _value(log.body)} if log.body is not None else {}),
                 }
                 scope = {"name": record.instrumentation_scope.name}
-                request = {"resourceLogs": [{"scopeLogs": [{"scope": scope, "logRecords": [made]}]}]}
+                request = {
+                    "resourceLogs": [{"scopeLogs": [{"scope": scope, "logRecords": [made]}]}]
+                }
                 print(json.dumps(request, ensure_ascii=False), file=out)
         print(f"{file}: {len(spans)} spans in {len(traces)} traces")
 

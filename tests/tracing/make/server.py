@@ -20,6 +20,20 @@ CALLS = [("call_graz", "Graz"), ("call_linz", "Linz")]
 WORDS, ANSWER, THOUGHT = "I look it up.", "Sun in Graz, rain in Linz.", "Two cities."
 
 
+INFO = {
+    "version": "0.16.0",
+    "batch_ingest_config": {
+        "use_multipart_endpoint": False,
+        "size_limit": 100,
+        "size_limit_bytes": 20_971_520,
+        "scale_up_nthreads_limit": 1,
+        "scale_up_qsize_trigger": 1_000,
+        "scale_down_nempty_trigger": 4,
+    },
+}
+"""What LangSmith's service says about itself."""
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """Answers one request."""
 
@@ -30,7 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Write no log."""
 
     def do_GET(self) -> None:
-        self.send(200, {"version": "0.16.0", "batch_ingest_config": {"use_multipart_endpoint": False}})
+        self.send(200, INFO)
 
     def do_PATCH(self) -> None:
         self.keep(self.body())
@@ -52,7 +66,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind is None:
             self.send(200, {})
         elif "fail" in last_words(given):
-            self.send(400, {"type": "error", "error": {"type": "invalid_request_error", "message": "no such city"}})
+            self.send(
+                400,
+                {
+                    "type": "error",
+                    "error": {"type": "invalid_request_error", "message": "no such city"},
+                },
+            )
         elif given.get("stream"):
             self.stream(KINDS[kind][1](given), named=kind != "chat/completions")
         else:
@@ -128,7 +148,11 @@ def chat(given: Json) -> Json:
     message: dict[str, Json] = {"role": "assistant", "content": ANSWER}
     if wants_tools(given):
         calls = [
-            {"id": call, "type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": city})}}
+            {
+                "id": call,
+                "type": "function",
+                "function": {"name": "weather", "arguments": json.dumps({"city": city})},
+            }
             for call, city in CALLS
         ]
         message = {"role": "assistant", "content": WORDS, "tool_calls": calls}
@@ -155,7 +179,13 @@ def chat_events(given: Json) -> Iterator[Json]:
         yield chunk({"content": word if word == message["content"].split(" ")[0] else f" {word}"})
     for index, call in enumerate(message.get("tool_calls") or ()):
         function = {"name": call["function"]["name"], "arguments": ""}
-        yield chunk({"tool_calls": [{"index": index, "id": call["id"], "type": "function", "function": function}]})
+        yield chunk(
+            {
+                "tool_calls": [
+                    {"index": index, "id": call["id"], "type": "function", "function": function}
+                ]
+            }
+        )
         for half in (call["function"]["arguments"][:8], call["function"]["arguments"][8:]):
             yield chunk({"tool_calls": [{"index": index, "function": {"arguments": half}}]})
     yield chunk({}, whole["choices"][0]["finish_reason"])
@@ -168,7 +198,13 @@ def responses(given: Json) -> Json:
     part = {"type": "output_text", "text": text, "annotations": []}
     output: list[Json] = [
         {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": THOUGHT}]},
-        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "status": "completed",
+            "content": [part],
+        },
     ]
     if wants_tools(given):
         output += [
@@ -196,7 +232,9 @@ def responses_events(given: Json) -> Iterator[Json]:
         number += 1
         return {"type": kind, "sequence_number": number, **more}
 
-    yield event("response.created", response={**whole, "status": "in_progress", "output": [], "usage": None})
+    yield event(
+        "response.created", response={**whole, "status": "in_progress", "output": [], "usage": None}
+    )
     for index, item in enumerate(whole["output"]):
         begun = {**item, "status": "in_progress"} if "status" in item else dict(item)
         if item["type"] == "message":
@@ -212,7 +250,12 @@ def responses_events(given: Json) -> Iterator[Json]:
         if item["type"] == "function_call":
             place = {"output_index": index, "item_id": item["id"]}
             yield event("response.function_call_arguments.delta", **place, delta=item["arguments"])
-            yield event("response.function_call_arguments.done", **place, arguments=item["arguments"], name=item["name"])
+            yield event(
+                "response.function_call_arguments.done",
+                **place,
+                arguments=item["arguments"],
+                name=item["name"],
+            )
         yield event("response.output_item.done", output_index=index, item=item)
     yield event("response.completed", response=whole)
 
@@ -238,11 +281,24 @@ def messages(given: Json) -> Json:
 
 def messages_events(given: Json) -> Iterator[Json]:
     whole = messages(given)
-    begun = {**whole, "content": [], "stop_reason": None, "usage": {**whole["usage"], "output_tokens": 1}}
+    begun = {
+        **whole,
+        "content": [],
+        "stop_reason": None,
+        "usage": {**whole["usage"], "output_tokens": 1},
+    }
     yield {"type": "message_start", "message": begun}
     for index, block in enumerate(whole["content"]):
-        empty = {"text": {"text": ""}, "thinking": {"thinking": "", "signature": ""}, "tool_use": {"input": {}}}
-        yield {"type": "content_block_start", "index": index, "content_block": {**block, **empty[block["type"]]}}
+        empty = {
+            "text": {"text": ""},
+            "thinking": {"thinking": "", "signature": ""},
+            "tool_use": {"input": {}},
+        }
+        yield {
+            "type": "content_block_start",
+            "index": index,
+            "content_block": {**block, **empty[block["type"]]},
+        }
         deltas: list[Json]
         if block["type"] == "text":
             deltas = [{"type": "text_delta", "text": block["text"]}]
@@ -251,7 +307,9 @@ def messages_events(given: Json) -> Iterator[Json]:
                       {"type": "signature_delta", "signature": block["signature"]}]  # fmt: skip
         else:
             text = json.dumps(block["input"])
-            deltas = [{"type": "input_json_delta", "partial_json": half} for half in (text[:6], text[6:])]
+            deltas = [
+                {"type": "input_json_delta", "partial_json": half} for half in (text[:6], text[6:])
+            ]
         for delta in deltas:
             yield {"type": "content_block_delta", "index": index, "delta": delta}
         yield {"type": "content_block_stop", "index": index}

@@ -10,8 +10,10 @@ Not in the logs: the system prompt and the definitions of the tools.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +159,16 @@ class _Reading:
 
 def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
     """Yield the sessions in files; the files of sub-agents belong to the session they name."""
-    groups: dict[str, list[Source]] = {}
-    for source in sources:
-        if Path(source.path).name == "journal.jsonl":
-            tally.known["journal.jsonl of a workflow"] += 1
-            continue
-        groups.setdefault(_session_of(source), []).append(source)
-    for identifier, files in groups.items():
-        files.sort(key=lambda file: _agent_of(file) is not None)
+    logs = [source for source in sources if Path(source.path).name != "journal.jsonl"]
+    if left := len(sources) - len(logs):
+        tally.known["journal.jsonl of a workflow"] += left
+    mains = [(source, _session_of(source)) for source in logs if _agent_of(source) is None]
+    below: dict[str, list[Source]] = {}
+    for source in logs:
+        if _agent_of(source) is not None:
+            below.setdefault(_session_of(source), []).append(source)
+    groups = [(name, [source, *below.pop(name, ())]) for source, name in mains]
+    for identifier, files in [*groups, *below.items()]:
         reading = _Reading(Session(identifier, {"source": "claude-code"}), tally)
         for source in files:
             for record in read_records(source):
@@ -189,16 +193,19 @@ def _take(reading: _Reading, record: Record, agent: str | None) -> None:
 def _session_of(source: Source) -> str:
     """Return the id of the session that a file belongs to: for a sub-agent's, that of its main."""
     path = Path(source.path)
-    if _agent_of(source) is None:
+    if _agent_of(source) is None and _UUID.fullmatch(path.stem):
         return path.stem
     if "subagents" in path.parts:
         folders = path.parts
         return folders[len(folders) - 1 - folders[::-1].index("subagents") - 1]
     with source.open() as file:
-        try:
-            return str(decode_object(file.readline()).get("sessionId") or path.stem)
-        except DataError:
-            return path.stem
+        for line in islice(file, _HEAD):
+            try:
+                if found := decode_object(line).get("sessionId"):
+                    return str(found)
+            except DataError:
+                continue
+    return path.stem
 
 
 def _agent_of(source: Source) -> str | None:
@@ -302,6 +309,9 @@ def _claims(rows: list[dict[str, Any]]) -> float:
     return 0.4 if rows and len(known) == len(rows) else 0.0
 
 
+_HEAD = 100
+"""The number of lines in which the id of a session is looked for."""
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SESSION_FACTS = {"cwd": "cwd", "version": "version", "gitBranch": "git_branch"}
 _NOT_CHAT = frozenset(
     {
