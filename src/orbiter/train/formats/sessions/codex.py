@@ -15,8 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.chat.message import Message
-from orbiter.train.chat.tool_calls import custom_call, function_call
 from orbiter.train.errors import DataError
+from orbiter.train.formats.sessions.codex_items import (
+    call_of,
+    list_in,
+    output_of,
+    part_of,
+    thoughts_of,
+)
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
 from orbiter.train.formats.sessions.log import (
     Answer,
@@ -119,11 +125,11 @@ class _Reading:
         if kind == "message":
             self._take_message(item, time)
         elif kind == "reasoning":
-            self.thoughts += _thoughts(item)
+            self.thoughts += thoughts_of(item)
         elif kind in {"function_call_output", "custom_tool_call_output"}:
             self.open = None
             self._take_result(item, time)
-        elif (call := _call(kind, item)) is not None:
+        elif (call := call_of(kind, item)) is not None:
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
             self._extend(message, time, str(call["id"]))
         elif kind in _ITEMS or kind.endswith(("_output", "_call_result")):
@@ -134,7 +140,7 @@ class _Reading:
     def _take_message(self, item: Mapping[str, Any], time: float | None) -> None:
         role = item.get("role")
         message: Message = with_plain_text(
-            {"role": role, "content": [_part(part) for part in _list(item, "content")]}
+            {"role": role, "content": [part_of(part) for part in list_in(item, "content")]}
         )
         if role == "assistant":
             self._extend(message, time, item.get("id"))
@@ -184,7 +190,7 @@ class _Reading:
         self.chat.note_calls(self.open)
 
     def _take_result(self, item: Mapping[str, Any], time: float | None) -> None:
-        output, run = _output(item.get("output"))
+        output, run = output_of(item.get("output"))
         message = {
             "role": "tool",
             "tool_call_id": str(item.get("call_id") or ""),
@@ -232,7 +238,7 @@ class _Reading:
         self.chat.start_again()
         for item in history:
             if isinstance(item, dict) and item.get("type") == "message":
-                parts = [_part(part) for part in _list(item, "content")]
+                parts = [part_of(part) for part in list_in(item, "content")]
                 self.chat.say(with_plain_text({"role": item.get("role"), "content": parts}), time)
             else:
                 self.tally.known["response_item/compaction (encrypted)"] += 1
@@ -282,71 +288,6 @@ def _parent_of(source: Source) -> str | None:
     spawn = as_object(as_object(subagent).get("thread_spawn"))
     parent = spawn.get("parent_thread_id") or (subagent and meta.get("forked_from_id"))
     return str(parent) if parent else None
-
-
-def _call(kind: str, item: Mapping[str, Any]) -> Message | None:
-    """Return a call in OpenAI's form; None if the item is not a call."""
-    call_id = item.get("call_id") or item.get("id")
-    if kind == "function_call":
-        return function_call(call_id, item.get("name"), item.get("arguments"))
-    if kind == "custom_tool_call":
-        return custom_call(call_id, item.get("name"), item.get("input"))
-    if kind == "local_shell_call":
-        return function_call(call_id, "local_shell", item.get("action"))
-    if kind.endswith("_call"):  # a tool that the server ran itself
-        return {**item, "id": str(call_id or "")}
-    return None
-
-
-def _part(part: object) -> dict[str, Any]:
-    if not isinstance(part, dict):
-        return {"type": "text", "text": str(part)}
-    if part.get("type") in {"input_text", "output_text", "text"}:
-        return {"type": "text", "text": str(part.get("text") or "")}
-    if part.get("type") == "input_image":
-        return {"type": "image_url", "image_url": {"url": part.get("image_url")}}
-    return part
-
-
-def _thoughts(item: Mapping[str, Any]) -> list[str]:
-    """Return the readable thoughts of an item; most are encrypted and only have a summary."""
-    parts = item.get("content") or item.get("summary") or ()
-    texts = [as_object(part).get("text") for part in parts]
-    return [text for text in texts if isinstance(text, str) and text]
-
-
-def _output(output: object) -> tuple[object, Facts]:
-    """Return the result of a call and what is known about the run of the tool."""
-    if isinstance(output, str) and output.startswith('{"output":'):
-        try:
-            output = decode_object(output.encode())
-        except DataError:
-            return output, {}
-    if isinstance(output, list):
-        message = with_plain_text({"content": [_part(part) for part in output]})
-        return message["content"], {}
-    if not isinstance(output, dict):
-        return "" if output is None else str(output), {}
-    about = as_object(output.get("metadata"))
-    content = output.get("content", output.get("output"))
-    failed = output.get("success") is False or bool(about.get("exit_code"))
-    run: Facts = {
-        "exit_code": about.get("exit_code"),
-        "seconds": about.get("duration_seconds"),
-        "error": True if failed else None,
-    }
-    if isinstance(content, list):
-        content = with_plain_text({"content": [_part(part) for part in content]})["content"]
-    return content if isinstance(content, str | list) else "", run
-
-
-def _list(item: Mapping[str, Any], name: str) -> list[Any]:
-    value = item.get(name)
-    if isinstance(value, str):
-        return [{"type": "input_text", "text": value}]
-    if not isinstance(value, list):
-        raise DataError(f"field {name!r}: expected a list")
-    return value
 
 
 def _claims(rows: list[dict[str, Any]]) -> float:
