@@ -66,6 +66,8 @@ class RewardSpec:
     def bound(self, output: str, known: Mapping[str, object]) -> Callable[[], object]:
         """Return a call of `fn` with the output and whatever of `known` it asks for by name."""
         named = {name: known[name] for name in NAMED if name in known and self.asks_for(name)}
+        if _binds(self.fn, output=output, **named):  # wherever it is among the parameters
+            return functools.partial(self.fn, output=output, **named)
         if _binds(self.fn, "output", **named):
             return functools.partial(self.fn, output, **named)
         return functools.partial(self.fn, **named)
@@ -224,14 +226,19 @@ def _asked(fn: RewardFn, names: Sequence[str]) -> dict[str, None]:
 def _takes_answers(fn: RewardFn) -> bool:
     """Say whether a function can be called with what an answer to a prompt has."""
     named = _asked(fn, OF_ANSWERS)
-    return _binds(fn, "output", **named) or ("raw_output" in named and _binds(fn, **named))
+    return _binds_output(fn, named) or ("raw_output" in named and _binds(fn, **named))
+
+
+def _binds_output(fn: RewardFn, named: Mapping[str, object]) -> bool:
+    """Say whether a function takes the output, first or by name, beside what it names."""
+    return _binds(fn, "output", **named) or _binds(fn, output="output", **named)
 
 
 def _check_signature(name: str, fn: RewardFn) -> None:
     """Refuse a function that cannot be called in any way before a model is loaded for it."""
-    plain, more = _asked(fn, OF_ANSWERS), _asked(fn, OF_EPISODES)
-    of_episode = more and (_binds(fn, "output", **plain, **more) or _binds(fn, **plain, **more))
-    if not of_episode and not _takes_answers(fn):
+    named = _asked(fn, (*OF_ANSWERS, *OF_EPISODES))
+    of_episode = _binds_output(fn, named) or _binds(fn, **named)
+    if not _takes_answers(fn) and not (of_episode and _asked(fn, OF_EPISODES)):
         raise ConfigError(
             f"reward {name!r} must be callable as fn(output) or fn(output, item), or for an agent "
             f"with parameters named {', '.join(OF_EPISODES)}, but its signature is "
