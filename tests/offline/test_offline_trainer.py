@@ -117,7 +117,7 @@ def test_an_episode_that_has_become_likelier_counts_by_its_ratio_up_to_the_limit
 async def test_good_episodes_become_likelier_than_bad_ones(
     policy: Policy, items: list[TrajectoryItem], method: str
 ) -> None:
-    trainer = offline(method=method, epochs=4, min_effective_share=0.0)
+    trainer = offline(method=method, epochs=12, learning_rate=1e-3, min_effective_share=0.0)
     before = await trainer.evaluate(items)
     await trainer.train(items)
     after = await trainer.evaluate(items)
