@@ -36,7 +36,7 @@ from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import Rows, credit_rows, grouped
-from orbiter.train.verl.evaluate import reward_metrics, summarise
+from orbiter.train.verl.evaluate import Assessment, attempts_of, reward_metrics, summarise
 from orbiter.train.verl.local import Source, note
 from orbiter.train.verl.reward import RewardSpec, Scores, score
 from orbiter.train.verl.samples import episode_records
@@ -60,7 +60,7 @@ class Setting(NamedTuple):
 @asynccontextmanager
 async def playing(setting: Setting, tasks: AgentTasks) -> AsyncIterator[Episodes]:
     """Open the policy to the agent for as long as a run lasts."""
-    async with _opened(setting, temperature=setting.config.temperature) as live:
+    async with opened(setting, temperature=setting.config.temperature) as live:
         yield Episodes(setting=setting, tasks=tasks, live=live)
 
 
@@ -69,7 +69,8 @@ def objective_of(config: VeRLConfig) -> PolicyObjective:
     return ALGORITHMS[config.algorithm].objective(replace(config, loss_aggregation="token"))
 
 
-def _opened(setting: Setting, *, temperature: float) -> LivePolicy:
+def opened(setting: Setting, *, temperature: float) -> LivePolicy:
+    """Return the policy as an agent's model, to be opened in an `async with` block."""
     return LivePolicy(
         setting.policy,
         name=setting.config.model,
@@ -300,6 +301,13 @@ def _run_share(before: LiveStats, after: LiveStats) -> dict[str, float]:
 async def evaluate(
     setting: Setting, tasks: AgentTasks, *, samples: int, success: float
 ) -> TrainMetrics:
+    """Play the agent on held-out tasks, as `assess` does, and return the numbers."""
+    return (await assess(setting, tasks, samples=samples, success=success)).metrics
+
+
+async def assess(
+    setting: Setting, tasks: AgentTasks, *, samples: int, success: float
+) -> Assessment:
     """Play the agent on held-out tasks: once and greedily with `samples=0`, else `samples` times.
 
     Raises:
@@ -307,11 +315,15 @@ async def evaluate(
         DataError: no episode has a reward.
     """
     config = setting.config
-    async with _opened(setting, temperature=config.temperature if samples else 0.0) as live:
+    async with opened(setting, temperature=config.temperature if samples else 0.0) as live:
         seeds = [
             [sub_seed(config.seed, "evaluate", task, a) for a in range(max(1, samples))]
             for task in range(len(tasks))
         ]
         episodes = await play(setting, live, tasks.tasks, seeds)
     scores = await rate(setting, tasks, episodes)
-    return summarise(scores, episode_metrics(episodes), len(tasks), success=success)
+    attempts = attempts_of(tasks.items, [episode.output for episode in episodes], scores)
+    return Assessment(
+        summarise(scores, episode_metrics(episodes), len(tasks), success=success),
+        [a._replace(episode=episode) for a, episode in zip(attempts, episodes, strict=True)],
+    )
