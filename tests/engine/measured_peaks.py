@@ -24,7 +24,8 @@ from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.objective import ImitationObjective, PolicyObjective
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.rollout import Rollout, given, sample
+from orbiter.train.engine.rollout import Rollout, given
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import Objective, logprob, ref_logprob, update, value
 
 SMALL = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6}
@@ -70,7 +71,9 @@ CASES = {
         knobs={**BFLOAT16, "value_head": True, "reference": True},
     ),
     "smollm2 sft": Case(method="sft", knobs=BFLOAT16, **LESSONS),
+    "smollm2 sft float32": Case(method="sft", **LESSONS),
     "smollm2 sft lora": Case(method="sft", knobs={**BFLOAT16, "lora_rank": 16}, **LESSONS),
+    "smollm2 grpo float32": Case(method="grpo", prompts=4, prompt_tokens=120, new_tokens=24),
     "smollm2 grpo": Case(
         method="grpo", knobs=BFLOAT16, prompts=4, prompt_tokens=120, new_tokens=24
     ),

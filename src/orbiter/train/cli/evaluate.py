@@ -11,8 +11,7 @@ import typer
 
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
-from orbiter.train.cli.datafiles import read_items
-from orbiter.train.cli.options import OverrideWords
+from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
