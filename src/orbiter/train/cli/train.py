@@ -17,12 +17,12 @@ from typing import Annotated, Any
 
 import typer
 
+from orbiter.train.cli.agent import rehearse
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
 from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
-from orbiter.train.cli.rehearsal import rehearse
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.engine.plan import TrainPlan
@@ -32,7 +32,7 @@ from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
 from orbiter.train.storage import atomic_write
-from orbiter.train.verl import VeRLConfig
+from orbiter.train.verl import VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
 
 RESULT = "result.json"
@@ -110,7 +110,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     limits = [] if limit is None else [("limit", f"stops after {duration(limit)} (max_seconds)")]
     output.table(("what", "how much"), [*limits, *plan_lines(plan), ("folder", str(job.folder))])
     if asked.dry_run:
-        cost = asyncio.run(rehearse(job, output) if job.agent else _try_rewards(job, output))
+        cost = asyncio.run(_try(job, output))
         output.say("all checks passed; without --dry-run this starts the run")
         output.result(
             {
@@ -160,20 +160,28 @@ def _require_new(folder: Path) -> None:
         )
 
 
-async def _try_rewards(job: Job, output: Output) -> None:
-    """Apply every reward to the first item's action.
+async def _try(job: Job, output: Output) -> dict[str, Any] | None:
+    """Apply every reward to the first item's action, or play two episodes of an agent.
+
+    Returns:
+        The cost of a step, if it was measured.
 
     Raises:
-        CallbackError: a reward failed, or returned a value that is not a finite number.
+        CallbackError: a reward failed, or returned a value that is not a finite number, or the
+            agent failed.
     """
+    if job.agent is not None:
+        assert isinstance(job.trainer, VeRLTrainer), "only this trainer has agents"
+        return await rehearse(job.trainer, job.items, output)
     if not job.rewards:
-        return
+        return None
     from orbiter.train.verl.reward import score
 
     first = job.items[0]
     scores = await score([first.action], [first], job.rewards)
     for name, answers in scores.by_name.items():
         output.say(f"reward {name!r} gives {shown(answers[0])} to the first item's own action")
+    return None
 
 
 def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
