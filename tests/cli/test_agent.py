@@ -14,7 +14,7 @@ from orbiter.train.cli.evaluate import one_sided, rewards_by
 from orbiter.train.cli.exits import Code
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.verl.evaluate import Attempt
+from orbiter.train.verl.evaluate import ScoredAttempt
 
 AGENT = """
 import httpx
@@ -195,9 +195,9 @@ class Case(NamedTuple):
     label: str
 
 
-def attempts(*cases: Case) -> list[Attempt]:
+def attempts(*cases: Case) -> list[ScoredAttempt]:
     return [
-        Attempt(
+        ScoredAttempt(
             TrajectoryItem(f"q{i}", case.label, metadata={"label": case.label}),
             case.output,
             case.reward,

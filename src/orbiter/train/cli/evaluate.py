@@ -22,7 +22,7 @@ from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_m
 from orbiter.train.evaluation import Interval, mean_interval
 
 if TYPE_CHECKING:
-    from orbiter.train.verl.evaluate import Assessment, Attempt
+    from orbiter.train.verl.evaluate import Assessment, ScoredAttempt
 
 SHARE = 0.9
 """Share of the attempts from which one action counts as winning everywhere."""
@@ -145,7 +145,7 @@ async def _measure(
     return await trainer.assess(items, samples=samples, success=success)
 
 
-def rewards_by(attempts: Sequence[Attempt], field: str) -> dict[str, Interval]:
+def rewards_by(attempts: Sequence[ScoredAttempt], field: str) -> dict[str, Interval]:
     """Return the mean reward for each value of a field, with an interval over its tasks.
 
     Raises:
@@ -169,7 +169,7 @@ def rewards_by(attempts: Sequence[Attempt], field: str) -> dict[str, Interval]:
     }
 
 
-def _fields(attempt: Attempt) -> Mapping[str, Any]:
+def _fields(attempt: ScoredAttempt) -> Mapping[str, Any]:
     """Return what a task says about itself, by name."""
     task = None if attempt.episode is None else attempt.episode.task
     if isinstance(task, Mapping):
@@ -179,12 +179,12 @@ def _fields(attempt: Attempt) -> Mapping[str, Any]:
     return {**own, **(item.metadata or {})}
 
 
-def _value(attempt: Attempt, field: str) -> str | None:
+def _value(attempt: ScoredAttempt, field: str) -> str | None:
     value = _fields(attempt).get(field)
     return None if value is None else str(value)
 
 
-def one_sided(attempts: Sequence[Attempt], model: str) -> list[str]:
+def one_sided(attempts: Sequence[ScoredAttempt], model: str) -> list[str]:
     """Return a warning if the model does the same on nearly all tasks, whatever they ask.
 
     An agent that always takes the one safe action (escalate, refuse) can score well without having
@@ -207,7 +207,7 @@ def one_sided(attempts: Sequence[Attempt], model: str) -> list[str]:
     ]
 
 
-def _action(attempt: Attempt) -> str | None:
+def _action(attempt: ScoredAttempt) -> str | None:
     if attempt.episode is None:
         return attempt.output.strip()
     if attempt.episode.failed:

@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 256
 """Samples drawn before the next check whether an evaluation was cancelled."""
 
 
-class Attempt(NamedTuple):
+class ScoredAttempt(NamedTuple):
     """One answer to an item, or one episode of an agent, with its score."""
 
     item: TrajectoryItem
@@ -44,7 +44,7 @@ class Assessment(NamedTuple):
     """What `VeRLTrainer.assess` returns."""
 
     metrics: TrainMetrics
-    attempts: list[Attempt]
+    attempts: list[ScoredAttempt]
     """In the order of the items; the attempts at one item are adjacent."""
 
 
@@ -102,11 +102,11 @@ async def ask_rewards(
 
 def attempts_of(
     items: Sequence[TrajectoryItem], outputs: Sequence[str], scores: Scores
-) -> list[Attempt]:
+) -> list[ScoredAttempt]:
     """Return the attempts, which come in groups, one group for each item."""
     group_size = len(outputs) // len(items)
     return [
-        Attempt(
+        ScoredAttempt(
             items[row // group_size],
             output,
             scores.total[row],

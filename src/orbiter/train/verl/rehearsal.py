@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
 from orbiter.train.agents.episode import Episode
-from orbiter.train.agents.runner import run_episode
-from orbiter.train.callback import map_bounded
 from orbiter.train.engine.estimate import step_seconds
 from orbiter.train.engine.memory import memory_estimate
 from orbiter.train.engine.session import work
 from orbiter.train.seeding import sub_seed
-from orbiter.train.verl.episodes import EPISODES_AT_ONCE, Setting, opened, rate
-from orbiter.train.verl.evaluate import Attempt, attempts_of
+from orbiter.train.verl.evaluate import ScoredAttempt
+from orbiter.train.verl.play import EPISODES_AT_ONCE, Setting, attempts_in, open_live, play
 from orbiter.train.verl.tasks import AgentTasks
 
 
@@ -36,36 +35,19 @@ class StepCost(NamedTuple):
 class Rehearsal(NamedTuple):
     """The episodes that were played, and the cost of a step."""
 
-    attempts: list[Attempt]
+    attempts: list[ScoredAttempt]
     cost: StepCost | None
     """None where every episode failed."""
 
 
 async def rehearse(setting: Setting, tasks: AgentTasks) -> Rehearsal:
     """Play one episode of each task, as a step of a run would."""
-    config = setting.config
-
-    async def one(number: int) -> Episode:
-        return await run_episode(
-            setting.agent,
-            tasks.tasks[number],
-            live,
-            seed=sub_seed(config.seed, "rehearse", number),
-            max_turns=config.max_turns,
-            max_episode_tokens=config.max_episode_tokens,
-            timeout_seconds=config.episode_timeout_seconds,
-            models=config.policy_models,
-        )
-
-    async with opened(setting, temperature=config.temperature) as live:
-        episodes = await map_bounded(range(len(tasks)), one, concurrency=EPISODES_AT_ONCE)
-    scores = await rate(setting, tasks, episodes)
-    attempts = attempts_of(tasks.items, [episode.output for episode in episodes], scores)
-    kept = [episode for episode in episodes if not episode.failed]
-    return Rehearsal(
-        [a._replace(episode=episode) for a, episode in zip(attempts, episodes, strict=True)],
-        await work(_cost, setting, kept) if kept else None,
-    )
+    config = replace(setting.config, max_failed_share=1.0)  # a failed one is shown, not raised
+    seeds = [[sub_seed(config.seed, "rehearse", task)] for task in range(len(tasks))]
+    async with open_live(setting, temperature=config.temperature) as live:
+        played = await play(setting._replace(config=config), live, tasks, seeds)
+    kept = [episode for episode in played.episodes if not episode.failed]
+    return Rehearsal(attempts_in(tasks, played), await work(_cost, setting, kept) if kept else None)
 
 
 def _cost(setting: Setting, episodes: Sequence[Episode]) -> StepCost:

@@ -158,13 +158,9 @@ class VeRLTrainer(ModelTrainer):
         if self.running_agent is None:
             if config.loss_aggregation == "episode":
                 raise ConfigError("loss_aggregation='episode' needs agent=; use 'sequence'")
+            if config.credit != "episode":
+                raise ConfigError(f"credit={config.credit!r} needs agent=; an answer has one turn")
             return await super().check_config()
-        if ALGORITHMS[config.algorithm].value_head:
-            raise ConfigError(
-                f"algorithm={str(config.algorithm)!r} cannot train an agent yet: its values and "
-                "discounts are those of one answer, not of an episode; use 'grpo', 'rloo', "
-                "'cispo' or 'sapo'"
-            )
         if config.loss_aggregation == "sequence":
             raise ConfigError(
                 "loss_aggregation='sequence' would count an episode once for each of its streams; "
@@ -249,7 +245,7 @@ class VeRLTrainer(ModelTrainer):
     async def _assess_agent(self, dataset: object, *, samples: int, success: float) -> Assessment:
         await self.check_agent()
         tasks, policy = as_tasks(dataset), await self.policy()
-        from orbiter.train.verl.episodes import Setting, assess
+        from orbiter.train.verl.play import Setting, assess
 
         setting = Setting(policy, self.config, self.running_agent, self.rewards)
         return await assess(setting, tasks, samples=samples, success=success)
@@ -267,7 +263,7 @@ class VeRLTrainer(ModelTrainer):
             raise ConfigError("rehearse() plays episodes, and there is no agent= that runs")
         await self.check_reward()
         policy, chosen = await self.policy(), as_tasks(tasks)
-        from orbiter.train.verl.episodes import Setting
+        from orbiter.train.verl.play import Setting
         from orbiter.train.verl.rehearsal import rehearse
 
         setting = Setting(policy, self.config, self.running_agent, self.rewards)
