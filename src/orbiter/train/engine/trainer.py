@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
-from orbiter.train.engine.progress import Progress, make_progress
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
+from orbiter.train.progress import Progress, make_progress
 from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -326,7 +326,10 @@ class ModelTrainer(Trainer):
         with self.running_elsewhere(session, session.history, data=data):
             try:
                 with make_progress(
-                    self.method, session.steps, done=session.position.step, wanted=config.progress
+                    self.method,
+                    session.steps,
+                    done=session.position.step,
+                    shown=None if config.progress else False,
                 ) as progress:
                     for line in (f"computes in {computes}", *opening):
                         progress.say(line)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from orbiter.train.engine.progress import make_progress
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import StorageError, require
+from orbiter.train.progress import make_progress
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend
@@ -54,7 +54,10 @@ class ClusterBackend(Backend):
         with (
             trainer.running_elsewhere(run, run.history, data=f"{run.layout.prompts} prompts"),
             make_progress(
-                trainer.method, run.plan.steps, done=run.layout.start, wanted=config.progress
+                trainer.method,
+                run.plan.steps,
+                done=run.layout.start,
+                shown=None if config.progress else False,
             ) as progress,
         ):
             progress.say(f"{trainer.method} of {config.model} on verl {run.plan.verl}")

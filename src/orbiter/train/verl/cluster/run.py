@@ -20,9 +20,10 @@ from time import monotonic
 from typing import NamedTuple
 
 from orbiter.train.engine.config import settings_of
-from orbiter.train.engine.progress import Progress
+from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.session import work
 from orbiter.train.errors import CallbackError, StorageError, TrainingError
+from orbiter.train.progress import Progress
 from orbiter.train.runlog import RunLog, read_run
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.data import (
@@ -184,7 +185,7 @@ class Run:
         run_log.time(step.number, row.clock)
         self._note_samples(run_log, step.number)
         self.history.append({"step": step.number, **row.metrics, **row.clock})
-        progress.step(step.number, row.metrics | row.clock)
+        progress.update(step.number, line_of(row.metrics | row.clock))
         self._watch(row.metrics)
 
     def _note_samples(self, run_log: RunLog, before: int) -> None:
