@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orbiter.train.engine.sample import JUST_BELOW_ONE, choose
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.decoding import Decoding, decoding

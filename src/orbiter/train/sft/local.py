@@ -16,8 +16,9 @@ from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import given
-from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.session import Session
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import split_rows
 from orbiter.train.progress import Progress
 from orbiter.train.sft.config import SFTConfig

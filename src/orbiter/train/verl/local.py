@@ -19,8 +19,9 @@ from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
-from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.session import Session
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import TrainingError
 from orbiter.train.progress import Progress
 from orbiter.train.seeding import sub_seed

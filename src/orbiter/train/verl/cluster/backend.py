@@ -67,7 +67,7 @@ class ClusterBackend(Backend):
     async def _prepare(self, folder: Path) -> Run:
         """Check everything about a run on verl, without writing anything."""
         require("torch", extra="train")
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
         from orbiter.train.verl.cluster.run import prepare
 
         prepared = await work(prepare, self.config, self.rewards, folder)
@@ -98,7 +98,7 @@ class ClusterBackend(Backend):
         """Copy the trained adapters; full weights are written by the trainer."""
         if self._final is None or not self.config.lora_rank:
             return None
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(_copy, self._final, path)
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from orbiter.train.engine.config import settings_of
 from orbiter.train.engine.progress import line_of
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import CallbackError, StorageError, TrainingError
 from orbiter.train.progress import Progress
 from orbiter.train.runlog import RunLog, read_run
