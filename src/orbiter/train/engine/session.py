@@ -120,6 +120,7 @@ class Session:
 
     def _restore(self, found: Checkpoint) -> None:
         state = found.state
+        # Compared before anything is loaded: the position counts items of this very data.
         if state["data"] != self._data:
             raise DataError(
                 f"the run in {self.config.output_dir} learned from other data; resume needs the "
@@ -131,6 +132,7 @@ class Session:
         self._saved = (self.position.step, self.position.update)
         if "buffer" in found.tensors:
             self.batch = Batch(**found.tensors["buffer"]).to(self.policy.device)
+        # The engine draws from seeds, but the user's rewards may use the global generators.
         version, internal, gauss = state["random"]
         random.setstate((version, tuple(internal), gauss))
         torch.set_rng_state(found.tensors["rng"]["torch"])
@@ -189,6 +191,7 @@ class Session:
         Timings are logged separately from the metrics, which are the same for every run of a seed.
         """
         position = self.position
+        # Later dicts win: a metric of the whole step replaces the mean over its updates.
         row = mean_of(position.seen) | position.row | dict(further)
         if position.step % self.steps_per_epoch == 0:
             position.epoch = {}
@@ -233,6 +236,7 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint that the run can resume from as if it had not been interrupted."""
+        # Step and update, because a save within a step and one after it are different places.
         place = (self.position.step, self.position.update)
         if self._checkpoints is None or place == self._saved:
             return
@@ -266,6 +270,7 @@ def require_finite(policy: Policy) -> None:
         TrainingError: a tensor holds NaN or an infinity; the message names the first one.
     """
     named = policy.named_trainable()
+    # A sum is NaN or infinite if any element is, and costs one number per tensor.
     sums = torch.stack([p.detach().sum() for p in named.values()])
     if not bool(torch.isfinite(sums).all()):
         place = int((~torch.isfinite(sums)).nonzero()[0])
