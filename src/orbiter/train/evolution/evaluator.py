@@ -103,7 +103,7 @@ class Evaluator(Generic[C]):
     async def _evaluate(self, member: Member[C]) -> bool:
         """Run one evaluation; return False if the budget does not allow it."""
         state = self.state
-        # Evaluations in progress may still be refused by max_cost; their costs decide.
+        # The costs of running evaluations are not known yet, and may use up max_cost.
         while state.budget.must_wait:
             self._ended.clear()
             await self._ended.wait()
