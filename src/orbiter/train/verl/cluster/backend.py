@@ -25,7 +25,7 @@ from orbiter.train.verl.reward import RewardSpec
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
     from orbiter.train.verl.cluster.plan import Plan
-    from orbiter.train.verl.cluster.run import Run
+    from orbiter.train.verl.cluster.run import ClusterRun
 
 
 class ClusterBackend(Backend):
@@ -64,7 +64,7 @@ class ClusterBackend(Backend):
             self._final = await run.train(progress)
         return trainer.results(run.means(), stopped=run.steps_done < run.plan.steps)
 
-    async def _prepare(self, folder: Path) -> Run:
+    async def _prepare(self, folder: Path) -> ClusterRun:
         """Check everything about a run on verl, without writing anything."""
         require("torch", extra="train")
         from orbiter.train.engine.thread import work

@@ -56,7 +56,7 @@ APART = ("step", "seconds", "tokens_per_second")
 
 
 @dataclass(slots=True)
-class Run:
+class ClusterRun:
     """One run on verl, from its files to the trained model."""
 
     config: VeRLConfig
@@ -225,7 +225,7 @@ class Prepared(NamedTuple):
     rewards: list[Shipped]
     start: int
 
-    async def run(self, dataset: object, held_out: object, system: str | None) -> Run:
+    async def run(self, dataset: object, held_out: object, system: str | None) -> ClusterRun:
         """Read the data, make the plan, and let verl check it.
 
         Raises:
@@ -246,7 +246,7 @@ class Prepared(NamedTuple):
             described = await work(describe_model, config.model, self.model, Path(folder))
             plan = await make_plan(config, layout, self.rewards, described=described)
         inputs = Inputs(self.model, prompts, self.rewards, str(plan))
-        return Run(config, layout, plan, inputs)
+        return ClusterRun(config, layout, plan, inputs)
 
 
 def prepare(config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path) -> Prepared:
