@@ -192,11 +192,13 @@ class AttributeReader:
             return sheet_of(attributes_of(_pairs(data, data)))
         before, known = self._last.pop((trace_id, name), (b"", _NOTHING))
         self._room += len(before)
+        # Read on from the attribute in which this span differs from the one before it.
         at = _parting(before, data)
         # A key occurs only at the start of an attribute, so counting keys counts attributes.
         draft = known.begun(known.count - before.count(_NAME, at))
         begun = draft.count
         draft.take(_named(_pairs(b"[" + data[at:] if begun else data, data)))
+        # Only if counting keys really counts attributes may a later span continue from this one.
         named = data.count(_NAME, at) == draft.count - begun and data.find(_NESTED, at) < 0
         if named and draft.is_plain():
             self._remember((trace_id, name), data, draft)
