@@ -2,7 +2,7 @@
 
 Every `[B, T]` argument is aligned with the token ids: entry t speaks of the token at t. Where
 `mask` is False the entries may hold anything, NaN included; none of it reaches a value or a
-gradient. The equations with their sources stand in docs/algorithms.md.
+gradient. docs/algorithms.md has the equations and their sources.
 """
 
 from orbiter.train.rl.advantage import (
