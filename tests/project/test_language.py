@@ -18,7 +18,8 @@ DIALECT = {
     r"\b(?:stopped|finished|read|anything|something|nothing|more|text) behind\b": "after",
     r"\bbehind (?:step|each|every|the (?:last|first|array|step|work|value))\b": "after",
     r"\bwhom\b": "who",
-    r"\bof (?:its|their|his|one's) own\b": "its, separate",
+    # Not "the metrics of its own tasks", which is plain English.
+    r"\bof (?:its|their|his|one's) own\b(?! (?!and|or|in|for|to|that|with|is|are)\w)": "separate",
     r"\btaken over from\b": "copied from",
     r"\bso many\b": "that many, this number of",
     r"\bin vain\b": "without effect",
