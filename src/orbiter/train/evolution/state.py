@@ -158,7 +158,7 @@ class State(Generic[C]):
         if not scored:
             return
         if self.config.contenders:
-            # Under noise the winner can change without a new score of its own: look at all members.
+            # Under noise another member's new score can change the winner: look at all members.
             self.best = most_surely_best(
                 [m for m in self.members if m.error is None and m.scores], noise(self.members)
             )

@@ -85,7 +85,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
         self, population: Sequence[Settings], scores: Sequence[float]
     ) -> Sequence[Settings]:
         """Learn from the generation, and ask for the next one."""
-        # `select` is where the library is told the scores, since it is called once a generation.
+        # `select` is called once a generation, so the library gets the scores here.
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         if self._search is None or self.context.epoch == 1:
             self._begin(population[order[0]], len(population))
