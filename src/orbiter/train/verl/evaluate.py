@@ -11,8 +11,8 @@ from orbiter.train.agents.episode import Episode
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
-from orbiter.train.engine.session import work
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.trainer import as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k
