@@ -15,7 +15,7 @@ import torch
 
 from orbiter.train.agents import Episode
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from tests.agents.playing import equal, trainer, weights
 from tests.agents.scripted import scripted
 

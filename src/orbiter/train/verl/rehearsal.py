@@ -11,7 +11,7 @@ from typing import NamedTuple
 from orbiter.train.agents.episode import Episode
 from orbiter.train.engine.estimate import step_seconds
 from orbiter.train.engine.memory import memory_estimate
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.seeding import sub_seed
 from orbiter.train.verl.evaluate import ScoredAttempt
 from orbiter.train.verl.play import EPISODES_AT_ONCE, Setting, attempts_in, open_live, play
