@@ -14,9 +14,10 @@
             return float(self._open)
 
 `reset` gets the fields of the task that it names, and returns the observation that the model reads
-first. Every other public method is a tool. Names with a meaning of their own, which are no tools:
-`reset`, `get_reward`, `on_answer(text)` (gets an answer without a call; returns what the model
-reads next, or None to end), `close`, and the attribute `done` (true ends the episode).
+first. Every other public method is a tool. Some
+names are reserved and no tools: `reset`, `get_reward`, `on_answer(text)` (gets an answer without a
+call; returns what the model reads next, or None to end), `close`, and the attribute `done` (true
+ends the episode).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def kind_of(environment: object) -> Kind:
         environment: A class, a function that makes an environment, or a list of tool functions.
 
     Raises:
-        ConfigError: it is none of these, or the class lacks something or has an unusable tool.
+        ConfigError: it is something else, or the class lacks something or has an unusable tool.
     """
     if isinstance(environment, list | tuple):
         return _of_functions(environment)

@@ -112,7 +112,7 @@ class TextArenaGame:
         while not self.done and self._game.state.current_player_id != self._player:
             mover = self._game.state.current_player_id
             if mover not in self._opponents:
-                raise ConfigError(f"the game has a player {mover}, for whom there is no opponent")
+                raise ConfigError(f"the game has a player {mover} without an opponent")
             self._move(self._opponents[mover](self._observation()))
 
     def _move(self, text: str) -> None:
