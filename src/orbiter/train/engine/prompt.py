@@ -94,7 +94,9 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> Ans
     prompt = _through_template(tokenizer, item, turns, prompt=True)
     given = [*_plain_turns(item), _answer(tokenizer, item)]
     whole = _through_template(tokenizer, item, _turns(tokenizer, item, None, given), prompt=False)
-    if not whole.startswith(prompt):  # a template that changes the prompt once it is answered
+    # Some templates rewrite earlier turns, for example drop old thoughts; then the answer's text
+    # cannot be cut out of the whole.
+    if not whole.startswith(prompt):
         return AnswerText(prompt, item.action)
     return AnswerText(prompt, whole.removeprefix(prompt))
 
@@ -135,6 +137,7 @@ def _head_length(
     turns = [*(given.messages or ())]
     kept = [turn for turn in turns if ROLES.get(str(turn.get("role"))) == "system"]
     shared = []
+    # Two texts, since one alone might begin like the item's by chance.
     for text in ("\x00", "\x01"):
         talk = [*kept, {"role": "user", "content": text}]
         changed = TrajectoryItem(state=text, action="", messages=talk, tools=given.tools)
@@ -313,6 +316,7 @@ def _or_without_system(
     except refusal:
         if turns[0]["role"] != "system" or len(turns) < 2:
             raise
+        # Gemma's template, for one, has no system role.
         first = f"{turns[0]['content']}\n\n{turns[1]['content']}"
         return apply([turns[1] | {"content": first}, *turns[2:]])
 

@@ -22,13 +22,15 @@ from orbiter.train.agents.streams import token_weights
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.progress import Progress
+from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.session import Session
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import logprob
 from orbiter.train.errors import DataError
 from orbiter.train.offline.config import OfflineConfig, OfflineMethod
+from orbiter.train.progress import Progress
 from orbiter.train.rl.advantage import group_relative_advantage
 from orbiter.train.rl.off_policy import (
     awr_weight,
@@ -270,7 +272,7 @@ async def fit(job: Job) -> None:
             }
             await work(session.take, ready.batch, objective, temperature=config.temperature)
         row = session.finish_step(await job.validate(step + 1))
-        job.progress.step(step + 1, row)
+        job.progress.update(step + 1, line_of(row))
         if session.save_due:
             await work(session.save)
         if session.out_of_time:

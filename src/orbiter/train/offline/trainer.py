@@ -84,7 +84,8 @@ class OfflineTrainer(ModelTrainer):
                 effective sample size is too small, or there is nothing to learn from.
         """
         policy = await self.policy()
-        from orbiter.train.engine.session import Session, work
+        from orbiter.train.engine.session import Session
+        from orbiter.train.engine.thread import work
         from orbiter.train.offline.local import Job, fit, require_signal
 
         config = self.config
@@ -171,7 +172,7 @@ class OfflineTrainer(ModelTrainer):
             )
 
     async def _log(self, policy: Policy, items: Sequence[TrajectoryItem]) -> Log:
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(self._read, policy, items)
 
