@@ -50,7 +50,7 @@ def captured_episode() -> list[TrajectoryItem]:
         {"finish_reason": "tool_calls"}, messages=[user], tool_calls=[CALL], step=0,
         prompt_token_ids=ids(asked), token_ids=ids(called), **common,
     )  # fmt: skip
-    chat = [
+    chat: list[dict[str, Any]] = [
         user,
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "content": "2", "tool_call_id": "c1"},

@@ -125,8 +125,7 @@ def _compared(
     for row, group in enumerate(groups):
         table[row, : len(group)] = reward[list(group)]
         valid[row, : len(group)] = True
-    scale = "std" if scaled else "none"
-    advantage = group_relative_advantage(table, valid=valid, scale=scale)
+    advantage = group_relative_advantage(table, valid=valid, scale="std" if scaled else "none")
     spread = torch.zeros_like(reward)
     for row, group in enumerate(groups):
         spread[list(group)] = advantage[row, : len(group)]
