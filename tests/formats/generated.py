@@ -52,7 +52,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def messages(draw: st.DrawFn) -> dict[str, Any]:
-    role = draw(st.sampled_from(["system", "user", "assistant", "assistant", "tool", "critic"]))
+    role = draw(st.sampled_from(["system", "user", "assistant", "assistant", "tool", "developer"]))
     message: dict[str, Any] = {"role": role, "content": draw(texts | parts)}
     if role == "assistant" and draw(st.booleans()):
         message["tool_calls"] = draw(st.lists(calls(), min_size=1, max_size=2))

@@ -125,20 +125,48 @@ def check(trajectory: dict[str, Any]) -> list[str]:
     """What breaks the published schema of 1.7, whose models all forbid further fields."""
     wrong = [f"root.{key}" for key in trajectory.keys() - ROOT]
     wrong += [f"agent.{key}" for key in trajectory["agent"].keys() - AGENT]
-    calls: set[str] = set()
     for place, step in enumerate(trajectory["steps"], 1):
         wrong += [f"step.{key}" for key in step.keys() - STEP]
         if step["step_id"] != place or not isinstance(step["message"], str | list):
             wrong.append("step")
         if step["source"] != "agent" and step.keys() & AGENT_ONLY:
             wrong.append("agent only")
+        calls: set[str] = set()
         for call in step.get("tool_calls", ()):
             calls.add(call["tool_call_id"])
             if call.keys() - CALL or not isinstance(call["arguments"], dict):
                 wrong.append("call")
         for result in step.get("observation", {}).get("results", ()):
             wrong += [f"result.{key}" for key in result.keys() - RESULT]
+            if result.get("source_call_id", None) not in {None, *calls}:
+                wrong.append("result of a call that the step did not make")
+        results = step.get("observation", {}).get("results", ())
+        for content in (step["message"], *(result["content"] for result in results)):
+            for part in content if isinstance(content, list) else ():
+                if part["type"] == "image" and part["source"].keys() != {"media_type", "path"}:
+                    wrong.append("image")
     return wrong
+
+
+@pytest.mark.parametrize("call_id", ["c1", "c2", "", None])
+def test_a_result_of_no_call_of_its_step_names_none_and_comes_back(
+    call_id: str | None, tmp_path: Path
+) -> None:
+    call = FULL["tool_calls"][0]
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+    result = {"role": "tool", "content": [image], "tool_call_id": call_id}
+    messages = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+        {"role": "assistant", "content": "So?"},
+        {key: value for key, value in result.items() if value is not None},
+    ]
+    item = TrajectoryItem("", "Two.", 1.0, messages=messages)
+    atif.write([item], tmp_path / "x.json")
+    assert check(json.loads((tmp_path / "x.json").read_text())) == []
+    (back,) = read(tmp_path / "x.json")
+    assert (back.messages, back.action) == (messages, "Two.")
 
 
 ROOT = {

@@ -57,6 +57,7 @@ def convert(
             "to": report.target,
             "written": report.export.written,
             "left_out": dict(report.export.left_out),
+            "left_out_details": list(report.export.details),
             "skipped": [skipped._asdict() for skipped in report.skipped],
             "out": str(target),
         }

@@ -34,6 +34,7 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "trl-preference": ("trl_preference", "PREFERENCE"),
     "trl-unpaired": ("trl_preference", "UNPAIRED"),
     "sharegpt": ("sharegpt", "FORMAT"),
+    "alpaca": ("alpaca", "FORMAT"),
     "verl": ("verl_rows", "FORMAT"),
     "atif": ("atif", "FORMAT"),
     "otel": ("traces", "OTEL"),
