@@ -136,16 +136,19 @@ def check(trajectory: dict[str, Any]) -> list[str]:
             calls.add(call["tool_call_id"])
             if call.keys() - CALL or not isinstance(call["arguments"], dict):
                 wrong.append("call")
-        for result in step.get("observation", {}).get("results", ()):
-            wrong += [f"result.{key}" for key in result.keys() - RESULT]
-            if result.get("source_call_id", None) not in {None, *calls}:
-                wrong.append("result of a call that the step did not make")
-        results = step.get("observation", {}).get("results", ())
-        for content in (step["message"], *(result["content"] for result in results)):
-            for part in content if isinstance(content, list) else ():
-                if part["type"] == "image" and part["source"].keys() != {"media_type", "path"}:
-                    wrong.append("image")
+        wrong += check_results(step, calls)
     return wrong
+
+
+def check_results(step: dict[str, Any], calls: set[str]) -> list[str]:
+    results = step.get("observation", {}).get("results", ())
+    wrong = [f"result.{key}" for result in results for key in result.keys() - RESULT]
+    if not {result.get("source_call_id") for result in results} <= {None, *calls}:
+        wrong.append("result of a call that the step did not make")
+    contents = [step["message"], *(result["content"] for result in results)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = [part["source"] for part in parts if part["type"] == "image"]
+    return wrong + [f"image {source}" for source in images if source.keys() != IMAGE]
 
 
 @pytest.mark.parametrize("call_id", ["c1", "c2", "", None])
@@ -199,6 +202,7 @@ STEP = {
 }
 AGENT_ONLY = {"model_name", "reasoning_effort", "reasoning_content", "tool_calls", "metrics"}
 CALL = {"tool_call_id", "function_name", "arguments", "extra"}
+IMAGE = {"media_type", "path"}
 RESULT = {"source_call_id", "content", "subagent_trajectory_ref", "extra"}
 FULL: dict[str, Any] = {
     "state": "not what the messages say",

@@ -168,13 +168,8 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
     role = role_of(turn["from"], name)
     if not isinstance(value, str):
         raise DataError(f"{name}: value must be a text, got {fields.shown(value)}")
-    if role in ("user", "tool") and isinstance(joined := turn.get(JOINED), list):
-        if role == "tool":
-            calls.take(len(joined))
-        return [dict(message) for message in joined if isinstance(message, Mapping)]
-    several = turn.get(RESULT_IDS)
-    if role == "tool" and isinstance(several, list):
-        return _results(value, several, calls, name)
+    if role in ("user", "tool") and (several := _several(turn, role, value, calls, name)):
+        return several
     message: dict[str, Any] = {"role": role, "content": value}
     if role in ("assistant", CALL) and (thought := THOUGHT.match(value)):
         message["reasoning_content"], message["content"] = thought[1], value[thought.end() :]
@@ -189,6 +184,19 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
         key: value for key, value in (message | kept).items() if value != "" or key == "content"
     }
     return [said if turn.get("weight") is None else {**said, "weight": turn["weight"]}]
+
+
+def _several(
+    turn: Message, role: str, value: str, calls: OpenCalls, name: str
+) -> list[dict[str, Any]]:
+    """Return the messages that share a turn; empty if the turn is one message."""
+    joined, ids = turn.get(JOINED), turn.get(RESULT_IDS)
+    if isinstance(joined, list):
+        calls.take(len(joined) if role == "tool" else 0)
+        return [dict(message) for message in joined if isinstance(message, Mapping)]
+    if role == "tool" and isinstance(ids, list):
+        return _results(value, ids, calls, name)
+    return []
 
 
 def alpaca_in(row: Row) -> list[Message]:
