@@ -11,7 +11,7 @@ import pytest
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats import check, read
-from orbiter.train.trajectory.files import Skipped
+from orbiter.train.json_files.source import Skipped
 
 Json = Any
 USER = {"role": "user", "content": "2 + 3?"}

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orbiter.train.errors import DataError, did_you_mean
-from orbiter.train.trajectory import fields
+from orbiter.train.json_files import fields
 
 Message = Mapping[str, Any]
 """One message of a chat, or one call or tool in it, in the form of OpenAI's chat completions."""

@@ -15,8 +15,8 @@ from typing import Any
 from orbiter.train.chat.message import Message, text_of
 from orbiter.train.chat.tool_calls import arguments_text, function_call
 from orbiter.train.errors import DataError, did_you_mean
+from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.trajectory import fields
 
 CALL = "call"
 """What `SPEAKERS` says of a message whose content is a call, or a list of calls, as JSON."""

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chats import ALPACA, TAG, Prompt, alpaca_in, answer_in, answered, tag_in
-from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.formats.format import Built, Row, Rows
+from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl_preference import SIDES, parse_pair
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left

@@ -28,9 +28,10 @@ from orbiter.train.chat.normalise import (
 )
 from orbiter.train.chat.tool_calls import calls_with_text
 from orbiter.train.errors import DataError
-from orbiter.train.formats.rows import Column, Row
+from orbiter.train.formats.format import Column, Row
+from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import OPTIONAL
 
 SCALARS: Mapping[str, Column] = {

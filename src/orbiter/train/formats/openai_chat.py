@@ -41,7 +41,8 @@ from orbiter.train.formats.chats import (
     unset_free,
     used,
 )
-from orbiter.train.formats.rows import Built, Column, Row, Rows, row_format
+from orbiter.train.formats.format import Built, Column, Row, Rows
+from orbiter.train.formats.rows import row_format
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 

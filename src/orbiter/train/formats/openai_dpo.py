@@ -23,9 +23,11 @@ from orbiter.train.formats.chats import (
     openai_message,
     unset_free,
 )
-from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.formats.format import Built, Row, Rows
+from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl_preference import in_pairs
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.json_files import fields
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
 _SIDES = {

@@ -32,8 +32,9 @@ from orbiter.train.chat.tool_calls import (
     name_of,
 )
 from orbiter.train.formats.chats import AFTER, JOINED, RESULT_IDS, TAG, turn_in, turns_in, used
+from orbiter.train.formats.format import Built, Row, Rows
 from orbiter.train.formats.openai_chat import TOOLS, chat_items
-from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl_preference import SIDES, parse_pair
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left

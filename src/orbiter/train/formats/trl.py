@@ -20,7 +20,8 @@ from orbiter.train.chat.tool_calls import calls_with_objects
 from orbiter.train.errors import DataError
 from orbiter.train.formats import openai_chat
 from orbiter.train.formats.chats import SCALARS, answer_in, answered, prompt_in
-from orbiter.train.formats.rows import Built, Column, Row, Rows, row_format
+from orbiter.train.formats.format import Built, Column, Row, Rows
+from orbiter.train.formats.rows import row_format
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 

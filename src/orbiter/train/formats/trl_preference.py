@@ -29,7 +29,7 @@ from orbiter.train.formats.chats import (
     tag_in,
 )
 from orbiter.train.formats.preference import Pair, preference_pairs
-from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl import (
     BESIDE,
     ONE_ANSWER,

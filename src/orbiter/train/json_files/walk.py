@@ -15,7 +15,7 @@ import msgspec
 
 from orbiter.train.errors import DataError, StorageError
 from orbiter.train.json_files.records import refuse_repeated_keys
-from orbiter.train.trajectory.files import BOM, Source
+from orbiter.train.json_files.source import BOM, Source
 
 T = TypeVar("T")
 
