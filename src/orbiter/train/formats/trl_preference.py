@@ -28,6 +28,7 @@ from orbiter.train.formats.chats import (
     says_nothing,
     tag_in,
 )
+from orbiter.train.formats.format import Built, Row, Rows
 from orbiter.train.formats.preference import Pair, preference_pairs
 from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl import (
