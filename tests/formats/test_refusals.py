@@ -143,7 +143,7 @@ CHATS = [
     Case(call({"type": "custom", "custom": {"input": "x"}}), "a call must name its tool"),
     Case(messages({**ANSWER, "tool_calls": {"a": 1}}), "tool_calls must be a list"),
     Case(messages({**ANSWER, "tool_calls": 3}), "tool_calls must be a list of objects, got 3"),
-    Case(messages({**ANSWER, "tool_calls": "no"}), "not JSON"),
+    Case(messages({**ANSWER, "tool_calls": "no"}), "messages[1]: tool_calls must be a list"),
     Case(messages({"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}), "not user"),
     Case(messages({**ANSWER, "function_call": "auto"}), "messages[1].function_call must be a call"),
     Case(messages({**ANSWER, "function_call": {"arguments": "{}"}}), "function_call: unknown call"),
@@ -153,7 +153,7 @@ CHATS = [
     Case(messages({"role": "function_call", "content": None}), "messages[1].content must be a"),
     Case(messages({**ANSWER, "weight": 2}), "messages[1]: weight must be 0 or 1, got 2"),
     Case(messages({**ANSWER, "weight": "1"}), "weight must be 0 or 1"),
-    Case({**messages(ANSWER), "tools": "x"}, "not JSON"),
+    Case({**messages(ANSWER), "tools": "x"}, "tools must be a list: not JSON"),
     Case({**messages(ANSWER), "tools": 3}, "tools must be a list of objects, got 3"),
     Case({**messages(ANSWER), "tools": ["f"]}, "tools must be a list of objects"),
     Case({**messages(ANSWER), "tools": [{}]}, "tools[0] has neither a name nor a type"),
@@ -370,7 +370,7 @@ def test_there_are_enough_cases() -> None:
     assert len(list(cases())) >= 150
 
 
-@pytest.mark.parametrize(("name", "text", "message"), cases())
+@pytest.mark.parametrize(("name", "text", "message"), list(cases()))
 def test_a_bad_record_is_refused_by_line_and_cause(
     name: str, text: str, message: str, tmp_path: Path
 ) -> None:

@@ -29,6 +29,9 @@ from orbiter.train.trajectory import TrajectoryDataset
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+CLOSING_SECONDS = 2.0
+"""How long open calls may take to end when the proxy is stopped; then they are cancelled."""
+
 
 def run_proxy(
     to: str,
@@ -42,6 +45,9 @@ def run_proxy(
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
     """Serve until interrupted; each call is in the journal before its reply is complete.
+
+    Calls that are still open a few seconds after the interrupt are cancelled, and kept as far as
+    they came, with an `error`.
 
     Args:
         to: The model's address, such as "http://127.0.0.1:8000/v1".
@@ -67,7 +73,8 @@ def run_proxy(
         app = proxy_app(to, dataset, token=token, api_key=api_key, redact=redact)
         if on_ready is not None:
             on_ready(http_address(host, listener.getsockname()[1]))
-        make_server(app, extra="capture", lifespan="on").run(sockets=[listener])
+        server = make_server(app, extra="capture", lifespan="on", closing_seconds=CLOSING_SECONDS)
+        server.run(sockets=[listener])
 
 
 def proxy_app(

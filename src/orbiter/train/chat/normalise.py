@@ -94,10 +94,7 @@ def calls_in(value: object, name: str) -> list[dict[str, Any]]:
         DataError: it is anything else; the message begins with `name`.
     """
     if isinstance(value, str):
-        try:
-            value = decode_json(value, unique=True)
-        except DataError as error:
-            raise DataError(f"{name} must be a call as JSON: {error}") from error
+        value = _decoded(value, f"{name} must be a call as JSON")
     given = value if isinstance(value, list) else [value]
     if not given:
         raise DataError(f"{name} must be a call, or a list of calls, got {fields.shown(value)}")
@@ -117,7 +114,7 @@ def normal_tools(value: object, name: str = "tools") -> list[Message] | None:
         DataError: they are not a list of objects, or one has neither a name nor a type.
     """
     if isinstance(value, str):
-        value = decode_json(value, unique=True) if value.strip() else None
+        value = _decoded(value, f"{name} must be a list") if value.strip() else None
     if not value:
         return None
     if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
@@ -277,7 +274,7 @@ class _Chat:
         given = message.get("tool_calls")
         calls = list(parts.calls)
         if isinstance(given, str) and given.strip():
-            given = decode_json(given, unique=True)
+            given = _decoded(given, f"{name}: tool_calls must be a list")
         if given:
             if not isinstance(given, list | tuple):
                 raise DataError(
@@ -349,6 +346,14 @@ def _content(given: object, parts: _Parts) -> object:
     if all(part.get("type") == "text" for part in parts.kept):
         return text_of(parts.kept)
     return parts.kept
+
+
+def _decoded(text: str, claim: str) -> object:
+    """Decode JSON text; an error begins with what the text should be."""
+    try:
+        return decode_json(text, unique=True)
+    except DataError as error:
+        raise DataError(f"{claim}: {error}") from error
 
 
 def _tool(tool: Message, name: str) -> Message:
