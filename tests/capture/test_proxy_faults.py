@@ -130,7 +130,8 @@ async def test_a_reply_is_stored_before_its_end_is_handed_on(stream: bool) -> No
             if not stream or b"[DONE]" in passed:
                 stored.append(len(dataset.waiting))
 
-        await app(scope, receive, send)
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
     assert stored
     assert set(stored) == {1}
 

@@ -145,7 +145,7 @@ CHATS = [
     Case(messages({**ANSWER, "tool_calls": 3}), "tool_calls must be a list of objects, got 3"),
     Case(messages({**ANSWER, "tool_calls": "no"}), "messages[1]: tool_calls must be a list"),
     Case(messages({"role": "user", "content": "x", "tool_calls": [{"name": "f"}]}), "not user"),
-    Case(messages({**ANSWER, "function_call": "auto"}), "messages[1].function_call must be a call"),
+    Case(messages({**ANSWER, "function_call": "f()"}), "messages[1].function_call must be a call"),
     Case(messages({**ANSWER, "function_call": {"arguments": "{}"}}), "function_call: unknown call"),
     Case(messages({"role": "tool_call", "content": "f(x)"}), "must be a call as JSON"),
     Case(messages({"role": "tool_call", "content": "[]"}), "must be a call, or a list of calls"),

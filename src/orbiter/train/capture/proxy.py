@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from orbiter.train.capture.redact import Redact
 from orbiter.train.errors import ConfigError, require
-from orbiter.train.http_server import make_server
+from orbiter.train.http_server import MOST_CONNECTIONS, make_server
 from orbiter.train.net import bind, http_address, is_loopback
 from orbiter.train.trajectory import TrajectoryDataset
 
@@ -71,6 +71,7 @@ def run_proxy(
         )
     with bind(host, port) as listener, TrajectoryDataset(path=path) as dataset:
         app = proxy_app(to, dataset, token=token, api_key=api_key, redact=redact)
+        listener.listen(MOST_CONNECTIONS)  # clients may connect from here on, and wait
         if on_ready is not None:
             on_ready(http_address(host, listener.getsockname()[1]))
         server = make_server(app, extra="capture", lifespan="on", closing_seconds=CLOSING_SECONDS)

@@ -283,7 +283,8 @@ class _Chat:
             calls += [
                 _call(call, f"{name}.tool_calls[{index}]") for index, call in enumerate(given)
             ]
-        if old := message.get("function_call"):
+        old = message.get("function_call")
+        if old and old not in _CHOICES:
             made = [_call(old, f"{name}.function_call")]
             self._open.give(made)
             calls += made
@@ -471,6 +472,8 @@ _FLAT = frozenset({None, "function", *_CALLS})
 _ARGUMENTS = ("arguments", "args", "input", "parameters")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TEXT_TAKEN = frozenset({"type", "text", "content"})
+_CHOICES = ("auto", "none")
+"""Values of `function_call` in a request, which some logs copy into its messages."""
 _PLAIN = frozenset({"role", "content", "tool_call_id", "weight"})
 """The fields of most messages; a message with these alone needs no conversion."""
 _TAKEN = frozenset({"role", "from", "content", "value", "tool_calls", "function_call"})
