@@ -116,7 +116,7 @@ def test_the_old_function_call_becomes_a_call_and_its_result(tmp_path: Path) -> 
             USER,
             {"role": "assistant", "content": None, "function_call": old},
             {"role": "function", "name": "weather", "content": "sun"},
-            {"role": "assistant", "content": "Sunny."},
+            {"role": "assistant", "content": "Sunny.", "function_call": "auto"},
         ],
         "functions": [{"name": "weather", "parameters": {"type": "object"}}],
     }

@@ -299,7 +299,8 @@ class _Memory(asyncio.Transport):
     def _lost(self, error: Exception | None) -> None:
         if not self._closed:
             self._closed = True
-            self._protocol.connection_lost(error)
+            # Not at once: the protocol may be in the middle of what it was handed last.
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, error)
 
 
 _FRAMING = frozenset({"content-length", "transfer-encoding", "connection"})
