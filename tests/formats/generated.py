@@ -96,6 +96,7 @@ def rivals(draw: st.DrawFn) -> list[TrajectoryItem]:
     for answer, reward in zip(answers, (high, low), strict=True):
         said = {**answer, "role": "assistant"}
         said.pop("tool_call_id", None)
+        said["content"] = said.get("content") or ("said" if "tool_calls" not in said else None)
         (item,) = items_of([*prompt, said], answers={len(prompt)}, tools=None)
         found.append(TrajectoryItem(**{**item.to_dict(), "reward": reward}))  # type: ignore[arg-type]
     return found

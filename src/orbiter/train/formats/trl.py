@@ -29,6 +29,7 @@ BESIDE: Mapping[str, Column] = {"tools": "objects", "chat_template_kwargs": "obj
 """Columns that accompany the messages."""
 ONE_ANSWER = (CARRIED - {"metadata.messages_after"}) | {"metadata.chat_template_kwargs"}
 """The item fields that a prompt and an answer in TRL's form can store."""
+PROMPTLESS = "items without a prompt"
 _WHOLE_CHAT = CARRIED | {"metadata.chat_template_kwargs"}
 
 
@@ -90,6 +91,9 @@ def _parse_completion(row: Row, where: str) -> Iterable[TrajectoryItem]:
 
 def _build_completion(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
     for item in items:
+        if not prompt_of(item):
+            left[PROMPTLESS] += 1
+            continue
         note(left, item, _ROW)
         yield Built(completion_row(item), 1)
 

@@ -34,6 +34,7 @@ from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl import (
     BESIDE,
     ONE_ANSWER,
+    PROMPTLESS,
     ROW_COLUMNS,
     completion_row,
     frame,
@@ -72,7 +73,7 @@ def in_pairs(
     given = list(items)
     paired = 0
     for pair in preference_pairs(given):
-        if says_nothing(answer_of(pair.chosen)):
+        if says_nothing(answer_of(pair.chosen)) or not prompt_of(pair.chosen):
             continue
         for item in pair:
             note(left, item, carried)
@@ -168,6 +169,9 @@ def _build_label(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]
             continue
         if item.reward >= GOOD and says_nothing(answer_of(item)):
             left[EMPTY_NAME] += 1
+            continue
+        if not prompt_of(item):
+            left[PROMPTLESS] += 1
             continue
         note(left, item, _LABELLED)
         yield Built({**completion_row(item), "label": item.reward >= GOOD}, 1)
