@@ -50,7 +50,7 @@ def examples_of(row: Mapping[str, Json]) -> list[tuple[str, str]]:
 
 def rows_of(items: Sequence[TrajectoryItem], tmp_path: Path) -> tuple[list[Json], Any]:
     report = write(items, tmp_path / "x.jsonl", "sharegpt")
-    return [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()], report
+    return [json.loads(line) for line in (tmp_path / "x.jsonl").read_bytes().splitlines()], report
 
 
 def chat(*messages: Json, answers: Sequence[int] | None = None) -> list[TrajectoryItem]:

@@ -17,15 +17,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 from orbiter.train.chat.conversation import items_of
+from orbiter.train.chat.foreign_calls import OpenCalls, calls_in, normal_tools
 from orbiter.train.chat.message import Message
-from orbiter.train.chat.normalise import (
-    CALL,
-    OpenCalls,
-    calls_in,
-    normal_messages,
-    normal_tools,
-    role_of,
-)
+from orbiter.train.chat.normalise import CALL, normal_messages, role_of
 from orbiter.train.chat.tool_calls import calls_with_text
 from orbiter.train.errors import DataError
 from orbiter.train.formats.format import Column, Row

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from orbiter.train.chat.conversation import CARRIED, Conversation, conversations, note
+from orbiter.train.chat.foreign_calls import OpenCalls
 from orbiter.train.chat.message import Message, text_of
-from orbiter.train.chat.normalise import OpenCalls
 from orbiter.train.chat.tool_calls import (
     arguments_of,
     as_json,
