@@ -225,15 +225,14 @@ class _Call(Response):
                 await response.aclose()
         except _BROKEN as error:
             why = f"{type(error).__name__}: {error}"
-            if self._begun:
-                raise  # so that the client's connection breaks where the model's did
             self._close(why)
-            problem = _problem(502, f"{self._model} did not answer: {why}")
-            await problem(scope, receive, send)
+            if not self._begun:  # else returning now breaks the client's connection, as it should
+                problem = _problem(502, f"{self._model} did not answer: {why}")
+                await problem(scope, receive, send)
         except StorageError as error:
-            if self._begun:
-                raise
-            await _problem(507, f"the call could not be captured: {error}")(scope, receive, send)
+            if not self._begun:
+                problem = _problem(507, f"the call could not be captured: {error}")
+                await problem(scope, receive, send)
         finally:
             self._close(why)
 
