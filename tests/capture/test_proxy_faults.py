@@ -14,11 +14,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import brotli
+import brotli  # type: ignore[import-untyped]
 import httpx2
 import pytest
 import zstandard
@@ -234,7 +235,7 @@ def test_a_proxy_that_is_killed_loses_no_reply_that_was_handed_on(tmp_path: Path
                 threads = [threading.Thread(target=talk, args=(name,)) for name in range(3)]
                 for thread in threads:
                     thread.start()
-                until(lambda whole=whole: whole)
+                until(partial(bool, whole))
                 time.sleep(moments.uniform(0.0, 0.3))
                 process.kill()
                 for thread in threads:

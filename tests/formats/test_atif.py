@@ -158,7 +158,7 @@ def test_a_result_of_no_call_of_its_step_names_none_and_comes_back(
     call = FULL["tool_calls"][0]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
     result = {"role": "tool", "content": [image], "tool_call_id": call_id}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "1+1?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "2"},

@@ -98,7 +98,8 @@ def test_ms_swift_roles_become_calls_and_their_results(result: str, tmp_path: Pa
         ]
     }
     call, answer = items(row, tmp_path)
-    assert [made["function"]["arguments"] for made in call.tool_calls or ()] == [
+    calls: Json = call.tool_calls
+    assert [made["function"]["arguments"] for made in calls] == [
         '{"city": "Graz"}', '{"city": "Linz"}',
     ]  # fmt: skip
     assert call.action.startswith("Let me see.\n<tool_call>")

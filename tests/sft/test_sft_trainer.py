@@ -58,7 +58,7 @@ async def test_a_generator_as_data_set_is_read_once_and_trained_on() -> None:
     assert metrics.loss is not None
     assert list(trainer.dataset) == ITEMS
     with pytest.raises(DataError, match="the data set is empty"):
-        await trainer.train(item for item in ())
+        await trainer.train(iter(ITEMS[:0]))
 
 
 async def test_only_the_action_and_its_end_are_trained_on() -> None:

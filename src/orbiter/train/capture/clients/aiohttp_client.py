@@ -11,6 +11,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
+from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -97,10 +98,8 @@ def _answered(
 
 def _target(session: Foreign, url: Foreign) -> Foreign:
     """Return the whole address of a request, as a `yarl.URL`."""
-    from yarl import URL
-
     base = getattr(session, "_base_url", None)
-    target = URL(url)
+    target = import_module("yarl").URL(url)
     return target if base is None or target.absolute else base.join(target)
 
 
@@ -115,7 +114,7 @@ async def _body_of(session: Foreign, kwargs: dict[str, Foreign]) -> bytes:
     if kwargs.get("json") is not None:
         text = session.json_serialize(kwargs["json"])
         return text.encode() if isinstance(text, str) else bytes(text)
-    data = kwargs.get("data")
+    data: Foreign = kwargs.get("data")
     if isinstance(data, str):
         return data.encode()
     if isinstance(data, bytes | bytearray | memoryview):
@@ -170,8 +169,9 @@ class _Content:
 
         async def piece() -> bytes:
             nonlocal ends
-            data, ends = await self._content.readchunk()
-            return data
+            pair: tuple[bytes, bool] = await self._content.readchunk()
+            ends = pair[1]
+            return pair[0]
 
         return await self._taken(piece()), ends
 
