@@ -30,7 +30,7 @@ def calls_in(value: object, name: str) -> list[dict[str, Any]]:
 
 
 def normal_tools(value: object, name: str = "tools") -> list[Message] | None:
-    """Return the tools on offer in OpenAI's form; None if there are none.
+    """Return the tools on offer in OpenAI's form; None without tools.
 
     Some files store them as JSON text. Anthropic's tools and bare functions are wrapped; the tools
     of an API's server, which have only a type, stay as they are.
@@ -159,5 +159,5 @@ _SERVER_CALLS = "_call"
 """Type ending of OpenAI's calls that its server ran, such as `web_search_call`; they stay as is."""
 CALL_TYPES = frozenset({"tool_use", "tool_call", "function_call"})
 _FLAT = frozenset({None, "function", *CALL_TYPES})
-"""The types of calls whose name and arguments are not in an object of their own."""
+"""The types of calls whose name and arguments are not in a separate object."""
 _ARGUMENTS = ("arguments", "args", "input", "parameters")

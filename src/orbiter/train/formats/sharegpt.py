@@ -10,7 +10,7 @@ readers ignore.
 
 LLaMA-Factory reads a row only if questions (human, observation) and answers (gpt, function_call)
 alternate, from a question to an answer. So messages in a row that are of the same kind share a
-turn, and messages after the last answer are in a column of their own; both are read back as they
+turn, and messages after the last answer are in a separate column; both are read back as they
 were. A conversation that cannot alternate is left out and reported, because LLaMA-Factory would
 skip it. Its preference data is read as well: `chosen` and `rejected`, or `kto_tag`.
 """

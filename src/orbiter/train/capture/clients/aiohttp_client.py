@@ -152,7 +152,7 @@ class _Content:
         return await self._taken(self._content.readany())
 
     async def readexactly(self, n: int) -> bytes:
-        """Read so many bytes."""
+        """Read a number of bytes, neither more nor fewer."""
         return await self._taken(self._content.readexactly(n))
 
     async def readline(self, **limits: Foreign) -> bytes:
@@ -186,7 +186,7 @@ class _Content:
             yield line
 
     async def iter_chunked(self, n: int) -> AsyncIterator[bytes]:
-        """Yield pieces of at most so many bytes."""
+        """Yield pieces of at most `n` bytes."""
         while piece := await self.read(n):
             yield piece
 
