@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
-from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
+from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
 from orbiter.train.progress import Progress, make_progress
@@ -137,8 +137,10 @@ class ModelTrainer(Trainer):
             raise DataError(
                 "there is no data set; pass one to train(), or as dataset= to the constructor"
             )
+        self.dataset = read_once(self.dataset)
         as_items(self.dataset)
         if self.eval_dataset is not None:
+            self.eval_dataset = read_once(self.eval_dataset)
             as_items(self.eval_dataset)
         return True
 

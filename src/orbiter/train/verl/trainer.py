@@ -17,6 +17,7 @@ from orbiter.train.agents.environments.player import EnvironmentAgent, Played
 from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
+from orbiter.train.engine.tasks import read_once
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.trainer import TrainerState, TrainMetrics
@@ -156,6 +157,7 @@ class VeRLTrainer(ModelTrainer):
         """Make sure that there is data; the tasks of an agent may be anything it takes."""
         if self.running_agent is None or self.dataset is None:
             return await super().check_dataset()
+        self.dataset, self.eval_dataset = read_once(self.dataset), read_once(self.eval_dataset)
         as_tasks(self.dataset)
         if self.eval_dataset is not None:
             as_tasks(self.eval_dataset)
