@@ -24,10 +24,12 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(
         ("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
-    **dict.fromkeys(("num_experts_per_tok", "n_group_", "decoder_layers"), 2),
+    **dict.fromkeys(("num_experts_per_tok", "decoder_layers"), 2),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"), 1),
-    **dict.fromkeys(("head_dim", "v_head_dim", "attention_head_dim", "kv_lora_rank"), 8),
-    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "rotary_dim"), 4),
+    **dict.fromkeys(
+        ("head_dim", "v_head_dim", "attention_head_dim", "kv_lora_rank", "qk_rope_head_dim",
+         "qk_nope_head_dim"), 8),
+    "rotary_dim": 4,
     "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "q_lora_rank": 16, "sliding_window": 16,
     "state_size": 8, "mamba_d_state": 8,
 }  # fmt: skip
@@ -84,8 +86,6 @@ def _small(kind: Any, left_out: str) -> Any:  # noqa: ANN401 - transformers'
         absent = value is None and left_out == "absent"
         if value is not ... and not (name in OPTIONAL and (absent or left_out == "optional")):
             sizes[name] = size
-    if "qk_rope_head_dim" in sizes:
-        sizes.pop("head_dim", None)
     return kind(**sizes)
 
 
