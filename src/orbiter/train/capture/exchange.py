@@ -119,6 +119,7 @@ class Exchange:
         if self._ending:
             self._ending += chunk
         else:
+            # A mark may be split between two chunks, so the end of the last one is kept.
             window = self._tail + chunk
             self._tail = window[-_LONGEST_MARK:]
             places = [window.find(mark) for mark in self.wire.terminal]

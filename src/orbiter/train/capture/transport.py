@@ -78,6 +78,7 @@ class _WhenImported:
     ) -> ModuleSpec | None:
         if name not in self._waiting:
             return None
+        # Discarded first: find_spec below asks this finder again.
         self._waiting.discard(name)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
