@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orbiter.train.chat.dialects import as_text
+from orbiter.train.chat.parts import as_text
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.json_files.source import Source
