@@ -110,7 +110,7 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether so many requests wait that the next one should be turned away."""
+        """Whether the waiting list is full, so that the next request should be refused."""
         return len(self._waiting) >= self._max_waiting
 
     @property

@@ -35,7 +35,7 @@ FIRST_LENGTH = 256
 KEPT_BYTES = 256 << 20
 """Memory of empty slots that is kept for the next rows; more than this is given back."""
 SHARED_TOKENS = 8
-"""Prompts that join together and share at least so many new tokens wait for one another."""
+"""Prompts that join together wait for one another if they share at least this many new tokens."""
 
 
 class Decoding(Protocol):

@@ -95,7 +95,7 @@ class _Log:
         self.about |= {name: value for name, value in changes.items() if name != "messages"}
 
     def _rewind(self, identifier: str) -> None:
-        """Remove a message and all after it; all messages if there is none of that id."""
+        """Remove a message and all after it; all messages if no message has that id."""
         names = list(self.lines)
         for name in names[names.index(identifier) if identifier in self.lines else 0 :]:
             del self.lines[name]
