@@ -154,8 +154,8 @@ def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Messag
 def _is_bookkeeping(key: str, given: Mapping[str, Any]) -> bool:
     """Return whether a field only says how a message was stored or streamed."""
     if key == "id":
-        run = str(given["id"]).startswith(("lc_run-", "run-"))
-        return run or given.get("type") == "message"
+        langchain = "response_metadata" in given or "additional_kwargs" in given
+        return langchain or given.get("type") == "message"
     return key in {"status", "phase"} and given.get("type") == "message"
 
 
