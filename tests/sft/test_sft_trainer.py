@@ -51,6 +51,16 @@ async def test_imitation_learns_the_answers_and_where_they_end() -> None:
     assert trainer.state is TrainerState.TRAINED
 
 
+async def test_a_generator_as_data_set_is_read_once_and_trained_on() -> None:
+    trainer = sft(eval_dataset=iter(ITEMS[:1]), epochs=1)
+    assert (await trainer.plan(item for item in ITEMS)).steps == 1
+    metrics = await trainer.train()
+    assert metrics.loss is not None
+    assert list(trainer.dataset) == ITEMS
+    with pytest.raises(DataError, match="the data set is empty"):
+        await trainer.train(iter(ITEMS[:0]))
+
+
 async def test_only_the_action_and_its_end_are_trained_on() -> None:
     loaded = load_model("tiny")
     prompt = render(loaded.tokenizer, ITEMS[0])

@@ -34,6 +34,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         lengths = (len(self.token_ids), len(self.mask), len(self.old_logprob))
+        # Everything downstream indexes the three lists by the same position.
         if len(set(lengths)) != 1:
             raise DataError(
                 f"token_ids, mask and old_logprob must be aligned, got lengths {lengths}"

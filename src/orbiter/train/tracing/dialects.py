@@ -26,7 +26,7 @@ from orbiter.train.chat.parts import call_from
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.tracing.span import Attributes, Event, Piece, Rows, Span
+from orbiter.train.tracing.span import Attributes, Piece, Rows, Span, SpanEvent
 
 CHATS = 8
 """The number of chats of a trace that are remembered, so that they are not read again."""
@@ -154,7 +154,7 @@ def _whole_values(attributes: Attributes, before: str, after: str = "") -> Said:
     return Said(messages_from(told), messages_from(answer, role="assistant"), tools_from(tools))
 
 
-def _from_events(attributes: Attributes, events: Sequence[Event]) -> Said | None:
+def _from_events(attributes: Attributes, events: Sequence[SpanEvent]) -> Said | None:
     prompt: list[Message] = []
     answers: list[Message] = []
     found = False
@@ -163,7 +163,9 @@ def _from_events(attributes: Attributes, events: Sequence[Event]) -> Said | None
         if event.name == "gen_ai.client.inference.operation.details":
             return _opentelemetry({**attributes, **told}, Memory())
         if event.name == "gen_ai.choice":
-            answers += _message_of_event(_read_if_json(told.get("message", told)), "assistant")
+            made = _message_of_event(_read_if_json(told.get("message", told)), "assistant")
+            reason = {"finish_reason": told["finish_reason"]} if "finish_reason" in told else {}
+            answers += [{**message, **reason} for message in made]
         elif event.name in _MESSAGE_EVENTS:
             prompt += _message_of_event(told, _MESSAGE_EVENTS[event.name])
         elif event.name == "gen_ai.content.prompt":

@@ -12,10 +12,10 @@ from orbiter.train.chat.message import REASONING
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.dialects import openinference_scores
-from orbiter.train.tracing.span import ENTRIES, Attributes, Event, Span, place_of
+from orbiter.train.tracing.span import ENTRIES, Attributes, Span, SpanEvent, place_of
 
 
-class Score(NamedTuple):
+class SpanScore(NamedTuple):
     """The result of an evaluation."""
 
     span_id: str
@@ -143,13 +143,13 @@ def tool_run_of(span: Span) -> dict[str, Any]:
     return found
 
 
-def scores_of(span: Span) -> Iterator[Score]:
+def scores_of(span: Span) -> Iterator[SpanScore]:
     """Yield the results of evaluations, recorded on the span itself or in its events."""
     told = span.attributes
     if "gen_ai.evaluation.name" in told or "gen_ai.evaluation.score.value" in told:
         # The span of an evaluation is a child of the span that it evaluates.
         above = span.span_id if is_call(span) else span.parent_id or span.span_id
-        yield Score(above, _response(told), _gen_ai_score(told))
+        yield SpanScore(above, _response(told), _gen_ai_score(told))
     for event in span.events:
         if (score := score_in(event, span.span_id)) is not None:
             yield score
@@ -158,17 +158,17 @@ def scores_of(span: Span) -> Iterator[Score]:
         _first_names(span, "evaluations.") | _first_names(span, "annotations.")
     ):
         for entry in openinference_scores(span):
-            yield Score(span.span_id, None, entry)
+            yield SpanScore(span.span_id, None, entry)
 
 
-def score_in(event: Event, span_id: str) -> Score | None:
+def score_in(event: SpanEvent, span_id: str) -> SpanScore | None:
     """Return the result of an evaluation in an event of a span; None if it is another event."""
     if event.name not in {"gen_ai.evaluation.result", "gen_ai.evaluation"}:
         return None
     said = event.attributes
     target = said.get("span_id")
     span_id = target if isinstance(target, str) else span_id
-    return Score(span_id, _response(said), _gen_ai_score(said))
+    return SpanScore(span_id, _response(said), _gen_ai_score(said))
 
 
 def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None:

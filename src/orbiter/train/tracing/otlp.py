@@ -140,7 +140,7 @@ class ResourceLogs(msgspec.Struct, rename="camel", gc=False):
     scope_logs: list[ScopeLogs] | None = None
 
 
-class Request(msgspec.Struct, rename="camel", gc=False):
+class ExportRequest(msgspec.Struct, rename="camel", gc=False):
     """The content of one export."""
 
     resource_spans: list[ResourceSpans] | None = None
@@ -195,7 +195,7 @@ class Origin(NamedTuple):
     instrumentation: str | None = None
 
 
-class Found(NamedTuple):
+class FoundSpan(NamedTuple):
     """A span that was read from a file."""
 
     span: WireSpan
@@ -210,7 +210,7 @@ class FoundLog(NamedTuple):
     line: int
 
 
-def read_spans(source: Source) -> Iterator[Found | FoundLog]:
+def read_spans(source: Source) -> Iterator[FoundSpan | FoundLog]:
     """Yield the spans and log records of a file.
 
     At most one line, or one piece of a document, is in memory.
@@ -238,7 +238,9 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterator[Found | FoundLog]:
+def _read_line(
+    source: Source, line: bytes, number: int, offset: int
+) -> Iterator[FoundSpan | FoundLog]:
     if line.isspace():
         return
     try:
@@ -252,7 +254,7 @@ def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterato
         for scope in process.scope_spans or ():
             origin = Origin(service, scope.scope.name if scope.scope else None)
             for span in scope.spans or ():
-                yield Found(span, origin, number)
+                yield FoundSpan(span, origin, number)
     yield from _logs_in(request.resource_logs, number)
 
 
@@ -262,7 +264,7 @@ def _logs_in(processes: list[ResourceLogs] | None, line: int) -> Iterator[FoundL
             yield from (FoundLog(log, line) for log in scope.log_records or ())
 
 
-def _read_documents(source: Source, walk: Walk) -> Iterator[Found | FoundLog]:
+def _read_documents(source: Source, walk: Walk) -> Iterator[FoundSpan | FoundLog]:
     """Read one document after another, up to the first one that is malformed."""
     try:
         while walk.peek():
@@ -275,7 +277,7 @@ def _read_documents(source: Source, walk: Walk) -> Iterator[Found | FoundLog]:
         source.refuse(walk.line, f"{error} (byte {walk.byte}): the rest is not read", error)
 
 
-def _read_request(source: Source, walk: Walk) -> Iterator[Found | FoundLog]:
+def _read_request(source: Source, walk: Walk) -> Iterator[FoundSpan | FoundLog]:
     for key in walk.members():
         if key == "resourceSpans" and walk.peek() == b"[":
             for _ in walk.elements():
@@ -288,7 +290,7 @@ def _read_request(source: Source, walk: Walk) -> Iterator[Found | FoundLog]:
             walk.skip()
 
 
-def _read_process(source: Source, walk: Walk) -> Iterator[Found]:
+def _read_process(source: Source, walk: Walk) -> Iterator[FoundSpan]:
     service = None
     for key in walk.members():
         if key == "resource":
@@ -300,7 +302,7 @@ def _read_process(source: Source, walk: Walk) -> Iterator[Found]:
             walk.skip()
 
 
-def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[Found]:
+def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[FoundSpan]:
     origin = Origin(service)
     for key in walk.members():
         if key == "scope":
@@ -310,7 +312,7 @@ def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[Fou
             for _ in walk.elements():
                 span = _taken(source, walk, walk.take_like, _SPAN)
                 if span is not None:
-                    yield Found(span, origin, walk.line)
+                    yield FoundSpan(span, origin, walk.line)
         else:
             walk.skip()
 
@@ -340,7 +342,7 @@ def _service(resource: Resource | None) -> str | None:
 
 
 _RAW = msgspec.json.Decoder(msgspec.Raw)
-_REQUEST = msgspec.json.Decoder(Request)
+_REQUEST = msgspec.json.Decoder(ExportRequest)
 _RESOURCE = msgspec.json.Decoder(Resource | None)
 _SCOPE = msgspec.json.Decoder(Scope | None)
 _SPAN = msgspec.json.Decoder(WireSpan | None)

@@ -20,7 +20,7 @@ from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.dialects import Memory, said_in
 from orbiter.train.tracing.facts import (
-    Score,
+    SpanScore,
     agent_of,
     facts_of,
     is_call,
@@ -34,7 +34,7 @@ from orbiter.train.tracing.facts import (
 )
 from orbiter.train.tracing.recorded import NO_ANSWER, Maker, Recorder
 from orbiter.train.tracing.same_calls import ModelCall, check_names, one_per_call
-from orbiter.train.tracing.span import Event, Span
+from orbiter.train.tracing.span import Span, SpanEvent
 from orbiter.train.trajectory import TrajectoryItem
 
 WINDOW = 24 << 20
@@ -54,11 +54,11 @@ class _Trace:
 
     calls: list[Span] = field(default_factory=list)
     runs: list[Span] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
+    scores: list[SpanScore] = field(default_factory=list)
     parents: dict[str, str | None] = field(default_factory=dict)
     agents: dict[str, str] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
-    logs: dict[str, list[Event]] = field(default_factory=dict)
+    logs: dict[str, list[SpanEvent]] = field(default_factory=dict)
     """The events in log records, by span."""
     weight: int = 0
 
@@ -130,7 +130,7 @@ class Traces:
             return
         yield from self._make_room(weight)
 
-    def add_log(self, trace_id: str, span_id: str, event: Event) -> Iterator[TrajectoryItem]:
+    def add_log(self, trace_id: str, span_id: str, event: SpanEvent) -> Iterator[TrajectoryItem]:
         """Add an event of a span that is in a log record; yield what has to leave for it."""
         self.counts.logs += 1
         trace = self._trace(trace_id)
@@ -356,7 +356,9 @@ def _reason_in(value: object) -> object:
     return value
 
 
-def _scored(calls: list[ModelCall], above: list[list[str]], score: Score) -> list[tuple[int, int]]:
+def _scored(
+    calls: list[ModelCall], above: list[list[str]], score: SpanScore
+) -> list[tuple[int, int]]:
     """Return the indices of the calls that a score is about, with their distance to its span."""
     for place, call in enumerate(calls):
         if score.span_id in {call.span.span_id, *(span.span_id for span in call.also)}:
