@@ -8,7 +8,8 @@ import torch
 
 from orbiter.train.engine import arithmetic
 from orbiter.train.engine.models.load import load_model
-from orbiter.train.engine.prompt import render, render_action
+from orbiter.train.engine.prompt import render
+from orbiter.train.engine.turn_end import render_action
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.runlog import read_run
 from orbiter.train.sft import SFTConfig, SFTTrainer

@@ -28,6 +28,8 @@ class Rollout:
     """Number of prompt tokens at the start; all samples of a group have the same prompt."""
     text: str = ""
     """The sampled tokens as text, without special tokens."""
+    raw_text: str = ""
+    """The same with special tokens, such as `[TOOL_CALLS]`, but without the one that ended it."""
     finish_reason: Literal["stop", "length", "given"] = "given"
     """How the answer ended: the model stopped, it reached the length limit, or it was not
     sampled."""

@@ -25,6 +25,7 @@ from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.engine.models.export import Card
+    from orbiter.train.engine.models.outline import Outline
     from orbiter.train.engine.plan import TrainPlan, Workload
     from orbiter.train.engine.policy import Policy
     from orbiter.train.engine.session import Session
@@ -108,7 +109,13 @@ class ModelTrainer(Trainer):
             self._items_to_train_on(),
             held_out=0 if self.eval_dataset is None else len(as_items(self.eval_dataset)),
             system=self.system_prompt,
+            lengths=self._lengths,
         )
+
+    def _lengths(self, outline: Outline, items: Sequence[TrajectoryItem]) -> list[int] | None:
+        """Return the tokens of each sequence to train on; None if prompts are answered instead."""
+        del outline, items
+        return None
 
     def _workload(self) -> Workload:
         """Return the work that one step requires of the model."""

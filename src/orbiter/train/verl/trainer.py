@@ -108,12 +108,22 @@ class VeRLTrainer(ModelTrainer):
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
         for reward in self.rewards:
+            if reward.asks_for("raw_output") and not self._answers_here:
+                raise ConfigError(
+                    f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
+                    "have that were sampled with backend='local'; leave the parameter out"
+                )
             if reward.needs_episodes and self.running_agent is None:
                 raise ConfigError(
                     f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
                     "episodes have; pass agent=, a function or an object with run"
                 )
         return True
+
+    @property
+    def _answers_here(self) -> bool:
+        """Whether the samples are answers to prompts that this process draws."""
+        return self.running_agent is None and self.config.backend == "local"
 
     @property
     @override
