@@ -138,7 +138,8 @@ def detect(path: PathLike) -> Format:
     if not sure[best]:
         begins = "it is a folder" if place.is_dir() else f"it begins with {head[:60]!r}"
         raise DataError(
-            f"{place}:1: cannot tell its format: {begins}; name it, one of {', '.join(NAMES)}"
+            f"{place}:1: cannot tell its format: {begins}; name it, one of "
+            f"{', '.join(_with_suffix(place) or NAMES)}"
         )
     return format_of(best)
 
@@ -195,7 +196,7 @@ def write(
     if name is None:
         raise ConfigError(
             f"the suffix of {place} names no format ({', '.join(_BY_SUFFIX)}); give one of "
-            f"{', '.join(NAMES)}"
+            f"{', '.join(_with_suffix(place) or NAMES)}"
         )
     kind = format_of(name)
     if kind.write is None:
@@ -280,6 +281,14 @@ class _Noting(Source):
     def note(self, text: str) -> None:
         """Note what was left out."""
         self.notes.append(text)
+
+
+def _with_suffix(path: Path) -> list[str]:
+    """Return the formats whose files have this suffix; for a folder, those that are folders."""
+    suffixes = {name: format_of(name).suffixes for name in NAMES}
+    if path.is_dir():
+        return [name for name in NAMES if not suffixes[name]]
+    return [name for name in NAMES if path.suffix.lower() in suffixes[name]]
 
 
 def _reader(kind: Format) -> Reader:

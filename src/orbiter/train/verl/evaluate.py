@@ -10,8 +10,8 @@ from typing import NamedTuple
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
-from orbiter.train.engine.session import work
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.trainer import as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k

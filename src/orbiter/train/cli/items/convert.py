@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orbiter.train.cli.data import check
+from orbiter.train.cli.items.data import check
 from orbiter.train.cli.options import DataFile
 from orbiter.train.cli.output import JsonFlag, Output
 
