@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Interval, mean_interval
-from orbiter.train.evolution.identity import Codec
 from orbiter.train.evolution.member import mean_instances
+from orbiter.train.identity import Codec
 
 if TYPE_CHECKING:
     from orbiter.train.evolution.config import StopReason
