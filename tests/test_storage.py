@@ -1,6 +1,5 @@
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from orbiter.train.errors import StorageError
 from orbiter.train.storage import AppendLog, Durability, FileLock, atomic_write, read_records
+from tests.children import run_child
 
 
 def test_an_atomic_write_is_whole_or_absent(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_second_writer_is_refused_by_name_and_a_dead_one_holds_nothing(tmp_pat
         "import os, sys; from orbiter.train.storage import AppendLog;"
         "log = AppendLog(sys.argv[1]); log.append(b'from the dead'); os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    run_child([sys.executable, "-c", code, str(path)])
     with AppendLog(path) as log:
         assert log.recovered.records == 1
 

@@ -26,6 +26,8 @@ from orbiter.train.synthesis import (
     TemplateSynthesiser,
 )
 from orbiter.train.trajectory import TrajectoryItem
+from tests.children import started_child
+from tests.journals import without_checksum
 from tests.synthesis import journal_worker
 
 KILLS = 40
@@ -147,7 +149,7 @@ async def test_other_steps_and_other_seeds_are_another_run(tmp_path: Path) -> No
 async def test_a_batch_is_what_an_earlier_process_asked_for(tmp_path: Path) -> None:
     await pipeline(tmp_path, Numbered()).run()
     path = tmp_path / "synthesis.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [json.loads(without_checksum(line)) for line in path.read_bytes().splitlines()]
     shorter = next(r for r in records if r.get("batch") == 0 and r["type"] == "made")
     shorter |= {"asked": 3, "candidates": shorter["candidates"][:3], "by_step": [3]}
     kept = [r for r in records if r.get("batch") != 0]
@@ -204,9 +206,9 @@ def test_a_run_killed_at_forty_points_ends_with_the_same_data(tmp_path: Path) ->
     killed, seen, twice = 0, 0, 0
     while killed < KILLS:
         known = answered(folder)
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+        with started_child(command, stdout=subprocess.PIPE) as worker:
             assert worker.stdout is not None
-            assert worker.stdout.readline() == b"ready\n"
+            assert worker.stdout.readline() == "ready\n"
             time.sleep(rng.random() * 0.05)
             worker.send_signal(signal.SIGKILL)
         assert worker.returncode == -signal.SIGKILL, "the run ended before it was killed"

@@ -218,7 +218,7 @@ def test_a_forked_child_is_told_to_open_its_own(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     answer = context.SimpleQueue()
     with TrajectoryDataset(path=tmp_path / "j") as dataset:
-        child = context.Process(target=_capture_in_child, args=(dataset, answer))
+        child = context.Process(target=_capture_in_child, args=(dataset, answer), daemon=True)
         child.start()
         assert "give every process its own journal" in answer.get()
         child.join()

@@ -11,9 +11,14 @@ from typing import Any
 import typer
 
 from orbiter.train.cli.code import load_object
-from orbiter.train.cli.datafiles import check_target, read_items, write_items
 from orbiter.train.cli.exits import Code
-from orbiter.train.cli.options import ConfigFile, OverrideWords
+from orbiter.train.cli.options import (
+    ConfigFile,
+    OverrideWords,
+    check_target,
+    read_items,
+    write_items,
+)
 from orbiter.train.cli.output import JsonFlag, Output, command
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, cast
 import msgspec
 
 from orbiter.train.errors import ConfigError, StorageError
-from orbiter.train.storage import AppendLog, read_records
+from orbiter.train.resume_journal import ResumeJournal, differences
 from orbiter.train.synthesis.pipeline.result import Rejection, RejectReason
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import decode_item, encode_item
@@ -177,7 +177,7 @@ class FileJournal:
             StorageError: another process writes to it, or the file is not a synthesis journal.
         """
         path = Path(folder) / FILE_NAME
-        self._log = AppendLog(path)
+        self._log = ResumeJournal(path)
         self._made: dict[int, Made] = {}
         self._plans: dict[int, Plan] = {}
         self._scored: dict[tuple[int, int], Scored] = {}
@@ -185,7 +185,7 @@ class FileJournal:
         self._recorded_scorer = ""
         self.cost = 0.0
         try:
-            self._read(path, scorer)
+            self._read(scorer)
             if self._recorded_run != run:
                 if self._recorded_run is not None and self._holds_answers():
                     raise _other_run(path, self._recorded_run, run)
@@ -225,9 +225,10 @@ class FileJournal:
             for candidate in made.unpacked()
         )
 
-    def _read(self, path: Path, scorer: str) -> None:
+    def _read(self, scorer: str) -> None:
         """Read the existing records."""
-        for number, line in enumerate(read_records(path), start=1):
+        path = self._log.path
+        for number, _, line, _ in self._log.replay():
             try:
                 record = _DECODER.decode(line)
             except msgspec.DecodeError as error:
@@ -262,13 +263,12 @@ class FileJournal:
 
 
 def _other_run(path: Path, before: Mapping[str, object], now: Mapping[str, object]) -> ConfigError:
-    differ = [
+    changes = [
         f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
+        for name in differences(before, now)
     ]
     return ConfigError(
-        f"{path.parent} holds a run with other settings ({'; '.join(differ)}); use those "
+        f"{path.parent} holds a run with other settings ({'; '.join(changes)}); use those "
         "settings, choose another run_dir, or delete the folder to start again"
     )
 

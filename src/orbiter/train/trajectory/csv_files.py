@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 
 from orbiter.train.errors import DataError, did_you_mean
-from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.files import CHUNK, Extra, OnError, Skipped, Source, writing
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Extra, OnError, Skipped, Source
+from orbiter.train.trajectory.files import CHUNK, writing
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
 
 ALWAYS = ("state", "action", "reward", "metadata")
