@@ -84,6 +84,20 @@ BODIES: list[bytes] = [
     b'{"choices": [{"message": {"content": "Four.", "content": "Five."}}], "usage": -1}',
     *(b"%s" % completion(message).body for message in MESSAGES),
 ]
+CHOICES: list[object] = [
+    None,
+    [],
+    [None],
+    [{}],
+    [{"delta": None}],
+    [{"delta": {"content": "Four."}}],
+    [{"delta": {"content": "Four."}, "finish_reason": "stop"}],
+    [{"delta": {"content": 3}, "finish_reason": 4}],
+    [{"delta": {"tool_calls": [{}]}}],
+    [{"delta": [1]}],
+    {"0": 1},
+]
+ENDS: list[list[bytes]] = [[], [b"data: [DONE]\n\n"]]
 EVENTS: list[list[bytes]] = [
     [],
     [b"data: [DONE]\n\n"],
@@ -96,20 +110,7 @@ EVENTS: list[list[bytes]] = [
     [b"data: \xff\n\n"],
     *(
         [b"data: %s\n\n" % json.dumps({"choices": choices}).encode(), *end]
-        for choices in (
-            None,
-            [],
-            [None],
-            [{}],
-            [{"delta": None}],
-            [{"delta": {"content": "Four."}}],
-            [{"delta": {"content": "Four."}, "finish_reason": "stop"}],
-            [{"delta": {"content": 3}, "finish_reason": 4}],
-            [{"delta": {"tool_calls": [{}]}}],
-            [{"delta": [1]}],
-            {"0": 1},
-        )
-        for end in ([], [b"data: [DONE]\n\n"])
+        for choices, end in product(CHOICES, ENDS)
     ),
 ]
 

@@ -188,7 +188,9 @@ async def test_a_scorer_that_failed_is_asked_again(tmp_path: Path) -> None:
             raise ConnectionError("judge is down")
         return None if is_broken and number == 4 else 1.0
 
-    run_once = lambda: pipeline(Respond(Teacher()), folder=tmp_path, scorer=scorer).run(TASKS)  # noqa: E731 - twice
+    async def run_once() -> SynthesisResult:
+        return await pipeline(Respond(Teacher()), folder=tmp_path, scorer=scorer).run(TASKS)
+
     with pytest.warns(UserWarning, match="no score"):
         first = await run_once()
     assert first.rejected == {"failed": 8, "unscored": 1}

@@ -64,9 +64,10 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
         cls,
         batch: int,
         asked: int,
-        offset: int,
         candidates: Sequence[Candidate],
         by_step: list[int],
+        *,
+        offset: int = 0,
     ) -> Made:
         """Pack the candidates."""
         return cls(batch, asked, offset, [_packed(each) for each in candidates], by_step)
@@ -181,14 +182,14 @@ class FileJournal:
         self._made: dict[int, Made] = {}
         self._plans: dict[int, Plan] = {}
         self._scored: dict[tuple[int, int], Scored] = {}
-        self._recorded_run: Mapping[str, object] | None = None
+        self._recorded_run: dict[str, object] | None = None
         self._recorded_scorer = ""
         self.cost = 0.0
         try:
-            self._read(scorer)
-            if self._recorded_run != run:
-                if self._recorded_run is not None and self._holds_answers():
-                    raise _other_run(path, self._recorded_run, run)
+            recorded = self._read(scorer)
+            if recorded != run:
+                if recorded is not None and self._holds_answers():
+                    raise _other_run(path, recorded, run)
                 self._log.append(_ENCODER.encode(_Began(_VERSION, dict(run))))
                 self._made, self._plans = {}, {}
             if self._recorded_scorer != scorer:
@@ -225,8 +226,8 @@ class FileJournal:
             for candidate in made.unpacked()
         )
 
-    def _read(self, scorer: str) -> None:
-        """Read the existing records."""
+    def _read(self, scorer: str) -> Mapping[str, object] | None:
+        """Read the existing records; return the description of their run."""
         path = self._log.path
         for number, _, line, _ in self._log.replay():
             try:
@@ -238,6 +239,7 @@ class FileJournal:
             if number == 1 and not isinstance(record, _Began):
                 raise StorageError(f"{path}:1 is not the beginning of a synthesis run's journal")
             self._take(path, record, scorer)
+        return self._recorded_run
 
     def _take(self, path: Path, record: _Began | _Scorer | Made | Scored, scorer: str) -> None:
         if isinstance(record, _Began):

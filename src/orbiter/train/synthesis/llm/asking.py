@@ -84,8 +84,8 @@ class ChatSynthesiser(DataSynthesiser):
                 if context.report_failure is None:
                     raise
                 context.report_failure(error)
-                reason = "budget" if isinstance(error, BudgetError) else "failed"
-                return Rejection(sources[place], reason, str(error))
+                is_budget = isinstance(error, BudgetError)
+                return Rejection(sources[place], "budget" if is_budget else "failed", str(error))
 
         made = await map_bounded(range(len(sources)), make_one, concurrency=max(1, count))
         return self.screened(made, [item.state for item in (*context.seeds, *context.accepted)])

@@ -147,7 +147,7 @@ class Desk:
         if kept is not None:
             candidates = _replaced(kept.unpacked(), list(failed), candidates)
             by_step = list(kept.by_step)
-        made = Made.of(batch.number, batch.count, batch.offset, candidates, by_step)
+        made = Made.of(batch.number, batch.count, candidates, by_step, offset=batch.offset)
         made.cost, made.failure = outcome.cost, failure
         self.journal.keep(made)
         if outcome.errors and self.config.on_error == "raise":
