@@ -1,13 +1,17 @@
-"""Show a training's progress in the terminal: a bar with the metrics of the last step."""
+"""Show the progress of a training, with the metrics of the last step, and of answering."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from orbiter.train import progress
-from orbiter.train.progress import PIECE_SEPARATOR
+from orbiter.train.progress import LOG_SECONDS, PIECE_SEPARATOR
+
+Report = Callable[[int, int], None]
+"""Called with the tokens that are done and the answers that are finished."""
 
 SHOWN = {
     "reward": "reward {:.3f}",
@@ -61,3 +65,29 @@ def line_of(metrics: Mapping[str, float]) -> str:
     """Format a step's metrics as one line."""
     shown = [form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics]
     return PIECE_SEPARATOR.join(shown)
+
+
+@contextmanager
+def answering(answers: int, max_tokens: int, *, wanted: bool = True) -> Iterator[Report]:
+    """Show the progress of `answers` answers of up to `max_tokens` tokens each.
+
+    An answer that ends early counts with all its tokens, so that the bar reaches its end.
+    """
+    shown = None if wanted else False
+    total = answers * max_tokens
+    with progress.make_progress(
+        "answering", total, shown=shown, every_seconds=LOG_SECONDS
+    ) as progress_bar:
+        yield lambda tokens, finished: progress_bar.update(
+            tokens, f"{finished} of {answers} answers"
+        )
+
+
+def shifted(report: Report | None, answers: int, max_tokens: int) -> Report:
+    """Return the report of a part that follows `answers` answers; it does nothing without a report."""
+
+    def report_part(tokens: int, finished: int) -> None:
+        if report is not None:
+            report(answers * max_tokens + tokens, answers + finished)
+
+    return report_part

@@ -215,7 +215,11 @@ class VeRLTrainer(ModelTrainer):
         policy, tasks = await self.policy(), await self.encode(chosen)
         from orbiter.train.verl.evaluate import judge, summary
 
-        judged = await judge(policy, self.config, self.rewards, tasks, samples=samples)
+        answers, longest = len(tasks) * max(1, samples), self.config.max_response_length
+        with answering(answers, longest, wanted=self.config.progress) as report:
+            judged = await judge(
+                policy, self.config, self.rewards, tasks, samples=samples, report=report
+            )
         return summary(judged, len(tasks), success=success)
 
     async def _evaluate_agent(
