@@ -84,7 +84,7 @@ def answering(answers: int, max_tokens: int, *, wanted: bool = True) -> Iterator
 
 
 def shifted(report: Report | None, answers: int, max_tokens: int) -> Report:
-    """Return the report of a part that follows `answers` answers; it does nothing without a report."""
+    """Return the report of a part that follows `answers` others; without a report it is silent."""
 
     def report_part(tokens: int, finished: int) -> None:
         if report is not None:

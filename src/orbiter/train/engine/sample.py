@@ -71,7 +71,7 @@ def sample(
             rows = noise[first * n : (first + len(part)) * n]
             pick = functools.partial(choose, temperature=temperature, top_p=top_p)
             part_report = shifted(report, first * n, max_new_tokens)
-            drawn = _draw(decoder, rows, n, policy.stop_token_ids, pick, part_report)
+            drawn = _draw(decoder, rows, n, policy.stop_token_ids, pick, report=part_report)
         rollouts += _as_rollouts(policy, part, n, drawn)
     return rollouts
 
@@ -91,6 +91,7 @@ def _draw(
     n: int,
     stop_token_ids: frozenset[int],
     choose: Callable[[Tensor, Tensor], Choice],
+    *,
     report: Report,
 ) -> Drawn:
     """Sample every row until it stops or reaches the length limit."""

@@ -16,6 +16,7 @@ from typing_extensions import override
 from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
+from orbiter.train.engine.progress import answering
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.trainer import TrainerState, TrainMetrics
