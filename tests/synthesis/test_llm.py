@@ -211,6 +211,19 @@ async def test_reasoning_is_no_part_of_an_item_and_is_kept_beside_it(
     assert set(kept) == set(notes)
 
 
+async def test_reasoning_in_a_seed_reaches_no_question() -> None:
+    seed = TrajectoryItem("Name a fish.", "<think>Carps swim.</think>A carp.", 1.0)
+    model = Scripted(["What swims?", '{"reason": "r", "score": 1}'])
+    (made,) = await BackTranslate(model).generate(1, context=context(seeds=[seed]))
+    assert isinstance(made, TrajectoryItem)
+    assert made.action == seed.action, "the seed's answer stays as it is"
+    assert (await Judge(model, "Is it right?")(seed)).score == 1
+    assert all("A carp." in asked and "Carps swim" not in asked for asked in model.asked)
+    silent = TrajectoryItem("Name a fish.", "<think>Carps swim.</think>")
+    (rejected,) = await BackTranslate(model).generate(1, context=context(seeds=[silent]))
+    assert isinstance(rejected, Rejection)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

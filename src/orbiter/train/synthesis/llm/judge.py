@@ -20,6 +20,7 @@ from orbiter.train.callback import map_bounded
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError
 from orbiter.train.llm.chat import ChatModel, sample_of
+from orbiter.train.llm.reasoning import strip_reasoning
 from orbiter.train.llm.structured import UnfitAnswersError, ask_for
 from orbiter.train.synthesis.pipeline.asking import Verdict
 from orbiter.train.trajectory import TrajectoryItem
@@ -110,7 +111,8 @@ class Judge:
         return answer.value, answer.cost
 
     def _question(self, item: TrajectoryItem) -> str:
-        return QUESTION.format(rubric=self.rubric, state=item.state, action=item.action)
+        answer = strip_reasoning(item.action)
+        return QUESTION.format(rubric=self.rubric, state=item.state, action=answer)
 
 
 def agreement_of(scores: Sequence[float]) -> float | None:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, boundary
 from orbiter.train.llm.chat import ChatModel
+from orbiter.train.llm.reasoning import strip_reasoning
 from orbiter.train.seeding import sub_random, sub_seed
 from orbiter.train.synthesis.llm.asking import (
     ChatSynthesiser,
@@ -171,10 +172,11 @@ class BackTranslate(ChatSynthesiser):
     @override
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
         """Ask for the question to one answer."""
-        if not source.action.strip():
+        shown = strip_reasoning(source.action).strip()
+        if not shown:
             return Rejection(source, "invalid", "there is no answer to find the question of")
         seed = sub_seed(context.seed, "back-translate", place)
-        question = self.instruction.replace("{action}", source.action)
+        question = self.instruction.replace("{action}", shown)
         answer = await self.ask(question, sample_index(seed), context)
         return new_task(source, answer, "back-translate", seed)
 
