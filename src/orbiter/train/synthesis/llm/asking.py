@@ -31,22 +31,25 @@ TASK_REASONING = "task_reasoning"
 """The metadata entry for the model's reasoning about a task; that about an answer is REASONING."""
 
 _MARKED = re.compile(r"<task>(.*?)</task>", re.DOTALL | re.IGNORECASE)
-_OPENED = re.compile(r"<task>", re.IGNORECASE)
+_OPENED = re.compile(r"(?:^|[:.!?])\s*<task>", re.IGNORECASE | re.MULTILINE)
 _FENCED = re.compile(r"```\w*\n(.*?)\n?```", re.DOTALL)
 _NOUN = r"(?:tasks?|questions?|instructions?|prompts?|requests?|problems?|exercises?)"
-_COURTESY = r"(?:sure|certainly|of course|absolutely|ok(?:ay)?|alright|great|yes)\b"
-_ONE = rf"(?:{_NOUN}|one|version|variation|alternative)"
-_HERE_IS = r"here(?:['\u2019]s| is| are)\b"
+_COURTESY = r"(?:sure(?: thing)?|certainly|of course|absolutely|ok(?:ay)?|alright|great|yes)"
+_ONE = rf"(?:{_NOUN}|one|version|variation|alternative|you go)"
+_BEGINS = (
+    r"(?:here(?:['\u2019]s| is| are)?|below (?:is|are)|this is|i(?:['\u2019]ve| have) written)\b"
+)
 _LEAD_IN = re.compile(
-    rf"(?:{_COURTESY}[^\n]*|{_HERE_IS}[^\n:]*\b{_ONE}\b[^\n:]*):[ \t*_]*\n+", re.IGNORECASE
+    rf"(?:{_COURTESY}[,.!;]?\s*)?(?:{_BEGINS}[^\n:]*\b{_ONE}\b[^\n:]*)?:[ \t*_]*\n+", re.IGNORECASE
 )
 """A first line that announces the task: "Here is a new task:"."""
-_COURTESY_LINE = re.compile(rf"{_COURTESY}[^\n:]{{0,40}}[.!]\s*\n+", re.IGNORECASE)
+_COURTESY_LINE = re.compile(rf"{_COURTESY}(?:[.!]?|\b[^\n:]{{0,40}}[.!])[ \t]*\n+", re.IGNORECASE)
 _LABEL = re.compile(
-    rf"[\s#*_>-]*(?:(?:the|my|your)\s+)?(?:(?:new|next|rewritten|evolved)\s+)?{_NOUN}"
-    r"\s*\d*[*_]*\s*:[*_]*\s*",
+    rf"[\s#*_>-]*(?:(?:the|my|your)\s+)?(?:(?:new|next|rewritten|evolved)\s+)?{_NOUN}\s*\d*"
+    r"(?:[*_]*\s*:[*_]*\s*|[*_]*[ \t]*\n+(?:[=-]{3,}[ \t]*\n+)?)",
     re.IGNORECASE,
 )
+"""A label before the task ("Task 2: ") or a heading above it."""
 _NUMBER = re.compile(r"\W{0,3}\d{1,3}[.):]\s+")
 _NUMBERED_LINE = re.compile(r"^\W{0,3}\d{1,3}[.):]\s", re.MULTILINE)
 _QUOTES = (('"', '"'), ("“", "”"), ("«", "»"), ("„", "“"), ("「", "」"))
