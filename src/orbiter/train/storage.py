@@ -92,6 +92,7 @@ class AppendLog:
             raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
         self._file = -1
         try:
+            # Locked before the tail is looked at: a living writer's line in progress is not torn.
             self._file = _open_alone(self.path)
             self.recovered = _set_torn_tail_aside(self.path)
         except BaseException as error:

@@ -25,10 +25,10 @@ COMMANDS = {
     "init": ("init", "Create a starter project: config, reward and data, all commented."),
     "doctor": ("doctor", "Check what is installed and what is missing, and how to fix it."),
     "data": (
-        "data",
+        "items.data",
         "Inspect and improve a dataset: check, stats, show, filter, merge, dedup, split.",
     ),
-    "convert": ("convert", "Convert a file from one format to another."),
+    "convert": ("items.convert", "Convert a file from one format to another."),
     "synth": ("synth", "Generate data from templates, your own code or a language model."),
     "sft": ("train", "Improve a model by imitation."),
     "train": ("train", "Improve a model by reward, with GRPO or PPO."),

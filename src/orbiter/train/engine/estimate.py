@@ -18,6 +18,7 @@ from orbiter.train.engine.memory import GIB, memory_estimate
 from orbiter.train.engine.models.load import TINY
 from orbiter.train.engine.models.outline import Outline, make_outline
 from orbiter.train.engine.plan import TrainPlan, Workload
+from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.prompt import render, render_action, shorten
 from orbiter.train.engine.tasks import make_tasks
 from orbiter.train.trajectory import TrajectoryItem
@@ -126,14 +127,32 @@ def _seconds(
     plan: TrainPlan, workload: Workload, outline: Outline, *, read: int, sampled: int
 ) -> float:
     """Estimate the run's seconds: arithmetic, reading weights during sampling, and overhead."""
-    weights: int = sum(p.numel() for p in outline.model.parameters())
-    layers: int = outline.model.config.num_hidden_layers
-    speed = _operations_a_second(str(outline.device))
-    passes = 3 * workload.passes + (1 if sampled else 0)  # a backward pass costs two forward passes
-    arithmetic = 2 * weights * (read + sampled) * passes / speed
     draws = plan.steps * workload.new_tokens
+    arithmetic = step_seconds(
+        outline, read=read, sampled=sampled, draws=draws, passes=workload.passes
+    )
+    return arithmetic + (plan.steps - 1) * STEP_SECONDS
+
+
+def step_seconds(
+    of: Outline | Policy, *, read: int, sampled: int, draws: int, passes: int
+) -> float:
+    """Estimate the seconds of a step, to within a factor of about three.
+
+    Args:
+        of: The model.
+        read: Tokens that are only read.
+        sampled: Tokens that are drawn.
+        draws: Tokens that are drawn one after the other; rows of a batch are drawn together.
+        passes: Training passes over all tokens.
+    """
+    weights: int = sum(p.numel() for p in of.model.parameters())
+    layers: int = of.model.config.num_hidden_layers
+    speed = _operations_a_second(str(of.device))
+    forward = 3 * passes + (1 if sampled else 0)  # a backward pass costs two forward passes
+    arithmetic = 2 * weights * (read + sampled) * forward / speed
     sampling = draws * (weights * 4 / BYTES_A_SECOND + layers * LAYER_SECONDS)
-    return arithmetic + sampling + plan.steps * STEP_SECONDS
+    return arithmetic + sampling + STEP_SECONDS
 
 
 def _operations_a_second(device: str) -> float:

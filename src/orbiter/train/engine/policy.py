@@ -151,6 +151,8 @@ def make_policy(
     torch_dtype = DTYPES[arithmetic.dtype]
     model = model.to(device=place, dtype=torch.float32).eval()
     model.config.use_cache = False
+    # Copied before adapters are added. LoRA needs no copy: switching its adapters off gives the
+    # initial model back.
     frozen = copy.deepcopy(model).requires_grad_(False) if reference and not lora_rank else None
     model.requires_grad_(True)
     trained: Any = (
@@ -172,6 +174,7 @@ def make_policy(
 def _value_head(model: PreTrainedModel, device: torch.device) -> nn.Linear:
     """Return the linear layer from final hidden state to value, initialised to zero."""
     head = nn.Linear(model.get_output_embeddings().weight.shape[-1], 1, device=device)
+    # A random head would give every token a random advantage in the first step.
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -1,17 +1,14 @@
-"""Show the progress of a training, with the metrics of the last step, and of answering."""
+"""Show progress: the metrics of a training's step as one line, and the tokens of answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
-from orbiter.train import progress
-from orbiter.train.progress import LOG_SECONDS, PIECE_SEPARATOR
+from orbiter.train.progress import LOG_SECONDS, PIECE_SEPARATOR, make_progress
 
 Report = Callable[[int, int], None]
-"""Called with the tokens that are done and the answers that are finished."""
+"""Called with the number of tokens done and the number of answers finished."""
 
 SHOWN = {
     "reward": "reward {:.3f}",
@@ -28,39 +25,6 @@ SHOWN = {
 """Format of each metric shown, in this order; metrics that were not measured are skipped."""
 
 
-class Progress:
-    """A progress bar over training steps."""
-
-    def __init__(self, bar: progress.Progress) -> None:
-        self._bar = bar
-
-    def say(self, line: str) -> None:
-        """Print a line that stays above the bar."""
-        self._bar.say(line)
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Show that `done` steps are finished, and the metrics of the last one."""
-        self._bar.update(done, line_of(metrics))
-
-    def __enter__(self) -> Self:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.__exit__(kind, error, trace)
-
-
-def make_progress(title: str, total: int, *, done: int = 0, wanted: bool = True) -> Progress:
-    """Return a bar on standard error if it is a terminal and `wanted` is true; else only log."""
-    shown = None if wanted else False
-    return Progress(progress.make_progress(title, total, done=done, shown=shown))
-
-
 def line_of(metrics: Mapping[str, float]) -> str:
     """Format a step's metrics as one line."""
     shown = [form.format(metrics[name]) for name, form in SHOWN.items() if name in metrics]
@@ -75,12 +39,8 @@ def answering(answers: int, max_tokens: int, *, wanted: bool = True) -> Iterator
     """
     shown = None if wanted else False
     total = answers * max_tokens
-    with progress.make_progress(
-        "answering", total, shown=shown, every_seconds=LOG_SECONDS
-    ) as progress_bar:
-        yield lambda tokens, finished: progress_bar.update(
-            tokens, f"{finished} of {answers} answers"
-        )
+    with make_progress("answering", total, shown=shown, every_seconds=LOG_SECONDS) as progress:
+        yield lambda tokens, finished: progress.update(tokens, f"{finished} of {answers} answers")
 
 
 def shifted(report: Report | None, answers: int, max_tokens: int) -> Report:

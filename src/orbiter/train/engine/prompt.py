@@ -80,6 +80,8 @@ def render_action_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem)
     turns = _turns(tokenizer, item, None)
     prompt = _through_template(tokenizer, item, turns, prompt=True)
     whole = _through_template(tokenizer, item, [*turns, _answer(tokenizer, item)], prompt=False)
+    # Some templates rewrite earlier turns, for example drop old thoughts; then the answer's text
+    # cannot be cut out of the whole.
     if not whole.startswith(prompt):
         return item.action
     # Templates write a line break after the end of a turn; sampling stops before it.
@@ -122,6 +124,7 @@ def _head_length(
     turns = [*(given.messages or ())]
     kept = [turn for turn in turns if turn.get("role") == "system"]
     shared = []
+    # Two texts, since one alone might begin like the item's by chance.
     for other in ("\x00", "\x01"):
         talk = [*kept, {"role": "user", "content": other}]
         changed = TrajectoryItem(state=other, action="", messages=talk, tools=given.tools)
@@ -228,6 +231,7 @@ def _or_without_system(
     except refusal:
         if turns[0]["role"] != "system" or len(turns) < 2:
             raise
+        # Gemma's template, for one, has no system role.
         first = f"{turns[0]['content']}\n\n{turns[1]['content']}"
         return apply([turns[1] | {"content": first}, *turns[2:]])
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
-from orbiter.train.engine.progress import Progress, answering, make_progress
+from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
+from orbiter.train.progress import Progress, make_progress
 from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -99,7 +100,7 @@ class ModelTrainer(Trainer):
         """Estimate a run of this trainer, which must have been validated."""
         require("torch", extra="train")
         from orbiter.train.engine.estimate import make_plan
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(
             make_plan,
@@ -196,7 +197,7 @@ class ModelTrainer(Trainer):
             return []
         policy = await self.policy()
         from orbiter.train.engine.sample import sample
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         room = max_response_length or self.config.max_response_length
         tasks = await work(
@@ -233,7 +234,7 @@ class ModelTrainer(Trainer):
             )
         policy = await self.policy()
         from orbiter.train.engine.models.export import save_policy
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(save_policy, policy, path, self._card(), merge=merge)
 
@@ -245,7 +246,7 @@ class ModelTrainer(Trainer):
             MissingExtraError: torch or transformers is not installed.
         """
         require("torch", extra="train")
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(self._loaded)
 
@@ -289,7 +290,7 @@ class ModelTrainer(Trainer):
     async def encode(self, dataset: object) -> Tasks:
         """Return the data set's items with tokenized prompts, applying `on_long_prompt`."""
         policy = await self.policy()
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         longest = self._longest_prompt(policy)
         return await work(
@@ -321,14 +322,17 @@ class ModelTrainer(Trainer):
         A cancelled run is saved at its current update if `save_every` is set; a diverged model is
         discarded. `data` describes the training data for the model card.
         """
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         config = self.config
         computes = await work(lambda: session.policy.computes)
         with self.running_elsewhere(session, session.history, data=data):
             try:
                 with make_progress(
-                    self.method, session.steps, done=session.position.step, wanted=config.progress
+                    self.method,
+                    session.steps,
+                    done=session.position.step,
+                    shown=None if config.progress else False,
                 ) as progress:
                     for line in (f"computes in {computes}", *opening):
                         progress.say(line)

@@ -85,7 +85,8 @@ class Format:
     about: str
     """The tool that the format comes from, in a few words, with the version."""
     suffixes: tuple[str, ...]
-    """The suffixes of its files, with the dot; empty for a folder."""
+    """The suffixes of its files, with the dot; empty for a folder. Reading goes by content; an
+    error suggests the formats of the file's suffix."""
     survives: frozenset[str]
     """The item fields that survive a round trip (for a format that is only read: the fields that an
     import can fill). `metadata.x` means one entry of the metadata."""

@@ -137,7 +137,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, in OpenAI's words
 
 
 class Parsed(NamedTuple):
-    """A request, and the settings that it asked for in vain."""
+    """A request, and the names of its settings that have no effect."""
 
     request: ChatRequest
     dropped: list[str]

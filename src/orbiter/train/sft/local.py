@@ -14,11 +14,13 @@ import torch
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.progress import Progress
+from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import given
-from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.session import Session
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import split_rows
+from orbiter.train.progress import Progress
 from orbiter.train.sft.config import SFTConfig
 
 ROWS_AT_ONCE = 64
@@ -69,7 +71,7 @@ async def fit(job: Job) -> None:
             batch = await work(job.lessons.batch, rows, session.policy.device)
             await work(session.take, batch, objective)
         row = session.finish_step(await job.validate(step + 1))
-        job.progress.step(step + 1, row)
+        job.progress.update(step + 1, line_of(row))
         if session.save_due:
             await work(session.save)
         if session.out_of_time:

@@ -88,7 +88,8 @@ class SFTTrainer(ModelTrainer):
             DataError: an item does not fit and `on_long_prompt` is "error", or no item is left.
         """
         policy = await self.policy()
-        from orbiter.train.engine.session import Session, work
+        from orbiter.train.engine.session import Session
+        from orbiter.train.engine.thread import work
         from orbiter.train.sft.local import Job, fit
 
         config = self.config
@@ -162,7 +163,7 @@ class SFTTrainer(ModelTrainer):
         return kept
 
     async def _lessons(self, policy: Policy, items: Sequence[TrajectoryItem]) -> Lessons:
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(self._encode, policy, items)
 

@@ -24,7 +24,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.tracing.span import Attributes, Event, Piece, Rows, Span
+from orbiter.train.tracing.span import Attributes, Piece, Rows, Span, SpanEvent
 
 CHATS = 8
 """The number of chats of a trace that are remembered, so that they are not read again."""
@@ -125,7 +125,7 @@ def _whole_values(attributes: Attributes, before: str, after: str = "") -> Said:
     return Said(messages_from(told), messages_from(answer, role="assistant"), tools_from(tools))
 
 
-def _from_events(attributes: Attributes, events: Sequence[Event]) -> Said | None:
+def _from_events(attributes: Attributes, events: Sequence[SpanEvent]) -> Said | None:
     prompt: list[Message] = []
     answers: list[Message] = []
     found = False

@@ -13,7 +13,7 @@ from orbiter.train.tracing.dialects import openinference_scores
 from orbiter.train.tracing.span import ENTRIES, Attributes, Span, place_of
 
 
-class Score(NamedTuple):
+class SpanScore(NamedTuple):
     """The result of an evaluation."""
 
     span_id: str
@@ -106,25 +106,25 @@ def tool_run_of(span: Span) -> dict[str, Any]:
     return found
 
 
-def scores_of(span: Span) -> Iterator[Score]:
+def scores_of(span: Span) -> Iterator[SpanScore]:
     """Yield the results of evaluations, recorded on the span itself or in its events."""
     told = span.attributes
     if "gen_ai.evaluation.name" in told or "gen_ai.evaluation.score.value" in told:
         # The span of an evaluation is a child of the span that it evaluates.
         above = span.span_id if is_call(span) else span.parent_id or span.span_id
-        yield Score(above, _response(told), _gen_ai_score(told))
+        yield SpanScore(above, _response(told), _gen_ai_score(told))
     for event in span.events:
         if event.name in {"gen_ai.evaluation.result", "gen_ai.evaluation"}:
             said = event.attributes
             target = said.get("span_id")
             span_id = target if isinstance(target, str) else span.span_id
-            yield Score(span_id, _response(said), _gen_ai_score(said))
+            yield SpanScore(span_id, _response(said), _gen_ai_score(said))
     spread = "evaluations." in span.spread or "annotations." in span.spread
     if spread and not _SCORED.isdisjoint(
         _first_names(span, "evaluations.") | _first_names(span, "annotations.")
     ):
         for entry in openinference_scores(span):
-            yield Score(span.span_id, None, entry)
+            yield SpanScore(span.span_id, None, entry)
 
 
 def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None:

@@ -16,7 +16,7 @@ from orbiter.train.json_files.records import decode_json
 from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
 from orbiter.train.tracing.rows import Row, items_from, nanoseconds_of, score_event
-from orbiter.train.tracing.span import Event, Span
+from orbiter.train.tracing.span import Span, SpanEvent
 from orbiter.train.trajectory import TrajectoryItem
 
 
@@ -111,7 +111,7 @@ def _tool_call_id(outputs: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _feedback(stats: Mapping[str, Any]) -> Iterator[Event]:
+def _feedback(stats: Mapping[str, Any]) -> Iterator[SpanEvent]:
     for name, given in stats.items():
         value = given.get("avg") if isinstance(given, Mapping) else given
         if isinstance(value, int | float):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.source import BOM, Source
-from orbiter.train.tracing.otlp import Found, Status, nanoseconds, read_spans
+from orbiter.train.tracing.otlp import FoundSpan, Status, nanoseconds, read_spans
 from orbiter.train.tracing.recorded import decoded_item
-from orbiter.train.tracing.span import AttributeReader, Event, Span, attributes_of
+from orbiter.train.tracing.span import AttributeReader, Span, SpanEvent, attributes_of
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -56,7 +56,7 @@ def detect(head: bytes, path: Path) -> float:
     return 1.0 if _OPENS.match(start) else 0.5 if path.suffix in SUFFIXES else 0.3
 
 
-def span_of(found: Found, known: AttributeReader) -> Span:
+def span_of(found: FoundSpan, known: AttributeReader) -> Span:
     """Convert a span of a file.
 
     Args:
@@ -76,7 +76,7 @@ def span_of(found: Found, known: AttributeReader) -> Span:
         nanoseconds(span.start_time_unix_nano),
         nanoseconds(span.end_time_unix_nano),
         sheet.single,
-        [Event(event.name, attributes_of(event.attributes)) for event in span.events or ()],
+        [SpanEvent(event.name, attributes_of(event.attributes)) for event in span.events or ()],
         _error(span.status),
         span.dropped_attributes_count or 0,
         origin.service,

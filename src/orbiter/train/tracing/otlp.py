@@ -117,7 +117,7 @@ class ResourceSpans(msgspec.Struct, rename="camel", gc=False):
     scope_spans: list[ScopeSpans] | None = None
 
 
-class Request(msgspec.Struct, rename="camel", gc=False):
+class ExportRequest(msgspec.Struct, rename="camel", gc=False):
     """The content of one export."""
 
     resource_spans: list[ResourceSpans] | None = None
@@ -171,7 +171,7 @@ class Origin(NamedTuple):
     instrumentation: str | None = None
 
 
-class Found(NamedTuple):
+class FoundSpan(NamedTuple):
     """A span that was read from a file."""
 
     span: WireSpan
@@ -179,7 +179,7 @@ class Found(NamedTuple):
     line: int
 
 
-def read_spans(source: Source) -> Iterator[Found]:
+def read_spans(source: Source) -> Iterator[FoundSpan]:
     """Yield the spans of a file, holding at most one line or one piece of a document in memory."""
     with source.open() as opened:
         file = io.BufferedReader(cast("io.RawIOBase", opened), CHUNK)
@@ -204,7 +204,7 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterator[Found]:
+def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterator[FoundSpan]:
     if line.isspace():
         return
     try:
@@ -218,10 +218,10 @@ def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterato
         for scope in process.scope_spans or ():
             origin = Origin(service, scope.scope.name if scope.scope else None)
             for span in scope.spans or ():
-                yield Found(span, origin, number)
+                yield FoundSpan(span, origin, number)
 
 
-def _read_documents(source: Source, walk: Walk) -> Iterator[Found]:
+def _read_documents(source: Source, walk: Walk) -> Iterator[FoundSpan]:
     """Read one document after another, up to the first one that is malformed."""
     try:
         while walk.peek():
@@ -234,7 +234,7 @@ def _read_documents(source: Source, walk: Walk) -> Iterator[Found]:
         source.refuse(walk.line, f"{error} (byte {walk.byte}): the rest is not read", error)
 
 
-def _read_request(source: Source, walk: Walk) -> Iterator[Found]:
+def _read_request(source: Source, walk: Walk) -> Iterator[FoundSpan]:
     for key in walk.members():
         if key == "resourceSpans" and walk.peek() == b"[":
             for _ in walk.elements():
@@ -243,7 +243,7 @@ def _read_request(source: Source, walk: Walk) -> Iterator[Found]:
             walk.skip()
 
 
-def _read_process(source: Source, walk: Walk) -> Iterator[Found]:
+def _read_process(source: Source, walk: Walk) -> Iterator[FoundSpan]:
     service = None
     for key in walk.members():
         if key == "resource":
@@ -255,7 +255,7 @@ def _read_process(source: Source, walk: Walk) -> Iterator[Found]:
             walk.skip()
 
 
-def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[Found]:
+def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[FoundSpan]:
     origin = Origin(service)
     for key in walk.members():
         if key == "scope":
@@ -265,7 +265,7 @@ def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[Fou
             for _ in walk.elements():
                 span = _taken(source, walk, walk.take_like, _SPAN)
                 if span is not None:
-                    yield Found(span, origin, walk.line)
+                    yield FoundSpan(span, origin, walk.line)
         else:
             walk.skip()
 
@@ -295,7 +295,7 @@ def _service(resource: Resource | None) -> str | None:
 
 
 _RAW = msgspec.json.Decoder(msgspec.Raw)
-_REQUEST = msgspec.json.Decoder(Request)
+_REQUEST = msgspec.json.Decoder(ExportRequest)
 _RESOURCE = msgspec.json.Decoder(Resource | None)
 _SCOPE = msgspec.json.Decoder(Scope | None)
 _SPAN = msgspec.json.Decoder(WireSpan | None)

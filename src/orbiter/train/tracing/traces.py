@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from orbiter.train.errors import DataError
 from orbiter.train.tracing.dialects import Memory, Said, said_in
 from orbiter.train.tracing.facts import (
-    Score,
+    SpanScore,
     agent_of,
     facts_of,
     is_call,
@@ -43,7 +43,7 @@ SPAN_COST = 512
 Refuse = Callable[[int, str, Exception | None], None]
 
 
-class _Call(NamedTuple):
+class _ModelCall(NamedTuple):
     span: Span
     said: Said
 
@@ -54,7 +54,7 @@ class _Trace:
 
     calls: list[Span] = field(default_factory=list)
     runs: list[Span] = field(default_factory=list)
-    scores: list[Score] = field(default_factory=list)
+    scores: list[SpanScore] = field(default_factory=list)
     parents: dict[str, str | None] = field(default_factory=dict)
     agents: dict[str, str] = field(default_factory=dict)
     weight: int = 0
@@ -174,7 +174,7 @@ class Traces:
             if len(self._steps) > TRACES:
                 self._steps.popitem(last=False)
 
-    def _understood(self, spans: list[Span]) -> list[_Call]:
+    def _understood(self, spans: list[Span]) -> list[_ModelCall]:
         """Return the calls whose messages were recorded."""
         calls = []
         memory = Memory()
@@ -187,14 +187,14 @@ class Traces:
             if said is None or not (said.prompt or said.answers):
                 self.counts.silent += 1
             else:
-                calls.append(_Call(span, said))
+                calls.append(_ModelCall(span, said))
         return calls
 
     def _refuse(self, span: Span, error: Exception) -> None:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         self._told(span.line, f"span {span.span_id!r}: {reason}", error)
 
-    def _runs_by_call(self, trace: _Trace, calls: list[_Call]) -> list[list[dict[str, Any]]]:
+    def _runs_by_call(self, trace: _Trace, calls: list[_ModelCall]) -> list[list[dict[str, Any]]]:
         """Return for each call the tool runs that it requested.
 
         They are matched by the id of the tool call. A run without an id belongs to the latest call
@@ -222,7 +222,7 @@ class Traces:
                 found[place].append(run)
         return found
 
-    def _scores_by_call(self, trace: _Trace, calls: list[_Call]) -> list[list[dict[str, Any]]]:
+    def _scores_by_call(self, trace: _Trace, calls: list[_ModelCall]) -> list[list[dict[str, Any]]]:
         """Return the scores of each call; a score of the whole trace goes to its last call."""
         found: list[list[dict[str, Any]]] = [[] for _ in calls]
         for score in trace.scores:
@@ -236,7 +236,7 @@ class Traces:
 
 def _item(
     recorder: Recorder,
-    call: _Call,
+    call: _ModelCall,
     *,
     runs: list[dict[str, Any]],
     scores: list[dict[str, Any]],
@@ -266,7 +266,7 @@ def _item(
     )
 
 
-def _scored(trace: _Trace, calls: list[_Call], score: Score) -> int | None:
+def _scored(trace: _Trace, calls: list[_ModelCall], score: SpanScore) -> int | None:
     """Return the index of the call that a score evaluates; None if there is no such call."""
     below = None
     for place, call in enumerate(calls):

@@ -130,6 +130,7 @@ class GenericDecoder:
         self.model = model
         device = model.device
         longest = max(map(len, prompts))
+        # On the left, so that the last column holds the newest token of every row.
         self.prompts = torch.tensor([[0] * (longest - len(p)) + [*p] for p in prompts]).to(device)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.seen = torch.arange(longest, device=device) >= longest - lengths[:, None]
@@ -140,6 +141,7 @@ class GenericDecoder:
 
     def start(self) -> Float[Tensor, "P V"]:
         """Run each prompt once."""
+        # Positions count real tokens only; the padding on the left must not shift them.
         position = (self.seen.cumsum(dim=-1) - 1).clamp_(min=0)
         return self._run(self.prompts, position)
 
