@@ -48,7 +48,7 @@ COMMANDS: list[tuple[str, str, float | None]] = [
     ("report", "report runs/grpo", None),
     ("runs list", "runs list", None),
     ("runs compare", "runs compare runs/grpo runs/imitation", None),
-    ("runs resume", "runs resume runs/grpo train.epochs=4", None),
+    ("runs resume", "runs resume runs/grpo", None),
     ("settings", "settings synth", None),
     ("serve", "serve runs/grpo/model --port 0", 12.0),
     ("proxy", "proxy --to http://127.0.0.1:9/v1 -o captured.jsonl --port 0", 6.0),
@@ -116,6 +116,8 @@ def record(command: str, folder: Path, columns: int, ctrl_c_after: float | None)
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONWARNINGS": "ignore"}
     environment.pop("NO_COLOR", None)
     environment.pop("COLUMNS", None)
+    if command == "doctor":
+        environment["HOME"] = "/home/you"
     process = subprocess.Popen(
         [sys.executable, "-m", "orbiter.train.cli", *shlex.split(command)],
         cwd=folder,

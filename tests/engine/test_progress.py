@@ -45,4 +45,4 @@ async def test_progress_never_goes_back_and_ends_with_all_answers(
     answers = await trainer.generate(["one", "two", "three"], samples=2, temperature=1.0)
     assert len(answers) == 6
     assert seen == sorted(seen)
-    assert seen[-1][0] == 30
+    assert seen[-1] == (30, 6)

@@ -115,8 +115,9 @@ def _draw(
         stopped[alive[ends]] = True
         if bool(ends.any()):
             alive, following, tree = alive[~ends], following[~ends], tree.only(~ends)
-        done = len(noise) - len(alive)
-        report(done * noise.shape[1] + len(alive) * (t + 1), done)
+        unfinished = len(alive) if t + 1 < noise.shape[1] else 0
+        missing = unfinished * (noise.shape[1] - t - 1)
+        report(noise.numel() - missing, len(noise) - unfinished)
         if len(alive) == 0 or t + 1 == noise.shape[1]:
             break
         tree, kept, read = tree.grow(following, rows=len(logits))

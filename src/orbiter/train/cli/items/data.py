@@ -183,8 +183,8 @@ def split(
         write_items(part, target)
         output.say(f"{len(part):6} items in {target}")
     output.say(
-        f"{report.groups} groups that belong together, the biggest of {report.biggest_group}; "
-        f"{report.leaked} leaks"
+        f"{report.groups} groups of rows that belong together, the largest of "
+        f"{report.biggest_group}; {report.leaked} leaks"
     )
     sizes = {str(t): len(part) for t, part in zip(targets, parts, strict=True)}
     output.result({"parts": sizes, "groups": report.groups, "leaked": report.leaked})
