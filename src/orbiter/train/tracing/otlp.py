@@ -236,8 +236,8 @@ def _read_documents(source: Source, walk: Walk) -> Iterator[FoundSpan]:
 
 def _read_request(source: Source, walk: Walk) -> Iterator[FoundSpan]:
     for key in walk.members():
-        if key == "resourceSpans" and walk.peek() == b"[":
-            for _ in walk.elements():
+        if key == "resourceSpans":
+            for _ in _elements(source, walk, key):
                 yield from _read_process(source, walk)
         else:
             walk.skip()
@@ -248,8 +248,8 @@ def _read_process(source: Source, walk: Walk) -> Iterator[FoundSpan]:
     for key in walk.members():
         if key == "resource":
             service = _service(_taken(source, walk, walk.take, _RESOURCE))
-        elif key == "scopeSpans" and walk.peek() == b"[":
-            for _ in walk.elements():
+        elif key == "scopeSpans":
+            for _ in _elements(source, walk, key):
                 yield from _read_scope(source, walk, service)
         else:
             walk.skip()
@@ -261,13 +261,24 @@ def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[Fou
         if key == "scope":
             scope = _taken(source, walk, walk.take, _SCOPE)
             origin = Origin(service, scope.name if scope else None)
-        elif key == "spans" and walk.peek() == b"[":
-            for _ in walk.elements():
+        elif key == "spans":
+            for _ in _elements(source, walk, key):
                 span = _taken(source, walk, walk.take_like, _SPAN)
                 if span is not None:
                     yield FoundSpan(span, origin, walk.line)
         else:
             walk.skip()
+
+
+def _elements(source: Source, walk: Walk, key: str) -> Iterator[None]:
+    """Stop at each element of a list; a value that is neither a list nor null is refused."""
+    if walk.peek() == b"[":
+        yield from walk.elements()
+        return
+    line, is_null = walk.line, walk.peek() == b"n"
+    walk.skip()
+    if not is_null:
+        source.refuse(line, f"{key} must be a list")
 
 
 def _taken(
