@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import as_json
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
