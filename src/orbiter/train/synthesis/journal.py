@@ -44,7 +44,7 @@ class Refused(NamedTuple):
 
 
 Candidate = TrajectoryItem | Refused
-"""An item, or why there is none."""
+"""An item, or the reason why it is missing."""
 
 
 class Made(msgspec.Struct, tag="made", omit_defaults=True):

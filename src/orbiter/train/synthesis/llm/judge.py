@@ -66,7 +66,7 @@ class Judge:
 
     @property
     def agreement(self) -> float | None:
-        """Mean agreement over all items judged so far; None if there is none yet."""
+        """Mean agreement over all items judged so far; None before the first."""
         return statistics.fmean(self._agreements) if self._agreements else None
 
     async def __call__(self, item: TrajectoryItem) -> Verdict:
