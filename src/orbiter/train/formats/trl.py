@@ -88,7 +88,7 @@ def _parse_completion(row: Row, where: str) -> Iterable[TrajectoryItem]:
         raise DataError("prompt must be a text or a list of messages, got None")
     name = next((name for name in _COMPLETIONS if row.get(name) is not None), None)
     answer = [] if name is None else answer_in(row[name], name)
-    return answered(prompt, answer, row, where, known={name})
+    return answered(prompt, answer, row, where, known={name} if name else ())
 
 
 def _build_completion(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
