@@ -106,7 +106,7 @@ RICH: dict[str, dict[str, object]] = {
     },
     "alpaca": {**GOOD["alpaca"], "history": [["q", "a"]], "system": "s", "kto_tag": True},
 }
-WRONG = [
+WRONG: list[Any] = [
     None,
     [],
     {},
