@@ -60,6 +60,24 @@ def atif(*steps: Json, **root: Json) -> dict[str, Json]:
     return {**good, "steps": [start, *steps], **root}
 
 
+def otlp(given: Json, *, scopes: Json = None) -> dict[str, Json]:
+    scope = {"scopeSpans": [{"spans": given}] if scopes is None else scopes}
+    return {"resourceSpans": [scope]}
+
+
+def attribute(key: str, value: str) -> dict[str, Json]:
+    return {"key": key, "value": {"stringValue": value}}
+
+
+SPAN = {
+    "traceId": "t",
+    "spanId": "s",
+    "attributes": [
+        attribute("gen_ai.operation.name", "chat"),
+        attribute("gen_ai.input.messages", '[{"role": "user", "content": "hi"}]'),
+        attribute("gen_ai.output.messages", '[{"role": "assistant", "content": "hello"}]'),
+    ],
+}
 GOOD: dict[str, Json] = {
     "openai-chat": messages(ANSWER),
     "trl-messages": messages(ANSWER),
@@ -71,6 +89,7 @@ GOOD: dict[str, Json] = {
     "alpaca": {"instruction": "2 + 3?", "input": "", "output": "5"},
     "atif": atif({"step_id": 2, "source": "agent", "message": "hello"}),
     "jsonl": {"state": "s", "action": "a", "reward": 1.0},
+    "otel": otlp([SPAN]),
 }
 
 CHATS = [
@@ -103,6 +122,10 @@ CHATS = [
     Case(block(type="hologram"), "messages[1].content[1]: unknown block type 'hologram'"),
     Case(block(type="tool_usage", name="f"), "did you mean 'tool_use'"),
     Case(block(type=None), "messages[1].content[1]: unknown block type None"),
+    Case(block(type=[]), "messages[1].content[1]: unknown block type []"),
+    Case(block(type={}), "messages[1].content[1]: unknown block type {}"),
+    Case(call({"type": [], "name": "f"}), "its type must be text"),
+    Case(call({"type": {}, "function": {"name": "f"}}), "its type must be text"),
     Case(block(type=3), "messages[1].content[1]: unknown block type 3"),
     Case(block(), "messages[1].content[1]: unknown block type None"),
     Case(block(functionCall={"name": "f"}), "unknown block type None"),
@@ -288,11 +311,20 @@ OTHERS: dict[str, list[Case]] = {
         Case({"instruction": "a", "output": None}, "output must be a text that is not empty"),
         Case({"instruction": "a", "output": 5}, "output must be a text that is not empty, got 5"),
         Case({"instruction": "a", "input": 5, "output": "x"}, "input must be a text, got 5"),
+        Case({"instruction": "a", "output": "x", "history": -1}, "history must be a list of pairs"),
         Case({"instruction": "a", "output": "x", "history": [["q"]]}, "history[0] must be"),
         Case({"instruction": "a", "output": "x", "history": [["q", 1]]}, "history[0] must be"),
         Case({"instruction": "a", "output": "x", "kto_tag": "no"}, "kto_tag must be true or false"),
         Case({"instruction": "a", "chosen": "", "rejected": "b"}, "chosen is empty"),
         Case({"instruction": "a", "chosen": "b"}, "rejected must be a list"),
+    ],
+    "otel": [
+        Case({"resourceSpans": "x"}, "resourceSpans must be a list"),
+        Case({"resourceSpans": {}}, "resourceSpans must be a list"),
+        Case({"resourceSpans": 3}, "resourceSpans must be a list"),
+        Case(otlp([], scopes="x"), "scopeSpans must be a list"),
+        Case(otlp("x"), "spans must be a list"),
+        Case(otlp([3]), "got int"),
     ],
     "jsonl": [
         Case({"state": "s"}, "action"),

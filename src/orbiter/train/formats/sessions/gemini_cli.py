@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
@@ -170,7 +170,7 @@ def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> 
 
 
 def _take_result(chat: Chat, call: Mapping[str, Any]) -> None:
-    if call.get("result") is None and call.get("status") not in {"error", "cancelled"}:
+    if call.get("result") is None and call.get("status") not in ("error", "cancelled"):
         return  # the session ended before the tool did
     content, failed = _result(call.get("result"))
     status = call.get("status")
