@@ -50,7 +50,8 @@ def alone(model: torch.nn.Module, token_ids: list[int], answer: int) -> torch.Te
     ids = torch.tensor([token_ids])
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
-    return logits.gather(1, ids[0, 1:, None])[-answer:, 0]
+    likely: torch.Tensor = logits.gather(1, ids[0, 1:, None])[-answer:, 0]
+    return likely
 
 
 @pytest.mark.slow
