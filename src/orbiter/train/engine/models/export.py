@@ -20,8 +20,9 @@ from typing import Any
 from orbiter.train.engine.models.folder import staged_folder
 from orbiter.train.engine.models.gguf import SMOLLM2
 from orbiter.train.engine.models.load import BASE, TINY, no_progress_bars
-from orbiter.train.engine.policy import Policy, configured_stops
+from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.session import require_finite
+from orbiter.train.engine.turn_end import configured_stops
 from orbiter.train.errors import StorageError, require
 
 MODEL_FILES = ("config.json", "adapter_config.json")
