@@ -42,7 +42,12 @@ Json = Any
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether what is kept under a name such as `apiKey` or `api-key` is a secret."""
+    """Return whether what is kept under a name such as `apiKey` or `api-key` is a secret.
+
+    A name in capitals is taken for an environment variable, such as AZURE_OPENAI_KEY.
+    """
+    if name.isupper() and _VARIABLE.search(name):
+        return True
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
     return _NAME.search(snake) is not None
 
@@ -52,6 +57,22 @@ def mask_text(text: str, secrets: Sequence[str] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, MASK)
     return _NAMED_IN_TEXT.sub(_named, _TEXT.sub(MASK, text))
+
+
+def mask_texts(value: Json, secrets: Sequence[str] = ()) -> Json:
+    """Return JSON in which every text is without secrets, however deep it lies."""
+    if isinstance(value, str):
+        return mask_text(value, secrets)
+    if isinstance(value, Mapping):
+        return {
+            name: MASK
+            if isinstance(inner, str) and is_secret_name(str(name))
+            else mask_texts(inner, secrets)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [mask_texts(inner, secrets) for inner in mask_arguments(value)]
+    return value
 
 
 def mask_arguments(values: Sequence[object]) -> list[object]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
+from orbiter.train.disk import disk_errors, explain, is_disk_error
 from orbiter.train.errors import StorageError
 
 Durability = Literal["process", "group", "disk"]
@@ -24,24 +25,57 @@ GROUP_SIZE = 64
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | os.PathLike[str], *, needed: int | None = None) -> Iterator[IO[bytes]]:
     """Write a file completely or not at all.
 
     The bytes go to a temporary file next to `path`, are fsynced, and get their name in one rename.
     An error inside the block leaves an existing file unchanged and removes the temporary file.
+    `needed` is the number of bytes to be written, for the error message about a full disk; without
+    it, the message has the number written so far.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; names the path and the free bytes.
     """
     target = Path(path)
     staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with staged.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                needed = needed or _position(file)
+                raise
         staged.replace(target)
-    except BaseException:
-        staged.unlink(missing_ok=True)
+        fsync_directory(target.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+        if isinstance(error, Exception) and is_disk_error(error, target):
+            raise StorageError(explain(error, target, needed)) from error
         raise
-    fsync_directory(target.parent)
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file completely or not at all, and create its folder; see `atomic_write`.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; names the path and the bytes needed.
+    """
+    target = Path(path)
+    with disk_errors(target, needed=len(content)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, needed=len(content)) as file:
+        file.write(content)
+
+
+def _position(file: IO[bytes]) -> int | None:
+    """Return how many bytes were written to a file, with those that are still buffered."""
+    try:
+        return file.tell() or None
+    except (OSError, ValueError):
+        return None
 
 
 def fsync_directory(path: Path) -> None:

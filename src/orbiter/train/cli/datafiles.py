@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from orbiter.train.disk import disk_errors
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -28,5 +29,6 @@ def write_items(items: Iterable[TrajectoryItem], path: Path) -> int:
     """Write items in the format of the suffix (.jsonl, .json, .csv, .parquet); return the count."""
     from orbiter.train.formats.registry import write
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return write(items, path).written

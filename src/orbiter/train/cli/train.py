@@ -29,7 +29,7 @@ from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 
 RESULT = "result.json"
 """File with the result of a finished run."""
@@ -236,8 +236,7 @@ class Course:
 
 def write_result(folder: Path, found: dict[str, Any]) -> None:
     """Store the results next to the run's metrics."""
-    with atomic_write(folder / RESULT) as file:
-        file.write(json.dumps(found, indent=2, default=str).encode() + b"\n")
+    write_file(folder / RESULT, json.dumps(found, indent=2, default=str).encode() + b"\n")
 
 
 def _stopped(job: Job, number: int, output: Output) -> Code:

@@ -14,8 +14,9 @@ from orbiter.train.formats.atif_read import items_in
 from orbiter.train.formats.atif_write import trajectories
 from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.json_files.walk import objects_in
+from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory import TrajectoryItem, fields
-from orbiter.train.trajectory.files import Source, writing
+from orbiter.train.trajectory.files import Source
 from orbiter.train.trajectory.item import NAMES
 
 
@@ -40,7 +41,7 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     """
     lines = path.suffix != ".json"
     written = 0
-    with writing(path) as file:
+    with atomic_write(path) as file:
         made = trajectories(items)
         held = next(made, None)
         several = False

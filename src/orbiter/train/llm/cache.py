@@ -6,6 +6,7 @@ again each time, so that a better parser also improves old answers. Answers neve
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from orbiter.train.disk import explain
 from orbiter.train.errors import DataError, StorageError
 
 _SCHEMA = """
@@ -87,8 +89,10 @@ class ResponseCache:
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_SCHEMA)
             db.execute("SELECT key, model, request, raw, cost, created FROM response LIMIT 0")
-        except (OSError, sqlite3.Error) as error:
-            raise StorageError(f"cannot open the response cache {self.path}: {error}") from error
+        except OSError as error:
+            raise StorageError(explain(error, self.path)) from error
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
         return db
 
     def get(self, request: Request) -> bytes | None:
@@ -120,4 +124,10 @@ class ResponseCache:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
-            raise StorageError(f"response cache {self.path}: {error}") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: sqlite3.Error) -> StorageError:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
+            full = OSError(errno.ENOSPC, str(error))
+            return StorageError(explain(full, self.path))
+        return StorageError(f"cannot use the response cache {self.path}: {error}")

@@ -30,7 +30,7 @@ from orbiter.train.redact import secrets_of_the_environment
 from orbiter.train.runlog.environment import keep_environment
 from orbiter.train.runlog.plain import NAMED, number, plain
 from orbiter.train.runlog.trackers import Tracked, Tracker, Trackers
-from orbiter.train.storage import AppendLog, Durability, atomic_write, read_records
+from orbiter.train.storage import AppendLog, Durability, read_records, write_file
 
 RUN_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.jsonl"
 TIMES_FILE = "times.jsonl"
@@ -234,8 +234,7 @@ class _Steps:
 def _settle(path: Path, config: Mapping[str, object] | None) -> None:
     """Write the configuration of a new run, or check that an existing run has the same one."""
     if not path.exists():
-        with atomic_write(path) as file:
-            file.write(_json({"format": 1, "config": config or {}}, indent=2) + b"\n")
+        write_file(path, _json({"format": 1, "config": config or {}}, indent=2) + b"\n")
         return
     found = _config_in(path)
     if config is None or found == config:

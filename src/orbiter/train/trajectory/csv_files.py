@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 
 from orbiter.train.errors import DataError, did_you_mean
+from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.files import CHUNK, Extra, OnError, Skipped, Source, writing
+from orbiter.train.trajectory.files import CHUNK, Extra, OnError, Skipped, Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
 
 ALWAYS = ("state", "action", "reward", "metadata")
@@ -40,7 +41,7 @@ def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) ->
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow(columns)
     count = 0
-    with writing(path) as file:
+    with atomic_write(path) as file:
         for count, item in enumerate(items, start=1):
             writer.writerow([_cell(name, getattr(item, name)) for name in columns])
             if count % CHUNK == 0:

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -83,13 +82,13 @@ class Source:
 
 def export_jsonl(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
     """Write one object per line; return their number."""
-    with writing(path) as file:
+    with atomic_write(path) as file:
         return _write_chunks(file, map(encode_item, items), b"\n", b"\n")
 
 
 def export_json(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
     """Write one array with one object per line; return their number."""
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"[\n")
         count = _write_chunks(file, map(encode_item, items), b",\n", b"")
         file.write(b"\n]\n" if count else b"]\n")
@@ -145,16 +144,6 @@ def read_json(
             source.refuse(line, str(error), error)
         line += part.count(b"\n")
         offset = start + len(part)
-
-
-@contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Write a file atomically; if that fails, the previous file at `path` is unchanged."""
-    try:
-        with atomic_write(path) as file:
-            yield file
-    except OSError as error:
-        raise StorageError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
 
 
 def _write_chunks(file: IO[bytes], lines: Iterator[bytes], between: bytes, after: bytes) -> int:
