@@ -11,7 +11,7 @@ from pathlib import Path
 
 from orbiter.train.demo.agent import answer_all
 from orbiter.train.demo.check import score, verdict
-from orbiter.train.demo.pipeline import split_requests
+from orbiter.train.demo.parts import split_requests
 from orbiter.train.demo.plan import Plan
 from orbiter.train.demo.prompt import INSTRUCTION
 from orbiter.train.demo.requests import ToolRequest, load_requests

@@ -33,7 +33,7 @@ from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import update
 from orbiter.train.rl.advantage import group_relative_advantage
 from turns import Race, await_turn, race, say_peak, tell, timed, versions, wrap

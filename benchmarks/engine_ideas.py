@@ -23,7 +23,8 @@ from orbiter.train.engine.forward import attention, head, layers
 from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.rollout import choose, given, sample
+from orbiter.train.engine.rollout import given
+from orbiter.train.engine.sample import choose, sample
 from orbiter.train.engine.update import Part, logprob, ref_logprob, score, value
 
 ROUNDS = 3

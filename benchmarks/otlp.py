@@ -199,8 +199,8 @@ def standard(path: Path) -> float:
 
 def ours(path: Path) -> tuple[float, int]:
     """Return the CPU seconds of an import, and how many items came."""
+    from orbiter.train.json_files.source import Source
     from orbiter.train.tracing import otel
-    from orbiter.train.trajectory.files import Source
 
     start = time.process_time()
     count = sum(1 for _ in otel.read(Source(path, "raise", "error", [])))

@@ -1,4 +1,8 @@
-"""Child processes that end with their test, also when it fails or is interrupted."""
+"""Child processes that end with their test, also when it fails or is interrupted.
+
+Each child leads a session. When the block or the call ends, what is left of the session is killed,
+so that nothing that a child has started outlives the test either.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,90 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+TIMEOUT_SECONDS = 240.0
+"""Below the time limit of a test, so that the message names the child."""
 
 
-def run_group(
-    command: Sequence[str], *, env: Mapping[str, str], timeout: float
+@contextlib.contextmanager
+def started_child(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """Start a process, and kill what is left of it and of its children after the block."""
+    with _session(command, env, cwd, stdin=stdin, stdout=stdout, stderr=stderr, text=True) as child:
+        yield child
+
+
+def run_child(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+    check: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process group of its own, and kill what is left of the group after it.
+    """Run a command to its end; with `check`, its exit code must be 0."""
+    pipe = subprocess.PIPE
+    with started_child(command, env=env, cwd=cwd, stdout=pipe, stderr=pipe) as child:
+        out, err = child.communicate(timeout=timeout)
+    if check:
+        assert child.returncode == 0, err
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
 
-    `subprocess.run` kills only the process that it started; what that one has forked lives on.
-    """
+
+def run_child_bytes(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdout: int = subprocess.PIPE,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command whose output need not be UTF-8."""
+    pipe = subprocess.PIPE
+    with _session(command, env, None, stdin=None, stdout=stdout, stderr=pipe, text=False) as child:
+        out, err = child.communicate(timeout=TIMEOUT_SECONDS)
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+@contextlib.contextmanager
+def _session(
+    command: Sequence[str | Path],
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    *,
+    stdin: int | None,
+    stdout: int | IO[bytes] | None,
+    stderr: int | IO[bytes] | None,
+    text: bool,
+) -> Iterator[subprocess.Popen]:  # type: ignore[type-arg]  # of str or bytes, as the caller says
     with subprocess.Popen(
         command,
-        env=dict(env),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        env=None if env is None else dict(env),
+        cwd=cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        text=text,
         start_new_session=True,
     ) as child:
         try:
-            out, err = child.communicate(timeout=timeout)
+            yield child
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(command, child.returncode, out, err)
+            kill_session(child)
+
+
+def kill_session(child: subprocess.Popen[str]) -> None:
+    """Kill a process and all processes that it has started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()

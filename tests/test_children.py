@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.children import run_group
+from tests.children import run_child, started_child
 
 FORKS = """
 import os, sys, time
@@ -20,16 +19,40 @@ time.sleep(600)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
-def test_a_grandchild_ends_with_a_child_that_ran_out_of_time(tmp_path: Path) -> None:
-    note = tmp_path / "pid"
-    command = [sys.executable, "-c", FORKS, str(note)]
-    with pytest.raises(subprocess.TimeoutExpired):
-        run_group(command, env=os.environ, timeout=5)
-    pid = int(note.read_text())
-    for _ in range(500):  # until the system has buried it
+windows = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+
+
+def await_end(pid: int) -> None:
+    for _ in range(500):  # until the system has removed it
         stat = Path(f"/proc/{pid}/stat")
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.01)
     pytest.fail(f"process {pid} is still alive")
+
+
+@windows
+def test_a_grandchild_ends_with_a_child_that_ran_out_of_time(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    command = [sys.executable, "-c", FORKS, str(note)]
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_child(command, timeout=5)
+    await_end(int(note.read_text()))
+
+
+def fail_in_the_block(command: list[str], note: Path, error: type[BaseException]) -> None:
+    with started_child(command):
+        while not note.exists() or not note.read_text():
+            time.sleep(0.01)
+        raise error
+
+
+@windows
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_child_and_its_children_end_with_a_block_that_fails(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    note = tmp_path / "pid"
+    with pytest.raises(error):
+        fail_in_the_block([sys.executable, "-c", FORKS, str(note)], note, error)
+    await_end(int(note.read_text()))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 
 import pytest
 
 from orbiter.train.interrupts import TwoStepInterrupt
+from tests.children import run_child
 
 SCRIPT = """
 import os, signal
@@ -24,12 +24,7 @@ print("not reached")
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_first_signal_asks_and_the_second_ends_the_process(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(name=name)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_child([sys.executable, "-c", SCRIPT.format(name=name)])
     assert done.returncode == 128 + signal.Signals[name]
     assert done.stdout == "asked\n"
     assert done.stderr.split() == ["finishing", "ended"]

@@ -1,7 +1,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from orbiter.train.errors import ConfigError, DataError, StateError, StorageError
 from orbiter.train.runlog import MASK, RunLog, read_run
+from tests.children import run_child
 
 CONFIG: Mapping[str, object] = {"learning_rate": 0.1, "epochs": 2}
 
@@ -303,7 +303,7 @@ def test_a_killed_writer_leaves_every_record_it_acknowledged(tmp_path: Path) -> 
         "for step in range(500): log.write(step, {'loss': 1.0}); log.sample(step, {'t': 'x'})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    run_child([sys.executable, "-c", code, str(tmp_path)])
     with RunLog(tmp_path, {"a": 1}, resume_from=498):
         pass
     run = read_run(tmp_path)

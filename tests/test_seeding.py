@@ -1,21 +1,17 @@
-import subprocess
 import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orbiter.train.seeding import sub_random, sub_seed
+from tests.children import run_child
 
 
 def test_a_sub_seed_is_the_same_in_every_process() -> None:
     code = "from orbiter.train.seeding import sub_seed; print(sub_seed(7, 'noise', 3))"
     out = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
+        run_child(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, check=True
         ).stdout
         for hash_seed in ("1", "2")
     ]

@@ -1,6 +1,5 @@
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from orbiter.train.errors import StorageError
 from orbiter.train.storage import AppendLog, Durability, FileLock, atomic_write, read_records
+from tests.children import run_child
 
 
 def test_an_atomic_write_is_whole_or_absent(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_second_writer_is_refused_by_name_and_a_dead_one_holds_nothing(tmp_pat
         "import os, sys; from orbiter.train.storage import AppendLog;"
         "log = AppendLog(sys.argv[1]); log.append(b'from the dead'); os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    run_child([sys.executable, "-c", code, str(path)])
     with AppendLog(path) as log:
         assert log.recovered.records == 1
 
@@ -114,7 +114,9 @@ def test_a_full_disk_is_named_with_its_path(
     with AppendLog(tmp_path / "log") as log:
         log.append(b"kept")
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(StorageError, match=r"log.*No space left"):
+        with pytest.raises(
+            StorageError, match=r"disk is full: cannot write .*log \(22 bytes are needed"
+        ):
             log.append(b"lost, and said so")
         monkeypatch.undo()
         log.append(b"after")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from orbiter.train import CallbackError, ConfigError, RunLog, SFTConfig, read_run
 from orbiter.train.runlog import Tracked, Tracker
+from tests.children import run_child
 
 
 class Remembered:
@@ -165,16 +165,8 @@ def test_each_known_tracker_has_what_was_written(name: str, tmp_path: Path) -> N
     }
 
     def python(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", *words],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        command = [sys.executable, "-c", *words]
+        return run_child(command, cwd=tmp_path, env=environment, check=True).stdout
 
     python(WRITE, name)
     assert json.loads(python(READ[name]).splitlines()[-1]) == [0.5, 0.75]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from orbiter.train import TrajectoryDataset, TrajectoryItem
 from orbiter.train.capture import record
 from orbiter.train.capture.hooks import langgraph, openai_agents, pydantic_ai, smolagents
 from tests.capture.server import Deed, ModelServer
+from tests.children import run_child
 
 Foreign = Any
 """What belongs to a framework."""
@@ -310,7 +310,5 @@ def test_importing_the_hooks_imports_no_framework() -> None:
         " 'httpx', 'httpx2', 'starlette', 'torch', 'numpy'}\n"
         "print(heavy & set(sys.modules))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    done = run_child([sys.executable, "-c", program], check=True)
     assert done.stdout.strip() == "set()"

@@ -12,6 +12,7 @@ import pytest
 
 from orbiter.train import TrajectoryDataset
 from tests.capture.server import ModelServer
+from tests.children import started_child
 
 
 @pytest.mark.slow
@@ -21,17 +22,13 @@ def test_sigkill_at_thirty_random_moments_loses_no_finished_call(tmp_path: Path)
     with ModelServer() as server:
         for attempt in range(30):
             journal = tmp_path / f"journal{attempt}"
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.capture.killed_agent", server.url, str(journal)],
-                stdout=subprocess.PIPE,
-            )
-            assert process.stdout is not None
-            first = process.stdout.readline()
-            time.sleep(moments.uniform(0.0, 0.3))
-            process.kill()
-            told = (first + process.stdout.read()).decode().split("\n")[:-1]
-            process.stdout.close()
-            process.wait()
+            command = [sys.executable, "-m", "tests.capture.killed_agent", server.url, str(journal)]
+            with started_child(command, stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                first = process.stdout.readline()
+                time.sleep(moments.uniform(0.0, 0.3))
+                process.kill()
+                told = (first + process.stdout.read()).split("\n")[:-1]
             with TrajectoryDataset(path=journal) as dataset:
                 kept = {
                     str(item.messages[-1]["content"]) for item in dataset.waiting if item.messages

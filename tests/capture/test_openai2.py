@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from orbiter.train.storage import atomic_write
+from tests.children import run_child
 
 VERSION = "2.54.0"
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def folder() -> Path:
     if not whole.exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         pip += ["--no-deps", "--upgrade", "--target", str(folder), f"openai=={VERSION}"]
-        subprocess.run(pip, check=True)
+        run_child(pip, check=True)
         with atomic_write(whole):
             pass
     return folder
@@ -33,14 +33,11 @@ def folder() -> Path:
 
 @pytest.mark.slow
 def test_every_call_of_an_openai_2_client_is_captured(folder: Path) -> None:
-    done = subprocess.run(
+    done = run_child(
         [sys.executable, "-m", "tests.capture.openai2_agent"],
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
     told: Any = json.loads(done.stdout)
     items = told["items"]
 

@@ -9,7 +9,7 @@ import pytest
 from tests.cli.conftest import Run
 
 from orbiter.train import TrajectoryItem
-from orbiter.train.cli.datafiles import write_items
+from orbiter.train.cli.options import write_items
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import resource
 import statistics
-import subprocess
 import sys
 
 import pytest
+from tests.children import run_child
 from tests.cli.conftest import Run
 
 from orbiter.train.cli.app import COMMANDS
@@ -16,7 +16,7 @@ from orbiter.train.cli.app import COMMANDS
 def cpu_seconds(*command: str) -> float:
     """CPU time of a child process; how busy the machine is does not count."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *command], capture_output=True, check=True)
+    run_child([sys.executable, *command], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -42,7 +42,7 @@ def test_help_loads_no_command_and_nothing_heavy() -> None:
         "heavy = {'torch', 'numpy', 'transformers', 'msgspec', 'orbiter.train.cli.train'}\n"
         "print('LOADED', sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_child([sys.executable, "-c", code], check=True)
     assert "LOADED []" in done.stdout
 
 

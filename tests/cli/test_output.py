@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.children import run_child_bytes
 from tests.cli.conftest import Run
 from tests.report.folders import training
 
@@ -18,12 +19,8 @@ from orbiter.train.cli.output import Output, command, finite
 
 
 def orbiter(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "orbiter.train.cli", *words],
-        capture_output=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
+    command = [sys.executable, "-m", "orbiter.train.cli", *words]
+    return run_child_bytes(command, env={**os.environ, **environment})
 
 
 def test_json_has_no_number_that_json_lacks(run: Run, tmp_path: Path) -> None:
@@ -94,12 +91,7 @@ def test_a_reader_that_leaves_is_not_an_error(tmp_path: Path) -> None:
     for words in (["runs", "list", str(tmp_path)], ["--help"]):
         reading, writing = os.pipe()
         os.close(reading)
-        done = subprocess.run(
-            [sys.executable, "-m", "orbiter.train.cli", *words],
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
+        done = run_child_bytes([sys.executable, "-m", "orbiter.train.cli", *words], stdout=writing)
         os.close(writing)
         assert (done.returncode, done.stderr) == (0, b"")
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from tests.children import started_child
 from tests.cli.conftest import Run
 
 from orbiter.train import read_run
@@ -26,15 +28,9 @@ LONG = [
 ]
 
 
-def started(*words: str) -> subprocess.Popen[str]:
-    # Its own group, as a shell would start it: a signal here reaches nobody else.
-    return subprocess.Popen(
-        [sys.executable, "-m", "orbiter.train.cli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def started(*words: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "orbiter.train.cli", *words]
+    return started_child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_until(seen: Callable[[], bool], process: subprocess.Popen[str]) -> None:

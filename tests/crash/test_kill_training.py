@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.children import started_child
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,14 +54,8 @@ MOMENTS = [
 class Runs:
     """The process that forks the runs."""
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("training_runs.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
 
     def __call__(self, folder: Path, kill: object = None, **settings: object) -> dict[str, Any]:
         config = SETTINGS | settings | {"output_dir": str(folder)}
@@ -74,13 +69,16 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
-    started = Runs()
-    yield started
-    assert started.process.stdin
-    assert started.process.stdout
-    started.process.stdin.close()
-    started.process.wait(timeout=60)
-    started.process.stdout.close()
+    with started_child(
+        [sys.executable, str(Path(__file__).with_name("training_runs.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        yield Runs(process)
+        assert process.stdin
+        process.stdin.close()
+        process.wait(timeout=60)
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])

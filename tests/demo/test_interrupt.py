@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.children import started_child
 
 from orbiter.train.demo.__main__ import INTERRUPTED
 
@@ -25,14 +26,8 @@ pytestmark = [
 def a_demo(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a quick demo, and end it with the block, however the block ends."""
     command = [sys.executable, "-u", "-m", "orbiter.train.demo", "--quick", "--out", str(folder)]
-    with subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as demo:
-        try:
-            yield demo
-        finally:
-            if demo.poll() is None:
-                demo.kill()
+    with started_child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        yield demo
 
 
 def interrupt(folder: Path, stage: str) -> str:

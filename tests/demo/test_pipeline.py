@@ -11,15 +11,13 @@ from rich.console import Console
 
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.outcome import Outcome
+from orbiter.train.demo.parts import draw, further_requests, split_requests
 from orbiter.train.demo.pipeline import (
     Run,
     capture,
     curate,
-    draw,
-    further_requests,
     open_run,
     run_demo,
-    split_requests,
     without_lesson,
 )
 from orbiter.train.demo.plan import MIN_STEPS, QUICK, Plan, estimate
@@ -142,7 +140,7 @@ def test_no_further_request_is_about_a_held_out_function(
 ) -> None:
     plan = Plan()
     held_out = split_requests(requests, plan).held_out
-    further = further_requests(open_run(plan, tmp_path, an_account()), held_out)
+    further = further_requests(open_run(plan, tmp_path, an_account()).requests.values(), held_out)
     functions = [{i.metadata["function"] for i in part} for part in (further, held_out)]
     assert not functions[0] & functions[1]
     assert len(further) > 100

@@ -24,7 +24,8 @@ from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.objective import ImitationObjective, PolicyObjective
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.rollout import Rollout, given, sample
+from orbiter.train.engine.rollout import Rollout, given
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import Objective, logprob, ref_logprob, update, value
 
 SMALL = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tests.children import run_child
 from torch.nn import functional
 
 from orbiter.train.engine import arithmetic
@@ -207,7 +207,7 @@ import torch
 from orbiter.train.engine.arithmetic import packing_works
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import make_policy
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine import arithmetic
 arithmetic.PREPACK_FROM = 1
 loaded = load_model("tiny", device="cpu")
@@ -223,13 +223,9 @@ print(packing_works(torch.float32), packing_works(torch.bfloat16))
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="for x86 only"
 )
 def test_a_processor_held_to_avx2_draws_in_every_dtype(tmp_path: Path) -> None:
-    done = subprocess.run(
+    done = run_child(
         [sys.executable, "-W", "ignore", "-c", DRAW],
         env=os.environ | OLDER | {"ORBITER_TRAIN_CACHE": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     *drawn, packs = done.stdout.splitlines()

@@ -5,7 +5,6 @@ import math
 import os
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.children import run_child
 from torch import Tensor
 
 from orbiter.train.engine.checkpoint import Checkpoints
@@ -271,8 +271,7 @@ def test_a_read_only_folder_is_a_storage_error_that_names_it(tmp_path: Path) -> 
 
 def fire(folder: Path, mode: str) -> tuple[int, list[str]]:
     command = [sys.executable, str(SAVE_UNDER_FIRE), str(folder), mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
+    done = run_child(command, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     return result["points"], result["wrong"]
 
@@ -307,7 +306,7 @@ def test_a_full_disk_at_every_file_operation_is_named_and_harmless(tmp_path: Pat
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
 def test_a_really_full_disk_is_named_with_what_is_needed_and_free(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
+    if run_child(mount).returncode:
         pytest.skip("this machine does not let us mount")
     try:
         checkpoints = Checkpoints(tmp_path / "run")
@@ -321,4 +320,4 @@ def test_a_really_full_disk_is_named_with_what_is_needed_and_free(tmp_path: Path
         assert found.step == 1
         assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["step-00000001"]
     finally:
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+        run_child(["umount", "-l", str(tmp_path)], check=True)

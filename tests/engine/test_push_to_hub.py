@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.children import run_child
 
 from orbiter.train import StorageError
 from orbiter.train.engine.models.export import push_to_hub
@@ -99,13 +99,7 @@ def test_a_model_is_uploaded_whole_and_privately_or_the_refusal_is_told(
     for name in names:
         (tmp_path / name).write_bytes(b"{}")
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
-    done = subprocess.run(
-        [sys.executable, "-c", UPLOAD, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+    done = run_child([sys.executable, "-c", UPLOAD, str(tmp_path)], env=environment)
     if hub.refuses:
         assert "could not be uploaded to me/model" in done.stderr
         assert "StorageError" in done.stderr

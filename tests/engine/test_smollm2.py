@@ -11,7 +11,7 @@ from orbiter.train.engine.batch import collate
 from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.engine.models.load import LoadedModel, load_model
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import logprob
 
 pytestmark = [

@@ -14,7 +14,8 @@ from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective, PolicyObjective
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.rollout import given, sample
+from orbiter.train.engine.rollout import given
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import (
     Objective,
     logprob,

@@ -3,12 +3,12 @@ import random
 import sys
 from fractions import Fraction
 from itertools import product
-from subprocess import run
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.children import run_child
 
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation import interval as module
@@ -90,7 +90,7 @@ def test_the_same_values_in_another_order_and_process_give_the_same_interval() -
     here = mean_interval(values)
     assert mean_interval(values[::-1]) == here
     code = f"from orbiter.train.evaluation import mean_interval as m; print(repr(m({values})))"
-    there = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    there = run_child([sys.executable, "-c", code], check=True)
     assert there.stdout.strip() == repr(here)
 
 

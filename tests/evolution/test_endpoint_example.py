@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import run_child
 from tests.llm.server import ChatServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "14_evolve_over_endpoint.py"
@@ -33,7 +33,7 @@ CAPITALS = dict(re.findall(r'"([\w ]+)": "(\w+)"', EXAMPLE.read_text(encoding="u
 
 
 def run(folder: Path, server: ChatServer) -> str:
-    done = subprocess.run(
+    done = run_child(
         [sys.executable, str(EXAMPLE)],
         cwd=folder,
         env={
@@ -42,11 +42,8 @@ def run(folder: Path, server: ChatServer) -> str:
             "OPENAI_BASE_URL": server.url,
             "OPENAI_API_KEY": "none",
         },
-        capture_output=True,
-        text=True,
-        check=False,
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
+from tests.children import run_child
 from tests.evolution.problems import OneMax, population
 
 ROOT = Path(__file__).parents[2]
@@ -46,13 +47,10 @@ asyncio.run(main())
 
 
 def start(run_dir: Path, mode: str, kill_at: int) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
+    return run_child(
         [sys.executable, "-c", PROGRAM, str(run_dir), mode, str(kill_at)],
-        capture_output=True,
-        text=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
     )
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats import atif
+from orbiter.train.json_files.source import Skipped, Source
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import Skipped, Source
 from tests.formats import generated
 from tests.trajectory.generated import items as any_items
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orbiter.train.formats import format_of, read
-from orbiter.train.tracing.keys import ENTRIES
+from orbiter.train.tracing.span import ENTRIES
 from orbiter.train.trajectory.item import NAMES
 from tests.tracing.spans import request, span
 

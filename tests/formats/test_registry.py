@@ -19,7 +19,7 @@ from orbiter.train.formats import (
     to_dataset,
     write,
 )
-from orbiter.train.trajectory.files import Skipped
+from orbiter.train.json_files.source import Skipped
 
 ITEMS = [TrajectoryItem("s", "a", 1.0), TrajectoryItem("s", "b", 0.0, episode_id="e", step=0)]
 CHAT = '{"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}'

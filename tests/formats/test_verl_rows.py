@@ -7,8 +7,8 @@ import pytest
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats.verl_rows import FORMAT, prompt_of, row, write_rows
+from orbiter.train.json_files.source import OnError, Skipped, Source
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import OnError, Skipped, Source
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="the parquet extra")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import run_child, started_child
 from tests.llm.server import ChatServer
 
 WORKER = Path(__file__).with_name("killed_worker.py")
@@ -36,18 +36,16 @@ def test_no_answer_that_was_kept_is_asked_for_again(tmp_path: Path) -> None:
         asked_again, lost = 0, 0
         for kill in range(KILLS):
             before, paid = kept(cache), len(server.paid)
-            process = subprocess.Popen(command)
-            deadline = time.monotonic() + 30
-            while len(server.paid) < paid + 9 + kill % 13 and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.0005)
-            process.kill()
-            process.wait()
+            with started_child(command) as process:
+                deadline = time.monotonic() + 30
+                while len(server.paid) < paid + 9 + kill % 13 and process.poll() is None:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.0005)
             asked_again += sum(seen.text in before for seen in server.seen)
             server.seen.clear()
             lost += len(server.paid) - paid - len(kept(cache) - before)
         before = kept(cache)
-        subprocess.run(command, check=True, timeout=60)
+        run_child(command, check=True, timeout=60)
         asked_again += sum(seen.text in before for seen in server.seen)
     print(f"\n{KILLS} kills: {asked_again} paid twice, {lost} on their way when it was killed")  # noqa: T201 - the figure of the claim, with -s
     assert asked_again == 0

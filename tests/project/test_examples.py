@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.children import run_child
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("[0-9]*.py"))
 ASKS_FOR_MORE = {
@@ -23,15 +24,8 @@ ASKS_FOR_MORE = {
 def test_an_example_runs_and_prints(example: Path, tmp_path: Path) -> None:
     if example.name in ASKS_FOR_MORE:
         pytest.skip(ASKS_FOR_MORE[example.name])
-    done = subprocess.run(
-        [sys.executable, str(example)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = run_child([sys.executable, example], cwd=tmp_path, env=environment, check=True)
     assert done.stdout.strip()
 
 

@@ -1,14 +1,14 @@
 """`import orbiter.train` is light: it costs little and loads nothing heavy."""
 
-import subprocess
 import sys
+
+from tests.children import run_child
 
 HEAVY = ("torch", "transformers", "ray", "numpy", "numba", "pyarrow", "peft", "safetensors")
 
 
 def in_a_fresh_interpreter(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return run_child([sys.executable, "-c", code], check=True).stdout.strip()
 
 
 def test_no_heavy_module_is_loaded() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import run_child
+
 SOURCE = Path(__file__).parents[2] / "src"
 EXTENDING = "__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n"
 
@@ -16,9 +18,7 @@ def imports(code: str, *folders: Path) -> "subprocess.CompletedProcess[str]":
         f"import sys; rest = [p for p in sys.path if p != {str(SOURCE)!r}]; "
         f"sys.path[:] = {[*map(str, folders)]!r} + rest; "
     )
-    return subprocess.run(
-        [sys.executable, "-I", "-c", head + code], capture_output=True, text=True, check=False
-    )
+    return run_child([sys.executable, "-I", "-c", head + code])
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.children import run_child
 
 
 @pytest.mark.nightly
@@ -13,7 +14,5 @@ import pytest
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="plants each bug in a forked process")
 def test_every_planted_bug_is_caught() -> None:
     script = Path(__file__).with_name("mutants.py")
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=False
-    )
+    done = run_child([sys.executable, str(script)], timeout=1700)
     assert done.returncode == 0, done.stdout

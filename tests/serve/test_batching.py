@@ -10,7 +10,8 @@ import torch
 
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.rollout import Rollout, sample
+from orbiter.train.engine.rollout import Rollout
+from orbiter.train.engine.sample import sample
 from orbiter.train.errors import StateError
 from orbiter.train.serve.batching import Batcher, _without
 from orbiter.train.serve.reply import Reply, Sampling

@@ -14,7 +14,7 @@ from orbiter.train.capture import record
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.prompt import render
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.serve import PolicyServer
 from orbiter.train.serve.batching import Batcher
 from orbiter.train.serve.reply import Sampling

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import subprocess
 import sys
 from typing import Any
 
@@ -16,11 +17,12 @@ from openai import AsyncOpenAI, OpenAI
 
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.prompt import render
-from orbiter.train.engine.rollout import sample
+from orbiter.train.engine.sample import sample
 from orbiter.train.errors import ConfigError, StateError, StorageError
 from orbiter.train.serve import PolicyServer
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import VeRLConfig, VeRLTrainer
+from tests.children import started_child
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 WEATHER: Any = {
@@ -413,18 +415,16 @@ async def test_a_server_of_its_own_runs_until_it_is_told_to_end(end: signal.Sign
         " on_ready=lambda server: print(server.url, flush=True))\n"
         "print('closed', flush=True)\n"
     )
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
-    )
-    assert child.stdout is not None
-    url = (await child.stdout.readline()).decode().strip()
-    async with AsyncOpenAI(base_url=url, api_key="none") as client:
-        answer = await client.chat.completions.create(
-            model="tiny", messages=HELLO, max_tokens=3, temperature=0
-        )
-    child.send_signal(end)
-    rest, _ = await child.communicate()
+    with started_child([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        url = (await asyncio.to_thread(child.stdout.readline)).strip()
+        async with AsyncOpenAI(base_url=url, api_key="none") as client:
+            answer = await client.chat.completions.create(
+                model="tiny", messages=HELLO, max_tokens=3, temperature=0
+            )
+        child.send_signal(end)
+        rest, _ = await asyncio.to_thread(child.communicate)
     assert answer.choices[0].message.content
     # As uvicorn does: Ctrl-C ends politely, SIGTERM ends the process by that signal in the end.
-    polite = (b"closed\n", 0) if end is signal.SIGINT else (b"", -signal.SIGTERM)
+    polite = ("closed\n", 0) if end is signal.SIGINT else ("", -signal.SIGTERM)
     assert (rest, child.returncode) == polite

@@ -26,6 +26,7 @@ from orbiter.train.synthesis import (
     TemplateSynthesiser,
 )
 from orbiter.train.trajectory import TrajectoryItem
+from tests.children import started_child
 from tests.synthesis import journal_worker
 
 KILLS = 40
@@ -203,9 +204,9 @@ def test_a_run_killed_at_forty_points_ends_with_the_same_data(tmp_path: Path) ->
     killed, seen, twice = 0, 0, 0
     while killed < KILLS:
         known = answered(folder)
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+        with started_child(command, stdout=subprocess.PIPE) as worker:
             assert worker.stdout is not None
-            assert worker.stdout.readline() == b"ready\n"
+            assert worker.stdout.readline() == "ready\n"
             time.sleep(rng.random() * 0.05)
             worker.send_signal(signal.SIGKILL)
         assert worker.returncode == -signal.SIGKILL, "the run ended before it was killed"

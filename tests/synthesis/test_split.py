@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from orbiter.train.errors import CallbackError, ConfigError, DataError
 from orbiter.train.synthesis import SplitReport, split_dataset
-from orbiter.train.synthesis.placing import share_out
 from orbiter.train.synthesis.records import derive, value_of
+from orbiter.train.synthesis.split import share_out
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from tests.synthesis.brute_force import close_pairs, corpus
 

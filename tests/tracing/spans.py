@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orbiter.train.json_files.source import Skipped, Source
 from orbiter.train.tracing import otel
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import Skipped, Source
 
 SECOND = 10**9
 TRACE = "0" * 31 + "1"

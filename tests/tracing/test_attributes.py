@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from orbiter.train.tracing import attributes as otel_attributes
-from orbiter.train.tracing.attributes import Attributes
-from orbiter.train.tracing.span import Sheet, sheet_of
+from orbiter.train.tracing import span as otel_span
+from orbiter.train.tracing.span import AttributeReader, Sheet, sheet_of
 
 KEYS = ["gen_ai.prompt.0.role", "gen_ai.prompt.0.content", "gen_ai.prompt.1.role", "model", "x.0.y"]
 VALUES: list[dict[str, Any]] = [
@@ -26,7 +25,7 @@ VALUES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otel_attributes, "SMALL", 0)
+    monkeypatch.setattr(otel_span, "SMALL", 0)
 
 
 def raw(attributes: object, *, spaced: bool = True) -> msgspec.Raw:
@@ -47,18 +46,18 @@ def told(sheet: Sheet) -> tuple[Any, ...]:
 def test_reading_on_is_reading_anew(spaced: bool, small: None) -> None:
     rng = random.Random(0)
     for _ in range(1000):
-        known = Attributes()
+        known = AttributeReader()
         span: list[dict[str, Any]] = []
         for _ in range(3):
             more = [{"key": rng.choice(KEYS), "value": rng.choice(VALUES)} for _ in range(4)]
             span = span[: rng.randint(0, 6)] + more[: rng.randint(0, 4)]
             data = raw(span, spaced=spaced)
-            again, anew = known.read(data, "t", "chat"), Attributes().read(data, "t", "chat")
+            again, anew = known.read(data, "t", "chat"), AttributeReader().read(data, "t", "chat")
             assert told(again) == told(anew)
 
 
 def test_what_two_spans_share_is_one_object(small: None) -> None:
-    known = Attributes()
+    known = AttributeReader()
     first = [{"key": key, "value": VALUES[0]} for key in KEYS[:2]]
     one = known.read(raw([*first, {"key": "end", "value": VALUES[0]}]), "t", "chat")
     other = known.read(raw([*first, {"key": KEYS[2], "value": VALUES[0]}]), "t", "chat")
@@ -70,11 +69,11 @@ def test_what_two_spans_share_is_one_object(small: None) -> None:
 def test_a_file_gives_what_a_live_span_gives(small: None) -> None:
     live = sheet_of(dict.fromkeys(KEYS, "user"))
     given = [{"key": key, "value": VALUES[0]} for key in KEYS]
-    assert told(Attributes().read(raw(given), "t", "chat")) == told(live)
+    assert told(AttributeReader().read(raw(given), "t", "chat")) == told(live)
 
 
 def test_what_is_remembered_stays_within_its_room(small: None) -> None:
-    known = Attributes(room=1000)
+    known = AttributeReader(room=1000)
     for number in range(50):
         text = {"stringValue": "x" * (number * 7 % 300)}
         known.read(

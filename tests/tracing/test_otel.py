@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbiter.train.errors import DataError
-from orbiter.train.tracing import stream as otel_stream
+from orbiter.train.json_files.source import Skipped, Source
+from orbiter.train.tracing import otlp
 from orbiter.train.tracing import traces as otel_traces
-from orbiter.train.tracing.attributes import Attributes
 from orbiter.train.tracing.facts import reward_of
-from orbiter.train.trajectory.files import Skipped, Source
+from orbiter.train.tracing.span import AttributeReader
 from tests.tracing.spans import call, read, read_spans, request, span
 
 SCORE = {"gen_ai.evaluation.name": "quality", "gen_ai.evaluation.score.value": 0.25}
@@ -165,8 +165,8 @@ def test_traces_are_held_within_bounds_and_go_on_counting(
     source = Source(path, "raise", "error", [])
     from orbiter.train.tracing.otel import span_of
 
-    found, known = [], Attributes()
-    for one in otel_stream.read_spans(source):
+    found, known = [], AttributeReader()
+    for one in otlp.read_spans(source):
         found += list(traces.add(span_of(one, known)))
         assert sum(map(len, (t.calls for t in traces._held.values()))) < 6
     found += list(traces.finish())

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from orbiter.train.errors import DataError, TrainError
 from orbiter.train.formats import read
 from orbiter.train.json_files import walk as json_walk
-from orbiter.train.tracing import stream as otel_stream
+from orbiter.train.json_files.source import OnError, Skipped, Source
+from orbiter.train.tracing import otlp
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import OnError, Skipped, Source
 from tests.tracing.spans import call, request, span
 from tests.tracing.spans import read as read_otel
 from tests.trajectory.generated import json_values
@@ -35,8 +35,8 @@ def ids(items: list[TrajectoryItem]) -> list[str]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows so small that every boundary is met."""
     monkeypatch.setattr(json_walk, "CHUNK", 7)
-    monkeypatch.setattr(otel_stream, "CHUNK", 7)
-    monkeypatch.setattr(otel_stream, "LINE", 300)
+    monkeypatch.setattr(otlp, "CHUNK", 7)
+    monkeypatch.setattr(otlp, "LINE", 300)
 
 
 ON_ERROR: tuple[OnError, ...] = ("raise", "skip")
@@ -133,9 +133,9 @@ def test_memory_does_not_grow_with_the_file(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(json_walk, "CHUNK", 1 << 16)
-    monkeypatch.setattr(otel_stream, "CHUNK", 1 << 16)
+    monkeypatch.setattr(otlp, "CHUNK", 1 << 16)
     monkeypatch.setattr(
-        "orbiter.train.tracing.attributes.Attributes.__init__.__defaults__", (1 << 16,)
+        "orbiter.train.tracing.span.AttributeReader.__init__.__defaults__", (1 << 16,)
     )
     monkeypatch.setattr("orbiter.train.tracing.traces.Traces.__init__.__kwdefaults__", {
         "make": TrajectoryItem, "reward": None, "window": 1 << 18,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orbiter.train.trajectory import TrajectoryDataset
+from tests.children import started_child
 from tests.trajectory import writer
 
 
@@ -21,15 +21,12 @@ def kill_at_random(path: Path, kills: int, seed: int) -> int:
     for _ in range(kills):
         acknowledged = path.with_name("acknowledged")
         acknowledged.unlink(missing_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, writer.__file__, str(path), str(acknowledged), str(start)]
-        )
-        while not acknowledged.exists() or not acknowledged.read_bytes():
-            assert process.poll() is None, "the writer ended by itself"
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.02))
-        process.kill()
-        process.wait()
+        command = [sys.executable, writer.__file__, str(path), str(acknowledged), str(start)]
+        with started_child(command) as process:
+            while not acknowledged.exists() or not acknowledged.read_bytes():
+                assert process.poll() is None, "the writer ended by itself"
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.02))
         lines = acknowledged.read_text().splitlines()[1:]
         steps = [int(line) for line in lines if line.isdigit()]
         episodes = [int(line.split()[1]) for line in lines if not line.isdigit()]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbiter.train.errors import ConfigError, DataError, StorageError, TrainError
+from orbiter.train.json_files.source import OnError
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
-from orbiter.train.trajectory.files import OnError
 from tests.trajectory.generated import items
 
 FORMATS = ["json", "jsonl", "csv"]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
@@ -16,6 +15,7 @@ from hypothesis import given
 
 from orbiter.train.errors import DataError, TrainError
 from orbiter.train.trajectory import TrajectoryItem
+from tests.children import run_child
 from tests.trajectory.generated import items
 
 
@@ -144,7 +144,7 @@ def test_the_id_is_the_same_in_another_process() -> None:
         "from orbiter.train.trajectory import TrajectoryItem as T;"
         "import sys; sys.stdout.write(T('s', 'é', 0.1, {'b': 1, 'a': [None]}, step=1).id)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = run_child([sys.executable, "-c", code], check=True)
     assert said.stdout == TrajectoryItem("s", "é", 0.1, {"a": [None], "b": 1}, step=1).id
 
 

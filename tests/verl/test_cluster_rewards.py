@@ -4,13 +4,13 @@ import asyncio
 import functools
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.children import run_child
 
 from orbiter.train.errors import CallbackError, ConfigError
 from orbiter.train.trajectory import TrajectoryItem
@@ -94,7 +94,7 @@ def test_a_function_of_a_script_travels_as_its_source_with_all_that_it_uses(
         "kept = ('name', 'weight', 'module', 'function', 'file', 'source')\n"
         "print(json.dumps([{k: getattr(s, k) for k in kept} for s in ship(specs)]))\n"
     )
-    said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    said = run_child([sys.executable, script], check=True)
     shipped = [Shipped(**each, root=None) for each in json.loads(said.stdout)]
     answer = ask(written(tmp_path, *shipped), "aaaab 12")
     assert answer["reward/a"] == 5, "three a, one b, a number"

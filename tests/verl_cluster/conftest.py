@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import started_child
 from tests.verl_cluster.rehearsing import processes_with
 
 collect_ignore_glob = ["test_*.py"] if find_spec("verl") is None else []
@@ -41,23 +43,19 @@ def cluster() -> Iterator[str]:
     command += ["--node-ip-address=127.0.0.1", "--num-cpus=32", "--num-gpus=2"]
     command += [f"--temp-dir={folder}", "--disable-usage-stats"]
     log = Path(folder) / "start.log"
-    with log.open("wb") as output:
-        head = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, **QUIET},
-            start_new_session=True,
-        )
     try:
-        _await_port(jobs, head, log)
-        yield f"http://127.0.0.1:{jobs}"
+        with (
+            log.open("wb") as output,
+            started_child(
+                command, stdout=output, stderr=output, env={**os.environ, **QUIET}
+            ) as head,
+        ):
+            _await_port(jobs, head, log)
+            yield f"http://127.0.0.1:{jobs}"
+            head.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                head.wait(30)
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
         for left in processes_with(folder):
             os.kill(left, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +77,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await_port(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
+def _await_port(port: int, head: subprocess.Popen[str], log: Path) -> None:
     until = time.monotonic() + 300
     while time.monotonic() < until:
         assert head.poll() is None, log.read_text()

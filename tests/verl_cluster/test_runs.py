@@ -15,6 +15,7 @@ from orbiter.train.errors import CallbackError, StorageError
 from orbiter.train.runlog import read_run
 from orbiter.train.trainer import TrainerState
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
+from tests.children import run_child
 from tests.verl_cluster.rehearsing import PROMPTS, processes_with, rehearsal
 from tests.verl_cluster.shipped_rewards import broken, same_prompt, vowels
 
@@ -183,11 +184,10 @@ async def test_a_reward_that_raises_in_a_worker_comes_back_named(
 
 async def test_the_example_runs_as_it_is(tmp_path: Path) -> None:
     example = Path(__file__).parents[2] / "examples/08_verl_rehearsal.py"
-    script = await asyncio.create_subprocess_exec(
-        sys.executable, str(example), cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    script = await asyncio.to_thread(
+        run_child, [sys.executable, example], cwd=tmp_path, timeout=900, check=True
     )
-    said = (await script.communicate())[0].decode().splitlines()
-    assert script.returncode == 0
+    said = script.stdout.splitlines()
     assert said[0] == "verl 0.9.1 on a local Ray: 1 x 1 CPU workers, 4 steps"
     assert said[1].startswith("reward 0.0")
     assert said[2] == "the model: vowels"

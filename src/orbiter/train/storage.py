@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -22,6 +23,9 @@ loss, except for the last group of records; "disk": also a power loss."""
 
 GROUP_SIZE = 64
 """Records between two fsyncs with durability "group"."""
+PAUSE_SECONDS = 15e-6
+"""After a pause this long, and every `GROUP_SIZE` records, an append checks that the log still has
+its name. In a tight loop the check would cost a quarter of the append."""
 
 
 @contextlib.contextmanager
@@ -98,6 +102,10 @@ class Recovered(NamedTuple):
     """Size of an unfinished last record, moved to `<name>.torn`; 0 if there was none."""
 
 
+class SyncError(StorageError):
+    """What was appended to a log could not be forced to disk, so it may be lost."""
+
+
 class AppendLog:
     """An append-only file of lines, one `write` per record: a kill loses nothing acknowledged.
 
@@ -113,38 +121,35 @@ class AppendLog:
         """
         self.path = Path(path)
         self.durability = durability
-        try:
+        self._file = -1
+        with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
-        except OSError as error:
-            if isinstance(error, StorageError):
+            try:
+                self._file = _open_alone(self.path)
+                self.recovered = _set_torn_tail_aside(self.path)
+                if durability != "process":
+                    fsync_directory(self.path.parent)
+            except BaseException:
+                self._release()  # otherwise nothing in this process could open the log again
                 raise
-            raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
-        try:
-            self.recovered = _set_torn_tail_aside(self.path)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-            self._file = os.open(self.path, flags, 0o666)
-        except OSError as error:
-            self._lock.release()  # otherwise nothing in this process could open the log again
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
-        except BaseException:
-            self._lock.release()
-            raise
         self._unsynced = 0
-        if durability != "process":
-            fsync_directory(self.path.parent)
+        self._unchecked, self._appended = 0, time.monotonic()
 
     def append(self, record: bytes) -> None:
         """Add one record; on return it is as durable as `durability` promises."""
         line = record + b"\n"
+        now = time.monotonic()
+        self._unchecked += 1
+        if now - self._appended > PAUSE_SECONDS or self._unchecked >= GROUP_SIZE:
+            self._check_name()
+        self._appended = now
         try:
             written = os.write(self._file, line)
             if written < len(line):
                 self._complete(line, written)
         except OSError as error:
-            raise StorageError(f"cannot append to {self.path}: {error.strerror}") from error
+            raise StorageError(explain(error, self.path, len(line))) from error
         if self.durability == "process":
             return
         self._unsynced += 1
@@ -161,19 +166,52 @@ class AppendLog:
             os.ftruncate(self._file, start)
             raise
 
+    def _check_name(self) -> None:
+        """Raise if the file at `path` is no longer the one that is written."""
+        self._unchecked = 0
+        try:
+            same = os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except OSError:
+            same = False
+        if not same:
+            raise StorageError(
+                f"{self.path} is no longer the file that this process writes: it was renamed, "
+                "removed or replaced; give it its name back, or open the new file"
+            )
+
     def sync(self) -> None:
-        """Force everything appended so far to disk."""
-        os.fsync(self._file)
+        """Force everything appended so far to disk.
+
+        Raises:
+            SyncError: the system could not; what was appended may be lost.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise SyncError(f"cannot sync: {explain(error, self.path)}") from error
         self._unsynced = 0
 
     def close(self) -> None:
-        """Sync if the durability requires it, then release the file and the lock."""
-        if self._file >= 0:
+        """Sync if the durability requires it, then release the file and the lock.
+
+        Raises:
+            StorageError: the file was renamed, removed or replaced while it was in use.
+        """
+        if self._file < 0:
+            return
+        try:
             if self._unsynced:
                 self.sync()
+            if self._unchecked:
+                self._check_name()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            self._lock.release()
+        self._lock.release()
 
     def __enter__(self) -> AppendLog:
         return self
@@ -193,11 +231,28 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
                 yield line[:-1]
 
 
-def _set_torn_tail_aside(path: Path) -> Recovered:
-    if not path.exists():
-        return Recovered(0, 0)
-    if not path.is_file():
+def _open_alone(path: Path) -> int:
+    """Open or create a log to append to, and lock the file itself.
+
+    The lock file next to it keeps out writers that use the same name; this lock also keeps out
+    those that come through a link, or after the lock file was removed.
+    """
+    if path.exists() and not path.is_file():
         raise StorageError(f"{path} is not a file, so it cannot be a log")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, 0o666)
+    try:
+        _lock_log(handle)
+    except OSError as error:
+        os.close(handle)
+        raise StorageError(
+            f"{path} is being written by another process, under another name or since its lock "
+            "file was removed: only one process may write it at a time"
+        ) from error
+    return handle
+
+
+def _set_torn_tail_aside(path: Path) -> Recovered:
     count, whole = 0, 0
     with path.open("rb") as file:
         for line in file:
@@ -242,7 +297,8 @@ class FileLock:
             StorageError: another living process holds it; the message names its process id.
         """
         self.path = Path(path)
-        self._handle = _open_lock(self.path)
+        with disk_errors(self.path):
+            self._handle = _open_lock(self.path)
         try:
             _lock(self._handle)
         except OSError as error:
@@ -257,8 +313,10 @@ class FileLock:
                 "at a time"
             ) from error
         # Overwritten, not truncated: despite the checks, a hard link may lead to a foreign file.
-        if os.fstat(self._handle).st_size <= _LOCK_BYTES:
-            os.write(self._handle, f" {os.getpid():<{_LOCK_BYTES - 2}}\n".encode("ascii"))
+        # On a full disk the lock holds all the same, only its owner cannot be named to others.
+        with contextlib.suppress(OSError):
+            if os.fstat(self._handle).st_size <= _LOCK_BYTES:
+                os.write(self._handle, f" {os.getpid():<{_LOCK_BYTES - 2}}\n".encode("ascii"))
 
     def release(self) -> None:
         """Let another process, or another object in this one, become the writer."""
@@ -273,8 +331,13 @@ if sys.platform == "win32":
     def _lock(handle: int) -> None:
         # Only byte 0 is locked, so that others can read the process id for their error message.
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+
+    def _lock_log(handle: int) -> None:
+        """Do nothing: a lock would also keep readers out."""
 else:
     import fcntl
 
     def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    _lock_log = _lock

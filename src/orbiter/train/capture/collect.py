@@ -13,9 +13,9 @@ from orbiter.train.capture.episode import Episode
 from orbiter.train.capture.record import record
 from orbiter.train.capture.redact import Redact
 from orbiter.train.errors import ConfigError, DataError, boundary
+from orbiter.train.json_files.fields import number
 from orbiter.train.progress import LOG_SECONDS, make_progress
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
-from orbiter.train.trajectory.fields import number
 
 T = TypeVar("T")
 
@@ -144,20 +144,27 @@ async def collect(
         redact=redact,
     )
     wanted = [task for task in tasks for _ in range(attempts)]
-    failed = 0
-    with make_progress("episodes", len(wanted), shown=progress, every_seconds=LOG_SECONDS) as bar:
+    runs = await _run_all(plan, wanted, concurrency, progress)
+    if runs and not any(run.calls for run in runs):
+        raise DataError(f"no task was captured; the first failed with: {runs[0].error}")
+    return Collected(plan.dataset, tuple(runs))
 
-        async def one(task: T) -> Run[T]:
+
+async def _run_all(
+    plan: _Plan[T], tasks: Sequence[T], concurrency: int, progress: bool | None
+) -> list[Run[T]]:
+    """Work on all tasks, at most `concurrency` at once, and show how far it is."""
+    failed = 0
+    with make_progress("episodes", len(tasks), shown=progress, every_seconds=LOG_SECONDS) as bar:
+
+        async def run_and_count(task: T) -> Run[T]:
             nonlocal failed
             run = await _run(plan, task)
             failed += run.error is not None
             bar.update(bar.done + 1, f"{failed} failed")
             return run
 
-        runs = await map_bounded(wanted, one, concurrency=concurrency)
-    if runs and not any(run.calls for run in runs):
-        raise DataError(f"no task was captured; the first failed with: {runs[0].error}")
-    return Collected(plan.dataset, tuple(runs))
+        return await map_bounded(tasks, run_and_count, concurrency=concurrency)
 
 
 async def _run(plan: _Plan[T], task: T) -> Run[T]:

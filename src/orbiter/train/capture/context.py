@@ -1,21 +1,9 @@
-"""Track which episode the running code belongs to, and how many episodes are open.
-
-The current episode is a context variable, so tasks and `asyncio.to_thread` inherit it;
-`threads.py` carries it into plain threads. Episodes themselves are in `episode.py`.
-"""
+"""Track which agent is calling the model, and how many `record` blocks are open."""
 
 from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from orbiter.train.capture.episode import Episode
-
-CURRENT: ContextVar[Episode | None] = ContextVar("orbiter_episode", default=None)
-"""The innermost episode that encloses the running code."""
-
 
 SPEAKER: ContextVar[str | None] = ContextVar("orbiter_speaker", default=None)
 """The agent that is calling the model, if a hook knows it."""

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
@@ -23,8 +24,9 @@ from orbiter.train.capture.redact import Redactor
 from orbiter.train.capture.wire import Recognised
 from orbiter.train.chat.reply import Reply, Unreadable, decode
 from orbiter.train.errors import DataError
+from orbiter.train.json_files import fields
 from orbiter.train.redact import mask_text
-from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem, fields
+from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 log = logging.getLogger(__name__)
 _UNREADABLE = (Unreadable, KeyError, TypeError, AttributeError, ValueError)
@@ -194,7 +196,7 @@ class Episode:
             body = decoded(body, encoding)
         except Unreadable as problem:
             unreadable = str(problem)
-        exchange = Exchange(self, recognised, body, secrets, address)
+        exchange = Exchange(self.ended, recognised, body, secrets, address)
         exchange.unreadable = unreadable
         with self._lock:
             self._open.add(exchange)
@@ -360,3 +362,10 @@ class Episode:
                 log.warning(
                     "episode %s: step %d has its reward, so it stays as it is", self.id, step
                 )
+
+
+CURRENT: ContextVar[Episode | None] = ContextVar("orbiter_episode", default=None)
+"""The innermost episode that encloses the running code.
+
+Tasks and `asyncio.to_thread` inherit it; `threads.py` carries it into plain threads.
+"""

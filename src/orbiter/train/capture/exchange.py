@@ -7,17 +7,13 @@ the final bytes are handed on, so a reply that the agent has seen in full is nev
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 from orbiter.train.capture.context import SPEAKER
 from orbiter.train.capture.encoding import Decode, decoder
 from orbiter.train.capture.wire import Recognised, Wire
 from orbiter.train.capture.wire.events import is_event_stream
 from orbiter.train.chat.reply import Unreadable
-
-if TYPE_CHECKING:
-    from orbiter.train.capture.episode import Episode
 
 _LONGEST_MARK = 64
 _LENGTHS = frozenset((len(b"content-type"), len(b"content-encoding")))
@@ -27,21 +23,31 @@ class Exchange:
     """One request and its incoming answer. Use from one thread at a time."""
 
     __slots__ = (
-        "_chunks", "_clock", "_decode", "_ending", "_tail", "address", "agent", "body", "certain",
-        "done", "episode", "first_token_seconds", "retrieves", "seconds", "secrets", "started",
+        "_chunks", "_clock", "_decode", "_ended", "_ending", "_tail", "address", "agent", "body",
+        "certain", "done", "first_token_seconds", "retrieves", "seconds", "secrets", "started",
         "status", "streamed", "unreadable", "wire",
     )  # fmt: skip
 
     def __init__(
         self,
-        episode: Episode,
+        ended: Callable[[Exchange, bytes, str | None], None],
         recognised: Recognised,
         body: bytes,
         secrets: tuple[str, ...],
         address: str = "",
     ) -> None:
-        """Start with the request; messages refer to it by `address`, as "POST host/path"."""
-        self.episode, self.body, self.secrets, self.address = episode, body, secrets, address
+        """Start with the request.
+
+        Args:
+            ended: Called once with this exchange, the body of the response, and why it ended
+                early, if it did.
+            recognised: The API of the request.
+            body: The request.
+            secrets: The keys in its headers.
+            address: What messages call the request, as "POST host/path".
+        """
+        self.body, self.secrets, self.address = body, secrets, address
+        self._ended = ended
         self.wire: Wire = recognised.wire
         self.certain = recognised.certain
         self.retrieves = recognised.retrieves
@@ -104,7 +110,7 @@ class Exchange:
             return
         self.done = True
         self.seconds = time.perf_counter() - self._clock
-        self.episode.ended(self, b"".join(self._chunks), self.unreadable or error)
+        self._ended(self, b"".join(self._chunks), self.unreadable or error)
 
     def _is_last(self, chunk: bytes) -> bool:
         """Return whether the event that ends the stream has arrived in full."""

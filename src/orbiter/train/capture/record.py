@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from orbiter.train.capture.context import CURRENT, OPEN
-from orbiter.train.capture.episode import Episode
+from orbiter.train.capture.context import OPEN
+from orbiter.train.capture.episode import CURRENT, Episode
 from orbiter.train.capture.redact import Redact, Redactor
 from orbiter.train.capture.threads import follow_threads
 from orbiter.train.capture.transport import watch

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from orbiter.train.capture.episode import Episode
 from orbiter.train.capture.redact import Redactor
 from orbiter.train.errors import DataError
+from orbiter.train.json_files.fields import number
 from orbiter.train.trajectory import TrajectoryDataset
-from orbiter.train.trajectory.fields import number
 
 REMEMBERED = 4096
 """Sessions held in memory; one that was idle for longer is resumed from its journal."""

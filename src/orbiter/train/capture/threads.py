@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from orbiter.train.capture.context import CURRENT
+from orbiter.train.capture.episode import CURRENT
 from orbiter.train.capture.in_process import ANSWERING
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
 from orbiter.train.callback import is_async
-from orbiter.train.capture.context import CURRENT
+from orbiter.train.capture.episode import CURRENT
 
 P = ParamSpec("P")
 R = TypeVar("R")

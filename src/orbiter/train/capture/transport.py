@@ -18,7 +18,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from orbiter.train.capture.context import CURRENT, OPEN
+from orbiter.train.capture.context import OPEN
+from orbiter.train.capture.episode import CURRENT
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.in_process import (
     ANSWERING,

@@ -14,8 +14,8 @@ from typing import Any
 from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import as_json
 from orbiter.train.errors import DataError
+from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.trajectory import fields
 
 
 def messages_from(value: object, *, role: str = "user") -> list[Message]:

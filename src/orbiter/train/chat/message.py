@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orbiter.train.errors import DataError
+from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.trajectory import fields
 
 Message = Mapping[str, Any]
 """One message of a chat, or one call or tool in it, in the form of OpenAI's chat completions."""

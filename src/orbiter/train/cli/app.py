@@ -37,7 +37,7 @@ COMMANDS = {
     "generate": ("generate", "Answer prompts with a model."),
     "serve": ("serve", "Serve a model at an OpenAI-compatible endpoint on this machine."),
     "report": ("report", "Write the report page of a run, or follow a run while it trains."),
-    "settings": ("list_settings", "List the settings of a command, with defaults and ranges."),
+    "settings": ("settings.listing", "List the settings of a command, with defaults and ranges."),
     "runs": ("runs", "List runs, compare two, resume one."),
     "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
 }

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orbiter.train.cli.datafiles import read_items, write_items
-from orbiter.train.cli.options import DataFile, FormatName
+from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.trajectory import TrajectoryItem

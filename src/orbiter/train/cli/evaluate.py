@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from orbiter.train.cli.code import load_rewards
-from orbiter.train.cli.datafiles import read_items
-from orbiter.train.cli.options import OverrideWords
+from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides

@@ -17,9 +17,8 @@ import typer
 
 from orbiter.train.callback import map_bounded
 from orbiter.train.cli.code import load_object, load_rewards
-from orbiter.train.cli.datafiles import read_items
 from orbiter.train.cli.exits import Code
-from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords
+from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, is_plain, shown
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides

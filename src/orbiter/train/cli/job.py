@@ -1,6 +1,6 @@
-"""Prepare a training from the command line's settings: data, rewards, trainer and folder.
+"""Prepare a training from the command line's settings: data, rewards, trainer, folder and plan.
 
-What a run prints and how it ends is in `train.py`; its plan is in `plan.py`.
+What a run prints and how it ends is in `train.py`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orbiter.train.cli.code import load_object, load_rewards
-from orbiter.train.cli.datafiles import read_items
-from orbiter.train.cli.options import RUNS
-from orbiter.train.cli.output import command, is_plain
+from orbiter.train.cli.options import RUNS, read_items
+from orbiter.train.cli.output import command, duration, is_plain
 from orbiter.train.cli.settings.config_file import Settings, all_settings
+from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
+from orbiter.train.verl.cluster.plan import Plan
 
 Method = Literal["train", "sft"]
 
@@ -141,3 +142,36 @@ def _tracker(name: str) -> Any:  # noqa: ANN401 - whatever the user's own functi
 
 def _now() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def plan_lines(plan: TrainPlan | Plan) -> list[tuple[str, str]]:
+    """Return a plan as pairs of label and value."""
+    return _on_verl(plan) if isinstance(plan, Plan) else _here(plan)
+
+
+def _here(plan: TrainPlan) -> list[tuple[str, str]]:
+    later = "unknown until the model is downloaded"
+    lines = [
+        ("method", plan.method),
+        ("model", plan.model),
+        ("data", f"{plan.items} items, {plan.held_out} held out"),
+        ("steps", f"{plan.steps} ({plan.updates} updates)"),
+        ("tokens", later if plan.tokens is None else f"at most {plan.tokens:,}"),
+    ]
+    if plan.longest_item is not None:
+        lines.append(("longest item", f"{plan.longest_item} tokens"))
+    lines.append(("computes in", plan.computes or later))
+    lines.append(("memory", plan.memory or later))
+    lines.append(("time", later if plan.seconds is None else f"about {duration(plan.seconds)}"))
+    return lines
+
+
+def _on_verl(plan: Plan) -> list[tuple[str, str]]:
+    unit = "GPUs" if plan.device == "cuda" else "CPU workers"
+    return [
+        ("backend", f"verl {plan.verl} on {plan.where}"),
+        ("machines", f"{plan.nodes} x {plan.gpus_per_node} {unit}"),
+        ("steps", str(plan.steps)),
+        ("overrides", f"{len(plan.overrides)} keys of verl's configuration"),
+        *(("note", note) for note in plan.notes),
+    ]

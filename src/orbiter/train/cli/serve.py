@@ -15,6 +15,29 @@ if TYPE_CHECKING:
 serve_app = typer.Typer(rich_markup_mode=None)
 
 
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ORBITER_TRAIN_TOKEN",
+        show_envvar=True,
+        help="Token that clients must send; generated if other machines can reach the host.",
+    ),
+]
+MaxRows = Annotated[int, typer.Option(help="Maximum answers generated at the same time.")]
+MaxWaiting = Annotated[int, typer.Option(help="Maximum requests waiting; further ones get a 429.")]
+MaxTokens = Annotated[
+    int, typer.Option(help="Maximum length of an answer if the request sets none.")
+]
+ReturnTokenIds = Annotated[
+    bool,
+    typer.Option(
+        "--return-token-ids",
+        help="Send token ids and log probabilities with every answer, requested or not: "
+        "for capturing agents for training.",
+    ),
+]
+
+
 @serve_app.command()
 def serve(
     model: Annotated[str, typer.Argument(help="A folder, a hub name, smollm2-135m or tiny.")],
@@ -22,31 +45,13 @@ def serve(
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 picks a free one.")] = 8000,
     name: Annotated[str | None, typer.Option(help="The model's name for clients.")] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="ORBITER_TRAIN_TOKEN",
-            show_envvar=True,
-            help="Token that clients must send; generated if other machines can reach the host.",
-        ),
-    ] = None,
+    token: Token = None,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
-    max_rows: Annotated[int, typer.Option(help="Maximum answers generated at the same time.")] = 32,
-    max_waiting: Annotated[
-        int, typer.Option(help="Maximum requests waiting; further ones get a 429.")
-    ] = 1024,
-    max_tokens: Annotated[
-        int, typer.Option(help="Maximum length of an answer if the request sets none.")
-    ] = 1024,
-    return_token_ids: Annotated[
-        bool,
-        typer.Option(
-            "--return-token-ids",
-            help="Send token ids and log probabilities with every answer, requested or not: "
-            "for capturing agents for training.",
-        ),
-    ] = False,
+    max_rows: MaxRows = 32,
+    max_waiting: MaxWaiting = 1024,
+    max_tokens: MaxTokens = 1024,
+    return_token_ids: ReturnTokenIds = False,
     seed: Annotated[int, typer.Option(help="Seed for requests without one.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import typer
 
 from orbiter.train.cli.code import load_object
-from orbiter.train.cli.datafiles import read_items, write_items
 from orbiter.train.cli.exits import Code
-from orbiter.train.cli.options import ConfigFile, OverrideWords
+from orbiter.train.cli.options import ConfigFile, OverrideWords, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides

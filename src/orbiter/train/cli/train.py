@@ -18,10 +18,9 @@ import typer
 
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
-from orbiter.train.cli.job import Job, Method, make_job
+from orbiter.train.cli.job import Job, Method, make_job, plan_lines
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
 from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
-from orbiter.train.cli.plan import plan_lines
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import StorageError

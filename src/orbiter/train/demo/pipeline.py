@@ -28,6 +28,7 @@ from orbiter.train.demo.agent import answer_all, right_call
 from orbiter.train.demo.check import score, verdict
 from orbiter.train.demo.outcome import Exam, Outcome, Question
 from orbiter.train.demo.page import write_page
+from orbiter.train.demo.parts import GROUPS, Parts, draw, further_requests, split_requests
 from orbiter.train.demo.plan import Plan, estimate
 from orbiter.train.demo.probe import exam_seconds
 from orbiter.train.demo.prompt import INSTRUCTION, render
@@ -35,7 +36,6 @@ from orbiter.train.demo.requests import ToolRequest, load_requests
 from orbiter.train.demo.state import State, open_state
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.runlog import read_run
-from orbiter.train.seeding import sub_random
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.storage import write_file
 from orbiter.train.synthesis import deduplicate, filter_by_score, split_dataset
@@ -44,20 +44,6 @@ from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTraine
 
 EXAM_ROWS = 100
 """Requests answered between two checks for an interruption."""
-
-
-class Parts(NamedTuple):
-    """The requests by their use; no function is in two parts."""
-
-    held_out: list[TrajectoryItem]
-    shown: list[TrajectoryItem]
-    own: list[TrajectoryItem]
-
-
-FUNCTION = "function"
-"""The metadata entry that names the function a request is for."""
-GROUPS = ("task_id", FUNCTION)
-"""Metadata entries that keep traces together in a split."""
 
 
 class Lessons(NamedTuple):
@@ -161,7 +147,7 @@ async def run_demo(run: Run) -> Outcome:
     practice = [
         *parts.own,
         *without_lesson(parts.shown, lessons),
-        *further_requests(run, parts.held_out),
+        *further_requests(run.requests.values(), parts.held_out),
     ]
     await learn_by_reward(run, practice, parts.held_out)
     if run.plan.control:
@@ -170,20 +156,6 @@ async def run_demo(run: Run) -> Outcome:
     write_file(run.folder / "result.json", msgspec.json.encode(run.outcome))
     run.finish("report")
     return run.outcome
-
-
-def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
-    """Divide the requests into the three parts; those of one function stay together."""
-    items = [
-        TrajectoryItem(
-            render(request),
-            "",
-            metadata={FUNCTION: request.function.name},
-            task_id=request.id,
-        )
-        for request in requests
-    ]
-    return Parts(*split_dataset(items, plan.shares, seed=plan.seed, group_by=GROUPS))
 
 
 async def announce(run: Run, parts: Parts) -> None:
@@ -272,25 +244,6 @@ def without_lesson(shown: Sequence[TrajectoryItem], lessons: Lessons) -> list[Tr
     return [item for item in shown if item.task_id not in answered]
 
 
-def further_requests(run: Run, held_out: Sequence[TrajectoryItem]) -> list[TrajectoryItem]:
-    """Return the leaderboard's further requests whose function is not among the held-out ones.
-
-    Every step of GRPO then sees requests that no earlier step has seen, which generalises better
-    than further passes over the same ones.
-    """
-    functions = {item.metadata[FUNCTION] for item in held_out}
-    return [
-        TrajectoryItem(
-            render(request),
-            "",
-            metadata={FUNCTION: request.function.name},
-            task_id=request.id,
-        )
-        for request in run.requests.values()
-        if request.id.startswith("multiple") and request.function.name not in functions
-    ]
-
-
 async def imitate(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
     """Imitate the good traces; the pass with the best validation loss is kept."""
     plan = run.plan
@@ -347,12 +300,6 @@ async def learn_by_reward(
         run.outcome.model = str(await trainer.save(run.folder / "model"))
     shutil.rmtree(run.folder / "grpo" / "checkpoints", ignore_errors=True)
     run.finish("grpo")
-
-
-def draw(practice: Sequence[TrajectoryItem], count: int, *, seed: int) -> list[TrajectoryItem]:
-    """Return `count` requests in random order, none of them twice before all occur once."""
-    order = sub_random(seed, "practice").sample(practice, len(practice))
-    return [order[position % len(order)] for position in range(count)]
 
 
 def _choose_steps(run: Run) -> int:

@@ -2,7 +2,7 @@
 
 Samples of a prompt that have drawn the same tokens so far need the same forward pass: they share a
 row until they draw different tokens. A policy that has learned something often draws the same
-tokens. Drawing is in `rollout.py`; the rows themselves belong to the decoders.
+tokens. Drawing is in `sample.py`; the rows themselves belong to the decoders.
 """
 
 from __future__ import annotations

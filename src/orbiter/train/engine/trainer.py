@@ -195,7 +195,7 @@ class ModelTrainer(Trainer):
         if not prompts:
             return []
         policy = await self.policy()
-        from orbiter.train.engine.rollout import sample
+        from orbiter.train.engine.sample import sample
         from orbiter.train.engine.session import work
 
         room = max_response_length or self.config.max_response_length

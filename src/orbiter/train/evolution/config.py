@@ -1,4 +1,4 @@
-"""The settings of an evolution, checked when they are made, its phases and its stop reasons."""
+"""The settings of an evolution, checked when they are made, and the reasons why it stops."""
 
 from __future__ import annotations
 
@@ -7,27 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from orbiter.train.errors import ConfigError
-
-if TYPE_CHECKING:
-    from orbiter.train.evolution.event import Event
-
-
-class EvolutionPhase(StrEnum):
-    """What a pipeline is doing now."""
-
-    INIT = "init"
-    """Made, not started."""
-    EVALUATING = "evaluating"
-    """Scoring the new candidates."""
-    SELECTING = "selecting"
-    """Choosing the survivors."""
-    MUTATING = "mutating"
-    """Making variants to fill the population."""
-    COMPLETE = "complete"
-    """Ended, for whatever reason."""
+from orbiter.train.evolution.event import Event
 
 
 class StopReason(StrEnum):

@@ -13,7 +13,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from orbiter.train.callback import map_bounded, prepare
 from orbiter.train.errors import CallbackError, DataError, TrainError, boundary
-from orbiter.train.evolution.config import EvolutionPhase, StopReason
+from orbiter.train.evolution.config import StopReason
+from orbiter.train.evolution.event import EvolutionPhase
 from orbiter.train.evolution.journal import Trial
 from orbiter.train.evolution.member import Member, ranked
 from orbiter.train.evolution.state import State

@@ -1,14 +1,30 @@
-"""Events of a run: for the user's `on_event` and for the progress line."""
+"""Phases and events of a run, for the user's `on_event` and for the progress line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal, Protocol
 
 from orbiter.train.errors import boundary
-from orbiter.train.evolution.config import EvolutionPhase
 from orbiter.train.progress import make_progress
+
+
+class EvolutionPhase(StrEnum):
+    """What a pipeline is doing now."""
+
+    INIT = "init"
+    """Made, not started."""
+    EVALUATING = "evaluating"
+    """Scoring the new candidates."""
+    SELECTING = "selecting"
+    """Choosing the survivors."""
+    MUTATING = "mutating"
+    """Making variants to fill the population."""
+    COMPLETE = "complete"
+    """Ended, for whatever reason."""
+
 
 EventKind = Literal["phase", "evaluated", "failed", "epoch", "warning", "stop"]
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from orbiter.train.errors import TrainingError
-from orbiter.train.evolution.config import EvolutionPhase, StopReason
+from orbiter.train.evolution.config import StopReason
 from orbiter.train.evolution.evaluator import Evaluator
+from orbiter.train.evolution.event import EvolutionPhase
 from orbiter.train.evolution.member import Member, ranked
 from orbiter.train.evolution.selection import survivors
 from orbiter.train.evolution.state import State

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.evolution.strategy import Score
-from orbiter.train.storage import AppendLog, read_records
+from orbiter.train.resume_journal import ResumeJournal, differences
 
 FILE_NAME = "evolution.jsonl"
 
@@ -98,10 +98,10 @@ class FileJournal(Journal):
         self.partial: dict[tuple[str, int], Score] = {}
         self.births: dict[tuple[int, int], Birth] = {}
         self.lost_cost = 0.0
-        self._log = AppendLog(path)
+        self._log = ResumeJournal(path)
         self._synced = time.monotonic()
         try:
-            self._read(path, fingerprint)
+            self._read(fingerprint)
         except BaseException:
             self._log.close()
             raise
@@ -163,14 +163,13 @@ class FileJournal(Journal):
     def _append(self, line: Mapping[str, object]) -> None:
         self._log.append(_encode(line))
 
-    def _read(self, path: Path, fingerprint: Mapping[str, object]) -> None:
-        for count, record in enumerate(read_records(path), start=1):
+    def _read(self, fingerprint: Mapping[str, object]) -> None:
+        for number, _, record, _ in self._log.replay():
             try:
-                line = _decode(record)
-                self._take(line, fingerprint)
+                self._take(_decode(record), fingerprint)
             except (msgspec.DecodeError, KeyError, TypeError) as error:
                 raise StorageError(
-                    f"{path}:{count}: not a line of an evolution: {error}"
+                    f"{self._log.path}:{number}: not a line of an evolution: {error}"
                 ) from error
 
     def _take(self, line: dict[str, Any], fingerprint: Mapping[str, object]) -> None:
@@ -208,8 +207,10 @@ _decode = msgspec.json.Decoder().decode
 
 def _check_same_run(recorded: Mapping[str, object], fingerprint: Mapping[str, object]) -> None:
     present = json.loads(json.dumps(fingerprint))
-    names = [n for n in {**present, **recorded} if recorded.get(n) != present.get(n)]
-    changes = [_change(name, recorded.get(name), present.get(name)) for name in names]
+    changes = [
+        _change(name, recorded.get(name), present.get(name))
+        for name in differences(recorded, present)
+    ]
     if changes:
         raise ConfigError(
             f"run_dir holds the journal of another run, whose scores do not apply here "

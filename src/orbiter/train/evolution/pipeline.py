@@ -12,9 +12,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, DataError, StateError, boundary
 from orbiter.train.evolution.budget import Budget
-from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, StopReason
+from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.evaluator import Evaluator
-from orbiter.train.evolution.event import listeners
+from orbiter.train.evolution.event import EvolutionPhase, listeners
 from orbiter.train.evolution.generation import run_generations
 from orbiter.train.evolution.journal import FileJournal
 from orbiter.train.evolution.member import Member, mean_score, ranked

@@ -5,37 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Interval, mean_interval
+from orbiter.train.evolution.config import StopReason
 from orbiter.train.evolution.identity import Codec
-from orbiter.train.evolution.member import mean_instances
-
-if TYPE_CHECKING:
-    from orbiter.train.evolution.config import StopReason
-    from orbiter.train.evolution.member import Member
-    from orbiter.train.evolution.strategy import Score
+from orbiter.train.evolution.member import Member, mean_instances
+from orbiter.train.evolution.strategy import EpochRecord, Score
 
 C = TypeVar("C")
-
-
-@dataclass(frozen=True, slots=True)
-class EpochRecord:
-    """One finished epoch; counts are since the run began."""
-
-    epoch: int
-    best: float
-    """Best score so far."""
-    mean: float | None
-    """Over the population's members that have a score."""
-    median: float | None
-    unique: int
-    """Different candidates in the population."""
-    evaluations: int
-    failures: int
-    cost: float
-    seconds: float
 
 
 class Ancestor(NamedTuple):

@@ -11,13 +11,12 @@ from typing import Generic, TypeVar
 
 from orbiter.train.errors import DataError
 from orbiter.train.evolution.budget import Budget
-from orbiter.train.evolution.config import EvolutionConfig, EvolutionPhase, StopReason
-from orbiter.train.evolution.event import Event, EventKind, Listener
+from orbiter.train.evolution.config import EvolutionConfig, StopReason
+from orbiter.train.evolution.event import Event, EventKind, EvolutionPhase, Listener
 from orbiter.train.evolution.identity import Codec, content_key, fallback_key
 from orbiter.train.evolution.journal import Journal
 from orbiter.train.evolution.member import Member, Origin, most_surely_best, noise, ranked
-from orbiter.train.evolution.result import EpochRecord
-from orbiter.train.evolution.strategy import Context, EvolutionStrategy, Score
+from orbiter.train.evolution.strategy import Context, EpochRecord, EvolutionStrategy, Score
 
 C = TypeVar("C")
 

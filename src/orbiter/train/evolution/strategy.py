@@ -13,14 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, SupportsFloat, TypeVar
+from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
 
 from orbiter.train.errors import DataError, StateError
 from orbiter.train.evolution.fingerprint import fingerprint
 from orbiter.train.seeding import sub_random
-
-if TYPE_CHECKING:
-    from orbiter.train.evolution.result import EpochRecord
 
 C = TypeVar("C")
 
@@ -42,6 +39,24 @@ class Score:
     failed: Mapping[str, str] | None = None
     """Instances that raised, with the reason. They count with their score in `instances`, are
     counted as failures, and are tried again when the run is resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One finished epoch; counts are since the run began."""
+
+    epoch: int
+    best: float
+    """Best score so far."""
+    mean: float | None
+    """Over the population's members that have a score."""
+    median: float | None
+    unique: int
+    """Different candidates in the population."""
+    evaluations: int
+    failures: int
+    cost: float
+    seconds: float
 
 
 class Context:

@@ -13,10 +13,11 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats.atif_read import items_in
 from orbiter.train.formats.atif_write import trajectories
 from orbiter.train.formats.format import ExportReport, Format
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
 from orbiter.train.storage import atomic_write
-from orbiter.train.trajectory import TrajectoryItem, fields
-from orbiter.train.trajectory.files import Source
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import NAMES
 
 

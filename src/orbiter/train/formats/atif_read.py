@@ -15,9 +15,10 @@ from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import as_json
 from orbiter.train.errors import DataError
+from orbiter.train.json_files import fields
 from orbiter.train.tracing.recorded import Recorder
 from orbiter.train.tracing.times import time_of
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import NAMES
 
 VERSIONS = tuple(f"ATIF-v1.{minor}" for minor in range(8))

@@ -16,7 +16,8 @@ from orbiter.train.chat.message import Message, check_messages, text_of
 from orbiter.train.chat.tool_calls import arguments_of
 from orbiter.train.errors import DataError
 from orbiter.train.formats.atif_read import OURS, SOURCES, call_of, items_in, message_of, result_of
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.json_files import fields
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import NAMES, values_of
 
 VERSION = "ATIF-v1.7"

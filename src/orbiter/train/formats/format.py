@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Literal, NamedTuple
 
-from orbiter.train.trajectory.files import Source
+from orbiter.train.json_files.source import Source
 from orbiter.train.trajectory.item import TrajectoryItem
-
-if TYPE_CHECKING:
-    from orbiter.train.formats.rows import Rows
+from orbiter.train.trajectory.left_out import Left
 
 Reader = Callable[[Source], Iterator[TrajectoryItem]]
 """Yields the items of a file one at a time, without loading the whole file.
@@ -47,6 +45,35 @@ class ExportReport:
             return f"{said}; nothing left out"
         fields = ", ".join(f"{name} ({count})" for name, count in sorted(self.left_out.items()))
         return f"{said}; left out, with how many items had it: {fields}"
+
+
+Row = Mapping[str, Any]
+"""One object of a file."""
+
+
+Column = Literal["text", "number", "whole", "flag", "numbers", "wholes", "object", "objects"]
+"""The type of a column: text, float, int, bool, lists of numbers, any JSON, or a list of any."""
+
+
+class Built(NamedTuple):
+    """An object to write, and the number of items in it."""
+
+    row: dict[str, Any]
+    items: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """How one format maps objects to items and back."""
+
+    claims: Callable[[Row], float]
+    """The confidence, from 0 to 1, that an object has this format; if cut off, values are None."""
+    parse: Callable[[Row, str], Iterable[TrajectoryItem]]
+    """Yields the items in an object; the text names its file and line. Raises DataError."""
+    build: Callable[[Iterable[TrajectoryItem], Left], Iterator[Built]]
+    """Yields objects that store the items, and counts what they cannot store."""
+    columns: Mapping[str, Column]
+    """The column types, for objects that are rows of a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

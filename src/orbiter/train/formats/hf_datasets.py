@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from orbiter.train.contained import inside
 from orbiter.train.disk import disk_errors
 from orbiter.train.errors import DataError, StorageError, require
-from orbiter.train.formats.format import ExportReport, Format
-from orbiter.train.formats.rows import Column, Rows, items_of_records
+from orbiter.train.formats.format import Column, ExportReport, Format, Rows
+from orbiter.train.formats.rows import items_of_records
 from orbiter.train.formats.tables import FOREIGN, plain_rows, rows_in, rows_of
-from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.files import Source
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 

@@ -16,8 +16,9 @@ from typing import Any
 from orbiter.train.chat.conversation import CARRIED, answer_of, items_of, prompt_of
 from orbiter.train.chat.message import Message, check_messages, tools_in
 from orbiter.train.errors import DataError
+from orbiter.train.formats.format import Built, Row, Rows
 from orbiter.train.formats.openai_chat import openai_message, unset_free
-from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl_preference import in_pairs
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from orbiter.train.errors import DataError, did_you_mean
-from orbiter.train.formats.format import ExportReport, Format
-from orbiter.train.formats.rows import Built, Row, Rows
+from orbiter.train.formats.format import Built, ExportReport, Format, Row, Rows
 from orbiter.train.json_files.records import first_object
+from orbiter.train.json_files.source import BOM, Source
 from orbiter.train.trajectory import csv_files, files
-from orbiter.train.trajectory.files import BOM, Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.errors import DataError, MissingExtraError, require
-from orbiter.train.formats.format import ExportReport, Format
+from orbiter.train.formats.format import ExportReport, Format, Row
 from orbiter.train.formats.own import ROWS
-from orbiter.train.formats.rows import Row, items_of_records
+from orbiter.train.formats.rows import items_of_records
 from orbiter.train.formats.tables import FOREIGN, claim, plain_rows, rows_in
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Source
 from orbiter.train.storage import atomic_write
-from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.files import Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 
 BATCH = 512

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from orbiter.train.chat.conversation import answer_of, prompt_of
 from orbiter.train.errors import ConfigError
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.json_files import fields
+from orbiter.train.trajectory import TrajectoryItem
 
 
 class Pair(NamedTuple):

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_mean
 from orbiter.train.formats.format import HEAD, ExportReport, Format, Reader
-from orbiter.train.trajectory.files import OnError, Skipped, Source
+from orbiter.train.json_files.source import OnError, Skipped, Source
 from orbiter.train.trajectory.item import TrajectoryItem
 
 PathLike = str | os.PathLike[str]

@@ -6,46 +6,16 @@ defines once what an object means. Not here: the files (`json_files/records.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 from orbiter.train.errors import DataError
-from orbiter.train.formats.format import ExportReport, Format
+from orbiter.train.formats.format import ExportReport, Format, Rows
 from orbiter.train.json_files.records import Record, encode_record, first_object, read_records
+from orbiter.train.json_files.source import Source
 from orbiter.train.storage import atomic_write
-from orbiter.train.trajectory.files import Source
 from orbiter.train.trajectory.item import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
-
-Row = Mapping[str, Any]
-"""One object of a file."""
-
-
-Column = Literal["text", "number", "whole", "flag", "numbers", "wholes", "object", "objects"]
-"""The type of a column: text, float, int, bool, lists of numbers, any JSON, or a list of any."""
-
-
-class Built(NamedTuple):
-    """An object to write, and the number of items in it."""
-
-    row: dict[str, Any]
-    items: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """How one format maps objects to items and back."""
-
-    claims: Callable[[Row], float]
-    """The confidence, from 0 to 1, that an object has this format; if cut off, values are None."""
-    parse: Callable[[Row, str], Iterable[TrajectoryItem]]
-    """Yields the items in an object; the text names its file and line. Raises DataError."""
-    build: Callable[[Iterable[TrajectoryItem], Left], Iterator[Built]]
-    """Yields objects that store the items, and counts what they cannot store."""
-    columns: Mapping[str, Column]
-    """The column types, for objects that are rows of a table."""
 
 
 def row_format(name: str, *, about: str, survives: frozenset[str], rows: Rows) -> Format:

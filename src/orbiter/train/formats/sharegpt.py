@@ -24,10 +24,12 @@ from orbiter.train.chat.tool_calls import (
     calls_with_text,
 )
 from orbiter.train.errors import DataError
+from orbiter.train.formats.format import Built, Row, Rows
 from orbiter.train.formats.openai_chat import learned, openai_message, unset_free
-from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.formats.rows import row_format
+from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
 _ROLES = {

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from orbiter.train.errors import DataError
+from orbiter.train.formats.format import Column, Row, Rows
 from orbiter.train.formats.registry import NAMES, format_of
-from orbiter.train.formats.rows import Column, Row, Rows
 from orbiter.train.json_files.records import Record, decode_json
 
 FOREIGN = (

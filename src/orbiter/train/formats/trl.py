@@ -28,8 +28,10 @@ from orbiter.train.chat.message import Message, check_messages, tools_in
 from orbiter.train.chat.tool_calls import calls_with_objects
 from orbiter.train.errors import DataError
 from orbiter.train.formats import openai_chat
-from orbiter.train.formats.rows import Built, Column, Row, Rows, row_format
-from orbiter.train.trajectory import TrajectoryItem, fields
+from orbiter.train.formats.format import Built, Column, Row, Rows
+from orbiter.train.formats.rows import row_format
+from orbiter.train.json_files import fields
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import OPTIONAL
 from orbiter.train.trajectory.left_out import Left
 

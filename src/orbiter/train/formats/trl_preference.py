@@ -17,8 +17,9 @@ from typing import Any
 from orbiter.train.chat.conversation import answer_of, note, prompt_of
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
+from orbiter.train.formats.format import Built, Row, Rows
 from orbiter.train.formats.preference import Pair, preference_pairs
-from orbiter.train.formats.rows import Built, Row, Rows, row_format
+from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl import (
     BESIDE,
     ONE_ANSWER,

@@ -21,9 +21,9 @@ from orbiter.train.chat.message import Message, check_messages, text_of
 from orbiter.train.chat.transcript import state_of, write_action
 from orbiter.train.errors import DataError, require
 from orbiter.train.formats.format import ExportReport, Format
+from orbiter.train.json_files.source import Source
 from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory.codec import decode_item, encode_item
-from orbiter.train.trajectory.files import Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 
 DATA_SOURCE = "orbiter-train"

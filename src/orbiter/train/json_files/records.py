@@ -14,8 +14,8 @@ from typing import IO, Any, NamedTuple, NoReturn
 import msgspec
 
 from orbiter.train.errors import DataError
-from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.files import BOM, Source
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import BOM, Source
 
 
 class Record(NamedTuple):

@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from orbiter.train.errors import DataError, StorageError
-from orbiter.train.trajectory.files import BOM, Source
+from orbiter.train.json_files.source import BOM, Source
 
 T = TypeVar("T")
 

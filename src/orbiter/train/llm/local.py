@@ -128,7 +128,7 @@ class LocalChatModel:
 
     def _answer_all(self, batch: Sequence[_Question]) -> list[Answer | BaseException]:
         """Answer a batch; a question that cannot be rendered fails without the others."""
-        from orbiter.train.engine.rollout import sample
+        from orbiter.train.engine.sample import sample
 
         policy = self._policy = self._policy or _load(self._source, self._device)
         prompts = [_rendered(policy, question, self._max_tokens) for question in batch]

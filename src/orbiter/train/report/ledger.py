@@ -15,6 +15,7 @@ from typing import Any
 
 from orbiter.train.errors import StorageError
 from orbiter.train.report.story import Story
+from orbiter.train.resume_journal import read_journal
 from orbiter.train.storage import read_records
 
 CAPTURED = b'"orbiter.train.trajectory"'
@@ -67,7 +68,7 @@ def _captured(path: Path) -> dict[str, Any]:
 
 def _synthesised(path: Path) -> dict[str, Any]:
     made = invalid = failed = 0
-    for number, line in enumerate(read_records(path), start=1):
+    for number, _, line, _ in read_journal(path):
         record = _decoded(path, number, line)
         candidates = record.get("candidates", ())
         made += len(candidates)

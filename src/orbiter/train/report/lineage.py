@@ -18,7 +18,7 @@ from typing import Any
 from orbiter.train.errors import StorageError
 from orbiter.train.report.shown import cut
 from orbiter.train.report.training import short
-from orbiter.train.storage import read_records
+from orbiter.train.resume_journal import read_journal
 
 MEMBERS, MEMBER_BYTES = 120, 90_000
 """Maximum number of members on a page, and their size in bytes. The ancestors of the best one come
@@ -110,9 +110,9 @@ def read_lineage(path: Path, name: str) -> dict[str, Any]:
         StorageError: a line is damaged.
     """
     family = _Family()
-    for number, line in enumerate(read_records(path), start=1):
+    for number, _, record, _ in read_journal(path):
         try:
-            family.take(json.loads(line))
+            family.take(json.loads(record))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"{path}:{number}: not a line of an evolution: {error}") from error
     best = family.winner()

@@ -27,10 +27,11 @@ from typing import cast
 
 from orbiter.train.errors import ConfigError, DataError, StateError, StorageError
 from orbiter.train.redact import secrets_of_the_environment
+from orbiter.train.resume_journal import JournalLine, ResumeJournal, differences, read_journal
 from orbiter.train.runlog.environment import keep_environment
 from orbiter.train.runlog.plain import NAMED, number, plain
 from orbiter.train.runlog.trackers import Tracked, Tracker, Trackers
-from orbiter.train.storage import AppendLog, Durability, read_records, write_file
+from orbiter.train.storage import Durability, write_file
 
 RUN_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.jsonl"
 TIMES_FILE = "times.jsonl"
@@ -68,14 +69,14 @@ class RunLog:
         self._secrets = secrets_of_the_environment()
         described = None if config is None else plain(config, "config", self._secrets)
         with contextlib.ExitStack() as opened:
-            metrics = AppendLog(self.folder / METRICS_FILE, durability=durability)
+            metrics = ResumeJournal(self.folder / METRICS_FILE, durability=durability)
             opened.callback(metrics.close)
             _settle(self.folder / RUN_FILE, described)  # while holding the lock of the log above
-            samples = AppendLog(self.folder / SAMPLES_FILE, durability=durability)
+            samples = ResumeJournal(self.folder / SAMPLES_FILE, durability=durability)
             opened.callback(samples.close)
             self._metrics = _Steps(metrics, resume_from)
             self._samples = _Steps(samples, resume_from)
-            times = AppendLog(self.folder / TIMES_FILE, durability=durability)
+            times = ResumeJournal(self.folder / TIMES_FILE, durability=durability)
             opened.callback(times.close)
             self._times = _Steps(times, resume_from)
             keep_environment(self.folder, environment or {})
@@ -159,7 +160,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         folder=place,
         config=read_config(place),
         metrics=read_numbers(place / METRICS_FILE),
-        samples=tuple(row for _, row in _rows(place / SAMPLES_FILE)),
+        samples=tuple(
+            row for _, row in _rows(place / SAMPLES_FILE, read_journal(place / SAMPLES_FILE))
+        ),
         times=read_numbers(place / TIMES_FILE),
     )
 
@@ -183,7 +186,7 @@ def read_numbers(path: str | os.PathLike[str]) -> tuple[Mapping[str, float], ...
         StorageError: a line is damaged.
     """
     path = Path(path)
-    return tuple(_measured(path, line, row) for line, (_, row) in enumerate(_rows(path), 1))
+    return tuple(_measured(path, line.number, row) for line, row in _rows(path, read_journal(path)))
 
 
 def _measured(path: Path, line: int, row: Mapping[str, object]) -> Mapping[str, float]:
@@ -201,18 +204,18 @@ def _measured(path: Path, line: int, row: Mapping[str, object]) -> Mapping[str, 
 class _Steps:
     """A log whose step numbers never decrease; `resume_from` drops all later records."""
 
-    def __init__(self, log: AppendLog, resume_from: int | None) -> None:
+    def __init__(self, log: ResumeJournal, resume_from: int | None) -> None:
         self.log, self.last, self.closed = log, 0, False
         self.tracked_until = 0
         """The last dropped step: trackers already have its values and those before it."""
-        rows = _rows(log.path)
-        for start, row in rows:
+        rows = _rows(log.path, log.replay())
+        for line, row in rows:
             step = cast("int", row["step"])
             if resume_from is not None and step > resume_from:
                 self.tracked_until = step
                 with contextlib.suppress(StorageError):  # a damaged line here is dropped too
                     self.tracked_until = max([step, *(int(str(r["step"])) for _, r in rows)])
-                os.truncate(log.path, start)
+                log.cut(line)
                 return
             self.last = step
 
@@ -236,17 +239,16 @@ def _settle(path: Path, config: Mapping[str, object] | None) -> None:
     if not path.exists():
         write_file(path, _json({"format": 1, "config": config or {}}, indent=2) + b"\n")
         return
-    found = _config_in(path)
-    if config is None or found == config:
+    recorded = _config_in(path)
+    if config is None or recorded == config:
         return
-    there, here = ({k: repr(v) for k, v in side.items()} for side in (found, config))
-    differences = [
+    there, here = ({k: repr(v) for k, v in side.items()} for side in (recorded, config))
+    changes = [
         f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        for name in sorted(differences(there, here))
     ]
     raise ConfigError(
-        f"{path.parent} holds a run of another configuration: {'; '.join(differences)}. "
+        f"{path.parent} holds a run of another configuration: {'; '.join(changes)}. "
         "Choose a new folder, or the same configuration"
     )
 
@@ -259,17 +261,17 @@ def _config_in(path: Path) -> Mapping[str, object]:
         raise StorageError(f"{path} is not the description of a run: {error}") from error
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Yield each complete record with the byte offset of its line."""
-    start = 0
-    for at, line in enumerate(read_records(path), 1):
+def _rows(
+    path: Path, lines: Iterable[JournalLine]
+) -> Iterator[tuple[JournalLine, dict[str, object]]]:
+    """Yield each complete record with its line."""
+    for line in lines:
         try:
-            row = json.loads(line)
+            row = json.loads(line.record)
             int(row["step"])
         except (ValueError, TypeError, KeyError) as error:
-            raise StorageError(f"{path}:{at} is not a record of a run: {error}") from error
-        yield start, row
-        start += len(line) + 1
+            raise StorageError(f"{path}:{line.number} is not a record of a run: {error}") from error
+        yield line, row
 
 
 def _json(value: Mapping[str, object], *, indent: int | None = None) -> bytes:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from orbiter.train.engine.rollout import JUST_BELOW_ONE, choose
+from orbiter.train.engine.sample import JUST_BELOW_ONE, choose
 from orbiter.train.engine.session import work
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed

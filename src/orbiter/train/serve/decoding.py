@@ -27,8 +27,8 @@ from orbiter.train.engine.forward.packing import Rectangle
 from orbiter.train.serve.prefix import PrefixStore
 
 if TYPE_CHECKING:
+    from orbiter.train.engine.forward.generic import Decoder
     from orbiter.train.engine.policy import Policy
-    from orbiter.train.engine.rollout import Decoder
 
 FIRST_LENGTH = 256
 """Tokens that a slot has room for at first; the room doubles."""

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from orbiter.train.errors import ConfigError, StorageError
-from orbiter.train.storage import AppendLog, read_records
+from orbiter.train.resume_journal import ResumeJournal, differences
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import decode_item, encode_item
 
@@ -110,12 +110,12 @@ class FileJournal:
             StorageError: another process writes to it, or the file is not a synthesis journal.
         """
         path = Path(folder) / "synthesis.jsonl"
-        self._log = AppendLog(path)
+        self._log = ResumeJournal(path)
         self._made: dict[int, Made] = {}
         self._scored: dict[tuple[int, int], Scored] = {}
         self.cost = 0.0
         try:
-            if not self._read(path, run):
+            if not self._read(run):
                 self._log.append(_ENCODER.encode(_Began(1, dict(run))))
         except BaseException:
             self._log.close()
@@ -137,10 +137,10 @@ class FileJournal:
         """Let go of the file and its lock."""
         self._log.close()
 
-    def _read(self, path: Path, run: Mapping[str, object]) -> bool:
+    def _read(self, run: Mapping[str, object]) -> bool:
         """Read the existing records; return whether there were any."""
-        number = 0
-        for number, line in enumerate(read_records(path), start=1):
+        number, path = 0, self._log.path
+        for number, _, line, _ in self._log.replay():
             try:
                 record = _DECODER.decode(line)
             except msgspec.DecodeError as error:
@@ -163,14 +163,13 @@ class FileJournal:
 def _check_same(path: Path, began: _Began, run: Mapping[str, object]) -> None:
     if began.version != 1:
         raise StorageError(f"{path} has format {began.version}; this version reads format 1")
-    differ = [
+    changes = [
         f"{name} was {began.run.get(name)!r}, is {run.get(name)!r}"
-        for name in {**began.run, **run}
-        if began.run.get(name) != run.get(name)
+        for name in differences(began.run, run)
     ]
-    if differ:
+    if changes:
         raise ConfigError(
-            f"{path.parent} holds a run with other settings ({'; '.join(differ)}); use those "
+            f"{path.parent} holds a run with other settings ({'; '.join(changes)}); use those "
             "settings, or another run_dir"
         )
 

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from orbiter.train.chat.message import REASONING
-from orbiter.train.tracing.flat import openinference_scores
-from orbiter.train.tracing.keys import ENTRIES, place_of
-from orbiter.train.tracing.span import Attributes, Span
+from orbiter.train.tracing.dialects import openinference_scores
+from orbiter.train.tracing.span import ENTRIES, Attributes, Span, place_of
 
 
 class Score(NamedTuple):

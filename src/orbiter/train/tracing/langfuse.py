@@ -17,11 +17,11 @@ from typing import Any
 
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json, head_objects
+from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
 from orbiter.train.tracing.rows import Row, items_from, nanoseconds_of, score_event
 from orbiter.train.tracing.span import Span
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import Source
 
 
 def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryItem]:

@@ -14,14 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orbiter.train.errors import DataError
-from orbiter.train.tracing.attributes import Attributes, attributes_of
-from orbiter.train.tracing.otlp import Status, nanoseconds
+from orbiter.train.json_files.source import BOM, Source
+from orbiter.train.tracing.otlp import Found, Status, nanoseconds, read_spans
 from orbiter.train.tracing.recorded import decoded_item
-from orbiter.train.tracing.span import Event, Span
-from orbiter.train.tracing.stream import Found, read_spans
+from orbiter.train.tracing.span import AttributeReader, Event, Span, attributes_of
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import BOM, Source
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
         DataError: a span is wrong (unless the source skips bad ones), or there are no calls.
     """
     traces = Traces(source.refuse, make=decoded_item, reward=reward)
-    known = Attributes()
+    known = AttributeReader()
     for found in read_spans(source):
         try:
             span = span_of(found, known)
@@ -58,7 +56,7 @@ def detect(head: bytes, path: Path) -> float:
     return 1.0 if _OPENS.match(start) else 0.5 if path.suffix in SUFFIXES else 0.3
 
 
-def span_of(found: Found, known: Attributes) -> Span:
+def span_of(found: Found, known: AttributeReader) -> Span:
     """Convert a span of a file.
 
     Args:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from orbiter.train.errors import DataError
+from orbiter.train.json_files.source import Source
 from orbiter.train.tracing.span import Event, Span
 from orbiter.train.tracing.times import time_of
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import Source
 
 log = logging.getLogger(__name__)
 

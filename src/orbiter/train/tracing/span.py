@@ -1,14 +1,30 @@
-"""The span type, shared by file import and live capture, and its attributes."""
+"""A span and its attributes: the type shared by file import and live capture, and its reading.
+
+Each call of an agent repeats the chat so far, so most of a span's content was already read in an
+earlier span. `AttributeReader` therefore compares the bytes of the attributes with those of the
+last span of the same name in the trace, and continues where the two differ. Each attribute name is
+parsed only once, since most spans of a file have the same names. Not here: what the values mean.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+import msgspec
+
 from orbiter.train.chat.message import Message
-from orbiter.train.tracing.keys import place_of
+from orbiter.train.json_files.walk import FOREIGN, decoded
+from orbiter.train.tracing.otlp import AttributesOnly, KeyValue, plain
+
+ROOM = 8 << 20
+"""The size of the cache, in bytes of attributes."""
+SMALL = 1 << 10
+"""Attributes shorter than this many bytes are not worth caching."""
 
 Attributes = Mapping[str, Any]
 Rows = dict[str, Any]
@@ -155,3 +171,175 @@ def sheet_of(attributes: dict[str, Any]) -> Sheet:
     if all(place_of(key).number is None for key in attributes):
         return Sheet(attributes, {})
     return Draft().take(attributes.items()).sheet()
+
+
+class AttributeReader:
+    """Reads attributes, caching those of the last large span of each name in each trace."""
+
+    def __init__(self, room: int = ROOM) -> None:
+        """Start with an empty cache of `room` bytes."""
+        self._room = room
+        self._last: OrderedDict[tuple[str, str], tuple[bytes, Draft]] = OrderedDict()
+
+    def read(self, raw: msgspec.Raw, trace_id: str, name: str) -> Sheet:
+        """Return the attributes of a span.
+
+        Raises:
+            DataError: they are malformed; the message says where.
+        """
+        data = bytes(raw)
+        if len(data) < SMALL:
+            return sheet_of(attributes_of(_pairs(data, data)))
+        before, known = self._last.pop((trace_id, name), (b"", _NOTHING))
+        self._room += len(before)
+        at = _parting(before, data)
+        # A key occurs only at the start of an attribute, so counting keys counts attributes.
+        draft = known.begun(known.count - before.count(_NAME, at))
+        begun = draft.count
+        draft.take(_named(_pairs(b"[" + data[at:] if begun else data, data)))
+        named = data.count(_NAME, at) == draft.count - begun and data.find(_NESTED, at) < 0
+        if named and draft.is_plain():
+            self._remember((trace_id, name), data, draft)
+        return draft.sheet()
+
+    def _remember(self, key: tuple[str, str], data: bytes, draft: Draft) -> None:
+        self._last[key] = (data, draft)
+        self._room -= len(data)
+        while self._room < 0:
+            forgotten, _ = self._last.popitem(last=False)[1]
+            self._room += len(forgotten)
+
+
+def attributes_of(pairs: Sequence[KeyValue] | None) -> dict[str, Any]:
+    """Return the values of attributes by name."""
+    return dict(_named(pairs))
+
+
+def _named(pairs: Sequence[KeyValue] | None) -> Iterator[tuple[str, Any]]:
+    for pair in pairs or ():
+        value = pair.value
+        text = value.string_value if value is not None else None
+        yield pair.key, text if text is not None else plain(value)
+
+
+def _parting(before: bytes, data: bytes) -> int:
+    """Return the start of the first attribute that differs; 0 if no attribute is shared."""
+    at, size = 0, 1 << 10
+    end = min(len(before), len(data))
+    while size:
+        while at + size <= end and before[at : at + size] == data[at : at + size]:
+            at += size
+        size //= 4
+    return max(data.rfind(_NAME, 0, at), 0)
+
+
+def _pairs(part: bytes, whole: bytes) -> list[KeyValue] | None:
+    pairs: list[KeyValue] | None
+    try:
+        pairs = _PAIRS.decode(part)
+    except FOREIGN:
+        # Decode it again inside an object, so that the error message contains the path.
+        pairs = decoded(_IN_PLACE, b'{"attributes":' + whole + b"}").attributes
+    return pairs
+
+
+_NOTHING = Draft()
+_NAME = b'{"key"'
+_NESTED = b"kvlistValue"
+_PAIRS = msgspec.json.Decoder(list[KeyValue] | None)
+_IN_PLACE = msgspec.json.Decoder(AttributesOnly)
+
+
+class Place(NamedTuple):
+    """The place of an attribute in an item."""
+
+    group: str
+    number: int | None
+    """The number of the message or tool, if the attribute is one piece of it."""
+    name: str
+    """The rest of the attribute's name."""
+
+
+@lru_cache(maxsize=1 << 14)
+def place_of(key: str) -> Place:
+    """Return the place of an attribute, given its name."""
+    if key in ENTRIES:
+        return Place("entries", None, ENTRIES[key])
+    if key in _TOLD:
+        return Place("told", None, key)
+    for prefix, group in _GROUPS.items():
+        if key.startswith(prefix):
+            return Place(group, None, key[len(prefix) :])
+    for prefix in SPREAD:
+        number, _, name = key.removeprefix(prefix).partition(".")
+        if key.startswith(prefix) and number.isascii() and number.isdigit() and len(number) < 10:
+            return Place(prefix, int(number), name)
+    return Place("attributes", None, key)
+
+
+SPREAD = (
+    "gen_ai.prompt.",
+    "gen_ai.completion.",
+    "llm.request.functions.",
+    "llm.input_messages.",
+    "llm.output_messages.",
+    "llm.tools.",
+    "evaluations.",
+    "annotations.",
+)
+"""The prefixes, before the number, of attributes that are pieces of a message or tool."""
+_GROUPS = {"gen_ai.request.": "params", "gen_ai.usage.": "usage", "llm.token_count.": "usage"}
+ENTRIES = {
+    "gen_ai.response.model": "model",
+    "gen_ai.request.model": "requested_model",
+    "llm.model_name": "model",
+    "langfuse.observation.model.name": "model",
+    "gen_ai.provider.name": "provider",
+    "gen_ai.system": "provider",
+    "llm.provider": "provider",
+    "gen_ai.response.id": "response_id",
+    "gen_ai.response.finish_reasons": "finish_reason",
+    "llm.finish_reason": "finish_reason",
+    "gen_ai.usage.input_tokens": "input_tokens",
+    "gen_ai.usage.prompt_tokens": "input_tokens",
+    "llm.token_count.prompt": "input_tokens",
+    "gen_ai.usage.output_tokens": "output_tokens",
+    "gen_ai.usage.completion_tokens": "output_tokens",
+    "llm.token_count.completion": "output_tokens",
+    "gen_ai.usage.cache_read.input_tokens": "cached_tokens",
+    "gen_ai.usage.reasoning.output_tokens": "reasoning_tokens",
+    "gen_ai.conversation.id": "conversation_id",
+    "session.id": "conversation_id",
+    "user.id": "user_id",
+    "gen_ai.agent.id": "agent_id",
+    "gen_ai.workflow.name": "workflow",
+    "traceloop.workflow.name": "workflow",
+    "llm.invocation_parameters": "invocation_parameters",
+    "error.type": "error_type",
+}
+"""Attributes that become an entry of an item's metadata, with the name of the entry."""
+_TOLD = frozenset(
+    {
+        "gen_ai.input.messages",
+        "gen_ai.output.messages",
+        "gen_ai.system_instructions",
+        "gen_ai.tool.definitions",
+        "gen_ai.operation.name",
+        "gen_ai.agent.name",
+        "agent.name",
+        "openinference.span.kind",
+        "llm.request.type",
+        "langfuse.observation.type",
+        "langfuse.observation.input",
+        "langfuse.observation.output",
+        "input.value",
+        "input.mime_type",
+        "output.value",
+        "output.mime_type",
+        "gen_ai.evaluation.name",
+        "gen_ai.evaluation.score.value",
+        "gen_ai.evaluation.score.label",
+        "gen_ai.evaluation.explanation",
+    }
+)
+"""Attributes that go to fields of an item, or that mark a span as an item."""

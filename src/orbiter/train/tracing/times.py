@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from orbiter.train.errors import DataError
-from orbiter.train.trajectory import fields
+from orbiter.train.json_files import fields
 
 
 def time_of(text: object) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from orbiter.train.errors import DataError, did_you_mean
-from orbiter.train.trajectory import fields
+from orbiter.train.json_files import fields
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, from_values, values_of
 
 

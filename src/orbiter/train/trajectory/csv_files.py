@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from orbiter.train.errors import DataError, did_you_mean
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Extra, OnError, Skipped, Source
 from orbiter.train.storage import atomic_write
-from orbiter.train.trajectory import fields
-from orbiter.train.trajectory.files import CHUNK, Extra, OnError, Skipped, Source
+from orbiter.train.trajectory.files import CHUNK
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
 
 ALWAYS = ("state", "action", "reward", "metadata")

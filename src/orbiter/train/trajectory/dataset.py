@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Self, overload
 
 from orbiter.train.errors import ConfigError, DataError, did_you_mean
+from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Extra, OnError, Skipped
 from orbiter.train.storage import Durability
-from orbiter.train.trajectory import csv_files, fields, files, summary
-from orbiter.train.trajectory.files import Extra, OnError, Skipped
+from orbiter.train.trajectory import csv_files, files, summary
 from orbiter.train.trajectory.item import TrajectoryItem
 from orbiter.train.trajectory.journal import Recovery
 from orbiter.train.trajectory.ledger import Ledger

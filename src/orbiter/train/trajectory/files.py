@@ -5,79 +5,23 @@ Not here: CSV (`csv_files.py`) and the formats of other tools (`orbiter.train.fo
 
 from __future__ import annotations
 
-import codecs
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import IO
 
 import msgspec
 
-from orbiter.train.errors import ConfigError, DataError, StorageError
+from orbiter.train.errors import DataError
+from orbiter.train.json_files.source import BOM, Extra, OnError, Skipped, Source
 from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory.codec import decode_item, encode_item
 from orbiter.train.trajectory.item import TrajectoryItem
 
-OnError = Literal["raise", "skip"]
-"""What to do with a bad item: stop the import, or leave it out and report it."""
-Extra = Literal["error", "metadata"]
-"""What to do with an unknown field: raise an error, or move it into the metadata."""
-
 CHUNK = 512
 """The number of lines per write."""
-
-log = logging.getLogger(__name__)
-
-
-class Skipped(NamedTuple):
-    """A bad item that was left out of an import."""
-
-    path: str
-    line: int
-    """The line number, from 1."""
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}"
-
-
-class Source:
-    """A file that is being read, with the rule for bad items."""
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        on_error: OnError,
-        extra: Extra,
-        skipped: list[Skipped],
-    ) -> None:
-        if on_error not in {"raise", "skip"}:
-            raise ConfigError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        if extra not in {"error", "metadata"}:
-            raise ConfigError(f"extra must be 'error' or 'metadata', got {extra!r}")
-        self.path = os.fspath(path)
-        self.extra_to_metadata = extra == "metadata"
-        self.on_error: OnError = on_error
-        self.skipped = skipped
-
-    def open(self) -> IO[bytes]:
-        """Open the file; a `StorageError` says why it cannot be read."""
-        try:
-            return Path(self.path).open("rb")
-        except OSError as error:
-            raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
-
-    def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
-        """Raise an error for a bad item, or add it to `skipped`."""
-        skipped = Skipped(self.path, line, reason)
-        if self.on_error == "raise":
-            raise DataError(str(skipped)) from cause
-        log.warning("skipped %s", skipped)
-        self.skipped.append(skipped)
 
 
 def export_jsonl(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
@@ -197,7 +141,6 @@ def _element_end(text: str, start: int) -> int:
         return len(text)
 
 
-BOM = codecs.BOM_UTF8
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"\s*")

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from orbiter.train.errors import DataError
-from orbiter.train.trajectory import fields
+from orbiter.train.json_files import fields
 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 """Marks metadata that was not given; each item then gets its own empty dict."""

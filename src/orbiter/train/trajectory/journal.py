@@ -1,8 +1,11 @@
 """A data set on disk: an append-only log with one checksummed record per line.
 
-    <crc32> {"journal": "orbiter.train.trajectory", "version": 1}      the first line
+    <crc32> {"journal": "orbiter.train.trajectory", "version": 2}      the first line
     <crc32> {"entry": [item, base, cut]}                               captured; kept or waiting
     <crc32> {"scored": [[number, [item, base, cut] or null], ...]}     an episode got its reward
+
+A checksum continues from that of the line before, so a line that was changed, repeated, removed or
+moved is found. In files of version 1, which are still read and continued, it covers its line alone.
 
 The `item` of an entry is stored without the first `cut` elements of its shared fields
 (`turns.SHARED`), which it has in common with entry number `base`. A whole episode is scored in one
@@ -22,8 +25,8 @@ from typing import NamedTuple
 import msgspec
 
 from orbiter.train.errors import StorageError
-from orbiter.train.storage import AppendLog, Durability, read_records
-from orbiter.train.trajectory import fields
+from orbiter.train.json_files import fields
+from orbiter.train.storage import AppendLog, Durability, SyncError, read_records
 from orbiter.train.trajectory.codec import Line, values_in
 from orbiter.train.trajectory.item import TrajectoryItem, from_values, values_of
 from orbiter.train.trajectory.store import Place, Store
@@ -31,8 +34,9 @@ from orbiter.train.trajectory.turns import Stored, Turn, packed, unpacked
 
 log = logging.getLogger(__name__)
 
-_HEADER = b'{"journal":"orbiter.train.trajectory","version":1}'
-_HEADER_LINE = b"%08x " % zlib.crc32(_HEADER) + _HEADER + b"\n"
+_HEADER = b'{"journal":"orbiter.train.trajectory","version":2}'
+_HEADER_1 = _HEADER.replace(b"2", b"1")
+_HEADER_LINES = tuple(b"%08x %b\n" % (zlib.crc32(text), text) for text in (_HEADER, _HEADER_1))
 
 
 class Entry(msgspec.Struct, array_like=True):
@@ -81,9 +85,10 @@ class Journal:
         self._log = _open(self.path, durability)
         self._owner = os.getpid()
         self._doubtful = False
+        self._checksums = _Checksums()
         try:
-            torn = self._log.recovered.torn_bytes + _set_damaged_tail_aside(self.path)
-            _replay(self.path, store)
+            torn = self._log.recovered.torn_bytes + _set_unwritten_tail_aside(self.path)
+            _replay(self.path, store, self._checksums)
             if not self.path.stat().st_size:
                 self._append(_HEADER)
         except BaseException:
@@ -132,12 +137,12 @@ class Journal:
                 f"{os.getpid()}: give every process its own journal"
             )
         try:
-            self._log.append(b"%08x %b" % (zlib.crc32(record), record))
-        except StorageError:
-            raise
-        except OSError as error:
+            checksum = self._checksums.of(record)
+            self._log.append(b"%08x %b" % (checksum, record))
+            self._checksums.last = checksum
+        except SyncError:
             self._doubtful = True  # written, but a failed sync may have thrown it away
-            raise StorageError(f"cannot sync {self.path}: {error.strerror}") from error
+            raise
 
 
 def _open(path: Path, durability: Durability) -> AppendLog:
@@ -157,10 +162,23 @@ def _entry(place: Place, item: TrajectoryItem) -> Entry:
     return Entry(Line(*values_of(item)), -1, ())
 
 
-def _replay(path: Path, store: Store) -> None:
+class _Checksums:
+    """Computes the checksum of each line."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        """Checksum of the line before."""
+        self.chained = True
+        """Whether a checksum continues from the one before; not in files of version 1."""
+
+    def of(self, record: bytes) -> int:
+        return zlib.crc32(record, self.last if self.chained else 0)
+
+
+def _replay(path: Path, store: Store, checksums: _Checksums) -> None:
     """Apply every recorded change to the store, keeping all entries so that bases can be found."""
     entries: list[Stored] = []
-    for number, record in enumerate(_checked_records(path), start=1):
+    for number, record in enumerate(_checked_records(path, checksums), start=1):
         try:
             if number > 1:
                 _apply(_DECODER.decode(record), store, entries)
@@ -193,47 +211,53 @@ def _refuse_foreign(path: Path) -> None:
     if not path.is_file():
         return
     with path.open("rb") as file:
-        start = file.read(len(_HEADER_LINE))
-    if not _HEADER_LINE.startswith(start):
+        start = file.read(len(_HEADER_LINES[0]))
+    if not any(header.startswith(start) for header in _HEADER_LINES):
         raise StorageError(
             f"{path} is not a journal of this version: it starts with {fields.shown(start[:32])} "
             "(TrajectoryDataset.from_jsonl reads JSON lines)"
         )
 
 
-def _checked_records(path: Path) -> Iterator[bytes]:
+def _checked_records(path: Path, checksums: _Checksums) -> Iterator[bytes]:
     for number, line in enumerate(read_records(path), start=1):
-        if not _is_whole(line):
+        record = line[9:]
+        if number == 1:
+            checksums.chained = record != _HEADER_1
+        checksum = checksums.of(record)
+        if line[:9] != b"%08x " % checksum:
             raise StorageError(
-                f"{path}:{number}: the checksum does not match {fields.shown(line)}: the file was "
+                f"{path}:{number}: the checksum does not match {fields.shown(line)}: the line was "
                 "changed after it was written"
+                + (
+                    ", or lines before it were removed, repeated or moved"
+                    if checksums.chained
+                    else ""
+                )
             )
-        yield line[9:]
+        checksums.last = checksum
+        yield record
 
 
-def _is_whole(line: bytes) -> bool:
-    return line[:9] == b"%08x " % zlib.crc32(line[9:])
+def _set_unwritten_tail_aside(path: Path) -> int:
+    """Move last lines with zero bytes, which a power loss can leave, to `<name>.torn`.
 
-
-def _set_damaged_tail_aside(path: Path) -> int:
-    """Move damaged last lines, which a power loss can leave, to `<name>.torn`.
-
-    This needs at least one whole record before them and none after them: other damage is not a
-    torn tail, and `_checked_records` refuses it.
+    A file system that had not written the data yet returns zeros, which no record contains. Any
+    other damage is not a torn tail: `_checked_records` refuses it.
     """
-    whole_until, position = 0, 0
+    written_until, position = 0, 0
     for line in read_records(path):
         position += len(line) + 1
-        if _is_whole(line):
-            whole_until = position
-    if not whole_until or whole_until == position:
+        if b"\0" not in line:
+            written_until = position
+    if not written_until or written_until == position:
         return 0
     with path.open("r+b") as file:
-        file.seek(whole_until)
+        file.seek(written_until)
         with path.with_name(path.name + ".torn").open("ab") as torn:
             torn.write(file.read())
-        file.truncate(whole_until)
-    return position - whole_until
+        file.truncate(written_until)
+    return position - written_until
 
 
 _DECODER = msgspec.json.Decoder(Record)

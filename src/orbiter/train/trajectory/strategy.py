@@ -7,7 +7,7 @@ from dataclasses import replace
 from inspect import isawaitable
 
 from orbiter.train.errors import CallbackError, boundary
-from orbiter.train.trajectory.fields import shown
+from orbiter.train.json_files.fields import shown
 from orbiter.train.trajectory.item import TrajectoryItem
 
 

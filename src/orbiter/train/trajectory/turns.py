@@ -12,7 +12,7 @@ from itertools import chain
 from operator import is_
 from typing import NamedTuple
 
-from orbiter.train.trajectory import fields
+from orbiter.train.json_files import fields
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, from_values
 
 SHARED = tuple(

@@ -8,7 +8,8 @@ from statistics import fmean, pstdev
 from typing import NamedTuple
 
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.rollout import Rollout, sample
+from orbiter.train.engine.rollout import Rollout
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.session import work
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.trainer import as_metrics

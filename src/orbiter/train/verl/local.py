@@ -17,7 +17,8 @@ from typing_extensions import override
 from orbiter.train.engine.batch import Batch, minibatches
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.progress import Progress
-from orbiter.train.engine.rollout import Rollout, sample
+from orbiter.train.engine.rollout import Rollout
+from orbiter.train.engine.sample import sample
 from orbiter.train.engine.session import Session, work
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.errors import TrainingError

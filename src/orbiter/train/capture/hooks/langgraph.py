@@ -11,7 +11,7 @@ import time
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from orbiter.train.capture.context import CURRENT
+from orbiter.train.capture.episode import CURRENT
 from orbiter.train.capture.joining import ToolRun
 from orbiter.train.errors import require
 
@@ -39,76 +39,78 @@ def install() -> None:
 
 
 def _handler(base: Foreign) -> object:
-    class Handler(base):  # type: ignore[misc]
-        """Remembers what has started until it ends."""
+    """Return a handler; its class is made here because langchain is imported only on `install`."""
+    return type("Handler", (_Watcher, base), {})()
 
-        run_inline = True
 
-        def __init__(self) -> None:
-            self._asking: dict[object, dict[str, Any]] = {}
-            self._tools: dict[object, _Tool] = {}
+class _Watcher:
+    """The callbacks of the handler; remembers what has started until it ends."""
 
-        def on_chat_model_start(self, *_: object, run_id: object, **told: Any) -> None:  # noqa: ANN401
-            if CURRENT.get() is not None:
-                self._asking[run_id] = told.get("metadata") or {}
+    run_inline = True
 
-        def on_llm_end(self, response: Foreign, *, run_id: object, **_: object) -> None:
-            told, episode = self._asking.pop(run_id, None), CURRENT.get()
-            if told is None or episode is None:
-                return
-            branch = {
-                name.removeprefix("langgraph_"): told[name] for name in _BRANCH if name in told
-            }
-            agent = told.get("lc_agent_name") or branch.get("node")
-            episode.called_by(_response_id(response), agent, branch)
+    def __init__(self) -> None:
+        self._asking: dict[object, dict[str, Any]] = {}
+        self._tools: dict[object, _Tool] = {}
 
-        def on_llm_error(self, _error: BaseException, *, run_id: object, **_: object) -> None:
-            self._asking.pop(run_id, None)
+    def on_chat_model_start(self, *_: object, run_id: object, **context: Any) -> None:  # noqa: ANN401
+        if CURRENT.get() is not None:
+            self._asking[run_id] = context.get("metadata") or {}
 
-        def on_tool_start(
-            self,
-            serialized: Foreign,
-            _input: str,
-            *,
-            run_id: object,
-            **told: Any,  # noqa: ANN401
-        ) -> None:
-            if CURRENT.get() is not None:
-                name = (serialized or {}).get("name") or told.get("name") or "tool"
-                now = time.perf_counter()
-                self._tools[run_id] = _Tool(name, told.get("tool_call_id"), time.time(), now)
+    def on_llm_end(self, response: Foreign, *, run_id: object, **_: object) -> None:
+        metadata, episode = self._asking.pop(run_id, None), CURRENT.get()
+        if metadata is None or episode is None:
+            return
+        branch = {
+            name.removeprefix("langgraph_"): metadata[name] for name in _BRANCH if name in metadata
+        }
+        agent = metadata.get("lc_agent_name") or branch.get("node")
+        episode.called_by(_response_id(response), agent, branch)
 
-        def on_tool_end(self, output: Foreign, *, run_id: object, **_: object) -> None:
-            failed = getattr(output, "status", "") == "error"
-            text = str(getattr(output, "content", output))
-            call_id = getattr(output, "tool_call_id", None)
-            self._tell(run_id, call_id, None if failed else text, text if failed else None)
+    def on_llm_error(self, _error: BaseException, *, run_id: object, **_: object) -> None:
+        self._asking.pop(run_id, None)
 
-        def on_tool_error(self, error: BaseException, *, run_id: object, **_: object) -> None:
-            self._tell(run_id, None, None, f"{type(error).__name__}: {error}")
+    def on_tool_start(
+        self,
+        serialized: Foreign,
+        _input: str,
+        *,
+        run_id: object,
+        **context: Any,  # noqa: ANN401
+    ) -> None:
+        if CURRENT.get() is not None:
+            name = (serialized or {}).get("name") or context.get("name") or "tool"
+            now = time.perf_counter()
+            self._tools[run_id] = _Tool(name, context.get("tool_call_id"), time.time(), now)
 
-        def _tell(
-            self, run_id: object, call_id: str | None, result: str | None, error: str | None
-        ) -> None:
-            tool, episode = self._tools.pop(run_id, None), CURRENT.get()
-            if tool is None or episode is None:
-                return
-            run = ToolRun(
-                name=tool.name,
-                arguments=None,
-                result=result,
-                error=error,
-                started=tool.started,
-                seconds=time.perf_counter() - tool.clock,
-                call_id=call_id or tool.call_id,
-            )
-            episode.tool_ran(run)
+    def on_tool_end(self, output: Foreign, *, run_id: object, **_: object) -> None:
+        failed = getattr(output, "status", "") == "error"
+        text = str(getattr(output, "content", output))
+        call_id = getattr(output, "tool_call_id", None)
+        self._tell(run_id, call_id, None if failed else text, text if failed else None)
 
-    return Handler()
+    def on_tool_error(self, error: BaseException, *, run_id: object, **_: object) -> None:
+        self._tell(run_id, None, None, f"{type(error).__name__}: {error}")
+
+    def _tell(
+        self, run_id: object, call_id: str | None, result: str | None, error: str | None
+    ) -> None:
+        tool, episode = self._tools.pop(run_id, None), CURRENT.get()
+        if tool is None or episode is None:
+            return
+        run = ToolRun(
+            name=tool.name,
+            arguments=None,
+            result=result,
+            error=error,
+            started=tool.started,
+            seconds=time.perf_counter() - tool.clock,
+            call_id=call_id or tool.call_id,
+        )
+        episode.tool_ran(run)
 
 
 def _response_id(response: Foreign) -> str | None:
     """Return the id that the server gave its answer."""
     message = response.generations[0][0].message
-    found = message.response_metadata.get("id") or message.id
-    return str(found) if found else None
+    response_id = message.response_metadata.get("id") or message.id
+    return str(response_id) if response_id else None

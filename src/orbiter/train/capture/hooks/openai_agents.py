@@ -13,7 +13,8 @@ import functools
 from datetime import datetime
 from typing import Any
 
-from orbiter.train.capture.context import CURRENT, SPEAKER
+from orbiter.train.capture.context import SPEAKER
+from orbiter.train.capture.episode import CURRENT
 from orbiter.train.capture.joining import ToolRun
 from orbiter.train.errors import require
 

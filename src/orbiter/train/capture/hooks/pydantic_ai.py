@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from orbiter.train.capture.context import CURRENT, SPEAKER
+from orbiter.train.capture.context import SPEAKER
+from orbiter.train.capture.episode import CURRENT
 from orbiter.train.capture.joining import ToolRun
 from orbiter.train.errors import require
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orbiter.train.capture.context import CURRENT
+from orbiter.train.capture.episode import CURRENT
 from orbiter.train.capture.joining import ToolRun
 
 Foreign = Any

@@ -20,7 +20,7 @@ from torch.nn import functional
 from orbiter.train.engine.arithmetic import packed_linear
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.forward.attention import Cache, PackedAttention
-from orbiter.train.engine.forward.generic import BatchScores, GenericForward
+from orbiter.train.engine.forward.generic import BatchScores, Decoder, GenericForward
 from orbiter.train.engine.forward.head import TokenScores, token_scores
 from orbiter.train.engine.forward.layers import (
     Shape,
@@ -32,7 +32,7 @@ from orbiter.train.engine.forward.layers import (
     trunk,
 )
 from orbiter.train.engine.forward.packing import Packing, Rectangle
-from orbiter.train.engine.rollout import Decoder, given
+from orbiter.train.engine.rollout import given
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""The `Forward` protocol, and the generic forward pass for any causal LM.
+"""The `Forward` and `Decoder` protocols, and the generic forward pass for any causal LM.
 
 The generic forward pass calls the model's own: right-padded rows in training, Hugging Face's cache
 in sampling. It still avoids some work: in sampling, prompts run once per group and finished rows
@@ -18,7 +18,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.forward.head import TokenScores, scores_of_logits, token_scores
-from orbiter.train.engine.rollout import Decoder
 
 HEAD_TOLERANCE = 1e-4
 """Difference between a model's logits and hidden state x head that counts as rounding error."""
@@ -30,6 +29,19 @@ class BatchScores(NamedTuple):
     tokens: TokenScores
     hidden: Float[Tensor, "N H"]
     """Hidden state before each token, after the final norm."""
+
+
+class Decoder(Protocol):
+    """A model during sampling, which starts with one row per prompt."""
+
+    def start(self) -> Float[Tensor, "P V"]:
+        """Run the prompts and return the logits of the first token after each."""
+
+    def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        """Append one token to every row and return the logits of the next token."""
+
+    def keep(self, rows: Int[Tensor, "R"]) -> None:
+        """Continue with these rows only; rows of a prompt are adjacent, and may be repeated."""
 
 
 class Forward(Protocol):

@@ -11,7 +11,7 @@ again, children are raced over all instances, and equally good children are acce
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 from typing_extensions import override
@@ -24,6 +24,7 @@ from orbiter.train.evolution.strategies.reflection import (
     Limits,
     UnusableRewriteError,
     rewrite,
+    shown_input,
 )
 from orbiter.train.evolution.strategy import EvolutionStrategy, Score
 from orbiter.train.llm.chat import ChatModel, sample_of
@@ -383,44 +384,6 @@ class _Attempt(NamedTuple):
     score: float
     trace: str = ""
     error: str | None = None
-
-
-SOLUTION_FIELDS = frozenset(
-    [
-        "answer",
-        "answers",
-        "correct",
-        "correct_answer",
-        "expected",
-        "expected_output",
-        "gold",
-        "golden",
-        "ground_truth",
-        "label",
-        "labels",
-        "output",
-        "reference",
-        "solution",
-        "target",
-        "targets",
-    ]
-)
-"""Fields of an instance that name its solution; the reflecting model is not shown them."""
-
-
-def shown_input(instance: object) -> str:
-    """Return the text of an instance without its solution."""
-    state = getattr(instance, "state", None)
-    if isinstance(state, str) and hasattr(instance, "action"):  # a TrajectoryItem
-        return state
-    if is_dataclass(instance) and not isinstance(instance, type):
-        parts = {f.name: getattr(instance, f.name) for f in fields(instance)}
-    elif isinstance(instance, Mapping):
-        parts = {str(name): value for name, value in instance.items()}
-    else:
-        return str(instance)
-    kept = {name: value for name, value in parts.items() if name.lower() not in SOLUTION_FIELDS}
-    return "\n".join(f"{name}: {value}" for name, value in (kept or parts).items())
 
 
 def _texts_of(candidate: Texts) -> dict[str, str]:

@@ -8,8 +8,8 @@ instructions that quote the training set score well on it and nowhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import NamedTuple
 
 from orbiter.train.chat.message import Message
@@ -115,6 +115,31 @@ async def rewrite(
     raise UnusableRewriteError(
         f"no usable instructions after {ATTEMPTS} answers: {objection}", cost=cost
     )
+
+
+SOLUTION_FIELDS = frozenset(
+    {
+        "answer", "answers", "correct", "correct_answer", "expected", "expected_output", "gold",
+        "golden", "ground_truth", "label", "labels", "output", "reference", "solution", "target",
+        "targets",
+    }
+)  # fmt: skip
+"""Fields of an instance that name its solution; the reflecting model is not shown them."""
+
+
+def shown_input(instance: object) -> str:
+    """Return the text of an instance without its solution."""
+    state = getattr(instance, "state", None)
+    if isinstance(state, str) and hasattr(instance, "action"):  # a TrajectoryItem
+        return state
+    if is_dataclass(instance) and not isinstance(instance, type):
+        parts = {f.name: getattr(instance, f.name) for f in fields(instance)}
+    elif isinstance(instance, Mapping):
+        parts = {str(name): value for name, value in instance.items()}
+    else:
+        return str(instance)
+    kept = {name: value for name, value in parts.items() if name.lower() not in SOLUTION_FIELDS}
+    return "\n".join(f"{name}: {value}" for name, value in (kept or parts).items())
 
 
 def instructions_in(answer: str) -> str | None:

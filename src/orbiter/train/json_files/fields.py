@@ -1,6 +1,6 @@
-"""Validators for the fields of an item: each returns the value to store or raises `DataError`.
+"""Validates values that JSON in UTF-8 must hold, and encodes them.
 
-Every file of items is JSON in UTF-8 in the end, so a field accepts what JSON in UTF-8 can hold.
+Each validator returns the value to store or raises a `DataError`.
 """
 
 from __future__ import annotations

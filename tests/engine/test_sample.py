@@ -8,11 +8,12 @@ import msgspec
 import pytest
 import torch
 
-from orbiter.train.engine import rollout as rollouts
+from orbiter.train.engine import sample as sampling
 from orbiter.train.engine.batch import collate
 from orbiter.train.engine.branches import Branches
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.rollout import Rollout, choose, given, sample
+from orbiter.train.engine.rollout import Rollout, given
+from orbiter.train.engine.sample import choose, sample
 from orbiter.train.engine.update import logprob
 from orbiter.train.errors import ConfigError, DataError
 
@@ -68,7 +69,7 @@ def test_samples_that_share_a_row_are_those_of_a_plain_loop(
 ) -> None:
     policy = policy_of(path=path)
     drawn = sample(policy, PROMPTS, n=8, max_new_tokens=24, temperature=0.1, seed=4)
-    noise = rollouts._noise(len(PROMPTS), 8, 24, 4)
+    noise = sampling._noise(len(PROMPTS), 8, 24, 4)
     for row, rollout in enumerate(drawn):
         token_ids = list(PROMPTS[row // 8])
         for t, expected in enumerate(rollout.completion_ids):
