@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import run_child, started_child
 from tests.full_disk_runs import CASES
 
 OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -21,7 +22,7 @@ def may_mount(folder: Path) -> bool:
     if sys.platform != "linux" or not shutil.which("unshare"):
         return False
     mount = [*OWN_MOUNTS, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    return run_child(mount).returncode == 0
 
 
 @pytest.mark.slow
@@ -31,12 +32,9 @@ def test_a_full_disk_is_named_wherever_we_write(tmp_path: Path, part: int) -> No
         pytest.skip("this system lets no process of ours mount a small disk")
     names = [*CASES][part::3]
     script = Path(__file__).with_name("full_disk_runs.py")
-    done = subprocess.run(
+    done = run_child(
         [*OWN_MOUNTS, sys.executable, str(script), str(tmp_path), *names],
-        capture_output=True,
-        text=True,
         env=os.environ | {"PYTHONPATH": str(script.parents[1]), "HF_HUB_OFFLINE": "1"},
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
@@ -47,7 +45,10 @@ def test_a_full_disk_is_named_wherever_we_write(tmp_path: Path, part: int) -> No
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written_is_one_line_and_a_code() -> None:
     command = [sys.executable, "-m", "orbiter.train.cli", "settings", "train"]
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 6
-    assert done.stderr == "error: cannot write the output: No space left on device\n"
+    with (
+        Path("/dev/full").open("wb") as full,
+        started_child(command, stdout=full, stderr=subprocess.PIPE) as child,
+    ):
+        _, err = child.communicate()
+    assert child.returncode == 6
+    assert err == "error: cannot write the output: No space left on device\n"

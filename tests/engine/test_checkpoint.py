@@ -269,11 +269,14 @@ def test_a_read_only_folder_is_a_storage_error_that_names_it(tmp_path: Path) -> 
         Checkpoints(blocked).save(1, tensors={}, state={})
 
 
-def fire(folder: Path, mode: str) -> tuple[int, list[str]]:
-    command = [sys.executable, str(SAVE_UNDER_FIRE), str(folder), mode]
+def fire(folder: Path, mode: str, script: Path = SAVE_UNDER_FIRE) -> tuple[int, list[str]]:
+    command = [sys.executable, str(script), str(folder), mode]
     done = run_child(command, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     return result["points"], result["wrong"]
+
+
+REPLACE_UNDER_FIRE = SAVE_UNDER_FIRE.with_name("replace_under_fire.py")
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="strikes forked processes")
@@ -285,6 +288,19 @@ def test_a_kill_at_every_file_operation_of_a_save_leaves_a_run_that_resumes(tmp_
     points, wrong = fire(tmp_path, "kill")
     assert wrong == []
     assert points >= 25
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["swap", "rename"])
+def test_a_kill_while_a_model_is_replaced_leaves_a_model_at_its_path(
+    tmp_path: Path, system: str
+) -> None:
+    if system == "swap" and not sys.platform.startswith(("linux", "darwin")):
+        pytest.skip("this system cannot exchange two names")
+    points, wrong = fire(tmp_path, system, REPLACE_UNDER_FIRE)
+    assert wrong == []
+    assert points >= 15
 
 
 @needs_fork

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tests.children import run_child, started_child
 
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.runlog import read_run
@@ -167,20 +168,17 @@ ADAPTERS: dict[str, dict[str, object]] = {
 def test_no_code_of_a_hostile_model_runs(tmp_path: Path) -> None:
     hostile_folders(tmp_path)
     make = [sys.executable, "-m", "orbiter.train.cli", "init", str(tmp_path / "project")]
-    subprocess.run(make, check=True, capture_output=True)
+    run_child(make, check=True)
     proof = tmp_path / "proof"
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, str(tmp_path), str(proof)],
-        input="y\n" * 1000,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PROOF": str(proof), "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    found = json.loads(done.stderr.splitlines()[-1])
+    command = [sys.executable, "-c", WATCH, str(tmp_path), str(proof)]
+    environment = os.environ | {"PROOF": str(proof), "HF_HUB_OFFLINE": "1"}
+    pipe = subprocess.PIPE
+    with started_child(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+        out, err = child.communicate("y\n" * 1000)
+    found = json.loads(err.splitlines()[-1])
     assert found["ran"] == []
     assert not proof.exists()
-    assert "Do you wish to run" not in done.stdout + done.stderr
+    assert "Do you wish to run" not in out + err
     assert len(found["outcome"]) >= 34
     for name, outcome in found["outcome"].items():
         harmless = name.endswith(LOADED) and outcome in ("loaded", "exit 0")
@@ -193,7 +191,7 @@ def test_the_config_can_allow_it_and_the_run_says_so(tmp_path: Path) -> None:
     hostile_folders(tmp_path)
     proof, run = tmp_path / "proof", tmp_path / "run"
     make = [sys.executable, "-m", "orbiter.train.cli", "init", str(tmp_path / "project")]
-    subprocess.run(make, check=True, capture_output=True)
+    run_child(make, check=True)
     command = [
         sys.executable,
         "-m",
@@ -206,14 +204,8 @@ def test_the_config_can_allow_it_and_the_run_says_so(tmp_path: Path) -> None:
     ]
     command += [f"sft.model={tmp_path / 'models' / 'config'}", "sft.trust_remote_code=true"]
     command += ["sft.epochs=1", "sft.batch_size=64"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path / "project",
-        env=os.environ | {"PROOF": str(proof), "HF_HOME": str(tmp_path / "hf")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = os.environ | {"PROOF": str(proof), "HF_HOME": str(tmp_path / "hf")}
+    done = run_child(command, cwd=tmp_path / "project", env=environment)
     assert done.returncode == 0, done.stderr
     assert proof.read_text() == "pwned"
     assert read_run(run).config["trust_remote_code"] is True

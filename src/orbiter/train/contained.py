@@ -8,7 +8,9 @@ the reader or never end. A race with somebody who changes the folder meanwhile i
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from orbiter.train.errors import StorageError
 
@@ -46,6 +48,20 @@ def check_contained(folder: str | os.PathLike[str], *, to_write: bool = False) -
                 f"{entry.path} has a second name (a hard link), so writing to it would change "
                 "another file too; replace it by a copy"
             )
+
+
+def open_plain(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file for reading, without waiting for the other end of a pipe.
+
+    Raises:
+        StorageError: it is a device, a pipe or a socket.
+        OSError: it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode) and not stat.S_ISDIR(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise StorageError(f"{os.fspath(path)} is a device, a pipe or a socket, not a file")
+    return os.fdopen(handle, "rb")
 
 
 def inside(folder: Path, name: object, source: str) -> Path:

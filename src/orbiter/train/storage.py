@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
+from orbiter.train.contained import open_plain
 from orbiter.train.disk import disk_errors, explain, is_disk_error
 from orbiter.train.errors import StorageError
 
@@ -224,8 +225,11 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """Yield the complete records of a log without the newline, skipping an unfinished last line.
 
     Needs no lock: a log can be read while another process writes it. A missing file is empty.
+
+    Raises:
+        StorageError: it is a device or a pipe, which might never end.
     """
-    with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), open_plain(path) as file:
         for line in file:
             if line.endswith(b"\n"):
                 yield line[:-1]

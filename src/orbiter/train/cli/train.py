@@ -23,6 +23,7 @@ from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Re
 from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
@@ -302,6 +303,7 @@ def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
         StorageError: the folder contains no run.
     """
     file = folder / RUN_CONFIG
+    check_contained(folder, to_write=True)
     if not file.is_file():
         raise StorageError(f"{folder} holds no run: {RUN_CONFIG} is missing")
     settings = load(file, parse_overrides(overrides))

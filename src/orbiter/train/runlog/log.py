@@ -25,6 +25,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import cast
 
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, DataError, StateError, StorageError
 from orbiter.train.redact import secrets_of_the_environment
 from orbiter.train.resume_journal import JournalLine, ResumeJournal, differences, read_journal
@@ -68,6 +69,7 @@ class RunLog:
         self.folder = Path(folder)
         self._secrets = secrets_of_the_environment()
         described = None if config is None else plain(config, "config", self._secrets)
+        check_contained(self.folder, to_write=True)
         with contextlib.ExitStack() as opened:
             metrics = ResumeJournal(self.folder / METRICS_FILE, durability=durability)
             opened.callback(metrics.close)
@@ -156,6 +158,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         StorageError: there is no run in `folder`, or a line of it is damaged.
     """
     place = Path(folder)
+    check_contained(place)
     return Run(
         folder=place,
         config=read_config(place),
@@ -174,6 +177,7 @@ def read_config(folder: str | os.PathLike[str]) -> Mapping[str, object]:
         StorageError: there is no run in `folder`, or its description is damaged.
     """
     place = Path(folder)
+    check_contained(place)
     if not (place / RUN_FILE).is_file():
         raise StorageError(f"{place} holds no run: {RUN_FILE} is missing")
     return _config_in(place / RUN_FILE)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.resume_journal import ResumeJournal, differences
 from orbiter.train.trajectory import TrajectoryItem
@@ -110,6 +111,7 @@ class FileJournal:
             StorageError: another process writes to it, or the file is not a synthesis journal.
         """
         path = Path(folder) / "synthesis.jsonl"
+        check_contained(folder, to_write=True)
         self._log = ResumeJournal(path)
         self._made: dict[int, Made] = {}
         self._scored: dict[tuple[int, int], Scored] = {}
