@@ -14,7 +14,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from orbiter.train.llm.cache import ResponseCache, request_of
 from orbiter.train.report import write_report
 from orbiter.train.runlog import RunLog
 from orbiter.train.storage import AppendLog, atomic_write, write_file
+from tests.children import run_child
 from tests.report.folders import training
 
 SIZE = 24 << 20
@@ -61,6 +61,13 @@ def capture(folder: Path) -> None:
     with TrajectoryDataset(path=folder / "journal") as dataset:
         for item in ITEMS:
             dataset.capture(item)
+
+
+def held() -> TrajectoryDataset:
+    dataset = TrajectoryDataset()
+    for item in ITEMS:
+        dataset.capture(item)
+    return dataset
 
 
 def log_a_run(folder: Path) -> None:
@@ -133,9 +140,9 @@ CASES: dict[str, tuple[Act, tuple[int, ...]]] = {
     "atomic_write": (half_written, (0, 1, 4)),
     "AppendLog": (append, (0, 1, 2, 4)),
     "TrajectoryDataset(path=)": (capture, (0, 1, 2, 4)),
-    "to_jsonl": (lambda f: TrajectoryDataset(ITEMS).to_jsonl(f / "a.jsonl"), (0, 1, 3)),
-    "to_json": (lambda f: TrajectoryDataset(ITEMS).to_json(f / "a.json"), (0, 1, 3)),
-    "to_csv": (lambda f: TrajectoryDataset(ITEMS).to_csv(f / "a.csv"), (0, 1, 3)),
+    "export_jsonl": (lambda f: held().export_jsonl(f / "a.jsonl"), (0, 1, 3)),
+    "export_json": (lambda f: held().export_json(f / "a.json"), (0, 1, 3)),
+    "export_csv": (lambda f: held().export_csv(f / "a.csv"), (0, 1, 3)),
     "write(openai-chat)": (lambda f: write(ITEMS, f / "b.jsonl", "openai-chat"), (0, 1, 3)),
     "write(verl)": (lambda f: write(ITEMS, f / "c.parquet", "verl"), (0, 1)),
     "write(parquet)": (lambda f: write(ITEMS, f / "d.parquet", "parquet"), (0, 1)),
@@ -194,9 +201,7 @@ def strike(disk: Path, ballast: Ballast, name: str, pages: int) -> Iterator[str]
     shutil.rmtree(folder)
 
 
-RELATIVE = {name for name in CASES if name[0].islower() and "(" not in name} - {
-    "to_jsonl", "to_json", "to_csv", "write_file", "atomic_write", "write_report", "save a model",
-}  # fmt: skip
+RELATIVE = {"init", "train", "sft", "synth", "evolve", "report", "convert", "data dedup"}
 """Commands, whose messages have the paths as they were given."""
 
 
@@ -204,7 +209,7 @@ def read_only(disk: Path, name: str) -> Iterator[str]:
     """Let one case meet a disk that is mounted read-only."""
     folder = disk / "work"
     prepare(folder, name)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    run_child(["mount", "-o", "remount,ro", str(disk)], check=True)
     try:
         CASES[name][0](folder)
         yield "read-only: it did not notice"
@@ -213,21 +218,21 @@ def read_only(disk: Path, name: str) -> Iterator[str]:
             yield f"read-only: {error}"
     except BaseException as error:
         yield f"read-only: {type(error).__name__}: {error}"
-    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    run_child(["mount", "-o", "remount,rw", str(disk)], check=True)
     shutil.rmtree(folder)
 
 
 def main() -> None:
     disk = Path(sys.argv[1])
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(disk)]
-    subprocess.run(mount, check=True)
+    run_child(mount, check=True)
     ballast = Ballast(disk)
     done: dict[str, Any] = {}
     for name in sys.argv[2:] or CASES:
         wrong = [w for pages in CASES[name][1] for w in strike(disk, ballast, name, pages)]
         wrong += read_only(disk, name)
         done[name] = {"points": len(CASES[name][1]) + 1, "wrong": wrong}
-    subprocess.run(["umount", str(disk)], check=False)
+    run_child(["umount", str(disk)])
     sys.stdout.write(json.dumps(done) + "\n")
 
 

@@ -115,7 +115,7 @@ def test_a_full_disk_is_named_with_its_path(
         log.append(b"kept")
         monkeypatch.setattr(os, "write", full)
         with pytest.raises(
-            StorageError, match=r"disk is full: cannot write .*log \(22 bytes are needed"
+            StorageError, match=r"disk is full: cannot write .*log \(18 bytes are needed"
         ):
             log.append(b"lost, and said so")
         monkeypatch.undo()

@@ -24,7 +24,7 @@ from orbiter.train.errors import StorageError
 from orbiter.train.verl.config import VeRLConfig
 
 Tensors = dict[str, torch.Tensor]
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -97,6 +97,14 @@ def cut(name: str, length: int) -> Damage:
     return damage
 
 
+def both(*damages: Damage) -> Damage:
+    def damage(folder: Path) -> None:
+        for each in damages:
+            each(folder)
+
+    return damage
+
+
 def write(name: str, content: bytes) -> Damage:
     return lambda folder: _written(folder / name, content)
 
@@ -132,7 +140,7 @@ def header(change: Callable[[dict[str, Any]], object], file: str = WEIGHTS) -> D
     return damage
 
 
-def weight_map(change: Callable[[dict[str, str]], object]) -> Damage:
+def weight_map(change: Callable[[dict[str, Any]], object]) -> Damage:
     def damage(folder: Path) -> None:
         path = folder / "model.safetensors.index.json"
         document = json.loads(path.read_text())
@@ -143,11 +151,7 @@ def weight_map(change: Callable[[dict[str, str]], object]) -> Damage:
 
 
 def first_shard(act: Callable[[Path], object]) -> Damage:
-    return lambda folder: _ignore(act(min(folder.glob("model-*.safetensors"))))
-
-
-def _ignore(_: object) -> None:
-    pass
+    return lambda folder: act(min(folder.glob("model-*.safetensors")))
 
 
 def add_tokens(*tokens: str, special: bool) -> Damage:
@@ -214,12 +218,12 @@ ON_MODEL: dict[str, tuple[Damage, str]] = {
         "no safetensors file",
     ),
     "weights are a pickle": (
-        lambda f: (_ignore(torch.save({}, f / "pytorch_model.bin")), gone(WEIGHTS)(f))[1],
+        both(lambda f: torch.save({}, f / "pytorch_model.bin"), gone(WEIGHTS)),
         r"pytorch_model\.bin is a pickle",
     ),
     "weights are missing": (gone(WEIGHTS), r"holds neither model\.safetensors nor"),
     "weights are a folder": (
-        lambda f: (gone(WEIGHTS)(f), (f / WEIGHTS).mkdir())[1],
+        both(gone(WEIGHTS), lambda f: (f / WEIGHTS).mkdir()),
         r"holds neither model\.safetensors nor",
     ),
     "weights are a pipe": (fifo(WEIGHTS), r"model\.safetensors is not a plain file"),
@@ -372,10 +376,10 @@ ON_MODEL: dict[str, tuple[Damage, str]] = {
         r"config\.json: attn_implementation names 'evil/kernel'",
     ),
     "weights packed by an unknown quantisation": (
-        lambda f: (
-            config(quantization_config={"quant_method": "nope"})(f),
-            put(Q_PROJ, lambda t: t.to(torch.uint8))(f),
-        )[1],
+        both(
+            config(quantization_config={"quant_method": "nope"}),
+            put(Q_PROJ, lambda t: t.to(torch.uint8)),
+        ),
         f"'{Q_PROJ}' has type U8",
     ),
     "config that names its weights elsewhere": (
@@ -455,10 +459,10 @@ ON_SHARDED: dict[str, tuple[Damage, str]] = {
         r"'y\.weight' is in .*, and it is not",
     ),
     "the index lacks a tensor of a shard that is gone": (
-        lambda f: (
-            weight_map(lambda m: [m.pop(n) for n in [*m] if m[n] == min(m.values())])(f),
-            first_shard(Path.unlink)(f),
-        )[1],
+        both(
+            weight_map(lambda m: [m.pop(n) for n in [*m] if "00001" in m[n]]),
+            first_shard(Path.unlink),
+        ),
         "tensors are missing",
     ),
 }
@@ -517,9 +521,7 @@ ON_ADAPTER: dict[str, tuple[Damage, str]] = {
         "has no place in the base",
     ),
     "adapter beside another model's weights": (
-        lambda f: (write("config.json", b"{}")(f), _ignore(shutil.copy(f / ADAPTER, f / WEIGHTS)))[
-            1
-        ],
+        both(write("config.json", b"{}"), lambda f: shutil.copy(f / ADAPTER, f / WEIGHTS)),
         "holds both a model",
     ),
 }

@@ -74,7 +74,7 @@ CODE = textwrap.dedent("""
     def generate(*args, **kwargs):
         return None
 """)
-LOADED = ("generation", "pickle-beside", "tokenizer-file")
+LOADED = ("generation", "pickle-beside", "tokenizer-file", "train adapter-auto-mapping")
 """Folders whose hostile part is simply never looked at, and which load without it."""
 
 

@@ -20,7 +20,7 @@ from orbiter.train.engine.models.pretrained import load_config, load_tokenizer
 from orbiter.train.engine.models.saved_files import check_model_files
 from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
 from orbiter.train.engine.tasks import as_items, make_tasks
-from orbiter.train.errors import ConfigError, DataError
+from orbiter.train.errors import ConfigError, DataError, require
 from orbiter.train.formats.verl_rows import prompt_of, write_rows
 from orbiter.train.storage import write_file
 from orbiter.train.trajectory import TrajectoryItem
