@@ -23,6 +23,7 @@ from orbiter.train.capture.sessions import Sessions
 from orbiter.train.capture.wire import recognise
 from orbiter.train.errors import TrainError
 from orbiter.train.net import refuse_web_pages, same_secret
+from orbiter.train.redact import mask_text
 from orbiter.train.trajectory import TrajectoryDataset
 
 TOKEN_HEADER = "x-orbiter-token"
@@ -158,7 +159,8 @@ class _Proxy:
             if exchange is not None:
                 exchange.close(f"{type(error).__name__}: {error}")
             if isinstance(error, _BROKEN):
-                return _problem(502, f"{self._to} did not answer: {type(error).__name__}: {error}")
+                problem = f"{self._to} did not answer: {type(error).__name__}: {error}"
+                return _problem(502, mask_text(problem))
             raise
         return _Passed(response, exchange)
 
