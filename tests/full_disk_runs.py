@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import os
@@ -172,6 +173,13 @@ def prepare(folder: Path, name: str) -> None:
         command("init", ".")(folder)
 
 
+def still_open(disk: Path) -> list[str]:
+    """Return the files of the disk that this process has open."""
+    gc.collect()
+    handles = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
+    return [path for path in handles if path.startswith(f"{disk}/")]
+
+
 def strike(disk: Path, ballast: Ballast, name: str, pages: int) -> Iterator[str]:
     """Let one case meet the full disk, and yield what was wrong."""
     act = CASES[name][0]
@@ -189,6 +197,8 @@ def strike(disk: Path, ballast: Ballast, name: str, pages: int) -> Iterator[str]
     except BaseException as error:
         yield f"{pages} pages: {type(error).__name__}: {error}"
     ballast.remove()
+    if still := still_open(disk):
+        yield f"{pages} pages: still open: {still}"
     if left := [p.name for p in folder.rglob(".*") if p.suffix in (".tmp", ".partial")]:
         yield f"{pages} pages: left {left}"
     try:

@@ -391,7 +391,7 @@ ON_MODEL: dict[str, tuple[Damage, str]] = {
         r"names other\.safetensors, which is missing",
     ),
     "tokenizer is missing": (
-        lambda f: [p.unlink() for p in f.glob("*token*")] and None,
+        both(gone("tokenizer.json"), gone("tokenizer_config.json")),
         "token",
     ),
     "tokenizer is broken JSON": (write("tokenizer.json", b'{"model":'), "cannot load"),

@@ -74,7 +74,7 @@ CODE = textwrap.dedent("""
     def generate(*args, **kwargs):
         return None
 """)
-LOADED = ("generation", "pickle-beside", "tokenizer-file", "train adapter-auto-mapping")
+LOADED = ("generation", "pickle-beside", "tokenizer-file", "train adapter-auto-mapping", " model")
 """Folders whose hostile part is simply never looked at, and which load without it."""
 
 
