@@ -91,6 +91,7 @@ def test_the_files_are_strict_json_even_where_a_run_diverged(tmp_path: Path) -> 
         log.write(1, {"loss": math.nan, "kl": math.inf, "lag": -math.inf})
     line = (tmp_path / "metrics.jsonl").read_text()
     found = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert len(found.pop("_crc")) == 8
     assert found == {"step": 1, "loss": "NaN", "kl": "Infinity", "lag": "-Infinity"}
     (row,) = read_run(tmp_path).metrics
     assert math.isnan(row["loss"])

@@ -21,7 +21,8 @@ from orbiter.train.rl.rloo import leave_one_out_advantage
 from orbiter.train.serve.live import LivePolicy
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
-from orbiter.train.verl.episodes import Setting, credit_episodes, objective_of, play, rate
+from orbiter.train.verl.episodes import credit_episodes, objective_of
+from orbiter.train.verl.play import Setting, play
 from orbiter.train.verl.tasks import as_tasks
 from tests.agents.playing import (
     ask,
@@ -97,10 +98,9 @@ async def test_the_gradient_is_that_of_plain_autograd_over_the_streams(
     setting = Setting(policy, config, agent, PROBE)
     tasks = as_tasks(["hello", "abc"])
     async with LivePolicy(policy, max_new_tokens=config.max_response_length) as live:
-        episodes = await play(setting, live, tasks.tasks, [[1, 2, 3], [4, 5, 6]])
+        episodes, scores = await play(setting, live, tasks, [[1, 2, 3], [4, 5, 6]])
     fails = agent is sometimes_fails
     assert [e.failed for e in episodes] == [False, fails, False] * 2
-    scores = await rate(setting, tasks, episodes)
 
     def compare() -> None:
         credited = credit_episodes(policy, config, episodes, scores).credited
@@ -279,7 +279,7 @@ async def test_an_agent_that_runs_is_run_even_if_it_has_instructions() -> None:
 @pytest.mark.parametrize(
     ("settings", "agent", "words"),
     [
-        ({"algorithm": "ppo"}, two_turns, "algorithm='ppo' cannot train an agent yet"),
+        ({"credit": "turn"}, None, "credit='turn' needs agent="),
         ({"loss_aggregation": "sequence"}, two_turns, "use 'episode', 'token' or 'constant'"),
         ({"loss_aggregation": "episode"}, None, "'episode' needs agent="),
         ({"system_prompt": "x"}, two_turns, "system_prompt has no effect"),

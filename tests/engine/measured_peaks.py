@@ -71,7 +71,9 @@ CASES = {
         knobs={**BFLOAT16, "value_head": True, "reference": True},
     ),
     "smollm2 sft": Case(method="sft", knobs=BFLOAT16, **LESSONS),
+    "smollm2 sft float32": Case(method="sft", **LESSONS),
     "smollm2 sft lora": Case(method="sft", knobs={**BFLOAT16, "lora_rank": 16}, **LESSONS),
+    "smollm2 grpo float32": Case(method="grpo", prompts=4, prompt_tokens=120, new_tokens=24),
     "smollm2 grpo": Case(
         method="grpo", knobs=BFLOAT16, prompts=4, prompt_tokens=120, new_tokens=24
     ),

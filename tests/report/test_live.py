@@ -117,7 +117,7 @@ def test_a_damaged_run_is_told_as_such(server: LiveServer) -> None:
         file.write(b"nonsense\n")
     reply, body = ask(server, "/data")
     assert reply.status == 500
-    assert b"metrics.jsonl:4 is not a record of a run" in body
+    assert b"metrics.jsonl:4 is not a record as it was written" in body
 
 
 def test_a_port_that_is_taken_is_named(server: LiveServer, tmp_path: Path) -> None:

@@ -101,3 +101,47 @@ def entropy(logits: list[float]) -> float:
     weights = [math.exp(z - top) for z in logits]
     total = math.fsum(weights)
     return -math.fsum(w / total * math.log(w / total) for w in weights if w > 0)
+
+
+def returns(reward: list[float], gamma: float) -> list[float]:
+    """sum_j gamma^(j - k) r_j from each k on."""
+    return [
+        math.fsum(gamma ** (j - k) * reward[j] for j in range(k, len(reward)))
+        for k in range(len(reward))
+    ]
+
+
+def turn_advantage(rows: Rows, by_turn: bool, divide: bool, eps: float = 1e-6) -> Rows:
+    """(n - 1) / n (G - mean of the others' G) within one group of episodes, over std if asked."""
+    every = [g for row in rows for g in row]
+    n = sum(1 for row in rows if row)
+    if n < 2 or min(every) == max(every):
+        return [[0.0] * len(row) for row in rows]
+    spread = stdev(every) + eps if divide else 1.0
+    advantages = []
+    for i, row in enumerate(rows):
+        others = [other for j, other in enumerate(rows) if j != i]
+        pooled = fmean([g for other in others for g in other]) if row else 0.0
+        there = [[other[k] for other in others if len(other) > k] for k in range(len(row))]
+        baseline = [fmean(t) if by_turn and t else pooled for t in there]
+        advantages.append([(n - 1) / n * (g - b) / spread for g, b in zip(row, baseline)])  # noqa: B905
+    return advantages
+
+
+def state_advantage(rows: Rows, states: list[list[int]], divide: bool, eps: float = 1e-6) -> Rows:
+    """(G - mean) / (std + eps) over the turns of the group in the same state."""
+    held: dict[int, list[float]] = {}
+    for row, state_row in zip(rows, states, strict=True):
+        for g, state in zip(row, state_row, strict=True):
+            held.setdefault(state, []).append(g)
+
+    def one(g: float, state: int) -> float:
+        same = held[state]
+        if min(same) == max(same):
+            return 0.0
+        return (g - fmean(same)) / (stdev(same) + eps if divide else 1.0)
+
+    return [
+        [one(g, state) for g, state in zip(row, state_row, strict=True)]
+        for row, state_row in zip(rows, states, strict=True)
+    ]

@@ -35,6 +35,7 @@ WEATHER: Any = {
 }
 
 
+@pytest.mark.usefixtures("each_processor")
 async def test_greedy_answers_are_those_of_generate_alone_and_together(
     policy: Policy, client: AsyncOpenAI
 ) -> None:

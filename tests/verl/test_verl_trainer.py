@@ -107,6 +107,7 @@ async def test_the_forms_of_a_data_set_give_the_same_run() -> None:
     assert equal(ends[0], ends[2])
 
 
+@pytest.mark.usefixtures("each_processor")
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 async def test_the_same_seed_gives_the_same_bits_and_another_seed_others(algorithm: str) -> None:
     ends, histories = [], []
@@ -326,6 +327,7 @@ async def test_sampled_evaluation_measures_pass_at_k() -> None:
     assert 0 < metrics["pass@1"] < metrics["pass@6"] <= 1
 
 
+@pytest.mark.usefixtures("each_processor")
 async def test_generate_answers_in_order_and_samples_by_seed() -> None:
     run = trainer()
     both = await run.generate(["Sing.", "Say something."])

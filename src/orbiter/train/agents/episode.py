@@ -20,6 +20,8 @@ StopReason = Literal[
 ]
 FAILURES: tuple[StopReason, ...] = ("agent_error", "timeout", "no_calls")
 """Stop reasons that say nothing about the policy: such an episode is not trained on."""
+LIMITS: tuple[StopReason, ...] = ("max_turns", "max_tokens", "context")
+"""Stop reasons of an episode that ran into a limit before it was finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +46,21 @@ class Episode:
     """What the agent raised, where it raised."""
     step_rewards: tuple[float, ...]
     """What `current_episode().step_reward` was called with."""
+    step_reward_turns: tuple[int, ...] = ()
+    """The turn that each step reward is for: the last one that was answered before it."""
     seconds: float
+    retries: int = 0
+    """How often it was played before because it had failed."""
 
     @property
     def failed(self) -> bool:
         """Whether it ended for a reason that says nothing about the policy."""
         return self.stop_reason in FAILURES
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it ran into `max_turns`, `max_episode_tokens` or the model's context."""
+        return self.stop_reason in LIMITS
 
     @property
     def sampled_tokens(self) -> int:
@@ -68,9 +79,10 @@ class OpenEpisode:
         self._closed = False
         self.task, self.attempt = task, attempt
         self.step_rewards: list[float] = []
+        self.step_reward_turns: list[int] = []
 
     def step_reward(self, value: float) -> None:
-        """Add to the reward of this episode.
+        """Add to the reward of this episode, as a reward of the turn that was answered last.
 
         Raises:
             DataError: the value is not a finite number.
@@ -81,6 +93,7 @@ class OpenEpisode:
         if not is_finite_number(value) or not math.isfinite(float(value)):
             raise DataError(f"a step reward must be a finite number, got {shown(value)}")
         self.step_rewards.append(float(value))
+        self.step_reward_turns.append(max(0, len(self._session.turns) - 1))
 
     def takes(self, method: str, path: str) -> bool:
         """Say whether a request is a model call."""

@@ -88,6 +88,7 @@ async def run_episode(
         stop_reason=_stop_reason(outcome, session.stop_reason, called=bool(turns)),
         error=_described(outcome.error),
         step_rewards=tuple(opened.step_rewards),
+        step_reward_turns=tuple(opened.step_reward_turns),
         seconds=time.perf_counter() - started,
     )
 

@@ -94,6 +94,10 @@ class Position:
     """Whether any step has had advantages to learn from."""
     best: float | None = None
     """The best validation result so far."""
+    watched: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Metrics of the first and of the latest steps, for the warnings of `verl/guard.py`."""
+    warned: list[str] = field(default_factory=list[str])
+    """The warnings that hold at present."""
 
 
 class Session:
@@ -250,6 +254,11 @@ class Session:
     def epoch_means(self) -> dict[str, float]:
         """Mean of every metric over the steps of the current epoch, or of the last one."""
         return {name: total / count for name, (total, count) in self.position.epoch.items()}
+
+    @property
+    def saved_step(self) -> int:
+        """Number of finished steps at the newest checkpoint."""
+        return self._saved[0]
 
     @property
     def save_due(self) -> bool:

@@ -2,7 +2,7 @@
 
 Every `[B, T]` argument is aligned with the token ids: entry t speaks of the token at t. Where
 `mask` is False the entries may hold anything, NaN included; none of it reaches a value or a
-gradient. The equations with their sources stand in docs/algorithms.md.
+gradient. The equations with their sources are in docs/algorithms.md.
 """
 
 from orbiter.train.rl.advantage import (
@@ -24,6 +24,7 @@ from orbiter.train.rl.loss import (
     entropy,
 )
 from orbiter.train.rl.masked import masked_mean, masked_sum, masked_var
+from orbiter.train.rl.turns import returns_to_go, state_advantage, turn_advantage, turn_gae
 
 __all__ = [
     "Aggregation",
@@ -43,6 +44,10 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "masked_var",
+    "returns_to_go",
+    "state_advantage",
     "token_reward",
+    "turn_advantage",
+    "turn_gae",
     "whiten",
 ]

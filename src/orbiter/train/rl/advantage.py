@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from orbiter.train.errors import DataError
-from orbiter.train.rl.masked import masked_mean, masked_var, only
+from orbiter.train.rl.masked import all_equal, masked_mean, masked_var, only
 
 
 def group_relative_advantage(
@@ -46,14 +46,7 @@ def group_relative_advantage(
     if scale == "std":
         advantage = advantage / (masked_var(reward, valid, dim=-1).sqrt().unsqueeze(-1) + eps)
     # In float32 the mean of fifteen 1.96s is not 1.96, and dividing by eps makes that 0.3.
-    return only(advantage, valid & ~_flat(reward, valid).unsqueeze(-1))
-
-
-def _flat(reward: Float[Tensor, "P G"], valid: Bool[Tensor, "P G"]) -> Bool[Tensor, "P"]:
-    """Say which groups have no two valid rewards that differ."""
-    highest = reward.masked_fill(~valid, -torch.inf).amax(dim=-1)
-    lowest = reward.masked_fill(~valid, torch.inf).amin(dim=-1)
-    return highest <= lowest
+    return only(advantage, valid & ~all_equal(reward, valid).unsqueeze(-1))
 
 
 def token_reward(

@@ -3,6 +3,7 @@
 Left out: anything about reinforcement learning.
 """
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -40,3 +41,10 @@ def masked_var(
     mean = masked_mean(x, mask, dim=dim)
     centred = x - (mean if dim is None else mean.unsqueeze(dim))
     return masked_sum(centred.square(), mask, dim=dim) / (mask.sum(dim=dim) - 1).clamp(min=1)
+
+
+def all_equal(x: Float[Tensor, "*axes N"], mask: Bool[Tensor, "*axes N"]) -> Bool[Tensor, "*axes"]:
+    """Say where no two entries of the last axis whose mask is True differ."""
+    highest = x.masked_fill(~mask, -torch.inf).amax(dim=-1)
+    lowest = x.masked_fill(~mask, torch.inf).amin(dim=-1)
+    return highest <= lowest

@@ -95,8 +95,10 @@ class LocalBackend(Backend):
     async def _train_agent(self, policy: Policy) -> TrainMetrics:
         """Train on the episodes of an agent."""
         from orbiter.train.engine.session import Session, work
-        from orbiter.train.verl.episodes import Setting, evaluate, objective_of, playing
+        from orbiter.train.verl.episodes import objective_of, playing
+        from orbiter.train.verl.journal import remove_covered
         from orbiter.train.verl.local import Job, fit
+        from orbiter.train.verl.play import Setting, evaluate
 
         trainer, config = self.trainer, self.config
         setting = Setting(policy, config, trainer.running_agent, self.rewards)
@@ -122,6 +124,7 @@ class LocalBackend(Backend):
                 validate=trainer.validation(session, measure, lambda result: result["reward"]),
             )
             await fit(job)
+            remove_covered(session)
         return trainer.results()
 
     def _opening_of_agent(self, policy: Policy, tasks: int, total: int) -> list[str]:

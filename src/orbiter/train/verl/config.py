@@ -26,6 +26,8 @@ from orbiter.train.verl.reward import OnRewardError
 
 __all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
+NO_AGENTS = "backend='verl' cannot run agents"
+
 
 def _check_algorithm(_: str, value: object) -> None:
     names = [str(algorithm) for algorithm in VeRLAlgorithm]
@@ -39,6 +41,14 @@ def _check_on_reward_error(name: str, value: object) -> None:
     if isinstance(value, str):
         if value not in ("raise", "skip"):
             raise ConfigError(f"{name} must be 'raise', 'skip' or a number, got {value!r}")
+        return
+    Number()(name, value)
+
+
+def _check_on_truncation(name: str, value: object) -> None:
+    if isinstance(value, str):
+        if value not in ("score", "mask"):
+            raise ConfigError(f"{name} must be 'score', 'mask' or a number, got {value!r}")
         return
     Number()(name, value)
 
@@ -113,6 +123,27 @@ class VeRLConfig(AlgorithmConfig):
         "With agent=: share of a step's episodes that may fail (the agent raised, took too long, "
         "or called no model); more end the run with an error.",
         Number(at_least=0, at_most=1),
+    )
+    episode_retries: int = setting(
+        0,
+        "With agent=: how often an episode that failed is played again, with the same seed, so "
+        "that a retry does not select what is drawn.",
+        WholeNumber(at_least=0),
+        verl=NotInVerl(NO_AGENTS),
+    )
+    on_truncation: Literal["score", "mask"] | float = setting(
+        "score",
+        "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
+        '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
+        _check_on_truncation,
+        verl=NotInVerl(NO_AGENTS),
+    )
+    max_extra_groups: int = setting(
+        0,
+        "With agent=: groups that a step plays at most to replace those whose episodes all got the "
+        "same reward, which teach nothing (DAPO's dynamic sampling).",
+        WholeNumber(at_least=0),
+        verl=NotInVerl(NO_AGENTS),
     )
     policy_models: Sequence[str] | None = setting(
         None,

@@ -19,7 +19,7 @@ from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.update import logprob, ref_logprob
 from orbiter.train.verl.algorithms import ALGORITHMS
-from orbiter.train.verl.algorithms.base import Credited, Samples
+from orbiter.train.verl.algorithms.base import Credited, Samples, Turns
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.reward import Scores
 
@@ -45,6 +45,8 @@ class Rows(NamedTuple):
     rollouts: Sequence[Rollout]
     sample: Sequence[int]
     """Numbered over the samples that got a reward."""
+    turns: Turns | None = None
+    """For episodes: their turns, aligned with the rows."""
 
 
 def credit_rows(
@@ -59,7 +61,7 @@ def credit_rows(
     batch = collate(rows.rollouts, device=policy.device)
     batch = _with_old_policies(policy, config, batch)
     of_row: Int[Tensor, "B"] = torch.tensor(list(rows.sample), device=policy.device)
-    samples = Samples(policy, batch, reward, valid, of_row)
+    samples = Samples(policy, batch, reward, valid, of_row, rows.turns)
     return ALGORITHMS[config.algorithm].credit(config, samples)
 
 

@@ -1,82 +1,58 @@
-"""Training on whole episodes of an agent: play them, score them, give every stream its advantage.
+"""Training on whole episodes of an agent: draw a step's episodes, give every token its advantage.
 
-The unit is the episode. A group holds the attempts at one task; the advantage of an episode reaches
-every token that the policy sampled in it, whichever turn or stream it is in. Episodes that failed
-for a reason that says nothing about the policy are in no batch and in no mean. The loop is that of
-`local.py`.
+The unit is the episode. A group holds the attempts at one task; the advantage of an episode, or of
+one of its turns, reaches every token that the policy sampled in it, whichever stream it is in.
+Episodes that failed for a reason that says nothing about the policy are in no batch and in no mean.
+Playing them is in `play.py`, the loop in `local.py`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from orbiter.train.agents.episode import FAILURES, Episode
-from orbiter.train.agents.runner import run_episode
+from orbiter.train.agents.episode import Episode
 from orbiter.train.agents.streams import token_weights
-from orbiter.train.callback import map_bounded
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.session import Session, work
-from orbiter.train.errors import CallbackError
-from orbiter.train.seeding import sub_seed
+from orbiter.train.seeding import sub_random, sub_seed
 from orbiter.train.serve.live import LivePolicy, LiveStats
-from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
-from orbiter.train.verl.algorithms.base import Credited
+from orbiter.train.verl.algorithms.base import Credited, Turns
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import Rows, credit_rows, grouped
-from orbiter.train.verl.evaluate import reward_metrics, summarise
+from orbiter.train.verl.evaluate import reward_metrics
+from orbiter.train.verl.guard import watch
+from orbiter.train.verl.journal import Journal, open_journal
 from orbiter.train.verl.local import Source, note
-from orbiter.train.verl.reward import RewardSpec, Scores, score
+from orbiter.train.verl.play import Setting, episode_metrics, open_live, play
+from orbiter.train.verl.reward import Scores
 from orbiter.train.verl.samples import episode_records
 from orbiter.train.verl.tasks import AgentTasks
 
-EPISODES_AT_ONCE = 64
-"""Episodes that are played at the same time at most; the others wait for their turn."""
-EXAMPLES = 3
-"""Failed episodes that an error quotes."""
-
-
-class Setting(NamedTuple):
-    """What does not change over a run."""
-
-    policy: Policy
-    config: VeRLConfig
-    agent: object
-    rewards: Sequence[RewardSpec]
+T = TypeVar("T")
 
 
 @asynccontextmanager
 async def playing(setting: Setting, tasks: AgentTasks) -> AsyncIterator[Episodes]:
     """Open the policy to the agent for as long as a run lasts."""
-    async with _opened(setting, temperature=setting.config.temperature) as live:
+    async with open_live(setting, temperature=setting.config.temperature) as live:
         yield Episodes(setting=setting, tasks=tasks, live=live)
 
 
 def objective_of(config: VeRLConfig) -> PolicyObjective:
     """Return what an update minimises: a mean over tokens, whose weights `_weighted` decides."""
     return ALGORITHMS[config.algorithm].objective(replace(config, loss_aggregation="token"))
-
-
-def _opened(setting: Setting, *, temperature: float) -> LivePolicy:
-    return LivePolicy(
-        setting.policy,
-        name=setting.config.model,
-        max_rows=EPISODES_AT_ONCE,
-        max_new_tokens=setting.config.max_response_length,
-        temperature=temperature,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,24 +66,81 @@ class Episodes(Source):
     @override
     async def draw(self, session: Session, step: int) -> None:
         setting, config = self.setting, self.setting.config
-        places = self.tasks.order(step, config.batch_size, seed=config.seed)
         before = self.live.stats
-        seeds = [
-            [sub_seed(config.seed, "episode", step, place, a) for a in range(config.group_size)]
-            for place in range(len(places))
-        ]
-        chosen = self.tasks.select(places)
-        episodes = await play(setting, self.live, chosen.tasks, seeds)
-        scores = await rate(setting, chosen, episodes)
-        credited = await work(credit_episodes, setting.policy, config, episodes, scores)
+        journal = await open_journal(session, step)
+        try:
+            first = self.tasks.order(step, config.batch_size, seed=config.seed)
+            drawn = await self._play(step, first, 0, journal)
+            chosen, extra = await self._without_flat(step, first, drawn, journal)
+        finally:
+            if journal is not None:
+                journal.close()
+        tasks = self.tasks.select(chosen.places)
+        credited = await work(
+            credit_episodes,
+            setting.policy,
+            config,
+            chosen.episodes,
+            with_truncation(chosen.scores, chosen.episodes, config.on_truncation),
+        )
         metrics = {
-            **reward_metrics(scores),
+            **reward_metrics(drawn.scores),
             **credited.credited.metrics,
-            **episode_metrics(episodes),
+            **episode_metrics(drawn.episodes),
+            **extra,
             **_run_share(before, self.live.stats),
         }
-        records = episode_records(chosen.items, episodes, scores, credited.advantages)
+        watch(session.position, metrics)
+        records = episode_records(
+            tasks.items, chosen.episodes, chosen.scores, credited.advantages, credited.by_turn
+        )
         await work(note, session, credited.credited, metrics, records)
+
+    async def _play(
+        self, step: int, places: Sequence[int], offset: int, journal: Journal | None
+    ) -> Drawn:
+        """Play a group for each of these tasks, which are the step's from number `offset` on."""
+        config = self.setting.config
+        seeds = [
+            [
+                sub_seed(config.seed, "episode", step, offset + place, attempt)
+                for attempt in range(config.group_size)
+            ]
+            for place in range(len(places))
+        ]
+        tasks = self.tasks.select(places)
+        played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
+        return Drawn(list(places), *played)
+
+    async def _without_flat(
+        self, step: int, first: Sequence[int], drawn: Drawn, journal: Journal | None
+    ) -> tuple[Drawn, dict[str, float]]:
+        """Replace groups that teach nothing by further ones, up to `max_extra_groups`.
+
+        The further tasks are drawn from those that the step does not have, as far as there are
+        any. The metrics of the step stay those of its own tasks: groups that were chosen because
+        their rewards differ would say nothing about the policy.
+        """
+        config = self.setting.config
+        chosen, extra = drawn, 0
+        while extra < config.max_extra_groups:
+            flat = flat_groups(chosen, config)
+            count = min(len(flat), config.max_extra_groups - extra)
+            if count == 0:
+                break
+            places = self._further(step, first, extra, count)
+            more = await self._play(step, places, len(first) + extra, journal)
+            extra += count
+            useful = set(range(count)) - set(flat_groups(more, config))
+            for old, new in zip(flat, sorted(useful), strict=False):
+                chosen = chosen.replaced(old, more, new, config.group_size)
+        return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
+
+    def _further(self, step: int, first: Sequence[int], done: int, count: int) -> list[int]:
+        """Return the next tasks that a step takes beyond its own."""
+        others = sorted(set(range(len(self.tasks))) - set(first)) or sorted(set(first))
+        sub_random(self.setting.config.seed, "extra groups", step).shuffle(others)
+        return [others[at % len(others)] for at in range(done, done + count)]
 
     @override
     async def refresh(self) -> None:
@@ -115,114 +148,85 @@ class Episodes(Source):
         await self.live.refresh()
 
 
-async def play(
-    setting: Setting, live: LivePolicy, tasks: Sequence[object], seeds: Sequence[Sequence[int]]
-) -> list[Episode]:
-    """Play an episode for each seed of each task; those of a task are adjacent.
+class Drawn(NamedTuple):
+    """The groups of a step."""
 
-    Raises:
-        CallbackError: more than `max_failed_share` of them failed; quotes some.
-    """
-    config = setting.config
+    places: list[int]
+    """The task of each group, by its number among all tasks."""
+    episodes: list[Episode]
+    scores: Scores
 
-    async def one(attempt: tuple[int, int]) -> Episode:
-        task, number = attempt
-        return await run_episode(
-            setting.agent,
-            tasks[task],
-            live,
-            seed=seeds[task][number],
-            attempt=number,
-            max_turns=config.max_turns,
-            max_episode_tokens=config.max_episode_tokens,
-            timeout_seconds=config.episode_timeout_seconds,
-            models=config.policy_models,
+    def replaced(self, group: int, by: Drawn, other: int, size: int) -> Drawn:
+        """Return these groups with one of them replaced by one of `by`."""
+        mine, theirs = (
+            slice(group * size, (group + 1) * size),
+            slice(other * size, (other + 1) * size),
         )
 
-    attempts = [(task, number) for task, row in enumerate(seeds) for number in range(len(row))]
-    episodes = await map_bounded(attempts, one, concurrency=EPISODES_AT_ONCE)
-    _refuse_too_many_failures(episodes, config)
-    return episodes
+        def swapped(values: Sequence[T], others: Sequence[T]) -> list[T]:
+            return [*values[: mine.start], *others[theirs], *values[mine.stop :]]
 
-
-def _refuse_too_many_failures(episodes: Sequence[Episode], config: VeRLConfig) -> None:
-    failed = [episode for episode in episodes if episode.failed]
-    if len(failed) <= config.max_failed_share * len(episodes):
-        return
-    limit = f"no end within {config.episode_timeout_seconds:g} s"
-    reasons = {
-        "timeout": limit,
-        "no_calls": "it called no model that the policy answers (see policy_models)",
-    }
-    examples = "; ".join(
-        f"task {str(episode.task)[:60]!r}: {episode.stop_reason}, "
-        f"{reasons.get(episode.stop_reason, episode.error)}"
-        for episode in failed[:EXAMPLES]
-    )
-    raise CallbackError(
-        f"{len(failed)} of {len(episodes)} episodes failed, more than max_failed_share="
-        f"{config.max_failed_share:g} allows: {examples}"
-    )
-
-
-async def rate(setting: Setting, tasks: AgentTasks, episodes: Sequence[Episode]) -> Scores:
-    """Score the episodes, which come in groups; a failed one has no score.
-
-    The total is the weighted sum of the rewards, and of the step rewards as they are.
-    """
-    config, group = setting.config, len(episodes) // len(tasks)
-    kept = [i for i, episode in enumerate(episodes) if not episode.failed]
-    scores = Scores([], {spec.name: [] for spec in setting.rewards}, 0)
-    if kept and setting.rewards:
-        scores = await score(
-            [episodes[i].output for i in kept],
-            [tasks.items[i // group] for i in kept],
-            setting.rewards,
-            on_error=config.on_reward_error,
-            timeout_seconds=config.reward_timeout_seconds,
-            concurrency=config.reward_concurrency,
-            known=[
-                {"task": episodes[i].task, "result": episodes[i].result, "episode": episodes[i]}
-                for i in kept
-            ],
+        missing = [None] * len(by.episodes)
+        names = dict.fromkeys([*self.scores.by_name, *by.scores.by_name])
+        scores = Scores(
+            swapped(self.scores.total, by.scores.total),
+            {
+                name: swapped(
+                    self.scores.by_name.get(name, [None] * len(self.episodes)),
+                    by.scores.by_name.get(name, missing),
+                )
+                for name in names
+            },
+            self.scores.faults + by.scores.faults,
         )
-    totals = scores.total or [0.0] * len(kept)
-    steps = [sum(episodes[i].step_rewards) for i in kept]
-    by_name = dict(scores.by_name)
-    if any(episodes[i].step_rewards for i in kept):
-        by_name["step_rewards"] = list(steps)
-    whole = [None if t is None else t + s for t, s in zip(totals, steps, strict=True)]
-    return Scores(
-        _spread(whole, kept, len(episodes)),
-        {name: _spread(values, kept, len(episodes)) for name, values in by_name.items()},
-        scores.faults,
-    )
+        places = [by.places[other] if i == group else p for i, p in enumerate(self.places)]
+        return Drawn(places, swapped(self.episodes, by.episodes), scores)
 
 
-def _spread(
-    values: Sequence[float | None], places: Sequence[int], length: int
-) -> list[float | None]:
-    """Put the values at their places, and None everywhere else."""
-    at = dict(zip(places, values, strict=True)) if values else {}
-    return [at.get(place) for place in range(length)]
+def flat_groups(drawn: Drawn, config: VeRLConfig) -> list[int]:
+    """Return the groups whose episodes have no two different rewards, by number."""
+    scores = with_truncation(drawn.scores, drawn.episodes, config.on_truncation)
+    size = config.group_size
+    groups = [scores.total[at : at + size] for at in range(0, len(scores.total), size)]
+    return [i for i, group in enumerate(groups) if len({t for t in group if t is not None}) < 2]
+
+
+def with_truncation(
+    scores: Scores, episodes: Sequence[Episode], on_truncation: str | float
+) -> Scores:
+    """Return the scores that training takes of episodes that ran into a limit."""
+    if on_truncation == "score":
+        return scores
+
+    def taken(total: float | None, episode: Episode) -> float | None:
+        if total is None or not episode.truncated:
+            return total
+        return None if isinstance(on_truncation, str) else total + on_truncation
+
+    totals = [taken(t, e) for t, e in zip(scores.total, episodes, strict=True)]
+    return scores._replace(total=totals)
 
 
 class CreditedEpisodes(NamedTuple):
-    """The step as a batch, and the advantage of each episode for the record."""
+    """The step as a batch, and the advantages for the record."""
 
     credited: Credited
     advantages: list[float | None]
+    """Of each episode: the mean over its tokens, before `loss_aggregation` weights them."""
+    by_turn: list[list[float] | None]
+    """Of each turn of each episode."""
 
 
 def credit_episodes(
     policy: Policy, config: VeRLConfig, episodes: Sequence[Episode], scores: Scores
 ) -> CreditedEpisodes:
-    """Give every sampled token of an episode the advantage of the episode."""
+    """Give every token that the policy sampled in the episodes its advantage."""
     reward, valid = grouped(scores.total, config.group_size)
     kept = valid.flatten().nonzero()[:, 0].tolist()
-    if not kept:
-        return CreditedEpisodes(Credited(None, {}, flat=True), [None] * len(episodes))
     streams = [episodes[i].streams for i in kept]
+    if not any(streams):
+        empty = [None] * len(episodes)
+        return CreditedEpisodes(Credited(None, {}, flat=True), [*empty], [*empty])
     rows = Rows(
         [
             Rollout(
@@ -235,23 +239,66 @@ def credit_episodes(
             for stream in of_episode
         ],
         [number for number, of_episode in enumerate(streams) for _ in of_episode],
+        turns_of(episodes, scores, config.group_size).to(policy.device),
     )
     credited = credit_rows(policy, config, rows, reward=reward, valid=valid)
     assert credited.batch is not None
-    known = dict(zip(kept, _by_sample(credited.batch, rows.sample), strict=True))
     weighted = replace(credited.batch, advantage=_weighted(credited.batch, config, episodes, kept))
     return CreditedEpisodes(
-        credited._replace(batch=weighted), [known.get(i) for i in range(len(episodes))]
+        credited._replace(batch=weighted), *_recorded(credited.batch, rows, episodes, kept)
     )
 
 
-def _by_sample(batch: Batch, sample: Sequence[int]) -> list[float]:
-    """Return the advantage of each sample, read from its first row."""
+def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Turns:
+    """Return the turns of the episodes with their rewards, in tensors.
+
+    The reward of the outcome, which is the total without the step rewards, is one of the last turn.
+    """
+    longest = max(1, *(len(episode.turns) for episode in episodes))
+    reward = torch.zeros(len(episodes), longest, dtype=torch.float64)
+    valid = torch.zeros(len(episodes), longest, dtype=torch.bool)
+    state = torch.zeros(len(episodes), longest, dtype=torch.long)
+    states: dict[tuple[int, ...], int] = {}
+    of_token: list[list[int]] = []
+    for i, (episode, total) in enumerate(zip(episodes, scores.total, strict=True)):
+        if total is None or not episode.turns:
+            continue
+        valid[i, : len(episode.turns)] = True
+        for k, turn in enumerate(episode.turns):
+            state[i, k] = states.setdefault(tuple(turn.prompt_token_ids), len(states))
+        for k, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
+            reward[i, k] += given
+        reward[i, len(episode.turns) - 1] += total - math.fsum(episode.step_rewards)
+        of_token += [
+            [t if trains else -1 for t, trains in zip(stream.turn, stream.mask, strict=True)]
+            for stream in episode.streams
+        ]
+    tokens = max(map(len, of_token), default=0)
+    padded = torch.tensor([[*row, *[-1] * (tokens - len(row))] for row in of_token])
+    axes = (-1, group_size, longest)
+    return Turns(padded, reward.view(axes), valid.view(axes), state.view(axes))
+
+
+def _recorded(
+    batch: Batch, rows: Rows, episodes: Sequence[Episode], kept: Sequence[int]
+) -> tuple[list[float | None], list[list[float] | None]]:
+    """Return the mean advantage of each episode, and of each of its turns, for the record."""
     assert batch.advantage is not None
-    means = (batch.advantage * batch.mask).sum(dim=1) / batch.mask.sum(dim=1).clamp(min=1)
-    first = {number: row for row, number in reversed(list(enumerate(sample)))}
-    values = means.tolist()
-    return [round(values[first[number]], 6) for number in sorted(first)]
+    assert rows.turns is not None
+    sums = [[[0.0, 0] for _ in episodes[i].turns] for i in kept]
+    advantage, of_token = batch.advantage.tolist(), rows.turns.of_token.tolist()
+    for number, values, turns in zip(rows.sample, advantage, of_token, strict=True):
+        for value, turn in zip(values, turns, strict=True):
+            if turn >= 0:
+                sums[number][turn][0] += value
+                sums[number][turn][1] += 1
+    means: list[float | None] = [None] * len(episodes)
+    by_turn: list[list[float] | None] = [None] * len(episodes)
+    for i, turns_sums in zip(kept, sums, strict=True):
+        by_turn[i] = [round(total / max(1, count), 6) for total, count in turns_sums]
+        tokens = sum(count for _, count in turns_sums)
+        means[i] = round(math.fsum(t for t, _ in turns_sums) / tokens, 6) if tokens else None
+    return means, by_turn
 
 
 def _weighted(
@@ -274,44 +321,7 @@ def _weighted(
     return advantage * (weight.to(advantage.device) * trained)
 
 
-def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return lengths of the episodes that did not fail, and how many ended for which reason."""
-    kept = [episode for episode in episodes if not episode.failed]
-    reasons = Counter(episode.stop_reason for episode in episodes)
-    metrics = {f"failed/{kind}": float(reasons[kind]) for kind in FAILURES if reasons[kind]}
-    metrics["failed"] = 1 - len(kept) / len(episodes)
-    for limit in ("max_turns", "max_tokens", "context"):
-        if reasons[limit]:
-            metrics[f"stopped/{limit}"] = float(reasons[limit])
-    if kept:
-        metrics["turns"] = fmean(len(episode.turns) for episode in kept)
-        metrics["streams"] = fmean(len(episode.streams) for episode in kept)
-        metrics["length"] = fmean(episode.sampled_tokens for episode in kept)
-        metrics["tokens"] = float(sum(episode.sampled_tokens for episode in kept))
-    return metrics
-
-
 def _run_share(before: LiveStats, after: LiveStats) -> dict[str, float]:
     """Return the share of the prompt tokens that were run; the prefix cache held the others."""
     asked = after.asked_tokens - before.asked_tokens
     return {"prompt_run_share": (after.run_tokens - before.run_tokens) / asked} if asked else {}
-
-
-async def evaluate(
-    setting: Setting, tasks: AgentTasks, *, samples: int, success: float
-) -> TrainMetrics:
-    """Play the agent on held-out tasks: once and greedily with `samples=0`, else `samples` times.
-
-    Raises:
-        CallbackError: too many episodes failed.
-        DataError: no episode has a reward.
-    """
-    config = setting.config
-    async with _opened(setting, temperature=config.temperature if samples else 0.0) as live:
-        seeds = [
-            [sub_seed(config.seed, "evaluate", task, a) for a in range(max(1, samples))]
-            for task in range(len(tasks))
-        ]
-        episodes = await play(setting, live, tasks.tasks, seeds)
-    scores = await rate(setting, tasks, episodes)
-    return summarise(scores, episode_metrics(episodes), len(tasks), success=success)

@@ -63,6 +63,8 @@ class RewardSpec:
     def bound(self, output: str, known: Mapping[str, object]) -> Callable[[], object]:
         """Return a call of `fn` with the output and whatever of `known` it asks for by name."""
         named = {name: known[name] for name in NAMED if name in known and self.asks_for(name)}
+        if _binds(self.fn, output=output, **named):  # wherever it is among the parameters
+            return functools.partial(self.fn, output=output, **named)
         if _binds(self.fn, "output", **named):
             return functools.partial(self.fn, output, **named)
         return functools.partial(self.fn, **named)
@@ -74,7 +76,8 @@ class RewardSpec:
     @property
     def needs_episodes(self) -> bool:
         """Whether `fn` can only be called with an agent's episodes."""
-        return not _binds(self.fn, "output", **({"item": None} if self.asks_for("item") else {}))
+        item = {"item": None} if self.asks_for("item") else {}
+        return not (_binds(self.fn, "output", **item) or _binds(self.fn, output="", **item))
 
 
 class Scores(NamedTuple):
@@ -217,6 +220,7 @@ def _check_signature(name: str, fn: RewardFn) -> None:
     item = {"item": None} if "item" in asked else {}
     more = {parameter: None for parameter in OF_EPISODES if parameter in asked}
     ways = [_binds(fn, "output", **item), _binds(fn, "output", **item, **more)]
+    ways.append(_binds(fn, output="output", **item, **more))
     if not any(ways) and not (more and _binds(fn, **item, **more)):
         raise ConfigError(
             f"reward {name!r} must be callable as fn(output) or fn(output, item), or for an agent "

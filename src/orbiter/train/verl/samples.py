@@ -81,6 +81,7 @@ def episode_records(
     episodes: Sequence[Episode],
     scores: Scores,
     advantages: Sequence[float | None],
+    by_turn: Sequence[Sequence[float] | None],
 ) -> list[dict[str, Any]]:
     """Return a record for each kept group of episodes; every output also has its "turns"."""
     size = len(episodes) // len(items)
@@ -97,14 +98,25 @@ def episode_records(
                 "rewards": {name: answers[row] for name, answers in scores.by_name.items()},
                 "advantage": advantages[row],
                 "tokens": episodes[row].sampled_tokens,
-                "cut_off": episodes[row].stop_reason in ("max_turns", "max_tokens", "context"),
+                "cut_off": episodes[row].truncated,
                 "stop_reason": episodes[row].stop_reason,
                 "error": episodes[row].error,
-                "turns": [_turn(episodes[row], turn) for turn in episodes[row].turns],
+                "turns": _turns(episodes[row], by_turn[row]),
             }
             for row in range(place * size, (place + 1) * size)
         ]
         records.append(group)
+    return records
+
+
+def _turns(episode: Episode, advantages: Sequence[float] | None) -> list[dict[str, Any]]:
+    """Return the turns, each with its step rewards and its advantage where it has any."""
+    records = [_turn(episode, turn) for turn in episode.turns]
+    for turn, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
+        if turn < len(records):
+            records[turn]["reward"] = records[turn].get("reward", 0.0) + given
+    for record, advantage in zip(records, advantages or (), strict=False):
+        record["advantage"] = advantage
     return records
 
 

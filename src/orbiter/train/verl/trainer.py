@@ -140,13 +140,9 @@ class VeRLTrainer(ModelTrainer):
         if self.running_agent is None:
             if config.loss_aggregation == "episode":
                 raise ConfigError("loss_aggregation='episode' needs agent=; use 'sequence'")
+            if config.credit != "episode":
+                raise ConfigError(f"credit={config.credit!r} needs agent=; an answer has one turn")
             return await super().check_config()
-        if ALGORITHMS[config.algorithm].value_head:
-            raise ConfigError(
-                f"algorithm={str(config.algorithm)!r} cannot train an agent yet: its values and "
-                "discounts are those of one answer, not of an episode; use 'grpo', 'rloo', "
-                "'cispo' or 'sapo'"
-            )
         if config.loss_aggregation == "sequence":
             raise ConfigError(
                 "loss_aggregation='sequence' would count an episode once for each of its streams; "
@@ -223,7 +219,7 @@ class VeRLTrainer(ModelTrainer):
     ) -> TrainMetrics:
         await self.check_agent()
         tasks, policy = as_tasks(dataset), await self.policy()
-        from orbiter.train.verl.episodes import Setting, evaluate
+        from orbiter.train.verl.play import Setting, evaluate
 
         setting = Setting(policy, self.config, self.running_agent, self.rewards)
         return await evaluate(setting, tasks, samples=samples, success=success)

@@ -30,6 +30,8 @@ KL_NAMES: Mapping[str, str] = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
 """verl's name of each KL estimator."""
 
 KlEstimator = Literal["k1", "k2", "k3"]
+Credit = Literal["episode", "turn", "returns", "gigpo"]
+"""What the credit of an agent's tokens is computed for; see docs/algorithms.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,26 @@ class RewardConfig(EngineConfig):
         "eval_every",
         None,
         "Steps between two validations on eval_dataset; none means only after the end.",
+    )
+    gamma: float = setting(
+        1.0,
+        "Discount of PPO, of each token; of each turn where credit goes by turn.",
+        Number(at_least=0, at_most=1),
+        verl=VerlKeys(("algorithm.gamma",)),
+    )
+    credit: Credit = setting(
+        "episode",
+        "With agent=: episode compares whole episodes, or for PPO goes by token; turn compares the "
+        "returns of the same turn (MT-GRPO), or for PPO goes by turn; returns compares the returns "
+        "of all turns (Kevin); gigpo also compares turns with the same prompt.",
+        OneOf(("episode", "turn", "returns", "gigpo")),
+        verl=NotInVerl("verl gives an answer one advantage"),
+    )
+    gigpo_weight: float = setting(
+        1.0,
+        "With credit='gigpo': weight of the comparison of turns with the same prompt.",
+        Number(at_least=0),
+        verl=NotInVerl("verl has no GiGPO"),
     )
     temperature: float = setting(
         1.0,
@@ -157,6 +179,23 @@ class Credited(NamedTuple):
     """Whether every sample got the same reward as those it is compared with."""
 
 
+class Turns(NamedTuple):
+    """The turns of a step's episodes."""
+
+    of_token: Int[Tensor, "B T"]
+    """Which turn of its episode sampled each trained token; -1 where not trained."""
+    reward: Float[Tensor, "P G K"]
+    """Step rewards of each turn, and the reward of the outcome in the last one; in float64."""
+    valid: Bool[Tensor, "P G K"]
+    """Which turns there are, in episodes that have a reward."""
+    state: Int[Tensor, "P G K"]
+    """A number for each prompt; turns of a group with exactly the same prompt share it."""
+
+    def to(self, device: object) -> Turns:
+        """Return the turns with their tokens on `device`; the rest stays on the CPU."""
+        return self._replace(of_token=self.of_token.to(device))  # type: ignore[call-overload]
+
+
 class Samples(NamedTuple):
     """The samples of a step that have a reward, before credit is assigned."""
 
@@ -166,9 +205,11 @@ class Samples(NamedTuple):
     reward: Float[Tensor, "P G"]
     """Rewards by prompt, in float64; 0 for a skipped sample."""
     valid: Bool[Tensor, "P G"]
-    """Which samples has a reward."""
+    """Which samples have a reward."""
     sample_of_row: Int[Tensor, "B"]
-    """Which of the samples that has a reward each row belongs to."""
+    """Which of the samples that have a reward each row belongs to."""
+    turns: Turns | None = None
+    """None where samples are answers to prompts."""
 
 
 C_contra = TypeVar("C_contra", bound=RewardConfig, contravariant=True)

@@ -18,6 +18,7 @@ from orbiter.train.verl.algorithms.base import (
     Credited,
     RewardConfig,
     Samples,
+    Turns,
     kl_in_the_loss,
     loss_settings,
 )
@@ -57,12 +58,17 @@ class Grpo(Algorithm[GrpoConfig]):
     least_group = 2
 
     def credit(self, config: GrpoConfig, samples: Samples) -> Credited:
-        """Give all tokens of a sample its advantage over the other samples of its prompt."""
+        """Give all tokens of a sample its advantage over the other samples of its prompt.
+
+        Where credit goes by turn, the tokens of a turn share the advantage of the turn.
+        """
         from orbiter.train.rl import group_relative_advantage
 
         scale: Literal["std", "none"] = "std" if config.scale_rewards else "none"
+        if samples.turns is not None and config.credit in ("turn", "returns"):
+            return spread_turns(samples, compared_turns(config, samples.turns, scale=scale))
         advantage = group_relative_advantage(samples.reward, valid=samples.valid, scale=scale)
-        return spread(samples, advantage)
+        return with_states(config, samples, advantage, scale=scale)
 
     def objective(self, config: GrpoConfig) -> PolicyObjective:
         """Return the clipped surrogate, with the KL as a term of the loss."""
@@ -97,5 +103,45 @@ def spread(samples: Samples, advantage: Float[Tensor, "P G"]) -> Credited:
     batch, device = samples.batch, samples.batch.mask.device
     by_row = advantage[samples.valid].float().to(device)[samples.sample_of_row]
     by_token = by_row[:, None] * batch.mask
+    metrics = {"flat_groups": flat_groups}
+    return Credited(replace(batch, advantage=by_token), metrics, flat=flat_groups == 1)
+
+
+def with_states(
+    config: GrpoConfig,
+    samples: Samples,
+    advantage: Float[Tensor, "P G"],
+    *,
+    scale: Literal["std", "none"],
+) -> Credited:
+    """Give every token its sample's advantage; with GiGPO, add that of its turn in its state."""
+    from orbiter.train.rl import returns_to_go, state_advantage
+
+    turns = samples.turns
+    if turns is None or config.credit != "gigpo":
+        return spread(samples, advantage)
+    returns = returns_to_go(turns.reward, turns.valid, gamma=config.gamma)
+    in_state = state_advantage(returns, turns.state, turns.valid, scale=scale)
+    return spread_turns(samples, advantage[..., None] + config.gigpo_weight * in_state)
+
+
+def compared_turns(
+    config: GrpoConfig, turns: Turns, *, scale: Literal["std", "none"]
+) -> Float[Tensor, "P G K"]:
+    """Return the advantage of each turn over those of the other episodes."""
+    from orbiter.train.rl import returns_to_go, turn_advantage
+
+    returns = returns_to_go(turns.reward, turns.valid, gamma=config.gamma)
+    compare: Literal["turn", "group"] = "turn" if config.credit == "turn" else "group"
+    return turn_advantage(returns, turns.valid, compare=compare, scale=scale)
+
+
+def spread_turns(samples: Samples, advantage: Float[Tensor, "P G K"]) -> Credited:
+    """Give every token of a turn the advantage of the turn."""
+    assert samples.turns is not None
+    of_token, batch = samples.turns.of_token, samples.batch
+    flat_groups = 1 - advantage.flatten(1).ne(0).any(dim=-1).float().mean().item()
+    by_row = advantage[samples.valid].float().to(batch.mask.device)[samples.sample_of_row]
+    by_token = by_row.gather(1, of_token.clamp(min=0)) * batch.mask
     metrics = {"flat_groups": flat_groups}
     return Credited(replace(batch, advantage=by_token), metrics, flat=flat_groups == 1)

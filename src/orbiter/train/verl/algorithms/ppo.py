@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orbiter.train.checks import Number, OrNone, setting
+from orbiter.train.errors import ConfigError
 from orbiter.train.trainer.config import VerlKeys
 from orbiter.train.verl.algorithms.base import (
     ACTOR,
@@ -20,9 +21,13 @@ from orbiter.train.verl.algorithms.base import (
     Samples,
     loss_settings,
 )
+from orbiter.train.verl.algorithms.turns import tokens_by_episode, turn_rewards
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from orbiter.train.engine.objective import PolicyObjective
+    from orbiter.train.rl import Gae
 
 NEVER = 1e9
 """A bound that is never reached, since verl has no value that disables the clip."""
@@ -34,12 +39,6 @@ class PpoConfig(RewardConfig):
 
     __slots__ = ()
 
-    gamma: float = setting(
-        1.0,
-        "Discount of each token.",
-        Number(at_least=0, at_most=1),
-        verl=VerlKeys(("algorithm.gamma",)),
-    )
     gae_lambda: float = setting(
         0.95,
         "Trades bias for variance in generalised advantage estimation.",
@@ -71,10 +70,19 @@ class Ppo(Algorithm[PpoConfig]):
         """Return whether there is a KL penalty on the rewards."""
         return config.kl_coef > 0
 
+    def check(self, config: PpoConfig) -> None:
+        """Refuse credit that compares episodes, which PPO does not do."""
+        super().check(config)
+        if config.credit not in ("episode", "turn"):
+            raise ConfigError(
+                f"credit={config.credit!r} compares episodes with each other; PPO compares with "
+                "its value head: use 'episode' (by token), 'turn', or algorithm='grpo'"
+            )
+
     def credit(self, config: PpoConfig, samples: Samples) -> Credited:
         """Compare the rewards, minus the KL penalty of each token, with the value head."""
         from orbiter.train.engine.update import value
-        from orbiter.train.rl import explained_variance, gae, masked_mean, token_reward, whiten
+        from orbiter.train.rl import explained_variance, masked_mean, whiten
         from orbiter.train.rl.kl import KL_ESTIMATES, kl_k3
 
         batch, mask = samples.batch, samples.batch.mask
@@ -86,13 +94,8 @@ class Ppo(Algorithm[PpoConfig]):
             measured = kl_k3(batch.old_logprob, batch.ref_logprob, mask)
             metrics["kl"] = masked_mean(measured, mask).item()
         old_value = value(samples.policy, batch, micro_batch_tokens=config.micro_batch_tokens)
-        advantage, return_ = gae(
-            token_reward(reward.float(), mask, kl=kl, kl_coef=config.kl_coef),
-            old_value,
-            mask,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        estimated = _of_answers if samples.turns is None else _of_episodes
+        advantage, return_ = estimated(config, samples, old_value, kl)
         metrics["explained_variance"] = explained_variance(old_value, return_, mask).item()
         metrics["value"] = masked_mean(old_value, mask).item()
         credited = replace(
@@ -130,3 +133,42 @@ class Ppo(Algorithm[PpoConfig]):
     def is_flat(self, metrics: Mapping[str, float]) -> bool:
         """Return whether all samples got the same reward."""
         return metrics.get("reward_std") == 0
+
+
+def _of_answers(config: PpoConfig, samples: Samples, old_value: Tensor, kl: Tensor | None) -> Gae:
+    """Estimate the advantages of single answers: each row has its reward on the last token."""
+    from orbiter.train.rl import gae, token_reward
+
+    mask = samples.batch.mask
+    reward = samples.reward[samples.valid].to(mask.device)
+    return gae(
+        token_reward(reward.float(), mask, kl=kl, kl_coef=config.kl_coef),
+        old_value,
+        mask,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+
+
+def _of_episodes(config: PpoConfig, samples: Samples, old_value: Tensor, kl: Tensor | None) -> Gae:
+    """Estimate the advantages over whole episodes, whatever streams their turns are in.
+
+    The tokens of an episode are put in the order of its turns; each turn has its rewards on its
+    last token.
+    """
+    from orbiter.train.rl import gae, turn_gae
+    from orbiter.train.rl.advantage import Gae
+    from orbiter.train.rl.masked import only
+
+    assert samples.turns is not None
+    tokens = tokens_by_episode(samples)
+    reward = turn_rewards(samples, tokens)
+    if kl is not None:
+        reward = reward - config.kl_coef * tokens.gather(only(kl, samples.batch.mask))
+    value = tokens.gather(old_value)
+    discounts = {"gamma": config.gamma, "gae_lambda": config.gae_lambda}
+    if config.credit == "turn":
+        estimate = turn_gae(reward, value, tokens.turn, tokens.mask, **discounts)
+    else:
+        estimate = gae(reward, value, tokens.mask, **discounts)
+    return Gae(*(tokens.scatter(each, old_value.shape) for each in estimate))

@@ -7,7 +7,13 @@ divide by the standard deviation.
 from __future__ import annotations
 
 from orbiter.train.verl.algorithms.base import Credited, Samples
-from orbiter.train.verl.algorithms.grpo import Grpo, GrpoConfig, spread
+from orbiter.train.verl.algorithms.grpo import (
+    Grpo,
+    GrpoConfig,
+    compared_turns,
+    spread_turns,
+    with_states,
+)
 
 
 class Rloo(Grpo):
@@ -16,11 +22,16 @@ class Rloo(Grpo):
     title = "RLOO"
     summary = "Each sample is compared with the mean of the other samples of its prompt."
 
-    def credit(self, config: GrpoConfig, samples: Samples) -> Credited:  # noqa: ARG002 - no setting is read
-        """Give all tokens of a sample its advantage over the mean of the others."""
+    def credit(self, config: GrpoConfig, samples: Samples) -> Credited:
+        """Give all tokens of a sample, or of a turn, its advantage over the mean of the others."""
         from orbiter.train.rl.rloo import leave_one_out_advantage
 
-        return spread(samples, leave_one_out_advantage(samples.reward, valid=samples.valid))
+        if samples.turns is not None and config.credit in ("turn", "returns"):
+            advantage = compared_turns(config, samples.turns, scale="none")
+            n = samples.valid.sum(dim=-1)[:, None, None].to(advantage.dtype)
+            return spread_turns(samples, advantage * n / (n - 1).clamp(min=1))
+        advantage = leave_one_out_advantage(samples.reward, valid=samples.valid)
+        return with_states(config, samples, advantage, scale="none")
 
     def verl_overrides(self, config: GrpoConfig) -> dict[str, object]:
         """Return verl's rloo estimator."""

@@ -1,0 +1,165 @@
+"""Journal of a step's finished episodes, so that a killed run does not play them again.
+
+Each step of a run with checkpoints has a file in `output_dir/episodes`: a header that names the
+weights, then one line of JSON for each finished and scored episode. A resumed run that gets to the
+same step with the same weights takes the episodes from there. Files of steps that a checkpoint
+covers are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from orbiter.train.agents.episode import Episode
+from orbiter.train.agents.streams import turns_to_streams
+from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.session import Session, work
+from orbiter.train.errors import StorageError
+from orbiter.train.serve.live import Turn
+from orbiter.train.storage import AppendLog, read_records
+from orbiter.train.verl.reward import Scores
+
+log = logging.getLogger(__name__)
+
+FOLDER = "episodes"
+
+
+class Attempt(NamedTuple):
+    """Which episode of a step is meant."""
+
+    place: int
+    """Number of the task in the step."""
+    number: int
+    """Number of the episode of this task."""
+    seed: int
+
+
+class Journal:
+    """The finished episodes of one step, on disk."""
+
+    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
+        """Open the file at `path`; episodes under another header are discarded."""
+        self._known = _read(path, header)
+        if not self._known:
+            path.unlink(missing_ok=True)
+        self._log = AppendLog(path)
+        if not self._known:
+            self._log.append(_encode(header))
+        else:
+            log.info("%d finished episodes of this step are not played again", len(self._known))
+
+    def find(self, task: object, attempt: Attempt) -> tuple[Episode, Scores] | None:
+        """Return an episode that finished before the run was interrupted, with its scores."""
+        record = self._known.get(attempt)
+        return None if record is None else _restored(task, attempt, record)
+
+    def add(self, attempt: Attempt, episode: Episode, scores: Scores) -> None:
+        """Keep a finished episode; one with contents that JSON cannot hold is left out."""
+        record = {
+            "place": attempt.place,
+            "number": attempt.number,
+            "seed": attempt.seed,
+            "output": episode.output,
+            "stop_reason": episode.stop_reason,
+            "error": episode.error,
+            "step_rewards": episode.step_rewards,
+            "step_reward_turns": episode.step_reward_turns,
+            "seconds": episode.seconds,
+            "turns": [asdict(turn) for turn in episode.turns],
+            "scores": scores._asdict(),
+        }
+        try:
+            line = _encode(record)
+        except (TypeError, ValueError) as error:
+            log.debug("an episode is not kept in the journal: %s", error)
+            return
+        self._log.append(line)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._log.close()
+
+
+async def open_journal(session: Session, step: int) -> Journal | None:
+    """Open the journal of a step; None for a run without checkpoints, which cannot be resumed."""
+    folder = _folder(session)
+    if folder is None:
+        return None
+    remove_covered(session)
+    header = {"step": step, "weights": await work(_fingerprint, session.policy)}
+    return Journal(folder / f"{step:08d}.jsonl", header)
+
+
+def remove_covered(session: Session) -> None:
+    """Remove the journals of steps that the newest checkpoint covers."""
+    folder = _folder(session)
+    if folder is None or not folder.is_dir():
+        return
+    left = False
+    for path in sorted(folder.iterdir()):
+        number = path.name.split(".")[0]
+        if number.isdecimal() and int(number) < session.saved_step:
+            path.unlink(missing_ok=True)
+        else:
+            left = True
+    if not left:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(session: Session) -> Path | None:
+    config = session.config
+    if config.output_dir is None or config.save_every < 1:
+        return None
+    return Path(config.output_dir) / FOLDER
+
+
+def _fingerprint(policy: Policy) -> str:
+    """Return a digest of the sums of all trained tensors, which any update changes."""
+    named = policy.named_trainable()
+    sums = torch.stack([tensor.detach().double().sum().cpu() for tensor in named.values()])
+    return hashlib.blake2b(sums.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def _read(path: Path, header: Mapping[str, object]) -> dict[Attempt, dict[str, Any]]:
+    """Return the episodes of a journal with this header; a torn last line is left out."""
+    try:
+        records = [json.loads(line) for line in read_records(path)]
+        if not records or records[0] != header:
+            return {}
+        return {Attempt(r["place"], r["number"], r["seed"]): r for r in records[1:]}
+    except OSError as error:
+        raise StorageError(f"cannot read the journal {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s is damaged; its episodes are played again", path)
+        return {}
+
+
+def _encode(record: Mapping[str, object]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode()
+
+
+def _restored(task: object, attempt: Attempt, record: Mapping[str, Any]) -> tuple[Episode, Scores]:
+    turns = tuple(Turn(**turn) for turn in record["turns"])
+    episode = Episode(
+        task=task,
+        attempt=attempt.number,
+        result=None,  # only rewards look at it, and they have
+        output=record["output"],
+        turns=turns,
+        streams=tuple(turns_to_streams(turns)),
+        stop_reason=record["stop_reason"],
+        error=record["error"],
+        step_rewards=tuple(record["step_rewards"]),
+        step_reward_turns=tuple(record["step_reward_turns"]),
+        seconds=record["seconds"],
+    )
+    return episode, Scores(**record["scores"])

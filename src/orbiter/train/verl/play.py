@@ -1,0 +1,224 @@
+"""Play episodes of an agent and score them: with retries, failures and a journal.
+
+Every episode is scored as soon as it ends, and only then counts as finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
+
+from orbiter.train.agents.episode import FAILURES, LIMITS, Episode
+from orbiter.train.agents.runner import run_episode
+from orbiter.train.callback import map_bounded
+from orbiter.train.engine.policy import Policy
+from orbiter.train.errors import CallbackError
+from orbiter.train.seeding import sub_seed
+from orbiter.train.serve.live import LivePolicy
+from orbiter.train.trainer import TrainMetrics
+from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.evaluate import summarise
+from orbiter.train.verl.guard import call_metrics
+from orbiter.train.verl.journal import Attempt, Journal
+from orbiter.train.verl.reward import RewardSpec, Scores, score
+from orbiter.train.verl.tasks import AgentTasks
+
+EPISODES_AT_ONCE = 64
+"""Episodes that are played at the same time at most; the others wait for their turn."""
+EXAMPLES = 3
+"""Failed episodes that an error quotes."""
+
+
+class Setting(NamedTuple):
+    """What does not change over a run."""
+
+    policy: Policy
+    config: VeRLConfig
+    agent: object
+    rewards: Sequence[RewardSpec]
+
+
+def open_live(setting: Setting, *, temperature: float) -> LivePolicy:
+    """Return the policy as an agent's model, to be opened."""
+    return LivePolicy(
+        setting.policy,
+        name=setting.config.model,
+        max_rows=EPISODES_AT_ONCE,
+        max_new_tokens=setting.config.max_response_length,
+        temperature=temperature,
+    )
+
+
+class Played(NamedTuple):
+    """Episodes with their scores; those of a task are adjacent."""
+
+    episodes: list[Episode]
+    scores: Scores
+
+
+async def play(
+    setting: Setting,
+    live: LivePolicy,
+    tasks: AgentTasks,
+    seeds: Sequence[Sequence[int]],
+    *,
+    journal: Journal | None = None,
+    offset: int = 0,
+) -> Played:
+    """Play and score an episode for each seed of each task; those of a task are adjacent.
+
+    Args:
+        setting: Policy, config, agent and rewards.
+        live: The policy that answers, open.
+        tasks: What the agent works on.
+        seeds: For each task, one for each episode.
+        journal: Holds episodes that finished before an interruption, and gets those that finish.
+        offset: Number of the first task in the step, for the journal.
+
+    Raises:
+        CallbackError: more than `max_failed_share` of them failed; quotes some.
+    """
+    rating = asyncio.Semaphore(setting.config.reward_concurrency)
+
+    async def one(attempt: tuple[int, int]) -> tuple[Episode, Scores | None]:
+        place, number = attempt
+        key = Attempt(offset + place, number, seeds[place][number])
+        known = journal.find(tasks.tasks[place], key) if journal else None
+        if known is not None:
+            return known
+        episode = await _episode(setting, live, tasks.tasks[place], key)
+        async with rating:
+            scores = await _rate(setting, tasks.items[place], episode, offset + place)
+        if journal is not None and scores is not None:
+            await asyncio.to_thread(journal.add, key, episode, scores)
+        return episode, scores
+
+    attempts = [(task, number) for task, row in enumerate(seeds) for number in range(len(row))]
+    played = await map_bounded(attempts, one, concurrency=EPISODES_AT_ONCE)
+    _refuse_too_many_failures([episode for episode, _ in played], setting.config)
+    return _together(played)
+
+
+async def _episode(setting: Setting, live: LivePolicy, task: object, key: Attempt) -> Episode:
+    """Play an episode, again if it fails and `episode_retries` is set.
+
+    A retry has the same seed. With another one, episodes whose draws make the agent fail would be
+    replaced by others, and the gradient would be that of a selection.
+    """
+    config = setting.config
+    retries = 0
+    while True:
+        episode = await run_episode(
+            setting.agent,
+            task,
+            live,
+            seed=key.seed,
+            attempt=key.number,
+            max_turns=config.max_turns,
+            max_episode_tokens=config.max_episode_tokens,
+            timeout_seconds=config.episode_timeout_seconds,
+            models=config.policy_models,
+        )
+        if not episode.failed or retries == config.episode_retries:
+            return replace(episode, retries=retries)
+        retries += 1
+
+
+def _refuse_too_many_failures(episodes: Sequence[Episode], config: VeRLConfig) -> None:
+    failed = [episode for episode in episodes if episode.failed]
+    if len(failed) <= config.max_failed_share * len(episodes):
+        return
+    limit = f"no end within {config.episode_timeout_seconds:g} s"
+    reasons = {
+        "timeout": limit,
+        "no_calls": "it called no model that the policy answers (see policy_models)",
+    }
+    examples = "; ".join(
+        f"task {str(episode.task)[:60]!r}: {episode.stop_reason}, "
+        f"{reasons.get(episode.stop_reason, episode.error)}"
+        for episode in failed[:EXAMPLES]
+    )
+    raise CallbackError(
+        f"{len(failed)} of {len(episodes)} episodes failed, more than max_failed_share="
+        f"{config.max_failed_share:g} allows: {examples}"
+    )
+
+
+async def _rate(
+    setting: Setting, item: TrajectoryItem, episode: Episode, place: int
+) -> Scores | None:
+    """Ask the rewards about one episode; a failed one is not scored."""
+    config = setting.config
+    if episode.failed:
+        return None
+    return await score(
+        [episode.output],
+        [item],
+        setting.rewards,
+        on_error=config.on_reward_error,
+        timeout_seconds=config.reward_timeout_seconds,
+        concurrency=config.reward_concurrency,
+        first_index=place,
+        known=[{"task": episode.task, "result": episode.result, "episode": episode}],
+    )
+
+
+def _together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
+    """Join the scores of single episodes.
+
+    The total is the weighted sum of the rewards, and of the step rewards as they are.
+    """
+    names = dict.fromkeys(name for _, each in played if each for name in each.by_name)
+    by_name = {name: [each and each.by_name[name][0] for _, each in played] for name in names}
+    if any(episode.step_rewards for episode, each in played if each):
+        by_name["step_rewards"] = [each and sum(e.step_rewards) for e, each in played]
+    totals = [
+        None if each is None or each.total[0] is None else each.total[0] + sum(e.step_rewards)
+        for e, each in played
+    ]
+    faults = sum(each.faults for _, each in played if each)
+    return Played([episode for episode, _ in played], Scores(totals, by_name, faults))
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return lengths of the episodes that did not fail, and how many ended for which reason."""
+    kept = [episode for episode in episodes if not episode.failed]
+    reasons = Counter(episode.stop_reason for episode in episodes)
+    metrics = {f"failed/{kind}": float(reasons[kind]) for kind in FAILURES if reasons[kind]}
+    metrics["failed"] = 1 - len(kept) / len(episodes)
+    if any(episode.retries for episode in episodes):
+        metrics["retries"] = float(sum(episode.retries for episode in episodes))
+    for limit in LIMITS:
+        if reasons[limit]:
+            metrics[f"stopped/{limit}"] = float(reasons[limit])
+    if kept:
+        metrics["turns"] = fmean(len(episode.turns) for episode in kept)
+        metrics |= call_metrics(kept)
+        metrics["streams"] = fmean(len(episode.streams) for episode in kept)
+        metrics["length"] = fmean(episode.sampled_tokens for episode in kept)
+        metrics["tokens"] = float(sum(episode.sampled_tokens for episode in kept))
+    return metrics
+
+
+async def evaluate(
+    setting: Setting, tasks: AgentTasks, *, samples: int, success: float
+) -> TrainMetrics:
+    """Play the agent on held-out tasks: once and greedily with `samples=0`, else `samples` times.
+
+    Raises:
+        CallbackError: too many episodes failed.
+        DataError: no episode has a reward.
+    """
+    config = setting.config
+    async with open_live(setting, temperature=config.temperature if samples else 0.0) as live:
+        seeds = [
+            [sub_seed(config.seed, "evaluate", task, a) for a in range(max(1, samples))]
+            for task in range(len(tasks))
+        ]
+        episodes, scores = await play(setting, live, tasks, seeds)
+    return summarise(scores, episode_metrics(episodes), len(tasks), success=success)
