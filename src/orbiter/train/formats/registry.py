@@ -40,6 +40,12 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "langfuse": ("traces", "LANGFUSE"),
     "langsmith": ("traces", "LANGSMITH"),
     "minari": ("minari", "FORMAT"),
+    "claude-code": ("sessions.claude_code", "FORMAT"),
+    "codex": ("sessions.codex", "FORMAT"),
+    "gemini-cli": ("sessions.gemini_cli", "FORMAT"),
+    "opencode": ("sessions.opencode", "FORMAT"),
+    "pi": ("sessions.pi", "FORMAT"),
+    "hermes": ("sessions.hermes", "FORMAT"),
 }
 """For each format, the module of this package and the variable in it."""
 
@@ -62,12 +68,14 @@ class ConvertReport:
     """What was written, and what the target format cannot store."""
     skipped: Sequence[Skipped] = ()
     """Bad records that were left out, with `on_error="skip"`."""
+    notes: Sequence[str] = ()
+    """What was left out although nothing is wrong with it, such as records of unknown types."""
 
     def __str__(self) -> str:
         lines = [f"{self.source} to {self.target}: {self.export}"]
         if self.skipped:
             lines.append(f"{len(self.skipped)} bad records skipped; the first: {self.skipped[0]}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,8 @@ class CheckReport:
     """Items whose reward is known."""
     problems: Sequence[Skipped]
     """Each problem with its file and line."""
+    notes: Sequence[str] = ()
+    """What was left out although nothing is wrong with it, such as records of unknown types."""
 
     @property
     def ok(self) -> bool:
@@ -95,7 +105,9 @@ class CheckReport:
             f"{self.path}: {self.format}, {self.items} items in {self.episodes} episodes, "
             f"{self.with_reward} with a reward"
         )
-        return "\n".join([f"{found}; {len(self.problems)} problems", *map(str, self.problems)])
+        return "\n".join(
+            [f"{found}; {len(self.problems)} problems", *map(str, self.problems), *self.notes]
+        )
 
 
 def format_of(name: str) -> Format:
@@ -137,6 +149,7 @@ def read(
     *,
     on_error: OnError = "raise",
     skipped: list[Skipped] | None = None,
+    redact: bool = True,
 ) -> Iterator[TrajectoryItem]:
     """Yield the items of a file of any readable format, in constant memory.
 
@@ -145,6 +158,8 @@ def read(
         format: The name of the format; None means detect it.
         on_error: "raise" stops at the first bad record; "skip" leaves it out.
         skipped: Gets the records that were left out.
+        redact: Whether to mask secrets, e-mail addresses and home paths in the session logs of
+            coding agents; other formats are read as they are.
 
     Raises:
         DataError: a record is wrong, or the format is unknown; the message names file and line.
@@ -152,7 +167,7 @@ def read(
         StorageError: the file cannot be read.
     """
     kind = format_of(format) if format is not None else detect(path)
-    source = Source(path, on_error, "error", skipped if skipped is not None else [])
+    source = Source(path, on_error, "error", skipped if skipped is not None else [], redact=redact)
     return _reader(kind)(source)
 
 
@@ -195,6 +210,7 @@ def convert(
     from_format: str | None = None,
     to_format: str | None = None,
     on_error: OnError = "raise",
+    redact: bool = True,
 ) -> ConvertReport:
     """Read a file in one format and write it in another.
 
@@ -204,6 +220,7 @@ def convert(
         from_format: The name of the format to read; None means detect it.
         to_format: The name of the format to write; None means the one that the suffix names.
         on_error: What to do with a bad record: "raise" stops, "skip" leaves it out and reports it.
+        redact: As for `read`.
 
     Raises:
         DataError: a record is wrong, or the file has no records; the message names file and line.
@@ -214,13 +231,14 @@ def convert(
         raise ConfigError(f"{out_path} is the file to read; write to another path")
     source = format_of(from_format) if from_format is not None else detect(in_path)
     skipped: list[Skipped] = []
-    items = read(in_path, source.name, on_error=on_error, skipped=skipped)
+    opened = Source(in_path, on_error, "error", skipped, redact=redact)
+    items = _reader(source)(opened)
     first = next(items, None)
     if first is None:
         raise DataError(f"{os.fspath(in_path)}:1: {_nothing(skipped)}")
     export = write(_with_first(first, items), out_path, to_format)
     target = to_format if to_format is not None else _BY_SUFFIX[Path(out_path).suffix]
-    return ConvertReport(source.name, target, export, skipped)
+    return ConvertReport(source.name, target, export, skipped, opened.notes)
 
 
 def check(path: PathLike, format: str | None = None) -> CheckReport:
@@ -233,10 +251,11 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
     """
     kind = format_of(format) if format is not None else detect(path)
     problems: list[Skipped] = []
+    source = _Noting(path, "skip", "error", problems)
     items = with_reward = 0
     episodes: set[object] = set()
     try:
-        for item in _reader(kind)(_Noting(path, "skip", "error", problems)):
+        for item in _reader(kind)(source):
             episodes.add(items if item.episode_id is None else item.episode_id)
             with_reward += item.reward is not None
             items += 1
@@ -244,7 +263,9 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
         problems.append(_as_problem(os.fspath(path), str(error)))
     if not items and not problems:
         problems.append(Skipped(os.fspath(path), 1, _nothing(problems)))
-    return CheckReport(os.fspath(path), kind.name, items, len(episodes), with_reward, problems)
+    return CheckReport(
+        os.fspath(path), kind.name, items, len(episodes), with_reward, problems, source.notes
+    )
 
 
 class _Noting(Source):
@@ -254,6 +275,11 @@ class _Noting(Source):
     def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
         """Note a bad record."""
         self.skipped.append(Skipped(self.path, line, reason))
+
+    @override
+    def note(self, text: str) -> None:
+        """Note what was left out."""
+        self.notes.append(text)
 
 
 def _reader(kind: Format) -> Reader:
