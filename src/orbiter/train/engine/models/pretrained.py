@@ -249,8 +249,8 @@ def _check_report(
     config: Any,  # noqa: ANN401 - transformers is untyped
 ) -> None:
     """Check what Transformers reports about loading: every tensor was there, in its shape."""
-    for name, found, wanted in sorted(report["mismatched_keys"]):
-        raise _wrong_shape(folder, stored.get(name), name, tuple(found), tuple(wanted))
+    for name, shape, wanted in sorted(report["mismatched_keys"]):
+        raise _wrong_shape(folder, stored.get(name), name, tuple(shape), tuple(wanted))
     if missing := sorted(report["missing_keys"]):
         raise _missing(folder, missing)
     if report["error_msgs"]:
@@ -280,11 +280,11 @@ def _wrong_shape(
     folder: Path,
     stored: StoredTensor | None,
     name: str,
-    found: tuple[int, ...],
+    shape: tuple[int, ...],
     wanted: tuple[int, ...],
 ) -> StorageError:
     return StorageError(
-        f"{stored.file if stored else folder}: tensor {name!r} has shape {list(found)}, and "
+        f"{stored.file if stored else folder}: tensor {name!r} has shape {list(shape)}, and "
         f"{CONFIG} calls for {list(wanted)}; the two do not belong together"
     )
 

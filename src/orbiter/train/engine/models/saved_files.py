@@ -252,13 +252,13 @@ def _index(folder: Path, config: Mapping[str, Any]) -> Path | None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_object(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    mapped = read_object(index).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped:
         raise StorageError(f"{index} has no weight_map, which names the file of each tensor")
-    for tensor, name in found.items():
+    for tensor, name in mapped.items():
         if not isinstance(name, str):
             raise StorageError(f"{index}: the file of tensor {tensor!r} is {name!r}, not a name")
-    return found
+    return mapped
 
 
 def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
