@@ -176,8 +176,11 @@ def prepare(folder: Path, name: str) -> None:
 def still_open(disk: Path) -> list[str]:
     """Return the files of the disk that this process has open."""
     gc.collect()
-    handles = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
-    return [path for path in handles if path.startswith(f"{disk}/")]
+    paths = []
+    for handle in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
+            paths.append(os.readlink(f"/proc/self/fd/{handle}"))
+    return [path for path in paths if path.startswith(f"{disk}/")]
 
 
 def strike(disk: Path, ballast: Ballast, name: str, pages: int) -> Iterator[str]:

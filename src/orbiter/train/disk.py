@@ -59,6 +59,14 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
+def is_read_only(path: Path) -> bool:
+    """Return whether the disk that holds `path`, which need not exist yet, is mounted read-only."""
+    if not hasattr(os, "statvfs"):
+        return False
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    return bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+
+
 def _is_about(name: object, target: Path) -> bool:
     """Return whether a file's name is `target`, a folder above it, or a file made for it."""
     if not isinstance(name, str | bytes | os.PathLike):  # a file descriptor

@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from orbiter.train.disk import explain
+from orbiter.train.disk import explain, free_bytes, is_read_only
 from orbiter.train.errors import DataError, StorageError
 
+LEAST_FREE = 1 << 20
+"""Free bytes below which an error of SQLite about reading or writing means a full disk."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS response (
     key BLOB PRIMARY KEY, model TEXT NOT NULL, request BLOB NOT NULL, raw BLOB NOT NULL,
@@ -127,7 +129,12 @@ class ResponseCache:
             raise self._failure(error) from error
 
     def _failure(self, error: sqlite3.Error) -> StorageError:
-        if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE):
-            full = OSError(errno.ENOSPC, str(error))
-            return StorageError(explain(full, self.path))
+        """Return an error that says what the disk said: SQLite hides it in words of its own."""
+        kind = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if kind == sqlite3.SQLITE_FULL or (
+            kind == sqlite3.SQLITE_IOERR and free_bytes(self.path) < LEAST_FREE
+        ):
+            return StorageError(explain(OSError(errno.ENOSPC, str(error)), self.path))
+        if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) and is_read_only(self.path):
+            return StorageError(explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), self.path))
         return StorageError(f"cannot use the response cache {self.path}: {error}")
