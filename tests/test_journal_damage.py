@@ -38,7 +38,9 @@ def trajectories(folder: Path) -> list[object]:
 
 
 def synthesis(folder: Path) -> list[object]:
-    templates = TemplateSynthesiser(["Tell {x} about {y}."], {"x": list("abcdef"), "y": "ghijkl"})
+    templates = TemplateSynthesiser(
+        ["Tell {x} about {y}."], {"x": list("abcdef"), "y": list("ghijkl")}
+    )
     config = SynthesisConfig(target_size=12, batch_size=2, dedup_threshold=None)
     pipeline = SynthesisPipeline(config, run_dir=folder, scorer=lambda _: 1.0).add_step(templates)
     result = asyncio.run(pipeline.run())

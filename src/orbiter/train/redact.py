@@ -18,6 +18,10 @@ _NAME = re.compile(
     r"_?token"
     r"|secret|password|passwd|passphrase|credential|authorization|cookie)s?$|^token$"
 )
+_KEY_OF_A_SERVICE = re.compile(
+    r"(?:^|_)(?:OPENAI|AZURE|ANTHROPIC|GROQ|MISTRAL|COHERE|GEMINI|GOOGLE|AWS|GCP|WANDB|LANGFUSE"
+    r"|LANGSMITH|SERVICE|ACCOUNT|CLIENT|LICENSE|ENCRYPTION|MASTER|SSH|DEPLOY)_KEY$"
+)
 _VARIABLE = re.compile(
     r"(?:^|_)(?:key|token|secret|password|passwd|passphrase|credentials?|pat)$", re.IGNORECASE
 )
@@ -64,7 +68,7 @@ def is_secret_name(name: str) -> bool:
 
     A name in capitals is taken for an environment variable, such as AZURE_OPENAI_KEY.
     """
-    if name.isupper() and _VARIABLE.search(name):
+    if name.isupper() and _KEY_OF_A_SERVICE.search(name):
         return True
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
     return _NAME.search(snake) is not None
