@@ -7,6 +7,7 @@ on these three. They know nothing of formats: a record is bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -127,6 +128,7 @@ class AppendLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
             try:
+                # Locked before the tail is looked at: a living writer's line is not torn.
                 self._file = _open_alone(self.path)
                 self.recovered = _set_torn_tail_aside(self.path)
                 if durability != "process":
@@ -249,6 +251,8 @@ def _open_alone(path: Path) -> int:
         _lock_log(handle)
     except OSError as error:
         os.close(handle)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise  # a file system without locks, not another writer
         raise StorageError(
             f"{path} is being written by another process, under another name or since its lock "
             "file was removed: only one process may write it at a time"

@@ -25,6 +25,7 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "jsonl": ("own", "JSONL"),
     "json": ("own", "JSON"),
     "csv": ("own", "CSV"),
+    "journal": ("own", "JOURNAL"),
     "parquet": ("parquet", "FORMAT"),
     "datasets": ("hf_datasets", "FORMAT"),
     "openai-chat": ("openai_chat", "FORMAT"),
@@ -34,6 +35,7 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "trl-preference": ("trl_preference", "PREFERENCE"),
     "trl-unpaired": ("trl_preference", "UNPAIRED"),
     "sharegpt": ("sharegpt", "FORMAT"),
+    "alpaca": ("alpaca", "FORMAT"),
     "verl": ("verl_rows", "FORMAT"),
     "atif": ("atif", "FORMAT"),
     "otel": ("traces", "OTEL"),
@@ -52,7 +54,13 @@ _HOMES: Mapping[str, tuple[str, str]] = {
 NAMES = tuple(_HOMES)
 """The names of all formats."""
 
-_BY_SUFFIX = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_BY_SUFFIX = {
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".journal": "journal",
+}
 """The format to write if none is given: our own record, in the form that the suffix names."""
 
 
@@ -138,7 +146,8 @@ def detect(path: PathLike) -> Format:
     if not sure[best]:
         begins = "it is a folder" if place.is_dir() else f"it begins with {head[:60]!r}"
         raise DataError(
-            f"{place}:1: cannot tell its format: {begins}; name it, one of {', '.join(NAMES)}"
+            f"{place}:1: cannot tell its format: {begins}; name it, one of "
+            f"{', '.join(_with_suffix(place) or NAMES)}"
         )
     return format_of(best)
 
@@ -195,7 +204,7 @@ def write(
     if name is None:
         raise ConfigError(
             f"the suffix of {place} names no format ({', '.join(_BY_SUFFIX)}); give one of "
-            f"{', '.join(NAMES)}"
+            f"{', '.join(_with_suffix(place) or NAMES)}"
         )
     kind = format_of(name)
     if kind.write is None:
@@ -280,6 +289,14 @@ class _Noting(Source):
     def note(self, text: str) -> None:
         """Note what was left out."""
         self.notes.append(text)
+
+
+def _with_suffix(path: Path) -> list[str]:
+    """Return the formats whose files have this suffix; for a folder, those that are folders."""
+    suffixes = {name: format_of(name).suffixes for name in NAMES}
+    if path.is_dir():
+        return [name for name in NAMES if not suffixes[name]]
+    return [name for name in NAMES if path.suffix.lower() in suffixes[name]]
 
 
 def _reader(kind: Format) -> Reader:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BASE = "base"
+"""Folder of the base model inside the folder of an adapter that comes with it."""
 TINY = "tiny"
 """Name of the byte-level model that is built in code."""
 Dtype = Literal["float32", "bfloat16"]
@@ -142,6 +144,8 @@ def find_base(folder: Path, name: str, adapters: tuple[Path, ...] = ()) -> str:
         StorageError: there is no such folder, or the adapters form a ring.
     """
     path = folder / ADAPTER_CONFIG
+    if (folder / BASE / CONFIG).is_file():  # wherever the folder has been moved since
+        return str(folder / BASE)
     if folder.resolve() in adapters:
         raise StorageError(f"{path} names a base model that is built on this adapter itself")
     if name in (TINY, SMOLLM2) or Path(name).expanduser().is_absolute():

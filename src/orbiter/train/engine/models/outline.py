@@ -15,6 +15,7 @@ from torch import nn
 from orbiter.train.engine.arithmetic import choose_dtype, pick_device
 from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.forward.fast import FAMILIES
+from orbiter.train.engine.models.architectures import context_of, require_supported
 from orbiter.train.engine.models.download import cache_folder, hub_folder
 from orbiter.train.engine.models.gguf import CACHED, SMOLLM2
 from orbiter.train.engine.models.load import (
@@ -53,7 +54,7 @@ class Outline:
     @property
     def context_length(self) -> int:
         """Largest number of tokens of prompt and answer together."""
-        return int(self.model.config.max_position_embeddings)
+        return context_of(self.model.config)
 
     @property
     def adapted(self) -> bool:
@@ -73,12 +74,14 @@ def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> 
 
     Raises:
         StorageError: the model is a folder that does not hold a model, or a damaged one.
+        ConfigError: the engine cannot train a model of this architecture.
     """
     with no_progress_bars():
         skeleton = _skeleton(config.model, config.trust_remote_code)
     if skeleton is None:
         return None
     model, tokenizer = skeleton
+    require_supported(model)
     path = "fast" if type(model).__name__ in FAMILIES else "generic"
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)

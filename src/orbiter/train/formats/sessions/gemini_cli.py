@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
@@ -95,7 +95,7 @@ class _Log:
         self.about |= {name: value for name, value in changes.items() if name != "messages"}
 
     def _rewind(self, identifier: str) -> None:
-        """Remove a message and all after it; all messages if there is none of that id."""
+        """Remove a message and all after it; all messages if no message has that id."""
         names = list(self.lines)
         for name in names[names.index(identifier) if identifier in self.lines else 0 :]:
             del self.lines[name]

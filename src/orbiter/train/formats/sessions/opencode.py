@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
@@ -76,7 +76,7 @@ class _Store:
             tally.unknown["file with " + ", ".join(sorted(value)[:4])] += 1
 
     def join(self, source: Source) -> None:
-        """Put the messages and parts that have files of their own into their sessions."""
+        """Put the messages and parts that are stored in separate files into their sessions."""
         for session_id, rows in self.messages.items():
             holder = self.sessions.setdefault(session_id, _Stored({"id": session_id}, source))
             for row in sorted(rows, key=_by_id):
@@ -255,7 +255,7 @@ def _step_of(parts: Sequence[Row], tally: Tally) -> tuple[Row, list[Row], Facts]
 
 
 def _content_of(part: Row) -> Message | None:
-    """Return a part as content; None if it is none, or text that is not for the model."""
+    """Return a part as content; None if it is not content, or not for the model."""
     kind = part.get("type")
     if kind == "text" and part.get("text") and not part.get("ignored"):
         return {"type": "text", "text": str(part["text"])}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orbiter.train.disk import disk_errors
+from orbiter.train.engine.models.architectures import context_of
 from orbiter.train.engine.models.download import hub_folder
 from orbiter.train.engine.models.gguf import SMOLLM2, ensure_smollm2
 from orbiter.train.engine.models.load import TINY, is_path, load_model, saved_kind
@@ -59,7 +60,7 @@ def model_files(name: str, folder: Path) -> ModelFiles:
         files = _described(ensure_smollm2().folder)
     elif is_path(name) and saved_kind(path) == "adapter":
         loaded = load_model(name, device="cpu")
-        context = loaded.model.config.max_position_embeddings
+        context = context_of(loaded.model.config)
         files = ModelFiles(str(folder), True, loaded.tokenizer, context)
     else:
         files = _described(path.resolve()) if is_path(name) else _described(hub_folder(name), name)
@@ -73,7 +74,7 @@ def model_files(name: str, folder: Path) -> ModelFiles:
 def _described(folder: Path, name: str | None = None) -> ModelFiles:
     """Describe a model that verl loads itself: from `folder`, or by its `name` on the hub."""
     check_model_files(folder)
-    context = load_config(folder).max_position_embeddings
+    context = context_of(load_config(folder))
     return ModelFiles(name or str(folder), False, load_tokenizer(folder), context)
 
 
@@ -158,7 +159,7 @@ def _encoder(
     errors = require("jinja2.exceptions", extra="train")
 
     def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
-        turns: Sequence[Any] = prompt_of(item, system=system)
+        turns: Sequence[Any] = prompt_of(item, system=system, tools_as_text=True)
         try:
             text = tokenizer.apply_chat_template(
                 list(turns), tokenize=False, add_generation_prompt=True
@@ -196,9 +197,11 @@ def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
     prompts = inputs.prompts
     with disk_errors(Path(inputs.model.path)):
         write_model(config.model, inputs.model)
-    write_rows(prompts.items, layout.train_file, system=prompts.system)
+    write_rows(prompts.items, layout.train_file, system=prompts.system, tools_as_text=True)
     if layout.validates:
-        write_rows(prompts.held_out, layout.held_out_file, system=prompts.system)
+        write_rows(
+            prompts.held_out, layout.held_out_file, system=prompts.system, tools_as_text=True
+        )
     files = {layout.reward_file.name: MODULE, SHIPMENT: _shipment(config, inputs.rewards)}
     files |= {str(each.file): each.source or "" for each in inputs.rewards if each.file}
     files["plan.txt"] = f"{inputs.plan}\n"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orbiter.train.cli.data import check
+from orbiter.train.cli.items.data import check
 from orbiter.train.cli.options import DataFile
 from orbiter.train.cli.output import JsonFlag, Output
 
@@ -64,6 +64,7 @@ def convert(
             "to": report.target,
             "written": report.export.written,
             "left_out": dict(report.export.left_out),
+            "left_out_details": list(report.export.details),
             "skipped": [skipped._asdict() for skipped in report.skipped],
             "notes": list(report.notes),
             "out": str(target),

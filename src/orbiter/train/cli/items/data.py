@@ -8,8 +8,8 @@ from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
-from orbiter.train.cli.data_rows import filter_items, merge, show
 from orbiter.train.cli.exits import Code
+from orbiter.train.cli.items.rows import filter_items, merge, show
 from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import ConfigError, StorageError
