@@ -54,7 +54,8 @@ def _of_call(call: ast.Call, file: str) -> Iterator[str]:
         yield "calls yaml.load without a safe loader"
     if _is_true(given.get("shell")) or _is_true(given.get("allow_pickle")):
         yield "passes shell=True or allow_pickle=True"
-    if name in ("import_module", "exec_module") and file not in IMPORTS_BY_NAME:
+    fixed = bool(call.args) and isinstance(call.args[0], ast.Constant)
+    if name in ("import_module", "exec_module") and not fixed and file not in IMPORTS_BY_NAME:
         yield f"calls {name}: add the file to the table, with who chooses the name"
     if name in LOADERS and owner not in WITHOUT_ARGUMENT:
         trust = given.get("trust_remote_code")
