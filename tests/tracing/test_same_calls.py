@@ -113,6 +113,30 @@ def test_the_first_span_of_a_stream_is_joined_to_the_one_with_the_answer(tmp_pat
     assert actions(apart) == ["", "5"]
 
 
+def scoped(name: str, *spans: dict[str, Any]) -> dict[str, Any]:
+    return {"scopeSpans": [{"scope": {"name": name}, "spans": list(spans)}]}
+
+
+@pytest.mark.parametrize(
+    ("second", "times", "said", "count"),
+    [
+        ("sdk", (2, 3), "5", 1),
+        ("sdk", (2, 3), "6", 2),  # another answer
+        ("sdk", (2, 6), "5", 2),  # ends later, so it does not run within the other
+        ("framework", (2, 3), "5", 2),  # the same instrumentation: two calls at once
+    ],
+)
+def test_a_span_beside_the_one_that_it_runs_within_is_the_same_call(
+    second: str, times: tuple[int, int], said: str, count: int, tmp_path: Path
+) -> None:
+    begin, end = times
+    outer = call("outer", "root", 1, said="5", rest={"endTimeUnixNano": str(5 * 10**9)})
+    inner = call("inner", "root", begin, said=said, rest={"endTimeUnixNano": str(end * 10**9)})
+    spans = [scoped("framework", outer), scoped(second, inner)]
+    (tmp_path / "a.json").write_text(json.dumps({"resourceSpans": spans}))
+    assert len(list(read(tmp_path / "a.json"))) == count
+
+
 def test_two_equal_calls_beside_each_other_are_two(tmp_path: Path) -> None:
     items = read_spans(tmp_path, call("a", "root", 1, said="5"), call("b", "root", 2, said="5"))
     assert actions(items) == ["5", "5"]
