@@ -6,7 +6,7 @@ A format's module is imported when it is first needed. Not here: the formats the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -199,7 +199,22 @@ def write(
         DataError: an item cannot be written in this format.
         StorageError: the file cannot be written.
     """
-    place = Path(path)
+    return _writer(Path(path), format)(items, Path(path))
+
+
+def check_target(path: PathLike, format: str | None = None) -> None:
+    """Check that `write` has a format for the file.
+
+    Raises:
+        ConfigError: there is no format of that name, it cannot be written, or the suffix names
+            none.
+    """
+    _writer(Path(path), format)
+
+
+def _writer(
+    place: Path, format: str | None
+) -> Callable[[Iterable[TrajectoryItem], Path], ExportReport]:
     name = format if format is not None else _BY_SUFFIX.get(place.suffix)
     if name is None:
         raise ConfigError(
@@ -209,7 +224,7 @@ def write(
     kind = format_of(name)
     if kind.write is None:
         raise ConfigError(f"format {name!r} is only read, not written")
-    return kind.write(items, place)
+    return kind.write
 
 
 def convert(
