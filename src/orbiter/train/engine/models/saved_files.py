@@ -135,8 +135,8 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """Return the files with the weights, in the order in which Transformers looks for them.
 
     Raises:
-        StorageError: there are none, the index is damaged, or it names a file that is missing or
-            outside the folder.
+        StorageError: no file holds weights, the index is damaged, or it names a file that is
+            missing or outside the folder.
     """
     named = config.get("transformers_weights")
     if named is not None and not str(named).endswith(".index.json"):
