@@ -84,7 +84,7 @@ def read_completion(raw: bytes) -> Completion:
     """
     try:
         body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(
             f"the response is not a chat completion ({error}): {raw[:120]!r}"
         ) from None
@@ -175,7 +175,7 @@ def _of_error_body(body: Json) -> RequestFailed | None:
     if not error:
         return None
     message = _field(error, "message") or error
-    kind: FailureKind = "rate_limit" if _field(error, "code") in {429, "429"} else "server"
+    kind: FailureKind = "rate_limit" if str(_field(error, "code")) == "429" else "server"
     return RequestFailed(f"the response is an error: {str(message)[:200]}", kind, maybe_paid=True)
 
 
@@ -304,7 +304,8 @@ class Wire:
                     if said.text is None:  # a last chunk may contain the whole message instead
                         said.add(_field(choice, "message"))
                     finish = _field(choice, "finish_reason") or finish
-        except (ValueError, TypeError, AttributeError) as error:  # openai does not validate chunks
+        # openai does not validate chunks
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise _unreadable(f"a piece of the stream is broken: {error}") from None
         if finish is None:
             raise RequestFailed("the stream broke off", "connection", maybe_paid=True)
