@@ -212,7 +212,7 @@ class Wire:
             MissingExtraError: the `openai` package is not installed.
         """
         self._openai = openai = require("openai", extra="llm")
-        self._httpx = require("httpx", extra="llm")
+        self._httpx = _http_library(openai)
         timeout = openai.Timeout(
             config.total_timeout, connect=config.connect_timeout, read=config.read_timeout
         )
@@ -329,6 +329,13 @@ class Wire:
         """Mask the key in a server's message, which may repeat it."""
         clean = self._mask.sub("***", message) if self._mask else message
         return clean[:300]
+
+
+def _http_library(openai: Any) -> Any:  # noqa: ANN401 - modules, loaded lazily
+    """Return the HTTP library of the `openai` package, for its errors: httpx or a successor."""
+    bases = openai.DefaultAsyncHttpxClient.__mro__
+    client = next(base for base in bases if base.__name__ == "AsyncClient")
+    return require(client.__module__.partition(".")[0], extra="llm")
 
 
 def _mask_of(key: str) -> re.Pattern[str] | None:
