@@ -47,7 +47,7 @@ class Sampler:
         torch.set_num_threads(1)
         self.random = torch.Generator().manual_seed(seed)
         self.model = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=torch.float32, attn_implementation="sdpa"
+            model_path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
         ).eval()
         known = self.model.generation_config
         ends = known.eos_token_id if known.eos_token_id is not None else []
