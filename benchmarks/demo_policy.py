@@ -12,7 +12,7 @@ from pathlib import Path
 from orbiter.train.demo.agent import answer_all
 from orbiter.train.demo.check import score, verdict
 from orbiter.train.demo.parts import split_requests
-from orbiter.train.demo.plan import Plan
+from orbiter.train.demo.plan import DemoPlan
 from orbiter.train.demo.prompt import INSTRUCTION
 from orbiter.train.demo.requests import ToolRequest, load_requests
 from orbiter.train.engine.models.load import load_model
@@ -21,7 +21,7 @@ from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.trajectory import TrajectoryItem
 
 FOLDER = Path(__file__).parent.parent / "build" / "bench-demo"
-PLAN = Plan()
+PLAN = DemoPlan()
 
 
 def demo_policy() -> str:

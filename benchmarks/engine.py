@@ -77,7 +77,7 @@ CASES = {
     "bf16-8": Case(SMOL, "bfloat16", 1, prompts=8, target=4.0),
     "lora": Case(SMOL, "bfloat16", 1, lora_rank=16, target=4.0),
     "bf16-2t": Case(SMOL, "bfloat16", 2, target=3.0),
-    "fp32": Case(SMOL, "float32", 1, target=2.0),
+    "fp32": Case(SMOL, "float32", 1, target=3.0),
     "demo": Case(DEMO, "bfloat16", 2, prompts=4, new_tokens=96, checkpointing=True, target=6.0),
     "demo-best": Case(DEMO, "bfloat16", 2, prompts=4, new_tokens=96),
     "generic": Case(SMOL, "bfloat16", 1, path="generic", target=1.2),

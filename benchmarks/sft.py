@@ -3,9 +3,9 @@
     python benchmarks/sft.py                      # every case, 6 updates, the first dropped
     python benchmarks/sft.py --cases tiny --steps 8
 
-Both imitate the same answers to the same prompts, about 1,024 tokens an update, packed, in
-bfloat16, with AdamW over every weight and the loss on the answers only; each in a process of its
-own and only when it is its turn. TRL packs as it does by default ("bfd"). TRL is the `bench` extra
+Both imitate the same answers to the same prompts, about 1,024 tokens an update, packed, with
+AdamW over every weight and the loss on the answers only; each in its own process and only when it
+is its turn. TRL packs as it does by default ("bfd"). TRL is the `bench` extra
 (trl==1.16.0).
 """
 
@@ -43,6 +43,7 @@ CASES = {
     "tiny": Case("tiny", 1, target=0.0),
     "bf16": Case("smollm2-135m", 1),
     "bf16-2t": Case("smollm2-135m", 2),
+    "fp32": Case("smollm2-135m", 1, dtype="float32", target=2.0),
 }
 
 
@@ -153,7 +154,7 @@ def work_trl(case: Case, steps: int) -> None:
             max_steps=steps,
             learning_rate=1e-6,
             completion_only_loss=True,
-            bf16=True,
+            bf16=case.dtype == "bfloat16",
             gradient_checkpointing=False,
             use_cpu=True,
             report_to=[],

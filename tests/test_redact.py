@@ -9,6 +9,7 @@ from orbiter.train.redact import (
     is_secret_name,
     mask_arguments,
     mask_named,
+    mask_private,
     mask_text,
     secrets_of_the_environment,
 )
@@ -109,3 +110,44 @@ def test_variables_that_are_named_like_secrets_are_searched_for(
     found = secrets_of_the_environment()
     assert {f"value of {name}" for name in names} <= set(found)
     assert "an ordinary animal" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("see /home/ada/x and /Users/ada-b/y", "see /home/user/x and /Users/user/y"),
+        (r"C:\Users\Ada\x and C:\\Users\\Ada\\x", r"C:\Users\user\x and C:\\Users\\user\\x"),
+        ("/mnt/c/Users/ada/x", "/mnt/c/Users/user/x"),
+        ("-Users-ada-shop", "-Users-user-shop"),
+        ("mail ada.b+c@mail.test.org.", "mail user@example.com."),
+        ("git clone git@github.com:a/b", "git clone git@github.com:a/b"),
+        ("API_KEY=abcdef123456", "API_KEY=***"),
+        ('{"api_key": "abcdef123456"}', '{"api_key": "***"}'),
+        (r"{\"api_key\": \"abcdef123456\"}", r"{\"api_key\": \"***\"}"),
+        ("password: hunter2hunter2", "password: ***"),
+        ("STRIPE_KEY=sk0123456789abcdef", "STRIPE_KEY=***"),
+        ("key sk-abcdefghijklmnopqrst", "key ***"),
+    ],
+)
+def test_private_data_is_masked_and_masking_again_changes_nothing(text: str, masked: str) -> None:
+    assert mask_private(text) == masked
+    assert mask_private(masked) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_tokens: 4096000000",
+        'api_key = os.environ["OPENAI_API_KEY"]',
+        "password = getpass.getpass()",
+        "def login(password: SecretStr) -> None: ...",
+        "CACHE_KEY=user_profile_page",
+        "https://example.com/home/about",
+        "@dataclass(frozen=True)",
+        "tokens=12345678",
+        "/home/runner/work/x",
+        "API_KEY=${API_KEY_FROM_VAULT}",
+    ],
+)
+def test_code_and_addresses_that_are_not_private_stay(text: str) -> None:
+    assert mask_private(text) == text

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from orbiter.train.agents import Episode, current_episode
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import Part, score
 from orbiter.train.errors import CallbackError, ConfigError, DataError
 from orbiter.train.rl import group_relative_advantage

@@ -20,7 +20,7 @@ from orbiter.train.demo.pipeline import (
     run_demo,
     without_lesson,
 )
-from orbiter.train.demo.plan import MIN_STEPS, QUICK, Plan, estimate
+from orbiter.train.demo.plan import MIN_STEPS, QUICK, DemoPlan, estimate
 from orbiter.train.demo.requests import ToolRequest
 from orbiter.train.demo.state import State, open_state, unfinished
 from orbiter.train.errors import StorageError
@@ -32,7 +32,7 @@ def an_account() -> Account:
 
 def test_no_function_of_the_held_out_part_is_seen_in_training(requests: list[ToolRequest]) -> None:
     names = {request.id: request.function.name for request in requests}
-    parts = split_requests(requests, Plan())
+    parts = split_requests(requests, DemoPlan())
     homes = Counter[str]()
     for part in parts:
         homes.update({names[str(item.task_id)] for item in part})
@@ -41,8 +41,8 @@ def test_no_function_of_the_held_out_part_is_seen_in_training(requests: list[Too
 
 
 def test_the_split_follows_the_seed(requests: list[ToolRequest]) -> None:
-    assert split_requests(requests, Plan()) == split_requests(requests, Plan())
-    assert split_requests(requests, Plan(seed=1)) != split_requests(requests, Plan())
+    assert split_requests(requests, DemoPlan()) == split_requests(requests, DemoPlan())
+    assert split_requests(requests, DemoPlan(seed=1)) != split_requests(requests, DemoPlan())
 
 
 @pytest.mark.slow
@@ -111,23 +111,23 @@ def test_the_newest_unfinished_run_of_the_plan_is_continued(tmp_path: Path) -> N
 
 def test_a_slow_machine_makes_fewer_steps() -> None:
     exams = (15, 26, 45, 60, 90, 500)
-    steps = [estimate(Plan(), exam).steps for exam in exams]
+    steps = [estimate(DemoPlan(), exam).steps for exam in exams]
     assert steps == sorted(steps, reverse=True)
-    assert (steps[0], steps[-1]) == (Plan().grpo_steps, MIN_STEPS)
+    assert (steps[0], steps[-1]) == (DemoPlan().grpo_steps, MIN_STEPS)
     for exam in (15, 26, 45, 60):
-        assert estimate(Plan(), exam).minutes <= Plan().minutes
+        assert estimate(DemoPlan(), exam).minutes <= DemoPlan().minutes
 
 
 def test_the_estimate_before_grpo_counts_the_seconds_already_spent() -> None:
-    fresh = estimate(Plan(), 40)
-    late = estimate(Plan(), 40, elapsed=700)
+    fresh = estimate(DemoPlan(), 40)
+    late = estimate(DemoPlan(), 40, elapsed=700)
     assert late.steps == MIN_STEPS < fresh.steps
 
 
 def test_no_request_is_attempted_twice_before_all_were_attempted_once(
     requests: list[ToolRequest],
 ) -> None:
-    practice = split_requests(requests, Plan()).own
+    practice = split_requests(requests, DemoPlan()).own
     few, many = draw(practice, 40, seed=0), draw(practice, 150, seed=0)
     assert len({item.id for item in few}) == len(few) == 40
     assert {item.id for item in many} == {item.id for item in practice}
@@ -138,7 +138,7 @@ def test_no_request_is_attempted_twice_before_all_were_attempted_once(
 def test_no_further_request_is_about_a_held_out_function(
     requests: list[ToolRequest], tmp_path: Path
 ) -> None:
-    plan = Plan()
+    plan = DemoPlan()
     held_out = split_requests(requests, plan).held_out
     further = further_requests(open_run(plan, tmp_path, an_account()).requests.values(), held_out)
     functions = [{i.metadata["function"] for i in part} for part in (further, held_out)]
@@ -148,4 +148,4 @@ def test_no_further_request_is_about_a_held_out_function(
 
 def test_a_plan_is_fixed() -> None:
     with pytest.raises(AttributeError):
-        Plan().seed = 1  # type: ignore[misc] # that it cannot be set is the claim
+        DemoPlan().seed = 1  # type: ignore[misc] # that it cannot be set is the claim

@@ -2,7 +2,8 @@ import logging
 
 import pytest
 
-from orbiter.train.engine.progress import line_of, make_progress
+from orbiter.train.engine.progress import line_of
+from orbiter.train.progress import make_progress
 
 
 def test_a_step_is_one_line_of_what_was_measured() -> None:
@@ -14,5 +15,5 @@ def test_without_a_terminal_every_step_is_one_line_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO), make_progress("GRPO", 2) as progress:
-        progress.step(1, {"reward": 0.25})
+        progress.update(1, line_of({"reward": 0.25}))
     assert caplog.messages == ["GRPO 1/2  reward 0.250"]

@@ -117,6 +117,7 @@ def test_greedy_takes_the_likeliest_token_every_time(policy_of: MakePolicy, path
     policy = policy_of(path=path)
     (rollout,) = sample(policy, PROMPTS[:1], max_new_tokens=12, temperature=0.0)
     token_ids = list(PROMPTS[0])
+    assert rollout.completion_ids
     for expected in rollout.completion_ids:
         with torch.no_grad():
             logits = policy.model(torch.tensor([token_ids])).logits[0, -1]

@@ -85,6 +85,19 @@ def test_the_size_of_micro_batches_changes_nothing(
         assert worst < 1e-5
 
 
+def test_a_sampler_that_differs_from_the_training_shows_in_the_metrics(
+    policy_of: MakePolicy,
+) -> None:
+    for recomputed in (False, True):
+        policy = policy_of("llama")
+        batch = sampled(policy)
+        old = batch.sampled_logprob if recomputed else None
+        drifted = batch.sampled_logprob + 0.25 * batch.mask
+        batch = replace(batch, sampled_logprob=drifted, old_logprob=old)
+        metrics = step(policy, batch, PolicyObjective())
+        assert metrics["sampler_gap"] == pytest.approx(0.25, abs=1e-4)
+
+
 @pytest.mark.usefixtures("each_processor")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"])
 @pytest.mark.parametrize("lora_rank", [0, 4])
@@ -103,6 +116,7 @@ def test_a_grpo_and_a_ppo_step_start_at_ratio_one(
     batch = replace(batch, old_value=value(policy, batch), return_=batch.mask * 1.0)
     if dtype == "float32":
         batch = replace(batch, old_logprob=batch.sampled_logprob)
+        assert metrics["sampler_gap"] < 1e-4
     metrics = step(policy, batch, PolicyObjective(vf_coef=0.5, clip_range_value=0.2))
     assert metrics["approx_kl"] < 1e-9
     assert metrics["vf_loss"] == pytest.approx(0.5, rel=0.2)

@@ -109,7 +109,7 @@ def test_a_choice_or_a_single_knob_is_refused() -> None:
 
 
 async def test_a_population_of_another_size_or_steady_mode_is_explained() -> None:
-    with pytest.raises(Exception, match=r"population_size must be 12"):
+    with pytest.raises(ConfigError, match=r"population_size must be 12"):
         await search(CMAEvolution(SPACE, ridge), population_size=20)
-    with pytest.raises(Exception, match="mode='generation'"):
+    with pytest.raises(ConfigError, match="mode='generation'"):
         await search(CMAEvolution(SPACE, ridge), mode="steady")

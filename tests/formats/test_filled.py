@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from orbiter.train.formats import format_of, read
-from orbiter.train.tracing.span import ENTRIES
 from orbiter.train.trajectory.item import NAMES
 from tests.tracing.spans import request, span
 
@@ -24,17 +23,45 @@ FIRST = {
     "finish_reason": "stop",
     "tool_calls": [CALL],
 }
+WRITTEN = {
+    "model": ["gen_ai.response.model", "llm.model_name", "langfuse.observation.model.name"],
+    "requested_model": ["gen_ai.request.model"],
+    "provider": ["gen_ai.provider.name", "gen_ai.system", "llm.provider"],
+    "response_id": ["gen_ai.response.id"],
+    "finish_reason": ["gen_ai.response.finish_reasons", "llm.finish_reason"],
+    "input_tokens": [
+        *("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt"),
+    ],
+    "output_tokens": [
+        "gen_ai.usage.output_tokens",
+        "gen_ai.usage.completion_tokens",
+        "llm.token_count.completion",
+    ],
+    "cached_tokens": ["gen_ai.usage.cache_read.input_tokens"],
+    "reasoning_tokens": ["gen_ai.usage.reasoning.output_tokens"],
+    "conversation_id": ["gen_ai.conversation.id", "session.id"],
+    "user_id": ["user.id"],
+    "agent_id": ["gen_ai.agent.id"],
+    "workflow": ["gen_ai.workflow.name", "traceloop.workflow.name"],
+    "invocation_parameters": ["llm.invocation_parameters"],
+    "error_type": ["error.type"],
+}
+"""The names that OpenTelemetry's, OpenInference's, OpenLLMetry's and Langfuse's conventions give to
+what an entry of the metadata holds, copied from their documents."""
 ANSWERS = [FIRST, {"role": "assistant", "content": "two"}]
 
 
 def otel() -> list[dict[str, Any]]:
-    told: dict[str, Any] = {key.replace(".", "__"): "x" for key in ENTRIES}
+    told: dict[str, Any] = {
+        name.replace(".", "__"): "x" for names in WRITTEN.values() for name in names
+    }
     told |= {
         "gen_ai__operation__name": "chat",
         "gen_ai__input__messages": json.dumps(CHAT),
         "gen_ai__output__messages": json.dumps(ANSWERS),
         "gen_ai__tool__definitions": json.dumps([TOOL]),
         "gen_ai__agent__name": "solver",
+        "task__id": "math-7",
         "gen_ai__evaluation__name": "right",
         "gen_ai__evaluation__score__value": 1,
         "gen_ai__request__seed": 1,
@@ -70,7 +97,7 @@ def langfuse() -> list[dict[str, Any]]:
         "model": "m",
         "sessionId": "s",
         "userId": "u",
-        "metadata": {"mine": 1},
+        "metadata": {"mine": 1, "task_id": "math-7"},
         "modelParameters": {"seed": 1, "model": "m"},
         "usageDetails": {
             "input": 1,
@@ -107,6 +134,7 @@ def langsmith() -> list[dict[str, Any]]:
                 "mine": 1,
             },
         },
+        "reference_example_id": "math-7",
         "prompt_tokens": 1,
         "completion_tokens": 2,
         "total_cost": 0.1,
@@ -139,3 +167,19 @@ def test_what_the_fields_hold_is_what_the_record_says(tmp_path: Path) -> None:
         assert item.metadata["answer"] == {"name": "solver"}
         assert item.metadata["other_answers"] == [{"role": "assistant", "content": "two"}]
         assert (item.metadata["error"], item.metadata["seconds"]) == ("slow", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"), [(entry, name) for entry, names in WRITTEN.items() for name in names]
+)
+def test_each_attribute_alone_fills_its_entry(entry: str, name: str, tmp_path: Path) -> None:
+    value: Any = 7 if entry.endswith("_tokens") else "its value"
+    attributes = {
+        "gen_ai__operation__name": "chat",
+        "gen_ai__input__messages": json.dumps(CHAT),
+        name.replace(".", "__"): value,
+    }
+    path = tmp_path / "span.jsonl"
+    path.write_text(json.dumps(request(span("a", "", 1, **attributes))))
+    (item,) = read(path, "otel")
+    assert item.metadata[entry] == value

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbiter.train.errors import DataError, TrainError
-from orbiter.train.formats import check, detect, format_of, read, write
+from orbiter.train.formats import check, detect, read, write
 from orbiter.train.trajectory import TrajectoryItem
 from tests.formats.generated import json_values, messages
 
@@ -24,13 +24,15 @@ TEXTUAL = (
     "trl-preference",
     "trl-unpaired",
     "sharegpt",
+    "alpaca",
 )
 KEYS = [
     *("messages", "tools", "parallel_tool_calls", "input", "preferred_output", "prompt"),
     *("non_preferred_output", "completion", "chosen", "rejected", "label", "conversations"),
     *("system", "score_chosen", "reward", "step", "episode_id", "chat_template_kwargs", "weight"),
     *("role", "content", "from", "value", "tool_calls", "function", "arguments", "name", "id"),
-    *("tool_call_ids", "reasoning_content", "type", "text"),
+    *("tool_call_ids", "reasoning_content", "type", "text", "instruction", "output", "kto_tag"),
+    *("function_call", "functions", "rejected_response", "joined_messages", "messages_after"),
 ]
 WORDS = ["user", "assistant", "tool", "human", "gpt", "function_call", "observation", "[]", "{}"]
 values = st.recursive(
@@ -123,11 +125,17 @@ def test_nests_and_numbers_without_end_are_refused(line: str, name: str, tmp_pat
         list(read(path, name))
 
 
-def test_arguments_that_are_nested_too_deep_are_refused(tmp_path: Path) -> None:
-    deep = '{"a":' * 600 + "1" + "}" * 600
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_arguments_nested_deeper_than_json_readers_go_stay_a_text(
+    depth: int, tmp_path: Path
+) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": deep}}
     chat = {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(chat))
-    report = check(path, "openai-chat")
-    assert format_of("openai-chat").name == report.format
+    assert check(path, "openai-chat").ok
+    (item,) = read(path, "openai-chat")
+    assert item.tool_calls == [call]
+    write([item], tmp_path / "again.jsonl", "openai-chat")
+    assert list(read(tmp_path / "again.jsonl", "openai-chat")) == [item]

@@ -112,6 +112,7 @@ async def test_the_likeliest_tokens_are_those_of_a_full_forward(policy: Policy) 
         reply = loop.submit(PROMPTS[2], sampling)
         await reply.finished()
     drawn = reply.choices[0].tokens
+    assert drawn
     ids = torch.tensor([[*PROMPTS[2], *(token.token_id for token in drawn)]])
     with torch.no_grad():
         logits = policy.model(ids).logits[0, len(PROMPTS[2]) - 1 : -1]

@@ -12,7 +12,7 @@ import torch
 
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.serve.live import LivePolicy, LiveSession
 from tests.serve.conftest import ADD
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orbiter.train.capture.transport import answered_by
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.serve import batching
 from orbiter.train.serve.batching import Row
 from orbiter.train.serve.live import LivePolicy

@@ -176,7 +176,9 @@ def test_in_every_script_the_error_rate_is_the_level(script: str, level: float) 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "decomposed"])
 def test_no_text_gets_letters_of_another_script(script: str) -> None:
     rows = [{"input": text} for text in in_script(1, script, 50)]
-    for row in augment_add_noise(rows, 0.4):
+    noisy = augment_add_noise(rows, 0.4)
+    assert noisy != rows
+    for row in noisy:
         assert not re.search("[A-Za-z]", str(row["input"]))
 
 

@@ -153,6 +153,9 @@ def test_every_json_call_still_parses() -> None:
         prose = [" ".join(rng.sample(words, 8)) for _ in range(2)]
         rows.append({"input": f"{prose[0]} {json.dumps(call)} {prose[1]}", "call": call})
     noisy = augment_add_noise(rows, 0.2)
+    assert (
+        sum(row["input"] != before["input"] for row, before in zip(noisy, rows, strict=True)) > 1900
+    )
     for row in noisy:
         text = str(row["input"])
         assert json.loads(text[text.index("{") : text.rindex("}") + 1]) == row["call"]

@@ -98,6 +98,15 @@ def test_a_spreadsheet_runs_no_text_of_ours(risky: str, tmp_path: Path) -> None:
     assert TrajectoryDataset.from_csv(path)[0].state == risky
 
 
+def test_a_csv_row_of_empty_cells_is_no_item(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("state,action,reward,metadata\n,,,\ns,a,1,\n,,,\n\n,b,,\n")
+    items = list(TrajectoryDataset.from_csv(path).waiting) + list(TrajectoryDataset.from_csv(path))
+    assert [(item.state, item.action, item.reward) for item in items] == [
+        ("", "b", None), ("s", "a", 1.0),
+    ]  # fmt: skip
+
+
 def test_csv_tells_an_empty_text_from_none(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     kept = [TrajectoryItem("", "", 0.0, agent=""), TrajectoryItem("", "", 0.0)]
@@ -271,7 +280,7 @@ def test_unknown_fields_go_to_metadata_on_request(on_error: OnError, tmp_path: P
 
 def test_an_array_names_the_line_on_which_the_bad_item_begins(tmp_path: Path) -> None:
     path = tmp_path / "items.json"
-    for bad, _ in [pair for name, pair in CORRUPTIONS.items() if name in {"NaN", "type drift"}]:
+    for bad, _ in (CORRUPTIONS["NaN"], CORRUPTIONS["type drift"]):
         path.write_bytes(b"[\n" + GOOD + b",\n" + bad + b",\n" + GOOD + b"]")
         with pytest.raises(DataError, match=rf"{path}:3: field 'reward': expected"):
             TrajectoryDataset.from_json(path)

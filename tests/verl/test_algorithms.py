@@ -10,7 +10,7 @@ import torch
 from tests.verl.test_cluster_config import config as on_verl
 from tests.verl.test_cluster_config import layout
 
-from orbiter.train.errors import ConfigError
+from orbiter.train.errors import ConfigError, TrainingError
 from orbiter.train.trainer.config import NotInVerl, VerlKeys
 from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.algorithms import ALGORITHMS
@@ -70,7 +70,7 @@ async def test_a_run_with_several_updates_and_flat_rewards_ends_with_the_documen
         max_response_length=4, max_flat_steps=1, progress=False,
     )  # fmt: skip
     trainer = VeRLTrainer(config, [RewardSpec("none", 1.0, lambda _: 0.0)])
-    with pytest.raises(Exception, match="nothing can be learned"):
+    with pytest.raises(TrainingError, match="nothing can be learned"):
         await trainer.train(["Sing."])
 
 

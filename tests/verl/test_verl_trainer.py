@@ -423,6 +423,7 @@ async def test_target_kl_ends_the_updates_of_a_step() -> None:
 async def test_the_first_update_is_on_policy() -> None:
     run = trainer(loss_aggregation="sequence")
     await run.train(PROMPTS)
+    assert run.history
     for row in run.history:
         assert row["clip_fraction"] == 0
         assert row["approx_kl"] == 0

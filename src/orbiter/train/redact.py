@@ -23,7 +23,7 @@ _VARIABLE = re.compile(
 )
 _TEXT = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|\b(?:sk-[\w-]{16,}|gsk_\w{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
+    r"|\b(?:sk-[\w-]{16,}|[rsp]k_(?:live|test)_\w{16,}|gsk_\w{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{30,}"
     r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)"
     r"|(?<=Bearer )[\w.~+/=-]{16,}|(?<=://)[^\s/:@]*:[^\s/@]+(?=@)",
@@ -34,6 +34,24 @@ _NAMED_IN_TEXT = re.compile(
 )
 """A parameter of an address, or an option of a command line, with its value."""
 
+
+_ASSIGNED = re.compile(
+    r"(?P<name>[A-Za-z][\w-]{2,})(?P<mark>\\?[\"']?\s{0,3}[:=]\s{0,3})"
+    r"(?P<value>\\?\"[^\"\\\n]{6,}\\?\"|'[^'\n]{6,}'|[\w+/=.~-]{8,}(?![\w(\[{.]))"
+)
+"""A name and its value in a file: `API_KEY=...`, `"api_key": "..."`, `password: ...`."""
+_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+_HOME = re.compile(
+    r"(?P<before>(?<![\w.])(?:/mnt/[a-z]|/var|/export)?/(?:home|Users)/"
+    r"|\b[A-Za-z]:(?:\\{1,4}|/)Users(?:\\{1,4}|/))(?P<user>[^\s/\\:\"'`<>|;,()\[\]{}$*?]+)"
+)
+"""The folder of a user."""
+_HOME_IN_NAME = re.compile(r"(?P<before>(?<![\w-])-(?:home|Users)-)(?P<user>[^\W-]+)")
+"""The same as Claude Code writes it in the name of a folder: `-home-ada-project`."""
+_SHARED_HOMES = frozenset({"Shared", "Public", "Default", "runner", "user", "..."})
+EMAIL_MASK, USER_MASK = "user@example.com", "user"
+_KEY_LENGTH = 16
+"""Characters from which the value of any variable such as `STRIPE_KEY` is taken for a secret."""
 
 _HEADERS = frozenset({"headers", "extra_headers"})
 _SCHEMAS = frozenset({"properties", "parameters", "input_schema", "json_schema", "schema"})
@@ -52,6 +70,21 @@ def mask_text(text: str, secrets: Sequence[str] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, MASK)
     return _NAMED_IN_TEXT.sub(_named, _TEXT.sub(MASK, text))
+
+
+def mask_private(text: str) -> str:
+    """Return a text without secrets, e-mail addresses and the names of home folders.
+
+    A home folder keeps its form: `/home/ada/x` becomes `/home/user/x`. The name of a person is not
+    recognised anywhere else.
+    """
+    if "=" in text or ":" in text:
+        text = _ASSIGNED.sub(_assigned, mask_text(text))
+    else:
+        text = mask_text(text)
+    if "@" in text:
+        text = _EMAIL.sub(_email, text)
+    return _HOME_IN_NAME.sub(_home, _HOME.sub(_home, text))
 
 
 def mask_arguments(values: Sequence[object]) -> list[object]:
@@ -98,6 +131,32 @@ def _masked_entry(name: str, inner: Json) -> Json:
             key: MASK if isinstance(text, str) else mask_named(text) for key, text in inner.items()
         }
     return mask_named(inner)
+
+
+def _assigned(match: re.Match[str]) -> str:
+    """Mask a value whose name says that it is a secret, unless it is code or a placeholder."""
+    name, mark, value = match["name"], match["mark"], match["value"]
+    inner = value.strip("\\\"'")
+    has_digit = any(char.isdigit() for char in inner)
+    if not is_secret_name(name):
+        variable = name.isupper() and _VARIABLE.search(name) is not None
+        if not (variable and has_digit and len(inner) >= _KEY_LENGTH):
+            return match[0]
+    elif inner == value and not name.isupper() and not has_digit:
+        return match[0]  # a bare word, such as the type of a parameter
+    if MASK in inner or inner.startswith(("$", "{", "<")):
+        return match[0]
+    return name + mark + value.replace(inner, MASK)
+
+
+def _email(match: re.Match[str]) -> str:
+    """Mask an address, but not the account in the address of a git server."""
+    return match[0] if match[0].startswith("git@") else EMAIL_MASK
+
+
+def _home(match: re.Match[str]) -> str:
+    user = match["user"]
+    return match[0] if user in _SHARED_HOMES else match["before"] + USER_MASK
 
 
 def _named(match: re.Match[str]) -> str:

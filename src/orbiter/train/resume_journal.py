@@ -75,6 +75,7 @@ class ResumeJournal:
             for _ in self.replay():
                 pass
         before = self._checksum or 0
+        # Assigned only after the write: a failed append leaves the chain as it is.
         checksum = zlib.crc32(record, before)
         self._log.append(b"%b%b%08x%b" % (record[:-1], _KEY, checksum, _END))
         self._checksum = checksum
@@ -128,6 +129,7 @@ def _lines(path: str | os.PathLike[str], checksum: _Checksum) -> Iterator[Journa
                 f"{os.fspath(path)}:{number} is not a record as it was written: it has no "
                 "checksum, unlike the lines before it; restore the file from a copy"
             )
+        # From here on every line must have one, or a line could be added unnoticed.
         checksum.chained = stored is not None
         yield JournalLine(number, start, record, before)
         start += len(line) + 1

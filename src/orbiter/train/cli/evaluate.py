@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orbiter.train.chat.tool_calls import name_of
+from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
-from orbiter.train.errors import ConfigError, StorageError
+from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_mean
+from orbiter.train.evaluation import Interval, mean_interval
+
+if TYPE_CHECKING:
+    from orbiter.train.verl.evaluate import Assessment, ScoredAttempt
+
+SHARE = 0.9
+"""Share of the attempts from which one action counts as winning everywhere."""
+ENOUGH = 8
+"""Fewest tasks for which that is worth a warning."""
+TEXT_CHARS = 60
 
 eval_app = typer.Typer(rich_markup_mode=None)
 
@@ -37,22 +52,57 @@ def evaluate(
 ) -> None:
     """Measure how good a model is, with a confidence interval.
 
-    [reward] scores the answers. [eval] may set samples (answers per item, for pass@k; 0 means one
-    greedy answer) and success (the reward from which an answer passes).
+    [reward] scores the answers. With [agent], your agent or environment plays each task with the
+    model. [eval] may set samples (answers per item, for pass@k; 0 means one greedy answer), success
+    (the reward from which an answer passes) and by (a field, such as a label, for whose values the
+    reward is also measured separately). A warning says if one answer or tool is used nearly always.
     """
     settings = _settings(config, run, overrides or [])
     models = model or [_model_of(settings, run)]
     path = data or settings.own("data").get("eval") or settings.own("data").get("train")
     if path is None:
         raise ConfigError("there is nothing to evaluate on: give --data FILE, or set [data] eval")
-    items = read_items(str(path))
+    agent = load_agent(settings)
+    kind = settings.own("data").get("format") if data is None else None
+    read: Callable[[str, str | None], Sequence[Any]] = read_tasks if agent else read_items
+    items = read(str(path), None if kind is None else str(kind))
     output = Output(as_json=as_json)
-    found = {name: asyncio.run(_measure(settings, name, items)) for name in models}
-    output.say(f"{len(items)} items of {path}")
-    names = list(dict.fromkeys(metric for each in found.values() for metric in each))
-    rows = [[metric, *(shown(each.get(metric)) for each in found.values())] for metric in names]
-    output.table(["measure", *found], rows)
-    output.result({"items": len(items), "data": str(path), "models": found})
+    by = settings.own("eval").get("by")
+    found = {name: asyncio.run(_measure(settings, agent, name, items)) for name in models}
+    output.say(f"{len(items)} {'tasks' if agent else 'items'} of {path}")
+    measured = {name: each.metrics.measured() for name, each in found.items()}
+    _print(measured, output)
+    result: dict[str, object] = {"items": len(items), "data": str(path), "models": measured}
+    if by is not None:
+        result["by"] = {"field": by, "models": _print_slices(found, str(by), output)}
+    warnings = [line for name, each in found.items() for line in one_sided(each.attempts, name)]
+    for line in warnings:
+        output.say(f"warning: {line}")
+    output.result(result | {"warnings": warnings})
+
+
+def _print(measured: Mapping[str, Mapping[str, float]], output: Output) -> None:
+    names = list(dict.fromkeys(metric for each in measured.values() for metric in each))
+    rows = [[metric, *(shown(each.get(metric)) for each in measured.values())] for metric in names]
+    output.table(["measure", *measured], rows)
+
+
+def _print_slices(
+    found: Mapping[str, Assessment], by: str, output: Output
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Print each model's reward for each value of a field; return the numbers."""
+    slices = {name: rewards_by(each.attempts, by) for name, each in found.items()}
+    values = sorted({value for each in slices.values() for value in each})
+    rows = [
+        [value, *(str(each[value]) if value in each else "-" for each in slices.values())]
+        for value in values
+    ]
+    output.say()
+    output.table([f"reward by {by}", *slices], rows)
+    return {
+        name: {value: interval._asdict() for value, interval in each.items()}
+        for name, each in slices.items()
+    }
 
 
 def _settings(config: Path | None, run: Path | None, overrides: list[str]) -> Settings:
@@ -71,13 +121,18 @@ def _model_of(settings: Settings, run: Path | None) -> str:
         if not (run / "model").is_dir():
             raise StorageError(f"{run} has no model yet; give one with --model")
         return str(run / "model")
-    told = settings.section("train").get("model") or settings.section("sft").get("model")
+    sections = ("train", "sft", "offline")
+    told = next(
+        (named for name in sections if (named := settings.section(name).get("model"))), None
+    )
     if told is None:
         raise ConfigError("there is no model: give --model, or set it under [train]")
     return str(told)
 
 
-async def _measure(settings: Settings, model: str, items: list[Any]) -> dict[str, float]:
+async def _measure(
+    settings: Settings, agent: AgentChoice | None, model: str, items: Sequence[Any]
+) -> Assessment:
     from orbiter.train.verl import VeRLConfig, VeRLTrainer
 
     own: dict[str, Any] = settings.own("eval")
@@ -86,6 +141,83 @@ async def _measure(settings: Settings, model: str, items: list[Any]) -> dict[str
         "train", VeRLConfig, model=model, output_dir=None, resume=False, save_every=0, trackers=(),
         eval_every=None,
     )  # fmt: skip
-    trainer = VeRLTrainer(config, load_rewards(settings.values.get("reward")))
-    measured = await trainer.evaluate(items, samples=samples, success=success)
-    return measured.measured()
+    told = settings.values.get("reward")
+    rewards = [] if agent is not None and told is None else load_rewards(told)
+    choice = agent or AgentChoice()
+    trainer = VeRLTrainer(config, rewards, agent=choice.agent, environment=choice.environment)
+    return await trainer.assess(items, samples=samples, success=success)
+
+
+def rewards_by(attempts: Sequence[ScoredAttempt], field: str) -> dict[str, Interval]:
+    """Return the mean reward for each value of a field, with an interval over its tasks.
+
+    Raises:
+        DataError: no task has the field.
+    """
+    slices: dict[str, dict[int, list[float]]] = {}
+    for attempt in attempts:
+        value = _value(attempt, field)
+        if attempt.reward is not None and value is not None:
+            tasks = slices.setdefault(value, {})
+            tasks.setdefault(id(attempt.item), []).append(attempt.reward)
+    if not slices:
+        known = sorted({name for attempt in attempts for name in _fields(attempt)})
+        raise DataError(
+            f"eval.by={field!r}: no task has this field{did_you_mean(field, known)}; the fields "
+            f"are {', '.join(known) or 'none'}"
+        )
+    return {
+        value: mean_interval([fmean(rewards) for rewards in tasks.values()])
+        for value, tasks in slices.items()
+    }
+
+
+def _fields(attempt: ScoredAttempt) -> Mapping[str, Any]:
+    """Return what a task says about itself, by name."""
+    task = None if attempt.episode is None else attempt.episode.task
+    if isinstance(task, Mapping):
+        return task
+    item = attempt.item
+    own = {"action": item.action, "agent": item.agent, "task_id": item.task_id}
+    return {**own, **(item.metadata or {})}
+
+
+def _value(attempt: ScoredAttempt, field: str) -> str | None:
+    value = _fields(attempt).get(field)
+    return None if value is None else str(value)
+
+
+def one_sided(attempts: Sequence[ScoredAttempt], model: str) -> list[str]:
+    """Return a warning if the model does the same on nearly all tasks, whatever they ask.
+
+    An agent that always takes the one safe action (escalate, refuse) can score well without having
+    understood anything. An action is the last tool of an episode, or else the answer.
+    """
+    actions = [action for attempt in attempts if (action := _action(attempt)) is not None]
+    tasks = len({id(attempt.item) for attempt in attempts})
+    if tasks < ENOUGH or not actions:
+        return []
+    (most, count), *_ = Counter(actions).most_common(1)
+    if count < SHARE * len(actions):
+        return []
+    wanted = {attempt.item.action for attempt in attempts if attempt.item.action}
+    if len(wanted) == 1:  # the data themselves want one answer
+        return []
+    shown = most if len(most) <= TEXT_CHARS else f"{most[:TEXT_CHARS]}..."
+    return [
+        f"{model} does the same nearly everywhere: {shown!r} in {count} of {len(actions)} "
+        "attempts, whatever the task; its reward may show one safe action rather than skill"
+    ]
+
+
+def _action(attempt: ScoredAttempt) -> str | None:
+    if attempt.episode is None:
+        return attempt.output.strip()
+    if attempt.episode.failed:
+        return None
+    calls = [
+        name_of(call)
+        for turn in attempt.episode.turns
+        for call in turn.reply.get("tool_calls") or ()
+    ]
+    return f"{calls[-1]}()" if calls else attempt.output.strip()

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Interval, mean_interval, paired_difference
-from orbiter.train.report.story import Exam, Story, Task, keep_story, read_story
-from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.verl import RewardSpec
+from orbiter.train.report.story import Exam, Story, Task, keep_story, paired, read_story
+from orbiter.train.verl import RewardSpec, VeRLTrainer
 from orbiter.train.verl.reward import score
+from orbiter.train.verl.tasks import as_tasks
 
 
 async def examine(
     trainer: ModelTrainer,
     name: str,
-    items: Sequence[TrajectoryItem],
+    items: Sequence[Any],
     rewards: Sequence[RewardSpec],
 ) -> Exam:
     """Answer every item greedily, and score the answers with the rewards.
 
+    With an agent that runs, play its episodes. A failed one has no score.
+
     Raises:
-        CallbackError: a reward failed.
+        CallbackError: a reward failed, or too many episodes did.
     """
+    if isinstance(trainer, VeRLTrainer) and trainer.running_agent is not None:
+        attempts = (await trainer.assess(items)).attempts
+        failed = sum(attempt.reward is None for attempt in attempts)
+        return Exam(
+            name=name,
+            scores=[attempt.reward for attempt in attempts],
+            outputs=[attempt.output for attempt in attempts],
+            note=f"{failed} of {len(attempts)} episodes failed" if failed else "",
+        )
     outputs = await trainer.generate(list(items))
     worth = await score(outputs, list(items), rewards)
     scores = [total for total in worth.total if total is not None]
@@ -33,9 +45,9 @@ async def examine(
     return Exam(name=name, scores=scores, outputs=outputs)
 
 
-def keep_exams(folder: Path, items: Sequence[TrajectoryItem], exams: Sequence[Exam]) -> None:
+def keep_exams(folder: Path, items: Sequence[Any], exams: Sequence[Exam]) -> None:
     """Store the exams where the report finds them."""
-    tasks = [Task(prompt=item.state, expected=item.action) for item in items]
+    tasks = [Task(prompt=item.state, expected=item.action) for item in as_tasks(items).items]
     keep_story(folder, Story(measure="reward", tasks=tasks, exams=exams))
 
 
@@ -46,9 +58,9 @@ def kept_exam(folder: Path, name: str) -> Exam | None:
 
 def interval(exam: Exam) -> Interval:
     """Return the exam's mean score with its interval."""
-    return mean_interval(exam.scores)
+    return mean_interval(exam.known)
 
 
 def gain(before: Exam, after: Exam) -> Interval:
     """Return the paired improvement from the first exam to the second, item by item."""
-    return paired_difference(after.scores, before.scores)
+    return paired_difference(*paired(after, before))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.options import RUNS, read_items
 from orbiter.train.cli.output import command, duration, is_plain
@@ -20,12 +21,12 @@ from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
+from orbiter.train.offline import OfflineConfig, OfflineTrainer
 from orbiter.train.sft import SFTConfig, SFTTrainer
-from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
 
-Method = Literal["train", "sft"]
+Method = Literal["train", "sft", "offline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +37,13 @@ class Job:
     settings: Settings
     trainer: ModelTrainer
     folder: Path
-    items: Sequence[TrajectoryItem]
-    held_out: Sequence[TrajectoryItem] | None
+    items: Sequence[Any]
+    """Items to answer; with an agent its tasks, which may also be dicts."""
+    held_out: Sequence[Any] | None
     rewards: Sequence[RewardSpec]
     """They score the answers; for imitation too, if the settings ask for it."""
+    agent: AgentChoice | None = None
+    """What works on the tasks, if it is not the model alone."""
 
     @property
     def resume_command(self) -> str:
@@ -52,6 +56,8 @@ class Job:
         if self.rewards:
             values["reward"] = self.settings.values["reward"]
         values["data"] = self.settings.section("data")
+        if self.agent is not None:
+            values["agent"] = self.agent.settings
         told = all_settings(self.trainer.config, self.method)
         told["trackers"] = self.settings.section(self.method).get("trackers", [])
         kept = {k: v for k, v in told.items() if k not in ("output_dir", "resume", "progress")}
@@ -75,13 +81,14 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
         "progress": told.get("progress", True) and not is_plain(sys.stderr),
         "trackers": [_tracker(name) for name in _listed(told.get("trackers", []))],
     }
-    items, held_out = _data(settings)
+    agent = load_agent(settings) if method == "train" else None
+    items, held_out = _data(settings, with_agent=agent is not None)
+    # An environment gives its own reward, and an agent may give rewards as it works.
+    wanted = method == "train" and agent is None
     rewards = (
-        load_rewards(settings.values.get("reward"))
-        if (method == "train" or "reward" in settings.values)
-        else []
+        load_rewards(settings.values.get("reward")) if wanted or "reward" in settings.values else []
     )
-    trainer = _trainer(method, settings, rewards, fixed)
+    trainer = _trainer(method, settings, rewards, agent, fixed)
     trainer.dataset, trainer.eval_dataset = items, held_out
     return Job(
         method=method,
@@ -91,6 +98,7 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
         items=items,
         held_out=held_out,
         rewards=rewards,
+        agent=agent,
     )
 
 
@@ -98,14 +106,20 @@ def _trainer(
     method: Method,
     settings: Settings,
     rewards: Sequence[RewardSpec],
+    agent: AgentChoice | None,
     fixed: dict[str, object],
 ) -> ModelTrainer:
     if method == "sft":
         return SFTTrainer(settings.build("sft", SFTConfig, **fixed))
-    return VeRLTrainer(settings.build("train", VeRLConfig, **fixed), rewards)
+    if method == "offline":
+        return OfflineTrainer(settings.build("offline", OfflineConfig, **fixed))
+    config = settings.build("train", VeRLConfig, **fixed)
+    if agent is None:
+        return VeRLTrainer(config, rewards)
+    return VeRLTrainer(config, rewards, agent=agent.agent, environment=agent.environment)
 
 
-def _data(settings: Settings) -> tuple[list[TrajectoryItem], list[TrajectoryItem] | None]:
+def _data(settings: Settings, *, with_agent: bool) -> tuple[Sequence[Any], Sequence[Any] | None]:
     own = settings.own("data")
     if not own.get("train"):
         raise ConfigError(
@@ -114,8 +128,9 @@ def _data(settings: Settings) -> tuple[list[TrajectoryItem], list[TrajectoryItem
     kind = own.get("format")
     format_name = None if kind is None else str(kind)
     held_out = own.get("eval")
-    items = read_items(str(own["train"]), format_name)
-    return items, None if held_out is None else read_items(str(held_out), format_name)
+    read: Callable[[str, str | None], Sequence[Any]] = read_tasks if with_agent else read_items
+    items = read(str(own["train"]), format_name)
+    return items, None if held_out is None else read(str(held_out), format_name)
 
 
 def _listed(names: object) -> list[str]:

@@ -1,7 +1,7 @@
-"""`orbiter-train train` and `sft`: run one training, from its settings to its report.
+"""`orbiter-train train`, `sft` and `offline`: run one training, from settings to report.
 
 A run is a folder: config.toml (all its settings), metrics.jsonl, samples.jsonl, checkpoints,
-result.json, model, report.html. The training itself is in `verl/` and `sft/`.
+result.json, model, report.html. The training itself is in `verl/`, `sft/` and `offline/`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orbiter.train.cli.agent import rehearse
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
@@ -23,18 +25,22 @@ from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Re
 from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
 from orbiter.train.storage import atomic_write
+from orbiter.train.verl import VeRLConfig, VeRLTrainer
+from orbiter.train.verl.cluster.plan import Plan
 
 RESULT = "result.json"
 """File with the result of a finished run."""
 
 train_app = typer.Typer(rich_markup_mode=None)
 sft_app = typer.Typer(rich_markup_mode=None)
+offline_app = typer.Typer(rich_markup_mode=None)
 
 PushToHub = Annotated[
     str | None,
@@ -59,7 +65,8 @@ def train(
 ) -> None:
     """Improve a model by reward, with GRPO or PPO.
 
-    The settings are those of [train], [reward] and [data].
+    The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
+    your agent or environment; --dry-run then plays two episodes.
     """
     settings = load(config, parse_overrides(overrides or ()))
     asked = Asked(out, resume, dry_run, push_to_hub)
@@ -86,6 +93,27 @@ def sft(
     raise typer.Exit(run("sft", settings, asked, Output(as_json=as_json)))
 
 
+@offline_app.command()
+def offline(
+    overrides: OverrideWords = None,
+    *,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Improve a model by logged episodes and their rewards, without running anything.
+
+    The settings are those of [offline] and [data]. The data must have been captured with token
+    ids.
+    """
+    settings = load(config, parse_overrides(overrides or ()))
+    asked = Asked(out, resume, dry_run, push_to_hub)
+    raise typer.Exit(run("offline", settings, asked, Output(as_json=as_json)))
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """The command line's options besides the settings."""
@@ -99,15 +127,20 @@ class Asked:
 def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Code:
     """Check, plan and train, then print the result; return the exit code."""
     job = make_job(method, settings, out=asked.out, resume=asked.resume)
-    plan = asyncio.run(job.trainer.plan())
+    plan = asyncio.run(_plan(job))
     limit = job.trainer.config.max_seconds
     limits = [] if limit is None else [("limit", f"stops after {duration(limit)} (max_seconds)")]
     output.table(("what", "how much"), [*limits, *plan_lines(plan), ("folder", str(job.folder))])
     if asked.dry_run:
-        asyncio.run(_try_rewards(job, output))
+        cost = asyncio.run(_try(job, output))
         output.say("all checks passed; without --dry-run this starts the run")
         output.result(
-            {"plan": asdict(plan), "folder": str(job.folder), "settings": job.run_config()}
+            {
+                "plan": asdict(plan),
+                **({} if cost is None else {"step": cost}),
+                "folder": str(job.folder),
+                "settings": job.run_config(),
+            }
         )
         return Code.OK
     resumed = job.trainer.config.resume
@@ -115,6 +148,25 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
         _require_new(job.folder)
         write_run_config(job.folder, job.run_config())
     return _carry_out(job, plan.steps, asked, output)
+
+
+async def _plan(job: Job) -> TrainPlan | Plan:
+    """Return the plan of a run; with an agent it has no tokens and no time."""
+    trainer = job.trainer
+    if job.agent is None:
+        return await trainer.plan()
+    await trainer.validate()
+    config, count = trainer.config, len(job.items)
+    steps = config.epochs * math.ceil(count / config.batch_size)
+    assert isinstance(config, VeRLConfig)
+    return TrainPlan(
+        method=trainer.method,
+        model=config.model,
+        items=count,
+        held_out=len(job.held_out or ()),
+        steps=steps,
+        updates=steps * config.updates_per_step,
+    )
 
 
 def _require_new(folder: Path) -> None:
@@ -130,20 +182,28 @@ def _require_new(folder: Path) -> None:
         )
 
 
-async def _try_rewards(job: Job, output: Output) -> None:
-    """Apply every reward to the first item's action.
+async def _try(job: Job, output: Output) -> dict[str, Any] | None:
+    """Apply every reward to the first item's action, or play two episodes of an agent.
+
+    Returns:
+        The cost of a step, if it was measured.
 
     Raises:
-        CallbackError: a reward failed, or returned a value that is not a finite number.
+        CallbackError: a reward failed, or returned a value that is not a finite number, or the
+            agent failed.
     """
+    if job.agent is not None:
+        assert isinstance(job.trainer, VeRLTrainer), "only this trainer has agents"
+        return await rehearse(job.trainer, job.items, output)
     if not job.rewards:
-        return
+        return None
     from orbiter.train.verl.reward import score
 
     first = job.items[0]
     scores = await score([first.action], [first], job.rewards)
     for name, answers in scores.by_name.items():
         output.say(f"reward {name!r} gives {shown(answers[0])} to the first item's own action")
+    return None
 
 
 def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
@@ -223,7 +283,7 @@ class Course:
     async def _before(self) -> Exam | None:
         """Examine the untrained model, or read the stored exam of an earlier process."""
         job = self._job
-        if job.held_out is None or not job.rewards:
+        if job.held_out is None or not (job.rewards or job.agent):
             return None
         known = kept_exam(job.folder, "before") if job.trainer.config.resume else None
         if known is not None:
@@ -272,7 +332,8 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
 
         result["hub"] = push_to_hub(folder / "model", asked.push_to_hub)
         output.say(f"uploaded  {result['hub']}")
-    output.say(f"try it    {command('generate', '--model', result['model'], 'your prompt')}")
+    one_prompt = ["generate", "--model", result["model"], "your prompt"]
+    output.say(f"try it    {command(*(['eval', '--run', folder] if job.agent else one_prompt))}")
     output.result(result | {"folder": str(folder), "report": str(page)})
     return Code.OK
 
@@ -306,5 +367,6 @@ def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
     if not file.is_file():
         raise StorageError(f"{folder} holds no run: {RUN_CONFIG} is missing")
     settings = load(file, parse_overrides(overrides))
-    method: Method = "train" if "train" in settings.values else "sft"
+    methods: tuple[Method, ...] = ("train", "offline")
+    method: Method = next((name for name in methods if name in settings.values), "sft")
     return run(method, settings, Asked(folder, resume=True), output)

@@ -19,7 +19,7 @@ from pathlib import Path
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.outcome import Outcome
 from orbiter.train.demo.pipeline import open_run, run_demo
-from orbiter.train.demo.plan import QUICK, Plan
+from orbiter.train.demo.plan import QUICK, DemoPlan
 from orbiter.train.demo.state import unfinished
 from orbiter.train.errors import TrainError
 from orbiter.train.interrupts import TwoStepInterrupt
@@ -74,8 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    plan = replace(QUICK if options.quick else Plan(), control=options.control, seed=options.seed)
+def _plan(options: argparse.Namespace) -> DemoPlan:
+    plan = replace(
+        QUICK if options.quick else DemoPlan(), control=options.control, seed=options.seed
+    )
     if options.minutes is not None:
         plan = replace(plan, minutes=options.minutes)
     if options.dtype is not None:
@@ -85,7 +87,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     return plan
 
 
-async def _run(plan: Plan, folder: Path, account: Account) -> bool:
+async def _run(plan: DemoPlan, folder: Path, account: Account) -> bool:
     """Run the demo, and say whether it came to its end.
 
     The first Ctrl-C lets the current step finish and writes a checkpoint; the second one ends the

@@ -9,8 +9,8 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from orbiter.train.demo.outcome import Exam, Outcome
-from orbiter.train.demo.plan import Estimate, Plan
+from orbiter.train.demo.outcome import DemoExam, Outcome
+from orbiter.train.demo.plan import DemoPlan, Estimate
 
 STAGES = ("capture", "curate", "sft", "grpo", "further sft")
 
@@ -41,7 +41,7 @@ class Account:
             seconds = self.outcome.seconds
             seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
 
-    def expect(self, expected: Estimate, plan: Plan) -> None:
+    def expect(self, expected: Estimate, plan: DemoPlan) -> None:
         """Print how long the run will take on this machine."""
         self.console.print(
             f"about {expected.minutes:.0f} minutes on this machine, with {expected.steps} of at "
@@ -58,7 +58,7 @@ class Account:
         """Print one fact about the current stage."""
         self.console.print(f"  {line}", markup=False)
 
-    def exam(self, exam: Exam) -> None:
+    def exam(self, exam: DemoExam) -> None:
         """Print the result of an exam."""
         self.say(f"{percent(exam)} of {len(exam.right)} held-out requests right")
 
@@ -75,13 +75,13 @@ class Account:
         self.console.print(f"Model: {self.outcome.model}", soft_wrap=True)
 
 
-def percent(exam: Exam) -> str:
+def percent(exam: DemoExam) -> str:
     """Return the accuracy with its interval, such as "48.0 % [41.0, 55.0]"."""
     mean, low, high, _ = exam.accuracy
     return f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def gain_text(exam: Exam, other: Exam) -> str:
+def gain_text(exam: DemoExam, other: DemoExam) -> str:
     """Return the paired difference in points, such as "+6.0 [+1.5, +10.5]"."""
     mean, low, high, _ = exam.gain_over(other)
     return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

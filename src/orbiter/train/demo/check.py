@@ -31,21 +31,21 @@ _OMITTED = ""
 """Among the accepted values of an argument, this means that it may be omitted."""
 
 
-class Verdict(NamedTuple):
+class CallVerdict(NamedTuple):
     """Right or wrong, and the first reason why it is wrong."""
 
     right: bool
     reason: str
 
 
-def verdict(reply: str, request: ToolRequest) -> Verdict:
+def verdict(reply: str, request: ToolRequest) -> CallVerdict:
     """Judge a model's reply: exactly one call, every argument among its accepted values."""
     try:
         call = parse_call(reply)
     except DataError as error:
-        return Verdict(False, str(error))
+        return CallVerdict(False, str(error))
     faults = _faults(call, request)
-    return Verdict(not faults, faults[0] if faults else "")
+    return CallVerdict(not faults, faults[0] if faults else "")
 
 
 def score(reply: str, request: ToolRequest) -> float:

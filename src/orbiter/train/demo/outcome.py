@@ -8,7 +8,7 @@ from orbiter.train.evaluation import Interval, mean_interval, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
+class DemoExam:
     """The held-out requests, answered greedily by one model."""
 
     name: str
@@ -24,7 +24,7 @@ class Exam:
         """Share of right calls, with its 95 % interval over the requests."""
         return mean_interval(map(float, self.right))
 
-    def gain_over(self, other: Exam) -> Interval:
+    def gain_over(self, other: DemoExam) -> Interval:
         """Return how much better this model is on the same requests, paired, with 95 %."""
         return paired_difference(map(float, self.right), map(float, other.right))
 
@@ -49,7 +49,7 @@ class Outcome:
     """Numbers of requests, traces and lessons, by name."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     """Wall time of each stage, and of the GRPO training alone."""
-    exams: dict[str, Exam] = field(default_factory=dict[str, Exam])
+    exams: dict[str, DemoExam] = field(default_factory=dict[str, DemoExam])
     """By name: "before", "sft", "grpo", "further sft"."""
     curves: dict[str, list[tuple[float, float]]] = field(
         default_factory=dict[str, list[tuple[float, float]]]

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from orbiter.train.demo.outcome import Outcome
-from orbiter.train.demo.plan import Plan
+from orbiter.train.demo.plan import DemoPlan
 from orbiter.train.report import Exam, LedgerStep, Story, Task, keep_story, write_report
 
 _NOTES = {
@@ -17,13 +17,13 @@ _NOTES = {
 }
 
 
-def write_page(outcome: Outcome, plan: Plan, folder: Path) -> Path:
+def write_page(outcome: Outcome, plan: DemoPlan, folder: Path) -> Path:
     """Write the run's story and its report into its folder; return the report's path."""
     keep_story(folder, story_of(outcome, plan))
     return write_report(folder)
 
 
-def story_of(outcome: Outcome, plan: Plan) -> Story:
+def story_of(outcome: Outcome, plan: DemoPlan) -> Story:
     """Return the facts that the trainings' own folders do not contain."""
     return Story(
         title="A small agent learns to call tools",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from orbiter.train.demo.plan import Plan
+from orbiter.train.demo.plan import DemoPlan
 from orbiter.train.demo.prompt import render
 from orbiter.train.demo.requests import ToolRequest
 from orbiter.train.seeding import sub_random
@@ -13,7 +13,7 @@ from orbiter.train.synthesis import split_dataset
 from orbiter.train.trajectory import TrajectoryItem
 
 
-class Parts(NamedTuple):
+class RequestParts(NamedTuple):
     """The requests by their use; no function is in two parts."""
 
     held_out: list[TrajectoryItem]
@@ -27,10 +27,10 @@ GROUPS = ("task_id", FUNCTION)
 """Metadata entries that keep traces together in a split."""
 
 
-def split_requests(requests: Sequence[ToolRequest], plan: Plan) -> Parts:
+def split_requests(requests: Sequence[ToolRequest], plan: DemoPlan) -> RequestParts:
     """Divide the requests into the three parts; those of one function stay together."""
     items = list(map(_as_item, requests))
-    return Parts(*split_dataset(items, plan.shares, seed=plan.seed, group_by=GROUPS))
+    return RequestParts(*split_dataset(items, plan.shares, seed=plan.seed, group_by=GROUPS))
 
 
 def further_requests(

@@ -26,10 +26,10 @@ import msgspec
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.agent import answer_all, right_call
 from orbiter.train.demo.check import score, verdict
-from orbiter.train.demo.outcome import Exam, Outcome, Question
+from orbiter.train.demo.outcome import DemoExam, Outcome, Question
 from orbiter.train.demo.page import write_page
-from orbiter.train.demo.parts import GROUPS, Parts, draw, further_requests, split_requests
-from orbiter.train.demo.plan import Plan, estimate
+from orbiter.train.demo.parts import GROUPS, RequestParts, draw, further_requests, split_requests
+from orbiter.train.demo.plan import DemoPlan, estimate
 from orbiter.train.demo.probe import exam_seconds
 from orbiter.train.demo.prompt import INSTRUCTION, render
 from orbiter.train.demo.requests import ToolRequest, load_requests
@@ -57,7 +57,7 @@ class Lessons(NamedTuple):
 class Run:
     """A run in progress: its settings, its state, and where it reports to."""
 
-    plan: Plan
+    plan: DemoPlan
     folder: Path
     account: Account
     requests: Mapping[str, ToolRequest]
@@ -114,7 +114,7 @@ class Run:
             raise asyncio.CancelledError
 
 
-def open_run(plan: Plan, folder: Path, account: Account) -> Run:
+def open_run(plan: DemoPlan, folder: Path, account: Account) -> Run:
     """Open the run in `folder`, new or interrupted, and fetch the requests.
 
     Raises:
@@ -159,7 +159,7 @@ async def run_demo(run: Run) -> Outcome:
     return run.outcome
 
 
-async def announce(run: Run, parts: Parts) -> None:
+async def announce(run: Run, parts: RequestParts) -> None:
     """Choose the arithmetic, measure this machine's speed, and print the minutes to expect."""
     plan = run.plan
     from orbiter.train.engine.arithmetic import choose_dtype, pick_device
@@ -176,7 +176,7 @@ async def announce(run: Run, parts: Parts) -> None:
     run.account.expect(estimate(plan, speed), plan)
 
 
-async def capture(run: Run, parts: Parts) -> TrajectoryDataset:
+async def capture(run: Run, parts: RequestParts) -> TrajectoryDataset:
     """Capture the traces of the reference agent and of the untrained model."""
     plan, account, path = run.plan, run.account, run.folder / "traces.jsonl"
     if run.has("capture"):
@@ -350,7 +350,7 @@ async def examine(
     right = [
         verdict(reply, request).right for reply, request in zip(replies, requests, strict=True)
     ]
-    run.outcome.exams[name] = exam = Exam(name, replies, right, perf_counter() - began)
+    run.outcome.exams[name] = exam = DemoExam(name, replies, right, perf_counter() - began)
     run.account.exam(exam)
 
 

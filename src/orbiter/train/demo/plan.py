@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class DemoPlan:
     """One run of the demo. The plan and the number of GRPO steps determine it."""
 
     model: str = "smollm2-135m"
@@ -48,7 +48,7 @@ class Plan:
     """Whether SFT also gets the seconds that GRPO took, to compare both."""
 
 
-QUICK = Plan(
+QUICK = DemoPlan(
     model="tiny",
     requests=24,
     own_traces=2,
@@ -82,7 +82,7 @@ class Estimate(NamedTuple):
     minutes: float
 
 
-def estimate(plan: Plan, exam_seconds: float, *, elapsed: float | None = None) -> Estimate:
+def estimate(plan: DemoPlan, exam_seconds: float, *, elapsed: float | None = None) -> Estimate:
     """Choose the number of GRPO steps that fit into the plan's time budget.
 
     Args:

@@ -12,7 +12,7 @@ ROWS = 32
 TOKENS = 8
 EXAM_ROWS = 200
 """Requests of a complete exam."""
-PROBE_SHARE = 0.11
+PROBE_SHARE = 0.075
 """Duration of the probe relative to a complete exam of the SFT model, measured in both dtypes."""
 
 

@@ -76,7 +76,7 @@ class ToolRequest:
     """Accepted values by argument; "" among them means that the argument may be omitted."""
 
 
-class _Call(NamedTuple):
+class _CallSchema(NamedTuple):
     """The right call of a request: its function, and the accepted values by argument."""
 
     function: str
@@ -96,7 +96,7 @@ class _Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _RightArguments:
     id: str
     ground_truth: list[dict[str, dict[str, list[object]]]]
 
@@ -125,7 +125,7 @@ def parse_requests(requests: Sequence[bytes], answers: Sequence[bytes]) -> list[
     return [_request(number, line, accepted) for number, line in enumerate(requests, 1)]
 
 
-def _request(number: int, line: bytes, accepted: Mapping[str, _Call]) -> ToolRequest:
+def _request(number: int, line: bytes, accepted: Mapping[str, _CallSchema]) -> ToolRequest:
     try:
         row = msgspec.json.decode(line, type=_Request)
         ((message,),) = row.question
@@ -138,13 +138,13 @@ def _request(number: int, line: bytes, accepted: Mapping[str, _Call]) -> ToolReq
         raise DataError(f"request {number}: no accepted answer for {error}") from error
 
 
-def _accepted(number: int, line: bytes) -> tuple[str, _Call]:
+def _accepted(number: int, line: bytes) -> tuple[str, _CallSchema]:
     try:
-        row = msgspec.json.decode(line, type=_Answer)
+        row = msgspec.json.decode(line, type=_RightArguments)
         ((call,),) = (call.items() for call in row.ground_truth)
     except (msgspec.DecodeError, ValueError) as error:
         raise DataError(f"answer {number} is not one accepted call: {error}") from error
-    return row.id, _Call(*call)
+    return row.id, _CallSchema(*call)
 
 
 def fetch_wheel(cache_dir: str | os.PathLike[str] | None = None) -> Path:

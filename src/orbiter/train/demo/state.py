@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from orbiter.train.demo.outcome import Outcome
-from orbiter.train.demo.plan import Plan
+from orbiter.train.demo.plan import DemoPlan
 from orbiter.train.errors import StorageError
 from orbiter.train.storage import atomic_write
 
@@ -20,7 +20,7 @@ STATE_FILE = "state.json"
 class State:
     """A run's plan, its finished stages and what they measured."""
 
-    plan: Plan
+    plan: DemoPlan
     outcome: Outcome = field(default_factory=Outcome)
     finished: list[str] = field(default_factory=list[str])
     """Names of the stages that are complete."""
@@ -36,7 +36,7 @@ class State:
             file.write(msgspec.json.encode(self))
 
 
-def open_state(plan: Plan, folder: Path) -> State:
+def open_state(plan: DemoPlan, folder: Path) -> State:
     """Return the state of the run in `folder`, or a new one if the folder is empty or missing.
 
     A finished run may be reopened with `plan.control` switched on; then only the control runs.
@@ -63,12 +63,12 @@ def open_state(plan: Plan, folder: Path) -> State:
     return state
 
 
-def unfinished(plan: Plan, runs: Path) -> Path | None:
+def unfinished(plan: DemoPlan, runs: Path) -> Path | None:
     """Return the newest folder below `runs` with a run of this plan that is not complete."""
     return next(_unfinished(plan, runs), None)
 
 
-def _unfinished(plan: Plan, runs: Path) -> Iterator[Path]:
+def _unfinished(plan: DemoPlan, runs: Path) -> Iterator[Path]:
     last = "further sft" if plan.control else "report"
     for folder in sorted(runs.glob("demo-*"), reverse=True):
         if (folder / STATE_FILE).exists():

@@ -195,6 +195,7 @@ def fused_attention_works(dtype: torch.dtype, device_type: str) -> bool:
         mixed.sum().backward()
         return mixed.detach()
 
+    # The reference: plain attention in float32, with the shared heads repeated.
     q32, k32, v32 = (x.detach().float() for x in (q, k, v))
     k32, v32 = (x.repeat_interleave(2, 1) for x in (k32, v32))
     plain = (q32 @ k32.transpose(-1, -2) / 4).softmax(-1) @ v32  # 4 = sqrt(head width)
@@ -233,6 +234,7 @@ def bfloat16_gain() -> float:
     Measured once per machine, in about a tenth of a second, and stored in the cache folder. If the
     cache is damaged or cannot be written, the only cost is another measurement.
     """
+    # Everything that may change the answer is in the key, so a cache shared between machines works.
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     key = "|".join([_processor_name(), _instruction_set(), f"torch {torch.__version__}", *limits])
     name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()

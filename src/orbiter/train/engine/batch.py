@@ -87,6 +87,7 @@ def collate(
     numbers: dict[tuple[int, ...], int] = {}
     prompts = [tuple(rollout.token_ids[: rollout.prompt_length]) for rollout in rollouts]
     mask = _pad([rollout.mask for rollout in rollouts], longest, torch.bool)
+    # Its log probability would need a token before it, which no forward pass has.
     if bool(mask[:, 0].any()):
         raise DataError(
             "the first token of a sequence is given, not chosen: its mask must be False"
@@ -116,6 +117,7 @@ def minibatches(batch: Batch, size: int, *, seed: int) -> list[Batch]:
     for number in torch.randperm(int(batch.group.max()) + 1, generator=generator).tolist():
         rows = (batch.group == number).nonzero()[:, 0].cpu()
         rows = rows[torch.randperm(len(rows), generator=generator)]
+        # A group that would straddle the end of a part begins a new one instead.
         if len(parts[-1]) + min(len(rows), size) > size:
             parts.append([])
         for row in rows.tolist():

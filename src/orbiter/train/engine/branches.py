@@ -43,6 +43,7 @@ class Branches(NamedTuple):
     def grow(self, token_ids: Int[Tensor, "S"], *, rows: int) -> Growth:
         """Add one drawn token to each sample, and fork a row whose samples now differ."""
         fork = self._fork(token_ids)
+        # Only a row that forks must be copied; otherwise the cache can stay as it is.
         twice = bool((fork.parent[1:] == fork.parent[:-1]).any())
         idle = rows - len(fork.parent)
         if not twice and (idle == 0 or idle * DROP_SHARE < rows):
@@ -57,6 +58,7 @@ class Branches(NamedTuple):
         """Return the distinct pairs of a row and a token drawn in it, in the order of the rows."""
         if self.width == 1:
             return _Fork(self.branch, token_ids, torch.arange(len(token_ids)).to(token_ids))
+        # A pair of row and token as one number, so that `unique` compares both at once.
         size = int(token_ids.max()) + 1
         pair, branch = (self.branch * size + token_ids).unique(return_inverse=True)
         return _Fork(pair // size, pair % size, branch)

@@ -129,6 +129,7 @@ class Checkpoints:
 
     def _drop_old(self, newest: int) -> None:
         """Remove all but the newest `keep` checkpoints, counting back from the one just written."""
+        # Later ones stay: they belong to a run that was resumed from an earlier checkpoint.
         for step in [step for step in self.steps() if step <= newest][: -self.keep]:
             shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
 
@@ -153,6 +154,7 @@ def _write_group(path: Path, named: Mapping[str, Tensor]) -> None:
     owned = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     seen: set[int] = set()
     for name, tensor in owned.items():
+        # safetensors refuses tensors that share memory, such as tied embeddings.
         place = tensor.untyped_storage().data_ptr()
         if place in seen:
             owned[name] = tensor.clone()

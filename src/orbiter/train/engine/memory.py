@@ -108,6 +108,7 @@ def memory_estimate(
     longest = max(block.queries for block in batch)
     share = min(1.0, max(micro_batch_tokens, longest) / tokens)
     answers = share * prompts * n * (new_tokens or trained_tokens or prompt_tokens)
+    # With one micro-batch the gradients take the place of activations that backward has freed.
     several, gradient = share < 1, FLOAT32 * dims.trained
     holes = HOLES if policy.device.type == "cpu" and platform.libc_ver()[0] == "glibc" else 1.0
     kept = dims.kept(batch) * share + dims.head(answers, again=several) + dims.joined
@@ -191,6 +192,7 @@ class _Dimensions(NamedTuple):
     @property
     def joined(self) -> int:
         """Bytes of the copied weights: cast to the dtype, or joined for query, key and value."""
+        # In bfloat16 every weight is cast; in float32 only joined projections are copied.
         if self.width < FLOAT32:
             return self.width * self.weights
         qkv = (self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden

@@ -75,6 +75,7 @@ class PolicyObjective:
             "pg_loss": policy.loss,
             "clip_fraction": policy.clip_fraction,
             "approx_kl": policy.approx_kl,
+            "sampler_gap": _sampler_gap(scored, batch),
             **beside,
         }
 
@@ -148,6 +149,16 @@ class ImitationObjective:
         if batch.weight is None:
             return torch.zeros_like(batch.length, dtype=torch.bool)
         return (batch.weight == 0).all(dim=-1)
+
+
+def _sampler_gap(scored: Scored, batch: Batch) -> Tensor:
+    """Return how far the sampler's log probabilities are from the training's, in nats a token.
+
+    Both come from the same weights, so anything but rounding is a fault: a prompt that is tokenised
+    differently, another temperature, an answer from older weights.
+    """
+    old = scored.logprob.detach() if batch.old_logprob is None else batch.old_logprob
+    return masked_mean((old - batch.sampled_logprob).abs(), batch.mask)
 
 
 def _needed(stream: Tensor | None, name: str) -> Tensor:

@@ -44,6 +44,7 @@ class Optimiser:
         gradients = [p.grad for p in self.named.values() if p.grad is not None]
         if not gradients:
             return 0.0
+        # One kernel over all tensors; clip_grad_norm_ would do the same and clip before the check.
         norms = torch._foreach_norm(gradients)
         norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         if not torch.isfinite(torch.tensor(norm)):

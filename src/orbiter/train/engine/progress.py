@@ -1,12 +1,9 @@
-"""Show a training's progress in the terminal: a bar with the metrics of the last step."""
+"""Write the metrics of a training's step as one line, for the progress bar and the log."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
-from orbiter.train import progress
 from orbiter.train.progress import PIECE_SEPARATOR
 
 SHOWN = {
@@ -22,39 +19,6 @@ SHOWN = {
     "tokens_per_second": "{:.0f} tok/s",
 }
 """Format of each metric shown, in this order; metrics that were not measured are skipped."""
-
-
-class Progress:
-    """A progress bar over training steps."""
-
-    def __init__(self, bar: progress.Progress) -> None:
-        self._bar = bar
-
-    def say(self, line: str) -> None:
-        """Print a line that stays above the bar."""
-        self._bar.say(line)
-
-    def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Show that `done` steps are finished, and the metrics of the last one."""
-        self._bar.update(done, line_of(metrics))
-
-    def __enter__(self) -> Self:
-        self._bar.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.__exit__(kind, error, trace)
-
-
-def make_progress(title: str, total: int, *, done: int = 0, wanted: bool = True) -> Progress:
-    """Return a bar on standard error if it is a terminal and `wanted` is true; else only log."""
-    shown = None if wanted else False
-    return Progress(progress.make_progress(title, total, done=done, shown=shown))
 
 
 def line_of(metrics: Mapping[str, float]) -> str:

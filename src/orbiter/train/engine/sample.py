@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orbiter.train.engine.branches import Branches
+from orbiter.train.engine.encoding import texts_of_answers
 from orbiter.train.engine.forward.generic import Decoder
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
@@ -96,12 +97,15 @@ def _draw(
     length = torch.full(noise.shape[:1], noise.shape[1], device=noise.device)
     stopped = torch.zeros_like(length, dtype=torch.bool)
     alive = torch.arange(len(noise), device=noise.device)
+    # At first all n samples of a prompt share the prompt's row.
     tree = Branches(alive // n, alive % n, n)
     logits = decoder.start()
     for t in range(noise.shape[1]):
+        # One softmax per row serves all of its samples, each with a separate random number.
         chosen = choose(logits, tree.lay_out(noise[alive, t], rows=len(logits)))
         following, likelihood = (each[tree.branch, tree.place] for each in chosen)
         token_ids[alive, t], logprob[alive, t] = following, likelihood
+        # The stop token itself is part of the sample: the policy chose it, so it is trained on.
         ends = torch.isin(following, stop)
         length[alive[ends]] = t + 1
         stopped[alive[ends]] = True
@@ -142,6 +146,7 @@ def choose(
     cumulative = (mass if top_p == 1 else _nucleus(mass, top_p)).cumsum(dim=-1)
     total = cumulative[:, -1:] if top_p == 1 else mass.sum(dim=-1, keepdim=True)
     wanted = uniform.view(len(logits), -1)
+    # Inverse transform sampling: the first token whose cumulative mass exceeds u times the total.
     if temperature > 0:
         token = torch.searchsorted(cumulative, wanted * cumulative[:, -1:], right=True)
     else:
@@ -153,6 +158,7 @@ def choose(
 def _nucleus(mass: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
     """Set the mass of all tokens to zero except the likeliest ones that sum to `top_p`."""
     ordered, index = mass.sort(dim=-1, descending=True)
+    # Mass before a token, so that the token which crosses top_p is still kept.
     before = ordered.cumsum(dim=-1) - ordered
     ordered = ordered.masked_fill(before >= top_p * mass.sum(dim=-1, keepdim=True), 0.0)
     return torch.zeros_like(mass).scatter_(1, index, ordered)
@@ -186,16 +192,18 @@ def _as_rollouts(
     rollouts = []
     lengths, stopped = drawn.length.tolist(), drawn.stopped.tolist()
     token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprob.tolist()
+    answers = [of_row[:length] for of_row, length in zip(token_ids, lengths, strict=True)]
+    texts = texts_of_answers(policy.tokenizer, answers, stops=policy.stop_token_ids)
     for row, length in enumerate(lengths):
-        prompt, answer = list(prompts[row // n]), token_ids[row][:length]
-        text = policy.tokenizer.decode(answer, skip_special_tokens=True)
+        prompt, answer = list(prompts[row // n]), answers[row]
         rollouts.append(
             Rollout(
                 token_ids=prompt + answer,
                 mask=[False] * len(prompt) + [True] * length,
                 old_logprob=[0.0] * len(prompt) + logprobs[row][:length],
                 prompt_length=len(prompt),
-                text=text,
+                text=texts[row].text,
+                raw_text=texts[row].raw,
                 finish_reason="stop" if stopped[row] else "length",
             )
         )

@@ -7,22 +7,18 @@ is prepared in `verl/local.py` and `sft/local.py`; files are written by `checkpo
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from orbiter.train.engine.allocator import keep_freed_memory
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.checkpoint import Checkpoint, Checkpoints
 from orbiter.train.engine.config import EngineConfig, settings_of
@@ -35,37 +31,6 @@ from orbiter.train.runlog import RunLog
 from orbiter.train.trajectory import TrajectoryItem
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-@functools.cache
-def _engine_thread() -> ThreadPoolExecutor:
-    """Return the one thread that touches tensors.
-
-    With one thread, two trainers do not compete for the cores, and the process has a single OpenMP
-    team. Once a second thread has called OpenMP, libgomp makes every team sleep at each of a step's
-    thousands of barriers instead of spinning, and sampling takes 1.4 times as long.
-    """
-    keep_freed_memory()  # first: glibc assigns a thread its arena at its first allocation
-    return ThreadPoolExecutor(1, thread_name_prefix="orbiter-engine")
-
-
-async def work(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run engine work on the engine's thread, so that the event loop stays responsive.
-
-    A cancellation takes effect only once the work has finished, so nothing is left half done.
-    """
-    loop = asyncio.get_running_loop()
-    job = loop.run_in_executor(_engine_thread(), functools.partial(fn, *args, **kwargs))
-    try:
-        return await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait([job])
-        if not job.cancelled() and (failure := job.exception()):
-            log.warning("the work in progress at the cancellation failed: %s", failure)
-        raise
 
 
 @dataclass(slots=True)
@@ -155,6 +120,7 @@ class Session:
 
     def _restore(self, found: Checkpoint) -> None:
         state = found.state
+        # Compared before anything is loaded: the position counts items of this very data.
         if state["data"] != self._data:
             raise DataError(
                 f"the run in {self.config.output_dir} learned from other data; resume needs the "
@@ -166,6 +132,7 @@ class Session:
         self._saved = (self.position.step, self.position.update)
         if "buffer" in found.tensors:
             self.batch = Batch(**found.tensors["buffer"]).to(self.policy.device)
+        # The engine draws from seeds, but the user's rewards may use the global generators.
         version, internal, gauss = state["random"]
         random.setstate((version, tuple(internal), gauss))
         torch.set_rng_state(found.tensors["rng"]["torch"])
@@ -224,6 +191,7 @@ class Session:
         Timings are logged separately from the metrics, which are the same for every run of a seed.
         """
         position = self.position
+        # Later dicts win: a metric of the whole step replaces the mean over its updates.
         row = mean_of(position.seen) | position.row | dict(further)
         if position.step % self.steps_per_epoch == 0:
             position.epoch = {}
@@ -268,6 +236,7 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint that the run can resume from as if it had not been interrupted."""
+        # Step and update, because a save within a step and one after it are different places.
         place = (self.position.step, self.position.update)
         if self._checkpoints is None or place == self._saved:
             return
@@ -301,6 +270,7 @@ def require_finite(policy: Policy) -> None:
         TrainingError: a tensor holds NaN or an infinity; the message names the first one.
     """
     named = policy.named_trainable()
+    # A sum is NaN or infinite if any element is, and costs one number per tensor.
     sums = torch.stack([p.detach().sum() for p in named.values()])
     if not bool(torch.isfinite(sums).all()):
         place = int((~torch.isfinite(sums)).nonzero()[0])

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
-from orbiter.train.engine.progress import Progress, make_progress
-from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
+from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
+from orbiter.train.progress import Progress, make_progress
 from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.engine.models.export import Card
+    from orbiter.train.engine.models.outline import Outline
     from orbiter.train.engine.plan import TrainPlan, Workload
     from orbiter.train.engine.policy import Policy
     from orbiter.train.engine.session import Session
@@ -99,7 +100,7 @@ class ModelTrainer(Trainer):
         """Estimate a run of this trainer, which must have been validated."""
         require("torch", extra="train")
         from orbiter.train.engine.estimate import make_plan
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(
             make_plan,
@@ -108,7 +109,13 @@ class ModelTrainer(Trainer):
             self._items_to_train_on(),
             held_out=0 if self.eval_dataset is None else len(as_items(self.eval_dataset)),
             system=self.system_prompt,
+            lengths=self._lengths,
         )
+
+    def _lengths(self, outline: Outline, items: Sequence[TrajectoryItem]) -> list[int] | None:
+        """Return the tokens of each sequence to train on; None if prompts are answered instead."""
+        del outline, items
+        return None
 
     def _workload(self) -> Workload:
         """Return the work that one step requires of the model."""
@@ -130,8 +137,10 @@ class ModelTrainer(Trainer):
             raise DataError(
                 "there is no data set; pass one to train(), or as dataset= to the constructor"
             )
+        self.dataset = read_once(self.dataset)
         as_items(self.dataset)
         if self.eval_dataset is not None:
+            self.eval_dataset = read_once(self.eval_dataset)
             as_items(self.eval_dataset)
         return True
 
@@ -196,7 +205,7 @@ class ModelTrainer(Trainer):
             return []
         policy = await self.policy()
         from orbiter.train.engine.sample import sample
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         room = max_response_length or self.config.max_response_length
         tasks = await work(
@@ -231,7 +240,7 @@ class ModelTrainer(Trainer):
             )
         policy = await self.policy()
         from orbiter.train.engine.models.export import save_policy
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(save_policy, policy, path, self._card(), merge=merge)
 
@@ -243,7 +252,7 @@ class ModelTrainer(Trainer):
             MissingExtraError: torch or transformers is not installed.
         """
         require("torch", extra="train")
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(self._loaded)
 
@@ -287,7 +296,7 @@ class ModelTrainer(Trainer):
     async def encode(self, dataset: object) -> Tasks:
         """Return the data set's items with tokenized prompts, applying `on_long_prompt`."""
         policy = await self.policy()
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         longest = self._longest_prompt(policy)
         return await work(
@@ -319,14 +328,17 @@ class ModelTrainer(Trainer):
         A cancelled run is saved at its current update if `save_every` is set; a diverged model is
         discarded. `data` describes the training data for the model card.
         """
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         config = self.config
         computes = await work(lambda: session.policy.computes)
         with self.running_elsewhere(session, session.history, data=data):
             try:
                 with make_progress(
-                    self.method, session.steps, done=session.position.step, wanted=config.progress
+                    self.method,
+                    session.steps,
+                    done=session.position.step,
+                    shown=None if config.progress else False,
                 ) as progress:
                     for line in (f"computes in {computes}", *opening):
                         progress.say(line)

@@ -77,6 +77,8 @@ def update(
     if tokens == 0:
         raise DataError("the batch has no token to train on: its mask is False everywhere")
     busy = (batch.mask.any(dim=-1) & ~objective.idle(batch)).nonzero()[:, 0]
+    # Each micro-batch adds its share of the whole batch's mean, so the gradient does not depend on
+    # how the batch was cut.
     loss, seen, totals = 0.0, 0, dict[str, Tensor]()
     optimiser.zero()
     for rows in split_rows(policy.forward, batch, busy, micro_batch_tokens):
@@ -84,6 +86,7 @@ def update(
         trained = int(part.mask.sum())
         share = Part(tokens=trained / tokens, rows=len(rows) / rows_trained)
         contribution, metrics = objective(score(policy, part, temperature=temperature), part, share)
+        # Checked before backward: a NaN must not reach the gradients that earlier parts left.
         loss += _finite(contribution)
         contribution.backward()
         seen += trained
@@ -173,6 +176,7 @@ def split_rows(
 
     Groups stay together if they fit, since the fast path runs a shared prompt once.
     """
+    # Rows of a group become neighbours, so that a cut separates as few of them as possible.
     rows = rows[torch.argsort(batch.group[rows], stable=True)]
     cost = forward.cost(batch)[rows].tolist()
     first, used = 0, 0

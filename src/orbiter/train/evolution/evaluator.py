@@ -50,6 +50,7 @@ class Evaluator(Generic[C]):
     async def score_one(self, member: Member[C]) -> None:
         """Score one member, all its replicates, or take the score of an equal member."""
         state = self.state
+        # Equal candidates share the evaluation of the first one, which may still be running.
         first = state.known[member.key]
         if first is not member and state.config.cache:
             await self._wait_for(first)
@@ -102,6 +103,7 @@ class Evaluator(Generic[C]):
     async def _evaluate(self, member: Member[C]) -> bool:
         """Run one evaluation; return False if the budget does not allow it."""
         state = self.state
+        # The costs of running evaluations are not known yet, and may use up max_cost.
         while state.budget.must_wait:
             self._ended.clear()
             await self._ended.wait()
@@ -143,6 +145,7 @@ class Evaluator(Generic[C]):
         if trial.score is not None:
             member.scores.append(trial.score)
             self.state.emit("evaluated", score=trial.score.value)
+        # A later failure of a member that has a score is counted but does not remove the score.
         elif not member.scores:
             member.error = trial.error
         errors = self._errors(trial)
@@ -207,6 +210,7 @@ class Evaluator(Generic[C]):
             async with asyncio.timeout(limit) as timeout:
                 return await self._evaluate_candidate(candidate)
         except TimeoutError:
+            # A TimeoutError of the user's own code is not ours.
             if not timeout.expired():
                 raise
             raise CallbackError(f"evaluate did not end within {limit:g} s") from None

@@ -24,10 +24,12 @@ async def run_generations(state: State[C], initial: Sequence[Member[C]]) -> list
     """Run until the budget or the epochs are used up; return the last population, best first."""
     evaluator, variation = Evaluator(state), Variation(state)
     parents = list(initial)
+    # A strategy that varies by score cannot fill the population before anything was scored.
     free = 0 if state.strategy.needs_scores else state.config.population_size - len(parents)
     state.epoch = 1
     while True:
         children = await _children(state, variation, parents, free)
+        # (mu, lambda): children replace their parents. Without children the parents stay.
         renewed = children and state.strategy.renews and state.epoch > 1
         population = children if renewed else [*parents, *children]
         if not state.has_ended():
@@ -39,6 +41,7 @@ async def run_generations(state: State[C], initial: Sequence[Member[C]]) -> list
         parents = await survivors(state, population)
         state.close_epoch(parents)
         free = state.config.population_size - (0 if state.strategy.renews else len(parents))
+        # Failed mutations may succeed in the next epoch; if every child was known, nothing changes.
         stuck = free and not children and not variation.is_failing and state.epoch > 1
         if stuck and state.config.mutation_rate > 0:
             state.end(StopReason.STAGNANT)

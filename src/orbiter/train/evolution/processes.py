@@ -13,7 +13,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.reduction import ForkingPickler
-from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
 
 from orbiter.train.callback import in_thread
@@ -86,12 +85,7 @@ class InProcess(Generic[C, R]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -100,7 +94,7 @@ class _Worker(NamedTuple):
     pipe: Connection
 
 
-class _Answer(NamedTuple):
+class _WorkerAnswer(NamedTuple):
     value: object
     error: str | None
 
@@ -122,19 +116,19 @@ def _serve(fn: Callable[[C], R], pipe: Connection) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            answer = _Answer(fn(candidate), None)
+            answer = _WorkerAnswer(fn(candidate), None)
         except Exception as error:  # the user's own function
-            answer = _Answer(None, f"{type(error).__name__}: {error}")
+            answer = _WorkerAnswer(None, f"{type(error).__name__}: {error}")
         try:
             pipe.send(answer)
         except Exception as error:  # pickling raises whatever it meets
-            pipe.send(_Answer(None, f"its answer cannot be sent back: {error}"))
+            pipe.send(_WorkerAnswer(None, f"its answer cannot be sent back: {error}"))
 
 
-def _ask(worker: _Worker, candidate: object) -> _Answer:
+def _ask(worker: _Worker, candidate: object) -> _WorkerAnswer:
     try:
         worker.pipe.send(candidate)
-        answer: _Answer = worker.pipe.recv()
+        answer: _WorkerAnswer = worker.pipe.recv()
     except (EOFError, OSError) as error:
         worker.process.join(timeout=1.0)
         raise CallbackError(

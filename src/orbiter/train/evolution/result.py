@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from orbiter.train.errors import DataError
@@ -118,10 +118,6 @@ class EvolutionResult(Generic[C]):
             }
             for m in self.members
         ]
-
-    def history_dicts(self) -> list[dict[str, Any]]:
-        """Return one row per finished epoch."""
-        return [asdict(record) for record in self.history]
 
     def __str__(self) -> str:
         interval = f" {self.best_interval}" if self.best_interval else ""

@@ -21,6 +21,7 @@ async def survivors(state: State[C], population: Sequence[Member[C]]) -> list[Me
         chosen = await _by_the_user(state, population)
     else:
         chosen = _best_share(state, population)
+    # The elite survives whatever the strategy chose, so that the best ever is never lost.
     elite = ranked(m for m in (*population, *_best_ever(state)) if m.error is None and m.scores)
     kept = list(dict.fromkeys([*elite[: state.config.elite], *chosen]))
     if not kept:
@@ -87,6 +88,7 @@ def _members_of(
     for candidate in selected:
         member = by_identity.get(id(candidate))
         if member is None:
+            # `select` may return a copy, or a candidate that was never in the population.
             key, _ = state.identify(candidate)
             member = state.known.get(key) or state.add_member(candidate, key, origin="select")
         chosen.append(member)

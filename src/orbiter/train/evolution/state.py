@@ -93,6 +93,7 @@ class State(Generic[C]):
         if candidate is None:
             raise DataError("a candidate is None: return or pass a candidate")
         written = self.codec.write(candidate)
+        # The user's key wins, even where the content differs: it says what counts as equal.
         own = self.strategy.key(candidate)
         if own is not None:
             return f"own:{own}", written
@@ -157,6 +158,7 @@ class State(Generic[C]):
         if not scored:
             return
         if self.config.contenders:
+            # Under noise another member's new score can change the winner: look at all members.
             self.best = most_surely_best(
                 [m for m in self.members if m.error is None and m.scores], noise(self.members)
             )

@@ -33,6 +33,7 @@ async def run_steadily(state: State[C], initial: Sequence[Member[C]]) -> list[Me
         async with asyncio.TaskGroup() as group:
             for _ in range(state.config.concurrency):
                 group.create_task(stream.work())
+    # The first failure ended the others; its own class is what callers catch.
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from failures.exceptions[0].__cause__
     if state.stop is None:  # no candidate is left, and none was ever scored
@@ -64,6 +65,7 @@ class _Stream(Generic[C]):
     async def work(self) -> None:
         """Take the next candidate, score it, insert it into the population; repeat."""
         while self.state.stop is None:
+            # All initial candidates are being scored: wait for the first, unless all have failed.
             if not self._waiting and not self.population:
                 if not self._running:
                     return
@@ -72,6 +74,7 @@ class _Stream(Generic[C]):
             self._running += 1
             try:
                 member = await self._next()
+                # No new child now; another worker may soon insert a parent that has some.
                 if member is None:
                     await self._nothing_new()
                     continue
@@ -108,6 +111,7 @@ class _Stream(Generic[C]):
         if member.error is None:
             self._insert(member)
             state.update_best([member])
+        # An epoch here is a number of evaluations, since nothing else ends together.
         size = state.config.population_size
         state.count_outcome(member.error, at_once=size)
         self._epoch_finished += 1

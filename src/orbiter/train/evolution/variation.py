@@ -87,6 +87,7 @@ class Variation(Generic[C]):
             if self.state.has_ended():
                 return []
             still_open = []
+            # In slot order: of two equal children the first slot's is kept at any concurrency.
             for slot in open_slots:
                 if slot.error is None and slot.key in self.state.known:
                     still_open.append(slot)
@@ -171,6 +172,7 @@ class Variation(Generic[C]):
     async def _vary(self, slot: Slot[C], attempt: int) -> None:
         """Make a child for a slot, or take the one in the journal; try again after a failure."""
         state = self.state
+        # Parents come from the journal too: with `steady` they depend on the order of evaluations.
         recorded = state.journal.births.get((slot.number, attempt))
         if recorded is not None:
             child = state.codec.read(recorded.candidate)
@@ -186,6 +188,7 @@ class Variation(Generic[C]):
     async def _try(self, slot: Slot[C], attempt: int, again: int) -> bool:
         """Make a child and record it; return False if that failed and may be tried again."""
         state = self.state
+        # The key seeds `context.rng`: equal in a resumed run, different for each further try.
         key = ("mutate", slot.number, attempt, *(("again", again) if again else ()))
         context = state.context(*key, child=slot.name, parent=slot.parents[0])
         token = CURRENT.set(context)
@@ -212,6 +215,7 @@ class Variation(Generic[C]):
     async def _make(self, slot: Slot[C], attempt: int) -> C | None:
         strategy = self.state.strategy
         source: C = slot.parents[0].candidate
+        # A child that is known already is varied further, not made again from its parent.
         if attempt and slot.child is not None:
             source = slot.child
         elif slot.origin == "crossover":
@@ -256,6 +260,7 @@ class Variation(Generic[C]):
         if self._failed_in_a_row < max(3, at_once):
             return
         cause = f"{self._failed_in_a_row} mutations failed in a row; the last: {error}"
+        # Never a success and no language model involved: most likely a bug in the user's code.
         if not self._has_succeeded and not isinstance(error, ChatError):
             raise CallbackError(cause) from error  # a mistake in `mutate`, not a bad day
         if state.best is not None:

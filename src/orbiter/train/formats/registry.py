@@ -25,6 +25,7 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "jsonl": ("own", "JSONL"),
     "json": ("own", "JSON"),
     "csv": ("own", "CSV"),
+    "journal": ("own", "JOURNAL"),
     "parquet": ("parquet", "FORMAT"),
     "datasets": ("hf_datasets", "FORMAT"),
     "openai-chat": ("openai_chat", "FORMAT"),
@@ -34,19 +35,32 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "trl-preference": ("trl_preference", "PREFERENCE"),
     "trl-unpaired": ("trl_preference", "UNPAIRED"),
     "sharegpt": ("sharegpt", "FORMAT"),
+    "alpaca": ("alpaca", "FORMAT"),
     "verl": ("verl_rows", "FORMAT"),
     "atif": ("atif", "FORMAT"),
     "otel": ("traces", "OTEL"),
     "langfuse": ("traces", "LANGFUSE"),
     "langsmith": ("traces", "LANGSMITH"),
     "minari": ("minari", "FORMAT"),
+    "claude-code": ("sessions.claude_code", "FORMAT"),
+    "codex": ("sessions.codex", "FORMAT"),
+    "gemini-cli": ("sessions.gemini_cli", "FORMAT"),
+    "opencode": ("sessions.opencode", "FORMAT"),
+    "pi": ("sessions.pi", "FORMAT"),
+    "hermes": ("sessions.hermes", "FORMAT"),
 }
 """For each format, the module of this package and the variable in it."""
 
 NAMES = tuple(_HOMES)
 """The names of all formats."""
 
-_BY_SUFFIX = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_BY_SUFFIX = {
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".journal": "journal",
+}
 """The format to write if none is given: our own record, in the form that the suffix names."""
 
 
@@ -62,12 +76,14 @@ class ConvertReport:
     """What was written, and what the target format cannot store."""
     skipped: Sequence[Skipped] = ()
     """Bad records that were left out, with `on_error="skip"`."""
+    notes: Sequence[str] = ()
+    """What was left out although nothing is wrong with it, such as records of unknown types."""
 
     def __str__(self) -> str:
         lines = [f"{self.source} to {self.target}: {self.export}"]
         if self.skipped:
             lines.append(f"{len(self.skipped)} bad records skipped; the first: {self.skipped[0]}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +100,8 @@ class CheckReport:
     """Items whose reward is known."""
     problems: Sequence[Skipped]
     """Each problem with its file and line."""
+    notes: Sequence[str] = ()
+    """What was left out although nothing is wrong with it, such as records of unknown types."""
 
     @property
     def ok(self) -> bool:
@@ -95,7 +113,9 @@ class CheckReport:
             f"{self.path}: {self.format}, {self.items} items in {self.episodes} episodes, "
             f"{self.with_reward} with a reward"
         )
-        return "\n".join([f"{found}; {len(self.problems)} problems", *map(str, self.problems)])
+        return "\n".join(
+            [f"{found}; {len(self.problems)} problems", *map(str, self.problems), *self.notes]
+        )
 
 
 def format_of(name: str) -> Format:
@@ -126,7 +146,8 @@ def detect(path: PathLike) -> Format:
     if not sure[best]:
         begins = "it is a folder" if place.is_dir() else f"it begins with {head[:60]!r}"
         raise DataError(
-            f"{place}:1: cannot tell its format: {begins}; name it, one of {', '.join(NAMES)}"
+            f"{place}:1: cannot tell its format: {begins}; name it, one of "
+            f"{', '.join(_with_suffix(place) or NAMES)}"
         )
     return format_of(best)
 
@@ -137,6 +158,7 @@ def read(
     *,
     on_error: OnError = "raise",
     skipped: list[Skipped] | None = None,
+    redact: bool = True,
 ) -> Iterator[TrajectoryItem]:
     """Yield the items of a file of any readable format, in constant memory.
 
@@ -145,6 +167,8 @@ def read(
         format: The name of the format; None means detect it.
         on_error: "raise" stops at the first bad record; "skip" leaves it out.
         skipped: Gets the records that were left out.
+        redact: Whether to mask secrets, e-mail addresses and home paths in the session logs of
+            coding agents; other formats are read as they are.
 
     Raises:
         DataError: a record is wrong, or the format is unknown; the message names file and line.
@@ -152,7 +176,7 @@ def read(
         StorageError: the file cannot be read.
     """
     kind = format_of(format) if format is not None else detect(path)
-    source = Source(path, on_error, "error", skipped if skipped is not None else [])
+    source = Source(path, on_error, "error", skipped if skipped is not None else [], redact=redact)
     return _reader(kind)(source)
 
 
@@ -180,7 +204,7 @@ def write(
     if name is None:
         raise ConfigError(
             f"the suffix of {place} names no format ({', '.join(_BY_SUFFIX)}); give one of "
-            f"{', '.join(NAMES)}"
+            f"{', '.join(_with_suffix(place) or NAMES)}"
         )
     kind = format_of(name)
     if kind.write is None:
@@ -195,6 +219,7 @@ def convert(
     from_format: str | None = None,
     to_format: str | None = None,
     on_error: OnError = "raise",
+    redact: bool = True,
 ) -> ConvertReport:
     """Read a file in one format and write it in another.
 
@@ -204,6 +229,7 @@ def convert(
         from_format: The name of the format to read; None means detect it.
         to_format: The name of the format to write; None means the one that the suffix names.
         on_error: What to do with a bad record: "raise" stops, "skip" leaves it out and reports it.
+        redact: As for `read`.
 
     Raises:
         DataError: a record is wrong, or the file has no records; the message names file and line.
@@ -214,13 +240,14 @@ def convert(
         raise ConfigError(f"{out_path} is the file to read; write to another path")
     source = format_of(from_format) if from_format is not None else detect(in_path)
     skipped: list[Skipped] = []
-    items = read(in_path, source.name, on_error=on_error, skipped=skipped)
+    opened = Source(in_path, on_error, "error", skipped, redact=redact)
+    items = _reader(source)(opened)
     first = next(items, None)
     if first is None:
         raise DataError(f"{os.fspath(in_path)}:1: {_nothing(skipped)}")
     export = write(_with_first(first, items), out_path, to_format)
     target = to_format if to_format is not None else _BY_SUFFIX[Path(out_path).suffix]
-    return ConvertReport(source.name, target, export, skipped)
+    return ConvertReport(source.name, target, export, skipped, opened.notes)
 
 
 def check(path: PathLike, format: str | None = None) -> CheckReport:
@@ -233,10 +260,11 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
     """
     kind = format_of(format) if format is not None else detect(path)
     problems: list[Skipped] = []
+    source = _Noting(path, "skip", "error", problems)
     items = with_reward = 0
     episodes: set[object] = set()
     try:
-        for item in _reader(kind)(_Noting(path, "skip", "error", problems)):
+        for item in _reader(kind)(source):
             episodes.add(items if item.episode_id is None else item.episode_id)
             with_reward += item.reward is not None
             items += 1
@@ -244,7 +272,9 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
         problems.append(_as_problem(os.fspath(path), str(error)))
     if not items and not problems:
         problems.append(Skipped(os.fspath(path), 1, _nothing(problems)))
-    return CheckReport(os.fspath(path), kind.name, items, len(episodes), with_reward, problems)
+    return CheckReport(
+        os.fspath(path), kind.name, items, len(episodes), with_reward, problems, source.notes
+    )
 
 
 class _Noting(Source):
@@ -254,6 +284,19 @@ class _Noting(Source):
     def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
         """Note a bad record."""
         self.skipped.append(Skipped(self.path, line, reason))
+
+    @override
+    def note(self, text: str) -> None:
+        """Note what was left out."""
+        self.notes.append(text)
+
+
+def _with_suffix(path: Path) -> list[str]:
+    """Return the formats whose files have this suffix; for a folder, those that are folders."""
+    suffixes = {name: format_of(name).suffixes for name in NAMES}
+    if path.is_dir():
+        return [name for name in NAMES if not suffixes[name]]
+    return [name for name in NAMES if path.suffix.lower() in suffixes[name]]
 
 
 def _reader(kind: Format) -> Reader:

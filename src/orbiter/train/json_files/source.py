@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import logging
 import os
 from pathlib import Path
@@ -42,7 +43,18 @@ class Source:
         on_error: OnError,
         extra: Extra,
         skipped: list[Skipped],
+        *,
+        redact: bool = True,
     ) -> None:
+        """Describe a file to read.
+
+        Args:
+            path: The file, or the folder for formats that are one.
+            on_error: What to do with a bad item.
+            extra: What to do with an unknown field.
+            skipped: Gets the bad items that were left out.
+            redact: Whether formats with private data mask it: secrets, addresses, home paths.
+        """
         if on_error not in {"raise", "skip"}:
             raise ConfigError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if extra not in {"error", "metadata"}:
@@ -51,6 +63,20 @@ class Source:
         self.extra_to_metadata = extra == "metadata"
         self.on_error: OnError = on_error
         self.skipped = skipped
+        self.redact = redact
+        self.notes: list[str] = []
+        """What was left out although nothing is wrong with it, for the report."""
+
+    def inside(self, path: str | os.PathLike[str]) -> Source:
+        """Return a file of this folder, read by the same rules and with the same reports."""
+        source = copy.copy(self)
+        source.path = os.fspath(path)
+        return source
+
+    def note(self, text: str) -> None:
+        """Report something that was left out although nothing is wrong with it."""
+        log.warning("%s: %s", self.path, text)
+        self.notes.append(text)
 
     def open(self) -> IO[bytes]:
         """Open the file; a `StorageError` says why it cannot be read."""

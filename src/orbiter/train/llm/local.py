@@ -227,6 +227,6 @@ def _as_answer(rollout: Rollout) -> Answer:
 
 def _engine_work() -> Callable[..., Awaitable[list[Answer | BaseException]]]:
     """Import the engine, which takes seconds the first time."""
-    from orbiter.train.engine.session import work
+    from orbiter.train.engine.thread import work
 
     return work

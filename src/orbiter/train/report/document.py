@@ -18,7 +18,7 @@ from orbiter.train.evaluation import mean_interval, paired_difference
 from orbiter.train.report.ledger import ledger_of
 from orbiter.train.report.lineage import read_lineage
 from orbiter.train.report.shown import OUTPUT_CHARS, PROMPT_CHARS, cut
-from orbiter.train.report.story import STORY_FILE, Story, read_story
+from orbiter.train.report.story import STORY_FILE, Story, paired, read_story
 from orbiter.train.report.training import Training, interval, short
 
 FORMAT = 1
@@ -124,10 +124,10 @@ def exams(story: Story) -> Doc | None:
             {
                 "name": exam.name,
                 "note": exam.note,
-                "score": interval(mean_interval(exam.scores)),
+                "score": interval(mean_interval(exam.known)),
                 "gain": None
                 if exam is against
-                else interval(paired_difference(exam.scores, against.scores)),
+                else interval(paired_difference(*paired(exam, against))),
             }
             for exam in story.exams
         ],
@@ -158,7 +158,7 @@ def _task(story: Story, at: int) -> Doc:
     task = story.tasks[at]
     answers = [
         {
-            "score": short(e.scores[at]),
+            "score": None if (score := e.scores[at]) is None else short(score),
             "text": cut(e.outputs[at], OUTPUT_CHARS) if e.outputs else "",
         }
         for e in story.exams

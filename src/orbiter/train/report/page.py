@@ -32,7 +32,7 @@ SCRIPTS = (
 """The files that make up the script, in order."""
 
 
-class Parts(NamedTuple):
+class PageParts(NamedTuple):
     """The constant parts of every page."""
 
     html: str
@@ -41,11 +41,11 @@ class Parts(NamedTuple):
 
 
 @cache
-def parts() -> Parts:
+def parts() -> PageParts:
     """Return the page's constant parts, read once."""
     folder = files(__package__) / "page"
     script = "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
-    return Parts(
+    return PageParts(
         (folder / "page.html").read_text("utf-8"),
         (folder / "page.css").read_text("utf-8"),
         f'"use strict";\n(() => {{\n{script}\n}})();\n',

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -35,12 +36,17 @@ class Exam:
     """The answers of one model to all tasks."""
 
     name: str
-    scores: Sequence[float]
-    """The score of each answer, in task order."""
+    scores: Sequence[float | None]
+    """The score of each answer, in task order; None where it could not be judged."""
     outputs: Sequence[str] = ()
     """The answers; empty if they were not kept."""
     note: str = ""
     """A short addition to the name."""
+
+    @property
+    def known(self) -> list[float]:
+        """The scores of the answers that could be judged."""
+        return [score for score in self.scores if score is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,23 @@ class Story:
                     f"exam {exam.name!r} has {len(exam.outputs)} outputs for "
                     f"{len(exam.scores)} scores"
                 )
+
+
+class Paired(NamedTuple):
+    """The scores of two exams on the tasks that have one in both."""
+
+    first: list[float]
+    second: list[float]
+
+
+def paired(first: Exam, second: Exam) -> Paired:
+    """Return the scores of two exams for a paired comparison."""
+    pairs = [
+        (a, b)
+        for a, b in zip(first.scores, second.scores, strict=True)
+        if a is not None and b is not None
+    ]
+    return Paired([a for a, _ in pairs], [b for _, b in pairs])
 
 
 def keep_story(folder: str | os.PathLike[str], story: Story) -> Path:

@@ -42,6 +42,7 @@ def group_relative_advantage(
     if reward.shape[-1] < 2:
         raise DataError(f"a group needs at least 2 responses to compare, got {reward.shape[-1]}")
     valid = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid
+    # The group's mean is the baseline: no value function is needed.
     advantage = reward - masked_mean(reward, valid, dim=-1).unsqueeze(-1)
     if scale == "std":
         advantage = advantage / (masked_var(reward, valid, dim=-1).sqrt().unsqueeze(-1) + eps)
@@ -103,6 +104,7 @@ def gae(
     for t in reversed(range(value.shape[1])):
         delta = reward[:, t] + gamma * next_value - value[:, t]
         credit = delta + gamma * gae_lambda * next_advantage
+        # A token that is not trained is passed over: credit comes from the next trained one.
         trained = mask[:, t]
         advantage[:, t] = only(credit, trained)
         next_advantage = torch.where(trained, credit, next_advantage)

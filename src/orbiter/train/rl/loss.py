@@ -80,6 +80,7 @@ def clipped_surrogate(
     rho = log_ratio.exp()
     high = clip_range if clip_range_high is None else clip_range_high
     free, clipped = rho * advantage, rho.clamp(1 - clip_range, 1 + high) * advantage
+    # The minimum is a lower bound of the gain: clipping never makes a step look better.
     per_token = -torch.minimum(free, clipped)
     return PolicyLoss(
         aggregate(per_token, mask, aggregation=aggregation, max_length=max_length),
@@ -114,6 +115,7 @@ def clipped_value_loss(
     else:
         moved = torch.clamp(value, old_value - clip_range, old_value + clip_range)
         clipped = (moved - return_).square()
+    # The maximum is an upper bound of the error: clipping never makes it look smaller.
     per_token = torch.maximum(free, clipped) / 2
     return ValueLoss(
         aggregate(per_token, mask, aggregation=aggregation, max_length=max_length),

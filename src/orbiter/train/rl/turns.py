@@ -47,8 +47,8 @@ def turn_advantage(
 
     with n episodes in the group, and as the baseline b_ek
 
-        compare="turn"    the mean of G_hk over the other episodes h that have a turn k; where
-                          there are none, as "group"
+        compare="turn"    the mean of G_hk over the other episodes h that have a turn k; without
+                          such an episode, as "group"
         compare="group"   the mean of G_hj over all turns j of the other episodes h
 
     "turn" is MT-GRPO, Zeng et al. 2025, https://arxiv.org/abs/2505.11821; "group" is

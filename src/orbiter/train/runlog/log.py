@@ -6,10 +6,10 @@
     times.jsonl     one line per timing record: {"step": 3, "seconds": 1.2, ...}
     environment.json    where and when the run started (`environment.py`)
 
-Step numbers never decrease, so a resumed run can cut off the steps that it is about to repeat. The
-first three files are then byte for byte those of an uninterrupted run, which is why they contain no
-times. The name is `run.json` because `config.json` belongs to a model, and both may be in the same
-folder.
+Each line ends with a checksum that continues the line before (`resume_journal.py`). Step numbers
+never decrease, so a resumed run can cut off the steps that it is about to repeat. The first three
+files are then byte for byte those of an uninterrupted run, which is why they contain no times. The
+name is `run.json` because `config.json` belongs to a model, and both may be in the same folder.
 
 There is no live display here: programs that show a run read the folder while it is written.
 """

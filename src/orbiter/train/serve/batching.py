@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orbiter.train.engine.sample import JUST_BELOW_ONE, choose
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.decoding import Decoding, decoding
@@ -110,7 +110,7 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether so many requests wait that the next one should be turned away."""
+        """Whether the waiting list is full, so that the next request should be refused."""
         return len(self._waiting) >= self._max_waiting
 
     @property
@@ -163,6 +163,7 @@ class Batcher:
 
     async def _lay_out(self) -> None:
         """Copy the present weights into a decoder without rows."""
+        # With a snapshot, answers under way end with the weights that they began with.
         snapshot = self._on_change == "refresh"
 
         def make() -> tuple[Decoding, WeightsWatch]:
@@ -178,6 +179,7 @@ class Batcher:
                 if not self._rows and self._refreshing:
                     await self._refresh()
                 await self._step()
+            # A model that fails must not end the server: every request gets an answer or an error.
             except StaleWeightsError as error:
                 await self._give_up(error)
             except Exception as error:
@@ -220,6 +222,8 @@ class Batcher:
         asked, run = self.asked_tokens, self.run_tokens
         await self._lay_out()
         self._earlier_asked, self._earlier_run = asked, run
+        # Rows with tokens are put back one by one; a row that fails twice at the same token is the
+        # culprit, and only its request fails.
         begun = [row for row in rows if row.choice.tokens]
         new = {id(row.reply): row.reply for row in rows if not row.choice.tokens}
         for row in begun:
@@ -263,6 +267,7 @@ class Batcher:
         kept = _without([i for i, row in enumerate(self._rows) if not row.wanted], len(self._rows))
         old = [self._rows[place] for place in kept]
         moved = len(kept) < len(self._rows)
+        # While weights are to be replaced nobody joins, so that the present rows can run out.
         open_ = not self._refreshing and (self._decoding.continuous or not old)
         joining = self._admit(len(old)) if open_ else []
         new = [row for reply in joining for row in _rows(reply)]
@@ -283,6 +288,7 @@ class Batcher:
         while self._waiting:
             first = self._waiting[0]
             new = 0 if first.left else self._decoding.new_tokens(first.prompt_ids)
+            # The first that joins may be longer than the limit, or it would wait for ever.
             fits = first.sampling.n <= room and (not joining or new <= tokens)
             if not first.left and not fits:
                 break
@@ -334,6 +340,7 @@ def _rows(reply: Reply) -> list[Row]:
 def _without(gone: Sequence[int], count: int) -> list[int]:
     """List the rows that stay; the last row takes the place of one that goes, so few are moved."""
     order = list(range(count))
+    # From the back, so that the places still to be filled keep their meaning.
     for place in reversed(gone):
         order[place] = order[-1]
         order.pop()
@@ -343,6 +350,7 @@ def _without(gone: Sequence[int], count: int) -> list[int]:
 @torch.inference_mode()
 def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[Drawn]:
     """Draw every row's token with the settings of its request."""
+    # Rows with equal settings are drawn together: one softmax a setting instead of one a row.
     alike: dict[tuple[float, float], list[int]] = {}
     for place, row in enumerate(rows):
         sampling = row.reply.sampling

@@ -35,7 +35,7 @@ FIRST_LENGTH = 256
 KEPT_BYTES = 256 << 20
 """Memory of empty slots that is kept for the next rows; more than this is given back."""
 SHARED_TOKENS = 8
-"""Prompts that join together and share at least so many new tokens wait for one another."""
+"""Prompts that join together wait for one another if they share at least this many new tokens."""
 
 
 class Decoding(Protocol):
@@ -123,12 +123,14 @@ class Slots:
     @torch.inference_mode()
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "R V"]:
         """Run what is new of each distinct prompt once, and copy it to all its rows' slots."""
+        # One entry per row, so a prompt with n copies appears n times.
         of_row = list(chain.from_iterable(map(repeat, map(tuple, prompts), copies)))
         first = len(self._length)
         self._reserve(first + len(of_row), max(map(len, of_row)))
         lengths = torch.tensor([len(token_ids) for token_ids in of_row], device=self._length.device)
         leader: dict[tuple[int, ...], int] = {}
         for place, token_ids in enumerate(of_row):
+            # The first row of a prompt runs it; the others copy its keys and values.
             leader.setdefault(token_ids, first + place)
         logits: dict[tuple[int, ...], Tensor] = {}
         waiting = list(leader)
@@ -171,6 +173,7 @@ class Slots:
         for row, tokens in enumerate(self._tokens):
             if row not in stay:
                 self._remember(row, tokens)
+        # Rows that stay in their slot cost nothing.
         moved = [(source, place) for place, source in enumerate(rows) if source != place]
         if moved:
             sources, places = (list(side) for side in zip(*moved, strict=True))
@@ -195,12 +198,15 @@ class Slots:
         for token_ids in waiting:
             path = self._path(token_ids)
             end = len(path) + SHARED_TOKENS
+            # Of prompts with a long common beginning one runs first, and the others find it in the
+            # store in the next round.
             if end < len(token_ids) and self._store.limit > end:
                 if token_ids[:end] in begun:
                     later.append(token_ids)
                     continue
                 begun[token_ids[:end]] = token_ids
             pending = _Pending(token_ids, leader[token_ids], path)
+            # By powers of four in length.
             ready.setdefault(pending.new.bit_length() // 2, []).append(pending)
         return later, list(ready.values())
 

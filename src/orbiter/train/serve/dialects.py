@@ -37,5 +37,5 @@ DIALECTS = (
 
 
 def dialect_of(path: str) -> Dialect | None:
-    """Return the API of a path; None where it is none of a model's."""
+    """Return the API of a path, or None if no model API has this path."""
     return next((each for each in DIALECTS if path.endswith(each.path)), None)

@@ -11,8 +11,8 @@
 
 A session is one episode of one agent. It answers chat completions, Responses and Anthropic
 messages, whole and streamed, and keeps every answer as a `Turn`. The trainer's sampling settings
-are in force, not the agent's (`session.overridden` and `session.dropped` count what was asked for
-in vain). What is drawn depends on the session's seed, on the prompt and on how often the same
+apply, not the agent's (`session.overridden` and `session.dropped` count the agent's settings that
+had no effect). What is drawn depends on the session's seed, on the prompt and on how often the same
 prompt was asked, so neither on the order of arrival nor on other sessions.
 
 Prompts keep the tokens that were sampled (`splice.py`), and only new tokens run (`prefix.py`).

@@ -121,8 +121,10 @@ class PrefixStore:
         """Grow the pool for new tokens, or forget old prefixes where it may not grow."""
         wanted = len(self._child) + new + 1
         if wanted > self.limit + 1:
+            # More than is needed now, so that the next rows do not evict again.
             self._evict(max(wanted - self.limit - 1, int(self.limit * FREED_SHARE)))
         size = len(self._k[0])
+        # Freed nodes are used again before the pool grows.
         highest = max(len(self._edge), len(self._edge) + new - len(self._free))
         if highest <= size:
             return

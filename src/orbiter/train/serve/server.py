@@ -140,7 +140,7 @@ class PolicyServer:
         """Take the address, load the model, listen; the stack undoes all of it."""
         require("starlette", extra="serve")
         require("torch", extra="train")
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
         from orbiter.train.serve.answering import Answering
         from orbiter.train.serve.app import Endpoint
         from orbiter.train.serve.batching import Batcher

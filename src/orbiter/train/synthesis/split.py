@@ -220,6 +220,7 @@ def _first(values: Sequence[H]) -> dict[H, int]:
 def _repeats(values: Sequence[H], first: Mapping[H, int]) -> Iterator[tuple[int, int]]:
     """Yield each row whose value occurred before, with the first row that has it."""
     for index, (value, earlier) in enumerate(zip(values, map(first.get, values), strict=True)):
+        # None is no key: rows without one are not a group.
         if earlier is not None and earlier != index and value is not None:
             yield earlier, index
 
@@ -265,6 +266,7 @@ def place(
     part_of = [0] * len(group_of)
     several = list(rows_of.values())
     random.shuffle(several)
+    # Largest first: small groups can still even out what a large one has upset.
     for rows in sorted(several, key=len, reverse=True):
         part = parts.take(Counter(labels[row] for row in rows))
         for row in rows:
@@ -379,6 +381,7 @@ def _by_hash(
     ratios: Sequence[float],
     seed: int,
 ) -> list[int]:
+    # A draw falls between two cumulated ratios; the draw depends on the group's name alone.
     ends = list(accumulate(ratios))
     last = max(part for part, ratio in enumerate(ratios) if ratio)
     part_of: dict[int, int] = {}

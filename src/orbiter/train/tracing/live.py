@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orbiter.train.errors import TrainError
-from orbiter.train.tracing.span import Event, Span, sheet_of
+from orbiter.train.tracing.span import Span, SpanEvent, sheet_of
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
@@ -119,7 +119,7 @@ def span_of(span: ReadableSpan) -> Span:
         span.start_time or 0,
         span.end_time or 0,
         sheet.single,
-        [Event(event.name, _attributes(event.attributes)) for event in span.events],
+        [SpanEvent(event.name, _attributes(event.attributes)) for event in span.events],
         (span.status.description or "error") if failed else None,
         span.dropped_attributes,
         service if isinstance(service, str) else None,

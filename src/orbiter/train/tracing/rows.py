@@ -5,18 +5,15 @@ Not here: the form of a service's rows (`langfuse.py`, `langsmith.py`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.source import Source
-from orbiter.train.tracing.span import Event, Span
+from orbiter.train.tracing.span import Span, SpanEvent
 from orbiter.train.tracing.times import time_of
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryItem
-
-log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -63,7 +60,7 @@ def nanoseconds_of(text: object) -> int:
     return 0 if text in (None, "") else max(0, round((time_of(text) or 0) * 1e6) * 1000)
 
 
-def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> Event:
+def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> SpanEvent:
     """Return a score as an OpenTelemetry evaluation event."""
     value = given.get("value", given.get("score"))
     told = {
@@ -75,21 +72,14 @@ def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> Even
         "span_id": span_id,
     }
     found = {name: one for name, one in told.items() if one is not None}
-    return Event("gen_ai.evaluation.result", found)
+    return SpanEvent("gen_ai.evaluation.result", found)
 
 
 def _check(source: Source, counts: Counts, what: str) -> None:
     if counts.calls == counts.silent:
         raise DataError(f"{source.path}:1: holds no {what} among its {counts.spans} rows")
-    if left := counts.silent + counts.homeless:
-        log.warning(
-            "%s: %d calls without messages and %d scores or tool runs without a call are left out "
-            "(%d in all)",
-            source.path,
-            counts.silent,
-            counts.homeless,
-            left,
-        )
+    for note in counts.notes():
+        source.note(note)
 
 
 def _reason(error: Exception) -> str:

@@ -44,7 +44,7 @@ Spread = Mapping[str, Mapping[int, Piece]]
 """Pieces by prefix and number."""
 
 
-class Event(NamedTuple):
+class SpanEvent(NamedTuple):
     """An event within a span."""
 
     name: str
@@ -64,7 +64,7 @@ class Span:
     end: int
     attributes: Attributes
     """The attributes that are not pieces of a message or tool."""
-    events: list[Event] = field(default_factory=list)
+    events: list[SpanEvent] = field(default_factory=list)
     error: str | None = None
     dropped: int = 0
     """The number of attributes that the tracer dropped because of a limit."""
@@ -192,11 +192,13 @@ class AttributeReader:
             return sheet_of(attributes_of(_pairs(data, data)))
         before, known = self._last.pop((trace_id, name), (b"", _NOTHING))
         self._room += len(before)
+        # Read on from the attribute in which this span differs from the one before it.
         at = _parting(before, data)
         # A key occurs only at the start of an attribute, so counting keys counts attributes.
         draft = known.begun(known.count - before.count(_NAME, at))
         begun = draft.count
         draft.take(_named(_pairs(b"[" + data[at:] if begun else data, data)))
+        # Only if counting keys really counts attributes may a later span continue from this one.
         named = data.count(_NAME, at) == draft.count - begun and data.find(_NESTED, at) < 0
         if named and draft.is_plain():
             self._remember((trace_id, name), data, draft)
@@ -250,7 +252,7 @@ _PAIRS = msgspec.json.Decoder(list[KeyValue] | None)
 _IN_PLACE = msgspec.json.Decoder(AttributesOnly)
 
 
-class Place(NamedTuple):
+class AttributePlace(NamedTuple):
     """The place of an attribute in an item."""
 
     group: str
@@ -261,20 +263,20 @@ class Place(NamedTuple):
 
 
 @lru_cache(maxsize=1 << 14)
-def place_of(key: str) -> Place:
+def place_of(key: str) -> AttributePlace:
     """Return the place of an attribute, given its name."""
     if key in ENTRIES:
-        return Place("entries", None, ENTRIES[key])
+        return AttributePlace("entries", None, ENTRIES[key])
     if key in _TOLD:
-        return Place("told", None, key)
+        return AttributePlace("told", None, key)
     for prefix, group in _GROUPS.items():
         if key.startswith(prefix):
-            return Place(group, None, key[len(prefix) :])
+            return AttributePlace(group, None, key[len(prefix) :])
     for prefix in SPREAD:
         number, _, name = key.removeprefix(prefix).partition(".")
         if key.startswith(prefix) and number.isascii() and number.isdigit() and len(number) < 10:
-            return Place(prefix, int(number), name)
-    return Place("attributes", None, key)
+            return AttributePlace(prefix, int(number), name)
+    return AttributePlace("attributes", None, key)
 
 
 SPREAD = (
@@ -293,6 +295,8 @@ ENTRIES = {
     "gen_ai.response.model": "model",
     "gen_ai.request.model": "requested_model",
     "llm.model_name": "model",
+    "llm.response.model_name": "model",
+    "llm.request.model_name": "requested_model",
     "langfuse.observation.model.name": "model",
     "gen_ai.provider.name": "provider",
     "gen_ai.system": "provider",
@@ -307,7 +311,10 @@ ENTRIES = {
     "gen_ai.usage.completion_tokens": "output_tokens",
     "llm.token_count.completion": "output_tokens",
     "gen_ai.usage.cache_read.input_tokens": "cached_tokens",
+    "llm.token_count.prompt_details.cache_read": "cached_tokens",
     "gen_ai.usage.reasoning.output_tokens": "reasoning_tokens",
+    "gen_ai.usage.reasoning_tokens": "reasoning_tokens",
+    "llm.token_count.completion_details.reasoning": "reasoning_tokens",
     "gen_ai.conversation.id": "conversation_id",
     "session.id": "conversation_id",
     "user.id": "user_id",

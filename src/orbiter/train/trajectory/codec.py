@@ -55,6 +55,7 @@ def decode_item(line: bytes, *, extra_to_metadata: bool = False) -> TrajectoryIt
         else:
             raise _explained(line, error) from error
     else:
+        # Only suspicious lines pay for the slow decoder, which is the one that sees repeated keys.
         if _may_repeat_a_key(line, decoded):
             _as_object(line)
     if decoded.logprobs is not None and len(decoded.logprobs) != len(decoded.token_ids or ()):

@@ -57,6 +57,7 @@ class Store:
         if item.episode_id is not None:
             key = (item.episode_id, item.agent)
             self._last[key] = (number, place.stored)
+            # Removed first, so that it moves to the end: the dict is a cache by recency.
             self._recent.pop(key, None)
             self._recent[key] = values_of(item)
             if len(self._recent) > RECENT:
@@ -90,6 +91,7 @@ class Store:
     def stop_waiting(self, numbers: Iterable[int]) -> None:
         """Remove entries from the waiting ones."""
         for number in numbers:
+            # The waiting entry stays reachable through later turns that share its prefix.
             episode_id = restore(self.waiting.pop(number)).episode_id
             left = self._waiting_of[episode_id]
             left.remove(number)

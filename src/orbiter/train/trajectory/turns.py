@@ -64,6 +64,7 @@ def shorten(item: TrajectoryItem, previous: Stored, whole: Values | None = None)
     `whole` is `previous` in full, if the caller still has it.
     """
     values, before = packed(item), whole or _values(previous)
+    # Compared with the whole previous turn, stored as lengths into the chain of turns.
     cut, tail = [0] * len(SHARED), list(values)
     for index, place in enumerate(SHARED):
         was, now = before[place], values[place]
@@ -141,8 +142,10 @@ def _common_length(before: object, now: object) -> int:
 
 
 def _common_text(before: str, now: str) -> int:
+    # The usual case first: a conversation only grows.
     if now.startswith(before):
         return len(before)
+    # Binary search over slices: comparing two slices runs in C, comparing characters does not.
     low, high = 0, min(len(before), len(now))
     if before[:WORTH_SHARING] != now[:WORTH_SHARING]:
         return 0
@@ -156,8 +159,10 @@ def _common_text(before: str, now: str) -> int:
 
 
 def _common_elements(before: list[object], now: list[object]) -> int:
+    # Messages of the same conversation are usually the same objects.
     if all(map(is_, before, now)):
         return min(len(before), len(now))
+    # Token ids: a list of ints can be compared as a whole.
     if type(now[0]) is int and now[: len(before)] == before:
         return len(before)
     length = 0

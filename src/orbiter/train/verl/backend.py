@@ -65,7 +65,8 @@ class LocalBackend(Backend):
         policy = await trainer.policy()
         if trainer.running_agent is not None:
             return await self._train_agent(policy)
-        from orbiter.train.engine.session import Session, work
+        from orbiter.train.engine.session import Session
+        from orbiter.train.engine.thread import work
         from orbiter.train.verl.evaluate import judge, summary
         from orbiter.train.verl.local import Job, Prompts, fit
 
@@ -94,7 +95,8 @@ class LocalBackend(Backend):
 
     async def _train_agent(self, policy: Policy) -> TrainMetrics:
         """Train on the episodes of an agent."""
-        from orbiter.train.engine.session import Session, work
+        from orbiter.train.engine.session import Session
+        from orbiter.train.engine.thread import work
         from orbiter.train.verl.episodes import objective_of, playing
         from orbiter.train.verl.journal import remove_covered
         from orbiter.train.verl.local import Job, fit

@@ -71,6 +71,8 @@ def _with_old_policies(policy: Policy, config: VeRLConfig, batch: Batch) -> Batc
     A single update does not need the sampling policy's: they equal the current ones, and the ratio
     is exactly 1.
     """
+    # After the first update the policy has moved. The sampler's own log probabilities would do but
+    # for rounding, which the ratio would pick up.
     several = config.ppo_epochs > 1 or 0 < config.minibatch_size < len(batch.length)
     if several or ALGORITHMS[config.algorithm].needs_old_logprob(config):
         old = logprob(

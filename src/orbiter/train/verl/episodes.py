@@ -24,7 +24,8 @@ from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.session import Session
+from orbiter.train.engine.thread import work
 from orbiter.train.seeding import sub_random, sub_seed
 from orbiter.train.serve.live import LivePolicy, LiveStats
 from orbiter.train.verl.algorithms import ALGORITHMS

@@ -7,11 +7,12 @@ from itertools import chain, repeat
 from statistics import fmean, pstdev
 from typing import NamedTuple
 
+from orbiter.train.agents.episode import Episode
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
-from orbiter.train.engine.session import work
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.trainer import as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k
@@ -23,6 +24,28 @@ from orbiter.train.verl.reward import RewardSpec, Scores, score
 
 ROWS_AT_ONCE = 256
 """Samples drawn before the next check whether an evaluation was cancelled."""
+
+
+class ScoredAttempt(NamedTuple):
+    """One answer to an item, or one episode of an agent, with its score."""
+
+    item: TrajectoryItem
+    """The item, or the agent's task described as one."""
+    output: str
+    reward: float | None
+    """The total; None for a failed episode, and where a reward failed and was skipped."""
+    rewards: dict[str, float | None]
+    """Each reward by its name."""
+    episode: Episode | None = None
+    """The whole episode, with an agent."""
+
+
+class Assessment(NamedTuple):
+    """What `VeRLTrainer.assess` returns."""
+
+    metrics: TrainMetrics
+    attempts: list[ScoredAttempt]
+    """In the order of the items; the attempts at one item are adjacent."""
 
 
 class Judged(NamedTuple):
@@ -68,13 +91,30 @@ async def ask_rewards(
     """Score the samples, which come in groups, one group for each item."""
     group_size = len(rollouts) // len(items)
     return await score(
-        [rollout.text for rollout in rollouts],
+        [rollout.raw_text if config.keep_special_tokens else rollout.text for rollout in rollouts],
         list(chain.from_iterable(repeat(item, group_size) for item in items)),
         rewards,
         on_error=config.on_reward_error,
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
+        known=[{"raw_output": rollout.raw_text} for rollout in rollouts],
     )
+
+
+def attempts_of(
+    items: Sequence[TrajectoryItem], outputs: Sequence[str], scores: Scores
+) -> list[ScoredAttempt]:
+    """Return the attempts, which come in groups, one group for each item."""
+    group_size = len(outputs) // len(items)
+    return [
+        ScoredAttempt(
+            items[row // group_size],
+            output,
+            scores.total[row],
+            {name: values[row] for name, values in scores.by_name.items()},
+        )
+        for row, output in enumerate(outputs)
+    ]
 
 
 def summary(judged: Judged, tasks: int, *, success: float) -> TrainMetrics:

@@ -101,7 +101,7 @@ def call_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 def _bad_calls(episode: Episode) -> int:
     """Count calls of tools that are not offered, without JSON arguments, or made before.
 
-    A reply that holds the mark of a call and yet is none counts as one.
+    A reply that contains the mark of a call but cannot be parsed as one counts as a call.
     """
     bad, made = 0, set[tuple[str, str]]()
     for turn in episode.turns:

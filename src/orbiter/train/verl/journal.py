@@ -22,10 +22,11 @@ import torch
 from orbiter.train.agents.episode import Episode
 from orbiter.train.agents.streams import turns_to_streams
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.session import Session
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import StorageError
+from orbiter.train.resume_journal import ResumeJournal, read_journal
 from orbiter.train.serve.live import Turn
-from orbiter.train.storage import AppendLog, read_records
 from orbiter.train.verl.reward import Scores
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Journal:
         self._known = _read(path, header)
         if not self._known:
             path.unlink(missing_ok=True)
-        self._log = AppendLog(path)
+        self._log = ResumeJournal(path)
         if not self._known:
             self._log.append(_encode(header))
         else:
@@ -132,10 +133,13 @@ def _fingerprint(policy: Policy) -> str:
 def _read(path: Path, header: Mapping[str, object]) -> dict[Attempt, dict[str, Any]]:
     """Return the episodes of a journal with this header; a torn last line is left out."""
     try:
-        records = [json.loads(line) for line in read_records(path)]
+        records = [json.loads(line.record) for line in read_journal(path)]
         if not records or records[0] != header:
             return {}
         return {Attempt(r["place"], r["number"], r["seed"]): r for r in records[1:]}
+    except StorageError as damage:
+        log.warning("%s; the episodes of this step are played again", damage)
+        return {}
     except OSError as error:
         raise StorageError(f"cannot read the journal {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError):

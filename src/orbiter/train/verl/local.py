@@ -16,12 +16,14 @@ from typing_extensions import override
 
 from orbiter.train.engine.batch import Batch, minibatches
 from orbiter.train.engine.objective import PolicyObjective
-from orbiter.train.engine.progress import Progress
+from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
-from orbiter.train.engine.session import Session, work
+from orbiter.train.engine.session import Session
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import TrainingError
+from orbiter.train.progress import Progress
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.algorithms.base import Credited
@@ -106,7 +108,7 @@ async def fit(job: Job) -> None:
             await work(session.take, minibatch, job.objective, temperature=config.temperature)
         await job.source.refresh()
         row = session.finish_step(await job.validate(step + 1))
-        job.progress.step(step + 1, row)
+        job.progress.update(step + 1, line_of(row))
         check_gradient(session, row, config.max_flat_steps)
         if session.save_due:
             await work(session.save)

@@ -22,7 +22,7 @@ from orbiter.train.serve.live import LivePolicy
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.evaluate import summarise
+from orbiter.train.verl.evaluate import Assessment, ScoredAttempt, attempts_of, summarise
 from orbiter.train.verl.guard import call_metrics
 from orbiter.train.verl.journal import Attempt, Journal
 from orbiter.train.verl.reward import RewardSpec, Scores, score
@@ -208,6 +208,13 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 async def evaluate(
     setting: Setting, tasks: AgentTasks, *, samples: int, success: float
 ) -> TrainMetrics:
+    """Play the agent on held-out tasks, as `assess` does, and return the numbers."""
+    return (await assess(setting, tasks, samples=samples, success=success)).metrics
+
+
+async def assess(
+    setting: Setting, tasks: AgentTasks, *, samples: int, success: float
+) -> Assessment:
     """Play the agent on held-out tasks: once and greedily with `samples=0`, else `samples` times.
 
     Raises:
@@ -220,5 +227,18 @@ async def evaluate(
             [sub_seed(config.seed, "evaluate", task, a) for a in range(max(1, samples))]
             for task in range(len(tasks))
         ]
-        episodes, scores = await play(setting, live, tasks, seeds)
-    return summarise(scores, episode_metrics(episodes), len(tasks), success=success)
+        played = await play(setting, live, tasks, seeds)
+    metrics = summarise(
+        played.scores, episode_metrics(played.episodes), len(tasks), success=success
+    )
+    return Assessment(metrics, attempts_in(tasks, played))
+
+
+def attempts_in(tasks: AgentTasks, played: Played) -> list[ScoredAttempt]:
+    """Return the episodes one by one, each with its task and its scores."""
+    outputs = [episode.output for episode in played.episodes]
+    attempts = attempts_of(tasks.items, outputs, played.scores)
+    return [
+        attempt._replace(episode=episode)
+        for attempt, episode in zip(attempts, played.episodes, strict=True)
+    ]

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from orbiter.train.agents.environments.player import EnvironmentAgent, Played
 from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
+from orbiter.train.engine.tasks import read_once
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.trainer import TrainerState, TrainMetrics
@@ -28,7 +30,11 @@ from orbiter.train.verl.tasks import as_tasks
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
+    from orbiter.train.verl.evaluate import Assessment
+    from orbiter.train.verl.rehearsal import Rehearsal
 
+ENVIRONMENT = "environment"
+"""Name of the reward that an environment gives itself."""
 BACKENDS: dict[str, type[Backend]] = {"local": LocalBackend, "verl": ClusterBackend}
 
 
@@ -49,6 +55,7 @@ class VeRLTrainer(ModelTrainer):
         dataset: object = None,
         eval_dataset: object = None,
         agent: object = None,
+        environment: object = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
         """Store the arguments; the model is loaded when it is first needed.
@@ -61,10 +68,22 @@ class VeRLTrainer(ModelTrainer):
             agent: A function of a task, sync or async, or an object with `run`: the policy is its
                 model, and its whole episodes are what is trained on. Or an object that does not
                 run and whose `instructions` become the system prompt.
+            environment: What the policy acts in, in place of an agent: a class with `reset` and
+                `get_reward` whose other public methods are tools, a function that makes such an
+                object, or a list of tool functions (`agents/environments/`).
             on_state_change: Called with the old and the new state of the lifecycle.
+
+        Raises:
+            ConfigError: the environment cannot be played, or there is an agent too.
         """
+        config = VeRLConfig() if config is None else config
+        if environment is not None:
+            if agent is not None:
+                raise ConfigError("give agent= or environment=, not both")
+            agent = EnvironmentAgent(environment, system_prompt=config.system_prompt)
+            rewards = [*rewards, *_reward_of(agent, rewards)]
         super().__init__(
-            VeRLConfig() if config is None else config,
+            config,
             dataset=dataset,
             eval_dataset=eval_dataset,
             agent=agent,
@@ -89,12 +108,22 @@ class VeRLTrainer(ModelTrainer):
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
         for reward in self.rewards:
+            if reward.asks_for("raw_output") and not self._answers_here:
+                raise ConfigError(
+                    f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
+                    "have that were sampled with backend='local'; leave the parameter out"
+                )
             if reward.needs_episodes and self.running_agent is None:
                 raise ConfigError(
                     f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
                     "episodes have; pass agent=, a function or an object with run"
                 )
         return True
+
+    @property
+    def _answers_here(self) -> bool:
+        """Whether the samples are answers to prompts that this process draws."""
+        return self.running_agent is None and self.config.backend == "local"
 
     @property
     @override
@@ -128,6 +157,7 @@ class VeRLTrainer(ModelTrainer):
         """Make sure that there is data; the tasks of an agent may be anything it takes."""
         if self.running_agent is None or self.dataset is None:
             return await super().check_dataset()
+        self.dataset, self.eval_dataset = read_once(self.dataset), read_once(self.eval_dataset)
         as_tasks(self.dataset)
         if self.eval_dataset is not None:
             as_tasks(self.eval_dataset)
@@ -148,7 +178,7 @@ class VeRLTrainer(ModelTrainer):
                 "loss_aggregation='sequence' would count an episode once for each of its streams; "
                 "use 'episode', 'token' or 'constant'"
             )
-        if config.system_prompt is not None:
+        if config.system_prompt is not None and not isinstance(self.agent, EnvironmentAgent):
             raise ConfigError("system_prompt has no effect with agent=, which writes its prompts")
         return await super().check_config()
 
@@ -199,6 +229,12 @@ class VeRLTrainer(ModelTrainer):
                 the config's temperature, and pass@1 and pass@k are measured.
             success: The smallest total reward that counts as a pass.
         """
+        return (await self.assess(dataset, samples=samples, success=success)).metrics
+
+    async def assess(
+        self, dataset: object = None, *, samples: int = 0, success: float = 1.0
+    ) -> Assessment:
+        """Evaluate as `evaluate` does, and return every answer or episode with its score too."""
         WholeNumber(at_least=0)("samples", samples)
         chosen = next(
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
@@ -207,22 +243,43 @@ class VeRLTrainer(ModelTrainer):
             raise DataError("there is nothing to evaluate on; give evaluate() a data set")
         await self.check_reward()
         if self.running_agent is not None:
-            return await self._evaluate_agent(chosen, samples=samples, success=success)
+            return await self._assess_agent(chosen, samples=samples, success=success)
         policy, tasks = await self.policy(), await self.encode(chosen)
-        from orbiter.train.verl.evaluate import judge, summary
+        from orbiter.train.verl.evaluate import Assessment, attempts_of, judge, summary
 
         judged = await judge(policy, self.config, self.rewards, tasks, samples=samples)
-        return summary(judged, len(tasks), success=success)
+        outputs = [rollout.text for rollout in judged.rollouts]
+        return Assessment(
+            summary(judged, len(tasks), success=success),
+            attempts_of(tasks.items, outputs, judged.scores),
+        )
 
-    async def _evaluate_agent(
-        self, dataset: object, *, samples: int, success: float
-    ) -> TrainMetrics:
+    async def _assess_agent(self, dataset: object, *, samples: int, success: float) -> Assessment:
         await self.check_agent()
         tasks, policy = as_tasks(dataset), await self.policy()
-        from orbiter.train.verl.play import Setting, evaluate
+        from orbiter.train.verl.play import Setting, assess
 
         setting = Setting(policy, self.config, self.running_agent, self.rewards)
-        return await evaluate(setting, tasks, samples=samples, success=success)
+        return await assess(setting, tasks, samples=samples, success=success)
+
+    async def rehearse(self, tasks: object) -> Rehearsal:
+        """Play one episode of the agent on each of a few tasks, and estimate what a step costs.
+
+        Nothing is trained or written. A failed episode is returned, not raised.
+
+        Raises:
+            ConfigError: there is no agent that runs.
+        """
+        await self.check_agent()
+        if self.running_agent is None:
+            raise ConfigError("rehearse() plays episodes, and there is no agent= that runs")
+        await self.check_reward()
+        policy, chosen = await self.policy(), as_tasks(tasks)
+        from orbiter.train.verl.play import Setting
+        from orbiter.train.verl.rehearsal import rehearse
+
+        setting = Setting(policy, self.config, self.running_agent, self.rewards)
+        return await rehearse(setting, chosen)
 
     @override
     async def save(self, path: str | os.PathLike[str], *, merge: bool = False) -> Path:
@@ -259,3 +316,28 @@ class VeRLTrainer(ModelTrainer):
             updates=self.config.updates_per_step,
             **self._policy_parts(),
         )
+
+
+def _reward_of(agent: EnvironmentAgent, rewards: Sequence[RewardSpec]) -> list[RewardSpec]:
+    """Return the environment's own reward, which is added to the others.
+
+    Raises:
+        ConfigError: it has none, and there are no others.
+    """
+    name, alone = agent.kind.name, not rewards
+
+    def reward(result: Played) -> float:
+        if result.reward is None and alone:
+            raise ConfigError(f"{name} made an environment without get_reward(), and rewards=[]")
+        return result.reward or 0.0
+
+    if agent.has_reward is not False:
+        return [RewardSpec(ENVIRONMENT, fn=reward)]
+    if alone:
+        raise ConfigError(
+            "tool functions give no reward; give at least one RewardSpec(name=..., fn=...)"
+            if agent.kind.functions
+            else f"{name} has no get_reward(), and there are no rewards; write "
+            "`def get_reward(self) -> float`, or give RewardSpec(name=..., fn=...)"
+        )
+    return []

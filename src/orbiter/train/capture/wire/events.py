@@ -8,20 +8,12 @@ from typing import Any
 
 from orbiter.train.chat.reply import Unreadable, decode
 
-DONE = b"[DONE]"
-"""The data of the event that ends OpenAI's chat streams."""
 _FIELD = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*(?::|(?:data|event|id|retry):)")
 
 
 def is_event_stream(head: bytes) -> bool:
     """Return whether a body begins like an event stream, whatever its content type says."""
     return _FIELD.match(head) is not None
-
-
-def is_done(body: bytes) -> bool:
-    """Return whether a stream ends with the event that marks its regular end."""
-    tail = body[-256:].rstrip()
-    return tail.endswith((b"data: " + DONE, b"data:" + DONE))
 
 
 def events(body: bytes) -> Iterator[dict[str, Any]]:

@@ -65,6 +65,37 @@ class DataSettings(OwnSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings(OwnSettings):
+    """The settings of [agent]: what works on the tasks, in `train` and `eval`; one of three."""
+
+    run: str | None = setting(
+        None,
+        'Your agent as "file.py:name": a function of a task, or an object with run(task).',
+        OrNone(Text('an agent, such as "my_agent.py:agent"')),
+        path="code",
+    )
+    command: str | None = setting(
+        None,
+        'A command that is started for each episode, such as "node agent.js"; its task is on '
+        "standard input, the policy at OPENAI_BASE_URL.",
+        OrNone(Text('a command, such as "node agent.js"')),
+    )
+    environment: str | None = setting(
+        None,
+        'Your environment as "file.py:name": a class with reset() and get_reward() whose other '
+        "methods are tools, a function that makes one, or a list of tool functions.",
+        OrNone(Text('an environment, such as "my_env.py:Env"')),
+        path="code",
+    )
+    folder: str | None = setting(
+        None,
+        "Working directory of the command; none means the config file's folder.",
+        OrNone(PathName("a folder")),
+        path="file",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSettings(OwnSettings):
     """The settings of [eval]."""
 
@@ -72,6 +103,11 @@ class EvalSettings(OwnSettings):
         0, "Answers sampled for each item; 0 answers greedily, once.", WholeNumber(at_least=0)
     )
     success: float = setting(1.0, "Reward from which an answer passes.", Number())
+    by: str | None = setting(
+        None,
+        "Field of the data, such as a label, for which each value is also measured separately.",
+        OrNone(Text("a field of the data")),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +168,7 @@ class LlmSettings(OwnSettings):
 
 OWN: Mapping[str, type[OwnSettings]] = {
     "data": DataSettings,
+    "agent": AgentSettings,
     "eval": EvalSettings,
     "evolve": EvolveSettings,
     "synth": SynthSettings,
@@ -140,6 +177,7 @@ OWN: Mapping[str, type[OwnSettings]] = {
 CONFIGS: Mapping[str, tuple[str, str]] = {
     "train": ("verl.config", "VeRLConfig"),
     "sft": ("sft.config", "SFTConfig"),
+    "offline": ("offline.config", "OfflineConfig"),
     "evolve": ("evolution.config", "EvolutionConfig"),
     "synth": ("synthesis.pipeline.config", "SynthesisConfig"),
     "llm": ("llm.config", "ClientConfig"),

@@ -73,6 +73,7 @@ def attend(
         return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=bias[:, None], enable_gqa=share > 1
         )
+    # Queries that share keys are stacked as more rows of one product, so that no key is copied.
     wide = bias[:, None, None].expand(batch, kv_heads, share, queries, keys)
     scores = torch.baddbmm(
         wide.reshape(batch * kv_heads, share * queries, keys),
@@ -124,11 +125,13 @@ class Cache:
         own_k[:, self.used] = k.flatten(0, 1)
         own_v[:, self.used] = v.flatten(0, 1)
         own_k, own_v = own_k[:, : self.used + 1], own_v[:, : self.used + 1]
+        # Rows of a prompt share its keys: their queries are stacked into one product per prompt.
         q = (q / math.sqrt(self.shape.head_dim)).view(len(own_k), -1, self.shape.head_dim)
         shared = torch.baddbmm(
             self.prompt_bias, self._to_slots(q), self.prompt_k[number].transpose(1, 2)
         )
         own = torch.bmm(q, own_k.transpose(1, 2))
+        # One softmax over both parts: a row's own tokens compete with those of the prompt.
         weight = torch.cat([self._to_rows(shared), own], dim=-1).softmax(dim=-1)
         of_prompt, of_own = weight.split([shared.shape[-1], own.shape[-1]], dim=-1)
         mixed = torch.bmm(self._to_slots(of_prompt), self.prompt_v[number])
@@ -144,6 +147,7 @@ class Cache:
                 fresh[:, :, : self.used] = by_row[rows, :, : self.used]
                 caches[number] = fresh.flatten(0, 1)
         alive, self.owner, count = self.owner[rows].unique(return_inverse=True, return_counts=True)
+        # Every prompt gets as many slots as the one with the most rows; some may stay empty.
         self.n = int(count.max())
         index = torch.arange(len(rows), device=rows.device)
         self.slot = self.owner * self.n + index - (count.cumsum(0) - count)[self.owner]

@@ -97,6 +97,7 @@ class FastForward:
         group = batch.group[order]
         first = torch.ones_like(group, dtype=torch.bool)
         first[1:] = group[1:] != group[:-1]
+        # The group's first row pays for the prompt, since the pass runs it once.
         answer[order[first]] += batch.prompt_length[order[first]]
         return answer
 
@@ -188,6 +189,7 @@ def misfit(model: PreTrainedModel) -> str | None:
 def _probe(model: PreTrainedModel) -> float:
     """Return the largest difference between the two forward passes on a few tokens."""
     size = model.config.vocab_size
+    # Two rows with a common prompt and a third without, so that packing is probed too.
     rows = [given([i % size for i in (1, 5, 9)], [i % size for i in (2, 7, 3 + n)]) for n in (0, 1)]
     batch = collate([*rows, given([4 % size], [6 % size])], device=model.device)
     passes = [f(model, dtype=torch.float32) for f in (FastForward, GenericForward)]

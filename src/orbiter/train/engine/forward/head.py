@@ -98,12 +98,14 @@ class _TokenScores(torch.autograd.Function):
             logits = multiply(hidden[rows]).to(wide)
             if temperature != 1:
                 logits /= temperature
+            # Shifted by the largest logit, so that exp cannot overflow.
             largest = logits.amax(dim=-1)
             mass = torch.sub(logits, largest[:, None]).exp_()
             total = mass.sum(dim=-1)
             norm = largest + total.log()
             taken = logits.gather(1, token_ids[rows, None])[:, 0]
             logprob[rows], likeliest[rows] = taken - norm, taken >= largest
+            # H = logsumexp(z) - sum_v p_v z_v, without a second pass over the vocabulary.
             entropy[rows] = norm - torch.einsum("nv,nv->n", mass, logits) / total
             if wanted:
                 torch.div(mass, total[:, None], out=mass)
@@ -121,6 +123,7 @@ class _TokenScores(torch.autograd.Function):
         """Turn the kept softmax into the gradient of the logits, in place, then multiply."""
         hidden, narrow, token_ids, entropy = ctx.saved_tensors
         d_logits: Tensor = ctx.probability
+        # Without an entropy bonus its gradient is zero, and two thirds of the work can be skipped.
         with_entropy = bool(d_entropy.any())
         for rows in _chunks(*d_logits.shape):
             part = d_logits[rows]
@@ -131,6 +134,7 @@ class _TokenScores(torch.autograd.Function):
                 part.copy_(-slope * part - d_entropy[rows, None] * surprise)
             else:
                 part.mul_(-slope.to(part.dtype))
+            # The gradient is now -slope * p; the drawn token adds its one-hot part.
             part.scatter_add_(1, token_ids[rows, None], slope.to(part.dtype))
         if ctx.temperature != 1:
             d_logits /= ctx.temperature

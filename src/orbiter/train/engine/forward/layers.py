@@ -81,6 +81,7 @@ def rotary_table(body: Any, positions: int) -> Rotary:  # noqa: ANN401 - as in S
     weight = body.embed_tokens.weight
     index = torch.arange(positions, device=weight.device)[None]
     cos, sin = body.rotary_emb(weight[:1].float(), index)
+    # rotate_half(x) * sin = roll(x) * signed_sin: a roll needs no concatenation.
     half = sin.shape[-1] // 2
     signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
     return Rotary(cos[0, :, None], signed[0, :, None])
@@ -98,6 +99,7 @@ def trunk(
     """Run all layers over N packed tokens; the residual stream stays in float32."""
     turned = shape.heads + shape.kv_heads
     for number, layer in enumerate(layers):
+        # Norms and the residual stream stay in float32; only the products run in `dtype`.
         h = rms_norm(x, layer.attention_norm, shape.eps).to(dtype)
         h = layer.qkv(h).view(len(x), -1, shape.head_dim)
         qk, v = h.split([turned, shape.kv_heads], dim=1)
@@ -106,6 +108,7 @@ def trunk(
             q_norm, k_norm = layer.head_norms
             q, k = rms_norm(q, q_norm, shape.eps), rms_norm(k, k_norm, shape.eps)
             qk = torch.cat([q, k], dim=1)
+        # Queries and keys are rotated together, in one kernel instead of two.
         qk = rotary.turn(qk).to(dtype)
         q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
         x = x + layer.out(attend(number, q, k, v))
@@ -214,6 +217,7 @@ def _live_linear(modules: Sequence[nn.Module], dtype: torch.dtype) -> Linear:
         parts = list(plain(x).split([len(w) for w in weights], dim=-1))
         for index, of_layer in enumerate(adapters):
             for a, b, scale in of_layer:
+                # B(Ax), not (BA)x: the product of two thin matrices is never formed.
                 low = functional.linear(x, a.to(dtype)) * scale
                 parts[index] = torch.addmm(parts[index], low, b.to(dtype).t())
         return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
@@ -226,6 +230,7 @@ def merged(modules: Sequence[nn.Module]) -> tuple[Tensor, Tensor | None]:
     weights: list[Tensor] = []
     for module in modules:
         weight: Tensor = _base(module).weight
+        # Merged in float32, before the cast, or small updates would be rounded away.
         for a, b, scale in _adapters(module):
             weight = torch.addmm(weight, b, a, alpha=scale)
         weights.append(weight)

@@ -76,12 +76,17 @@ class Answers(NamedTuple):
     ) -> Answers:
         """Find the distinct rows, sorted so that rows with equal prefixes are adjacent."""
         along = torch.arange(token_ids.shape[1], device=token_ids.device)
+        # Padding becomes -1, which no token is, so that rows of different lengths differ.
         ended = token_ids.masked_fill(along >= length[:, None], -1)
         keyed, row = torch.cat([prompt[:, None], ended], dim=1).unique(dim=0, return_inverse=True)
         real = keyed[:, 1:] >= 0
+        # `unique` sorts, so a row shares its longest prefix with the row above. The product stays 1
+        # up to the first difference.
         as_above = torch.zeros_like(real)
         as_above[1:] = (keyed[1:] == keyed[:-1]).cumprod(dim=1)[:, 1:].bool()
         own = real & ~as_above
+        # Number the cells that run through the model; a shared cell takes the number of the nearest
+        # row above that owns one in its column.
         number = (own.flatten().cumsum(0) - 1).view(own.shape)
         index = torch.arange(len(own), device=own.device)[:, None]
         token = number.gather(0, index.where(own, 0).cummax(dim=0).values).masked_fill(~real, 0)
@@ -120,10 +125,12 @@ class Packing(NamedTuple):
         """Pack a batch of rollouts."""
         device = batch.token_ids.device
         numbers, prompt = batch.group.unique(return_inverse=True)
+        # Any row of a group can lend its prompt, since they are all equal.
         leader = torch.zeros_like(numbers).scatter_(
             0, prompt, torch.arange(len(batch.group), device=device)
         )
         prompts = Rectangle.of(batch.prompt_length[leader])
+        # One less: the last token predicts nothing that is trained on.
         room = (batch.length - batch.prompt_length - 1).clamp(min=0)
         along = torch.arange(max(1, int(room.max())), device=device)
         behind = (batch.prompt_length[:, None] + along).clamp(max=batch.token_ids.shape[1] - 1)
@@ -151,6 +158,7 @@ def _scored(
     in_prompt = (length.cumsum(0) - length)[prompt[row]] + column - 1
     place = (column - 1 - batch.prompt_length[row]).clamp(min=0, max=answers.token.shape[1] - 1)
     in_answer = len(prompts.cell) + answers.token[answers.row[row], place]
+    # The first token of an answer is predicted by the last one of its prompt.
     before = in_prompt.where(column <= batch.prompt_length[row], in_answer)
     size = int(batch.token_ids.max()) + 1
     pair, trained = (before * size + batch.token_ids[row, column]).unique(return_inverse=True)

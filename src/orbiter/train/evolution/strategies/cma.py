@@ -85,11 +85,13 @@ class CMAEvolution(EvolutionStrategy[Settings]):
         self, population: Sequence[Settings], scores: Sequence[float]
     ) -> Sequence[Settings]:
         """Learn from the generation, and ask for the next one."""
+        # `select` is called once a generation, so the library gets the scores here.
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         if self._search is None or self.context.epoch == 1:
             self._begin(population[order[0]], len(population))
         else:
             self._learn(population, scores)
+        # Converged or stuck: a restart from a random point costs nothing that was learned here.
         if self._search.stop():
             self._begin(self._numeric.draw(self.context.rng), self._search.popsize)
         self._asked = [(self._settings(x), x) for x in self._search.ask()]

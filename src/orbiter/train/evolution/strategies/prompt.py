@@ -140,12 +140,15 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             await self._try_all(candidate, [*sure, *doubtful], trial)
             return self._scored(trial, parent)
         race = Race(parent, self._perfect, self._slack)
+        # The first wave holds the failures that the model has just read: a child that does not even
+        # mend these is given up cheaply.
         for done, wave in _waves(sure, len(self._shown())):
             await self._try_all(candidate, wave, trial)
             for name in wave:
                 race.record(name, trial.scores[name])
             if race.is_lost([*sure[done:], *doubtful]):
                 return self._given_up(trial)
+        # Only a child that gained something is worth the rollouts on its parent's other failures.
         if race.lead > 0:
             await self._try_all(candidate, doubtful, trial)
         return self._scored(trial, parent)
@@ -272,6 +275,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
                 trial.traces[name] = attempt.trace
             if attempt.error is not None:
                 trial.failed[name] = attempt.error
+        # Nothing but exceptions: a broken endpoint or candidate, not a bad score.
         if trial.failed and len(trial.failed) == len(trial.scores):
             self.context.cost += self._cost(trial)
             raise CallbackError(next(iter(trial.failed.values())))

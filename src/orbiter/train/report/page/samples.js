@@ -114,8 +114,9 @@ function answersSection(run) {
   const last = rows.length - 1;
   const compared = rows.map((_, at) => at).filter((at) => at !== base);
   const focus = compared[Math.max(0, compared.length - 1)] ?? last;
-  const better = (task, at) => task.answers[at].score > task.answers[base].score;
-  const worse = (task, at) => task.answers[at].score < task.answers[base].score;
+  const judged = (task, at) => task.answers[at].score !== null && task.answers[base].score !== null;
+  const better = (task, at) => judged(task, at) && task.answers[at].score > task.answers[base].score;
+  const worse = (task, at) => judged(task, at) && task.answers[at].score < task.answers[base].score;
   const items = run.tasks.map((task, key) => ({
     key, task,
     words: [task.name ?? "", task.prompt, task.expected ?? "", ...task.answers.map((one) => one.text)].join("\n").toLowerCase(),
@@ -142,6 +143,7 @@ function answersSection(run) {
 const gap = (task, base, focus) => Math.abs(task.answers[focus].score - task.answers[base].score);
 
 function verdict(score, percent) {
+  if (score === null) return el("span", { class: "part", title: "could not be judged" }, "failed");
   if (percent && score === 1) return el("span", { class: "right", title: "right" }, "✓");
   if (percent && score === 0) return el("span", { class: "wrong", title: "wrong" }, "✗");
   return el("span", { class: "part" }, num(score, 2));

@@ -63,6 +63,7 @@ def _shingle_one(
     rolling, words, slot = _U(0), 0, 0
     hashed, at = _next_word(data, span[0], span[1], salt)
     while at > 0:
+        # A rolling hash: the oldest word leaves as the newest one enters.
         rolling = rolling * ODD + hashed - recent[slot] * outgoing
         recent[slot] = hashed
         words += 1
@@ -71,6 +72,7 @@ def _shingle_one(
             out[written] = _scramble(rolling)
             written += 1
         hashed, at = _next_word(data, at, span[1], salt)
+    # A text shorter than an n-gram is one token, so that equal short texts still match.
     if words < ngram:
         out[written] = _scramble(rolling + _U(words + 1))
         written += 1
@@ -88,6 +90,7 @@ def _next_word(data: Uint64s, at: int, end: int, salt: np.uint64) -> tuple[np.ui
         if space == 0:
             hashed, at, inside = _step(hashed, block), at + 8, True
             continue
+        # The lowest marked byte is the first space; `below` keeps the bytes before it.
         below = ((space & (~space + _U(1))) >> _U(7)) - _U(1)
         count = signed(((below & ONES) * ONES) >> _U(56))
         at += count + 1
@@ -191,6 +194,7 @@ def arrange(sets: Sets, counts: NDArray[np.uint16], shift: np.uint64) -> None:
             hashed = tokens[at] & _HASH
             hashed += hashed == 0  # 0 marks an empty slot of the index
             tokens[at] = (_rank(counts[hashed >> shift]) << _U(56)) | hashed
+        # Insertion sort beats numpy's on few tokens, which most texts have.
         if tokens.shape[0] > 64:
             tokens[:] = np.sort(tokens)
         else:

@@ -171,6 +171,7 @@ def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
             join.seen[other] = one
             shared = _compare(join, one, other, (place, join.postings.place[entry]))
             union = join.sets.size[one] + join.sets.size[other] - shared
+            # shared / union compared by cross multiplication: no division, no rounding.
             gain = shared * best.union - best.shared * union
             if shared > 0 and (gain > 0 or (gain == 0 and other < best.owner)):
                 best = Found(other, shared, union)
@@ -185,6 +186,7 @@ def _tie(join: Join, visit: tuple[int, int, int], parent: Int64s, ties: Int64s, 
     mine = _leader(parent, one)
     while entry != -1:
         other = signed(join.postings.owner[entry])
+        # Sets of one cluster need not be compared: the tie would add nothing.
         if join.seen[other] != one and _leader(parent, other) != mine:
             join.seen[other] = one
             shared = _compare(join, one, other, (place, join.postings.place[entry]))
@@ -270,6 +272,8 @@ def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
     least = join.limits.shared[mine + its]
     if min(mine - places[0], its - places[1]) < least:
         return 0
+    # Tokens set bits of the bitmap by exclusive or, so each bit that differs is a token on one side
+    # only: the overlap is at most (|A| + |B| - differing) / 2.
     if (mine + its - _differing(sets.bitmap[one], sets.bitmap[other])) // 2 < least:
         return 0
     return _shared(sets, one, other, places, least)
@@ -291,6 +295,7 @@ def _shared(sets: Sets, one: int, other: int, places: tuple[int, int], least: in
     left_end, right_end = sets.start[one] + sets.size[one], sets.start[other] + sets.size[other]
     shared = 1
     while left < left_end and right < right_end:
+        # Even if all remaining tokens matched, it would be too few.
         if shared + min(left_end - left, right_end - right) < least:
             return 0
         mine, its = sets.tokens[left], sets.tokens[right]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from orbiter.train.engine.progress import make_progress
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import StorageError, require
+from orbiter.train.progress import make_progress
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend
@@ -25,7 +25,7 @@ from orbiter.train.verl.reward import RewardSpec
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
     from orbiter.train.verl.cluster.plan import Plan
-    from orbiter.train.verl.cluster.run import Run
+    from orbiter.train.verl.cluster.run import ClusterRun
 
 
 class ClusterBackend(Backend):
@@ -54,17 +54,20 @@ class ClusterBackend(Backend):
         with (
             trainer.running_elsewhere(run, run.history, data=f"{run.layout.prompts} prompts"),
             make_progress(
-                trainer.method, run.plan.steps, done=run.layout.start, wanted=config.progress
+                trainer.method,
+                run.plan.steps,
+                done=run.layout.start,
+                shown=None if config.progress else False,
             ) as progress,
         ):
             progress.say(f"{trainer.method} of {config.model} on verl {run.plan.verl}")
             self._final = await run.train(progress)
         return trainer.results(run.means(), stopped=run.steps_done < run.plan.steps)
 
-    async def _prepare(self, folder: Path) -> Run:
+    async def _prepare(self, folder: Path) -> ClusterRun:
         """Check everything about a run on verl, without writing anything."""
         require("torch", extra="train")
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
         from orbiter.train.verl.cluster.run import prepare
 
         prepared = await work(prepare, self.config, self.rewards, folder)
@@ -95,7 +98,7 @@ class ClusterBackend(Backend):
         """Copy the trained adapters; full weights are written by the trainer."""
         if self._final is None or not self.config.lora_rank:
             return None
-        from orbiter.train.engine.session import work
+        from orbiter.train.engine.thread import work
 
         return await work(_copy, self._final, path)
 

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from orbiter.train.engine.models.folder import staged_folder
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import TrainingError
 from orbiter.train.verl.cluster.layout import Layout
 from orbiter.train.verl.cluster.plan import interpreter

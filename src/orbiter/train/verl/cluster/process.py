@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from orbiter.train.errors import TrainingError
@@ -74,12 +73,7 @@ class Child:
             await self._process.stdin.drain()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop the process in any case, and wait for its end even if cancelled again."""
         stopping = asyncio.ensure_future(self.stop())
         try:

@@ -20,9 +20,10 @@ from time import monotonic
 from typing import NamedTuple
 
 from orbiter.train.engine.config import settings_of
-from orbiter.train.engine.progress import Progress
-from orbiter.train.engine.session import work
+from orbiter.train.engine.progress import line_of
+from orbiter.train.engine.thread import work
 from orbiter.train.errors import CallbackError, StorageError, TrainingError
+from orbiter.train.progress import Progress
 from orbiter.train.runlog import RunLog, read_run
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.data import (
@@ -55,7 +56,7 @@ APART = ("step", "seconds", "tokens_per_second")
 
 
 @dataclass(slots=True)
-class Run:
+class ClusterRun:
     """One run on verl, from its files to the trained model."""
 
     config: VeRLConfig
@@ -184,7 +185,7 @@ class Run:
         run_log.time(step.number, row.clock)
         self._note_samples(run_log, step.number)
         self.history.append({"step": step.number, **row.metrics, **row.clock})
-        progress.step(step.number, row.metrics | row.clock)
+        progress.update(step.number, line_of(row.metrics | row.clock))
         self._watch(row.metrics)
 
     def _note_samples(self, run_log: RunLog, before: int) -> None:
@@ -224,7 +225,7 @@ class Prepared(NamedTuple):
     rewards: list[Shipped]
     start: int
 
-    async def run(self, dataset: object, held_out: object, system: str | None) -> Run:
+    async def run(self, dataset: object, held_out: object, system: str | None) -> ClusterRun:
         """Read the data, make the plan, and let verl check it.
 
         Raises:
@@ -245,7 +246,7 @@ class Prepared(NamedTuple):
             described = await work(describe_model, config.model, self.model, Path(folder))
             plan = await make_plan(config, layout, self.rewards, described=described)
         inputs = Inputs(self.model, prompts, self.rewards, str(plan))
-        return Run(config, layout, plan, inputs)
+        return ClusterRun(config, layout, plan, inputs)
 
 
 def prepare(config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path) -> Prepared:

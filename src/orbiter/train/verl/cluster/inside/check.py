@@ -20,7 +20,7 @@ from orbiter.train.errors import did_you_mean
 
 
 @dataclass(slots=True)
-class Answer:
+class CheckAnswer:
     """The result of a check."""
 
     version: str | None = None
@@ -35,9 +35,9 @@ class Answer:
     """Requested modules that cannot be imported here, with the reason."""
 
 
-def check(request: Mapping[str, Any]) -> Answer:
+def check(request: Mapping[str, Any]) -> CheckAnswer:
     """Compose and check the overrides of a request, if this interpreter has a tested verl."""
-    answer = Answer()
+    answer = CheckAnswer()
     try:
         answer.version = version("verl")
     except PackageNotFoundError:
@@ -106,7 +106,7 @@ def _leaves(config: Any, prefix: str = "", *, inner: bool = False) -> dict[str, 
     return found
 
 
-def _compose(answer: Answer, overrides: list[str]) -> None:
+def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
     """Compose the configuration as verl does, let verl validate it, and add further checks."""
     from omegaconf import OmegaConf
     from verl.trainer.ppo.utils import need_critic, need_reference_policy

@@ -24,7 +24,7 @@ STOPPING_SECONDS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class JobRequest:
     """A command to run, and the cluster to run it on."""
 
     address: str
@@ -35,7 +35,7 @@ class Request:
     """Environment variables of every process of the job."""
 
 
-async def submit(request: Request) -> int:
+async def submit(request: JobRequest) -> int:
     """Run the job to its end; return 0 if it succeeded, else 1."""
     client = JobSubmissionClient(request.address)
     client.submit_job(
@@ -61,13 +61,13 @@ def _unless_ended(log: asyncio.Task[None]) -> None:
         log.cancel()
 
 
-async def _print_log(client: JobSubmissionClient, request: Request) -> None:
+async def _print_log(client: JobSubmissionClient, request: JobRequest) -> None:
     async for lines in client.tail_job_logs(request.submission_id):
         sys.stdout.write(lines)
         sys.stdout.flush()
 
 
-async def _end(client: JobSubmissionClient, request: Request) -> JobStatus:
+async def _end(client: JobSubmissionClient, request: JobRequest) -> JobStatus:
     """Wait until the job has ended, which is shortly after its log ends."""
     until = time.monotonic() + STOPPING_SECONDS
     while (status := client.get_job_status(request.submission_id)) not in ENDED:
@@ -82,4 +82,4 @@ async def _end(client: JobSubmissionClient, request: Request) -> JobStatus:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(submit(Request(**json.loads(sys.stdin.readline())))))
+    sys.exit(asyncio.run(submit(JobRequest(**json.loads(sys.stdin.readline())))))

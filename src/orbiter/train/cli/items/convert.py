@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orbiter.train.cli.data import check
+from orbiter.train.cli.items.data import check
 from orbiter.train.cli.options import DataFile
 from orbiter.train.cli.output import JsonFlag, Output
 
@@ -33,6 +33,12 @@ def convert(
     only_check: Annotated[
         bool, typer.Option("--check", help="Read everything, report problems, write nothing.")
     ] = False,
+    redact: Annotated[
+        bool,
+        typer.Option(
+            help="Mask secrets, e-mail addresses and home paths in coding agents' sessions."
+        ),
+    ] = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Convert a file to another format, and report what the new format cannot store."""
@@ -49,6 +55,7 @@ def convert(
         from_format=from_format,
         to_format=to_format,
         on_error="skip" if skip_bad else "raise",
+        redact=redact,
     )
     output.say(str(report))
     output.result(
@@ -57,7 +64,9 @@ def convert(
             "to": report.target,
             "written": report.export.written,
             "left_out": dict(report.export.left_out),
+            "left_out_details": list(report.export.details),
             "skipped": [skipped._asdict() for skipped in report.skipped],
+            "notes": list(report.notes),
             "out": str(target),
         }
     )

@@ -8,8 +8,8 @@ from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
-from orbiter.train.cli.data_rows import filter_items, merge, show
 from orbiter.train.cli.exits import Code
+from orbiter.train.cli.items.rows import filter_items, merge, show
 from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import ConfigError, StorageError
@@ -59,6 +59,8 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
         output.say(f"  {problem}")
     if len(report.problems) > PROBLEMS_SHOWN:
         output.say(f"  and {len(report.problems) - PROBLEMS_SHOWN} more")
+    for note in report.notes:
+        output.say(f"  {note}")
     output.say("no problems found" if report.ok else f"{len(report.problems)} problems")
     output.result(
         {
@@ -68,6 +70,7 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
             "episodes": report.episodes,
             "with_reward": report.with_reward,
             "problems": [problem._asdict() for problem in report.problems],
+            "notes": list(report.notes),
         }
     )
     raise typer.Exit(Code.OK if report.ok else Code.DATA)

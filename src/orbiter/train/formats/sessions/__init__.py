@@ -1,0 +1,1 @@
+"""Imports the session logs of coding agents: one module per agent, and what they share."""

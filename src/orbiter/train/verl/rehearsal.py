@@ -1,0 +1,85 @@
+"""Play a few episodes before a run, and estimate what a step of it will cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
+
+from orbiter.train.agents.episode import Episode
+from orbiter.train.engine.estimate import step_seconds
+from orbiter.train.engine.memory import memory_estimate
+from orbiter.train.engine.thread import work
+from orbiter.train.seeding import sub_seed
+from orbiter.train.verl.evaluate import ScoredAttempt
+from orbiter.train.verl.play import EPISODES_AT_ONCE, Setting, attempts_in, open_live, play
+from orbiter.train.verl.tasks import AgentTasks
+
+
+class StepCost(NamedTuple):
+    """What a step takes if its episodes are like the ones that were played."""
+
+    episodes: int
+    sampled_tokens: int
+    """Tokens that the policy draws in a step."""
+    trained_tokens: int
+    """Tokens of all streams, context included: what an update reads."""
+    seconds: float
+    """Within a factor of about three; the agent's own waiting is included as it was measured."""
+    memory_bytes: int
+    """At the peak."""
+
+
+class Rehearsal(NamedTuple):
+    """The episodes that were played, and the cost of a step."""
+
+    attempts: list[ScoredAttempt]
+    cost: StepCost | None
+    """None where every episode failed."""
+
+
+async def rehearse(setting: Setting, tasks: AgentTasks) -> Rehearsal:
+    """Play one episode of each task, as a step of a run would."""
+    config = replace(setting.config, max_failed_share=1.0)  # a failed one is shown, not raised
+    seeds = [[sub_seed(config.seed, "rehearse", task)] for task in range(len(tasks))]
+    async with open_live(setting, temperature=config.temperature) as live:
+        played = await play(setting._replace(config=config), live, tasks, seeds)
+    kept = [episode for episode in played.episodes if not episode.failed]
+    return Rehearsal(attempts_in(tasks, played), await work(_cost, setting, kept) if kept else None)
+
+
+def _cost(setting: Setting, episodes: Sequence[Episode]) -> StepCost:
+    config, policy = setting.config, setting.policy
+    count = config.batch_size * config.group_size
+    sampled = fmean(episode.sampled_tokens for episode in episodes)
+    read = fmean(sum(len(s.token_ids) for s in episode.streams) for episode in episodes)
+    longest = max(len(s.token_ids) for episode in episodes for s in episode.streams)
+    waves = math.ceil(count / EPISODES_AT_ONCE)
+    outside = fmean(
+        max(0.0, episode.seconds - sum(turn.ended - turn.started for turn in episode.turns))
+        for episode in episodes
+    )
+    memory = memory_estimate(
+        policy,
+        prompts=config.batch_size,
+        n=config.group_size,
+        prompt_tokens=1,
+        new_tokens=max(1, longest - 1),
+        micro_batch_tokens=config.micro_batch_tokens,
+    )
+    seconds = step_seconds(
+        policy,
+        read=round(count * (read - sampled)),
+        sampled=round(count * sampled),
+        draws=round(waves * sampled),
+        passes=config.ppo_epochs,
+    )
+    return StepCost(
+        episodes=count,
+        sampled_tokens=round(count * sampled),
+        trained_tokens=round(count * read),
+        seconds=seconds + waves * outside,
+        memory_bytes=memory.total,
+    )

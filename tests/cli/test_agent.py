@@ -1,0 +1,229 @@
+"""Training and evaluating an agent, an environment and a command from a config file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tests.cli.conftest import Run
+
+from orbiter.train.cli.evaluate import one_sided, rewards_by
+from orbiter.train.cli.exits import Code
+from orbiter.train.errors import DataError
+from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.verl.evaluate import ScoredAttempt
+
+AGENT = """
+import httpx
+from orbiter.train.agents import current_episode
+
+URL = "https://api.example.invalid/v1/chat/completions"
+
+async def agent(task):
+    messages = [{"role": "user", "content": task["question"]}]
+    async with httpx.AsyncClient() as client:
+        for again in ("And?", ""):
+            answer = await client.post(URL, json={"model": "m", "messages": messages})
+            messages.append(answer.raise_for_status().json()["choices"][0]["message"])
+            messages.append({"role": "user", "content": again})
+    return messages[-2]["content"]
+
+async def broken(task):
+    await agent(task)
+    raise RuntimeError("the database is down")
+
+class Env:
+    def reset(self, question: str):
+        self.said = ""
+        return question
+
+    def on_answer(self, text: str) -> str | None:
+        self.said = text
+        return None
+
+    def get_reward(self) -> float:
+        return (sum(self.said.encode("utf-8", "replace")) % 97) / 97
+
+def hashed(output: str) -> float:
+    return (sum(output.encode("utf-8", "replace")) % 97) / 97
+"""
+CONFIG = """
+[data]
+train = "tasks.jsonl"
+eval = "held_out.jsonl"
+
+[train]
+model = "tiny"
+batch_size = 2
+group_size = 3
+max_response_length = 6
+epochs = 1
+"""
+COMMAND = """
+import json, os, sys, urllib.request
+task = json.load(sys.stdin)
+body = {"model": "m", "messages": [{"role": "user", "content": task["question"]}]}
+request = urllib.request.Request(
+    os.environ["OPENAI_BASE_URL"] + "/chat/completions",
+    json.dumps(body).encode(),
+    {"content-type": "application/json"},
+)
+answer = json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"] or ""
+reward = sum(answer.encode("utf-8", "replace")) % 97 / 97
+print(json.dumps({"output": answer, "reward": reward}))
+"""
+
+
+@pytest.fixture
+def agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_agent.py").write_text(AGENT)
+    (tmp_path / "agent.py").write_text(COMMAND)
+    (tmp_path / "config.toml").write_text(CONFIG)
+    for name, count in (("tasks", 4), ("held_out", 3)):
+        rows = [{"question": f"{name} {i}?", "topic": "ab"[i % 2]} for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+KINDS = {
+    "run": ['agent.run="my_agent.py:agent"', "reward=my_agent.py:hashed"],
+    "environment": ['agent.environment="my_agent.py:Env"'],
+    "command": [f"agent.command={sys.executable} agent.py"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
+    run: Run, agents: Path, kind: str
+) -> None:
+    ran = run("train", "-c", "config.toml", *KINDS[kind], "--dry-run")
+    assert ran.code == Code.OK, ran.err
+    assert ran.out.count("task      {'question': 'tasks ") == 2
+    assert "user      tasks 0?" in ran.out
+    assert "assistant " in ran.out
+    assert "  ended   done, after" in ran.out
+    assert "  reward  " in ran.out
+    assert ("turn 2" in ran.out) == (kind == "run")
+    assert "6 episodes" in ran.out or "episodes  6" in ran.out
+    assert "sampled" in ran.out
+    told = json.loads(run("train", "-c", "config.toml", *KINDS[kind], "--dry-run", "--json").out)
+    step = told["step"]
+    assert step["episodes"] == 6
+    assert 0 < step["sampled_tokens"] < step["trained_tokens"]
+    assert step["seconds"] > 0
+    assert step["memory_bytes"] > 1 << 20
+    assert told["plan"]["steps"] == 2
+    assert list(agents.glob("runs/*")) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_train_measures_before_and_after_and_eval_reads_the_run(
+    run: Run, agents: Path, kind: str
+) -> None:
+    ran = run("train", "-c", "config.toml", *KINDS[kind], "--out", "runs/one")
+    assert ran.code == Code.OK, ran.err
+    assert "held out  reward" in ran.out
+    assert "try it    orbiter-train eval --run runs/one" in ran.out
+    story = json.loads((agents / "runs/one/story.json").read_text())
+    assert [exam["name"] for exam in story["exams"]] == ["before", "after"]
+    assert len(story["tasks"]) == 3
+    words = ["--run", "runs/one", "eval.by=topic", "--json"]
+    told = json.loads(run("eval", *words).out)
+    (measured,) = told["models"].values()
+    after = json.loads((agents / "runs/one/result.json").read_text())["after"]["mean"]
+    assert measured["reward"] == pytest.approx(after)
+    (slices,) = told["by"]["models"].values()
+    assert {value: each["n"] for value, each in slices.items()} == {"a": 2, "b": 1}
+
+
+def test_an_agent_that_fails_is_found_by_the_dry_run(run: Run, agents: Path) -> None:
+    words = ['agent.run="my_agent.py:broken"', "reward=my_agent.py:hashed"]
+    ran = run("train", "-c", "config.toml", *words, "--dry-run")
+    assert ran.code == Code.CALLBACK
+    assert "ended   agent_error: RuntimeError: the database is down" in ran.out
+    assert "2 of 2 episodes failed" in ran.err
+
+
+def test_a_dry_run_without_any_reward_says_so(run: Run, agents: Path) -> None:
+    ran = run("train", "-c", "config.toml", 'agent.run="my_agent.py:agent"', "--dry-run")
+    assert ran.code == Code.OK
+    assert "nothing gave a reward" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (['agent.run="my_agent.py:agent"', 'agent.command="x"'], "has run and command"),
+        (['agent.folder="."'], "exactly one of run, command, environment, and has none of them"),
+        (['agent.run="my_agent.py:agnet"'], "no 'agnet'; did you mean 'agent'?"),
+        (['agent.run="my_agent.py"'], "[agent] run must look like"),
+        (['agent.run="other.py:agent"'], "there is no file"),
+        (['agent.run="my_agent.py:Env"'], "is the class Env"),
+        (['agent.environment="my_agent.py:URL"'], "environment= must be a class"),
+        (["agent.command=no-such-program x"], "there is no program 'no-such-program'"),
+        (["agent.runs=1"], "there is no setting 'runs'; did you mean 'run'?"),
+        (["agent.command=7"], "command must be a text"),
+    ],
+)
+def test_a_bad_agent_section_is_refused(
+    run: Run, agents: Path, words: list[str], message: str
+) -> None:
+    ran = run("train", "-c", "config.toml", *words, "--dry-run")
+    assert ran.code == Code.USAGE, (ran.err, ran.out)
+    assert message in ran.err
+
+
+def test_tasks_are_dicts_or_items(run: Run, agents: Path) -> None:
+    for text, message in (("", "holds no"), ("[1]\n", "object"), ("{\n", "JSON")):
+        (agents / "tasks.jsonl").write_text(text)
+        ran = run("train", "-c", "config.toml", *KINDS["run"], "--dry-run")
+        assert ran.code == Code.DATA, ran.err
+        assert message in ran.err
+    item = {"state": "hello", "action": "x", "reward": None}
+    (agents / "tasks.jsonl").write_text(json.dumps(item) + "\n")
+    ran = run("train", "-c", "config.toml", *KINDS["run"], "--dry-run")
+    assert "'TrajectoryItem' object is not subscriptable" in ran.out
+
+
+class Case(NamedTuple):
+    output: str
+    reward: float | None
+    label: str
+
+
+def attempts(*cases: Case) -> list[ScoredAttempt]:
+    return [
+        ScoredAttempt(
+            TrajectoryItem(f"q{i}", case.label, metadata={"label": case.label}),
+            case.output,
+            case.reward,
+            {},
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+def test_rewards_are_measured_for_each_value_of_a_field() -> None:
+    given = attempts(Case("x", 1.0, "a"), Case("x", 0.0, "a"), Case("y", 1.0, "b"))
+    slices = rewards_by([*given, *attempts(Case("z", None, "c"))], "label")
+    assert {value: (each.mean, each.n) for value, each in slices.items()} == {
+        "a": (0.5, 2),
+        "b": (1.0, 1),
+    }
+    assert rewards_by(given, "action").keys() == {"a", "b"}
+    with pytest.raises(DataError, match="no task has this field; did you mean 'label'"):
+        rewards_by(given, "labl")
+
+
+def test_one_action_that_wins_everywhere_is_a_warning() -> None:
+    mixed = [Case("escalate", 1.0, "ab"[i % 2]) for i in range(10)]
+    (warning,) = one_sided(attempts(*mixed), "m")
+    assert "'escalate' in 10 of 10" in warning
+    assert one_sided(attempts(*mixed[:5]), "m") == []
+    assert one_sided(attempts(*mixed[:8], Case("other", 0, "a"), Case("b", 0, "a")), "m") == []
+    same = [Case("escalate", 1.0, "a") for _ in range(10)]
+    assert one_sided(attempts(*same), "m") == []  # the data want nothing else
