@@ -75,7 +75,8 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
     with started_child(
-        [sys.executable, str(Path(__file__).with_name("training_runs.py"))],
+        [sys.executable, "-m", "tests.crash.training_runs"],
+        cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -43,6 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "epochs": 60,
         "gae_lambda": 1.0,
         "credit": "turn",
+        "lr_schedule": "linear",  # whitened advantages never become small
     },
 }
 
