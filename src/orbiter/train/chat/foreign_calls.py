@@ -99,6 +99,8 @@ def call_in(call: object, name: str) -> dict[str, Any]:
         raise DataError(f"{name} must be a call, got {fields.shown(call)}")
     given = {key: value for key, value in call.items() if value is not None}
     kind, function, custom = given.get("type"), given.get("function"), given.get("custom")
+    if kind is not None and not isinstance(kind, str):
+        raise DataError(f"{name}: unknown call {fields.shown(call)}: its type must be text")
     if isinstance(function, Mapping):
         text = arguments_text(_arguments_in(function))
         rest = {key: value for key, value in function.items() if key not in _ARGUMENTS}
@@ -111,7 +113,7 @@ def call_in(call: object, name: str) -> dict[str, Any]:
         return {**given, "type": "custom"}
     if isinstance(given.get("name"), str) and kind in _FLAT:
         made = function_call(None, _named(given, name), _arguments_in(given))
-        call_id = given.get("id", given.get("call_id", given.get("tool_call_id")))
+        call_id = given.get("call_id", given.get("id", given.get("tool_call_id")))
         return {**({} if call_id is None else {"id": str(call_id)}), **_without_id(made)}
     if isinstance(kind, str) and kind not in _FLAT and kind.endswith(_SERVER_CALLS):
         return given

@@ -104,15 +104,16 @@ class _Parts:
         if not isinstance(block, Mapping):
             raise DataError(f"{name} must be text or a block, got {fields.shown(block)}")
         kind = block.get("type")
-        if kind in _TEXTS or (kind is None and isinstance(block.get("text"), str)):
+        word = kind if isinstance(kind, str) else ""
+        if word in _TEXTS or (kind is None and isinstance(block.get("text"), str)):
             self.kept.append(_text_block(block, name))
-        elif kind in CALL_TYPES:
+        elif word in CALL_TYPES:
             self.calls.append(call_in(block, name))
-        elif kind in _RESULTS:
+        elif word in _RESULTS:
             self.results.append(_result(block, name))
-        elif kind in _THOUGHTS:
+        elif word in _THOUGHTS:
             self._take_thought(block, name)
-        elif kind in _MEDIA or str(kind).endswith(_SERVER_BLOCKS):
+        elif word in _MEDIA or word.endswith(_SERVER_BLOCKS):
             self.kept.append({key: value for key, value in block.items() if value is not None})
         else:
             raise DataError(
@@ -146,7 +147,8 @@ class _Chat:
         if not isinstance(message, Mapping):
             raise DataError(f"{name} must be an object, got {fields.shown(message)}")
         if "role" not in message and "from" not in message:
-            raise DataError(f"{name} must have a role, got {fields.shown(message)}")
+            self._take_typed(message, name)
+            return
         role = role_of(message.get("role", message.get("from")), name)
         content = message.get("content", message.get("value"))
         if role == CALL:
@@ -155,6 +157,24 @@ class _Chat:
             self._add(dict(message))
         else:
             self._take_any(role, content, message, name)
+
+    def _take_typed(self, message: Mapping[str, Any], name: str) -> None:
+        """Add a message with a type in place of a role: LangChain's, or an item of Responses."""
+        kind = message.get("type")
+        rest = {key: value for key, value in message.items() if key != "type"}
+        if kind == "function_call":
+            self._take_calls(message, {}, name)
+        elif kind == "function_call_output":
+            result = {
+                "type": kind,
+                "content": rest.get("output"),
+                "tool_call_id": rest.get("call_id"),
+            }
+            self._add(_result(result, name))
+        elif isinstance(kind, str) and kind in SPEAKERS and "content" in message:
+            self.take({"role": kind, **rest}, name)
+        else:
+            raise DataError(f"{name} must have a role, got {fields.shown(message)}")
 
     def _take_calls(self, content: object, message: Mapping[str, Any], name: str) -> None:
         """Add a message that is only calls to the assistant's message before it."""

@@ -157,7 +157,7 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
     """
     if "from" not in turn and "role" in turn:
         return [dict(turn)]
-    value = turn.get("value")
+    value = turn.get("value", turn.get("content"))
     if "from" not in turn:
         raise DataError(f"{name} must have a speaker in 'from', got {fields.shown(turn)}")
     role = role_of(turn["from"], name)
@@ -206,8 +206,11 @@ def alpaca_in(row: Row) -> list[Message]:
             raise DataError(f"{name} must be a text, got {fields.shown(text)}")
     if not any(texts):
         raise DataError("instruction is empty")
+    history = row.get("history") or ()
+    if not isinstance(history, list | tuple):
+        raise DataError(f"history must be a list of pairs, got {fields.shown(history)}")
     messages: list[Message] = []
-    for index, pair in enumerate(row.get("history") or ()):
+    for index, pair in enumerate(history):
         if not _is_pair(pair):
             raise DataError(
                 f"history[{index}] must be a question and an answer, got {fields.shown(pair)}"
@@ -283,7 +286,7 @@ def answered(
         DataError: an item cannot hold a value.
     """
     start = len(prompt.messages)
-    scalars = _scalars_in(row)
+    scalars = scalars_in(row)
     used = {*prompt.columns, *scalars, "tools", "functions"}
     rest = {key: value for key, value in row.items() if key not in known}
     items = list(
@@ -338,7 +341,7 @@ def _system_in(row: Row, messages: Sequence[Message]) -> list[dict[str, Any]]:
     return normal_messages([{"role": "system", "content": system}], "system")
 
 
-def _scalars_in(row: Row) -> dict[str, Any]:
+def scalars_in(row: Row) -> dict[str, Any]:
     """Return the item fields in a row's columns, without columns whose value is invalid."""
     found: dict[str, Any] = {}
     for name, check in _CHECKS.items():

@@ -48,12 +48,19 @@ class Journal:
     """The finished episodes of one step, on disk."""
 
     def __init__(self, path: Path, header: Mapping[str, object]) -> None:
-        """Open the file at `path`; episodes under another header are discarded."""
-        self._known = _read(path, header)
+        """Open the file at `path`; episodes under another header are discarded.
+
+        Raises:
+            StorageError: another process writes it, or it cannot be read.
+        """
+        self._log = ResumeJournal(path)  # first: nobody else's journal may be discarded
+        try:
+            self._known = _read(path, header)
+        except BaseException:
+            self._log.close()
+            raise
         if not self._known:
-            path.unlink(missing_ok=True)
-        self._log = ResumeJournal(path)
-        if not self._known:
+            self._log.clear()
             self._log.append(_encode(header))
         else:
             log.info("%d finished episodes of this step are not played again", len(self._known))
