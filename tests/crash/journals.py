@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orbiter.train.resume_journal import read_journal
+
 
 def finished(folder: Path) -> list[dict[str, Any]]:
     """Return the finished episodes in the journals of a run."""
-    lines = [
-        line
+    records = [
+        json.loads(line.record)
         for path in sorted((folder / "episodes").glob("*.jsonl"))
-        for line in path.read_bytes().splitlines(keepends=True)
+        for line in read_journal(path)
     ]
-    whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    return [record for record in whole if "turns" in record]
+    return [record for record in records if "turns" in record]
