@@ -24,7 +24,7 @@ from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import work
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import update
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 
