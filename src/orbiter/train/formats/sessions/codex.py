@@ -31,11 +31,11 @@ from orbiter.train.formats.sessions.folder import (
     session_format,
 )
 from orbiter.train.formats.sessions.log import (
-    Answer,
     Chat,
     Facts,
+    LoggedAnswer,
+    LoggedSession,
     Node,
-    Session,
     with_plain_text,
 )
 from orbiter.train.json_files.records import decode_object
@@ -47,9 +47,9 @@ class _Reading:
     """One thread while its log is read."""
 
     chat: Chat
-    session: Session
+    session: LoggedSession
     tally: Tally
-    open: Answer | None = None
+    open: LoggedAnswer | None = None
     """The answer that further items of the same response belong to."""
     thoughts: list[str] = field(default_factory=list[str])
     """Thoughts that no item of their response has followed yet."""
@@ -250,7 +250,7 @@ class _Reading:
                 self.tally.known["response_item/compaction (encrypted)"] += 1
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield one session for each file; the threads of sub-agents join that of their parent."""
     children: dict[str, list[Source]] = {}
     roots: list[Source] = []
@@ -273,7 +273,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
 
 def _read(source: Source, tally: Tally) -> _Reading:
     chat = Chat()
-    session = Session(Path(source.path).stem, {"source": "codex"}, [chat])
+    session = LoggedSession(Path(source.path).stem, {"source": "codex"}, [chat])
     reading = _Reading(chat, session, tally)
     for record in records_of(source, tally):
         try:

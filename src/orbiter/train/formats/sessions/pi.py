@@ -23,7 +23,7 @@ from orbiter.train.formats.sessions.folder import (
     seconds_of,
     session_format,
 )
-from orbiter.train.formats.sessions.log import Chat, Facts, Node, Session, with_plain_text
+from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, Node, with_plain_text
 from orbiter.train.json_files.source import Source
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 class _Reading:
     """One session while its log is read."""
 
-    session: Session
+    session: LoggedSession
     chat: Chat
     tally: Tally
     nodes: dict[str, Node | None] = field(default_factory=dict[str, "Node | None"])
@@ -130,10 +130,10 @@ class _Reading:
         self.chat.say(with_plain_text({"role": role, "content": _content(content)}), time)
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     for source in sources:
         chat = Chat()
-        session = Session(Path(source.path).stem, {"source": "pi"}, [chat])
+        session = LoggedSession(Path(source.path).stem, {"source": "pi"}, [chat])
         reading = _Reading(session, chat, tally)
         for record in records_of(source, tally):
             try:
