@@ -22,8 +22,9 @@ from orbiter.train.engine.models.gguf import SMOLLM2
 from orbiter.train.engine.models.load import BASE, TINY, no_progress_bars, saved_kind
 from orbiter.train.engine.models.pretrained import check_adapter_files
 from orbiter.train.engine.models.saved_files import check_model_files
-from orbiter.train.engine.policy import Policy, configured_stops
+from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.session import require_finite
+from orbiter.train.engine.turn_end import configured_stops
 from orbiter.train.errors import StorageError, require
 from orbiter.train.redact import mask_text, secrets_of_the_environment
 

@@ -21,6 +21,7 @@ from orbiter.train.engine.models.pretrained import load_config, load_tokenizer
 from orbiter.train.engine.models.saved_files import check_model_files
 from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
 from orbiter.train.engine.tasks import as_items, make_tasks
+from orbiter.train.engine.turn_end import configured_stops, stop_token_ids
 from orbiter.train.errors import ConfigError, DataError, require
 from orbiter.train.formats.verl_rows import prompt_of, write_rows
 from orbiter.train.storage import write_file
@@ -83,6 +84,9 @@ def write_model(name: str, files: ModelFiles) -> None:
     if not files.written or (Path(files.path) / "config.json").is_file():
         return
     loaded = load_model(name, device="cpu")
+    if loaded.model.generation_config is not None:  # an adapter's base does not know its stops
+        stops = configured_stops(loaded.model) | stop_token_ids(loaded.tokenizer)
+        loaded.model.generation_config.eos_token_id = sorted(stops)
     loaded.model.save_pretrained(files.path)
     loaded.tokenizer.save_pretrained(files.path)
 
