@@ -86,6 +86,8 @@ def _small(kind: Any, left_out: str) -> Any:  # noqa: ANN401 - transformers'
         absent = value is None and left_out == "absent"
         if value is not ... and not (name in OPTIONAL and (absent or left_out == "optional")):
             sizes[name] = size
+    if "kv_lora_rank" in sizes:  # every head has keys of its own
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     return kind(**sizes)
 
 

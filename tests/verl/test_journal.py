@@ -12,14 +12,16 @@ from orbiter.train.agents.episode import Episode
 from orbiter.train.agents.streams import turns_to_streams
 from orbiter.train.errors import StorageError
 from orbiter.train.serve.live import Turn
-from orbiter.train.verl.journal import Attempt, Journal
+from orbiter.train.verl.journal import EpisodeAttempt, EpisodeJournal
 from orbiter.train.verl.reward import Scores
 
 HEADER = {"step": 3, "weights": "ab12"}
-ATTEMPTS = [Attempt(place, number, 7 * place + number) for place in (0, 1) for number in (0, 1)]
+ATTEMPTS = [
+    EpisodeAttempt(place, number, 7 * place + number) for place in (0, 1) for number in (0, 1)
+]
 
 
-def episode_of(attempt: Attempt) -> Episode:
+def episode_of(attempt: EpisodeAttempt) -> Episode:
     turn = Turn(
         index=0,
         messages=[{"role": "user", "content": f"task {attempt.place}"}],
@@ -51,13 +53,13 @@ def episode_of(attempt: Attempt) -> Episode:
     )
 
 
-def scores_of(attempt: Attempt) -> Scores:
+def scores_of(attempt: EpisodeAttempt) -> Scores:
     return Scores([attempt.seed / 3], {"right": [attempt.seed / 3]}, 0)
 
 
-def played(path: Path, header: dict[str, object], attempts: list[Attempt]) -> int:
+def played(path: Path, header: dict[str, object], attempts: list[EpisodeAttempt]) -> int:
     """Play what the journal does not have, and return how many episodes that are."""
-    journal, count = Journal(path, header), 0
+    journal, count = EpisodeJournal(path, header), 0
     for attempt in attempts:
         kept = journal.find(f"task {attempt.place}", attempt)
         if kept is None:
@@ -121,9 +123,9 @@ def test_a_damaged_journal_is_named_by_line_and_none_of_it_is_trained_on(
 
 def test_two_runs_cannot_write_one_journal(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    journal = Journal(path, HEADER)
+    journal = EpisodeJournal(path, HEADER)
     with pytest.raises(StorageError, match="held by process"):
-        Journal(path, {**HEADER, "weights": "cd34"})
+        EpisodeJournal(path, {**HEADER, "weights": "cd34"})
     for attempt in ATTEMPTS:
         journal.add(attempt, episode_of(attempt), scores_of(attempt))
     journal.close()

@@ -21,6 +21,7 @@ from orbiter.train.errors import ConfigError, require
 from orbiter.train.llm.config import ClientConfig
 from orbiter.train.llm.failure import FailureKind
 from orbiter.train.llm.reasoning import split_reasoning
+from orbiter.train.redact import MASK, mask_text, secrets_of_the_environment
 
 _QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 """Codes of a 429 that does not go away by waiting."""
@@ -327,8 +328,8 @@ class Wire:
 
     def _without_key(self, message: str) -> str:
         """Mask the key in a server's message, which may repeat it."""
-        clean = self._mask.sub("***", message) if self._mask else message
-        return clean[:300]
+        clean = self._mask.sub(MASK, message) if self._mask else message
+        return mask_text(clean, secrets_of_the_environment())[:300]
 
 
 def _http_library(openai: Any) -> Any:  # noqa: ANN401 - modules, loaded lazily

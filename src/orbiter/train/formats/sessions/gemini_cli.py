@@ -20,10 +20,15 @@ from orbiter.train.chat.message import Message
 from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
-from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
-from orbiter.train.formats.sessions.log import Chat, Facts, Session, with_plain_text
+from orbiter.train.formats.sessions.folder import (
+    Tally,
+    as_object,
+    objects_of,
+    seconds_of,
+    session_format,
+)
+from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, with_plain_text
 from orbiter.train.json_files.source import Source
-from orbiter.train.json_files.walk import objects_in
 
 
 class _Line(NamedTuple):
@@ -33,7 +38,7 @@ class _Line(NamedTuple):
     value: Mapping[str, Any]
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield one session for each log of a main agent, with those of its sub-agents."""
     logs = [_read(source, tally) for source in sources]
     mains = {session.identifier: session for session, _ in logs if not session.chats[0].agent}
@@ -101,9 +106,9 @@ class _Log:
             del self.lines[name]
 
 
-def _read(source: Source, tally: Tally) -> tuple[Session, Source]:
+def _read(source: Source, tally: Tally) -> tuple[LoggedSession, Source]:
     log = _Log()
-    for number, value in objects_in(source):
+    for number, value in objects_of(source, tally):
         try:
             log.take(number, value, tally)
         except DataError as error:
@@ -119,7 +124,7 @@ def _read(source: Source, tally: Tally) -> tuple[Session, Source]:
             _take(chat, line.value, tally)
         except DataError as error:
             source.refuse(line.number, str(error), error)
-    return Session(identifier, facts, [chat]), source
+    return LoggedSession(identifier, facts, [chat]), source
 
 
 def _by_id(number: int, messages: Sequence[object]) -> dict[str, _Line]:
@@ -245,7 +250,7 @@ _USAGE = {
 FORMAT = session_format(
     "gemini-cli",
     about="session logs of Gemini CLI (JSON, and JSON lines since 2026), a file or a folder",
-    patterns=["session-*.json", "chats/*.jsonl", "chats/*/*.jsonl"],
+    patterns=["session-*.json", "session-*.jsonl", "chats/*.jsonl", "chats/*/*.jsonl"],
     sessions=_sessions,
     claims=_claims,
     survives=(
