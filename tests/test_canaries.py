@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import json
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from orbiter.train.capture.proxy import proxy_app
 from orbiter.train.cli.exits import report_error
 from orbiter.train.cli.settings.config_file import write_run_config
 from orbiter.train.engine.models.export import Card, card_text
+from orbiter.train.engine.models.load import load_model
+from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.errors import ConfigError, TrainError
 from orbiter.train.formats.registry import write
 from orbiter.train.llm import ClientConfig, RemoteChatModel
@@ -111,12 +114,14 @@ def report(secret: dict[str, Any], folder: Path) -> None:
 
 
 def model_card(secret: dict[str, Any], folder: Path) -> None:
-    class Policy:
-        adapted = False
-
     card = Card(base_model="tiny", method="grpo", settings={"x": json.dumps(secret), **secret})
-    policy: Any = Policy()
-    (folder / "README.md").write_text(card_text(card, policy))
+    (folder / "README.md").write_text(card_text(card, tiny_policy()))
+
+
+@functools.cache
+def tiny_policy() -> Policy:
+    loaded = load_model("tiny", device="cpu")
+    return make_policy(loaded.model, loaded.tokenizer, device="cpu")
 
 
 def tools_of_a_captured_call(secret: dict[str, Any], folder: Path) -> None:
