@@ -115,7 +115,7 @@ def test_a_kill_between_two_turns_loses_no_finished_episode(
     whole = runs(tmp_path / "whole", agent=True, **settings)
     assert whole["code"] == 0
     folder, kept = tmp_path / "killed", dict[tuple[str, int], int]()
-    for kill in (("between turns", 4), ("after update", 1), ("between turns", 3), ("reward", 2)):
+    for kill in (("between turns", 4), ("after update", 1), ("between turns", 3)):
         assert runs(folder, kill, agent=True, **settings)["code"] == KILLED
         done = [(r["turns"][0]["messages"][0]["content"], r["number"]) for r in finished(folder)]
         assert len(done) >= (kill[1] if kill[0] == "between turns" else 0)
