@@ -93,7 +93,7 @@ def runs() -> Iterator[Runs]:
 def test_a_run_killed_ten_times_ends_as_one_that_was_never_interrupted(
     runs: Runs, tmp_path: Path, algorithm: str, lora_rank: int
 ) -> None:
-    settings = {"algorithm": algorithm, "lora_rank": lora_rank}
+    settings: dict[str, Any] = {"algorithm": algorithm, "lora_rank": lora_rank}
     whole = runs(tmp_path / "whole", **settings)
     assert whole["code"] == 0
     deaths = [runs(tmp_path / "killed", kill, **settings)["code"] for kill in MOMENTS]
@@ -111,7 +111,7 @@ def played(folder: Path) -> Counter[tuple[str, int]]:
 def test_a_kill_between_two_turns_loses_no_finished_episode(
     runs: Runs, tmp_path: Path, algorithm: str
 ) -> None:
-    settings = {"algorithm": algorithm, "kl_coef": 0.0}
+    settings: dict[str, Any] = {"algorithm": algorithm, "kl_coef": 0.0}
     whole = runs(tmp_path / "whole", agent=True, **settings)
     assert whole["code"] == 0
     folder, kept = tmp_path / "killed", dict[tuple[str, int], int]()
@@ -134,7 +134,8 @@ def test_a_kill_between_two_turns_loses_no_finished_episode(
 def test_a_kill_at_any_file_operation_of_a_save_is_resumed_from_by_itself(
     runs: Runs, tmp_path: Path
 ) -> None:
-    settings = {"ppo_epochs": 1, "minibatch_size": 0}  # three steps, a checkpoint behind each
+    # Three steps, each followed by a checkpoint.
+    settings: dict[str, Any] = {"ppo_epochs": 1, "minibatch_size": 0}
     whole = runs(tmp_path / "whole", **settings)
     assert runs(tmp_path / "begun", ("before update", 3), **settings)["code"] == KILLED
     counted = shutil.copytree(tmp_path / "begun", tmp_path / "counted")
