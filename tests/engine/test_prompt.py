@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orbiter.train.engine.models.tiny import tiny_tokenizer
-from orbiter.train.engine.prompt import render, render_action, shorten
+from orbiter.train.engine.prompt import render, shorten
+from orbiter.train.engine.turn_end import render_action
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 

@@ -52,7 +52,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def messages(draw: st.DrawFn) -> dict[str, Any]:
-    role = draw(st.sampled_from(["system", "user", "assistant", "assistant", "tool", "critic"]))
+    role = draw(st.sampled_from(["system", "user", "assistant", "assistant", "tool", "developer"]))
     message: dict[str, Any] = {"role": role, "content": draw(texts | parts)}
     if role == "assistant" and draw(st.booleans()):
         message["tool_calls"] = draw(st.lists(calls(), min_size=1, max_size=2))
@@ -96,6 +96,7 @@ def rivals(draw: st.DrawFn) -> list[TrajectoryItem]:
     for answer, reward in zip(answers, (high, low), strict=True):
         said = {**answer, "role": "assistant"}
         said.pop("tool_call_id", None)
+        said["content"] = said.get("content") or ("said" if "tool_calls" not in said else None)
         (item,) = items_of([*prompt, said], answers={len(prompt)}, tools=None)
         found.append(TrajectoryItem(**{**item.to_dict(), "reward": reward}))  # type: ignore[arg-type]
     return found

@@ -125,20 +125,51 @@ def check(trajectory: dict[str, Any]) -> list[str]:
     """What breaks the published schema of 1.7, whose models all forbid further fields."""
     wrong = [f"root.{key}" for key in trajectory.keys() - ROOT]
     wrong += [f"agent.{key}" for key in trajectory["agent"].keys() - AGENT]
-    calls: set[str] = set()
     for place, step in enumerate(trajectory["steps"], 1):
         wrong += [f"step.{key}" for key in step.keys() - STEP]
         if step["step_id"] != place or not isinstance(step["message"], str | list):
             wrong.append("step")
         if step["source"] != "agent" and step.keys() & AGENT_ONLY:
             wrong.append("agent only")
+        calls: set[str] = set()
         for call in step.get("tool_calls", ()):
             calls.add(call["tool_call_id"])
             if call.keys() - CALL or not isinstance(call["arguments"], dict):
                 wrong.append("call")
-        for result in step.get("observation", {}).get("results", ()):
-            wrong += [f"result.{key}" for key in result.keys() - RESULT]
+        wrong += check_results(step, calls)
     return wrong
+
+
+def check_results(step: dict[str, Any], calls: set[str]) -> list[str]:
+    results = step.get("observation", {}).get("results", ())
+    wrong = [f"result.{key}" for result in results for key in result.keys() - RESULT]
+    if not {result.get("source_call_id") for result in results} <= {None, *calls}:
+        wrong.append("result of a call that the step did not make")
+    contents = [step["message"], *(result["content"] for result in results)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    images = [part["source"] for part in parts if part["type"] == "image"]
+    return wrong + [f"image {source}" for source in images if source.keys() != IMAGE]
+
+
+@pytest.mark.parametrize("call_id", ["c1", "c2", "", None])
+def test_a_result_of_no_call_of_its_step_names_none_and_comes_back(
+    call_id: str | None, tmp_path: Path
+) -> None:
+    call = FULL["tool_calls"][0]
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+    result = {"role": "tool", "content": [image], "tool_call_id": call_id}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+        {"role": "assistant", "content": "So?"},
+        {key: value for key, value in result.items() if value is not None},
+    ]
+    item = TrajectoryItem("", "Two.", 1.0, messages=messages)
+    atif.write([item], tmp_path / "x.json")
+    assert check(json.loads((tmp_path / "x.json").read_text())) == []
+    (back,) = read(tmp_path / "x.json")
+    assert (back.messages, back.action) == (messages, "Two.")
 
 
 ROOT = {
@@ -171,6 +202,7 @@ STEP = {
 }
 AGENT_ONLY = {"model_name", "reasoning_effort", "reasoning_content", "tool_calls", "metrics"}
 CALL = {"tool_call_id", "function_name", "arguments", "extra"}
+IMAGE = {"media_type", "path"}
 RESULT = {"source_call_id", "content", "subagent_trajectory_ref", "extra"}
 FULL: dict[str, Any] = {
     "state": "not what the messages say",

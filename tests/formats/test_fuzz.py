@@ -24,13 +24,15 @@ TEXTUAL = (
     "trl-preference",
     "trl-unpaired",
     "sharegpt",
+    "alpaca",
 )
 KEYS = [
     *("messages", "tools", "parallel_tool_calls", "input", "preferred_output", "prompt"),
     *("non_preferred_output", "completion", "chosen", "rejected", "label", "conversations"),
     *("system", "score_chosen", "reward", "step", "episode_id", "chat_template_kwargs", "weight"),
     *("role", "content", "from", "value", "tool_calls", "function", "arguments", "name", "id"),
-    *("tool_call_ids", "reasoning_content", "type", "text"),
+    *("tool_call_ids", "reasoning_content", "type", "text", "instruction", "output", "kto_tag"),
+    *("function_call", "functions", "rejected_response", "joined_messages", "messages_after"),
 ]
 WORDS = ["user", "assistant", "tool", "human", "gpt", "function_call", "observation", "[]", "{}"]
 values = st.recursive(

@@ -37,10 +37,21 @@ def there_and_back(items: Sequence[TrajectoryItem], name: str) -> list[Trajector
     ]
 
 
-def same(items: Sequence[TrajectoryItem], back: Sequence[TrajectoryItem], name: str) -> None:
+def same(
+    items: Sequence[TrajectoryItem],
+    back: Sequence[TrajectoryItem],
+    name: str,
+    only: Sequence[str] | None = None,
+) -> None:
     # With messages the state is what they say, and it was made by the same rule.
-    fields = sorted({*format_of(name).survives, "state"} - {"metadata.messages_after"})
-    assert [told(item, fields) for item in back] == [told(item, fields) for item in items]
+    fields = only or sorted({*format_of(name).survives, "state"} - {"metadata.messages_after"})
+    wanted, found = ([told(item, fields) for item in group] for group in (items, back))
+    # These leave items out, and report them: see test_llamafactory.py, test_survives.py.
+    if name in {"sharegpt", "trl-prompt-completion"}:
+        rest = iter(wanted)
+        assert all(any(each == candidate for candidate in rest) for each in found)
+    else:
+        assert found == wanted
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -54,9 +65,7 @@ def test_chats_come_back(items: list[TrajectoryItem], name: str) -> None:
 @settings(max_examples=40)
 @given(items=several_chats)
 def test_what_follows_the_last_answer_comes_back(items: list[TrajectoryItem], name: str) -> None:
-    fields = ["metadata.messages_after"]
-    back = there_and_back(items, name)
-    assert [told(item, fields) for item in back] == [told(item, fields) for item in items]
+    same(items, there_and_back(items, name), name, ["action", "metadata.messages_after"])
 
 
 @pytest.mark.parametrize("name", ["trl-preference", "openai-dpo"])

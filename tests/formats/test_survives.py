@@ -9,6 +9,7 @@ import pytest
 
 from orbiter.train import TrajectoryItem
 from orbiter.train.formats import ExportReport, format_of, read, write
+from orbiter.train.formats.sharegpt import TEXT_BESIDE_CALL
 from orbiter.train.trajectory.item import NAMES
 from orbiter.train.trajectory.left_out import Left
 
@@ -70,7 +71,8 @@ def test_the_listed_fields_come_back_and_the_others_are_reported(name: str, tmp_
     came_back |= {entry for entry in entries if back.metadata.get(entry[9:]) == METADATA[entry[9:]]}
     wanted = survives | (entries if "metadata" in survives else set())
     assert came_back == wanted
-    assert set(report.left_out) == set(NAMES) - survives
+    unread = {TEXT_BESIDE_CALL} if name == "sharegpt" else set()
+    assert set(report.left_out) == set(NAMES) - survives | unread
     assert report.written == len(items)
 
 
@@ -105,3 +107,20 @@ def test_items_that_a_pair_has_no_place_for_are_reported(tmp_path: Path) -> None
     assert (report.written, report.left_out) == (2, {"items in no pair": 1})
     report = write(items, tmp_path / "x.jsonl", "trl-unpaired")
     assert (report.written, report.left_out) == (2, {"items without a reward": 1})
+
+
+@pytest.mark.parametrize("name", ["trl-prompt-completion", "trl-unpaired"])
+def test_items_without_a_prompt_are_reported(name: str, tmp_path: Path) -> None:
+    items = [TrajectoryItem("", "Hello.", 1.0, messages=[]), TrajectoryItem("s", "a", 1.0)]
+    report = write(items, tmp_path / "x.jsonl", name)
+    assert (report.written, report.left_out) == (1, {"items without a prompt": 1})
+    assert [item.action for item in read(tmp_path / "x.jsonl", name)] == ["a"]
+
+
+def test_an_empty_answer_is_never_written_as_a_good_one(tmp_path: Path) -> None:
+    items = [TrajectoryItem("s", "", 1.0), TrajectoryItem("s", "b", 0.0)]
+    report = write(items, tmp_path / "x.jsonl", "trl-unpaired")
+    assert (report.written, report.left_out) == (1, {"items whose good answer is empty": 1})
+    for name in ("trl-preference", "openai-dpo"):
+        report = write(items, tmp_path / "x.jsonl", name)
+        assert (report.written, report.left_out) == (0, {"items in no pair": 2})

@@ -130,3 +130,18 @@ def test_a_failure_leaves_no_half_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must have a role"):
         write_rows([*ITEMS, broken], tmp_path / "rows.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tools_go_into_the_system_turn_on_request() -> None:
+    tool = {"type": "function", "function": {"name": "clock"}}
+    chat = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    item = TrajectoryItem("hi", "", messages=chat, tools=[tool])
+    first, second = prompt_of(item, tools_as_text=True)
+    assert first["role"] == "system"
+    assert first["content"].startswith("Be brief.\n\nYou may call these tools:\n")
+    assert '"clock"' in first["content"]
+    assert second == {"role": "user", "content": "hi"}
+    assert prompt_of(item)[0] == {"role": "system", "content": "Be brief."}
+    alone = prompt_of(TrajectoryItem("hi", "", tools=[tool]), tools_as_text=True)
+    assert [turn["role"] for turn in alone] == ["system", "user"]
+    assert "clock" in prompt_of(item, system="Shout.", tools_as_text=True)[0]["content"]

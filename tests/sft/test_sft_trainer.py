@@ -8,7 +8,8 @@ import torch
 
 from orbiter.train.engine import arithmetic
 from orbiter.train.engine.models.load import load_model
-from orbiter.train.engine.prompt import render, render_action
+from orbiter.train.engine.prompt import render
+from orbiter.train.engine.turn_end import render_action
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.runlog import read_run
 from orbiter.train.sft import SFTConfig, SFTTrainer
@@ -49,6 +50,16 @@ async def test_imitation_learns_the_answers_and_where_they_end() -> None:
     assert metrics.loss < before / 10
     assert await answers(trainer) == list(PAIRS.values())
     assert trainer.state is TrainerState.TRAINED
+
+
+async def test_a_generator_as_data_set_is_read_once_and_trained_on() -> None:
+    trainer = sft(eval_dataset=iter(ITEMS[:1]), epochs=1)
+    assert (await trainer.plan(item for item in ITEMS)).steps == 1
+    metrics = await trainer.train()
+    assert metrics.loss is not None
+    assert list(trainer.dataset) == ITEMS
+    with pytest.raises(DataError, match="the data set is empty"):
+        await trainer.train(iter(ITEMS[:0]))
 
 
 async def test_only_the_action_and_its_end_are_trained_on() -> None:

@@ -56,8 +56,9 @@ def test_the_calls_of_a_trace_are_captured_when_it_ends(
                 span.set_attribute("gen_ai.response.finish_reasons", ["stop"])
         assert len(dataset) + len(dataset.waiting) == 0
         agent.add_event("gen_ai.evaluation.result", SCORE)
-    (first,), (last,) = dataset.waiting, list(dataset)
+    first, last = dataset
     assert (first.step, last.step, last.reward, last.agent) == (0, 1, 1.0, "a")
+    assert (first.reward, list(dataset.waiting)) == (1.0, [])
     assert prompt_of(last) == [{"role": "user", "content": "hi"}]
     assert (last.action, last.metadata["params"]) == ("hello", {"temperature": 0.2})
     assert last.metadata["finish_reason"] == "stop"

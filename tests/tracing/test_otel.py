@@ -167,6 +167,7 @@ def test_traces_are_held_within_bounds_and_go_on_counting(
 
     found, known = [], AttributeReader()
     for one in otlp.read_spans(source):
+        assert isinstance(one, otlp.FoundSpan)
         found += list(traces.add(span_of(one, known)))
         assert sum(map(len, (t.calls for t in traces._held.values()))) < 6
     found += list(traces.finish())

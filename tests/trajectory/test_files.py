@@ -98,6 +98,15 @@ def test_a_spreadsheet_runs_no_text_of_ours(risky: str, tmp_path: Path) -> None:
     assert TrajectoryDataset.from_csv(path)[0].state == risky
 
 
+def test_a_csv_row_of_empty_cells_is_no_item(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("state,action,reward,metadata\n,,,\ns,a,1,\n,,,\n\n,b,,\n")
+    items = list(TrajectoryDataset.from_csv(path).waiting) + list(TrajectoryDataset.from_csv(path))
+    assert [(item.state, item.action, item.reward) for item in items] == [
+        ("", "b", None), ("s", "a", 1.0),
+    ]  # fmt: skip
+
+
 def test_csv_tells_an_empty_text_from_none(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     kept = [TrajectoryItem("", "", 0.0, agent=""), TrajectoryItem("", "", 0.0)]

@@ -38,6 +38,8 @@ def layout(prompts: int = 40) -> Layout:
         ({"tensor_parallel": 2}, "tensor_parallel=2: a rehearsal"),
         ({"ray_address": "head:8265", "output_dir": "o"}, "the URL of Ray's job server"),
         ({"ray_address": "http://head:8265"}, "ray_address needs output_dir="),
+        ({"lora_rank": 4, "lora_alpha": 12.5}, "lora_alpha=12.5 must be a whole number"),
+        ({"keep_special_tokens": True}, "keep_special_tokens=True has no counterpart"),
         ({"target_kl": 0.1}, "target_kl=0.1 has no counterpart in verl"),
         ({"max_seconds": 9}, "max_seconds=9 has no counterpart"),
         ({"lr_schedule": "linear"}, "lr_schedule='linear' has no counterpart"),

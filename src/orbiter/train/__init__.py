@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         EvolutionResult,
         EvolutionStrategy,
     )
+    from orbiter.train.offline import OfflineConfig, OfflineMethod, OfflineTrainer
     from orbiter.train.runlog import RunLog, read_run
     from orbiter.train.sft import SFTConfig, SFTTrainer
     from orbiter.train.synthesis import (
@@ -66,6 +67,9 @@ __all__ = [
     "EvolutionStrategy",
     "Interval",
     "MissingExtraError",
+    "OfflineConfig",
+    "OfflineMethod",
+    "OfflineTrainer",
     "RewardSpec",
     "RunLog",
     "SFTConfig",
@@ -123,6 +127,11 @@ _HOMES = {
         "EvolutionPipeline",
         "EvolutionResult",
         "EvolutionStrategy",
+    ),
+    "offline": (
+        "OfflineConfig",
+        "OfflineMethod",
+        "OfflineTrainer",
     ),
     "runlog": (
         "RunLog",

@@ -70,6 +70,7 @@ async def in_thread(fn: Callable[..., R], *args: object) -> R:
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[R] = loop.create_future()
+    # So that captured episodes and evolution contexts are visible in the thread.
     context = contextvars.copy_context()
 
     def job() -> None:
@@ -161,6 +162,7 @@ async def map_bounded(
 
     The first failure cancels the rest and is raised as it is, not as a group.
     """
+    # A single item needs no group, so its error keeps its own traceback.
     if len(items) == 1:
         return [await fn(items[0])]
     queue = iter(enumerate(items))

@@ -7,6 +7,7 @@ on these three. They know nothing of formats: a record is bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -207,6 +208,8 @@ def _open_alone(path: Path) -> int:
         _lock_log(handle)
     except OSError as error:
         os.close(handle)
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise  # a file system without locks, not another writer
         raise StorageError(
             f"{path} is being written by another process, under another name or since its lock "
             "file was removed: only one process may write it at a time"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,16 +125,25 @@ def _span(span: ReadableSpan, ids: dict[int, str], begin: int) -> dict[str, Any]
             )}
             for event in span.events
         ],
-        "status": {"code": span.status.status_code.value, "message": span.status.description or ""},
+        "status": {
+            "code": span.status.status_code.value,
+            "message": (span.status.description or "").partition("Traceback")[0].strip(),
+        },
     }  # fmt: skip
     return made
 
 
 def _attributes(given: Any) -> list[dict[str, Any]]:
-    return [{"key": key, "value": _value(value)} for key, value in (given or {}).items()]
+    held = given or {}
+    dropped = {"logfire.json_schema", "exception.stacktrace"}
+    if held.get("openinference.span.kind") == "CHAIN":
+        dropped |= {"input.value", "output.value"}  # the same chats once more
+    return [{"key": key, "value": _value(held[key])} for key in held if key not in dropped]
 
 
 def _value(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"stringValue": re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8000", value)}
     if isinstance(value, bool):
         return {"boolValue": value}
     if isinstance(value, int):

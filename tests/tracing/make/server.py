@@ -140,6 +140,12 @@ def last_words(given: Json) -> str:
     return " ".join(str(block.get("text") or "") for block in blocks)
 
 
+def turn(given: Json) -> int:
+    """Return 1 for the first call of a conversation, 2 for the second."""
+    turns = given.get("messages") or given.get("input")
+    return 1 if isinstance(turns, str) or len(turns) < 3 else 2
+
+
 def wants_tools(given: Json) -> bool:
     return bool(given.get("tools")) and "weather" in last_words(given)
 
@@ -158,7 +164,7 @@ def chat(given: Json) -> Json:
         message = {"role": "assistant", "content": WORDS, "tool_calls": calls}
     reason = "tool_calls" if "tool_calls" in message else "stop"
     return {
-        "id": "chatcmpl-1", "object": "chat.completion", "created": 1772359200, "model": "gpt-4o-mini",
+        "id": f"chatcmpl-{turn(given)}", "object": "chat.completion", "created": 1772359200, "model": "gpt-4o-mini",
         "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
         "usage": {"prompt_tokens": 20, "completion_tokens": 9, "total_tokens": 29,
                   "prompt_tokens_details": {"cached_tokens": 5}},
@@ -171,7 +177,7 @@ def chat_events(given: Json) -> Iterator[Json]:
 
     def chunk(delta: Json, reason: str | None = None, **more: Json) -> Json:
         choices = [{"index": 0, "delta": delta, "finish_reason": reason}]
-        return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1772359200,
+        return {"id": whole["id"], "object": "chat.completion.chunk", "created": 1772359200,
                 "model": "gpt-4o-mini", "choices": choices, **more}  # fmt: skip
 
     yield chunk({"role": "assistant", "content": ""})
@@ -213,7 +219,7 @@ def responses(given: Json) -> Json:
             for call, city in CALLS
         ]  # fmt: skip
     return {
-        "id": "resp_1", "object": "response", "created_at": 1772359200, "model": "gpt-4o-mini",
+        "id": f"resp_{turn(given)}", "object": "response", "created_at": 1772359200, "model": "gpt-4o-mini",
         "status": "completed", "output": output, "parallel_tool_calls": True, "tool_choice": "auto",
         "tools": given.get("tools") or [], "instructions": given.get("instructions"),
         "temperature": 1.0, "top_p": 1.0, "metadata": {}, "error": None, "incomplete_details": None,
@@ -271,7 +277,7 @@ def messages(given: Json) -> Json:
             for call, city in CALLS
         ]
     return {
-        "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-haiku-4-5",
+        "id": f"msg_{turn(given)}", "type": "message", "role": "assistant", "model": "claude-haiku-4-5",
         "content": content, "stop_reason": "tool_use" if wants_tools(given) else "end_turn",
         "stop_sequence": None,
         "usage": {"input_tokens": 15, "output_tokens": 9, "cache_read_input_tokens": 5,

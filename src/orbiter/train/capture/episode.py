@@ -211,6 +211,7 @@ class Episode:
             except Exception as problem:  # our failure must not look like the model's
                 log.error("a call could not be captured: %s", problem)
                 self.errors.append(problem)
+                exchange.failure = problem
 
     def note_other(self, request: str) -> None:
         """Count a request that did not go to a model, to help explain an empty capture."""

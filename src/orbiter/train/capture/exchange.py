@@ -24,8 +24,8 @@ class Exchange:
 
     __slots__ = (
         "_chunks", "_clock", "_decode", "_ended", "_ending", "_tail", "address", "agent", "body",
-        "certain", "done", "first_token_seconds", "retrieves", "seconds", "secrets", "started",
-        "status", "streamed", "unreadable", "wire",
+        "certain", "done", "failure", "first_token_seconds", "retrieves", "seconds", "secrets",
+        "started", "status", "streamed", "unreadable", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,8 @@ class Exchange:
         self.seconds = 0.0
         self.first_token_seconds: float | None = None
         self.done = False
+        self.failure: Exception | None = None
+        """Why the call could not be captured, although it is done."""
         self.unreadable: str | None = None
         """Why the bytes could not be decoded."""
         self._clock = time.perf_counter()
@@ -117,6 +119,7 @@ class Exchange:
         if self._ending:
             self._ending += chunk
         else:
+            # A mark may be split between two chunks, so the end of the last one is kept.
             window = self._tail + chunk
             self._tail = window[-_LONGEST_MARK:]
             places = [window.find(mark) for mark in self.wire.terminal]

@@ -106,6 +106,8 @@ class Joins:
 def _is_of(run: ToolRun, call: _Call) -> bool:
     if run.call_id is not None:
         return run.call_id == call.call_id
+    # Without an id the first open call of that name and arguments is taken; a call answered is
+    # removed, so equal calls are matched in order.
     return run.name == call.name and run.arguments in {None, call.arguments}
 
 

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING
 
 from orbiter.train.capture.redact import Redact
 from orbiter.train.errors import ConfigError, require
-from orbiter.train.http_server import make_server
+from orbiter.train.http_server import MOST_CONNECTIONS, make_server
 from orbiter.train.net import bind, http_address, is_loopback
 from orbiter.train.trajectory import TrajectoryDataset
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+
+CLOSING_SECONDS = 2.0
+"""How long open calls may take to end when the proxy is stopped; then they are cancelled."""
 
 
 def run_proxy(
@@ -42,6 +45,9 @@ def run_proxy(
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
     """Serve until interrupted; each call is in the journal before its reply is complete.
+
+    Calls that are still open a few seconds after the interrupt are cancelled, and kept as far as
+    they came, with an `error`.
 
     Args:
         to: The model's address, such as "http://127.0.0.1:8000/v1".
@@ -65,9 +71,11 @@ def run_proxy(
         )
     with bind(host, port) as listener, TrajectoryDataset(path=path) as dataset:
         app = proxy_app(to, dataset, token=token, api_key=api_key, redact=redact)
+        listener.listen(MOST_CONNECTIONS)  # clients may connect from here on, and wait
         if on_ready is not None:
             on_ready(http_address(host, listener.getsockname()[1]))
-        make_server(app, extra="capture", lifespan="on").run(sockets=[listener])
+        server = make_server(app, extra="capture", lifespan="on", closing_seconds=CLOSING_SECONDS)
+        server.run(sockets=[listener])
 
 
 def proxy_app(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Redact, Redactor, keys_in
 from orbiter.train.capture.sessions import Sessions
 from orbiter.train.capture.wire import recognise
-from orbiter.train.errors import TrainError
+from orbiter.train.errors import StorageError, TrainError
 from orbiter.train.net import refuse_web_pages, same_secret
 from orbiter.train.trajectory import TrajectoryDataset
 
@@ -152,15 +153,7 @@ class _Proxy:
             content=body,
             extensions={"timeout": {"connect": _CONNECT_SECONDS}},
         )
-        try:
-            response = await self._pool.handle_async_request(sent)
-        except BaseException as error:
-            if exchange is not None:
-                exchange.close(f"{type(error).__name__}: {error}")
-            if isinstance(error, _BROKEN):
-                return _problem(502, f"{self._to} did not answer: {type(error).__name__}: {error}")
-            raise
-        return _Passed(response, exchange)
+        return _Call(self._pool, sent, exchange, self._to)
 
     def _address(self, path: str) -> str:
         if self._to.endswith("/v1"):
@@ -190,34 +183,104 @@ class _Proxy:
         return [*kept, *((name, named[name]) for name in given)] if key else kept
 
 
-class _Passed(Response):
-    """The model's response, passed on byte for byte as it arrives."""
+class _Call(Response):
+    """One call to the model: its response is passed on byte for byte as it arrives.
 
-    def __init__(self, response: httpcore2.Response, exchange: Exchange | None) -> None:
-        self._response, self._exchange = response, exchange
+    A captured reply that is no stream is held back until its record is on disk, and so is the event
+    that ends a stream: what the agent has seen in full is never lost. If the agent leaves, the call
+    to the model is cancelled.
+    """
+
+    def __init__(
+        self,
+        pool: httpcore2.AsyncConnectionPool,
+        sent: httpcore2.Request,
+        exchange: Exchange | None,
+        model: str,
+    ) -> None:
+        self._pool, self._sent, self._exchange, self._model = pool, sent, exchange, model
         self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answering = asyncio.ensure_future(self._answer(scope, receive, send))
+        leaving = asyncio.ensure_future(_client_left(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            if not answering.done():
+                answering.cancel()
+                await asyncio.wait((answering,))
+        if not answering.cancelled():
+            answering.result()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Make the call and pass its response on; whatever happens, the exchange is closed."""
+        why = "the client left before the end"
+        try:
+            response = await self._pool.handle_async_request(self._sent)
+            try:
+                await self._pass_on(response, send)
+            finally:
+                await response.aclose()
+        except _BROKEN as error:
+            why = f"{type(error).__name__}: {error}"
+            self._close(why)
+            if not self._begun:  # else returning now breaks the client's connection, as it should
+                problem = _problem(502, f"{self._model} did not answer: {why}")
+                await problem(scope, receive, send)
+        except StorageError as error:
+            if not self._begun:
+                problem = _problem(507, f"the call could not be captured: {error}")
+                await problem(scope, receive, send)
+        finally:
+            self._close(why)
+
+    _begun = False
+    """Whether the response has begun to be passed on."""
+
+    async def _pass_on(self, response: httpcore2.Response, send: Send) -> None:
+        exchange, held = self._exchange, list[bytes]()
         if exchange is not None:
             exchange.answered(response.status, response.headers)
-
-    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        response, exchange = self._response, self._exchange
-        kept = [(n, v) for n, v in response.headers if n.lower() not in _NOT_PASSED]
-        await send({"type": "http.response.start", "status": response.status, "headers": kept})
-        error: str | None = "the client left before the end"
-        try:
-            async for chunk in response.aiter_stream():
-                if exchange is not None:
-                    exchange.feed(chunk)
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            error = None
-        except _BROKEN as problem:
-            error = f"{type(problem).__name__}: {problem}"
-            raise  # so that the client's connection breaks where the model's did
-        finally:
+        async for chunk in response.aiter_stream():
+            held.append(chunk)
             if exchange is not None:
-                exchange.close(error)
-            await response.aclose()
+                exchange.feed(chunk)
+                _check_stored(exchange)
+                if not exchange.streamed:
+                    continue
+            await self._send(response, send, held)
+        if exchange is not None:
+            exchange.close()
+            _check_stored(exchange)
+        await self._send(response, send, held)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, response: httpcore2.Response, send: Send, held: list[bytes]) -> None:
+        """Pass on what was held back, with the headers before the first of it."""
+        if not self._begun:
+            self._begun = True
+            kept = [(n, v) for n, v in response.headers if n.lower() not in _NOT_PASSED]
+            await send({"type": "http.response.start", "status": response.status, "headers": kept})
+        while held:
+            await send({"type": "http.response.body", "body": held.pop(0), "more_body": True})
+
+    def _close(self, why: str) -> None:
+        if self._exchange is not None:
+            self._exchange.close(why)
+
+
+async def _client_left(receive: Receive) -> None:
+    """Return when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _check_stored(exchange: Exchange) -> None:
+    """Raise the error if a call has ended and could not be written to the disk."""
+    if isinstance(exchange.failure, StorageError):
+        raise exchange.failure
 
 
 _NOT_PASSED = frozenset((b"connection", b"keep-alive", b"transfer-encoding"))

@@ -14,7 +14,7 @@ from orbiter.train.capture.transport import watch
 from orbiter.train.errors import ConfigError, DataError, TrainError
 from orbiter.train.trajectory import TrajectoryDataset
 
-OTHER_TRANSPORTS = ("requests", "aiohttp", "urllib3", "grpc", "botocore")
+OTHER_TRANSPORTS = ("urllib3", "grpc", "botocore")
 
 
 @contextmanager
@@ -28,11 +28,11 @@ def record(
 ) -> Iterator[Episode]:
     """Capture every model call made inside the block, in sync and async code alike.
 
-    It sees chat completions, Responses and Anthropic messages sent through httpx or httpx2, as the
-    clients of OpenAI and Anthropic and frameworks built on them do; streamed or not; from this
-    task and from the tasks and threads that it starts. Each call is in the dataset before its reply
-    reaches the agent, and waits for `episode.reward(...)` or `episode.step_reward(...)`. A block
-    inside another one is a separate episode.
+    It sees chat completions, Responses and Anthropic messages sent through httpx, httpx2, requests
+    or aiohttp, as the clients of OpenAI and Anthropic and frameworks built on them do; streamed or
+    not; from this task and from the tasks and threads that it starts. Each call is in the dataset
+    before its reply reaches the agent, and waits for `episode.reward(...)` or
+    `episode.step_reward(...)`. A block inside another one is a separate episode.
 
     Args:
         dataset: Where the items go; give it a `path` so that they survive a crash.
@@ -113,8 +113,8 @@ def _why_nothing(episode: Episode, strays: int) -> str:
         used = [name for name in OTHER_TRANSPORTS if name in sys.modules]
         beside = f" ({', '.join(used)} loaded)" if used else ""
         reasons.append(
-            f"no request through httpx or httpx2 was seen: a client on another transport{beside} "
-            "or an agent in another process needs the proxy (orbiter-train proxy), one without "
-            "HTTP needs @traced or episode.add()"
+            "no request through httpx, httpx2, requests or aiohttp was seen: a client on another "
+            f"transport{beside} or an agent in another process needs the proxy (orbiter-train "
+            "proxy), one without HTTP needs @traced or episode.add()"
         )
     return f"nothing was captured in episode {episode.id}: {'; '.join(reasons)}"

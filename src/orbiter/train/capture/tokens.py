@@ -144,26 +144,24 @@ def _from_server(item: TrajectoryItem, before: _Turn | None, found: _Found) -> _
 def _tokenised(
     item: TrajectoryItem, before: _Turn | None, tokenizer: PreTrainedTokenizerBase, found: _Found
 ) -> _Turn:
-    from orbiter.train.engine.prompt import render_action_text, render_text
+    from orbiter.train.engine.encoding import encode, encode_after
+    from orbiter.train.engine.prompt import render_text
+    from orbiter.train.engine.turn_end import render_action, render_action_text
 
     prompt_text = render_text(tokenizer, item)
     answer_text = render_action_text(tokenizer, item)
-    start: list[int] = []
-    new = prompt_text
+    prompt: list[int] | None = None
     if before is not None and before.text is not None and before.stream is not None:
         if prompt_text.startswith(before.text):
-            start, new = before.stream, prompt_text[len(before.text) :]
+            new = prompt_text[len(before.text) :]
+            prompt = [*before.stream, *encode_after(tokenizer, before.text, new)]
         else:
             _note(item, before.text, prompt_text, found)
-    prompt = [*start, *_encode(tokenizer, new)]
-    answer = _encode(tokenizer, answer_text)
+    if prompt is None:
+        prompt = encode(tokenizer, prompt_text)
+    answer = render_action(tokenizer, item)
     known = replace(item, prompt_token_ids=prompt, token_ids=answer, logprobs=None)
     return _Turn(known, [*prompt, *answer], prompt_text + answer_text)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    token_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return token_ids
 
 
 def _note(

@@ -1,41 +1,35 @@
-"""See every model call where its bytes leave httpx and httpx2, and answer some in this process.
+"""See every model call where its bytes leave an HTTP library, and answer some in this process.
 
-The clients' `send` is wrapped once per process; outside of any episode the wrapper only reads two
-context variables. Inside, a request to the path of a model API becomes an exchange: its body is
-read, and its response, or stream, is fed to the exchange on its way to the caller. A library that
-is imported later is wrapped then; none is imported here. Clients on other transports (requests,
-aiohttp, gRPC) are not seen; use the proxy for those.
+The libraries are httpx, httpx2, requests and aiohttp. Their `send` is wrapped once per process;
+outside of any episode the wrapper only reads two context variables. Inside, a request to the path
+of a model API becomes an exchange: its body is read, and its response, or stream, is fed to the
+exchange on its way to the caller. A library that is imported later is wrapped then; none is
+imported here. Clients on other transports (gRPC, sockets) are not seen; use the proxy for those.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
-from orbiter.train.capture.context import OPEN
-from orbiter.train.capture.episode import CURRENT
-from orbiter.train.capture.exchange import Exchange
-from orbiter.train.capture.in_process import (
-    ANSWERING,
-    Answerer,
-    Answering,
-    wrap_async,
-    wrap_sync,
-)
-from orbiter.train.capture.redact import keys_in
+from orbiter.train.capture.in_process import ANSWERING, Answerer, Answering
 from orbiter.train.capture.threads import follow_threads
-from orbiter.train.capture.wire import Recognised, recognise
 
-Foreign = Any
-"""An object of a library that need not be installed."""
-
-LIBRARIES = ("httpx2", "httpx")
+log = logging.getLogger(__name__)
+LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "httpx2": ("httpx_client", ("Client", "AsyncClient")),
+    "httpx": ("httpx_client", ("Client", "AsyncClient")),
+    "requests": ("requests_client", ("Session", "adapters")),
+    "aiohttp": ("aiohttp_client", ("ClientSession", "BaseConnector", "client_proto")),
+}
+"""For each library, the file in `clients/` that wraps it, and what it must have for that."""
 
 
 @contextmanager
@@ -84,6 +78,7 @@ class _WhenImported:
     ) -> ModuleSpec | None:
         if name not in self._waiting:
             return None
+        # Discarded first: find_spec below asks this finder again.
         self._waiting.discard(name)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
@@ -99,139 +94,13 @@ class _WhenImported:
 
 
 def _wrap(library: ModuleType) -> None:
-    # Capture is outermost: it sees a call the same way, whoever answers it.
-    answered, answered_async = library.Client.send, library.AsyncClient.send
-    library.Client.send = _sync_send(library, wrap_sync(library, answered))
-    library.AsyncClient.send = _async_send(library, wrap_async(library, answered_async))
-
-
-def _sync_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Stream(_Stream, library.SyncByteStream):  # type: ignore[misc, name-defined]
-        def __iter__(self) -> Iterator[bytes]:
-            try:
-                for chunk in self._stream:
-                    self._exchange.feed(chunk)
-                    yield chunk
-            except Exception as error:
-                self._exchange.close(_said(error))
-                raise
-            self._exchange.close()
-
-        def close(self) -> None:
-            self._exchange.close(_LEFT)
-            self._stream.close()
-
-    @functools.wraps(send)
-    def captured(client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
-        recognised = _recognised(request)
-        if recognised is None:
-            return send(client, request, *args, **kwargs)
-        exchange = _begin(recognised, request, request.read())
-        try:
-            response = send(client, request, *args, **kwargs)
-        except BaseException as error:
-            exchange.close(_said(error))
-            raise
-        return _carried(exchange, response, Stream)
-
-    return captured
-
-
-def _async_send(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Stream(_Stream, library.AsyncByteStream):  # type: ignore[misc, name-defined]
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            try:
-                async for chunk in self._stream:
-                    self._exchange.feed(chunk)
-                    yield chunk
-            except Exception as error:
-                self._exchange.close(_said(error))
-                raise
-            self._exchange.close()
-
-        async def aclose(self) -> None:
-            self._exchange.close(_LEFT)
-            await self._stream.aclose()
-
-    @functools.wraps(send)
-    async def captured(
-        client: Foreign, request: Foreign, *args: Foreign, **kwargs: Foreign
-    ) -> Foreign:
-        recognised = _recognised(request)
-        if recognised is None:
-            return await send(client, request, *args, **kwargs)
-        exchange = _begin(recognised, request, await request.aread())
-        try:
-            response = await send(client, request, *args, **kwargs)
-        except BaseException as error:
-            exchange.close(_said(error))
-            raise
-        return _carried(exchange, response, Stream)
-
-    return captured
-
-
-class _Stream:
-    """A response stream that copies what passes through it to an exchange."""
-
-    def __init__(self, stream: Foreign, exchange: Exchange) -> None:
-        self._stream, self._exchange = stream, exchange
-
-    @property
-    def elapsed(self) -> Foreign:
-        """Return the elapsed time, which the response reads from its stream."""
-        return self._stream.elapsed
-
-
-_LEFT = "closed before the end"
-
-
-def _recognised(request: Foreign) -> Recognised | None:
-    """Return the API of a request made inside an episode; None if it is not to be captured."""
-    url = request.url
-    return recognised_here(request.method, url.host, url.path)
-
-
-def recognised_here(method: str, host: str, path: str) -> Recognised | None:
-    """Return the API of a request from the running code; None if it is not to be captured.
-
-    A model request outside every episode is counted, to explain later why nothing was captured.
-    """
-    recognised = recognise(method, host, path)
-    episode = CURRENT.get()
-    if episode is None or episode.over:
-        if OPEN.blocks and recognised is not None and recognised.retrieves is None:
-            OPEN.stray()
-        return None
-    if recognised is None:
-        episode.note_other(f"{method} {host}{path}")
-    return recognised
-
-
-def _begin(recognised: Recognised, request: Foreign, body: bytes) -> Exchange:
-    episode = CURRENT.get()
-    assert episode is not None
-    return episode.begin(
-        recognised,
-        body,
-        keys_in(request.headers.raw),
-        address=f"{request.method} {request.url.host}{request.url.path}",
-        encoding=request.headers.get("content-encoding", ""),
-    )
-
-
-def _carried(
-    exchange: Exchange, response: Foreign, stream: Callable[[Foreign, Exchange], Foreign]
-) -> Foreign:
-    """Give the exchange the whole response, or arrange that it sees the stream."""
-    exchange.answered(response.status_code, response.headers.raw)
-    if response.is_stream_consumed or response.is_closed:
-        exchange.feed(response.content, decoded=True)
-        exchange.close()
-        return response
-    response.stream = stream(response.stream, exchange)
-    return response
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    home, needs = LIBRARIES[library.__name__]
+    if all(hasattr(library, name) for name in needs):
+        import_module(f"orbiter.train.capture.clients.{home}").wrap(library)
+    else:
+        log.warning(
+            "%s %s is not captured: it has no %s; use the proxy",
+            library.__name__,
+            getattr(library, "__version__", "of an unknown version"),
+            " or ".join(name for name in needs if not hasattr(library, name)),
+        )

@@ -1,18 +1,25 @@
 """Convert chat messages of other tools to OpenAI's form.
 
-It understands OpenAI's own messages, OpenTelemetry's (`parts`), Anthropic's (blocks in `content`)
-and LangChain's (serialised messages). A part of an unknown kind is kept unchanged, and the content
-is then a list. Where a tool stores its messages is up to the callers.
+It understands OpenAI's own messages and the items of its Responses API, OpenTelemetry's messages
+(`parts`), Anthropic's (blocks in `content`) and LangChain's (serialised messages). A part of an
+unknown kind is kept unchanged, and the content is then a list. Where a tool stores its messages is
+up to the callers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from orbiter.train.chat.message import Message
-from orbiter.train.chat.tool_calls import as_json
+from orbiter.train.chat.parts import (
+    Split,
+    as_text,
+    call_from,
+    result_content,
+    text_part,
+    thought_in,
+)
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
@@ -26,18 +33,79 @@ def messages_from(value: object, *, role: str = "user") -> list[Message]:
     Raises:
         DataError: a list holds something that is neither an object nor a text.
     """
-    if isinstance(value, Mapping) and not _is_message(value):
+    if isinstance(value, Mapping) and not (_is_message(value) or _is_item(value)):
         for wrapper in _WRAPPERS:
             if value.get(wrapper):
-                return messages_from(value[wrapper], role=role)
+                return _system_of(value) + messages_from(value[wrapper], role=role)
     if isinstance(value, list | tuple):
-        return [message for inner in value for message in _messages_in(inner, role)]
+        messages = [message for inner in value for message in _messages_in(inner, role)]
+        return joined(messages) if any(map(_is_item, value)) else messages
     return [] if value is None else list(_messages_in(value, role))
+
+
+def joined(messages: Sequence[Message], *, pieces_only: bool = False) -> list[Message]:
+    """Return messages in which the pieces of one answer are one message.
+
+    The Responses API, and the tracers that record it, make a message of each thought, text and call
+    of an answer.
+
+    Args:
+        messages: The messages.
+        pieces_only: Whether texts that follow one another are answers, so that only thoughts
+            and calls without a text are joined to their neighbours.
+    """
+    whole: list[Message] = []
+    for message in messages:
+        last = whole[-1] if whole else None
+        both = last is not None and last.get("role") == message.get("role") == "assistant"
+        if both and last is not None and not (pieces_only and _apart(last, message)):
+            whole[-1] = _join(last, message)
+        else:
+            whole.append(message)
+    return whole
+
+
+def _apart(first: Message, second: Message) -> bool:
+    """Return whether two messages of the assistant are two answers, not pieces of one."""
+    only_thought = not first.get("content") and not first.get("tool_calls")
+    only_calls = not second.get("content") and bool(second.get("tool_calls"))
+    return not (only_thought or only_calls)
+
+
+def _join(first: Message, second: Message) -> Message:
+    message = {**second, **first}
+    contents = [part for part in (first.get("content"), second.get("content")) if part]
+    if contents and all(isinstance(content, str) for content in contents):
+        message["content"] = "\n".join(contents)
+    elif contents:
+        message["content"] = [
+            part
+            for content in contents
+            for part in (content if isinstance(content, list) else [text_part(content)])
+        ]
+    if calls := [*(first.get("tool_calls") or ()), *(second.get("tool_calls") or ())]:
+        message["tool_calls"] = calls
+        message["content"] = message.get("content") or None
+    thoughts = [first.get("reasoning_content"), second.get("reasoning_content")]
+    if thought := "\n".join(filter(None, thoughts)):
+        message["reasoning_content"] = thought
+    return message
+
+
+def _system_of(value: Mapping[str, Any]) -> list[Message]:
+    """Return the system prompt that a request has outside its messages."""
+    for name, beside in (("instructions", "input"), ("system", "messages")):
+        prompt = value.get(name)
+        if beside in value and isinstance(prompt, str | list) and prompt:
+            return message_from({"role": "system", "content": prompt})
+    return []
 
 
 def _messages_in(value: object, role: str) -> Iterator[Message]:
     if isinstance(value, Mapping):
-        if _is_message(value):
+        if _is_item(value):
+            yield _of_item(value)
+        elif _is_message(value):
             yield from message_from(_unwrapped(value), role=role)
         elif any(value.get(wrapper) for wrapper in _WRAPPERS):
             yield from messages_from(value, role=role)
@@ -59,21 +127,23 @@ def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Messag
         return [plain]
     parts = given.get("parts")
     content = parts if isinstance(parts, list) else given.get("content")
-    split = _Split()
+    split = Split()
     if isinstance(content, list):
         for part in content:
             split.take(part)
     rest = {
-        key: value for key, value in given.items() if key not in _TAKEN and value not in (None, {})
+        key: value
+        for key, value in given.items()
+        if key not in _TAKEN and value not in (None, {}) and not _is_bookkeeping(key, given)
     }
     if split.results and not (split.content or split.calls or split.thoughts):
         return split.results
     message: dict[str, Any] = {
         "role": who,
-        "content": _content(content, split, joined=parts is content),
+        "content": _content(content, split),
     }
     if not _CALLED.isdisjoint(given):
-        split.calls.extend(map(call_from, _calls(given)))
+        split.add_calls(list(map(call_from, _calls(given))))
     if split.calls:
         message["tool_calls"] = split.calls
     if thought := _thought(given, split):
@@ -81,32 +151,39 @@ def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Messag
     return [*split.results, message | rest]
 
 
+def _is_bookkeeping(key: str, given: Mapping[str, Any]) -> bool:
+    """Return whether a field only says how a message was stored or streamed."""
+    if key == "id":
+        langchain = "response_metadata" in given or "additional_kwargs" in given
+        return langchain or given.get("type") == "message"
+    return key in {"status", "phase"} and given.get("type") == "message"
+
+
+def _of_item(item: Mapping[str, Any]) -> Message:
+    """Return an item of the Responses API as a message."""
+    kind = str(item["type"])
+    if kind.endswith("_output"):
+        content = result_content(item.get("output"))
+        return {"role": "tool", "tool_call_id": str(item.get("call_id") or ""), "content": content}
+    if kind == "reasoning":
+        thought = thought_in(item)
+        return {"role": "assistant", "content": "", "reasoning_content": thought}
+    return {"role": "assistant", "content": None, "tool_calls": [call_from(item)]}
+
+
 def _plain(given: Mapping[str, Any], who: str) -> Message | None:
     """Return a message that is only text, the most common case in large files, or None."""
     parts = given.get("parts")
     if not isinstance(parts, list):
-        if given.get("content").__class__ is str and given.keys() <= _PLAIN:
-            return {**given, "role": who}
+        content = given.get("content")
+        if content.__class__ is str and given.keys() <= _PLAIN:
+            if who == "tool" and content.startswith("[{"):
+                content = result_content(content)
+            return {**given, "role": who, "content": content}
     elif len(parts) == 1 and len(given) == 2:  # noqa: SIM102 - one question a line
         if isinstance(only := parts[0], dict) and only.get("type") == "text" and len(only) == 2:
             return {"role": who, "content": only.get("content")}
     return None
-
-
-def call_from(given: Mapping[str, Any]) -> Message:
-    """Return one tool call in OpenAI's form, whichever form it has."""
-    function = given.get("function")
-    told = function if isinstance(function, Mapping) else given
-    arguments: object = told.get("arguments", told.get("args", told.get("input", _NONE)))
-    call: dict[str, Any] = {"type": "function"}
-    if isinstance(identifier := given.get("id"), str):
-        call["id"] = identifier
-    name = told.get("name")
-    call["function"] = {
-        "name": name if isinstance(name, str) else "",
-        "arguments": arguments if isinstance(arguments, str) else as_json(arguments),
-    }
-    return call
 
 
 def tools_from(value: object) -> list[Message] | None:
@@ -120,69 +197,13 @@ def tools_from(value: object) -> list[Message] | None:
     return found or None
 
 
-def as_text(value: object) -> str:
-    """Return text unchanged, and any other value as JSON."""
-    if isinstance(value, str):
-        return value
-    return "" if value is None else fields.encode(value).decode()
-
-
-@dataclass(slots=True)
-class _Split:
-    """A message's parts, sorted by kind."""
-
-    content: list[Any] = field(default_factory=list)
-    thoughts: list[str] = field(default_factory=list)
-    calls: list[Message] = field(default_factory=list)
-    results: list[Message] = field(default_factory=list)
-
-    def take(self, part: object) -> None:
-        """Sort in one part."""
-        if part.__class__ is not dict and not isinstance(part, Mapping):
-            self.content.append({"type": "text", "text": as_text(part)})
-            return
-        kind = str(part.get("type"))
-        if kind == "text":
-            text = part.get("text", part.get("content"))
-            rest = {key: part[key] for key in part if key not in {"type", "text", "content"}}
-            self.content.append({"type": "text", "text": as_text(text), **rest})
-        elif kind in {"reasoning", "thinking"}:
-            said = (part.get(key) for key in ("content", "thinking", "text", "reasoning"))
-            self.thoughts.append(as_text(next(filter(None, said), "")))
-        elif kind in {"tool_call", "tool_use"}:
-            self.calls.append(call_from(part))
-        elif kind in {"tool_call_response", "tool_result"}:
-            self.results.append(_result(part))
-        else:
-            self.content.append(_image(part) or dict(part))
-
-
-def _result(part: Mapping[str, Any]) -> Message:
-    said = (part[key] for key in ("response", "result", "content") if key in part)
-    message: dict[str, Any] = {"role": "tool", "content": _result_content(next(said, None))}
-    identifier = part.get("id", part.get("tool_use_id"))
-    if isinstance(identifier, str):
-        message["tool_call_id"] = identifier
-    if isinstance(name := part.get("name"), str):
-        message["name"] = name
-    if part.get("is_error"):
-        message["is_error"] = True
-    return message
-
-
-def _result_content(value: object) -> object:
-    if isinstance(value, list) and value and all(map(_is_block, value)):
-        return value
-    return as_text(value)
-
-
-def _content(given: object, split: _Split, *, joined: bool) -> object:
-    """Return the content of a message, as a string if it contains only text."""
+def _content(given: object, split: Split) -> object:
+    """Return the content of a message, as a string if it contains only one text."""
     if not isinstance(given, list):
         return given if given is None or isinstance(given, str) else as_text(given)
     if not split.content:
         return None if split.calls or split.thoughts else ""
-    if joined and len(split.content) == 1 and split.content[0].keys() == {"type", "text"}:
+    if len(split.content) == 1 and split.content[0].keys() == {"type", "text"}:
         return split.content[0]["text"]
     return split.content
 
@@ -195,10 +216,13 @@ def _calls(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         calls = [function]
     if isinstance(calls, Mapping):
         calls = list(calls.values())
-    return [call for call in calls if isinstance(call, Mapping)] if isinstance(calls, list) else []
+    found = [*calls] if isinstance(calls, list) else []
+    if isinstance(broken := given.get("invalid_tool_calls"), list):
+        found += broken  # LangChain's name for calls whose arguments are not JSON
+    return [call for call in found if isinstance(call, Mapping)]
 
 
-def _thought(given: Mapping[str, Any], split: _Split) -> str:
+def _thought(given: Mapping[str, Any], split: Split) -> str:
     more = given.get("additional_kwargs")
     told = (
         given.get("reasoning_content"),
@@ -208,18 +232,6 @@ def _thought(given: Mapping[str, Any], split: _Split) -> str:
     return next(
         (text for text in told if isinstance(text, str) and text), "\n".join(split.thoughts)
     )
-
-
-def _image(part: Mapping[str, Any]) -> Message | None:
-    """Return OpenTelemetry's image as OpenAI's; None for anything else."""
-    if part.get("modality") != "image":
-        return None
-    if part.get("type") == "uri" and isinstance(url := part.get("uri"), str):
-        return {"type": "image_url", "image_url": {"url": url}}
-    if part.get("type") == "blob" and isinstance(data := part.get("content"), str):
-        kind = part.get("mime_type") or "application/octet-stream"
-        return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
-    return None
 
 
 def _tool(given: str | Mapping[str, Any]) -> Message:
@@ -259,8 +271,16 @@ def _is_message(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_block(value: object) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("type"), str)
+def _is_item(value: object) -> bool:
+    """Return whether a value is an item of the Responses API that is not a message."""
+    if not isinstance(value, Mapping) or "role" in value:
+        return False
+    kind = value.get("type")
+    return isinstance(kind, str) and (
+        (kind in _ITEMS and not {"content", "data"} & value.keys())
+        or kind == "reasoning"
+        or (kind.endswith(("_call", "_call_output")) and ("id" in value or "call_id" in value))
+    )
 
 
 _WRAPPERS = ("messages", "prompts", "generations", "choices", "message", "output", "input", "text")
@@ -276,8 +296,10 @@ _ROLES = {
     "tool": "tool",
     "developer": "developer",
 }
-_NONE: Message = {}
-_CALLED = frozenset({"tool_calls", "additional_kwargs", "function_call"})
+_ITEMS = frozenset(
+    {"function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"}
+)
+_CALLED = frozenset({"tool_calls", "additional_kwargs", "function_call", "invalid_tool_calls"})
 """Fields of a message that may hold calls."""
 _PLAIN = frozenset({"role", "content", "tool_call_id"})
 """The fields of most messages."""
@@ -295,6 +317,8 @@ _TAKEN = frozenset(
         "response_metadata",
         "usage_metadata",
         "invalid_tool_calls",
+        "tool_call_chunks",
+        "chunk_position",
         "example",
     }
 )

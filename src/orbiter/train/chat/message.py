@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orbiter.train.errors import DataError
+from orbiter.train.errors import DataError, did_you_mean
 from orbiter.train.json_files import fields
-from orbiter.train.json_files.records import decode_json
 
 Message = Mapping[str, Any]
 """One message of a chat, or one call or tool in it, in the form of OpenAI's chat completions."""
@@ -50,20 +49,6 @@ def text_of(content: Json) -> str:
     return "".join([_part_text(part) for part in parts])
 
 
-def tools_in(value: object) -> list[Message] | None:
-    """Return a row's tools, which some files store as JSON text; None if it has no tools.
-
-    Raises:
-        DataError: they are not a list of objects.
-    """
-    tools = decode_json(value) if isinstance(value, str) and value.strip() else value
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError(f"tools must be a list of objects, got {fields.shown(value)}")
-    return tools
-
-
 def _part_text(part: Json) -> str:
     if isinstance(part, str):
         return part
@@ -79,8 +64,14 @@ def _part_text(part: Json) -> str:
 def _check_message(message: object, name: str) -> None:
     if not isinstance(message, Mapping):
         raise DataError(f"{name} must be an object, got {fields.shown(message)}")
-    if not isinstance(message.get("role"), str):
+    role = message.get("role")
+    if not isinstance(role, str):
         raise DataError(f"{name} must have a role, got {fields.shown(message)}")
+    if role not in ROLES:
+        raise DataError(
+            f"{name}: unknown role {fields.shown(role)}{did_you_mean(role, ROLES)}; known roles: "
+            f"{', '.join(sorted(ROLES))}"
+        )
     content = message.get("content")
     if content is not None and not isinstance(content, str | list):
         raise DataError(f"{name}: content must be text or parts, got {fields.shown(content)}")

@@ -32,6 +32,7 @@ COMMANDS = {
     "synth": ("synth", "Generate data from templates, your own code or a language model."),
     "sft": ("train", "Improve a model by imitation."),
     "train": ("train", "Improve a model by reward, with GRPO or PPO."),
+    "offline": ("train", "Improve a model by logged episodes, without running anything."),
     "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
     "eval": ("evaluate", "Measure how good a model is, with a confidence interval."),
     "generate": ("generate", "Answer prompts with a model."),

@@ -121,7 +121,10 @@ def _model_of(settings: Settings, run: Path | None) -> str:
         if not (run / "model").is_dir():
             raise StorageError(f"{run} has no model yet; give one with --model")
         return str(run / "model")
-    told = settings.section("train").get("model") or settings.section("sft").get("model")
+    sections = ("train", "sft", "offline")
+    told = next(
+        (named for name in sections if (named := settings.section(name).get("model"))), None
+    )
     if told is None:
         raise ConfigError("there is no model: give --model, or set it under [train]")
     return str(told)

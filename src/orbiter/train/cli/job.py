@@ -21,11 +21,12 @@ from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
+from orbiter.train.offline import OfflineConfig, OfflineTrainer
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
 
-Method = Literal["train", "sft"]
+Method = Literal["train", "sft", "offline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,8 @@ def _trainer(
 ) -> ModelTrainer:
     if method == "sft":
         return SFTTrainer(settings.build("sft", SFTConfig, **fixed))
+    if method == "offline":
+        return OfflineTrainer(settings.build("offline", OfflineConfig, **fixed))
     config = settings.build("train", VeRLConfig, **fixed)
     if agent is None:
         return VeRLTrainer(config, rewards)

@@ -18,7 +18,9 @@ proxy_app = typer.Typer(rich_markup_mode=None)
 def proxy(
     *,
     to: Annotated[str, typer.Option(help="The model's address, ending in /v1.", metavar="URL")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The journal for the captured calls.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The journal for the captured calls.")
+    ] = Path("traces.journal"),
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8787,
     token: Annotated[

@@ -1,7 +1,7 @@
-"""`orbiter-train train` and `sft`: run one training, from its settings to its report.
+"""`orbiter-train train`, `sft` and `offline`: run one training, from settings to report.
 
 A run is a folder: config.toml (all its settings), metrics.jsonl, samples.jsonl, checkpoints,
-result.json, model, report.html. The training itself is in `verl/` and `sft/`.
+result.json, model, report.html. The training itself is in `verl/`, `sft/` and `offline/`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ RESULT = "result.json"
 
 train_app = typer.Typer(rich_markup_mode=None)
 sft_app = typer.Typer(rich_markup_mode=None)
+offline_app = typer.Typer(rich_markup_mode=None)
 
 PushToHub = Annotated[
     str | None,
@@ -90,6 +91,27 @@ def sft(
     settings = load(config, parse_overrides(overrides or ()))
     asked = Asked(out, resume, dry_run, push_to_hub)
     raise typer.Exit(run("sft", settings, asked, Output(as_json=as_json)))
+
+
+@offline_app.command()
+def offline(
+    overrides: OverrideWords = None,
+    *,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Improve a model by logged episodes and their rewards, without running anything.
+
+    The settings are those of [offline] and [data]. The data must have been captured with token
+    ids.
+    """
+    settings = load(config, parse_overrides(overrides or ()))
+    asked = Asked(out, resume, dry_run, push_to_hub)
+    raise typer.Exit(run("offline", settings, asked, Output(as_json=as_json)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,5 +367,6 @@ def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
     if not file.is_file():
         raise StorageError(f"{folder} holds no run: {RUN_CONFIG} is missing")
     settings = load(file, parse_overrides(overrides))
-    method: Method = "train" if "train" in settings.values else "sft"
+    methods: tuple[Method, ...] = ("train", "offline")
+    method: Method = next((name for name in methods if name in settings.values), "sft")
     return run(method, settings, Asked(folder, resume=True), output)

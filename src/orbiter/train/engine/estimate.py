@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from orbiter.train.engine.models.load import TINY
 from orbiter.train.engine.models.outline import Outline, make_outline
 from orbiter.train.engine.plan import TrainPlan, Workload
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.prompt import render, render_action, shorten
+from orbiter.train.engine.prompt import render, shorten
 from orbiter.train.engine.tasks import make_tasks
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -38,16 +38,21 @@ def make_plan(
     *,
     held_out: int,
     system: str | None,
+    lengths: Callable[[Outline, Sequence[TrajectoryItem]], list[int] | None],
 ) -> TrainPlan:
     """Estimate a training on `items`; `held_out` is the number of items to evaluate on.
+
+    `lengths` returns the tokens of each sequence to train on; None if prompts are answered instead.
 
     Raises:
         DataError: a prompt does not fit, and `on_long_prompt` is "error".
         StorageError: the model is a folder that does not hold a model.
     """
     outline = make_outline(config, reference=workload.reference, value_head=workload.value_head)
-    lengths = None if outline is None else _lengths(config, workload, items, outline, system)
-    count = len(items) if lengths is None else len(lengths)
+    tokens = None if outline is None else lengths(outline, items)
+    if tokens is None and outline is not None:
+        tokens = _prompt_lengths(config, workload, items, outline, system)
+    count = len(items) if tokens is None else len(tokens)
     steps = config.epochs * math.ceil(count / config.batch_size)
     plan = TrainPlan(
         method=workload.method,
@@ -57,39 +62,34 @@ def make_plan(
         steps=steps,
         updates=steps * workload.updates,
     )
-    if outline is None or lengths is None:
+    if outline is None or tokens is None:
         return plan
-    return _measured(plan, config, workload, outline, lengths)
+    return _measured(plan, config, workload, outline, tokens)
 
 
-def _lengths(
+def _prompt_lengths(
     config: EngineConfig,
     workload: Workload,
     items: Sequence[TrajectoryItem],
     outline: Outline,
     system: str | None,
 ) -> list[int]:
-    """Return each item's number of tokens: its prompt's and, for imitation, its answer's too."""
-    tokenizer, context = outline.tokenizer, outline.context_length
-    imitates = workload.new_tokens == 0
-
-    def answer(item: TrajectoryItem) -> int:
-        return len(render_action(tokenizer, item)) if imitates else workload.new_tokens
+    """Return the number of tokens of each prompt that is to be answered."""
 
     def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
         if longest is None:
-            return render(tokenizer, item, system=system)
-        return shorten(tokenizer, item, longest, system=system)
+            return render(outline.tokenizer, item, system=system)
+        return shorten(outline.tokenizer, item, longest, system=system)
 
-    limit = config.max_prompt_length or context
+    limit = config.max_prompt_length or outline.context_length
+    room = min(limit, outline.context_length - workload.new_tokens)
     tasks = make_tasks(
         items,
         encode,
-        room=lambda item: min(limit, context - answer(item)),
+        room=lambda item: room,  # noqa: ARG005 - the same for all
         on_long_prompt=config.on_long_prompt,
     )
-    pairs = zip(tasks.items, tasks.prompts, strict=True)
-    return [len(prompt) + (answer(item) if imitates else 0) for item, prompt in pairs]
+    return [len(prompt) for prompt in tasks.prompts]
 
 
 def _measured(

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from orbiter.train.engine.allocator import keep_freed_memory
 from orbiter.train.engine.arithmetic import DTYPES, Arithmetic, choose_dtype, pick_device, processor
 from orbiter.train.engine.forward.fast import FastForward, misfit
-from orbiter.train.engine.forward.generic import Forward, GenericForward
+from orbiter.train.engine.forward.generic import Forward, GenericForward, why_generic_fails
+from orbiter.train.engine.models.architectures import context_of, refuse, require_supported
 from orbiter.train.engine.models.lora import add_lora
+from orbiter.train.engine.turn_end import stop_token_ids
 from orbiter.train.errors import DataError, StateError
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Policy:
     """Dtype of the matrix products: float32 or bfloat16, never "auto"."""
     device: torch.device
     stop_token_ids: frozenset[int]
-    """Tokens that end an answer."""
+    """Tokens that end an answer: of the model's configuration, the tokenizer, the chat template."""
     dtype_reason: str = ""
     """Why the policy computes in `dtype`, as text for the log."""
 
@@ -64,7 +66,7 @@ class Policy:
     @property
     def context_length(self) -> int:
         """Largest number of tokens of prompt and answer together."""
-        return int(self.model.config.max_position_embeddings)
+        return context_of(self.model.config)
 
     @property
     def computes(self) -> str:
@@ -144,7 +146,11 @@ def make_policy(
     `lora_rank` 0 trains all weights. `reference` keeps a frozen copy, which LoRA does not need.
     `path="generic"` always uses Hugging Face's forward pass; "auto" uses the fast one if the model
     belongs to a supported family and both forward passes agree on a probe.
+
+    Raises:
+        ConfigError: the engine cannot train a model of this architecture.
     """
+    require_supported(model)
     keep_freed_memory()
     place = pick_device(device)
     arithmetic = choose_dtype(dtype, place)
@@ -166,7 +172,7 @@ def make_policy(
         value_head=_value_head(model, place) if value_head else None,
         dtype=arithmetic.dtype,
         device=place,
-        stop_token_ids=_stop_token_ids(model, tokenizer),
+        stop_token_ids=configured_stops(model) | stop_token_ids(tokenizer),
         dtype_reason=arithmetic.reason,
     )
 
@@ -189,11 +195,13 @@ def _make_forward(
         if reason is None:
             return FastForward(model, dtype=dtype)
         log.info("using Hugging Face's forward pass for this model: %s", reason)
+    if (problem := why_generic_fails(model)) is not None:
+        refuse(model, problem)
     return GenericForward(model, dtype=dtype)
 
 
-def _stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Collect the ids that end an answer: the model's configured ones and the tokenizer's."""
+def configured_stops(model: PreTrainedModel | PeftModel) -> frozenset[int]:
+    """Return the ids that end an answer by the model's own generation configuration."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
     listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in (*listed, tokenizer.eos_token_id) if i is not None)
+    return frozenset(token_id for token_id in listed if token_id is not None)

@@ -2,24 +2,36 @@
 
 If the tokenizer has a chat template, it is used; otherwise the text is encoded unchanged. Parts
 that a template does not support (a system turn, tools, calls) are written into the text instead,
-so that nothing is dropped silently. Token ids that came with an item are ignored, since they
-belong to the tokenizer of the captured model. Images are not supported. The trainer decides how to
-handle a prompt that is too long; `shorten` cuts it.
+so that nothing is dropped silently. Token ids that came with an item are ignored here, since they
+may belong to another tokenizer; `agents/logged.py` uses them. Images are not supported. The trainer
+decides how to handle a prompt that is too long; `shorten` cuts it.
+
+Where an answer ends is in `turn_end.py`, and the tokens at the seams in `encoding.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orbiter.train.chat.tool_calls import arguments_of, write_call
+from orbiter.train.chat.tool_calls import arguments_of, name_of, parse_calls, write_call
+from orbiter.train.chat.transcript import content_of, write_transcript
+from orbiter.train.engine.encoding import encode, encode_opening
 from orbiter.train.errors import DataError, require
 from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ROLES: Mapping[str, str] = {
+    "system": "system",
+    "developer": "system",  # OpenAI's later name for it, which no chat template knows
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+"""The roles of a chat, and the names under which templates know them."""
 Turn = dict[str, Any]
 """One message of a chat, with text as its content."""
 
@@ -45,10 +57,8 @@ def render(
         DataError: the template refuses the chat, or the prompt is empty.
     """
     text = render_text(tokenizer, item, system=system)
-    if tokenizer.chat_template is None:
-        token_ids: list[int] = tokenizer(text, verbose=False).input_ids
-    else:
-        token_ids = _encode(tokenizer, text)
+    opening = encode_opening if tokenizer.chat_template is None else encode
+    token_ids = opening(tokenizer, text)
     if not token_ids:
         raise DataError("the prompt has no tokens: its state is empty")
     return token_ids
@@ -60,32 +70,35 @@ def render_text(
     """Return the prompt of an item as text, before `render` encodes it into token ids."""
     item = TrajectoryItem(state=item, action="") if isinstance(item, str) else item
     if tokenizer.chat_template is None:
-        return f"{system}\n\n{item.state}" if system else item.state
+        return _without_template(item, system)
     return _through_template(tokenizer, item, _turns(tokenizer, item, system), prompt=True)
 
 
-def render_action(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> list[int]:
-    """Return the answer of an item as token ids, with the token that ends the turn.
+class AnswerText(NamedTuple):
+    """The text of an answer, and the prompt that it follows."""
 
-    It begins where `render` ends. If the template supports `tool_calls`, they replace the whole
-    action; otherwise the answer is `action` unchanged.
+    prompt: str
+    answer: str
+    """With whatever the template writes after it."""
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> AnswerText:
+    """Return the answer of an item as text, with the template's end-of-turn marker.
+
+    If the template supports `tool_calls`, they are written by it, after the text of the answer;
+    otherwise the answer is `action` unchanged.
     """
-    return _ended(tokenizer, _encode(tokenizer, render_action_text(tokenizer, item)))
-
-
-def render_action_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> str:
-    """Return the answer of an item as text, with the template's end-of-turn marker."""
     if tokenizer.chat_template is None:
-        return item.action
+        return AnswerText(_without_template(item, None), item.action)
     turns = _turns(tokenizer, item, None)
     prompt = _through_template(tokenizer, item, turns, prompt=True)
-    whole = _through_template(tokenizer, item, [*turns, _answer(tokenizer, item)], prompt=False)
+    given = [*_plain_turns(item), _answer(tokenizer, item)]
+    whole = _through_template(tokenizer, item, _turns(tokenizer, item, None, given), prompt=False)
     # Some templates rewrite earlier turns, for example drop old thoughts; then the answer's text
     # cannot be cut out of the whole.
     if not whole.startswith(prompt):
-        return item.action
-    # Templates write a line break after the end of a turn; sampling stops before it.
-    return whole.removeprefix(prompt).rstrip("\n")
+        return AnswerText(prompt, item.action)
+    return AnswerText(prompt, whole.removeprefix(prompt))
 
 
 def shorten(
@@ -122,50 +135,107 @@ def _head_length(
     """
     given = TrajectoryItem(state=item, action="") if isinstance(item, str) else item
     turns = [*(given.messages or ())]
-    kept = [turn for turn in turns if turn.get("role") == "system"]
+    kept = [turn for turn in turns if ROLES.get(str(turn.get("role"))) == "system"]
     shared = []
     # Two texts, since one alone might begin like the item's by chance.
-    for other in ("\x00", "\x01"):
-        talk = [*kept, {"role": "user", "content": other}]
-        changed = TrajectoryItem(state=other, action="", messages=talk, tools=given.tools)
+    for text in ("\x00", "\x01"):
+        talk = [*kept, {"role": "user", "content": text}]
+        changed = TrajectoryItem(state=text, action="", messages=talk, tools=given.tools)
         shared.append(_common_prefix(token_ids, render(tokenizer, changed, system=system)))
     return min(shared)
 
 
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return place
-    return min(len(one), len(other))
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for position, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return position
+    return min(len(a), len(b))
+
+
+def _without_template(item: TrajectoryItem, system: str | None) -> str:
+    """Return a prompt for a model whose tokenizer has no chat template.
+
+    A lone user message or a plain state is the text itself, for the model to continue; system turn
+    and tools come before it. Any other conversation is written with its roles.
+    """
+    turns = [_turn(message, calls=True) for message in _plain_turns(item)]
+    first = str(turns.pop(0)["content"]) if turns[0]["role"] == "system" else ""
+    head = [system if system is not None else first, tools_in_words(item)]
+    if len(turns) <= 1 and all(turn["role"] == "user" for turn in turns):
+        talk = str(turns[0]["content"]) if turns else ""
+    else:
+        talk = write_transcript([*turns, {"role": "assistant", "content": ""}]) + "\n"
+    return "\n\n".join([*(part for part in head if part), talk])
+
+
+def _plain_turns(item: TrajectoryItem) -> Sequence[Mapping[str, object]]:
+    return item.messages or [{"role": "user", "content": item.state}]
 
 
 def _turns(
-    tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem, system: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    item: TrajectoryItem,
+    system: str | None,
+    messages: Sequence[Mapping[str, object]] | None = None,
 ) -> list[Turn]:
-    """Return the chat in the form that the template supports."""
+    """Return the chat of an item, or other messages, in the form that the template supports."""
     template = _template(tokenizer, item)
-    plain = item.messages or [{"role": "user", "content": item.state}]
-    turns = [_turn(message, calls="tool_calls" in template) for message in plain]
+    plain = _plain_turns(item) if messages is None else messages
+    turns = [_turn(message, calls="tool_calls" in template) for message in numbered_calls(plain)]
     first = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
     instructions = [system if system is not None else first]
-    if item.tools and "tools" not in template:
-        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in item.tools)
-        instructions.append(TOOLS_IN_WORDS.format(tools=listed))
+    if "tools" not in template:
+        instructions.append(tools_in_words(item))
     text = "\n\n".join(part for part in instructions if part)
     return [{"role": "system", "content": text}, *turns] if text else turns
+
+
+def tools_in_words(item: TrajectoryItem) -> str:
+    """Return the tools of an item as text for the system turn; "" if it has none."""
+    if not item.tools:
+        return ""
+    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in item.tools)
+    return TOOLS_IN_WORDS.format(tools=listed)
+
+
+def numbered_calls(messages: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    """Return a chat whose call ids are numbers by order, in nine digits.
+
+    The ids that servers give are random, so a model would learn noise from them, and some templates
+    accept no other form.
+    """
+    known: dict[object, str] = {}
+    numbered: list[Mapping[str, object]] = []
+    count = 0
+    for message in messages:
+        changed = dict(message)
+        calls = message.get("tool_calls")
+        if isinstance(calls, Sequence) and calls and not isinstance(calls, str):
+            renamed = []
+            for call in calls:
+                count += 1
+                known[call.get("id")] = f"{count:09d}"
+                renamed.append({**call, "id": known[call.get("id")]} if "id" in call else call)
+            changed["tool_calls"] = renamed
+        if message.get("tool_call_id") is not None:
+            of_call = message["tool_call_id"]
+            changed["tool_call_id"] = known.get(of_call, of_call)
+        numbered.append(changed)
+    return numbered
 
 
 def _turn(message: Mapping[str, object], *, calls: bool) -> Turn:
     """Return a message with its content as text; calls stay separate if the template has them."""
     turn: Turn = dict(message) | {"content": _text(message.get("content"))}
+    turn["role"] = ROLES.get(str(turn.get("role")), turn.get("role"))
     made = turn.pop("tool_calls", None)
     if made:
         ready = [_call(call) for call in made] if isinstance(made, Sequence) else []
         if calls:
             turn["tool_calls"] = ready
         else:
-            said = [turn["content"]] if turn["content"] else []
-            turn["content"] = "\n".join([*said, *map(write_call, ready)])
+            words = [turn["content"]] if turn["content"] else []
+            turn["content"] = "\n".join([*words, *map(write_call, ready)])
     return turn
 
 
@@ -191,10 +261,25 @@ def _call(call: Mapping[str, Any]) -> Turn:
 
 
 def _answer(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> Turn:
-    if item.tool_calls and "tool_calls" in _template(tokenizer, item):
-        calls = [_call(call) for call in item.tool_calls]
-        return {"role": "assistant", "content": "", "tool_calls": calls}
-    return {"role": "assistant", "content": item.action}
+    """Return the answer of an item as a message, with thoughts where the template has them."""
+    template = _template(tokenizer, item)
+    answer: Turn = {"role": "assistant", "content": item.action}
+    if item.tool_calls and "tool_calls" in template:
+        answer["content"] = _words_beside_calls(item.action, item.tool_calls)
+        answer["tool_calls"] = list(item.tool_calls)
+    thoughts = item.metadata.get("reasoning")
+    if isinstance(thoughts, str) and "reasoning_content" in template:
+        answer["reasoning_content"] = thoughts
+    return answer
+
+
+def _words_beside_calls(action: str, calls: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of an answer without its calls, in whichever form the action writes them."""
+    words = content_of(action, calls)
+    if words != action:
+        return words
+    parsed = parse_calls(action, [name_of(call) for call in calls])
+    return parsed.content if parsed.calls else action
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> str:
@@ -236,19 +321,6 @@ def _or_without_system(
         return apply([turns[1] | {"content": first}, *turns[2:]])
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # verbose=False: the trainer itself reports a prompt that is too long.
-    token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    return token_ids
-
-
-def _ended(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int]:
-    """Append the end-of-text token, unless the answer already ends with a special token."""
-    if token_ids and token_ids[-1] in tokenizer.all_special_ids:
-        return token_ids
-    return token_ids if tokenizer.eos_token_id is None else [*token_ids, tokenizer.eos_token_id]
-
-
 def chat_text(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, object]],
@@ -259,11 +331,9 @@ def chat_text(
     """Return a whole chat as text, as the template writes it.
 
     With `open_turn` it ends where the next answer begins, which is the text `render` encodes.
+
+    Raises:
+        DataError: the template refuses the chat.
     """
     item = TrajectoryItem("", "", messages=list(messages), tools=list(tools) if tools else None)
     return _through_template(tokenizer, item, _turns(tokenizer, item, None), prompt=open_turn)
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of part of a chat; special tokens in it are recognised, none added."""
-    return _encode(tokenizer, text)

@@ -28,12 +28,15 @@ class Rollout:
     """Number of prompt tokens at the start; all samples of a group have the same prompt."""
     text: str = ""
     """The sampled tokens as text, without special tokens."""
+    raw_text: str = ""
+    """The same with special tokens, such as `[TOOL_CALLS]`, but without the one that ended it."""
     finish_reason: Literal["stop", "length", "given"] = "given"
     """How the answer ended: the model stopped, it reached the length limit, or it was not
     sampled."""
 
     def __post_init__(self) -> None:
         lengths = (len(self.token_ids), len(self.mask), len(self.old_logprob))
+        # Everything downstream indexes the three lists by the same position.
         if len(set(lengths)) != 1:
             raise DataError(
                 f"token_ids, mask and old_logprob must be aligned, got lengths {lengths}"

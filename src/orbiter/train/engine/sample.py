@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from orbiter.train.engine.branches import Branches
+from orbiter.train.engine.encoding import texts_of_answers
 from orbiter.train.engine.forward.generic import Decoder
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
@@ -191,16 +192,18 @@ def _as_rollouts(
     rollouts = []
     lengths, stopped = drawn.length.tolist(), drawn.stopped.tolist()
     token_ids, logprobs = drawn.token_ids.tolist(), drawn.logprob.tolist()
+    answers = [of_row[:length] for of_row, length in zip(token_ids, lengths, strict=True)]
+    texts = texts_of_answers(policy.tokenizer, answers, stops=policy.stop_token_ids)
     for row, length in enumerate(lengths):
-        prompt, answer = list(prompts[row // n]), token_ids[row][:length]
-        text = policy.tokenizer.decode(answer, skip_special_tokens=True)
+        prompt, answer = list(prompts[row // n]), answers[row]
         rollouts.append(
             Rollout(
                 token_ids=prompt + answer,
                 mask=[False] * len(prompt) + [True] * length,
                 old_logprob=[0.0] * len(prompt) + logprobs[row][:length],
                 prompt_length=len(prompt),
-                text=text,
+                text=texts[row].text,
+                raw_text=texts[row].raw,
                 finish_reason="stop" if stopped[row] else "length",
             )
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orbiter.train.engine.config import OnLongPrompt
@@ -37,6 +37,11 @@ def as_items(dataset: object) -> list[TrajectoryItem]:
     if not items:
         raise DataError("the data set is empty: there is nothing to learn from")
     return items
+
+
+def read_once(dataset: object) -> object:
+    """Return a data set that can be read repeatedly: an iterator becomes a list."""
+    return list(dataset) if isinstance(dataset, Iterator) else dataset
 
 
 def _as_item(entry: object, index: int) -> TrajectoryItem:

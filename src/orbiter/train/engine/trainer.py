@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
-from orbiter.train.engine.tasks import Tasks, as_items, make_tasks
+from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
 from orbiter.train.progress import Progress, make_progress
@@ -25,6 +25,7 @@ from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.engine.models.export import Card
+    from orbiter.train.engine.models.outline import Outline
     from orbiter.train.engine.plan import TrainPlan, Workload
     from orbiter.train.engine.policy import Policy
     from orbiter.train.engine.session import Session
@@ -108,7 +109,13 @@ class ModelTrainer(Trainer):
             self._items_to_train_on(),
             held_out=0 if self.eval_dataset is None else len(as_items(self.eval_dataset)),
             system=self.system_prompt,
+            lengths=self._lengths,
         )
+
+    def _lengths(self, outline: Outline, items: Sequence[TrajectoryItem]) -> list[int] | None:
+        """Return the tokens of each sequence to train on; None if prompts are answered instead."""
+        del outline, items
+        return None
 
     def _workload(self) -> Workload:
         """Return the work that one step requires of the model."""
@@ -130,8 +137,10 @@ class ModelTrainer(Trainer):
             raise DataError(
                 "there is no data set; pass one to train(), or as dataset= to the constructor"
             )
+        self.dataset = read_once(self.dataset)
         as_items(self.dataset)
         if self.eval_dataset is not None:
+            self.eval_dataset = read_once(self.eval_dataset)
             as_items(self.eval_dataset)
         return True
 

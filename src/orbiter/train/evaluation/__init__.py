@@ -1,4 +1,4 @@
-"""Scores with their uncertainty: bootstrap intervals, paired comparison and pass@k."""
+"""Scores with their uncertainty: intervals, paired comparison and pass@k."""
 
 from orbiter.train.evaluation.interval import Interval, mean_interval, paired_difference
 from orbiter.train.evaluation.pass_at_k import pass_at_k

@@ -30,7 +30,7 @@ class Scores:
         return self.interval().mean
 
     def interval(self, *, confidence: float = 0.95, seed: int = 0) -> Interval:
-        """Return the mean with its bootstrap interval: see `mean_interval`."""
+        """Return the mean with its interval: see `mean_interval`."""
         return mean_interval(self.values, confidence=confidence, seed=seed)
 
     def __len__(self) -> int:

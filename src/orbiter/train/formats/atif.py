@@ -1,4 +1,4 @@
-"""Reads the Agent Trajectory Interchange Format (ATIF) 1.4 to 1.7 and writes 1.7.
+"""Reads the Agent Trajectory Interchange Format (ATIF) 1.4 to 1.8 and writes 1.7.
 
 A file holds one trajectory (`.json`), an array of them, or one per line (`.jsonl`).
 """
@@ -72,7 +72,7 @@ _VERSION = re.compile(rb'"schema_version"\s*:\s*"ATIF-v1\.')
 
 FORMAT = Format(
     name="atif",
-    about="Agent Trajectory Interchange Format: reads 1.4 to 1.7, writes 1.7",
+    about="Agent Trajectory Interchange Format: reads 1.4 to 1.8, writes 1.7",
     suffixes=(".json", ".jsonl"),
     survives=frozenset(NAMES),
     detect=detect,

@@ -1,4 +1,4 @@
-"""Converts trajectories of the Agent Trajectory Interchange Format (1.4 to 1.7) to items.
+"""Converts trajectories of the Agent Trajectory Interchange Format (1.4 to 1.8) to items.
 
 A step of the agent is an item, unless it is context copied from elsewhere or was made without a
 model (`llm_call_count` 0): then it is only part of the chat that later steps saw. Data that this
@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import as_json
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
@@ -21,7 +21,7 @@ from orbiter.train.tracing.times import time_of
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import NAMES
 
-VERSIONS = tuple(f"ATIF-v1.{minor}" for minor in range(8))
+VERSIONS = tuple(f"ATIF-v1.{minor}" for minor in range(9))
 """The versions that are read; 1.0 to 1.3 are 1.4 without a few fields."""
 OURS = "orbiter_train"
 """The entry of `extra` that holds data for which the format has no field."""

@@ -7,7 +7,7 @@ not be read back exactly is stored in `extra` as well, so that nothing is lost. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,7 +82,9 @@ def _steps(messages: Sequence[Message], items: Mapping[int, TrajectoryItem]) -> 
     number = 0
     for place, message in enumerate(messages):
         if message.get("role") == "tool" and step.get("source") == "agent":
-            step.setdefault("observation", {"results": []})["results"].append(_result(message))
+            made = {call["tool_call_id"] for call in step.get("tool_calls", ())}
+            result = _result(message, made)
+            step.setdefault("observation", {"results": []})["results"].append(result)
             continue
         if step:
             yield step
@@ -109,9 +111,10 @@ def _step(message: Message) -> Step:
     return _keep_message(step, message, message_of(step))
 
 
-def _result(message: Message) -> Step:
+def _result(message: Message, made: Set[str]) -> Step:
+    """Return a tool's message as a result; it may name only a call made in the same step."""
     result: Step = {"content": _content(message.get("content"))}
-    if isinstance(call := message.get("tool_call_id"), str):
+    if isinstance(call := message.get("tool_call_id"), str) and call in made:
         result["source_call_id"] = call
     return _keep_message(result, message, result_of(result))
 
@@ -144,7 +147,15 @@ def _is_part(part: object) -> bool:
         return False
     if part.keys() == {"type", "text"}:
         return part["type"] == "text" and isinstance(part["text"], str)
-    return part.keys() == {"type", "source"} and part["type"] == "image"
+    source = part.get("source")
+    return (
+        part.keys() == {"type", "source"}
+        and part["type"] == "image"
+        and isinstance(source, Mapping)
+        and source.keys() == {"media_type", "path"}
+        and source["media_type"] in _IMAGES
+        and isinstance(source["path"], str)
+    )
 
 
 def _tell(step: Step, item: TrajectoryItem) -> None:
@@ -187,4 +198,5 @@ def _same(one: object, other: object) -> bool:
     return fields.encode_sorted(one) == fields.encode_sorted(other)
 
 
+_IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _YEAR_9999 = 253_370_764_800.0

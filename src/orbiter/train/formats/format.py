@@ -6,7 +6,7 @@ what the format could not store. Not here: the list of formats (`registry.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,6 +37,8 @@ class ExportReport:
     """For each field that the format cannot store, the number of items that had a value in it."""
     path: Path | None = None
     """The file that was written; None for a result in memory."""
+    details: Sequence[str] = ()
+    """One line for each record that was left out as a whole, and why."""
 
     def __str__(self) -> str:
         where = f" to {self.path}" if self.path is not None else ""
@@ -44,7 +46,11 @@ class ExportReport:
         if not self.left_out:
             return f"{said}; nothing left out"
         fields = ", ".join(f"{name} ({count})" for name, count in sorted(self.left_out.items()))
-        return f"{said}; left out, with how many items had it: {fields}"
+        lines = [f"{said}; left out, with how many items had it: {fields}"]
+        lines += [f"left out: {detail}" for detail in self.details[:_SHOWN]]
+        if len(self.details) > _SHOWN:
+            lines.append(f"and {len(self.details) - _SHOWN} more")
+        return "\n".join(lines)
 
 
 Row = Mapping[str, Any]
@@ -104,5 +110,7 @@ class Format:
     """How one object of the file maps to items, if the file is a sequence of objects."""
 
 
+_SHOWN = 20
+"""The number of details in a report's text."""
 HEAD = 64 * 1024
 """The number of bytes of a file that detection looks at."""

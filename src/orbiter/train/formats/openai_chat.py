@@ -4,14 +4,19 @@
 
 An answer with `"weight": 0` is context and not to be learned: it makes no item. Answers in the
 history that belong to no item are written with that weight. Other keys of a line, such as those
-for a grader in reinforcement fine-tuning, go to the metadata. Not here: preferences
-(`openai_dpo.py`).
+for a grader in reinforcement fine-tuning, go to the metadata.
+
+Rows of other tools that store a chat in `messages` are read too: Anthropic's blocks, and what
+LLaMA-Factory and ms-swift put beside it: `label` or `kto_tag` (true or false) is the reward of the
+last answer, and `rejected_response` or `rejected_messages` is a worse answer in its place. Not
+here: preferences (`openai_dpo.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from orbiter.train.chat.conversation import (
     CARRIED,
@@ -20,16 +25,32 @@ from orbiter.train.chat.conversation import (
     items_of,
     note,
 )
-from orbiter.train.chat.message import Message, check_messages, tools_in
-from orbiter.train.chat.tool_calls import calls_with_text
+from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
+from orbiter.train.formats.chats import (
+    TAG,
+    Prompt,
+    answer_in,
+    answered,
+    learned,
+    messages_in,
+    openai_message,
+    says_nothing,
+    tag_in,
+    tools_in,
+    unset_free,
+    used,
+)
 from orbiter.train.formats.format import Built, Column, Row, Rows
 from orbiter.train.formats.rows import row_format
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
 _CARRIED = CARRIED | {"metadata.parallel_tool_calls"}
-_OWN = ("messages", "tools")
+TOOLS = ("tools", "functions")
+"""Columns that hold the tools; the second is the old name."""
+_WORSE = ("rejected_response", "rejected_messages")
+"""Columns of ms-swift that hold a worse answer."""
 COLUMNS: Mapping[str, Column] = {
     "messages": "objects",
     "tools": "objects",
@@ -49,14 +70,49 @@ def claims(row: Row) -> float:
 
 def parse(row: Row, where: str) -> Iterator[TrajectoryItem]:
     """Yield the items of a conversation."""
-    messages = check_messages(row.get("messages"))
-    return items_of(
-        [openai_message(message) for message in messages],
-        tools=tools_in(row.get("tools")),
-        answers=learned(messages),
-        episode_id=where,
-        metadata=unset_free(row, _OWN),
+    messages = messages_in(row)
+    worse = next((name for name in _WORSE if row.get(name)), None)
+    if worse is not None:
+        return _pair(row, messages, worse, where)
+    return chat_items(
+        messages,
+        row,
+        where,
+        known=used(row, messages, "messages", *TOOLS),
+        tag="label" if isinstance(row.get("label"), bool) else TAG,
     )
+
+
+def chat_items(
+    messages: list[dict[str, Any]], row: Row, where: str, *, known: frozenset[str], tag: str
+) -> Iterator[TrajectoryItem]:
+    """Yield the items of a whole chat; the last gets the reward that the row's tag says.
+
+    Args:
+        messages: The chat, with weights.
+        row: The row that it is from.
+        where: The row's file and line.
+        known: Columns that do not go to the metadata, besides the tag.
+        tag: The column that says whether the last answer is good.
+
+    Raises:
+        DataError: a weight, the tools or the tag is wrong, or an answer tagged as good is empty.
+    """
+    reward = tag_in(row, tag)
+    answers = learned(messages)
+    if reward is not None:
+        _check_tagged(messages, tag, reward)
+    items = list(
+        items_of(
+            [openai_message(message) for message in messages],
+            tools=tools_in(row),
+            answers=answers,
+            episode_id=where,
+            metadata=unset_free(row, known if reward is None else known | {tag}),
+        )
+    )
+    yield from items[:-1]
+    yield items[-1] if reward is None else replace(items[-1], reward=reward)
 
 
 def build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
@@ -73,41 +129,41 @@ def build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
         yield Built(row, len(chat.items))
 
 
-def learned(messages: Sequence[Message]) -> frozenset[int]:
-    """Return the indices of the messages that are to be learned.
-
-    Raises:
-        DataError: a weight is neither 0 nor 1.
-    """
-    for place, message in enumerate(messages):
-        if (weight := message.get("weight")) not in (None, 0, 1):
-            raise DataError(f"messages[{place}]: weight must be 0 or 1, got {weight!r}")
-    return frozenset(place for place, message in enumerate(messages) if message.get("weight") != 0)
-
-
 def weighted(chat: Conversation) -> list[dict[str, Any]]:
     """Return the messages of a chat; answers that belong to no item get weight 0."""
     answers = set(chat.answers)
     return [
         {**_unweighted(message), "weight": 0}
-        if message["role"] == "assistant" and place not in answers
+        if message["role"] == "assistant" and index not in answers
         else _unweighted(message)
-        for place, message in enumerate(chat.messages)
+        for index, message in enumerate(chat.messages)
     ]
 
 
-def openai_message(message: Message) -> dict[str, Any]:
-    """Return a message as items store it: OpenAI tool calls, no weight, no unset fields."""
-    kept = {key: value for key, value in message.items() if key == "content" or value is not None}
-    kept.pop("weight", None)
-    if calls := kept.pop("tool_calls", None):
-        kept["tool_calls"] = calls_with_text(cast("list[Message]", calls))
-    return kept
+def _pair(
+    row: Row, messages: list[dict[str, Any]], worse: str, where: str
+) -> Iterator[TrajectoryItem]:
+    """Yield the items of a chat's last answer, and of the worse one in its place."""
+    if messages[-1]["role"] != "assistant":
+        raise DataError(f"messages must end with the answer that is better than {worse}")
+    chat: list[Message] = [openai_message(message) for message in messages]
+    prompt = Prompt(chat[:-1], used(row, messages, "messages"))
+    for name, answer, reward in (
+        ("messages", chat[-1:], 1.0),
+        (worse, answer_in(row[worse], worse), 0.0),
+    ):
+        if reward and says_nothing(answer[-1]):
+            raise DataError("the last of messages is empty, but the row calls it a good answer")
+        rest = {**row, "reward": reward}
+        yield from answered(prompt, answer, rest, f"{where}:{name}", known=_WORSE)
 
 
-def unset_free(row: Row, known: Container[str]) -> dict[str, Any]:
-    """Return the columns that are set and not in `known`; they go to the metadata."""
-    return {key: value for key, value in row.items() if key not in known and value is not None}
+def _check_tagged(messages: list[dict[str, Any]], tag: str, reward: float) -> None:
+    last = messages[-1]
+    if last["role"] != "assistant":
+        raise DataError(f"{tag} is about the last answer, but the chat ends with {last['role']}")
+    if reward and says_nothing(last):
+        raise DataError(f"the last answer is empty, but {tag} calls it good")
 
 
 def _unweighted(message: Message) -> dict[str, Any]:

@@ -10,20 +10,27 @@ The file says which answer is better but not by how much, so the answers get rew
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from orbiter.train.chat.conversation import CARRIED, answer_of, items_of, prompt_of
-from orbiter.train.chat.message import Message, check_messages, tools_in
+from orbiter.train.chat.conversation import CARRIED, answer_of, prompt_of
+from orbiter.train.chat.normalise import normal_messages
 from orbiter.train.errors import DataError
+from orbiter.train.formats.chats import (
+    SCALARS,
+    Prompt,
+    answer_in,
+    answered,
+    openai_message,
+    unset_free,
+)
 from orbiter.train.formats.format import Built, Row, Rows
-from orbiter.train.formats.openai_chat import openai_message, unset_free
 from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl_preference import in_pairs
+from orbiter.train.json_files import fields
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
-_NAMES = {
+_SIDES = {
     "preferred_output": 1.0,
     "preferred_completion": 1.0,
     "non_preferred_output": 0.0,
@@ -34,29 +41,23 @@ _CARRIED = (CARRIED - {"metadata.messages_after"}) | {"metadata.parallel_tool_ca
 
 
 def _claims(row: Row) -> float:
-    return 1.0 if "input" in row and len(_NAMES.keys() & row.keys()) == 2 else 0.0
+    return 1.0 if "input" in row and len(_SIDES.keys() & row.keys()) == 2 else 0.0
 
 
 def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
     given = row.get("input")
     if not isinstance(given, Mapping):
-        raise DataError("input must be an object with messages")
-    prompt = [openai_message(m) for m in check_messages(given.get("messages"), "input.messages")]
-    known = {**unset_free(row, {"input", *_NAMES}), **unset_free(given, {"messages", "tools"})}
-    sides = [name for name in _NAMES if name in row]
-    if [_NAMES[name] for name in sides] != [1.0, 0.0]:
+        raise DataError(f"input must be an object with messages, got {fields.shown(given)}")
+    asked = normal_messages(given.get("messages"), "input.messages")
+    chat = [openai_message(message) for message in asked]
+    prompt = Prompt(chat, frozenset())
+    sides = [name for name in _SIDES if name in row]
+    if [_SIDES[name] for name in sides] != [1.0, 0.0]:
         raise DataError("expected one preferred_output and one non_preferred_output")
+    beside = unset_free(row, {"input", *_SIDES, *SCALARS}) | unset_free(given, {"messages"})
     for name in sides:
-        answer: list[Message] = [openai_message(m) for m in check_messages(row[name], name)]
-        places = range(len(prompt), len(prompt) + len(answer))
-        for item in items_of(
-            [*prompt, *answer],
-            tools=tools_in(given.get("tools")),
-            answers=places,
-            episode_id=f"{where}:{name}",
-            metadata=known,
-        ):
-            yield replace(item, reward=_NAMES[name])
+        answer = answer_in(row[name], name, is_good=_SIDES[name] == 1.0)
+        yield from answered(prompt, answer, {**beside, "reward": _SIDES[name]}, f"{where}:{name}")
 
 
 def _build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:

@@ -1,16 +1,18 @@
-"""The formats of our own record: JSON, JSON lines and CSV."""
+"""The formats of our own record: JSON, JSON lines, CSV, and the journal of a data set."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from orbiter.train.errors import DataError, did_you_mean
+from orbiter.train.errors import DataError, StorageError, did_you_mean
 from orbiter.train.formats.format import Built, ExportReport, Format, Row, Rows
 from orbiter.train.json_files.records import first_object
 from orbiter.train.json_files.source import BOM, Source
-from orbiter.train.trajectory import csv_files, files
+from orbiter.train.trajectory import TrajectoryDataset, csv_files, files
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
+from orbiter.train.trajectory.journal import is_journal, read_journal
 from orbiter.train.trajectory.left_out import Left
 
 REQUIRED = ("state", "action", "reward")
@@ -36,6 +38,26 @@ def _writer(
     export: Callable[[Iterable[TrajectoryItem], Path], int],
 ) -> Callable[[Iterable[TrajectoryItem], Path], ExportReport]:
     return lambda items, path: ExportReport(export(items, path), {}, path)
+
+
+def _write_journal(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
+    """Write a new journal; an existing one may be in use, so it is never replaced."""
+    if path.exists():
+        raise StorageError(f"{path} exists already; write a new journal to another path")
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with TrajectoryDataset(path=staged) as dataset:
+            for item in items:
+                dataset.capture(item)
+        staged.rename(path)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        staged.unlink(missing_ok=True)
+        staged.with_name(staged.name + ".lock").unlink(missing_ok=True)
+    return ExportReport(len(dataset) + len(dataset.waiting), {}, path)
 
 
 def _is_item(head: bytes) -> bool:
@@ -119,4 +141,13 @@ CSV = Format(
     detect=lambda head, _: float(_is_table(head)),
     read=_read_csv,
     write=_writer(_export_csv),
+)
+JOURNAL = Format(
+    name="journal",
+    about="the journal of a data set or of the proxy; can be read while it is being written",
+    suffixes=(".journal",),
+    survives=frozenset(NAMES),
+    detect=lambda head, _: float(is_journal(head)),
+    read=read_journal,
+    write=_write_journal,
 )

@@ -25,6 +25,7 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "jsonl": ("own", "JSONL"),
     "json": ("own", "JSON"),
     "csv": ("own", "CSV"),
+    "journal": ("own", "JOURNAL"),
     "parquet": ("parquet", "FORMAT"),
     "datasets": ("hf_datasets", "FORMAT"),
     "openai-chat": ("openai_chat", "FORMAT"),
@@ -34,6 +35,7 @@ _HOMES: Mapping[str, tuple[str, str]] = {
     "trl-preference": ("trl_preference", "PREFERENCE"),
     "trl-unpaired": ("trl_preference", "UNPAIRED"),
     "sharegpt": ("sharegpt", "FORMAT"),
+    "alpaca": ("alpaca", "FORMAT"),
     "verl": ("verl_rows", "FORMAT"),
     "atif": ("atif", "FORMAT"),
     "otel": ("traces", "OTEL"),
@@ -52,7 +54,13 @@ _HOMES: Mapping[str, tuple[str, str]] = {
 NAMES = tuple(_HOMES)
 """The names of all formats."""
 
-_BY_SUFFIX = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_BY_SUFFIX = {
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".journal": "journal",
+}
 """The format to write if none is given: our own record, in the form that the suffix names."""
 
 

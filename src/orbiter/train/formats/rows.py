@@ -33,7 +33,7 @@ def row_format(name: str, *, about: str, survives: frozenset[str], rows: Rows) -
             for built in rows.build(items, left):
                 file.write(encode_record(built.row))
                 written += built.items
-        return ExportReport(written, left, path)
+        return ExportReport(written, left, path, tuple(left.details))
 
     return Format(
         name=name,

@@ -4,99 +4,136 @@
      "system": "...", "tools": "[...]"}
 
 A tool call is a turn from `function_call` whose value is JSON, a list if there are several calls.
-Results are turns from `observation`, with several results in one turn, since roles must alternate.
-Reasoning comes before an answer in `<think>`. Anything else (names, texts next to calls) is stored
-in the turn under its name in OpenAI's messages, which other readers ignore.
+Results are turns from `observation`. Reasoning comes before an answer in `<think>`. Anything else
+(names, texts next to calls) is stored in the turn under its name in OpenAI's messages, which other
+readers ignore.
+
+LLaMA-Factory reads a row only if questions (human, observation) and answers (gpt, function_call)
+alternate, from a question to an answer. So messages in a row that are of the same kind share a
+turn, and messages after the last answer are in a separate column; both are read back as they
+were. A conversation that cannot alternate is left out and reported, because LLaMA-Factory would
+skip it. Its preference data is read as well: `chosen` and `rejected`, or `kto_tag`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from orbiter.train.chat.conversation import CARRIED, Conversation, conversations, items_of, note
-from orbiter.train.chat.message import Message, check_messages, text_of, tools_in
+from orbiter.train.chat.conversation import CARRIED, Conversation, conversations, note
+from orbiter.train.chat.foreign_calls import OpenCalls
+from orbiter.train.chat.message import Message, text_of
 from orbiter.train.chat.tool_calls import (
     arguments_of,
     as_json,
     calls_with_objects,
     calls_with_text,
+    input_of,
+    name_of,
 )
-from orbiter.train.errors import DataError
+from orbiter.train.formats.chats import AFTER, JOINED, RESULT_IDS, TAG, turn_in, turns_in, used
 from orbiter.train.formats.format import Built, Row, Rows
-from orbiter.train.formats.openai_chat import learned, openai_message, unset_free
+from orbiter.train.formats.openai_chat import TOOLS, chat_items
 from orbiter.train.formats.rows import row_format
-from orbiter.train.json_files import fields
-from orbiter.train.json_files.records import decode_json
+from orbiter.train.formats.trl_preference import SIDES, parse_pair
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "tool": "tool",
-    "system": "system",
+TEXT_BESIDE_CALL = "text beside a call, which LLaMA-Factory does not read"
+NOT_TEXT = "content that is not text"
+UNWEIGHTED = "weight 0 of an answer, which LLaMA-Factory learns all the same"
+_FROM = {"user": "human", "assistant": "gpt", "tool": "observation", "developer": "system"}
+_QUESTIONS = ("human", "observation")
+_OUT_OF_TURN = {
+    "human": "a user turn after a tool result",
+    "observation": "a tool result after a user turn",
+    **dict.fromkeys(("gpt", "function_call"), "two answers in a row"),
 }
-_FROM = {"user": "human", "assistant": "gpt", "tool": "observation", "system": "system"}
-_OWN = ("from", "value", "weight", "tool_call_ids")
+"""What is wrong if a turn follows one of its own kind, by its speaker."""
 
 
 def _claims(row: Row) -> float:
     return 0.97 if "conversations" in row else 0.0
 
 
-def _parse(row: Row, where: str) -> Iterator[TrajectoryItem]:
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise DataError(f"conversations must be a list of objects, got {fields.shown(turns)}")
-    messages: list[dict[str, Any]] = []
-    if system := row.get("system"):
-        messages.append({"role": "system", "content": system})
-    ids = _Ids()
-    for place, turn in enumerate(turns):
-        try:
-            messages += _messages(turn, ids)
-        except DataError as error:
-            raise DataError(f"conversations[{place}]: {error}") from error
-    tools = tools_in(row.get("tools"))
-    return items_of(
-        [openai_message(message) for message in check_messages(messages)],
-        tools=[_wrapped(tool) for tool in tools] if tools else None,
-        answers=learned(messages),
-        episode_id=where,
-        metadata=unset_free(row, ("conversations", "system", "tools")),
-    )
+def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
+    if any(row.get(side) is not None for side in SIDES):
+        return parse_pair(row, where)
+    messages = turns_in(row)
+    known = used(row, messages, "conversations", AFTER, *TOOLS)
+    tag = "label" if isinstance(row.get("label"), bool) else TAG
+    return chat_items(messages, row, where, known=known, tag=tag)
 
 
 def _build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
     for chat in conversations(items):
+        row = _row(chat)
+        if problem := _problem(chat, row["conversations"]):
+            _leave_out(left, chat, problem)
+            continue
         for item in chat.items:
             note(left, item)
-        yield Built(_row(chat), len(chat.items))
+        _note_unread(left, chat)
+        yield Built(row, len(chat.items))
 
 
 def _row(chat: Conversation) -> dict[str, Any]:
     row: dict[str, Any] = {"conversations": []}
     if chat.tools:
         row["tools"] = as_json(list(chat.tools))
+    end = chat.answers[-1] + 1 if chat.answers else len(chat.messages)
     start = 0
-    if chat.messages and _is_plain_system(chat.messages[0]):
+    if _is_plain_system(chat.messages[0]):
         row["system"] = chat.messages[0]["content"]
         start = 1
-    ids, answers = _Ids(), set(chat.answers)
-    while start < len(chat.messages):
-        end = _end_of_results(chat.messages, start)
-        turn = _turn(chat.messages[start:end], ids)
+    calls, answers = OpenCalls(), set(chat.answers)
+    while start < end:
+        next_start = _end_of_turn(chat.messages[:end], start)
+        turn = _turn(chat.messages[start:next_start], calls)
         if chat.messages[start]["role"] == "assistant" and start not in answers:
             turn["weight"] = 0
         row["conversations"].append(turn)
-        start = end
+        start = next_start
+    if end < len(chat.messages):
+        row[AFTER] = [_without_weight(message) for message in chat.messages[end:]]
     return row
+
+
+def _problem(chat: Conversation, turns: Sequence[Message]) -> str:
+    """Return why LLaMA-Factory would skip a conversation; "" if it reads it."""
+    if not chat.answers:
+        return "no answer to learn"
+    asked = [turn["from"] for turn in turns]
+    if asked and asked[0] == "system":
+        asked = asked[1:]
+    for index, speaker in enumerate(asked):
+        if speaker == "system":
+            return "a system message that is not the first"
+        if (speaker in _QUESTIONS) != (index % 2 == 0):
+            return _OUT_OF_TURN[speaker] if index else "an answer at the beginning"
+    return ""
+
+
+def _leave_out(left: Left, chat: Conversation, problem: str) -> None:
+    left[f"items of conversations that LLaMA-Factory skips: {problem}"] += len(chat.items)
+    first = chat.items[0]
+    episode = "" if first.episode_id is None else f" of episode {first.episode_id}"
+    left.details.append(
+        f"{problem}: the conversation with {len(chat.items)} items from item {first.id}{episode}"
+    )
+
+
+def _note_unread(left: Left, chat: Conversation) -> None:
+    """Count what LLaMA-Factory does not read, although it reads the conversation."""
+    answers = set(chat.answers)
+    for index, message in enumerate(chat.messages):
+        if message.get("tool_calls") and text_of(message.get("content")):
+            left[TEXT_BESIDE_CALL] += 1
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+            left[NOT_TEXT] += 1
+        if message["role"] == "assistant" and index not in answers and index < chat.answers[-1]:
+            left[UNWEIGHTED] += 1
 
 
 def _is_plain_system(message: Message) -> bool:
@@ -107,12 +144,12 @@ def _is_plain_system(message: Message) -> bool:
     )
 
 
-def _end_of_results(messages: Sequence[Message], start: int) -> int:
-    """Return the end of the results that can share a turn with the message at `start`."""
-    end = start
-    while end < len(messages) and _is_plain_result(messages[end]):
+def _end_of_turn(messages: Sequence[Message], start: int) -> int:
+    """Return the end of the messages that share a turn with the one at `start`."""
+    role, end = messages[start]["role"], start + 1
+    while role in ("user", "tool") and end < len(messages) and messages[end]["role"] == role:
         end += 1
-    return max(end, start + 1)
+    return end
 
 
 def _is_plain_result(message: Message) -> bool:
@@ -120,115 +157,47 @@ def _is_plain_result(message: Message) -> bool:
     return known and isinstance(message["content"], str) and bool(message["tool_call_id"])
 
 
-def _turn(messages: Sequence[Message], ids: _Ids) -> dict[str, Any]:
-    """Return a message, or the results of several calls, as a turn that is read back unchanged."""
-    if len(messages) > 1:
-        ids.take(len(messages))
-        return {
-            "from": "observation",
-            "value": as_json([message["content"] for message in messages]),
-            "tool_call_ids": [message["tool_call_id"] for message in messages],
-        }
-    message = _tidy(messages[0])
-    calls = message.get("tool_calls") or []
+def _turn(messages: Sequence[Message], calls: OpenCalls) -> dict[str, Any]:
+    """Return messages of one kind as a turn that is read back unchanged."""
+    if len(messages) == 1:
+        return _single_turn(_tidy(messages[0]), calls)
+    texts = [text_of(message.get("content")) for message in messages]
+    if messages[0]["role"] == "user":
+        joined = [dict(message) for message in messages]
+        return {"from": "human", "value": "\n\n".join(texts), JOINED: joined}
+    calls.take(len(messages))
+    turn: dict[str, Any] = {"from": "observation", "value": as_json(texts)}
+    if all(map(_is_plain_result, messages)):
+        return turn | {RESULT_IDS: [message["tool_call_id"] for message in messages]}
+    return turn | {JOINED: [dict(message) for message in messages]}
+
+
+def _single_turn(message: dict[str, Any], calls: OpenCalls) -> dict[str, Any]:
+    made = message.get("tool_calls") or []
     role = str(message["role"])
-    said = as_json(_spoken(calls, ids)) if calls else text_of(message.get("content"))
+    value = as_json(_spoken(made, calls)) if made else text_of(message.get("content"))
     thought = message.get("reasoning_content")
     if isinstance(thought, str) and "</think>" not in thought:
-        said = f"<think>\n{thought}\n</think>\n\n{said}"
-    turn = {"from": "function_call" if calls else _FROM.get(role, role), "value": said}
-    (back,) = _messages(turn, ids)
+        value = f"<think>\n{thought}\n</think>\n\n{value}"
+    turn = {"from": "function_call" if made else _FROM.get(role, role), "value": value}
+    (back,) = turn_in(turn, calls, "turn")
     back = _tidy(back)
     turn.update({key: value for key, value in message.items() if back.get(key) != value})
     turn.update(dict.fromkeys(back.keys() - message.keys(), ""))
     return turn
 
 
-def _spoken(calls: Sequence[Message], ids: _Ids) -> object:
+def _spoken(made: Sequence[Message], calls: OpenCalls) -> object:
+    """Return calls as LLaMA-Factory reads them: each with a name and arguments."""
     spoken = []
-    for call, made in zip(calls, ids.coming(len(calls)), strict=True):
-        told = call.get("function")
-        function = told if isinstance(told, Mapping) else {}
-        said = {"name": function.get("name"), "arguments": arguments_of(function.get("arguments"))}
-        spoken.append(said if call.get("id") == made else {**said, "id": call.get("id")})
-    spoken = [{k: v for k, v in said.items() if v is not None} for said in spoken]
+    for call, coming in zip(made, calls.coming(len(made)), strict=True):
+        said = {
+            "name": name_of(call) or str(call.get("type") or "tool"),
+            "arguments": arguments_of(input_of(call)),
+        }
+        given = call.get("id")
+        spoken.append(said if given is None or given == coming else {**said, "id": given})
     return spoken if len(spoken) > 1 else spoken[0]
-
-
-class _Ids:
-    """Assigns ids to calls that have none, and matches results with the calls they answer."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._open: list[str] = []
-
-    def coming(self, count: int) -> list[str]:
-        """Return the ids that the next calls will get."""
-        return [f"call_{self._count + index}" for index in range(count)]
-
-    def give(self, calls: list[dict[str, Any]]) -> None:
-        """Assign ids to the calls of a turn, which the next results answer in order."""
-        for call, made in zip(calls, self.coming(len(calls)), strict=True):
-            call.setdefault("id", made)
-        self._count += len(calls)
-        self._open = [str(call["id"]) for call in calls]
-
-    def take(self, count: int) -> list[str]:
-        """Return the ids of the calls that the next results answer."""
-        taken, self._open = self._open[:count], self._open[count:]
-        return taken
-
-
-def _messages(turn: Message, ids: _Ids) -> list[dict[str, Any]]:
-    """Return the messages of a turn: one, or one per result."""
-    if "from" not in turn and "role" in turn:
-        return [dict(turn)]
-    speaker, value = turn.get("from"), turn.get("value")
-    if not isinstance(speaker, str):
-        raise DataError(f"from must be a text, got {fields.shown(speaker)}")
-    if not isinstance(value, str):
-        raise DataError(f"value must be a text, got {fields.shown(value)}")
-    several = turn.get("tool_call_ids")
-    if speaker == "observation" and isinstance(several, list):
-        return _results(value, several, ids)
-    message: dict[str, Any] = {"role": _ROLES.get(speaker, speaker), "content": value}
-    if message["role"] == "assistant" and (thought := _THOUGHT.match(value)):
-        message["reasoning_content"], message["content"] = thought[1], value[thought.end() :]
-    if speaker == "function_call":
-        message["tool_calls"] = _calls(message["content"], ids)
-        message["content"] = None
-    if message["role"] == "tool" and (taken := ids.take(1)):
-        message["tool_call_id"] = taken[0]
-    told = {key: turn[key] for key in turn if key not in _OWN and turn[key] is not None}
-    said = {
-        key: value for key, value in (message | told).items() if value != "" or key == "content"
-    }
-    return [said if turn.get("weight") is None else {**said, "weight": turn["weight"]}]
-
-
-def _results(value: str, several: list[object], ids: _Ids) -> list[dict[str, Any]]:
-    contents = decode_json(value)
-    ids.take(len(several))
-    if not isinstance(contents, list) or len(contents) != len(several):
-        raise DataError("value must be a list with a result for each of tool_call_ids")
-    return [
-        {"role": "tool", "content": content, "tool_call_id": made}
-        for content, made in zip(contents, several, strict=True)
-    ]
-
-
-def _calls(value: str, ids: _Ids) -> list[dict[str, Any]]:
-    spoken = decode_json(value)
-    made = spoken if isinstance(spoken, list) else [spoken]
-    if not made or not all(isinstance(call, dict) for call in made):
-        raise DataError(f"value must be a call, or a list of calls, got {fields.shown(value)}")
-    calls = []
-    for call in made:
-        named = {"id": call["id"]} if call.get("id") is not None else {}
-        function = {key: call[key] for key in ("name", "arguments") if key in call}
-        calls.append({**named, "type": "function", "function": function})
-    ids.give(calls)
-    return calls_with_text(calls)
 
 
 def _tidy(message: Message) -> dict[str, Any]:
@@ -239,12 +208,11 @@ def _tidy(message: Message) -> dict[str, Any]:
     return tidy
 
 
-def _wrapped(tool: Message) -> Message:
-    """Return a tool in OpenAI's form; LLaMA-Factory's files contain only the function."""
-    return tool if "name" not in tool else {"type": "function", "function": tool}
+def _without_weight(message: Message) -> dict[str, Any]:
+    """Return a message that is not to be learned."""
+    return {**message, "weight": 0} if message["role"] == "assistant" else dict(message)
 
 
-_THOUGHT = re.compile(r"<think>\n(.*?)\n</think>\n\n", re.DOTALL)
 FORMAT = row_format(
     "sharegpt",
     about="ShareGPT, as LLaMA-Factory 0.9 reads it",
@@ -253,6 +221,11 @@ FORMAT = row_format(
         claims=_claims,
         parse=_parse,
         build=_build,
-        columns={"conversations": "objects", "system": "text", "tools": "text"},
+        columns={
+            "conversations": "objects",
+            "system": "text",
+            "tools": "text",
+            AFTER: "objects",
+        },
     ),
 )

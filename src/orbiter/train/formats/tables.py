@@ -25,7 +25,8 @@ FOREIGN = (
 )
 """The errors that table readers raise on a damaged file (pyarrow's errors are among them)."""
 
-IN_TABLES = ("jsonl", *(name for name in NAMES if name.startswith(("openai", "trl", "sharegpt"))))
+_ROW_FORMATS = ("openai", "trl", "sharegpt", "alpaca")
+IN_TABLES = ("jsonl", *(name for name in NAMES if name.startswith(_ROW_FORMATS)))
 """The formats whose rows can be in a table, our own first."""
 
 

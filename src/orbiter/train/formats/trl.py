@@ -11,51 +11,26 @@ labels. Not here: preferences (`trl_preference.py`).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from orbiter.train.chat.conversation import (
-    CARRIED,
-    answer_of,
-    conversations,
-    items_of,
-    note,
-    prompt_of,
-)
-from orbiter.train.chat.message import Message, check_messages, tools_in
+from orbiter.train.chat.conversation import CARRIED, answer_of, conversations, note, prompt_of
+from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import calls_with_objects
 from orbiter.train.errors import DataError
 from orbiter.train.formats import openai_chat
+from orbiter.train.formats.chats import SCALARS, answer_in, answered, prompt_in
 from orbiter.train.formats.format import Built, Column, Row, Rows
 from orbiter.train.formats.rows import row_format
-from orbiter.train.json_files import fields
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.item import OPTIONAL
 from orbiter.train.trajectory.left_out import Left
 
-SCALARS: Mapping[str, Column] = {
-    "reward": "number",
-    "task_id": "text",
-    "episode_id": "text",
-    "step": "whole",
-    "agent": "text",
-    "done": "flag",
-    "timestamp": "number",
-}
-"""Item fields that a row of one item stores in separate columns."""
 BESIDE: Mapping[str, Column] = {"tools": "objects", "chat_template_kwargs": "object"}
 """Columns that accompany the messages."""
 ONE_ANSWER = (CARRIED - {"metadata.messages_after"}) | {"metadata.chat_template_kwargs"}
 """The item fields that a prompt and an answer in TRL's form can store."""
+PROMPTLESS = "items without a prompt"
 _WHOLE_CHAT = CARRIED | {"metadata.chat_template_kwargs"}
-COLUMNS = ("prompt", "completion", "tools", "chosen", "rejected", "label")
-"""Columns that do not go to the metadata."""
-_CHECKS: Mapping[str, Callable[[str, object], object]] = {
-    "reward": fields.number,
-    **{name: OPTIONAL[name] for name in SCALARS if name in OPTIONAL},
-}
 
 
 def frame(item: TrajectoryItem) -> dict[str, Any]:
@@ -71,53 +46,6 @@ def trl_message(message: Message) -> dict[str, Any]:
     if not isinstance(calls, Sequence):
         return dict(message)
     return {**message, "tool_calls": calls_with_objects(calls)}
-
-
-def chat_in(value: object, name: str) -> list[Message]:
-    """Return the messages in a column: a chat, or a text, which becomes one user message.
-
-    Raises:
-        DataError: it is neither.
-    """
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    return [openai_chat.openai_message(message) for message in check_messages(value, name)]
-
-
-def answered(
-    prompt: list[Message], completion: object, name: str, row: Row, where: str
-) -> list[TrajectoryItem]:
-    """Return the items of a prompt and its completion, which is a text or messages.
-
-    Raises:
-        DataError: it is neither, or an item cannot hold it.
-    """
-    said = [{"role": "assistant", "content": completion}]
-    messages = said if isinstance(completion, str) else chat_in(completion, name)
-    places = range(len(prompt), len(prompt) + len(messages))
-    scalars = _scalars_in(row)
-    items = list(
-        items_of(
-            [*prompt, *messages],
-            tools=tools_in(row.get("tools")),
-            answers=places,
-            episode_id=where,
-            metadata=openai_chat.unset_free(row, {*COLUMNS, *scalars}),
-        )
-    )
-    if len(items) > 1:
-        scalars.pop("step", None)  # each item's step is its position in the row
-    return [replace(item, **scalars) for item in items]
-
-
-def _scalars_in(row: Row) -> dict[str, Any]:
-    """Return the item fields in a row's columns, without columns whose value is invalid."""
-    found: dict[str, Any] = {}
-    for name, check in _CHECKS.items():
-        if row.get(name) is not None:
-            with contextlib.suppress(DataError):
-                found[name] = check(name, row[name])
-    return found
 
 
 def _claims_messages(row: Row) -> float:
@@ -153,13 +81,19 @@ def _claims_completion(row: Row) -> float:
 
 
 def _parse_completion(row: Row, where: str) -> Iterable[TrajectoryItem]:
-    prompt = chat_in(row.get("prompt"), "prompt")
+    prompt = prompt_in(row)
+    if prompt is None:
+        raise DataError("prompt must be a text or a list of messages, got None")
     completion = row.get("completion")
-    return answered(prompt, [] if completion is None else completion, "completion", row, where)
+    answer = [] if completion is None else answer_in(completion, "completion")
+    return answered(prompt, answer, row, where, known={"completion"})
 
 
 def _build_completion(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
     for item in items:
+        if not prompt_of(item):
+            left[PROMPTLESS] += 1
+            continue
         note(left, item, _ROW)
         yield Built(completion_row(item), 1)
 

@@ -3,8 +3,9 @@
     {"prompt": [...], "chosen": [...], "rejected": [...], "tools": [...]}
     {"prompt": [...], "completion": [...], "label": true, "tools": [...]}
 
-Both accept texts instead of messages. In the first, the prompt may be part of `chosen` and
-`rejected` instead. The rewards are in the columns `score_chosen` and `score_rejected`, or
+Both accept texts instead of messages, and the prompt may be in any column that `chats.py` knows. In
+the first, it may also be part of `chosen` and `rejected`, as messages or as the text of hh-rlhf.
+The rewards are in the columns `score_chosen` and `score_rejected`, or
 `reward`; if a file has none, the better answer gets reward 1 and the worse one 0.
 """
 
@@ -17,16 +18,24 @@ from typing import Any
 from orbiter.train.chat.conversation import answer_of, note, prompt_of
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
+from orbiter.train.formats.chats import (
+    SCALARS,
+    Prompt,
+    answer_in,
+    answered,
+    dialogue_in,
+    prompt_in,
+    says_nothing,
+    tag_in,
+)
 from orbiter.train.formats.format import Built, Row, Rows
 from orbiter.train.formats.preference import Pair, preference_pairs
 from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl import (
     BESIDE,
     ONE_ANSWER,
+    PROMPTLESS,
     ROW_COLUMNS,
-    SCALARS,
-    answered,
-    chat_in,
     completion_row,
     frame,
     trl_message,
@@ -38,6 +47,8 @@ GOOD = 0.5
 """The smallest reward of an answer that is labelled good."""
 UNPAIRED_NAME = "items in no pair"
 UNJUDGED_NAME = "items without a reward"
+EMPTY_NAME = "items whose good answer is empty"
+SIDES = ("chosen", "rejected")
 _PAIRED = ONE_ANSWER | {"reward"}
 _LABELLED = ONE_ANSWER | set(SCALARS)
 _SCORES = ("score_chosen", "score_rejected")
@@ -62,6 +73,8 @@ def in_pairs(
     given = list(items)
     paired = 0
     for pair in preference_pairs(given):
+        if says_nothing(answer_of(pair.chosen)) or not prompt_of(pair.chosen):
+            continue
         for item in pair:
             note(left, item, carried)
         paired += 2
@@ -74,31 +87,58 @@ def _claims_pair(row: Row) -> float:
     return 0.95 if {"chosen", "rejected"} <= row.keys() else 0.0
 
 
-def _parse_pair(row: Row, where: str) -> Iterable[TrajectoryItem]:
+def parse_pair(row: Row, where: str) -> Iterable[TrajectoryItem]:
+    """Yield the items of a prompt's two answers, the better first.
+
+    Raises:
+        DataError: there is no prompt, or an answer is missing, empty or not a chat.
+    """
     prompt, chosen, rejected = _sides(row)
     scores = [row.get(name) for name in _SCORES]
     if any(score is None for score in scores):
         scores = [1.0, 0.0]
-    rest = {key: value for key, value in row.items() if key not in _SCORES}
-    for name, side, score in zip(("chosen", "rejected"), (chosen, rejected), scores, strict=True):
-        yield from answered(prompt, side, name, {**rest, "reward": score}, f"{where}:{name}")
+    for name, answer, score in zip(SIDES, (chosen, rejected), scores, strict=True):
+        beside = {**row, "reward": score}
+        yield from answered(prompt, answer, beside, f"{where}:{name}", known=(*SIDES, *_SCORES))
 
 
-def _sides(row: Row) -> tuple[list[Message], object, object]:
+def _sides(row: Row) -> tuple[Prompt, list[Message], list[Message]]:
     """Return the prompt and the two answers; if there is no prompt, it is their common start."""
-    chosen, rejected = row.get("chosen"), row.get("rejected")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        return chat_in(row.get("prompt", ""), "prompt"), chosen, rejected
-    one, other = chat_in(chosen, "chosen"), chat_in(rejected, "rejected")
-    prompt, shared = row.get("prompt"), 0
-    if isinstance(prompt, list):
-        return chat_in(prompt, "prompt"), one, other
-    while shared < min(len(one), len(other)) - 1 and one[shared] == other[shared]:
+    prompt = prompt_in(row)
+    given = [row.get(name) for name in SIDES]
+    if isinstance(row.get("prompt"), str) and dialogue_in(row["prompt"]):
+        # The answers of such a prompt begin with a blank, as its last turn is "Assistant:".
+        given = [side.strip() if isinstance(side, str) else side for side in given]
+    if prompt is None and all(isinstance(side, str) for side in given):
+        turns = [dialogue_in(str(side)) for side in given]
+        if not all(turns):
+            raise DataError(
+                "chosen and rejected are texts, so a column with the prompt is needed, or the form "
+                "of hh-rlhf: \\n\\nHuman: ...\\n\\nAssistant: ..."
+            )
+        given = list(turns)
+    chosen = answer_in(given[0], SIDES[0], is_good=True)
+    rejected = answer_in(given[1], SIDES[1])
+    start = 0 if prompt is None else len(prompt.messages)
+    if prompt is not None and chosen[:start] == rejected[:start] == list(prompt.messages):
+        return prompt, _rest(chosen, start, 0), _rest(rejected, start, 1)
+    if prompt is not None and not prompt.is_text:
+        return prompt, chosen, rejected
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
-    if shared == 0 and prompt is None:
+    if shared:
+        columns = frozenset() if prompt is None else prompt.columns
+        return Prompt(chosen[:shared], columns), chosen[shared:], rejected[shared:]
+    if prompt is None:
         raise DataError("chosen and rejected have no common start, and there is no prompt")
-    common = one[:shared] if shared else chat_in(prompt, "prompt")
-    return common, one[shared:], other[shared:]
+    return prompt, chosen, rejected
+
+
+def _rest(side: list[Message], start: int, which: int) -> list[Message]:
+    if len(side) == start:
+        raise DataError(f"{SIDES[which]} holds the prompt alone, without an answer")
+    return side[start:]
 
 
 def _build_pair(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
@@ -111,18 +151,27 @@ def _claims_label(row: Row) -> float:
 
 
 def _parse_label(row: Row, where: str) -> Iterable[TrajectoryItem]:
-    label = row.get("label")
-    if not isinstance(label, bool):
-        raise DataError(f"label must be true or false, got {label!r}")
-    prompt = chat_in(row.get("prompt"), "prompt")
-    for item in answered(prompt, row.get("completion"), "completion", row, where):
-        yield item if item.reward is not None else replace(item, reward=float(label))
+    reward = tag_in(row, "label")
+    if reward is None:
+        raise DataError("label must be true or false, got None")
+    prompt = prompt_in(row)
+    if prompt is None:
+        raise DataError("prompt must be a text or a list of messages, got None")
+    answer = answer_in(row.get("completion"), "completion", is_good=reward == 1.0)
+    for item in answered(prompt, answer, row, where, known={"completion", "label"}):
+        yield item if item.reward is not None else replace(item, reward=reward)
 
 
 def _build_label(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
     for item in items:
         if item.reward is None:
             left[UNJUDGED_NAME] += 1
+            continue
+        if item.reward >= GOOD and says_nothing(answer_of(item)):
+            left[EMPTY_NAME] += 1
+            continue
+        if not prompt_of(item):
+            left[PROMPTLESS] += 1
             continue
         note(left, item, _LABELLED)
         yield Built({**completion_row(item), "label": item.reward >= GOOD}, 1)
@@ -134,7 +183,7 @@ PREFERENCE = row_format(
     survives=_PAIRED,
     rows=Rows(
         claims=_claims_pair,
-        parse=_parse_pair,
+        parse=parse_pair,
         build=_build_pair,
         columns={
             "prompt": "objects",

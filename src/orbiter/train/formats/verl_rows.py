@@ -7,18 +7,21 @@
 
 The item in `extra_info` is passed to our reward functions, and because of it every field survives.
 Tool calls inside a prompt are written as text, since a row has no field for them; the tools that
-the agent may call are configured in verl. Not supported: images, and token ids as columns.
+the agent may call are configured in verl, or on request written into the system turn. Not
+supported: images, and token ids as columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
 from orbiter.train.chat.message import Message, check_messages, text_of
 from orbiter.train.chat.transcript import state_of, write_action
+from orbiter.train.engine.prompt import ROLES, tools_in_words
 from orbiter.train.errors import DataError, require
 from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.json_files.source import Source
@@ -35,7 +38,11 @@ ROWS_AT_ONCE = 1024
 
 
 def write_rows(
-    items: Iterable[TrajectoryItem], path: Path, *, system: str | None = None
+    items: Iterable[TrajectoryItem],
+    path: Path,
+    *,
+    system: str | None = None,
+    tools_as_text: bool = False,
 ) -> ExportReport:
     """Write one row per item.
 
@@ -43,22 +50,28 @@ def write_rows(
         items: The tasks, in the order of the rows.
         path: The file to write, atomically.
         system: Replaces the system message of every prompt; a prompt without one gets it added.
+        tools_as_text: Write the tools of an item into its system message.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
         DataError: the messages of an item are not a valid chat.
     """
     with atomic_write(path) as file:
-        return ExportReport(_write(items, file, system), {}, path)
+        made = partial(row, system=system, tools_as_text=tools_as_text)
+        return ExportReport(_write(items, file, made), {}, path)
 
 
-def _write(items: Iterable[TrajectoryItem], file: IO[bytes], system: str | None) -> int:
+def _write(
+    items: Iterable[TrajectoryItem],
+    file: IO[bytes],
+    row_of: Callable[[TrajectoryItem, int], dict[str, Any]],
+) -> int:
     arrow = require("pyarrow", extra="parquet")
     parquet = require("pyarrow.parquet", extra="parquet")
     schema, rows, count = _schema(arrow), iter(items), 0
     with parquet.ParquetWriter(file, schema) as writer:
         while batch := list(islice(rows, ROWS_AT_ONCE)):
-            made = [row(item, count + place, system=system) for place, item in enumerate(batch)]
+            made = [row_of(item, count + place) for place, item in enumerate(batch)]
             writer.write_table(arrow.Table.from_pylist(made, schema=schema))
             count += len(batch)
     return count
@@ -77,25 +90,33 @@ def _schema(arrow: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped here
     )
 
 
-def row(item: TrajectoryItem, index: int, *, system: str | None = None) -> dict[str, Any]:
+def row(
+    item: TrajectoryItem, index: int, *, system: str | None = None, tools_as_text: bool = False
+) -> dict[str, Any]:
     """Return the row of an item."""
     truth = item.metadata.get(TRUTH, item.action)
     return {
         "data_source": str(item.metadata.get("data_source", DATA_SOURCE)),
-        "prompt": prompt_of(item, system=system),
+        "prompt": prompt_of(item, system=system, tools_as_text=tools_as_text),
         "reward_model": {"style": "rule", "ground_truth": str(truth)},
         "extra_info": {"index": index, "item": encode_item(item).decode()},
     }
 
 
-def prompt_of(item: TrajectoryItem, *, system: str | None = None) -> list[dict[str, str]]:
+def prompt_of(
+    item: TrajectoryItem, *, system: str | None = None, tools_as_text: bool = False
+) -> list[dict[str, str]]:
     """Return the chat before the answer, with only role and text."""
     messages = check_messages(item.messages or [{"role": "user", "content": item.state}])
-    turns = [{"role": str(message["role"]), "content": _said(message)} for message in messages]
-    if system is None:
-        return turns
-    rest = turns[1:] if turns and turns[0]["role"] == "system" else turns
-    return [{"role": "system", "content": system}, *rest]
+    turns = [
+        {"role": ROLES.get(str(message["role"]), str(message["role"])), "content": _said(message)}
+        for message in messages
+    ]
+    has_system = bool(turns) and turns[0]["role"] == "system"
+    given = turns.pop(0)["content"] if has_system else ""
+    parts = [given if system is None else system, tools_in_words(item) if tools_as_text else ""]
+    text = "\n\n".join(part for part in parts if part)
+    return [{"role": "system", "content": text}, *turns] if text or has_system else turns
 
 
 def _said(message: Message) -> str:

@@ -6,6 +6,7 @@ Memory use is that of the longest object. Not here: what the objects mean.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -39,22 +40,28 @@ def read_records(source: Source) -> Iterator[Record]:
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """Decode a JSON object.
+    """Decode a JSON object that has no repeated keys.
 
     Raises:
         DataError: the message says what is wrong, but not in which file or line.
     """
-    return _as_object(decode_json(data))
+    return _as_object(decode_json(data, unique=True))
 
 
-def decode_json(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON
+def decode_json(data: bytes | str, *, unique: bool = False) -> Any:  # noqa: ANN401 - any JSON
     """Decode a JSON value; NaN, which is not JSON, and half surrogate pairs are refused.
+
+    Args:
+        data: The text.
+        unique: Also refuse an object with a repeated key, of which only the last would be kept.
 
     Raises:
         DataError: the message says what is wrong, but not in which file or line.
     """
     try:
-        return msgspec.json.decode(data)
+        value = msgspec.json.decode(data)
+        if unique:
+            refuse_repeated_keys(data, value)
     except RecursionError as error:
         raise DataError("nested too deep") from error
     except UnicodeDecodeError as error:
@@ -62,7 +69,33 @@ def decode_json(data: bytes | str) -> Any:  # noqa: ANN401 - any JSON
     except UnicodeEncodeError as error:
         raise DataError("has half a surrogate pair, which is not a text") from error
     except msgspec.DecodeError as error:
-        raise DataError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
+        raise DataError(_why_not_json(data, error)) from error
+    return value
+
+
+def _why_not_json(data: bytes | str, error: msgspec.DecodeError) -> str:
+    raw = data.encode() if isinstance(data, str) else data
+    if b"\\ud" in raw.lower() and "truncated" in str(error):
+        return "has half a surrogate pair, which is not a text"
+    return f"not JSON: {str(error).removeprefix('JSON is malformed: ')}"
+
+
+def refuse_repeated_keys(data: bytes | str, value: object) -> None:
+    """Raise a `DataError` if an object in `data`, which decodes to `value`, repeats a key.
+
+    Decoding drops all but the last of repeated keys, so encoding the value again gives fewer colons
+    than the text has. Only then, or if a colon may be written as an escape, does the slow search
+    run.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    try:
+        colons = fields.encode(value).count(b":")
+    except (OverflowError, UnicodeEncodeError, TypeError):
+        colons = -1
+    if raw.count(b":") == colons and not (b"\\" in raw and b"\\u003" in raw):
+        return
+    with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):  # msgspec accepts more
+        json.loads(raw, object_pairs_hook=_unique)
 
 
 def head_objects(head: bytes) -> list[dict[str, Any]]:
@@ -138,6 +171,10 @@ def _read_array(source: Source, file: IO[bytes]) -> Iterator[Record]:
             if mark == "":
                 raise DataError("the array has no end")
             value = text.take_value()
+        except _BadElementError as error:
+            source.refuse(text.taken_at, str(error), error)
+            wanted = _COMMA
+            continue
         except DataError as error:
             source.refuse(text.line, f"{error}: the rest is not read", error)
             return
@@ -149,6 +186,10 @@ def _read_array(source: Source, file: IO[bytes]) -> Iterator[Record]:
     text.skip(re.compile(r"\]"))
     if rest := text.peek(_SPACE):
         source.refuse(text.line, f"{rest!r} after the array")
+
+
+class _BadElementError(DataError):
+    """An element of an array is wrong, but the elements after it can be read."""
 
 
 class _Text:
@@ -194,7 +235,12 @@ class _Text:
                 size *= 2  # doubling means that a long value is scanned only a few times
             else:
                 self.taken_at = self.line
+                taken = self._text[:end]
                 self._move(end)
+                try:
+                    refuse_repeated_keys(taken.encode("utf-8", "surrogateescape"), value)
+                except DataError as error:
+                    raise _BadElementError(str(error)) from error
                 return value
 
     def _move(self, end: int) -> None:
@@ -212,6 +258,16 @@ def _certain(error: ValueError, length: int) -> bool:
     if not isinstance(error, json.JSONDecodeError):
         return True
     return error.pos < length - 32 and not error.msg.startswith("Unterminated string")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, refusing a repeated key."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"key {fields.shown(twice)} is repeated in one object")
+    return value
 
 
 def _as_object(value: object) -> dict[str, Any]:

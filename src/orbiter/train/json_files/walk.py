@@ -14,6 +14,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from orbiter.train.errors import DataError, StorageError
+from orbiter.train.json_files.records import refuse_repeated_keys
 from orbiter.train.json_files.source import BOM, Source
 
 T = TypeVar("T")
@@ -76,17 +77,24 @@ class Walk:
         """Stop at each element of the array that begins here, so that it is taken or skipped."""
         return self._inside(b"[", b"]")
 
-    def take(self, decoder: msgspec.json.Decoder[T]) -> T:
+    def take(self, decoder: msgspec.json.Decoder[T], *, unique: bool = False) -> T:
         """Return the value that begins here and move past it, even if it is bad.
 
+        Args:
+            decoder: Decodes the value.
+            unique: Whether a repeated key is an error; without it the last one wins.
+
         Raises:
-            DataError: the value is not JSON, or not of the decoder's type.
+            DataError: the value is not JSON, or not of the decoder's type, or repeats a key.
             BrokenDocumentError: the value has no end.
         """
         self.peek()
         end = self._end()
         piece, self._at = self._window[self._at : end], end
-        return decoded(decoder, piece)
+        value = decoded(decoder, piece)
+        if unique:
+            refuse_repeated_keys(piece, value)
+        return value
 
     def take_like(self, decoder: msgspec.json.Decoder[T]) -> T:
         """Return an array element, scanned only once if all elements begin with the same key.
@@ -192,7 +200,7 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
                 for _ in walk.elements() if walk.peek() == b"[" else (None,):
                     line = walk.line
                     try:
-                        value = walk.take(_OBJECT)
+                        value = walk.take(_OBJECT, unique=True)
                     except BrokenDocumentError:
                         raise
                     except DataError as error:

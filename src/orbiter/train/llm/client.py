@@ -173,6 +173,7 @@ class RemoteChatModel:
     ) -> Answer:
         """Retry until there is an answer or a further attempt is pointless."""
         waiting_since, failures = time.monotonic(), 0
+        # What this endpoint cannot do is learned once and not tried again with every request.
         with_schema = schema if self._takes_schema else None
         while True:
             try:
@@ -215,6 +216,7 @@ class RemoteChatModel:
         name = f"{self.config.model}: {f'after {failures} requests: ' if failures > 1 else ''}"
         if failure.kind == "refused" or failures >= self.config.attempts:
             raise ChatError(f"{name}{failure}", kind=failure.kind) from None
+        # Full jitter: calls that failed together do not come back together.
         backoff = min(FIRST_BACKOFF * 2**failures, LONGEST_BACKOFF)
         wait = max(failure.retry_after or 0.0, self._jitter.uniform(0.0, backoff))
         if wait > self._gate.patience(waiting_since):
@@ -243,10 +245,12 @@ class RemoteChatModel:
                 self._note(failure, sent_at, bill)
                 raise
             except asyncio.CancelledError:
+                # Cancelled while in flight: the endpoint may have charged for it.
                 bill.unsure = bill.most
                 raise
             self._gate.answered()
             bill.cost = self._cost(completion, bill.most)
+            # Kept before it is used, so that a process killed after this line pays nothing twice.
             if self._cache is not None:
                 self._cache.put(request, raw, model=self.config.model, cost=bill.cost)
             return self._counted(completion, bill.cost)
@@ -298,6 +302,7 @@ class RemoteChatModel:
         price, most_tokens = self.config.price, self.config.most_tokens
         if price is None:
             return 0.0
+        # An upper bound without a tokenizer, which the endpoint's model may not even publish.
         read = len(request.body) + TOKENS_A_MESSAGE * (1 + request.body.count(b'"role"'))
         return price.of(read, most_tokens or 0)
 

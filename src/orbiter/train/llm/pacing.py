@@ -68,6 +68,7 @@ class Pacer:
     def sent(self, now: float) -> None:
         """Record that a request is sent now."""
         self._begin = now - SLACK if self._begin is None else self._begin
+        # Requests may be recorded a little out of order, since they run concurrently.
         insort(self._let_through, now)
         if len(self._let_through) > REMEMBERED:
             self._known_from = self._let_through[REMEMBERED // 2 - 1]
@@ -82,6 +83,7 @@ class Pacer:
         place = bisect_right(self._let_through, sent_at) - 1
         if place >= 0 and self._let_through[place] == sent_at:
             del self._let_through[place]
+        # A request sent before the last 429 arrived says nothing new: it belongs to that burst.
         if sent_at <= self._burst_until:
             if self._event is not None and self._event >= sent_at:
                 self._measure(self._event)  # fewer requests were accepted than it seemed

@@ -51,6 +51,7 @@ def kl_k3(
     shows as such.
     """
     difference = -kl_k1(logprob, ref_logprob, mask)
+    # expm1, because exp(d) - 1 loses all digits of a small d.
     return torch.expm1(difference) - difference
 
 

@@ -39,6 +39,7 @@ def masked_var(
     """
     x = only(x, mask)
     mean = masked_mean(x, mask, dim=dim)
+    # In two passes: the mean of squares minus the squared mean cancels catastrophically.
     centred = x - (mean if dim is None else mean.unsqueeze(dim))
     return masked_sum(centred.square(), mask, dim=dim) / (mask.sum(dim=dim) - 1).clamp(min=1)
 

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from orbiter.train.chat.message import Message
-from orbiter.train.engine.prompt import chat_text, encode_text
+from orbiter.train.engine.encoding import encode
+from orbiter.train.engine.prompt import chat_text
 from orbiter.train.errors import DataError
 from orbiter.train.serve.asked import ChatRequest, Refusal
 from orbiter.train.serve.batching import Batcher, StaleWeightsError
@@ -54,7 +55,7 @@ class Answering:
 
     def render(self, messages: Sequence[Message], tools: Sequence[Message]) -> list[int]:
         """Return the token ids of a conversation, up to where the answer begins."""
-        return encode_text(self.policy.tokenizer, self.text(messages, tools, open_turn=True))
+        return encode(self.policy.tokenizer, self.text(messages, tools, open_turn=True))
 
     def text(
         self, messages: Sequence[Message], tools: Sequence[Message], *, open_turn: bool

@@ -15,18 +15,12 @@ from msgspec import Meta
 
 from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import Call, parse_calls
+from orbiter.train.engine.prompt import ROLES
 from orbiter.train.serve.reply import Choice, Drawn
 
 MaxTokens = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
 
-ROLES: Mapping[str, str] = {
-    "system": "system",
-    "developer": "system",  # OpenAI's later name for it, which no chat template knows
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
 SMALLEST = 1e-5
 """Smallest temperature beside 0, and smallest top_p: float32 has no room for less."""
 MOST_STOPS = 64

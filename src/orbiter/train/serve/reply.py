@@ -106,7 +106,9 @@ class Reply:
         sampling = self.sampling
         choice.tokens.append(drawn)
         ended = drawn.token_id in self._policy.stop_token_ids
-        cut = self._spell(choice, drawn.token_id, live=sampling.live or bool(sampling.stops))
+        live = sampling.live or bool(sampling.stops)
+        # The token that ends the answer is no part of its text, even where it is not special.
+        cut = not ended and self._spell(choice, drawn.token_id, live=live)
         full = len(choice.tokens) == sampling.max_new_tokens
         if not cut and (ended or full):
             cut = choice.text.finish()

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from orbiter.train.chat.message import Message
-from orbiter.train.engine.prompt import encode_text
-from orbiter.train.serve.asked import ROLES
+from orbiter.train.engine.encoding import encode, encode_after, special_ids
+from orbiter.train.engine.prompt import ROLES
 
 _PROBE = "orbiter-probe"
 """An answer whose end is easy to find in what a template makes of it."""
@@ -74,7 +74,7 @@ class Splicer:
     def prompt(self, messages: Sequence[Message], tools: Sequence[Message]) -> Prompt:
         """Return the prompt of a conversation."""
         text = self._renderer.text(messages, tools, open_turn=True)
-        rendered = encode_text(self._tokenizer, text)
+        rendered = encode(self._tokenizer, text)
         keys = _keys(messages, tools)
         for place in range(len(messages) - 1, -1, -1):
             answer = self._answers.get(keys[place])
@@ -118,7 +118,8 @@ class Splicer:
         closing = self._closing(written)
         if closing is None:
             return None
-        tail = encode_text(self._tokenizer, closing + text[len(said) :])
+        before = said.removesuffix(closing)
+        tail = encode_after(self._tokenizer, before, closing + text[len(said) :])
         # The mark that ends the turn was sampled, unless the answer was cut off.
         if tail and answer.token_ids[-1] in self._stops and tail[0] in self._special:
             del tail[0]
@@ -126,7 +127,7 @@ class Splicer:
 
     @property
     def _special(self) -> set[int]:
-        return {*self._tokenizer.all_special_ids, *self._stops}
+        return {*special_ids(self._tokenizer), *self._stops}
 
     def _closing(self, written: str) -> str | None:
         """Return what the template writes after the words of an answer."""

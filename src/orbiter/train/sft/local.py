@@ -1,6 +1,6 @@
-"""The supervised fine-tuning loop on one machine: one update per batch of captured answers.
+"""The supervised fine-tuning loop on one machine: one update per batch of sequences.
 
-Loading, checks and the lifecycle are in `trainer.py`.
+The sequences are made in `lessons.py`; loading, checks and the lifecycle are in `trainer.py`.
 """
 
 from __future__ import annotations
@@ -15,34 +15,32 @@ from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.progress import line_of
-from orbiter.train.engine.rollout import given
+from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.session import Session
-from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import split_rows
 from orbiter.train.progress import Progress
 from orbiter.train.sft.config import SFTConfig
+from orbiter.train.sft.lessons import Lessons
 
 ROWS_AT_ONCE = 64
-"""Items evaluated between two checks for cancellation."""
+"""Sequences evaluated between two checks for cancellation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lessons:
-    """The training data: prompts, the answer to each, and optionally the weight of each."""
-
-    tasks: Tasks
-    answers: Sequence[list[int]]
-    weights: Sequence[float] | None
-
-    def batch(self, rows: Sequence[int], device: torch.device) -> Batch:
-        """Return these rows as a batch; only the answers are trained on."""
-        picked = [given(self.tasks.prompts[row], self.answers[row]) for row in rows]
-        batch = collate(picked, device=device)
-        if self.weights is None:
-            return batch
-        weight = torch.tensor([self.weights[row] for row in rows], device=device)
-        return replace(batch, weight=weight[:, None] * batch.mask)
+def batch_of(lessons: Lessons, rows: Sequence[int], device: torch.device) -> Batch:
+    """Return these sequences as a batch; only the answers are trained on."""
+    picked = [
+        Rollout(stream.token_ids, stream.mask, stream.logprobs, stream.prompt_length)
+        for stream in (lessons.streams[row] for row in rows)
+    ]
+    batch = collate(picked, device=device)
+    if lessons.weights is None:
+        return batch
+    weight = torch.zeros(batch.mask.shape, device=device)
+    for place, row in enumerate(rows):
+        of_row = torch.tensor(lessons.weights[row], device=device)
+        weight[place, : len(of_row)] = of_row
+    return replace(batch, weight=weight * batch.mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +61,12 @@ async def fit(job: Job) -> None:
     Raises:
         TrainingError: the run diverged.
     """
-    config, session, tasks = job.config, job.session, job.lessons.tasks
+    config, session, tasks = job.config, job.session, job.lessons.order
     objective = ImitationObjective()
     for step in range(session.position.step, session.steps):
         if session.position.within == 0:  # else the run was cancelled after this step's update
             rows = tasks.order(step, config.batch_size, seed=config.seed)
-            batch = await work(job.lessons.batch, rows, session.policy.device)
+            batch = await work(batch_of, job.lessons, rows, session.policy.device)
             await work(session.take, batch, objective)
         row = session.finish_step(await job.validate(step + 1))
         job.progress.update(step + 1, line_of(row))
@@ -90,8 +88,8 @@ class Imitated(NamedTuple):
 async def imitated(policy: Policy, config: SFTConfig, lessons: Lessons) -> Imitated:
     """Measure loss and accuracy on the given answers."""
     total, hits, tokens = 0.0, 0, 0
-    for first in range(0, len(lessons.tasks), ROWS_AT_ONCE):
-        rows = range(first, min(first + ROWS_AT_ONCE, len(lessons.tasks)))
+    for first in range(0, len(lessons.streams), ROWS_AT_ONCE):
+        rows = range(first, min(first + ROWS_AT_ONCE, len(lessons.streams)))
         seen = await work(_read, policy, lessons, rows, config.micro_batch_tokens)
         total, hits, tokens = total + seen.loss, hits + seen.hits, tokens + seen.tokens
     return Imitated(total / tokens, hits / tokens)
@@ -107,7 +105,7 @@ class _Read(NamedTuple):
 
 @torch.no_grad()
 def _read(policy: Policy, lessons: Lessons, rows: Sequence[int], micro_batch_tokens: int) -> _Read:
-    batch = lessons.batch(rows, policy.device)
+    batch = batch_of(lessons, rows, policy.device)
     every = torch.arange(len(rows), device=policy.device)
     loss, hits = 0.0, 0
     for part in split_rows(policy.forward, batch, every, micro_batch_tokens):

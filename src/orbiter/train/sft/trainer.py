@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from orbiter.train.engine.plan import Workload
-from orbiter.train.engine.tasks import as_items, make_tasks
+from orbiter.train.engine.tasks import as_items
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.sft.config import SFTConfig
@@ -21,8 +21,11 @@ from orbiter.train.trainer import TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from orbiter.train.engine.models.outline import Outline
     from orbiter.train.engine.policy import Policy
-    from orbiter.train.sft.local import Lessons
+    from orbiter.train.sft.lessons import Lessons
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,8 @@ class SFTTrainer(ModelTrainer):
     """Trains a language model to answer each item's `state` with its `action`.
 
     The loss is the negative log likelihood of the action's tokens and of the token that ends the
-    turn; the prompt is context and is not trained on.
+    turn; the prompt is context and is not trained on. Captured answers are imitated by the token
+    ids that the server sampled, and the turns of an episode as one sequence; see `lessons.py`.
     """
 
     config: SFTConfig
@@ -97,14 +101,14 @@ class SFTTrainer(ModelTrainer):
         held_out = lessons
         if self.eval_dataset is not None:
             held_out = await self._lessons(policy, as_items(self.eval_dataset))
-        per_epoch = lessons.tasks.steps_per_epoch(config.batch_size)
+        per_epoch = lessons.order.steps_per_epoch(config.batch_size)
         opening = self._opening(policy, lessons, config.epochs * per_epoch)
-        session = await work(Session, config, policy, lessons.tasks, steps_per_epoch=per_epoch)
+        session = await work(Session, config, policy, lessons.items, steps_per_epoch=per_epoch)
 
         def measure() -> Awaitable[Mapping[str, float]]:
             return self._measure(policy, held_out)
 
-        data = f"{len(lessons.tasks)} items"
+        data = f"{len(lessons.items)} items"
         async with self.running(session, opening, data=data) as progress:
             job = Job(
                 config=config,
@@ -168,24 +172,25 @@ class SFTTrainer(ModelTrainer):
         return await work(self._encode, policy, items)
 
     def _encode(self, policy: Policy, items: Sequence[TrajectoryItem]) -> Lessons:
-        """Encode prompts and answers; items that do not fit the context are dropped or refused."""
-        from orbiter.train.engine.prompt import render_action
-        from orbiter.train.sft.local import Lessons
+        """Encode the items; those that do not fit the context are left out or refused."""
+        return self._lessons_for(policy.tokenizer, policy.context_length, items)
 
-        answers = {id(item): render_action(policy.tokenizer, item) for item in items}
-        limit = self.config.max_prompt_length or policy.context_length
-        tasks = make_tasks(
-            items,
-            self._encoder(policy),
-            room=lambda item: min(limit, policy.context_length - len(answers[id(item)])),
-            on_long_prompt=self.config.on_long_prompt,
+    def _lessons_for(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int,
+        items: Sequence[TrajectoryItem],
+    ) -> Lessons:
+        from orbiter.train.sft.lessons import make_lessons
+
+        return make_lessons(
+            tokenizer, items, self.config, context=context, system=self.system_prompt
         )
-        weights = None
-        if self.config.reward_weighted:
-            rewards = [item.reward or 0.0 for item in tasks.items]
-            mean = sum(rewards) / len(rewards)
-            weights = [reward / mean for reward in rewards] if mean else None
-        return Lessons(tasks, [answers[id(item)] for item in tasks.items], weights)
+
+    @override
+    def _lengths(self, outline: Outline, items: Sequence[TrajectoryItem]) -> list[int] | None:
+        lessons = self._lessons_for(outline.tokenizer, outline.context_length, items)
+        return [len(stream.token_ids) for stream in lessons.streams]
 
     @override
     def _items_to_train_on(self) -> Sequence[TrajectoryItem]:
@@ -199,18 +204,17 @@ class SFTTrainer(ModelTrainer):
         """Return the lines shown at the start of a run: its size, and its estimated memory."""
         from orbiter.train.engine.memory import memory_estimate
 
-        pairs = zip(lessons.tasks.prompts, lessons.answers, strict=True)
         estimate = memory_estimate(
             policy,
-            prompts=min(self.config.batch_size, len(lessons.tasks)),
+            prompts=min(self.config.batch_size, len(lessons.streams)),
             n=1,
-            prompt_tokens=max(len(prompt) + len(answer) for prompt, answer in pairs),
+            prompt_tokens=lessons.longest,
             new_tokens=0,
-            trained_tokens=max(map(len, lessons.answers)),
+            trained_tokens=lessons.most_trained,
             micro_batch_tokens=self.config.micro_batch_tokens,
         )
         plan = (
-            f"SFT of {self.config.model}: {len(lessons.tasks)} items, {total} updates on "
-            f"{self.config.batch_size}"
+            f"SFT of {self.config.model}: {len(lessons.items)} items in {len(lessons.streams)} "
+            f"sequences, {total} updates on {self.config.batch_size}"
         )
         return [plan, f"memory: {estimate}"]

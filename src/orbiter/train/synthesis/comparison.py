@@ -107,6 +107,18 @@ def units_of(rows: Sequence[Row], unit: Unit, *, reference: int = 0) -> Units:
     )
 
 
+def text_alone(row: Row) -> tuple[str, str]:
+    """Return the long instructions of a row, or "", and its text without them.
+
+    For rows that arrive one at a time, so that it is not known what they share with later ones.
+    """
+    units = units_of([row], "step")
+    if not units.contexts[0]:
+        return "", units.texts[0]
+    turns = _turns(row, state_of(row))
+    return "\n".join(turn.text for turn in turns if turn.role in _SYSTEM), units.texts[0]
+
+
 def units_by_key(
     rows: Sequence[Row], texts: Sequence[str], unit: Unit, *, reference: int = 0
 ) -> Units:

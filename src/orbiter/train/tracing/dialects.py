@@ -14,13 +14,15 @@ Not here: everything else about a call (`facts.py`).
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from orbiter.train.chat.dialects import call_from, message_from, messages_from, tools_from
+from orbiter.train.chat.dialects import joined, message_from, messages_from, tools_from
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import call_from
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.records import decode_json
@@ -91,7 +93,12 @@ def said_in(span: Span, memory: Memory) -> Said | None:
     if "gen_ai.prompt." in spread or "gen_ai.completion." in spread:
         return Said(*openllmetry_chats(span, memory.known), openllmetry_tools(span))
     if "llm.input_messages." in spread or "llm.output_messages." in spread:
-        return Said(*openinference_chats(span, memory.known), openinference_tools(span))
+        prompt, answers = openinference_chats(span, memory.known)
+        return Said(
+            joined(prompt, pieces_only=True),
+            _answers(answers, attributes),
+            openinference_tools(span),
+        )
     if "langfuse.observation.input" in attributes or "langfuse.observation.output" in attributes:
         return _whole_values(attributes, "langfuse.observation.")
     if "input.value" in attributes or "output.value" in attributes:
@@ -114,7 +121,29 @@ def _opentelemetry(attributes: Attributes, memory: Memory) -> Said:
         answers = _as_messages(said, "assistant")
     except DataError as error:
         raise _named("gen_ai.output.messages", error) from error
-    return Said(prompt, answers, tools_from(_read(attributes, "gen_ai.tool.definitions")))
+    return Said(
+        joined(prompt, pieces_only=True),
+        _answers(answers, attributes),
+        tools_from(_read(attributes, "gen_ai.tool.definitions")),
+    )
+
+
+def _answers(messages: list[Message], attributes: Attributes) -> list[Message]:
+    """Return one message per choice; a tracer may have made several of one answer."""
+    if len(messages) < 2 or _choices(attributes) > 1:
+        return messages
+    whole = attributes.get("output.value")
+    from_responses = isinstance(whole, str) and _RESPONSE.search(whole) is not None
+    return joined(messages, pieces_only=not from_responses)
+
+
+def _choices(attributes: Attributes) -> int:
+    """Return the number of choices that a call asked for."""
+    count = attributes.get("gen_ai.request.choice.count")
+    if count is None:
+        asked = _read_if_json(attributes.get("llm.invocation_parameters"))
+        count = asked.get("n") if isinstance(asked, Mapping) else None
+    return count if isinstance(count, int) else 1
 
 
 def _whole_values(attributes: Attributes, before: str, after: str = "") -> Said:
@@ -134,7 +163,9 @@ def _from_events(attributes: Attributes, events: Sequence[SpanEvent]) -> Said | 
         if event.name == "gen_ai.client.inference.operation.details":
             return _opentelemetry({**attributes, **told}, Memory())
         if event.name == "gen_ai.choice":
-            answers += _message_of_event(_read_if_json(told.get("message", told)), "assistant")
+            made = _message_of_event(_read_if_json(told.get("message", told)), "assistant")
+            reason = {"finish_reason": told["finish_reason"]} if "finish_reason" in told else {}
+            answers += [{**message, **reason} for message in made]
         elif event.name in _MESSAGE_EVENTS:
             prompt += _message_of_event(told, _MESSAGE_EVENTS[event.name])
         elif event.name == "gen_ai.content.prompt":
@@ -198,6 +229,8 @@ def _read_if_json(value: object) -> Any:  # noqa: ANN401 - any JSON
         return value
 
 
+_RESPONSE = re.compile(r'"object":\s?"response"')
+"""Marks the answer of the Responses API, which has no choices."""
 _MESSAGE_EVENTS = {
     "gen_ai.system.message": "system",
     "gen_ai.user.message": "user",
@@ -347,10 +380,20 @@ def _openinference(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _openinference_part(given: object) -> dict[str, Any]:
-    part = _below(given, "message_content")
+    """Return one part of a message's content.
+
+    Raises:
+        DataError: its attributes do not say what it is.
+    """
+    part, call = _below(given, "message_content"), _below(given, "tool_call")
+    if call:  # the same call may be below `message.tool_calls` too
+        return {**call, "type": "tool_call"}
     image = _below(part.get("image"), "image")
     if part.get("type") == "image" and "url" in image:
         return {"type": "image_url", "image_url": {"url": image["url"]}}
+    if "type" not in part:
+        found = ", ".join(sorted(given)) if isinstance(given, dict) else fields.shown(given)
+        raise DataError(f"a part of 'message.contents' has no type that is known: it has {found}")
     return part
 
 

@@ -5,12 +5,14 @@ Not here: the messages (`dialects.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from orbiter.train.chat.message import REASONING
+from orbiter.train.errors import DataError
+from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.dialects import openinference_scores
-from orbiter.train.tracing.span import ENTRIES, Attributes, Span, place_of
+from orbiter.train.tracing.span import ENTRIES, Attributes, Span, SpanEvent, place_of
 
 
 class SpanScore(NamedTuple):
@@ -55,6 +57,15 @@ def is_tool_run(span: Span) -> bool:
     )
 
 
+def task_of(span: Span) -> str | None:
+    """Return the task that a span names, for itself and what is below it."""
+    for key in _TASKS:
+        value = span.attributes.get(key)
+        if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+            return str(value)
+    return None
+
+
 def agent_of(span: Span) -> str | None:
     """Return the name of the agent that a span names."""
     for key in ("gen_ai.agent.name", "agent.name"):
@@ -68,7 +79,7 @@ def facts_of(span: Span) -> dict[str, Any]:
     groups: dict[str, dict[str, Any]] = {
         "entries": {}, "params": {}, "usage": {}, "attributes": {}, "told": {}
     }  # fmt: skip
-    for key, value in span.attributes.items():
+    for key, value in _with_details(span.attributes):
         group, _, name = place_of(key)
         groups[group].setdefault(name, value)
     facts = groups["entries"]
@@ -77,7 +88,7 @@ def facts_of(span: Span) -> dict[str, Any]:
         ("parent_span_id", span.parent_id),
         ("service", span.service),
         ("instrumentation", span.instrumentation),
-        ("error", span.error),
+        ("error", span.error and _without_stack(span.error)),
         ("dropped_attributes", span.dropped),
         ("seconds", _seconds(span)),
         ("params", groups["params"]),
@@ -87,6 +98,32 @@ def facts_of(span: Span) -> dict[str, Any]:
         if fact:
             facts[name] = fact
     return facts
+
+
+def _with_details(attributes: Attributes) -> Iterator[tuple[str, Any]]:
+    """Yield attributes, with those of Langfuse that are JSON as if they were spread."""
+    for key, value in attributes.items():
+        prefix = _DETAILS.get(key)
+        inner = _object_in(value) if prefix else None
+        if inner is None:
+            yield key, value
+        else:
+            yield from ((f"{prefix}{_USAGE_NAMES.get(name, name)}", inner[name]) for name in inner)
+
+
+def _object_in(value: object) -> Mapping[str, Any] | None:
+    """Return a JSON object, given as such or as text; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = decode_json(value)
+        except DataError:
+            return None
+    return value if isinstance(value, Mapping) else None
+
+
+def _without_stack(error: str) -> str:
+    """Return an error without the stack that some tracers put after it."""
+    return error.partition("Traceback (most recent call last)")[0].strip() or error
 
 
 def tool_run_of(span: Span) -> dict[str, Any]:
@@ -114,17 +151,24 @@ def scores_of(span: Span) -> Iterator[SpanScore]:
         above = span.span_id if is_call(span) else span.parent_id or span.span_id
         yield SpanScore(above, _response(told), _gen_ai_score(told))
     for event in span.events:
-        if event.name in {"gen_ai.evaluation.result", "gen_ai.evaluation"}:
-            said = event.attributes
-            target = said.get("span_id")
-            span_id = target if isinstance(target, str) else span.span_id
-            yield SpanScore(span_id, _response(said), _gen_ai_score(said))
+        if (score := score_in(event, span.span_id)) is not None:
+            yield score
     spread = "evaluations." in span.spread or "annotations." in span.spread
     if spread and not _SCORED.isdisjoint(
         _first_names(span, "evaluations.") | _first_names(span, "annotations.")
     ):
         for entry in openinference_scores(span):
             yield SpanScore(span.span_id, None, entry)
+
+
+def score_in(event: SpanEvent, span_id: str) -> SpanScore | None:
+    """Return the result of an evaluation in an event of a span; None if it is another event."""
+    if event.name not in {"gen_ai.evaluation.result", "gen_ai.evaluation"}:
+        return None
+    said = event.attributes
+    target = said.get("span_id")
+    span_id = target if isinstance(target, str) else span_id
+    return SpanScore(span_id, _response(said), _gen_ai_score(said))
 
 
 def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None:
@@ -163,6 +207,21 @@ def _seconds(span: Span) -> float:
     return (span.end - span.start) / 1e9 if span.end > span.start > 0 else 0
 
 
+_TASKS = (
+    "task.id",
+    "task_id",
+    "gen_ai.task.id",
+    "langfuse.trace.metadata.task_id",
+    "langfuse.observation.metadata.task_id",
+    "traceloop.association.properties.task_id",
+    "langsmith.reference_example_id",
+)
+"""Attributes that name the task that a trace is an attempt at."""
+_DETAILS = {
+    "langfuse.observation.usage_details": "gen_ai.usage.",
+    "langfuse.observation.model.parameters": "gen_ai.request.",
+}
+_USAGE_NAMES = {"input": "input_tokens", "output": "output_tokens"}
 _HUGE = 1e300
 """A score must be below this bound, which also rules out NaN."""
 _CALLS = frozenset({"chat", "generate_content", "text_completion", "completion"})
@@ -190,6 +249,7 @@ _TELLING = frozenset(
         "agent.name",
         "gen_ai.evaluation.name",
         "gen_ai.evaluation.score.value",
+        *_TASKS,
     }
 )
 """Attributes by which a span is more than a link between other spans."""
@@ -216,6 +276,7 @@ FILLED = frozenset(
         "state",
         "action",
         "reward",
+        "task_id",
         "episode_id",
         "step",
         "agent",

@@ -113,6 +113,9 @@ def _attributes(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     for name, prefix in (("modelParameters", "gen_ai.request."), ("usageDetails", _USAGE)):
         value = _as_object(_get(row, name))
         told |= {f"{prefix}{_USAGE_NAMES.get(key, key)}": inner for key, inner in value.items()}
+    metadata = _as_object(_get(row, "metadata"))
+    if isinstance(task := metadata.get("task_id", metadata.get("task.id")), str):
+        told["task.id"] = task
     if kind == "agent" and row.get("name"):
         told["gen_ai.agent.name"] = row["name"]
     return told

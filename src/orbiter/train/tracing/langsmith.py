@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orbiter.train.chat.dialects import as_text
+from orbiter.train.chat.parts import as_text
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.json_files.source import Source
@@ -80,6 +80,8 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
     asked, about = dict(_object(extra, "invocation_params")), dict(_object(extra, "metadata"))
     inputs, outputs = _object(run, "inputs"), _object(run, "outputs")
     tools = asked.pop("tools", None) or inputs.get("tools")
+    answer = _answer_in(outputs) if kind == "llm" else {}
+    usage, about_answer = _object(answer, "usage_metadata"), _object(answer, "response_metadata")
     told: dict[str, Any] = {
         "openinference.span.kind": {"llm": "LLM", "tool": "TOOL"}.get(kind, kind),
         "input.value": {**inputs, **({"tools": tools} if tools else {})} or None,
@@ -90,8 +92,16 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
         "gen_ai.provider.name": about.pop("ls_provider", None),
         "session.id": next((about.pop(key) for key in _THREADS if about.get(key)), None),
         "gen_ai.agent.name": about.get("lc_agent_name"),
-        "gen_ai.usage.input_tokens": run.get("prompt_tokens"),
-        "gen_ai.usage.output_tokens": run.get("completion_tokens"),
+        "task.id": about.get("task_id"),
+        "gen_ai.response.id": about_answer.get("id"),
+        "gen_ai.response.finish_reasons": about_answer.get(
+            "finish_reason", about_answer.get("stop_reason")
+        ),
+        "gen_ai.usage.input_tokens": run.get("prompt_tokens") or usage.get("input_tokens"),
+        "gen_ai.usage.output_tokens": run.get("completion_tokens") or usage.get("output_tokens"),
+        "gen_ai.usage.cache_read.input_tokens": (
+            _object(usage, "input_token_details").get("cache_read") or None
+        ),
         "langsmith.total_cost": run.get("total_cost"),
         "langsmith.session_id": run.get("session_id"),
         "langsmith.reference_example_id": run.get("reference_example_id"),
@@ -100,6 +110,16 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
         **{f"gen_ai.request.{name}": value for name, value in asked.items()},
     }
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _answer_in(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of the message that LangChain made of a model's answer; {} without it."""
+    value: object = outputs.get("generations")
+    while isinstance(value, list) and value:
+        value = value[0]
+    message = value.get("message") if isinstance(value, Mapping) else None
+    inner = message.get("kwargs", message.get("data")) if isinstance(message, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _tool_call_id(outputs: Mapping[str, Any]) -> str | None:

@@ -2,26 +2,23 @@
 
 An episode is a trace; its steps are the model calls in the order of their start. `traces.py`
 collects the spans of a trace within a window. The score of an evaluation (`gen_ai.evaluation`) is
-the reward of the call that it evaluates, or of the last call below the span that it evaluates.
-Not supported: writing spans.
+the reward of the call that it evaluates, or of all calls below the span that it evaluates. Log
+records are events of the spans that they name. Not supported: writing spans.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.source import BOM, Source
-from orbiter.train.tracing.otlp import FoundSpan, Status, nanoseconds, read_spans
+from orbiter.train.tracing.otlp import FoundLog, FoundSpan, Status, nanoseconds, plain, read_spans
 from orbiter.train.tracing.recorded import decoded_item
 from orbiter.train.tracing.span import AttributeReader, Span, SpanEvent, attributes_of
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryItem
-
-log = logging.getLogger(__name__)
 
 
 def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryItem]:
@@ -39,19 +36,36 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
     known = AttributeReader()
     for found in read_spans(source):
         try:
+            if isinstance(found, FoundLog):
+                yield from traces.add_log(*_event_of(found))
+                continue
             span = span_of(found, known)
         except DataError as error:
-            source.refuse(found.line, f"span {found.span.span_id!r}: {error}", error)
+            named = found.log if isinstance(found, FoundLog) else found.span
+            source.refuse(found.line, f"span {named.span_id!r}: {error}", error)
         else:
             yield from traces.add(span)
     yield from traces.finish()
     _check(source, traces.counts)
 
 
+def _event_of(found: FoundLog) -> tuple[str, str, SpanEvent]:
+    """Return the event in a log record, with the trace and the span that it belongs to."""
+    log = found.log
+    attributes = attributes_of(log.attributes)
+    name = log.event_name or str(attributes.pop("event.name", ""))
+    body = plain(log.body)
+    if isinstance(body, dict):
+        attributes = {**attributes, **body}
+    elif body is not None:
+        attributes.setdefault("content", body)
+    return log.trace_id, log.span_id, SpanEvent(name, attributes)
+
+
 def detect(head: bytes, path: Path) -> float:
     """Return the confidence, from 0 to 1, that a file with this head is OTLP JSON."""
     start = head.removeprefix(BOM).lstrip(b" \t\r\n[")
-    if not start.startswith(b"{") or b'"resourceSpans"' not in head:
+    if not start.startswith(b"{") or _HOLDS.search(head) is None:
         return 0.0
     return 1.0 if _OPENS.match(start) else 0.5 if path.suffix in SUFFIXES else 0.3
 
@@ -95,6 +109,11 @@ def _error(status: Status | None) -> str | None:
 
 def _check(source: Source, counts: Counts) -> None:
     """Report calls without messages; raise if there are no usable calls at all."""
+    if counts.spans == 0 and counts.logs:
+        raise DataError(
+            f"{source.path}:1: holds {counts.logs} log records and no span: the calls are in the "
+            "file of spans; write both into one file"
+        )
     if counts.calls == 0:
         raise DataError(
             f"{source.path}:1: holds no call of a model: none of its {counts.spans} spans has "
@@ -106,15 +125,10 @@ def _check(source: Source, counts: Counts) -> None:
             "did not record content, which most do only when asked to "
             "(OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=true)"
         )
-    if counts.silent:
-        log.warning("%s: %d calls have no messages and are left out", source.path, counts.silent)
-    if counts.homeless:
-        log.warning(
-            "%s: %d scores or tool runs belong to no call and are left out",
-            source.path,
-            counts.homeless,
-        )
+    for note in counts.notes():
+        source.note(note)
 
 
 SUFFIXES = (".json", ".jsonl")
-_OPENS = re.compile(rb'\{\s*"resourceSpans"\s*:')
+_OPENS = re.compile(rb'\{\s*"resource(?:Spans|Logs)"\s*:')
+_HOLDS = re.compile(rb'"resource(?:Spans|Logs)"')

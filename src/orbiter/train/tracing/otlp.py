@@ -1,8 +1,9 @@
-"""Reads spans from a file of OTLP JSON: one export request, one per line, or an array of them.
+"""Reads spans and log records from a file of OTLP JSON.
 
-The collector's file exporter writes one request per line. A document of any length is read piece
-by piece. Not supported: metrics and logs, which OTLP stores in separate files. Not here: the
-meaning of an attribute (`dialects.py`).
+A file is one export request, one per line, or an array of them. The collector's file exporter
+writes one request per line. A document of any length is read piece by piece. Log records hold the
+events of spans (some tracers put the messages there); they may be anywhere in the file. Not
+supported: metrics. Not here: the meaning of an attribute (`dialects.py`).
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ class WireEvent(msgspec.Struct, rename="camel", gc=False):
     attributes: list[KeyValue] | None = None
 
 
+class WireLog(msgspec.Struct, rename="camel", gc=False):
+    """A log record, which holds an event of a span."""
+
+    trace_id: str = ""
+    span_id: str = ""
+    event_name: str = ""
+    attributes: list[KeyValue] | None = None
+    body: AnyValue | None = None
+
+
 class Status(msgspec.Struct, gc=False):
     """The status with which a span ended."""
 
@@ -117,10 +128,23 @@ class ResourceSpans(msgspec.Struct, rename="camel", gc=False):
     scope_spans: list[ScopeSpans] | None = None
 
 
+class ScopeLogs(msgspec.Struct, rename="camel", gc=False):
+    """The log records of one instrumentation."""
+
+    log_records: list[WireLog] | None = None
+
+
+class ResourceLogs(msgspec.Struct, rename="camel", gc=False):
+    """The log records of one process."""
+
+    scope_logs: list[ScopeLogs] | None = None
+
+
 class ExportRequest(msgspec.Struct, rename="camel", gc=False):
     """The content of one export."""
 
     resource_spans: list[ResourceSpans] | None = None
+    resource_logs: list[ResourceLogs] | None = None
 
 
 def plain(value: AnyValue | None) -> Any:  # noqa: ANN401 - any JSON
@@ -179,8 +203,18 @@ class FoundSpan(NamedTuple):
     line: int
 
 
-def read_spans(source: Source) -> Iterator[FoundSpan]:
-    """Yield the spans of a file, holding at most one line or one piece of a document in memory."""
+class FoundLog(NamedTuple):
+    """A log record that was read from a file."""
+
+    log: WireLog
+    line: int
+
+
+def read_spans(source: Source) -> Iterator[FoundSpan | FoundLog]:
+    """Yield the spans and log records of a file.
+
+    At most one line, or one piece of a document, is in memory.
+    """
     with source.open() as opened:
         file = io.BufferedReader(cast("io.RawIOBase", opened), CHUNK)
         first = file.readline(CHUNK)
@@ -204,7 +238,9 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterator[FoundSpan]:
+def _read_line(
+    source: Source, line: bytes, number: int, offset: int
+) -> Iterator[FoundSpan | FoundLog]:
     if line.isspace():
         return
     try:
@@ -219,9 +255,16 @@ def _read_line(source: Source, line: bytes, number: int, offset: int) -> Iterato
             origin = Origin(service, scope.scope.name if scope.scope else None)
             for span in scope.spans or ():
                 yield FoundSpan(span, origin, number)
+    yield from _logs_in(request.resource_logs, number)
 
 
-def _read_documents(source: Source, walk: Walk) -> Iterator[FoundSpan]:
+def _logs_in(processes: list[ResourceLogs] | None, line: int) -> Iterator[FoundLog]:
+    for process in processes or ():
+        for scope in process.scope_logs or ():
+            yield from (FoundLog(log, line) for log in scope.log_records or ())
+
+
+def _read_documents(source: Source, walk: Walk) -> Iterator[FoundSpan | FoundLog]:
     """Read one document after another, up to the first one that is malformed."""
     try:
         while walk.peek():
@@ -234,11 +277,15 @@ def _read_documents(source: Source, walk: Walk) -> Iterator[FoundSpan]:
         source.refuse(walk.line, f"{error} (byte {walk.byte}): the rest is not read", error)
 
 
-def _read_request(source: Source, walk: Walk) -> Iterator[FoundSpan]:
+def _read_request(source: Source, walk: Walk) -> Iterator[FoundSpan | FoundLog]:
     for key in walk.members():
-        if key == "resourceSpans" and walk.peek() == b"[":
-            for _ in walk.elements():
+        if key == "resourceSpans":
+            for _ in _elements(source, walk, key):
                 yield from _read_process(source, walk)
+        elif key == "resourceLogs" and walk.peek() == b"[":
+            for _ in walk.elements():
+                logs = _taken(source, walk, walk.take, _LOGS)
+                yield from _logs_in([logs] if logs is not None else None, walk.line)
         else:
             walk.skip()
 
@@ -248,8 +295,8 @@ def _read_process(source: Source, walk: Walk) -> Iterator[FoundSpan]:
     for key in walk.members():
         if key == "resource":
             service = _service(_taken(source, walk, walk.take, _RESOURCE))
-        elif key == "scopeSpans" and walk.peek() == b"[":
-            for _ in walk.elements():
+        elif key == "scopeSpans":
+            for _ in _elements(source, walk, key):
                 yield from _read_scope(source, walk, service)
         else:
             walk.skip()
@@ -261,13 +308,24 @@ def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[Fou
         if key == "scope":
             scope = _taken(source, walk, walk.take, _SCOPE)
             origin = Origin(service, scope.name if scope else None)
-        elif key == "spans" and walk.peek() == b"[":
-            for _ in walk.elements():
+        elif key == "spans":
+            for _ in _elements(source, walk, key):
                 span = _taken(source, walk, walk.take_like, _SPAN)
                 if span is not None:
                     yield FoundSpan(span, origin, walk.line)
         else:
             walk.skip()
+
+
+def _elements(source: Source, walk: Walk, key: str) -> Iterator[None]:
+    """Stop at each element of a list; a value that is neither a list nor null is refused."""
+    if walk.peek() == b"[":
+        yield from walk.elements()
+        return
+    line, is_null = walk.line, walk.peek() == b"n"
+    walk.skip()
+    if not is_null:
+        source.refuse(line, f"{key} must be a list")
 
 
 def _taken(
@@ -299,3 +357,4 @@ _REQUEST = msgspec.json.Decoder(ExportRequest)
 _RESOURCE = msgspec.json.Decoder(Resource | None)
 _SCOPE = msgspec.json.Decoder(Scope | None)
 _SPAN = msgspec.json.Decoder(WireSpan | None)
+_LOGS = msgspec.json.Decoder(ResourceLogs | None)

@@ -5,7 +5,6 @@ Not here: the form of a service's rows (`langfuse.py`, `langsmith.py`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,8 +14,6 @@ from orbiter.train.tracing.span import Span, SpanEvent
 from orbiter.train.tracing.times import time_of
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryItem
-
-log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -81,15 +78,8 @@ def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> Span
 def _check(source: Source, counts: Counts, what: str) -> None:
     if counts.calls == counts.silent:
         raise DataError(f"{source.path}:1: holds no {what} among its {counts.spans} rows")
-    if left := counts.silent + counts.homeless:
-        log.warning(
-            "%s: %d calls without messages and %d scores or tool runs without a call are left out "
-            "(%d in all)",
-            source.path,
-            counts.silent,
-            counts.homeless,
-            left,
-        )
+    for note in counts.notes():
+        source.note(note)
 
 
 def _reason(error: Exception) -> str:

@@ -2,9 +2,10 @@
 
 A trace is held until the window is full and then released as a whole: its calls by their start,
 with the scores of evaluations, the runs of the tools that they called, and the names of the agents
-above them. The window is bounded, and so is memory. Therefore a trace whose spans are further apart
-than the window is released in several parts, in order. A score or tool run that arrives in a later
-part than its call is left out and counted in a warning.
+and tasks above them. A call that two spans tell of, because two instrumentations saw it, is one
+item (`same_calls.py`). The window is bounded, and so is memory. Therefore a trace whose spans are
+further apart than the window is released in several parts, in order. A score or tool run that
+arrives in a later part than its call is left out and counted in a warning.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from orbiter.train.errors import DataError
-from orbiter.train.tracing.dialects import Memory, Said, said_in
+from orbiter.train.json_files.records import decode_json
+from orbiter.train.tracing.dialects import Memory, said_in
 from orbiter.train.tracing.facts import (
     SpanScore,
     agent_of,
@@ -25,11 +27,14 @@ from orbiter.train.tracing.facts import (
     is_tool_run,
     reward_of,
     says_something,
+    score_in,
     scores_of,
+    task_of,
     tool_run_of,
 )
 from orbiter.train.tracing.recorded import NO_ANSWER, Maker, Recorder
-from orbiter.train.tracing.span import Span
+from orbiter.train.tracing.same_calls import ModelCall, check_names, one_per_call
+from orbiter.train.tracing.span import Span, SpanEvent
 from orbiter.train.trajectory import TrajectoryItem
 
 WINDOW = 24 << 20
@@ -43,11 +48,6 @@ SPAN_COST = 512
 Refuse = Callable[[int, str, Exception | None], None]
 
 
-class _ModelCall(NamedTuple):
-    span: Span
-    said: Said
-
-
 @dataclass(slots=True)
 class _Trace:
     """The spans and scores of a trace that is being held."""
@@ -57,6 +57,9 @@ class _Trace:
     scores: list[SpanScore] = field(default_factory=list)
     parents: dict[str, str | None] = field(default_factory=dict)
     agents: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
+    logs: dict[str, list[SpanEvent]] = field(default_factory=dict)
+    """The events in log records, by span."""
     weight: int = 0
 
 
@@ -66,10 +69,27 @@ class Counts:
 
     spans: int = 0
     calls: int = 0
+    logs: int = 0
     silent: int = 0
     """Calls of a model whose messages were not recorded."""
+    promptless: int = 0
+    """Calls whose answer was recorded, but not the prompt."""
+    repeated: int = 0
+    """Spans of calls that another span tells of too."""
     homeless: int = 0
     """Scores and tool runs whose call was released before they arrived, or does not exist."""
+
+    def notes(self) -> list[str]:
+        """Say what was left out although nothing is wrong with it."""
+        counted = {
+            "calls have no messages and are left out": self.silent,
+            "calls have an answer but no prompt and are left out": (self.promptless),
+            "spans tell of a call that another span tells of too and are joined to it": (
+                self.repeated
+            ),
+            "scores or tool runs belong to no call and are left out": self.homeless,
+        }
+        return [f"{count} {what}" for what, count in counted.items() if count]
 
 
 class Traces:
@@ -108,9 +128,22 @@ class Traces:
         except (DataError, RecursionError) as error:
             self._refuse(span, error)
             return
-        self._weight += weight
-        while self._weight > self._window:
-            yield from self._give_out(next(iter(self._held)))
+        yield from self._make_room(weight)
+
+    def add_log(self, trace_id: str, span_id: str, event: SpanEvent) -> Iterator[TrajectoryItem]:
+        """Add an event of a span that is in a log record; yield what has to leave for it."""
+        self.counts.logs += 1
+        trace = self._trace(trace_id)
+        if (score := score_in(event, span_id)) is not None:
+            trace.scores.append(score)
+        else:
+            trace.logs.setdefault(span_id, []).append(event)
+        weight = SPAN_COST + sum(
+            len(value) if isinstance(value, str) else SPAN_COST
+            for value in event.attributes.values()
+        )
+        trace.weight += weight
+        yield from self._make_room(weight)
 
     def finish(self, trace_id: str | None = None) -> Iterator[TrajectoryItem]:
         """Yield the items of one trace that is still held, or of all traces."""
@@ -120,14 +153,24 @@ class Traces:
         elif trace_id in self._held:
             yield from self._give_out(trace_id)
 
+    def _make_room(self, weight: int) -> Iterator[TrajectoryItem]:
+        self._weight += weight
+        while self._weight > self._window:
+            yield from self._give_out(next(iter(self._held)))
+
+    def _trace(self, trace_id: str) -> _Trace:
+        """Return the trace of an id, which is now the one seen last."""
+        trace = self._held.get(trace_id)
+        if trace is None:
+            trace = self._held[trace_id] = _Trace()
+        self._held.move_to_end(trace_id)
+        return trace
+
     def _take_in(self, span: Span) -> int:
         self.counts.spans += 1
         says = says_something(span)
         scores = list(scores_of(span)) if says else []
-        trace = self._held.get(span.trace_id)
-        if trace is None:
-            trace = self._held[span.trace_id] = _Trace()
-        self._held.move_to_end(span.trace_id)
+        trace = self._trace(span.trace_id)
         trace.parents[span.span_id] = span.parent_id
         weight = SPAN_COST + (self._told_in(span, trace) if says else 0)
         trace.scores += scores
@@ -138,6 +181,8 @@ class Traces:
         """Store a span that is more than a link between others; return the size of its text."""
         if (agent := agent_of(span)) is not None:
             trace.agents[span.span_id] = agent
+        if (task := task_of(span)) is not None:
+            trace.tasks[span.span_id] = task
         if is_call(span):
             self.counts.calls += 1
             trace.calls.append(span)
@@ -150,7 +195,7 @@ class Traces:
     def _give_out(self, trace_id: str) -> Iterator[TrajectoryItem]:
         trace = self._held.pop(trace_id)
         self._weight -= trace.weight
-        calls = self._understood(sorted(trace.calls, key=attrgetter("start")))
+        calls = self._understood(trace)
         runs = self._runs_by_call(trace, calls)
         scores = self._scores_by_call(trace, calls)
         recorder = Recorder(self._make)
@@ -161,11 +206,12 @@ class Traces:
                     recorder,
                     call,
                     runs=ran,
-                    scores=scored,
+                    scores=scored.entries(),
                     episode_id=trace_id or None,
                     step=number,
-                    agent=_agent(trace, call.span),
-                    reward=reward_of(scored, self._reward),
+                    task_id=_task(trace, call.span),
+                    agent=_named_above(trace, trace.agents, call.span),
+                    reward=scored.reward(self._reward),
                 )
             except (DataError, RecursionError) as error:
                 self._refuse(call.span, error)
@@ -174,27 +220,36 @@ class Traces:
             if len(self._steps) > TRACES:
                 self._steps.popitem(last=False)
 
-    def _understood(self, spans: list[Span]) -> list[_ModelCall]:
-        """Return the calls whose messages were recorded."""
+    def _understood(self, trace: _Trace) -> list[ModelCall]:
+        """Return the calls whose messages were recorded, each once, in the order of their start."""
         calls = []
         memory = Memory()
-        for span in spans:
+        for span in sorted(trace.calls, key=attrgetter("start")):
+            if logged := trace.logs.get(span.span_id):
+                span.events = [*span.events, *logged]
             try:
                 said = said_in(span, memory)
+                if said is not None:
+                    check_names(said.answers)
             except (DataError, RecursionError) as error:
                 self._refuse(span, error)
                 continue
             if said is None or not (said.prompt or said.answers):
                 self.counts.silent += 1
             else:
-                calls.append(_ModelCall(span, said))
-        return calls
+                calls.append(ModelCall(span, said))
+        dividing = {span.span_id for span in trace.runs} | trace.agents.keys()
+        once = one_per_call(calls, trace.parents, dividing)
+        self.counts.repeated += len(calls) - len(once)
+        whole = [call for call in once if call.said.prompt]
+        self.counts.promptless += len(once) - len(whole)
+        return whole
 
     def _refuse(self, span: Span, error: Exception) -> None:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         self._told(span.line, f"span {span.span_id!r}: {reason}", error)
 
-    def _runs_by_call(self, trace: _Trace, calls: list[_ModelCall]) -> list[list[dict[str, Any]]]:
+    def _runs_by_call(self, trace: _Trace, calls: list[ModelCall]) -> list[list[dict[str, Any]]]:
         """Return for each call the tool runs that it requested.
 
         They are matched by the id of the tool call. A run without an id belongs to the latest call
@@ -222,30 +277,55 @@ class Traces:
                 found[place].append(run)
         return found
 
-    def _scores_by_call(self, trace: _Trace, calls: list[_ModelCall]) -> list[list[dict[str, Any]]]:
-        """Return the scores of each call; a score of the whole trace goes to its last call."""
-        found: list[list[dict[str, Any]]] = [[] for _ in calls]
+    def _scores_by_call(self, trace: _Trace, calls: list[ModelCall]) -> list[_Scores]:
+        """Return the scores of each call; that of a span above calls is one of each of them."""
+        found = [_Scores() for _ in calls]
+        above = [list(_above(trace, call.span)) for call in calls]
         for score in trace.scores:
-            place = _scored(trace, calls, score)
-            if place is None:
+            scored = _scored(calls, above, score)
+            if not scored:
                 self.counts.homeless += 1
-            else:
-                found[place].append(score.entry)
+            for place, distance in scored:
+                found[place].by_distance.setdefault(distance, []).append(score.entry)
         return found
+
+
+@dataclass(slots=True)
+class _Scores:
+    """The scores of a call, by the number of spans between it and what was scored."""
+
+    by_distance: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return all scores, those of the call itself first."""
+        return [
+            entry for distance in sorted(self.by_distance) for entry in self.by_distance[distance]
+        ]
+
+    def reward(self, wanted: str | None) -> float | None:
+        """Return the reward: of the scores that say it, those of the nearest span."""
+        for distance in sorted(self.by_distance):
+            if (reward := reward_of(self.by_distance[distance], wanted)) is not None:
+                return reward
+        return None
 
 
 def _item(
     recorder: Recorder,
-    call: _ModelCall,
+    call: ModelCall,
     *,
     runs: list[dict[str, Any]],
     scores: list[dict[str, Any]],
     **known: Any,  # noqa: ANN401 - further fields of the item
 ) -> TrajectoryItem:
-    span, said = call
+    span, said = call.span, call.said
     entries = facts_of(span)
+    for other in call.also:
+        for name, fact in facts_of(other).items():
+            if name not in _OF_SPAN:
+                entries.setdefault(name, fact)
     reasons = [answer.get("finish_reason") for answer in said.answers]
-    reason = entries.pop("finish_reason", reasons)
+    reason = _reason_in(entries.pop("finish_reason", reasons))
     if isinstance(reason, list):  # one per choice
         reason = next(filter(None, reason), None)
     if reason is not None:
@@ -266,27 +346,50 @@ def _item(
     )
 
 
-def _scored(trace: _Trace, calls: list[_ModelCall], score: SpanScore) -> int | None:
-    """Return the index of the call that a score evaluates; None if there is no such call."""
-    below = None
+def _reason_in(value: object) -> object:
+    """Return a finish reason; some tracers record the list of them as JSON text."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            return decode_json(value)
+        except DataError:
+            return value
+    return value
+
+
+def _scored(
+    calls: list[ModelCall], above: list[list[str]], score: SpanScore
+) -> list[tuple[int, int]]:
+    """Return the indices of the calls that a score is about, with their distance to its span."""
     for place, call in enumerate(calls):
-        if call.span.span_id == score.span_id:
-            return place
-        if score.response_id is not None:
-            if call.span.attributes.get("gen_ai.response.id") == score.response_id:
-                return place
-        elif score.span_id in _above(trace, call.span):
-            below = place
-    if below is None and score.response_id is None and calls:
-        return len(calls) - 1
-    return below
+        if score.span_id in {call.span.span_id, *(span.span_id for span in call.also)}:
+            return [(place, 0)]
+        if score.response_id is not None and (
+            call.span.attributes.get("gen_ai.response.id") == score.response_id
+        ):
+            return [(place, 0)]
+    if score.response_id is not None:
+        return []
+    below = [
+        (place, above[place].index(score.span_id) + 1)
+        for place in range(len(calls))
+        if score.span_id in above[place]
+    ]
+    return below or [(place, len(above[place]) + 1) for place in range(len(calls))]
 
 
-def _agent(trace: _Trace, span: Span) -> str | None:
-    if not trace.agents:
+def _task(trace: _Trace, span: Span) -> str | None:
+    """Return the task of a call: named by a span above it, or by the only one that names any."""
+    task = _named_above(trace, trace.tasks, span)
+    named = set(trace.tasks.values())
+    return named.pop() if task is None and len(named) == 1 else task
+
+
+def _named_above(trace: _Trace, names: dict[str, str], span: Span) -> str | None:
+    """Return the name that a span or the nearest one above it has."""
+    if not names:
         return None
-    names = (trace.agents.get(span_id) for span_id in (span.span_id, *_above(trace, span)))
-    return next(filter(None, names), None)
+    found = (names.get(span_id) for span_id in (span.span_id, *_above(trace, span)))
+    return next(filter(None, found), None)
 
 
 def _above(trace: _Trace, span: Span) -> Iterable[str]:
@@ -297,3 +400,9 @@ def _above(trace: _Trace, span: Span) -> Iterable[str]:
         way[above] = None
         above = trace.parents.get(above)
     return way
+
+
+_OF_SPAN = frozenset(
+    {"span_id", "parent_span_id", "instrumentation", "attributes", "error", "seconds"}
+)
+"""Facts about a span that are no facts about the call that it tells of."""

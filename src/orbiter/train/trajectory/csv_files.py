@@ -73,7 +73,10 @@ def read_csv(
 
 
 def _rows(source: Source, rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row with the line on which it starts, without blank lines."""
+    """Yield each row with the line on which it starts, without rows whose cells are all empty.
+
+    A spreadsheet writes such rows below a table, with its commas.
+    """
     line = rows.line_num + 1  # type: ignore[attr-defined]  # csv.reader's
     while True:
         try:
@@ -83,7 +86,7 @@ def _rows(source: Source, rows: Iterator[list[str]]) -> Iterator[tuple[int, list
             return
         if row is None:
             return
-        if row:
+        if any(row):
             yield line, row
         line = rows.line_num + 1  # type: ignore[attr-defined]  # as above
 

@@ -26,11 +26,12 @@ import msgspec
 
 from orbiter.train.errors import StorageError
 from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Source
 from orbiter.train.storage import AppendLog, Durability, read_records
 from orbiter.train.trajectory.codec import Line, values_in
 from orbiter.train.trajectory.item import TrajectoryItem, from_values, values_of
-from orbiter.train.trajectory.store import Place, Store
-from orbiter.train.trajectory.turns import Stored, Turn, packed, unpacked
+from orbiter.train.trajectory.store import ItemsView, Place, Store
+from orbiter.train.trajectory.turns import Stored, Turn, packed, restore, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,33 @@ class Journal:
         except OSError as error:
             self._doubtful = True  # written, but a failed sync may have thrown it away
             raise StorageError(f"cannot sync {self.path}: {error.strerror}") from error
+
+
+def read_journal(source: Source) -> Iterator[TrajectoryItem]:
+    """Yield the items of a journal, those with a reward first, then those that wait for one.
+
+    Takes no lock and changes nothing, so another process may be writing the journal: what it has
+    acknowledged so far is read.
+
+    Raises:
+        DataError: a line is damaged; with `on_error="skip"` the items before it are yielded.
+        StorageError: the file cannot be read.
+    """
+    path, store = Path(source.path), Store()
+    source.open().close()  # says why a file cannot be read
+    try:
+        _refuse_foreign(path)
+        _replay(path, store, _Checksums())
+    except StorageError as error:
+        line, _, reason = str(error).removeprefix(f"{path}:").partition(": ")
+        source.refuse(int(line) if line.isdigit() else 1, reason or str(error), error)
+    yield from ItemsView(store.kept)
+    yield from map(restore, store.waiting.values())
+
+
+def is_journal(head: bytes) -> bool:
+    """Return whether a file with these first bytes is a journal."""
+    return head.startswith(_HEADER_LINES)
 
 
 def _open(path: Path, durability: Durability) -> AppendLog:

@@ -11,6 +11,12 @@ from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
 class Left(Counter[str]):
     """For each field that an export cannot store, the number of items that had a value in it."""
 
+    def __init__(self) -> None:
+        """Start with nothing left out."""
+        super().__init__()
+        self.details: list[str] = []
+        """One line for each record that was left out as a whole, and why."""
+
     def note(self, item: TrajectoryItem, carried: Collection[str]) -> None:
         """Count the fields of `item` that have a value and are not in `carried`.
 

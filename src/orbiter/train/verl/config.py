@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from orbiter.train.checks import (
+    Boolean,
     Number,
     OneOf,
     OrNone,
@@ -92,6 +93,13 @@ class VeRLConfig(AlgorithmConfig):
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
         ),
+    )
+    keep_special_tokens: bool = setting(
+        False,
+        "Whether rewards see an output with its special tokens, such as [TOOL_CALLS]; a parameter "
+        "named raw_output gets them in any case.",
+        Boolean(),
+        verl=NotInVerl("verl's rewards get the text without special tokens"),
     )
     reward_timeout_seconds: float = setting(
         60.0, "Time limit of one call of a reward function, in seconds.", Number(above=0)
@@ -273,6 +281,11 @@ def _check_for_verl(config: VeRLConfig) -> None:
     for key in config.verl_overrides:
         if key.lstrip("+") in OURS:
             raise ConfigError(f"verl_overrides cannot set {key!r}: {OURS[key.lstrip('+')]} does")
+    if config.lora_alpha is not None and not float(config.lora_alpha).is_integer():
+        raise ConfigError(
+            f"lora_alpha={config.lora_alpha!r} must be a whole number for backend='verl', which "
+            f"would take it as {int(config.lora_alpha)}; scale learning_rate or lora_rank instead"
+        )
     ALGORITHMS[config.algorithm].verl_overrides(config)
     if config.minibatch_size % config.group_size:
         raise ConfigError(

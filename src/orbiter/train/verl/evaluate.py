@@ -91,12 +91,13 @@ async def ask_rewards(
     """Score the samples, which come in groups, one group for each item."""
     group_size = len(rollouts) // len(items)
     return await score(
-        [rollout.text for rollout in rollouts],
+        [rollout.raw_text if config.keep_special_tokens else rollout.text for rollout in rollouts],
         list(chain.from_iterable(repeat(item, group_size) for item in items)),
         rewards,
         on_error=config.on_reward_error,
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
+        known=[{"raw_output": rollout.raw_text} for rollout in rollouts],
     )
 
 

@@ -24,7 +24,9 @@ RewardFn = Callable[..., SupportsFloat | Awaitable[SupportsFloat]]
 
 OF_EPISODES = ("task", "result", "episode")
 """Parameters of a reward that only an agent's episodes have."""
-NAMED = ("item", *OF_EPISODES)
+OF_ANSWERS = ("item", "raw_output")
+"""Parameters of a reward that answers to prompts have."""
+NAMED = (*OF_ANSWERS, *OF_EPISODES)
 """Parameters of a reward that are passed by name to a function that has them."""
 
 OnRewardError = Literal["raise", "skip"] | float
@@ -42,7 +44,8 @@ class RewardSpec:
     weight: float = 1.0
     fn: RewardFn = None  # type: ignore[assignment] # refused below; weight may thus be left out
     """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and with it the
-    truth to compare with. With an agent, `task` gets the task, `result` what the agent returned and
+    truth to compare with, and one named `raw_output` the output with its special tokens, such as
+    `[TOOL_CALLS]`. With an agent, `task` gets the task, `result` what the agent returned and
     `episode` the whole Episode; `output` may then be left out, and is the result as text.
     May be async. A plain one runs in a worker thread, several at once."""
 
@@ -76,8 +79,7 @@ class RewardSpec:
     @property
     def needs_episodes(self) -> bool:
         """Whether `fn` can only be called with an agent's episodes."""
-        item = {"item": None} if self.asks_for("item") else {}
-        return not (_binds(self.fn, "output", **item) or _binds(self.fn, output="", **item))
+        return not _takes_answers(self.fn)
 
 
 class Scores(NamedTuple):
@@ -116,7 +118,8 @@ async def score(
         index, spec = pair
         try:
             where = first_index + index
-            given = {"item": items[index]} | (dict(known[index]) if known else {})
+            given = {"item": items[index], "raw_output": outputs[index]}
+            given |= dict(known[index]) if known else {}
             return await _ask(spec, where, outputs[index], given, timeout_seconds)
         except TrainError:
             if on_error == "raise":
@@ -214,14 +217,28 @@ def _binds(fn: RewardFn, *args: object, **named: object) -> bool:
     return True
 
 
+def _asked(fn: RewardFn, names: Sequence[str]) -> dict[str, None]:
+    """Return those of the names that a function has as parameters."""
+    parameters = _parameters(fn)
+    return {name: None for name in names if name in parameters}
+
+
+def _takes_answers(fn: RewardFn) -> bool:
+    """Say whether a function can be called with what an answer to a prompt has."""
+    named = _asked(fn, OF_ANSWERS)
+    return _binds_output(fn, named) or ("raw_output" in named and _binds(fn, **named))
+
+
+def _binds_output(fn: RewardFn, named: Mapping[str, object]) -> bool:
+    """Say whether a function takes the output, first or by name, beside what it names."""
+    return _binds(fn, "output", **named) or _binds(fn, output="output", **named)
+
+
 def _check_signature(name: str, fn: RewardFn) -> None:
     """Refuse a function that cannot be called in any way before a model is loaded for it."""
-    asked = _parameters(fn)
-    item = {"item": None} if "item" in asked else {}
-    more = {parameter: None for parameter in OF_EPISODES if parameter in asked}
-    ways = [_binds(fn, "output", **item), _binds(fn, "output", **item, **more)]
-    ways.append(_binds(fn, output="output", **item, **more))
-    if not any(ways) and not (more and _binds(fn, **item, **more)):
+    named = _asked(fn, (*OF_ANSWERS, *OF_EPISODES))
+    of_episode = _binds_output(fn, named) or _binds(fn, **named)
+    if not _takes_answers(fn) and not (of_episode and _asked(fn, OF_EPISODES)):
         raise ConfigError(
             f"reward {name!r} must be callable as fn(output) or fn(output, item), or for an agent "
             f"with parameters named {', '.join(OF_EPISODES)}, but its signature is "

@@ -17,6 +17,7 @@ from orbiter.train.agents.environments.player import EnvironmentAgent, Played
 from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
+from orbiter.train.engine.tasks import read_once
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.trainer import TrainerState, TrainMetrics
@@ -107,12 +108,22 @@ class VeRLTrainer(ModelTrainer):
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
         for reward in self.rewards:
+            if reward.asks_for("raw_output") and not self._answers_here:
+                raise ConfigError(
+                    f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
+                    "have that were sampled with backend='local'; leave the parameter out"
+                )
             if reward.needs_episodes and self.running_agent is None:
                 raise ConfigError(
                     f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
                     "episodes have; pass agent=, a function or an object with run"
                 )
         return True
+
+    @property
+    def _answers_here(self) -> bool:
+        """Whether the samples are answers to prompts that this process draws."""
+        return self.running_agent is None and self.config.backend == "local"
 
     @property
     @override
@@ -146,6 +157,7 @@ class VeRLTrainer(ModelTrainer):
         """Make sure that there is data; the tasks of an agent may be anything it takes."""
         if self.running_agent is None or self.dataset is None:
             return await super().check_dataset()
+        self.dataset, self.eval_dataset = read_once(self.dataset), read_once(self.eval_dataset)
         as_tasks(self.dataset)
         if self.eval_dataset is not None:
             as_tasks(self.eval_dataset)

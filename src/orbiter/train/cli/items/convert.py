@@ -64,6 +64,7 @@ def convert(
             "to": report.target,
             "written": report.export.written,
             "left_out": dict(report.export.left_out),
+            "left_out_details": list(report.export.details),
             "skipped": [skipped._asdict() for skipped in report.skipped],
             "notes": list(report.notes),
             "out": str(target),

@@ -177,6 +177,7 @@ OWN: Mapping[str, type[OwnSettings]] = {
 CONFIGS: Mapping[str, tuple[str, str]] = {
     "train": ("verl.config", "VeRLConfig"),
     "sft": ("sft.config", "SFTConfig"),
+    "offline": ("offline.config", "OfflineConfig"),
     "evolve": ("evolution.config", "EvolutionConfig"),
     "synth": ("synthesis.pipeline.config", "SynthesisConfig"),
     "llm": ("llm.config", "ClientConfig"),

@@ -8,6 +8,7 @@ one written for the Llama and Qwen families.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,9 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from orbiter.train.engine.batch import Batch
+from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.forward.head import TokenScores, scores_of_logits, token_scores
+from orbiter.train.engine.rollout import given
 
+PROBE_TOLERANCE = 1e-2
+"""Difference between log probabilities in a batch and alone that counts as rounding error."""
 HEAD_TOLERANCE = 1e-4
 """Difference between a model's logits and hidden state x head that counts as rounding error."""
 
@@ -135,6 +139,8 @@ class GenericDecoder:
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.seen = torch.arange(longest, device=device) >= longest - lengths[:, None]
         self.cache = DynamicCache(config=model.config)
+        # Models with positions by distance take no position_ids, and old ones no logits_to_keep.
+        self.takes = frozenset(inspect.signature(model.forward).parameters)
         self.weights = {
             name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()
         }
@@ -166,9 +172,48 @@ class GenericDecoder:
             "use_cache": True,
             "logits_to_keep": 1,
         }
+        inputs = {name: value for name, value in inputs.items() if name in self.takes}
         out = torch.func.functional_call(self.model, self.weights, (), inputs)
         logits: Tensor = out.logits[:, -1]
         return logits
+
+
+@torch.no_grad()
+def why_generic_fails(model: PreTrainedModel) -> str | None:
+    """Return why a model does not work through its own forward method; None if it does.
+
+    A batch of prompts of two lengths is scored and sampled from, and compared with the model's
+    logits on each sequence alone.
+    """
+    size = model.get_input_embeddings().weight.shape[0]
+    prompts, answers = ((1, 5, 9), (4,)), ((2, 7), (6, 3))
+    rows = [
+        given([token % size for token in prompt], [token % size for token in answer])
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    run: Any = model
+    try:
+        forward = GenericForward(model, dtype=torch.float32)
+        batch = collate(rows, device=model.device)
+        scored = forward.score(batch, temperature=1.0).tokens.logprob
+        decoder = forward.decoder([row.token_ids[: row.prompt_length] for row in rows], 2)
+        drawn = [decoder.start(), decoder.step(batch.token_ids[[0, 1], [3, 1]])]
+        alone = [run(torch.tensor([row.token_ids]).to(model.device)).logits[0] for row in rows]
+    except Exception as error:  # a model's own code may fail in any way
+        return f"its forward method fails ({type(error).__name__}: {error!s:.200})"
+    wanted = torch.stack([each[-3:-1].log_softmax(-1) for each in alone])  # row, step, vocabulary
+    have = torch.stack(drawn, dim=1).log_softmax(-1)
+    chosen = torch.stack([row[-2:] for row in (batch.token_ids[0, 3:5], batch.token_ids[1, 1:3])])
+    of_tokens = wanted.gather(-1, chosen[..., None])[..., 0]
+    distance = max(
+        float((have - wanted).abs().max()),
+        float((scored.view(2, 2) - of_tokens).abs().max()),
+    )
+    if not distance <= PROBE_TOLERANCE:
+        return (
+            f"its log probabilities in a batch differ by {distance:.1e} from those of a row alone"
+        )
+    return None
 
 
 @torch.no_grad()

@@ -1,22 +1,26 @@
 """Save a trained policy as a folder that other tools can load: weights, tokenizer, model card.
 
-Full weights use Hugging Face's layout, adapters PEFT's. The value head, which only another PPO run
-could use, is not saved; optimiser state is in checkpoints (`checkpoint.py`).
+Full weights use Hugging Face's layout, adapters PEFT's. Adapters on a model that only this package
+can make (a built-in one, or another adapter merged into its base) come with that model's weights in
+the folder `base`, so that nothing else is needed to load them. The value head, which only another
+PPO run could use, is not saved; optimiser state is in checkpoints (`checkpoint.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from orbiter.train.engine.models.folder import staged_folder
-from orbiter.train.engine.models.load import no_progress_bars
-from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.models.gguf import SMOLLM2
+from orbiter.train.engine.models.load import BASE, TINY, no_progress_bars
+from orbiter.train.engine.policy import Policy, configured_stops
 from orbiter.train.engine.session import require_finite
 from orbiter.train.errors import StorageError, require
 
@@ -60,10 +64,10 @@ def save_policy(
         raise StorageError(f"{target} already exists and is not a saved model; choose another path")
     with staged_folder(target) as folder, no_progress_bars():
         if policy.adapted and not merge:
-            _save_adapter(policy, folder, card.base_model)
+            _save_adapter(policy, folder, target, card.base_model)
         else:
             _save_weights(policy, folder)
-        policy.tokenizer.save_pretrained(folder)
+        _save_beside_weights(policy, folder)
         (folder / "README.md").write_text(card_text(card, policy, merge=merge), encoding="utf-8")
     return target
 
@@ -100,13 +104,63 @@ def _replaceable(target: Path) -> bool:
     return not names or any(name in names for name in MODEL_FILES)
 
 
-def _save_adapter(policy: Policy, folder: Path, base_model: str) -> None:
+def _save_adapter(policy: Policy, folder: Path, target: Path, base_model: str) -> None:
     model: Any = policy.model
+    base = _loadable(base_model)
+    if base is None:
+        _save_base(policy, folder / BASE)
+        base = str(target.resolve() / BASE)
     for config in model.peft_config.values():
-        config.base_model_name_or_path = base_model
+        config.base_model_name_or_path = base
     # The default, "auto", would ask the hub whether the vocabulary has grown; it never does here.
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card, replaced by ours
+
+
+def _loadable(name: str) -> str | None:
+    """Return the name under which Transformers loads a base model; None if it cannot."""
+    if name in (TINY, SMOLLM2):
+        return None
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name  # on the hub
+    return str(folder.resolve()) if (folder / "config.json").is_file() else None
+
+
+def _save_base(policy: Policy, folder: Path) -> None:
+    """Write the weights that the adapters are added to."""
+    model: Any = policy.model
+    tensors = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in model.get_base_model().state_dict().items()
+        if ".lora_" not in name
+    }
+    with _cache_enabled(model):
+        model.get_base_model().save_pretrained(folder, state_dict=tensors)
+    _save_beside_weights(policy, folder)
+
+
+def _save_beside_weights(policy: Policy, folder: Path) -> None:
+    """Write the tokenizer, and that generation stops at every token that ended answers here."""
+    policy.tokenizer.save_pretrained(folder)
+    model: Any = policy.model
+    if model.generation_config is None:
+        return
+    config = copy.deepcopy(model.generation_config)
+    if policy.stop_token_ids - configured_stops(model):
+        config.eos_token_id = sorted(policy.stop_token_ids)
+    config.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _cache_enabled(model: Any) -> Iterator[None]:  # noqa: ANN401 - transformers' or peft's
+    """Save a configuration that uses the cache: off in training, but needed for generation."""
+    used = model.config.use_cache
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.config.use_cache = used
 
 
 def _save_weights(policy: Policy, folder: Path) -> None:
@@ -114,12 +168,8 @@ def _save_weights(policy: Policy, folder: Path) -> None:
     if policy.adapted:
         # Merge into a copy: removing the adapters again would leave rounding errors in the weights.
         model = copy.deepcopy(model).merge_and_unload()
-    used = model.config.use_cache
-    model.config.use_cache = True  # off during training, but needed for generation after loading
-    try:
+    with _cache_enabled(model):
         model.save_pretrained(folder)
-    finally:
-        model.config.use_cache = used
 
 
 def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
@@ -139,7 +189,7 @@ def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
         f"This folder holds {form}. It was trained with orbiter-train {version('orbiter-train')} "
         f"(torch {version('torch')}, transformers {version('transformers')}).",
         "## Load it",
-        _how_to_load(adapter=adapter),
+        _how_to_load(card, policy, adapter=adapter),
         "## Data",
         card.data or "Not recorded.",
         "## Results",
@@ -150,22 +200,26 @@ def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
     return "\n".join(front) + "\n\n" + "\n\n".join(body) + "\n"
 
 
-def _how_to_load(*, adapter: bool) -> str:
-    kind, package = (
-        ("AutoPeftModelForCausalLM", "peft")
-        if adapter
-        else ("AutoModelForCausalLM", "transformers")
-    )
-    lines = [
-        "```python",
-        f"from {package} import {kind}",
-        "from transformers import AutoTokenizer",
-        "",
-        f'model = {kind}.from_pretrained("this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("this/folder")',
-        "```",
-    ]
-    return "\n".join(lines)
+def _how_to_load(card: Card, policy: Policy, *, adapter: bool) -> str:
+    """Return code that loads the folder with Transformers and PEFT alone."""
+    own_base = adapter and _loadable(card.base_model) is None
+    other_stops = bool(policy.stop_token_ids - configured_stops(policy.model))
+    names = ["AutoModelForCausalLM"] if own_base or not adapter else []
+    names += ["AutoTokenizer", *(["GenerationConfig"] if adapter and other_stops else [])]
+    lines = [f"from transformers import {', '.join(names)}", ""]
+    if own_base:
+        lines = ["from peft import PeftModel", *lines]
+        lines.append(f'base = AutoModelForCausalLM.from_pretrained("this/folder/{BASE}")')
+        lines.append('model = PeftModel.from_pretrained(base, "this/folder")')
+    elif adapter:
+        lines = ["from peft import AutoPeftModelForCausalLM", *lines]
+        lines.append('model = AutoPeftModelForCausalLM.from_pretrained("this/folder")')
+    else:
+        lines.append('model = AutoModelForCausalLM.from_pretrained("this/folder")')
+    if "GenerationConfig" in names:
+        lines.append('model.generation_config = GenerationConfig.from_pretrained("this/folder")')
+    lines.append('tokenizer = AutoTokenizer.from_pretrained("this/folder")')
+    return "\n".join(["```python", *lines, "```"])
 
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, str]]) -> str:

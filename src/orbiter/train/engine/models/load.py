@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+BASE = "base"
+"""Folder of the base model inside the folder of an adapter that comes with it."""
 TINY = "tiny"
 """Name of the byte-level model that is built in code."""
 Dtype = Literal["float32", "bfloat16"]
@@ -118,12 +120,7 @@ def _from_adapter(folder: Path, *, cache_dir: str | os.PathLike[str] | None) -> 
     """Load a PEFT adapter and merge it into the base model that it names."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise StorageError(f"{folder} has adapter_config.json but no adapter_model.safetensors")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise StorageError(
-            f"{folder}/adapter_config.json does not name its base_model_name_or_path"
-        )
+    base = base_of_adapter(folder)
     loaded = load_model(base, device="cpu", cache_dir=cache_dir)
     peft = require("peft", extra="train")
     with warnings.catch_warnings():
@@ -134,6 +131,23 @@ def _from_adapter(folder: Path, *, cache_dir: str | os.PathLike[str] | None) -> 
         return merged, loaded.tokenizer
     tokenizer = require("transformers", extra="train").AutoTokenizer.from_pretrained(folder)
     return merged, tokenizer
+
+
+def base_of_adapter(folder: Path) -> str:
+    """Return the folder or the name of the model that an adapter was trained on.
+
+    Raises:
+        StorageError: the adapter names none.
+    """
+    if (folder / BASE / "config.json").is_file():  # wherever the folder has been moved since
+        return str(folder / BASE)
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise StorageError(
+            f"{folder}/adapter_config.json does not name its base_model_name_or_path"
+        )
+    return str(base)
 
 
 def _from_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:

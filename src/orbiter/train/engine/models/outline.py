@@ -5,7 +5,6 @@ Nothing is downloaded: a model that is not on this machine has no outline.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,10 @@ from torch import nn
 from orbiter.train.engine.arithmetic import choose_dtype, pick_device
 from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.forward.fast import FAMILIES
+from orbiter.train.engine.models.architectures import context_of, require_supported
 from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.engine.models.gguf import CACHED, SMOLLM2
-from orbiter.train.engine.models.load import TINY
+from orbiter.train.engine.models.load import TINY, base_of_adapter
 from orbiter.train.engine.models.lora import add_lora
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import StorageError, require
@@ -46,7 +46,7 @@ class Outline:
     @property
     def context_length(self) -> int:
         """Largest number of tokens of prompt and answer together."""
-        return int(self.model.config.max_position_embeddings)
+        return context_of(self.model.config)
 
     @property
     def adapted(self) -> bool:
@@ -66,11 +66,13 @@ def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> 
 
     Raises:
         StorageError: the model is a folder that does not hold a model.
+        ConfigError: the engine cannot train a model of this architecture.
     """
     skeleton = _skeleton(config.model)
     if skeleton is None:
         return None
     model, tokenizer = skeleton
+    require_supported(model)
     path = "fast" if type(model).__name__ in FAMILIES else "generic"
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
@@ -110,9 +112,8 @@ def _skeleton(name: str) -> _Skeleton | None:
         return _read(name)
     if (folder / "config.json").is_file():
         return _read(str(folder))
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        return _skeleton(str(json.loads(adapter.read_text())["base_model_name_or_path"]))
+    if (folder / "adapter_config.json").is_file():
+        return _skeleton(base_of_adapter(folder))
     raise StorageError(f"{folder} is not a saved model: config.json is missing")
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format

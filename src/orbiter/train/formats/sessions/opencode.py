@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orbiter.train.chat.dialects import as_text
 from orbiter.train.chat.message import Message
+from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format

@@ -1,6 +1,6 @@
-"""What asking for data has in common: one question a candidate, and what comes back looked at.
+"""Asks a language model for one candidate per question, and checks each answer.
 
-Left out: which questions (`llm.py`), and what an item is worth (`llm_judge.py`).
+Not here: the questions (`synthesisers.py`) and the judging of items (`judge.py`).
 """
 
 from __future__ import annotations

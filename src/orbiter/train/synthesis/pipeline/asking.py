@@ -1,7 +1,7 @@
-"""From a batch to judged candidates: ask the steps, check what came, score it; through the journal.
+"""Asks the steps for a batch of candidates, checks and scores them, and journals every answer.
 
-Everything here may run for several batches at once. Left out: whatever depends on the order of the
-batches (repetitions, the target), which is `pipeline_run.py`.
+Everything here may run for several batches at once. What depends on the order of the batches
+(repetitions, the target) is in `run.py`.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 
 from orbiter.train.errors import DataError
 from orbiter.train.synthesis.pipeline.asking import Answered, Batch, Desk
+from orbiter.train.synthesis.pipeline.repetition import Repetitions
 from orbiter.train.synthesis.pipeline.result import (
     Rejection,
     RejectReason,
     StopReason,
     SynthesisResult,
 )
-from orbiter.train.synthesis.similarity import NearDuplicateIndex
 from orbiter.train.trajectory import TrajectoryItem
 
 _AHEAD = 8
@@ -51,13 +51,12 @@ class Run:
     _made_by_step: list[int] = field(default_factory=list[int])
     _failures: list[str] = field(default_factory=list[str])
     _tasks: deque[asyncio.Task[Answered | None]] = field(default_factory=deque)
-    _index: NearDuplicateIndex | None = None
+    _repetitions: Repetitions | None = None
 
     def __post_init__(self) -> None:
         self._made_by_step = [0] * len(self.desk.steps)
         if self.desk.config.dedup_threshold is not None:
-            self._index = NearDuplicateIndex(self.desk.config.dedup_threshold)
-            self._index.extend([text_of(seed) for seed in self.desk.seeds])
+            self._repetitions = Repetitions(self.desk.config.dedup_threshold, self.desk.seeds)
 
     async def items(self) -> AsyncGenerator[TrajectoryItem, None]:
         """Yield the accepted items as they are accepted, until there is a reason to stop."""
@@ -185,19 +184,17 @@ class Run:
     def _by_repetition(
         self, candidates: Sequence[TrajectoryItem]
     ) -> Iterator[TrajectoryItem | Rejection]:
-        if self._index is None:
+        if self._repetitions is None:
             yield from candidates
             return
-        seeds = len(self.desk.seeds)
-        matches = self._index.admit([text_of(candidate) for candidate in candidates])
-        for candidate, match in zip(candidates, matches, strict=True):
-            if match is None:
+        found = self._repetitions.admit(candidates)
+        for candidate, repeats in zip(candidates, found, strict=True):
+            if repeats is None:
                 yield candidate
                 continue
-            of_seed = match.witness < seeds
-            reason: RejectReason = "duplicate_of_seed" if of_seed else "duplicate"
-            original = f"seed {match.witness}" if of_seed else "an accepted item"
-            yield Rejection(candidate, reason, f"{match.similarity:.3f} similar to {original}")
+            reason: RejectReason = "duplicate" if repeats.seed is None else "duplicate_of_seed"
+            original = "an accepted item" if repeats.seed is None else f"seed {repeats.seed}"
+            yield Rejection(candidate, reason, f"{repeats.similarity:.3f} similar to {original}")
 
     def _lacks_score(self, candidate: TrajectoryItem) -> bool:
         return candidate.reward is None and self.desk.config.min_score is not None
@@ -235,8 +232,3 @@ class Run:
                 self._count(answered)
                 self.trimmed += len(answered.candidates)
         self._tasks.clear()
-
-
-def text_of(item: TrajectoryItem) -> str:
-    """Return the text that repetitions are found by: state and action together."""
-    return f"{item.state}\n{item.action}"

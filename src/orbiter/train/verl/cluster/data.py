@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orbiter.train.engine.models.architectures import context_of
 from orbiter.train.engine.models.gguf import SMOLLM2, ensure_smollm2
 from orbiter.train.engine.models.load import TINY, load_model
 from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
@@ -54,7 +55,7 @@ def model_files(name: str, folder: Path) -> ModelFiles:
         files = _described(str(ensure_smollm2()[0]))
     elif (Path(name).expanduser() / "adapter_config.json").is_file():
         loaded = load_model(name, device="cpu")
-        context = loaded.model.config.max_position_embeddings
+        context = context_of(loaded.model.config)
         files = ModelFiles(str(folder), True, loaded.tokenizer, context)
     else:
         path = Path(name).expanduser()
@@ -74,7 +75,7 @@ def _described(path: str) -> ModelFiles:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise StorageError(f"cannot load a causal language model from {path}: {reason}") from error
-    return ModelFiles(path, False, tokenizer, described.max_position_embeddings)
+    return ModelFiles(path, False, tokenizer, context_of(described))
 
 
 def write_model(name: str, files: ModelFiles) -> None:
@@ -158,7 +159,7 @@ def _encoder(
     errors = require("jinja2.exceptions", extra="train")
 
     def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
-        turns: Sequence[Any] = prompt_of(item, system=system)
+        turns: Sequence[Any] = prompt_of(item, system=system, tools_as_text=True)
         try:
             text = tokenizer.apply_chat_template(
                 list(turns), tokenize=False, add_generation_prompt=True
@@ -190,9 +191,11 @@ def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
     layout.metrics_file.unlink(missing_ok=True)
     prompts = inputs.prompts
     write_model(config.model, inputs.model)
-    write_rows(prompts.items, layout.train_file, system=prompts.system)
+    write_rows(prompts.items, layout.train_file, system=prompts.system, tools_as_text=True)
     if layout.validates:
-        write_rows(prompts.held_out, layout.held_out_file, system=prompts.system)
+        write_rows(
+            prompts.held_out, layout.held_out_file, system=prompts.system, tools_as_text=True
+        )
     files = {layout.reward_file.name: MODULE, SHIPMENT: _shipment(config, inputs.rewards)}
     files |= {str(each.file): each.source or "" for each in inputs.rewards if each.file}
     files["plan.txt"] = f"{inputs.plan}\n"

@@ -1,0 +1,154 @@
+"""Turns items into token sequences to imitate: one for each stream of an episode.
+
+A captured answer is imitated by the token ids that the server sampled, if they belong to the
+model's tokenizer. Any other answer is written by the chat template, in the form in which the model
+would sample it. The turns of an episode that continue each other are one sequence, in which every
+assistant turn is trained on; items without an episode are sequences by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orbiter.train.agents.logged import LoggedTurn, by_episode, why_unusable
+from orbiter.train.agents.streams import GIVEN, Stream, turns_to_streams
+from orbiter.train.engine.prompt import render, shorten
+from orbiter.train.engine.tasks import Tasks, make_tasks
+from orbiter.train.engine.turn_end import render_action
+from orbiter.train.sft.config import SFTConfig
+from orbiter.train.trajectory import TrajectoryItem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons:
+    """The sequences to imitate."""
+
+    items: Tasks
+    """The items that are imitated, with their prompts."""
+    streams: Sequence[Stream]
+    """Token sequences; the tokens of the answers are those to train on."""
+    first: Sequence[TrajectoryItem]
+    """The item that each sequence begins with."""
+    weights: Sequence[Sequence[float]] | None
+    """The weight of each token; None means 1."""
+
+    @property
+    def order(self) -> Tasks:
+        """The sequences as tasks, to draw the order of training from."""
+        return Tasks(list(self.first), [[]] * len(self.first))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(stream.token_ids) for stream in self.streams)
+
+    @property
+    def most_trained(self) -> int:
+        """Most trained tokens of a sequence."""
+        return max(sum(stream.mask) for stream in self.streams)
+
+
+def make_lessons(
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[TrajectoryItem],
+    config: SFTConfig,
+    *,
+    context: int,
+    system: str | None,
+) -> Lessons:
+    """Encode items as sequences to imitate.
+
+    A system prompt of the config or an agent replaces the one that was captured, so with one
+    everything is rendered.
+
+    Args:
+        tokenizer: Of the model in training.
+        items: The items, in any order.
+        config: The settings.
+        context: Largest number of tokens of prompt and answer together.
+        system: The system prompt of every item; None keeps each item's own.
+
+    Raises:
+        DataError: an item does not fit and `on_long_prompt` is "error", or no item is left.
+    """
+    sampled = _sampled(tokenizer, items) if system is None else frozenset[int]()
+    answers = {
+        id(item): list(item.token_ids or ())
+        if id(item) in sampled
+        else render_action(tokenizer, item)
+        for item in items
+    }
+
+    def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
+        if id(item) in sampled:
+            prompt = list(item.prompt_token_ids or ())
+            return prompt if longest is None else prompt[-longest:]
+        if longest is None:
+            return render(tokenizer, item, system=system)
+        return shorten(tokenizer, item, longest, system=system)
+
+    limit = config.max_prompt_length or context
+    tasks = make_tasks(
+        items,
+        encode,
+        room=lambda item: min(limit, context - len(answers[id(item)])),
+        on_long_prompt=config.on_long_prompt,
+    )
+    return _as_lessons(tasks, [answers[id(item)] for item in tasks.items], config)
+
+
+def _as_lessons(tasks: Tasks, answers: Sequence[list[int]], config: SFTConfig) -> Lessons:
+    """Join the turns of each episode, and weight their tokens."""
+    rewards = _weights(tasks.items) if config.reward_weighted else None
+    streams: list[Stream] = []
+    first: list[TrajectoryItem] = []
+    weights: list[list[float]] = []
+    for positions in by_episode(tasks.items):
+        turns = [
+            LoggedTurn(tasks.prompts[position], answers[position], [0.0] * len(answers[position]))
+            for position in positions
+        ]
+        for stream in turns_to_streams(turns):
+            streams.append(stream)
+            first.append(tasks.items[positions[0]])
+            if rewards is not None:
+                each = [rewards[position] for position in positions]
+                weights.append([0.0 if turn == GIVEN else each[turn] for turn in stream.turn])
+    return Lessons(
+        items=tasks,
+        streams=streams,
+        first=first,
+        weights=weights if rewards is not None else None,
+    )
+
+
+def _weights(items: Sequence[TrajectoryItem]) -> list[float] | None:
+    """Return the reward of each item, divided by their mean."""
+    rewards = [item.reward or 0.0 for item in items]
+    mean = sum(rewards) / len(rewards)
+    return [reward / mean for reward in rewards] if mean else None
+
+
+def _sampled(tokenizer: PreTrainedTokenizerBase, items: Sequence[TrajectoryItem]) -> frozenset[int]:
+    """Return the items whose captured token ids are imitated, by identity."""
+    captured = [item for item in items if item.token_ids is not None]
+    reasons = {id(item): why_unusable(tokenizer, item) for item in captured}
+    refused = Counter(reason for reason in reasons.values() if reason is not None)
+    if captured:
+        log.info(
+            "%d of %d answers are imitated by their captured token ids, the others as the chat "
+            "template writes them",
+            *(sum(reasons[id(item)] is None for item in captured), len(items)),
+        )
+    for reason, count in refused.most_common(1):
+        log.warning("the token ids of %d captured answers are not used: %s", count, reason)
+    return frozenset(key for key, reason in reasons.items() if reason is None)
