@@ -59,7 +59,7 @@ class Safe(openenv_server.Environment):  # type: ignore[misc] # as above
 
 class SafeClient(core.EnvClient[Dial, Seen, State]):  # type: ignore[misc] # as above
     def _step_payload(self, action: Dial) -> dict[str, Any]:
-        return action.model_dump()
+        return dict(action.model_dump())
 
     def _parse_result(self, payload: dict[str, Any]) -> Any:  # noqa: ANN401 - a result
         return results.StepResult(

@@ -60,7 +60,7 @@ def test_games_side_by_side_do_not_disturb_each_other() -> None:
 
 def test_an_opponent_moves_in_between_and_unfinished_games_have_their_reward() -> None:
     def first_free(seen: str) -> str:
-        return re.findall(r"\[\d\]", seen)[0]
+        return str(re.findall(r"\[\d\]", seen)[0])
 
     game = textarena_game("TicTacToe-v0", opponents={1: first_free}, unfinished=-0.5)()
     rules = game.reset(seed=0)
