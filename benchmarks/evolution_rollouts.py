@@ -91,7 +91,8 @@ def ours(seed: int) -> Meter:
     async def model(messages: Any) -> str:  # noqa: ANN401 - chat messages
         question = str(messages[1]["content"])
         text = question.split("<instructions>")[1].split("</instructions>", maxsplit=1)[0]
-        return reflect(text, [int(n) for n in re.findall(r"^\[(\d+)\]", question, re.M)], draws)
+        failed = [int(number) for number in re.findall(r"^\[(\d+)\]", question, re.M)]
+        return f"<instructions>{reflect(text, failed, draws)}</instructions>"
 
     strategy = PromptEvolution(agent, dict(zip(NAMES, NAMES, strict=True)), metric, model)
     config = EvolutionConfig(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tests.cli.conftest import Run
 
 from orbiter.train import TrajectoryDataset, TrajectoryItem
@@ -162,3 +163,27 @@ def test_plain_lines_where_nobody_watches(run: Run, project: Path) -> None:
     ran = run("data", "stats", "data.jsonl")
     assert "\x1b" not in ran.out
     assert not set("│┃━─") & set(ran.out)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"episode_id": "a"}, {"episode_id": "a"}, {}],
+        [{}, {}, {}],
+        [{"episode_id": "a", "reward": None}, {"episode_id": "b"}, {"reward": None}],
+        [{"reward": None}],
+        [{"episode_id": "0"}, {}, {"episode_id": "1"}],
+    ],
+)
+def test_check_and_stats_count_the_same(
+    run: Run, tmp_path: Path, rows: list[dict[str, object]]
+) -> None:
+    file = tmp_path / "d.jsonl"
+    whole = [{"state": f"s{n}", "action": "a", "reward": 0.5, **row} for n, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in whole))
+    check = json.loads(run("data", "check", file, "--json").out)
+    stats = json.loads(run("data", "stats", file, "--json").out)
+    assert check["items"] == stats["items"]
+    assert check["episodes"] == stats["episodes"]
+    assert check["with_reward"] == stats["items"] - stats["without_reward"]
+    assert f" {stats['episodes']}" in run("data", "stats", file).out

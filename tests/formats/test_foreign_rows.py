@@ -248,6 +248,12 @@ def test_a_tag_is_the_reward_of_the_last_answer(
     assert item.metadata == {}
 
 
+@pytest.mark.parametrize("column", ["completion", "response", "generation"])
+def test_the_answer_to_a_prompt_may_have_another_name(column: str, tmp_path: Path) -> None:
+    (item,) = items({"prompt": "q", column: "a", "answer": "gold"}, tmp_path)
+    assert (item.state, item.action, item.metadata) == ("q", "a", {"answer": "gold"})
+
+
 def test_a_long_dialogue_of_hh_rlhf_is_a_chat(tmp_path: Path) -> None:
     start = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: 2 + 3?\n\nAssistant:"
     better, worse = items({"chosen": f"{start} 5", "rejected": f"{start} 6"}, tmp_path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from orbiter.train.errors import DataError, TrainError
 from orbiter.train.formats import check, detect, read, write
 from orbiter.train.trajectory import TrajectoryItem
 from tests.formats.generated import json_values, messages
+from tests.formats.test_refusals import GOOD
 
 TEXTUAL = (
     "openai-chat",
@@ -69,6 +73,90 @@ def test_json_never_gives_a_foreign_error(
 ) -> None:
     text = json.dumps(given) if array else "\n".join(map(json.dumps, given))
     read_all(text.encode(), name)
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RICH: dict[str, dict[str, object]] = {
+    **GOOD,
+    "openai-chat": {
+        "system": "s",
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "image"}]},
+            {"role": "assistant", "content": "x", "tool_calls": [CALL], "weight": 1},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c"}]},
+            {"role": "tool_call", "content": [{"name": "f", "arguments": {}}]},
+            {"role": "tool", "content": "5", "name": "f", "tool_call_id": "c"},
+            {"role": "assistant", "content": None, "function_call": {"name": "f"}},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "d", "name": "f"}]},
+            {"role": "assistant", "content": "y", "reasoning": "z"},
+        ],
+        "tools": [{"name": "f", "input_schema": {}}, {"type": "function", "function": {}}],
+        "rejected_response": [{"role": "assistant", "content": "no"}],
+    },
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": "q", "joined_messages": [{"role": "user", "content": "q"}]},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {}}'},
+            {"from": "observation", "value": '["1", "2"]', "tool_call_ids": ["a", "b"]},
+            {"from": "gpt", "value": "<think>\nx\n</think>\n\ny", "weight": 0},
+        ],
+        "messages_after": [{"role": "user", "content": "thanks"}],
+        "tools": "[]",
+        "kto_tag": True,
+    },
+    "alpaca": {**GOOD["alpaca"], "history": [["q", "a"]], "system": "s", "kto_tag": True},
+}
+WRONG: list[Any] = [
+    None,
+    [],
+    {},
+    "",
+    "x",
+    0,
+    -1,
+    1.5,
+    True,
+    [1],
+    [[]],
+    [{}],
+    {"a": 1},
+    {"type": []},
+    "[",
+    "{}",
+]
+
+
+def paths(value: object, at: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """Yield the path of every value inside a row."""
+    if at:
+        yield at
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)  # type: ignore[arg-type]
+    for key, inner in pairs:
+        if isinstance(inner, dict | list):
+            yield from paths(inner, (*at, key))
+        else:
+            yield (*at, key)
+
+
+@pytest.mark.parametrize("name", sorted(RICH.keys() & {*TEXTUAL, "atif", "otel"}))
+@settings(max_examples=80)
+@given(data=st.data())
+def test_a_row_with_wrong_values_never_gives_a_foreign_error(
+    data: st.DataObject, name: str
+) -> None:
+    row: Any = copy.deepcopy(RICH[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(sorted(paths(row), key=repr)))
+        holder = row
+        for key in path[:-1]:
+            holder = holder[key]
+        if data.draw(st.booleans()):
+            holder[path[-1]] = copy.deepcopy(data.draw(st.sampled_from(WRONG)))
+        elif isinstance(holder, dict):
+            del holder[path[-1]]
+        if not row:
+            break
+    read_all(json.dumps(row).encode() + b"\n", name)
 
 
 @pytest.mark.parametrize("name", ["parquet", "openai-chat", "trl-preference", "sharegpt"])

@@ -27,6 +27,12 @@ class Noted(DataSynthesiser):
     def __init__(self, asked: int) -> None:
         self.asked = asked
 
+    @property
+    @override
+    def fingerprint(self) -> str:
+        """The file that it writes to is not a setting."""
+        return "Noted"
+
     @override
     async def generate(
         self, count: int, *, context: SynthesisContext | None = None

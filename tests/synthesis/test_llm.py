@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from orbiter.train.synthesis import (
     SynthesisContext,
     SynthesisPipeline,
 )
-from orbiter.train.synthesis.llm.asking import task_in
+from orbiter.train.synthesis.llm.asking import ChatSynthesiser, task_in
 from orbiter.train.synthesis.llm.judge import Judge, agreement_of
 from orbiter.train.synthesis.llm.novelty import nearest, rouge_l
 from orbiter.train.synthesis.pipeline.result import Rejection
@@ -143,19 +143,143 @@ def test_rouge_l_is_the_longest_common_subsequence(one: list[str], other: list[s
     assert nearest(" ".join(one), [" ".join(other)]).similarity == expected
 
 
+PASSAGE = "Summarise the passage.\n\nPassage: The river rose.\n\n- in one line\n- in French"
+
+
 @pytest.mark.parametrize(
     ("answer", "task"),
     [
-        ("Task: Do it\n\nSure!", "Do it"),
+        ("Task: Do it\n\nSure!", "Do it\n\nSure!"),
         ("9. Do it", "Do it"),
         ('"Do it"', "Do it"),
+        ("\u201cDo it\u201d", "Do it"),
         ("New task 2: Do it", "Do it"),
+        ("**New task:**\n\nDo it", "Do it"),
+        ("### Task\n\nDo it", "Do it"),
+        ("New Task\n========\nDo it", "Do it"),
+        ("**Task**\n\nDo it", "Do it"),
+        ("OK\n\nDo it", "Do it"),
+        ("Of course! Here you go:\n\nDo it", "Do it"),
+        ("Certainly! Below is a new task for you:\n\nDo it", "Do it"),
+        (
+            "Yes or no, for each of these:\n\nfish, ant",
+            "Yes or no, for each of these:\n\nfish, ant",
+        ),
+        ("Great Britain: name its rivers.\n\nWhy?", "Great Britain: name its rivers.\n\nWhy?"),
+        ("Explain the <task> element of BPMN.", "Explain the <task> element of BPMN."),
         ("Do 9.5 of it", "Do 9.5 of it"),
         ("", ""),
+        ("Here is a new task:\n\nName a bird.", "Name a bird."),
+        ("Here\u2019s one more question on another subject:\nName a bird.", "Name a bird."),
+        ("Sure! Here is the rewritten task:\n\nName a bird.", "Name a bird."),
+        ("Certainly.\n\nName a bird.", "Name a bird."),
+        ("```\nName a bird.\n```", "Name a bird."),
+        (PASSAGE, PASSAGE),
+        (f"Here is a new task:\n\n{PASSAGE}", PASSAGE),
+        (f"Sure.\n<task>\n{PASSAGE}\n</task>\nLet me know!", PASSAGE),
+        ("<task>draft</task> Better: <task>Name a bird.</task>", "Name a bird."),
+        ("Translate this into French:\n\nGood day", "Translate this into French:\n\nGood day"),
+        ("1. Read it.\n2. Sum it up.", "1. Read it.\n2. Sum it up."),
+        ('"A" and "B": which is longer?', '"A" and "B": which is longer?'),
+        ("Here is a list:\n\na, b\n\nSort it.", "Here is a list:\n\na, b\n\nSort it."),
+        ("Fix this:\n```py\nx = 1\n```", "Fix this:\n```py\nx = 1\n```"),
+        ("Task:", "Task:"),
+        ("\u65b0\u4e00\u70b9\n\n\u5199\u8bd7", "\u65b0\u4e00\u70b9\n\n\u5199\u8bd7"),
     ],
 )
-def test_a_task_is_taken_out_of_its_wrapping(answer: str, task: str) -> None:
+def test_the_whole_task_is_taken_out_of_its_wrapping(answer: str, task: str) -> None:
     assert task_in(answer) == task
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>Okay, a new task.\n\nMaybe.</think>\n\nName a bird.",
+        "Okay, a new task.</think>\nName a bird.",
+        "[THINK]Okay, a new task.[/THINK]Name a bird.",
+        "<|channel|>analysis<|message|>Okay, a new task.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Name a bird.",
+        Answer("Name a bird.", reasoning="Okay, a new task."),
+    ],
+)
+@pytest.mark.parametrize("step", [SelfInstruct, Evolve, BackTranslate, Respond])
+async def test_reasoning_is_no_part_of_an_item_and_is_kept_beside_it(
+    step: Callable[..., ChatSynthesiser], answer: str | Answer
+) -> None:
+    async def model(_: Sequence[Message]) -> str | Answer:
+        return answer
+
+    seed = TrajectoryItem("Name a fish.", "A carp.", 1.0, {"reasoning": "Carps are fish."})
+    (made,) = await step(model).generate(1, context=context(seeds=[seed]))
+    assert isinstance(made, TrajectoryItem)
+    about_answer = step is Respond
+    assert (made.action if about_answer else made.state) == "Name a bird."
+    notes = {"reasoning" if about_answer else "task_reasoning": "Okay, a new task."}
+    if step is BackTranslate:  # the answer is the seed's, and so is the reasoning before it
+        notes["reasoning"] = "Carps are fish."
+    kept = {name: made.metadata[name] for name in made.metadata if name.endswith("reasoning")}
+    assert "Okay" in str(kept.get("reasoning" if about_answer else "task_reasoning"))
+    assert set(kept) == set(notes)
+
+
+async def test_reasoning_in_a_seed_reaches_no_question() -> None:
+    seed = TrajectoryItem("Name a fish.", "<think>Carps swim.</think>A carp.", 1.0)
+    model = Scripted(["What swims?", '{"reason": "r", "score": 1}'])
+    (made,) = await BackTranslate(model).generate(1, context=context(seeds=[seed]))
+    assert isinstance(made, TrajectoryItem)
+    assert made.action == seed.action, "the seed's answer stays as it is"
+    assert (await Judge(model, "Is it right?")(seed)).score == 1
+    assert all("A carp." in asked and "Carps swim" not in asked for asked in model.asked)
+    silent = TrajectoryItem("Name a fish.", "<think>Carps swim.</think>")
+    (rejected,) = await BackTranslate(model).generate(1, context=context(seeds=[silent]))
+    assert isinstance(rejected, Rejection)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer("Name a", finish_reason="length"),
+        Answer("<task>Name a bi"),
+        Answer("<think>Hm, a task about"),
+        Answer(""),
+        Answer("  \n"),
+    ],
+)
+@pytest.mark.parametrize("step", [SelfInstruct, Evolve, BackTranslate, Respond])
+async def test_what_was_cut_off_or_is_empty_is_rejected(
+    step: Callable[..., ChatSynthesiser], answer: Answer
+) -> None:
+    if step is Respond and "<task>" in answer.text:
+        return  # an answer may hold any text
+
+    async def model(_: Sequence[Message]) -> Answer:
+        return answer
+
+    (made,) = await step(model).generate(1, context=context())
+    assert isinstance(made, Rejection)
+    assert made.reason == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "least", "most"),
+    [
+        ("\u8bf7\u5199\u4e00\u9996\u5173\u4e8e\u6625\u5929\u7684\u8bd7\u3002",
+         "\u8bf7\u5199\u4e00\u9996\u5173\u4e8e\u79cb\u5929\u7684\u8bd7", 0.85, 0.95),
+        ("\u6625\u306e\u8a69\u3092\u66f8\u3044\u3066\u304f\u3060\u3055\u3044",
+         "\u79cb\u306e\u8a69\u3092\u66f8\u3044\u3066\u304f\u3060\u3055\u3044", 0.8, 0.95),
+        ("\u0e40\u0e02\u0e35\u0e22\u0e19\u0e1a\u0e17\u0e01\u0e27\u0e35",
+         "\u0e40\u0e02\u0e35\u0e22\u0e19\u0e1a\u0e17\u0e04\u0e27\u0e32\u0e21", 0.5, 0.9),
+        ("\u8bf7\u5199\u8bd7", "\u6570\u5230\u5341", 0.0, 0.0),
+        ("Write a poem", "WRITE A POEM!", 1.0, 1.0),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u0935\u093f\u0924\u093e",
+         "\u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u0939\u093e\u0928\u0940", 0.5, 0.5),
+        ("!?", "!?", 1.0, 1.0),
+    ],
+)  # fmt: skip
+def test_texts_of_every_script_have_words(
+    first: str, second: str, least: float, most: float
+) -> None:
+    assert least <= rouge_l(first, second) <= most
 
 
 async def test_nothing_to_start_from_is_said() -> None:
@@ -232,5 +356,6 @@ async def test_a_model_that_fails_is_a_failed_batch_where_that_is_wanted() -> No
         async with RemoteChatModel(config) as model:
             pipeline = SynthesisPipeline(SynthesisConfig(target_size=2, on_error="drop"))
             result = await pipeline.add_step(SelfInstruct(model)).run(SEEDS)
-    assert result.stop_reason == "exhausted"
+    assert result.stop_reason == "failures"
+    assert result.rejected == {"failed": 2}
     assert "HTTP 400" in result.failures[0]

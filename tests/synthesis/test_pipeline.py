@@ -292,7 +292,7 @@ async def test_unscored_candidates_pass_with_one_warning_and_a_count() -> None:
             made = await super().generate(count, context=context)
             return [TrajectoryItem(item.state, "") for item in made]
 
-    with pytest.warns(UserWarning, match="no score") as warned:
+    with pytest.warns(UserWarning, match="there is no scorer") as warned:
         result = await run(Unscored(repeats=0), target_size=30, min_score=0.5)
     assert len(warned) == 1
     assert (len(result.items), result.unscored_count) == (30, 30)

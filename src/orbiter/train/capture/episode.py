@@ -133,11 +133,11 @@ class Episode:
         tool_calls: Sequence[Mapping[str, object]] | None = None,
     ) -> None:
         """Record a step by hand, for an agent whose model calls cannot be captured."""
-        said = [state, action, dict(metadata or {}), messages, tools, tool_calls]
+        values = [state, action, dict(metadata or {}), messages, tools, tool_calls]
         clean = self._redactor.cleaner(())
         if clean is not None:
-            said = clean(decode(fields.encode(said))).value
-        state, action, metadata, messages, tools, tool_calls = cast("list[Any]", said)
+            values = clean(decode(fields.encode(values))).value
+        state, action, metadata, messages, tools, tool_calls = cast("list[Any]", values)
         with self._lock:
             self._keep(
                 TrajectoryItem(

@@ -122,9 +122,9 @@ class Exchange:
             # A mark may be split between two chunks, so the end of the last one is kept.
             window = self._tail + chunk
             self._tail = window[-_LONGEST_MARK:]
-            places = [window.find(mark) for mark in self.wire.terminal]
-            place = max(places)
-            if place < 0:
+            positions = [window.find(mark) for mark in self.wire.terminal]
+            position = max(positions)
+            if position < 0:
                 return False
-            self._ending = window[place:]
+            self._ending = window[position:]
         return b"\n\n" in self._ending or b"\r\n\r\n" in self._ending

@@ -66,7 +66,7 @@ class Joins:
         step = call.step if call is not None else self._latest
         if step is None:
             return
-        told = {
+        entries = {
             "id": run.call_id or (call.call_id if call is not None else None),
             "name": run.name,
             "result": run.result,
@@ -75,7 +75,7 @@ class Joins:
             "seconds": round(run.seconds, 6),
         }
         runs = self._notes.setdefault(step, {}).setdefault("tool_runs", [])
-        runs.append({name: value for name, value in told.items() if value is not None})
+        runs.append({name: value for name, value in entries.items() if value is not None})
 
     def called_by(
         self, response_id: str | None, agent: str | None, branch: Mapping[str, object]

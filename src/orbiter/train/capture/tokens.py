@@ -78,11 +78,11 @@ def add_token_ids(
     given = list(items)
     done: dict[int, TrajectoryItem] = {}
     found = _Found()
-    for _, places in sorted(_streams(given).items()):
+    for _, positions in sorted(_streams(given).items()):
         before: _Turn | None = None
-        for place in places:
-            before = _turn(given[place], before, tokenizer, found)
-            done[place] = before.item
+        for position in positions:
+            before = _turn(given[position], before, tokenizer, found)
+            done[position] = before.item
     report = TokenReport(
         turns=len(given),
         from_server=found.from_server,
@@ -90,7 +90,7 @@ def add_token_ids(
         unknown=len(given) - found.from_server - found.tokenised,
         breaks=tuple(found.breaks),
     )
-    return Tokenised([done[place] for place in range(len(given))], report)
+    return Tokenised([done[position] for position in range(len(given))], report)
 
 
 @dataclass(slots=True)
@@ -111,11 +111,11 @@ class _Turn(NamedTuple):
 def _streams(items: Sequence[TrajectoryItem]) -> dict[str, list[int]]:
     """Return the positions of each episode's and agent's items by step; others are alone."""
     found: dict[str, list[int]] = {}
-    for place, item in enumerate(items):
-        name = f"{place}" if item.episode_id is None else f"{item.episode_id}/{item.agent}"
-        found.setdefault(name, []).append(place)
-    for places in found.values():
-        places.sort(key=lambda place: items[place].step or 0)
+    for position, item in enumerate(items):
+        name = f"{position}" if item.episode_id is None else f"{item.episode_id}/{item.agent}"
+        found.setdefault(name, []).append(position)
+    for positions in found.values():
+        positions.sort(key=lambda position: items[position].step or 0)
     return found
 
 

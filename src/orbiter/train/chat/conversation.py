@@ -35,7 +35,7 @@ CARRIED = frozenset(
     }
 )
 """The fields of an item that a chat in OpenAI's form can carry. A `state` is carried too if it says
-no more than the messages do, see `state_is_told`."""
+no more than the messages do, see `state_matches_messages`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +93,27 @@ def items_of(
     Raises:
         DataError: an item cannot hold a value; the message names the field.
     """
-    places = [
-        place
-        for place, message in enumerate(messages)
-        if message["role"] == "assistant" and (answers is None or place in answers)
+    positions = [
+        position
+        for position, message in enumerate(messages)
+        if message["role"] == "assistant" and (answers is None or position in answers)
     ]
-    several = len(places) > 1
-    told = Transcript()
-    for step, place in enumerate(places):
-        after = messages[place + 1 :] if step == len(places) - 1 else ()
+    several = len(positions) > 1
+    transcript = Transcript()
+    for step, position in enumerate(positions):
+        after = messages[position + 1 :] if step == len(positions) - 1 else ()
         yield item_of(
-            messages[:place],
-            messages[place],
-            state=told.up_to(messages, place),
+            messages[:position],
+            messages[position],
+            state=transcript.up_to(messages, position),
             tools=tools,
             episode_id=episode_id if several else None,
             step=step if several else None,
             metadata={**(metadata or {}), **({"messages_after": list(after)} if after else {})},
         )
-    if not places:
+    if not positions:
         yield TrajectoryItem(
-            told.up_to(messages, len(messages)),
+            transcript.up_to(messages, len(messages)),
             "",
             metadata=metadata or {},
             messages=_beyond_state(messages),
@@ -138,7 +138,7 @@ def item_of(
     entries = dict(metadata or {})
     if answer.get("reasoning_content"):
         entries[REASONING] = answer["reasoning_content"]
-    rest = {key: value for key, value in answer.items() if key not in _TOLD and value is not None}
+    rest = {key: value for key, value in answer.items() if key not in _STORED and value is not None}
     if isinstance(content, list):
         rest["content"] = content
     if rest:
@@ -176,7 +176,7 @@ def answer_of(item: TrajectoryItem) -> dict[str, Any]:
     if thought := item.metadata.get(REASONING):
         answer["reasoning_content"] = thought
     if isinstance(rest := item.metadata.get("answer"), Mapping):
-        answer.update({key: value for key, value in rest.items() if key not in _TOLD})
+        answer.update({key: value for key, value in rest.items() if key not in _STORED})
         # The stored parts are valid only while the action still equals their text.
         if "content" in rest and text_of(rest["content"]) == content:
             answer["content"] = rest["content"]
@@ -185,11 +185,11 @@ def answer_of(item: TrajectoryItem) -> dict[str, Any]:
 
 def note(left: Left, item: TrajectoryItem, carried: frozenset[str] = CARRIED) -> None:
     """Count the fields of an item that a chat cannot carry; see `CARRIED`."""
-    told = carried | {"state"} if state_is_told(item) else carried
-    left.note(item, told - _unfit(item))
+    stored = carried | {"state"} if state_matches_messages(item) else carried
+    left.note(item, stored - _unfit(item))
 
 
-def state_is_told(item: TrajectoryItem) -> bool:
+def state_matches_messages(item: TrajectoryItem) -> bool:
     """Return whether an item's state equals its messages as text, in our form or capture's."""
     messages = item.messages
     if messages is None or item.state == state_of(messages):
@@ -219,8 +219,8 @@ def _checked(item: TrajectoryItem, messages: Sequence[Message]) -> list[Message]
 
 def _episodes(items: Iterable[TrajectoryItem]) -> Iterator[list[TrajectoryItem]]:
     found: dict[object, list[TrajectoryItem]] = {}
-    for place, item in enumerate(items):
-        found.setdefault(place if item.episode_id is None else item.episode_id, []).append(item)
+    for position, item in enumerate(items):
+        found.setdefault(position if item.episode_id is None else item.episode_id, []).append(item)
     for steps in found.values():
         if all(item.step is not None for item in steps):
             steps.sort(key=lambda item: item.step or 0)
@@ -273,5 +273,5 @@ def _beyond_state(prompt: Sequence[Message]) -> Sequence[Message] | None:
 
 
 _NO_ANSWER: Message = {"role": "assistant", "content": ""}
-_TOLD = frozenset({"role", "content", "tool_calls", "reasoning_content"})
+_STORED = frozenset({"role", "content", "tool_calls", "reasoning_content"})
 """Fields of an answer that an item stores elsewhere."""

@@ -99,6 +99,8 @@ def call_in(call: object, name: str) -> dict[str, Any]:
         raise DataError(f"{name} must be a call, got {fields.shown(call)}")
     given = {key: value for key, value in call.items() if value is not None}
     kind, function, custom = given.get("type"), given.get("function"), given.get("custom")
+    if kind is not None and not isinstance(kind, str):
+        raise DataError(f"{name}: unknown call {fields.shown(call)}: its type must be text")
     if isinstance(function, Mapping):
         text = arguments_text(_arguments_in(function))
         rest = {key: value for key, value in function.items() if key not in _ARGUMENTS}

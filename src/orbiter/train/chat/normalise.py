@@ -104,15 +104,16 @@ class _Parts:
         if not isinstance(block, Mapping):
             raise DataError(f"{name} must be text or a block, got {fields.shown(block)}")
         kind = block.get("type")
-        if kind in _TEXTS or (kind is None and isinstance(block.get("text"), str)):
+        word = kind if isinstance(kind, str) else ""
+        if word in _TEXTS or (kind is None and isinstance(block.get("text"), str)):
             self.kept.append(_text_block(block, name))
-        elif kind in CALL_TYPES:
+        elif word in CALL_TYPES:
             self.calls.append(call_in(block, name))
-        elif kind in _RESULTS:
+        elif word in _RESULTS:
             self.results.append(_result(block, name))
-        elif kind in _THOUGHTS:
+        elif word in _THOUGHTS:
             self._take_thought(block, name)
-        elif kind in _MEDIA or str(kind).endswith(_SERVER_BLOCKS):
+        elif word in _MEDIA or word.endswith(_SERVER_BLOCKS):
             self.kept.append({key: value for key, value in block.items() if value is not None})
         else:
             raise DataError(

@@ -190,7 +190,8 @@ def _works() -> Iterator[Finding]:
 
     from orbiter.train.verl import VeRLConfig, VeRLTrainer
 
-    trainer = VeRLTrainer(VeRLConfig(model="tiny", max_response_length=2, device="auto"))
+    config = VeRLConfig(model="tiny", max_response_length=2, device="auto", progress=False)
+    trainer = VeRLTrainer(config)
     try:
         asyncio.run(trainer.generate(["Hello."]))
     except (TrainError, ImportError, OSError, RuntimeError) as error:

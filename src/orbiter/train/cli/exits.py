@@ -32,7 +32,7 @@ class Code(IntEnum):
     DATA = 3
     """An item, a file or a dataset is invalid."""
     CALLBACK = 4
-    """Your own code (a reward, a strategy, a step) failed."""
+    """Your own code (a reward, a strategy, a step) or the language model that was asked failed."""
     TRAINING = 5
     """The run could not learn, or it diverged."""
     STORAGE = 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,21 @@ import typer
 
 from orbiter.train.cli.code import load_object
 from orbiter.train.cli.exits import Code
-from orbiter.train.cli.options import ConfigFile, OverrideWords, read_items, write_items
-from orbiter.train.cli.output import JsonFlag, Output
+from orbiter.train.cli.options import (
+    ConfigFile,
+    OverrideWords,
+    check_target,
+    read_items,
+    write_items,
+)
+from orbiter.train.cli.output import JsonFlag, Output, command
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
-from orbiter.train.errors import ConfigError, boundary, did_you_mean
+from orbiter.train.errors import CallbackError, ConfigError, DataError, boundary, did_you_mean
+from orbiter.train.llm import ChatModel
 from orbiter.train.synthesis import (
     DataSynthesiser,
+    Judge,
     SynthesisConfig,
     SynthesisPipeline,
     SynthesisResult,
@@ -42,8 +51,10 @@ def synth(
     """Generate data from templates, your own code or a language model.
 
     The settings are in [synth]: templates with variables, teacher = ["self-instruct", "respond"]
-    with the model of [llm], or step = "file.py:make" for your own DataSynthesiser. A stopped run
-    continues where it was.
+    with the model of [llm], or step = "file.py:make" for your own DataSynthesiser. With judge = "a
+    rubric" the same model scores each item, and min_score drops the bad ones. A stopped run
+    continues where it was, and a finished one can be prolonged with a greater target_size. The
+    answers so far are in the folder OUT.run.
     """
     settings = load(config, parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
@@ -51,35 +62,77 @@ def synth(
     if not own.get("out"):
         raise ConfigError('there is nowhere to write to: set out = "more.jsonl" under [synth]')
     out = Path(str(own["out"]))
-    result = asyncio.run(_synthesise(settings, out))
+    check_target(out)
+    again = _resume_command(overrides or (), config)
+    result, error = asyncio.run(_synthesise(settings, out))
     written = write_items(result.items, out) if result.items else 0
     _tell(result, out, output)
+    if error is not None:
+        output.say(f"every answer so far is kept. Continue with: {again}")
+        raise error
+    if result.stop_reason in ("cancelled", "failures", "budget"):
+        output.say(f"every answer so far is kept. Continue with: {again}")
     output.result(
         {
             "out": str(out),
             "written": written,
             "stop_reason": result.stop_reason,
+            "stop_cause": result.stop_cause,
             "made": result.generated_count,
             "rejected": result.rejected,
+            "failures": list(result.failures),
             "cost": result.cost,
         }
     )
-    raise typer.Exit(Code.INTERRUPTED if result.stop_reason == "cancelled" else Code.OK)
+    raise typer.Exit(_exit_code(result))
 
 
-async def _synthesise(settings: Settings, out: Path) -> SynthesisResult:
+def _resume_command(overrides: Sequence[str], config: Path | None) -> str:
+    words = ["synth", *(["-c", str(config)] if config is not None else []), *overrides]
+    return command(*words)
+
+
+def _exit_code(result: SynthesisResult) -> Code:
+    """Return 0 only if the target was reached, or nothing but the data set a limit to it."""
+    if result.stop_reason == "cancelled":
+        return Code.INTERRUPTED
+    if result.stop_reason == "failures":
+        return Code.CALLBACK
+    if result.stop_reason == "target":
+        return Code.OK
+    if result.failures:
+        return Code.CALLBACK
+    return Code.OK if result.items else Code.DATA
+
+
+async def _synthesise(
+    settings: Settings, out: Path
+) -> tuple[SynthesisResult, CallbackError | DataError | None]:
+    """Return the result, and the error that ended the run."""
     own = settings.own("synth")
     seeds = read_items(str(own["seeds"])) if own.get("seeds") else []
     async with AsyncExitStack() as until:
+        model = None
+        if own.get("teacher") or own.get("judge"):
+            from orbiter.train.cli.chat import chat_model
+
+            model = await chat_model(settings, until)
         pipeline = SynthesisPipeline(
-            settings.build("synth", SynthesisConfig), run_dir=out.with_name(f"{out.name}.run")
+            settings.build("synth", SynthesisConfig),
+            scorer=Judge(model, str(own["judge"])) if model and own.get("judge") else None,
+            run_dir=out.with_name(f"{out.name}.run"),
         )
-        for step in await _steps(settings, until):
+        for step in _steps(settings, model):
             pipeline.add_step(step)
-        return await pipeline.run(seeds)
+        try:
+            return await pipeline.run(seeds), None
+        except (CallbackError, DataError) as error:
+            if pipeline.result is None:  # it ended before it began
+                raise
+            return pipeline.result, error
 
 
-async def _steps(settings: Settings, until: AsyncExitStack) -> list[DataSynthesiser]:
+def _steps(settings: Settings, model: ChatModel | None) -> list[DataSynthesiser]:
     own: dict[str, Any] = settings.own("synth")
     steps: list[DataSynthesiser] = []
     if own.get("templates"):
@@ -88,12 +141,10 @@ async def _steps(settings: Settings, until: AsyncExitStack) -> list[DataSynthesi
         make = load_object(str(own["step"]), what="step")
         with boundary(f"step {own['step']!r}"):
             steps.append(make() if callable(make) else make)
-    if own.get("teacher"):
-        from orbiter.train.cli.chat import chat_model
+    if model is not None:
         from orbiter.train.synthesis.llm import synthesisers as llm
 
-        model = await chat_model(settings, until)
-        for name in own["teacher"]:
+        for name in own.get("teacher") or ():
             if name not in TEACHERS:
                 where = settings.where("synth", "teacher")
                 known = ", ".join(TEACHERS)
@@ -107,15 +158,23 @@ async def _steps(settings: Settings, until: AsyncExitStack) -> list[DataSynthesi
 
 def _tell(result: SynthesisResult, out: Path, output: Output) -> None:
     rejected = ", ".join(f"{count} {reason}" for reason, count in result.rejected.items())
+    where = f"in {out}" if result.items else f"(nothing is written to {out})"
     output.say(
-        f"{len(result.items)} items in {out}: {result.generated_count} made, "
+        f"{len(result.items)} items {where}: {result.generated_count} made, "
         f"{result.filtered_count} rejected{f' ({rejected})' if rejected else ''}"
     )
+    if result.unscored_count:
+        output.say(f"{result.unscored_count} of them have no score")
+    if result.failures:
+        output.say(f"{len(result.failures)} failures; the last: {result.failures[-1]}")
     reasons = {
         "exhausted": "no new candidates can be made",
         "max_candidates": "max_candidates is reached",
-        "budget": "max_cost is spent",
-        "cancelled": "stopped; run the same command to continue",
+        "budget": result.stop_cause or "max_cost is spent",
+        "failures": "nothing but failures came",
+        "cancelled": "stopped",
     }
-    if result.stop_reason in reasons:
+    if result.stop_reason in reasons and len(result.items) == 0:
+        output.say(f"no items: {reasons[result.stop_reason]}")
+    elif result.stop_reason in reasons:
         output.say(f"fewer than asked for: {reasons[result.stop_reason]}")

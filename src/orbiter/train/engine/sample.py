@@ -21,6 +21,7 @@ from orbiter.train.engine.branches import Branches
 from orbiter.train.engine.encoding import texts_of_answers
 from orbiter.train.engine.forward.generic import Decoder
 from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.progress import Report, shifted
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.seeding import sub_seed
@@ -39,6 +40,7 @@ def sample(
     top_p: float = 1.0,
     seed: int | Sequence[int] = 0,
     max_rows: int = 256,
+    report: Report | None = None,
 ) -> list[Rollout]:
     """Sample `n` answers to each prompt; answer g to prompt p is at index p * n + g.
 
@@ -48,7 +50,7 @@ def sample(
     takes the likeliest token and records its log probability at temperature 1.
 
     If `seed` is a sequence, it holds one seed per prompt, and each prompt is sampled exactly as in
-    a call with that prompt alone.
+    a call with that prompt alone. `report` is called after each token of all rows.
 
     Raises:
         DataError: a prompt is empty, or does not leave room for `max_new_tokens`.
@@ -69,7 +71,8 @@ def sample(
             decoder = policy.forward.decoder(part, max_new_tokens)
             rows = noise[first * n : (first + len(part)) * n]
             pick = functools.partial(choose, temperature=temperature, top_p=top_p)
-            drawn = _draw(decoder, rows, n, policy.stop_token_ids, pick)
+            part_report = shifted(report, first * n, max_new_tokens)
+            drawn = _draw(decoder, rows, n, policy.stop_token_ids, pick, report=part_report)
         rollouts += _as_rollouts(policy, part, n, drawn)
     return rollouts
 
@@ -89,6 +92,8 @@ def _draw(
     n: int,
     stop_token_ids: frozenset[int],
     choose: Callable[[Tensor, Tensor], Choice],
+    *,
+    report: Report,
 ) -> Drawn:
     """Sample every row until it stops or reaches the length limit."""
     stop = torch.tensor(sorted(stop_token_ids), device=noise.device)
@@ -111,6 +116,9 @@ def _draw(
         stopped[alive[ends]] = True
         if bool(ends.any()):
             alive, following, tree = alive[~ends], following[~ends], tree.only(~ends)
+        unfinished = len(alive) if t + 1 < noise.shape[1] else 0
+        missing = unfinished * (noise.shape[1] - t - 1)
+        report(noise.numel() - missing, len(noise) - unfinished)
         if len(alive) == 0 or t + 1 == noise.shape[1]:
             break
         tree, kept, read = tree.grow(following, rows=len(logits))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
+from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
@@ -214,15 +215,17 @@ class ModelTrainer(Trainer):
             self._encoder(policy),
             room=lambda item: policy.context_length - room,  # noqa: ARG005 - the same for all
         )
-        rollouts = await work(
-            sample,
-            policy,
-            tasks.prompts,
-            n=samples,
-            max_new_tokens=room,
-            temperature=temperature,
-            seed=seed,
-        )
+        with answering(len(tasks) * samples, room, wanted=self.config.progress) as report:
+            rollouts = await work(
+                sample,
+                policy,
+                tasks.prompts,
+                n=samples,
+                max_new_tokens=room,
+                temperature=temperature,
+                seed=seed,
+                report=report,
+            )
         return [rollout.text for rollout in rollouts]
 
     async def save(self, path: str | os.PathLike[str], *, merge: bool = False) -> Path:

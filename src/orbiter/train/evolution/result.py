@@ -10,9 +10,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Interval, mean_interval
 from orbiter.train.evolution.config import StopReason
-from orbiter.train.evolution.identity import Codec
 from orbiter.train.evolution.member import Member, mean_instances
 from orbiter.train.evolution.strategy import EpochRecord, Score
+from orbiter.train.identity import Codec
 
 C = TypeVar("C")
 

@@ -13,10 +13,10 @@ from orbiter.train.errors import DataError
 from orbiter.train.evolution.budget import Budget
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.event import Event, EventKind, EvolutionPhase, Listener
-from orbiter.train.evolution.identity import Codec, content_key, fallback_key
 from orbiter.train.evolution.journal import Journal
 from orbiter.train.evolution.member import Member, Origin, most_surely_best, noise, ranked
 from orbiter.train.evolution.strategy import Context, EpochRecord, EvolutionStrategy, Score
+from orbiter.train.identity import Codec, content_key, fallback_key
 
 C = TypeVar("C")
 

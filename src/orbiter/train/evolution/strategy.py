@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
 
 from orbiter.train.errors import DataError, StateError
-from orbiter.train.evolution.fingerprint import fingerprint
+from orbiter.train.fingerprint import fingerprint
 from orbiter.train.seeding import sub_random
 
 C = TypeVar("C")

@@ -105,18 +105,18 @@ def _items(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
     }
     steps = _objects(trajectory, "steps", "")
     recorder, chat, count = Recorder(), list[Message](), 0
-    last = max((place for place, step in enumerate(steps) if _is_item(step)), default=-1)
-    for place, step in enumerate(steps):
+    last = max((index for index, step in enumerate(steps) if _is_item(step)), default=-1)
+    for index, step in enumerate(steps):
         try:
             message = message_of(step)
             if _is_item(step):
-                root = _root_entries(trajectory) if place == last else {}
+                root = _root_entries(trajectory) if index == last else {}
                 item = _item(recorder, chat, step, {**known, "step": count}, root)
                 yield _restored(item, _ours(step).get("item"))
                 count += 1
             chat = [*chat, message, *map(result_of, _results(step))]
         except DataError as error:
-            raise DataError(f"steps[{place}]: {error}") from error
+            raise DataError(f"steps[{index}]: {error}") from error
 
 
 def _item(
@@ -170,7 +170,7 @@ def _root_entries(trajectory: Trajectory) -> dict[str, Any]:
     """Return the metadata of the whole trajectory, which goes to its last item."""
     agent, extra = _object(trajectory, "agent"), _object(trajectory, "extra")
     metrics = _object(trajectory, "final_metrics")
-    told = {
+    entries = {
         "id": trajectory.get("trajectory_id"),
         "agent_version": agent.get("version"),
         "model": agent.get("model_name"),
@@ -183,7 +183,7 @@ def _root_entries(trajectory: Trajectory) -> dict[str, Any]:
     }
     if OURS in extra:
         return {}
-    return {"trajectory": {key: value for key, value in told.items() if value not in (None, {})}}
+    return {"trajectory": {key: value for key, value in entries.items() if value not in (None, {})}}
 
 
 def _results(step: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -207,7 +207,7 @@ def _objects(holder: Mapping[str, Any], name: str, below: str) -> list[Mapping[s
     value = holder.get(name)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
         got = fields.shown(value)
         raise DataError(f"field {below + name!r}: expected a list of objects, got {got}")
     return value

@@ -61,7 +61,7 @@ def _by_place(chat: Conversation) -> Iterator[tuple[int, TrajectoryItem]]:
 def _trajectory(messages: Sequence[Message | Any], items: Mapping[int, TrajectoryItem]) -> Step:
     first = next(iter(items.values()))
     agent: Step = {"name": first.agent or "agent", "version": "unknown"}
-    if first.tools is not None and all(items[place].tools == first.tools for place in items):
+    if first.tools is not None and all(items[index].tools == first.tools for index in items):
         agent["tool_definitions"] = list(first.tools)
     trajectory: Step = {
         "schema_version": VERSION,
@@ -80,7 +80,7 @@ def _trajectory(messages: Sequence[Message | Any], items: Mapping[int, Trajector
 def _steps(messages: Sequence[Message], items: Mapping[int, TrajectoryItem]) -> Iterator[Step]:
     step: Step = {}
     number = 0
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if message.get("role") == "tool" and step.get("source") == "agent":
             made = {call["tool_call_id"] for call in step.get("tool_calls", ())}
             result = _result(message, made)
@@ -90,7 +90,7 @@ def _steps(messages: Sequence[Message], items: Mapping[int, TrajectoryItem]) -> 
             yield step
         number += 1
         step = {"step_id": number, **_step(message)}
-        if (item := items.get(place)) is not None:
+        if (item := items.get(index)) is not None:
             _tell(step, item)
         elif step["source"] == "agent":
             step["is_copied_context"] = True

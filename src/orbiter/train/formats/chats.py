@@ -206,8 +206,11 @@ def alpaca_in(row: Row) -> list[Message]:
             raise DataError(f"{name} must be a text, got {fields.shown(text)}")
     if not any(texts):
         raise DataError("instruction is empty")
+    history = row.get("history") or ()
+    if not isinstance(history, list | tuple):
+        raise DataError(f"history must be a list of pairs, got {fields.shown(history)}")
     messages: list[Message] = []
-    for index, pair in enumerate(row.get("history") or ()):
+    for index, pair in enumerate(history):
         if not _is_pair(pair):
             raise DataError(
                 f"history[{index}] must be a question and an answer, got {fields.shown(pair)}"

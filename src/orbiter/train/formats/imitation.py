@@ -65,8 +65,8 @@ def to_preference_pairs(
 
 def _last_of_episodes(items: Iterable[TrajectoryItem]) -> Iterator[TrajectoryItem]:
     last: dict[object, TrajectoryItem] = {}
-    for place, item in enumerate(items):
-        key = place if item.episode_id is None else item.episode_id
+    for index, item in enumerate(items):
+        key = index if item.episode_id is None else item.episode_id
         before = last.get(key)
         if before is None or before.step is None or item.step is None or item.step >= before.step:
             last[key] = item

@@ -104,17 +104,19 @@ def _write_episode(
     ):
         file.write_batch(batch)
     shared = {name: getattr(last, name) for name in sorted(_carried(episode) & _SHARED)}
-    told = {name: value for name, value in shared.items() if value is not None}
-    metadata = {"id": number, "total_steps": len(episode), **told}
+    entries = {name: value for name, value in shared.items() if value is not None}
+    metadata = {"id": number, "total_steps": len(episode), **entries}
     (folder / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
 
 
 def _episodes(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Sequence[TrajectoryItem]]:
     """Yield the steps of each episode in order; an item without an episode is one by itself."""
-    found: dict[object, list[TrajectoryItem]] = {}
-    for place, item in enumerate(items):
-        found.setdefault(place if item.episode_id is None else item.episode_id, []).append(item)
-    for episode in found.values():
+    by_episode: dict[object, list[TrajectoryItem]] = {}
+    for index, item in enumerate(items):
+        by_episode.setdefault(index if item.episode_id is None else item.episode_id, []).append(
+            item
+        )
+    for episode in by_episode.values():
         if any(item.reward is None for item in episode):
             left["items of an episode with an unknown reward"] += len(episode)
             continue

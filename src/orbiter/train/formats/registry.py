@@ -6,7 +6,7 @@ A format's module is imported when it is first needed. Not here: the formats the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -139,15 +139,15 @@ def detect(path: PathLike) -> Format:
         DataError: no format recognises it; the message shows how it begins.
         StorageError: it cannot be read.
     """
-    place = Path(path)
-    head = _head(place)
-    sure = {name: format_of(name).detect(head, place) for name in NAMES}
+    target = Path(path)
+    head = _head(target)
+    sure = {name: format_of(name).detect(head, target) for name in NAMES}
     best = max(sure, key=lambda name: sure[name])
     if not sure[best]:
-        begins = "it is a folder" if place.is_dir() else f"it begins with {head[:60]!r}"
+        begins = "it is a folder" if target.is_dir() else f"it begins with {head[:60]!r}"
         raise DataError(
-            f"{place}:1: cannot tell its format: {begins}; name it, one of "
-            f"{', '.join(_with_suffix(place) or NAMES)}"
+            f"{target}:1: cannot tell its format: {begins}; name it, one of "
+            f"{', '.join(_with_suffix(target) or NAMES)}"
         )
     return format_of(best)
 
@@ -199,17 +199,32 @@ def write(
         DataError: an item cannot be written in this format.
         StorageError: the file cannot be written.
     """
-    place = Path(path)
-    name = format if format is not None else _BY_SUFFIX.get(place.suffix)
+    return _writer(Path(path), format)(items, Path(path))
+
+
+def check_target(path: PathLike, format: str | None = None) -> None:
+    """Check that `write` has a format for the file.
+
+    Raises:
+        ConfigError: there is no format of that name, it cannot be written, or the suffix names
+            none.
+    """
+    _writer(Path(path), format)
+
+
+def _writer(
+    target: Path, format: str | None
+) -> Callable[[Iterable[TrajectoryItem], Path], ExportReport]:
+    name = format if format is not None else _BY_SUFFIX.get(target.suffix)
     if name is None:
         raise ConfigError(
-            f"the suffix of {place} names no format ({', '.join(_BY_SUFFIX)}); give one of "
-            f"{', '.join(_with_suffix(place) or NAMES)}"
+            f"the suffix of {target} names no format ({', '.join(_BY_SUFFIX)}); give one of "
+            f"{', '.join(_with_suffix(target) or NAMES)}"
         )
     kind = format_of(name)
     if kind.write is None:
         raise ConfigError(f"format {name!r} is only read, not written")
-    return kind.write(items, place)
+    return kind.write
 
 
 def convert(

@@ -30,6 +30,8 @@ BESIDE: Mapping[str, Column] = {"tools": "objects", "chat_template_kwargs": "obj
 ONE_ANSWER = (CARRIED - {"metadata.messages_after"}) | {"metadata.chat_template_kwargs"}
 """The item fields that a prompt and an answer in TRL's form can store."""
 PROMPTLESS = "items without a prompt"
+_COMPLETIONS = ("completion", "response", "generation")
+"""Columns that hold the answer to a prompt; the last two are other tools' names for it."""
 _WHOLE_CHAT = CARRIED | {"metadata.chat_template_kwargs"}
 
 
@@ -84,9 +86,9 @@ def _parse_completion(row: Row, where: str) -> Iterable[TrajectoryItem]:
     prompt = prompt_in(row)
     if prompt is None:
         raise DataError("prompt must be a text or a list of messages, got None")
-    completion = row.get("completion")
-    answer = [] if completion is None else answer_in(completion, "completion")
-    return answered(prompt, answer, row, where, known={"completion"})
+    name = next((name for name in _COMPLETIONS if row.get(name) is not None), None)
+    answer = [] if name is None else answer_in(row[name], name)
+    return answered(prompt, answer, row, where, known={name} if name else ())
 
 
 def _build_completion(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:

@@ -1,8 +1,7 @@
 """Separate a model's reasoning from its answer.
 
 Models mark their reasoning in several ways: `<think>...</think>` (Qwen, DeepSeek), `[THINK]...`
-(Magistral), channels (gpt-oss), or a field of the message beside the text (`chat.py` keeps that
-(Magistral), channels (gpt-oss), or a message field besides the text (`chat.py` keeps that
+(Magistral), channels (gpt-oss), or a field of the message beside the text, which `wire.py` reads.
 """
 
 from __future__ import annotations

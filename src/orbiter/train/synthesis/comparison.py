@@ -1,8 +1,8 @@
-"""Decide which text of a row is compared with the texts of other rows.
+"""Decides which text of a row is compared with the texts of other rows.
 
 Rows of agents share most of their text: one system prompt, one set of worked examples, and in each
-step the whole history of the episode so far. Two rows are alike only if what they *add* to that is
-alike. A unit is what is kept or dropped as one:
+step the whole history of the episode so far. Two rows are similar only if what they *add* to that
+is similar. A unit is kept or dropped as a whole:
 
 - `"episode"` (the default): all rows of an episode. Its text is what its steps add, in order. A row
   without an `episode_id` is an episode of one step.
@@ -12,9 +12,9 @@ alike. A unit is what is kept or dropped as one:
 What a row adds is its state without the messages that an earlier step of its episode already had,
 without the instructions, and with its action. The instructions are the system messages, and the
 opening turns that another unit begins with as well. Units with different instructions are never
-alike. Instructions that reach `SAME_INSTRUCTIONS` with each other count as the same; the words in
-which they differ (a date, a name) stay in the compared text. Instructions of at most
-`SHORT_INSTRUCTIONS` words stay in the compared text whole, since they cannot outweigh it.
+similar. Instructions that reach `SAME_INSTRUCTIONS` with each other count as the same; the words in
+which they differ (a date, a name) are part of the compared text. Instructions of at most
+`SHORT_INSTRUCTIONS` words are compared as a whole, since they cannot outweigh the rest.
 
 A row that shares nothing is compared by its state and action, word for word.
 """
@@ -35,7 +35,7 @@ from orbiter.train.synthesis.similarity import Measure, ties
 from orbiter.train.trajectory import TrajectoryItem
 
 Unit: TypeAlias = Literal["episode", "step", "text"]
-"""What is compared, and kept or dropped, as one."""
+"""What is compared and kept or dropped as a whole."""
 UNITS: tuple[Unit, ...] = ("episode", "step", "text")
 
 SAME_INSTRUCTIONS = 0.7
@@ -60,7 +60,7 @@ class Part(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Units in the order of their first rows: a list for each thing that is known of them."""
+    """Units in the order of their first rows, one list per property."""
 
     members: Sequence[Sequence[int]]
     """The rows of each unit, first step first."""
@@ -193,7 +193,7 @@ def _in_order(rows: Sequence[Row], group: list[int]) -> list[int]:
 
 
 def _turns(row: Row, state: str) -> list[Turn]:
-    """Return the messages behind a state; a state without roles is one turn."""
+    """Return the messages of a state; a state without roles is one turn."""
     messages = row.messages if isinstance(row, TrajectoryItem) else row.get("messages")
     if isinstance(messages, Sequence) and messages and not isinstance(messages, str):
         return [_turn(message) for message in messages if isinstance(message, Mapping)]

@@ -1,7 +1,7 @@
-"""Keep the good rows: by score, and one of each kind.
+"""Keeps the good rows of data: filters by score and removes near-duplicates.
 
-Every function is pure, keeps the data's kind and order, and tells what it left out to the
-`CurationReport` that it is handed. Left out: splitting, which `split` does.
+Every function is pure, keeps the kind and order of the data, and lists the dropped rows in the
+`CurationReport` passed to it. Splitting is in `split.py`.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ def filter_by_score(
 ) -> D:
     """Return the rows that score well enough, in their order.
 
-    A row is kept that meets every criterion given.
+    A row is kept if it meets every given criterion.
 
     Args:
         data: a `TrajectoryDataset`, a list of `TrajectoryItem` or a list of mappings.
-        min_score: keep scores from this one on, itself included.
-        top_k: keep the k best of what is left; of equal ones the earlier.
-        quantile: keep the best scores but this share: 0.75 keeps the best quarter, and whoever
-            ties with its last.
+        min_score: the lowest score to keep.
+        top_k: keep the k best of the remaining rows; of equal ones the earlier.
+        quantile: drop this share of the lowest scores: 0.75 keeps the best quarter, and rows
+            that tie with its last.
         key: where the score is: the name of a field or of an entry in the metadata, or a function
             of the row. Without it, the reward or score.
-        missing: what becomes of a row whose score is None or NaN. A kept one passes every
+        missing: what happens to a row whose score is None or NaN. A kept one passes every
             criterion.
-        report: takes down every row left out.
+        report: lists every dropped row.
 
     Raises:
-        ConfigError: no criterion, or one that cannot mean anything.
-        DataError: a score that is no number; or a missing one, with `missing="raise"`.
+        ConfigError: there is no criterion, or one is out of range.
+        DataError: a score is not a number, or is missing with `missing="raise"`.
     """
     _check_criteria(min_score, top_k, quantile, missing)
     records = Records.of(data)
@@ -132,7 +132,7 @@ def _set_missing_aside(
     if absent and missing == "raise":
         raise DataError(
             f"row {absent[0]} has no score ({len(absent)} of {len(scores)} rows have none); score "
-            "them, or say missing='drop' or missing='keep'"
+            "them, or set missing='drop' or missing='keep'"
         )
     if missing == "drop":
         why |= dict.fromkeys(absent, ("missing", "has no score"))
@@ -146,12 +146,12 @@ def _floor(judged: dict[int, float], min_score: float | None, quantile: float | 
     if quantile is None or not judged:
         return floor
     ordered = sorted(judged.values())
-    # The quantile as the decimal written: 0.07 of 100 rows are 7, not the 8 of a float's dust.
+    # The quantile as written in decimal: 0.07 of 100 rows is 7; float rounding would give 8.
     place = math.ceil(Fraction(str(quantile)) * len(ordered))
     return max(floor, ordered[min(place, len(ordered) - 1)])
 
 
-# ── one of each kind ──────────────────────────────────────────────────────────────────────────────
+# ── near-duplicates ──────────────────────────────────────────────────────────────────────────────
 
 
 def deduplicate(
@@ -189,8 +189,8 @@ def deduplicate(
         keep: which of several similar units stays: the one with the best score (for an episode the
             mean of its scores; unscored ones last, of equal ones the first), the first, the last,
             or the one with the longest text.
-        against: rows that must not come back, such as a test set: whatever is similar to one of
-            them is dropped too. They are not part of the answer.
+        against: rows to exclude, such as a test set: rows similar to one of these are dropped
+            too. They are not part of the result.
         report: lists every dropped row, with the first row of the kept unit as its witness.
 
     Raises:

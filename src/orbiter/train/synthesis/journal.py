@@ -1,8 +1,9 @@
 """Writes the paid answers and scores of a synthesis run to JSON lines before they are used.
 
 A run that is resumed from a journal repeats the same steps, but reads its answers here instead of
-asking again; decisions about them are recomputed. Answers that had not arrived when the process was
-killed are requested again.
+asking again; decisions about them are recomputed. Only results are read back: what failed is asked
+for again, and so is what had not arrived when the process was killed. Scores count only for the
+scorer that gave them.
 """
 
 from __future__ import annotations
@@ -10,17 +11,40 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, cast
 
 import msgspec
 
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.resume_journal import ResumeJournal, differences
+from orbiter.train.synthesis.pipeline.result import Rejection, RejectReason
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import decode_item, encode_item
 
-Candidate = TrajectoryItem | str
-"""An item, or the reason why the output of a step is not a valid item."""
+FILE_NAME = "synthesis.jsonl"
+
+
+class Refused(NamedTuple):
+    """A candidate that a step turned down, or that it could not make."""
+
+    rejection: Rejection
+    step: int
+    """Index of the step."""
+
+    @property
+    def can_be_retried(self) -> bool:
+        """Whether the step failed, so that asking again may help."""
+        return self.rejection.reason in ("failed", "budget") and self.rejection.item is not None
+
+    @property
+    def source(self) -> TrajectoryItem:
+        """The item that the step was to make it from, if it can be retried."""
+        assert self.rejection.item is not None, "only asked of what can be retried"
+        return self.rejection.item
+
+
+Candidate = TrajectoryItem | Refused
+"""An item, or the reason why it is missing."""
 
 
 class Made(msgspec.Struct, tag="made", omit_defaults=True):
@@ -28,17 +52,38 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
 
     batch: int
     asked: int
+    offset: int
     candidates: list[msgspec.Raw]
     by_step: list[int]
     cost: float = 0.0
     failure: str | None = None
+    """Why there are no candidates: a step raised."""
 
     @classmethod
     def of(
-        cls, batch: int, asked: int, candidates: Sequence[Candidate], by_step: list[int]
+        cls,
+        batch: int,
+        asked: int,
+        candidates: Sequence[Candidate],
+        by_step: list[int],
+        *,
+        offset: int = 0,
     ) -> Made:
         """Pack the candidates."""
-        return cls(batch, asked, [_packed(candidate) for candidate in candidates], by_step)
+        return cls(batch, asked, offset, [_packed(each) for each in candidates], by_step)
+
+    def failed(self) -> dict[int, Refused]:
+        """Return the candidates that failed and can be retried, by their place in the batch."""
+        refused = {
+            place: _unpacked(raw)
+            for place, raw in enumerate(self.candidates)
+            if bytes(raw).startswith(b"[")
+        }
+        return {
+            place: each
+            for place, each in refused.items()
+            if isinstance(each, Refused) and each.can_be_retried
+        }
 
     def unpacked(self) -> list[Candidate]:
         """Return the candidates; an item comes out as a file gives it back."""
@@ -61,8 +106,24 @@ class _Began(msgspec.Struct, tag="began"):
     run: dict[str, object]
 
 
+class _Scorer(msgspec.Struct, tag="scorer"):
+    """The scorer of the scores that follow."""
+
+    scorer: str
+
+
+class Plan(NamedTuple):
+    """The request of one batch, as an earlier process made it."""
+
+    asked: int
+    offset: int
+
+
 class Journal(Protocol):
     """A store for answers."""
+
+    def plan(self, batch: int) -> Plan | None:
+        """Return what an earlier process asked for in a batch."""
 
     def made(self, batch: int) -> Made | None:
         """Return the answer to a batch that an earlier process had."""
@@ -86,6 +147,9 @@ class NoJournal:
 
     cost = 0.0
 
+    def plan(self, batch: int) -> Plan | None:
+        """Return None: there was no earlier process."""
+
     def made(self, batch: int) -> Made | None:
         """Return None: there was no earlier process."""
 
@@ -102,31 +166,48 @@ class NoJournal:
 class FileJournal:
     """A journal in `synthesis.jsonl` of a run's folder."""
 
-    def __init__(self, folder: str | os.PathLike[str], run: Mapping[str, object]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], run: Mapping[str, object], *, scorer: str = ""
+    ) -> None:
         """Open or begin the journal of the run that `run` describes.
+
+        A journal without a single answer belongs to no run yet, so it is begun anew.
 
         Raises:
             ConfigError: the folder belongs to a run with other settings; the message lists them.
             StorageError: another process writes to it, or the file is not a synthesis journal.
         """
-        path = Path(folder) / "synthesis.jsonl"
+        path = Path(folder) / FILE_NAME
         self._log = ResumeJournal(path)
         self._made: dict[int, Made] = {}
+        self._plans: dict[int, Plan] = {}
         self._scored: dict[tuple[int, int], Scored] = {}
+        self._recorded_run: dict[str, object] | None = None
+        self._recorded_scorer = ""
         self.cost = 0.0
         try:
-            if not self._read(run):
-                self._log.append(_ENCODER.encode(_Began(1, dict(run))))
+            recorded = self._read(scorer)
+            if recorded != run:
+                if recorded is not None and self._holds_answers():
+                    raise _other_run(path, recorded, run)
+                self._log.append(_ENCODER.encode(_Began(_VERSION, dict(run))))
+                self._made, self._plans = {}, {}
+            if self._recorded_scorer != scorer:
+                self._log.append(_ENCODER.encode(_Scorer(scorer)))
         except BaseException:
             self._log.close()
             raise
+
+    def plan(self, batch: int) -> Plan | None:
+        """Return what an earlier process asked for in a batch."""
+        return self._plans.get(batch)
 
     def made(self, batch: int) -> Made | None:
         """Return the answer to a batch that an earlier process had."""
         return self._made.pop(batch, None)
 
     def scored(self, batch: int, place: int) -> Scored | None:
-        """Return the score that an earlier process had."""
+        """Return the score that an earlier process had from this scorer."""
         return self._scored.pop((batch, place), None)
 
     def keep(self, answer: Made | Scored) -> None:
@@ -137,9 +218,17 @@ class FileJournal:
         """Let go of the file and its lock."""
         self._log.close()
 
-    def _read(self, run: Mapping[str, object]) -> bool:
-        """Read the existing records; return whether there were any."""
-        number, path = 0, self._log.path
+    def _holds_answers(self) -> bool:
+        """Return whether anything but failures of the first step has been recorded."""
+        return bool(self._scored) or any(
+            not (isinstance(candidate, Refused) and candidate.can_be_retried and not candidate.step)
+            for made in self._made.values()
+            for candidate in made.unpacked()
+        )
+
+    def _read(self, scorer: str) -> Mapping[str, object] | None:
+        """Read the existing records; return the description of their run."""
+        path = self._log.path
         for number, _, line, _ in self._log.replay():
             try:
                 record = _DECODER.decode(line)
@@ -147,43 +236,63 @@ class FileJournal:
                 raise StorageError(
                     f"{path}:{number} is not a record of a synthesis run: {error}"
                 ) from error
-            if (number == 1) != isinstance(record, _Began):
-                raise StorageError(f"{path}:{number} is out of place in a synthesis run's journal")
-            if isinstance(record, _Began):
-                _check_same(path, record, run)
-            elif isinstance(record, Made):
+            if number == 1 and not isinstance(record, _Began):
+                raise StorageError(f"{path}:1 is not the beginning of a synthesis run's journal")
+            self._take(path, record, scorer)
+        return self._recorded_run
+
+    def _take(self, path: Path, record: _Began | _Scorer | Made | Scored, scorer: str) -> None:
+        if isinstance(record, _Began):
+            if record.version != _VERSION:
+                raise StorageError(
+                    f"{path} has format {record.version}; this version reads format {_VERSION}: "
+                    "use another run_dir"
+                )
+            self._recorded_run = record.run
+            self._made, self._plans, self._scored = {}, {}, {}
+        elif isinstance(record, _Scorer):
+            self._recorded_scorer = record.scorer
+        elif isinstance(record, Made):
+            self.cost += record.cost
+            self._plans[record.batch] = Plan(record.asked, record.offset)
+            if record.failure is None:
                 self._made[record.batch] = record
-                self.cost += record.cost
-            else:
+        else:
+            self.cost += record.cost
+            # A failure or a missing score is no result: the scorer is asked again.
+            if self._recorded_scorer == scorer and record.score is not None:
                 self._scored[record.batch, record.place] = record
-                self.cost += record.cost
-        return number > 0
 
 
-def _check_same(path: Path, began: _Began, run: Mapping[str, object]) -> None:
-    if began.version != 1:
-        raise StorageError(f"{path} has format {began.version}; this version reads format 1")
+def _other_run(path: Path, before: Mapping[str, object], now: Mapping[str, object]) -> ConfigError:
     changes = [
-        f"{name} was {began.run.get(name)!r}, is {run.get(name)!r}"
-        for name in differences(began.run, run)
+        f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+        for name in differences(before, now)
     ]
-    if changes:
-        raise ConfigError(
-            f"{path.parent} holds a run with other settings ({'; '.join(changes)}); use those "
-            "settings, or another run_dir"
-        )
+    return ConfigError(
+        f"{path.parent} holds a run with other settings ({'; '.join(changes)}); use those "
+        "settings, choose another run_dir, or delete the folder to start again"
+    )
 
 
 def _packed(candidate: Candidate) -> msgspec.Raw:
-    if isinstance(candidate, str):
-        return msgspec.Raw(_ENCODER.encode(candidate))
-    return msgspec.Raw(encode_item(candidate))
+    if isinstance(candidate, TrajectoryItem):
+        return msgspec.Raw(encode_item(candidate))
+    (item, reason, detail), step = candidate
+    source = None if item is None else msgspec.Raw(encode_item(item))
+    return msgspec.Raw(_ENCODER.encode([reason, detail, step, source]))
 
 
 def _unpacked(raw: msgspec.Raw) -> Candidate:
     line = bytes(raw)
-    return msgspec.json.decode(line, type=str) if line.startswith(b'"') else decode_item(line)
+    if not line.startswith(b"["):
+        return decode_item(line)
+    reason, detail, step, source = _REFUSED.decode(line)
+    item = None if bytes(source) == b"null" else decode_item(bytes(source))
+    return Refused(Rejection(item, cast("RejectReason", reason), detail), step)
 
 
+_VERSION = 2
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(_Began | Made | Scored)
+_DECODER = msgspec.json.Decoder(_Began | _Scorer | Made | Scored)
+_REFUSED = msgspec.json.Decoder(tuple[str, str, int, msgspec.Raw])

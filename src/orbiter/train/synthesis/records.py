@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Generic, NamedTuple, TypeAlias, TypeVar, cast
 
+from orbiter.train.chat.message import REASONING
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
@@ -143,13 +144,16 @@ def derive(
 
     `changes` uses the names `state`, `action` and `reward`, whatever keys the row has. Data
     recorded for the old texts is dropped: chat messages, token ids, log-probabilities, tool calls,
-    and in the metadata the response id and its evaluations. Unless the new row is a rewording of
-    the same step (`same_step`), it belongs to no episode, and if its state differs to no task.
+    and in the metadata the response id, its evaluations and its reasoning. Unless the new row is a
+    rewording of the same step (`same_step`), it belongs to no episode, and if its state differs to
+    no task.
     """
     parent = id_of(row)
     root = lineage_of(row).get("root", parent)
     lineage = Lineage(parent, str(root), op, seed)._asdict()
     recorded = {name: value for name, value in metadata_of(row).items() if name not in _RECORDED}
+    if "action" in changes:
+        recorded.pop(REASONING, None)
     metadata = {**recorded, "lineage": lineage}
     stale = (_TOLD_BY_STATE if "state" in changes else ()) + (
         _TOLD_BY_ACTION if "action" in changes else ()

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orbiter.train.errors import TrainError
+from orbiter.train.fingerprint import settings_text
 from orbiter.train.seeding import sub_random
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -37,6 +39,9 @@ class SynthesisContext:
     """A seed that is unique to this step and batch."""
     spend: Callable[[float], None] = lambda _: None
     """Report the cost of an answer; the total is compared with `SynthesisConfig.max_cost`."""
+    report_failure: Callable[[TrainError], None] | None = None
+    """Report that one item could not be made, and return a `Rejection` for it; the other items of
+    the call are kept. None outside of a pipeline: raise the error."""
 
     @property
     def rng(self) -> random.Random:
@@ -63,8 +68,9 @@ class DataSynthesiser(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """An identifier that a resumed run compares, to refuse a different synthesiser.
+        """A text that a resumed run compares, to refuse a different synthesiser.
 
-        The default is the name of the class; include all settings that change the items.
+        The default is the class with its attributes, except those that its methods change.
+        Override it if other attributes should not count, such as a log file.
         """
-        return type(self).__qualname__
+        return settings_text(self, code=False)

@@ -36,7 +36,7 @@ def check_names(answers: Sequence[Message]) -> None:
     """
     for answer in answers:
         for call in answer.get("tool_calls") or ():
-            known = call.get("type") not in {"function", "custom"}
+            known = call.get("type") not in ("function", "custom")
             if not (known or name_of(call)):
                 raise DataError(
                     f"a tool call in the answer has no name (its id: {call.get('id')!r}): the "

@@ -183,6 +183,10 @@ def _open(path: Path, durability: Durability) -> AppendLog:
             raise StorageError(
                 f"{path} is already open in this process: close() the data set that uses it"
             ) from error
+        if "held by process" in str(error):
+            raise StorageError(
+                f"{error}; formats.read({str(path)!r}) reads what it holds so far"
+            ) from error
         raise
 
 

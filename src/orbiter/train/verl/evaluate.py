@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from orbiter.train.agents.episode import Episode
 from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.progress import Report, shifted
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
 from orbiter.train.engine.tasks import Tasks
@@ -62,9 +63,10 @@ async def judge(
     tasks: Tasks,
     *,
     samples: int,
+    report: Report | None = None,
 ) -> Judged:
     """Answer every task and score the answers: once and greedily with `samples=0`, else `samples`
-    times at the config's temperature.
+    times at the config's temperature. `report` receives the progress.
     """
     n = max(1, samples)
     at_once = max(1, ROWS_AT_ONCE // n)
@@ -78,6 +80,7 @@ async def judge(
             max_new_tokens=config.max_response_length,
             temperature=config.temperature if samples else 0.0,
             seed=sub_seed(config.seed, "evaluate", first),
+            report=shifted(report, first * n, config.max_response_length),
         )
     return Judged(rollouts, await ask_rewards(config, rewards, tasks.items, rollouts))
 

@@ -17,6 +17,7 @@ from orbiter.train.agents.environments.player import EnvironmentAgent, Played
 from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
+from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import read_once
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, DataError
@@ -247,7 +248,11 @@ class VeRLTrainer(ModelTrainer):
         policy, tasks = await self.policy(), await self.encode(chosen)
         from orbiter.train.verl.evaluate import Assessment, attempts_of, judge, summary
 
-        judged = await judge(policy, self.config, self.rewards, tasks, samples=samples)
+        answers, longest = len(tasks) * max(1, samples), self.config.max_response_length
+        with answering(answers, longest, wanted=self.config.progress) as report:
+            judged = await judge(
+                policy, self.config, self.rewards, tasks, samples=samples, report=report
+            )
         outputs = [rollout.text for rollout in judged.rollouts]
         return Assessment(
             summary(judged, len(tasks), success=success),

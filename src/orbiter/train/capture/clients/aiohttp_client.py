@@ -20,10 +20,10 @@ from orbiter.train.capture.clients.shared import (
     Foreign,
     answerer_of,
     begin,
+    describe_error,
     is_answered,
     raw_headers,
     recognised_here,
-    said,
 )
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.in_process import Answerer
@@ -66,7 +66,7 @@ def _captured(send: Callable[..., Awaitable[Foreign]]) -> Callable[..., Awaitabl
             response = await send(session, method, url, **kwargs)
         except BaseException as error:
             exchange.answered(getattr(error, "status", None) or 0, ())
-            exchange.close(said(error))
+            exchange.close(describe_error(error))
             raise
         exchange.answered(response.status, raw_headers(list(response.headers.items())))
         response.content = _Content(response.content, exchange)
@@ -209,7 +209,7 @@ class _Content:
         try:
             piece = await read
         except Exception as error:
-            self._exchange.close(said(error))
+            self._exchange.close(describe_error(error))
             raise
         self._took(piece)
         return piece
@@ -266,7 +266,7 @@ class _Memory(asyncio.Transport):
                     self._protocol.data_received(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             self._protocol.data_received(b"0\r\n\r\n")
         except Exception as error:  # the agent sees it as a broken connection, as over a network
-            self._lost(ConnectionError(said(error)))
+            self._lost(ConnectionError(describe_error(error)))
 
     def write(self, _data: Foreign) -> None:
         """Ignore the request, whose body the answerer gets as it was given."""

@@ -13,9 +13,9 @@ from orbiter.train.capture.clients.shared import (
     Foreign,
     answerer_of,
     begin,
+    describe_error,
     is_answered,
     recognised_here,
-    said,
 )
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.in_process import Answer, Answerer, BlockingAnswer
@@ -41,7 +41,7 @@ def _captured(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
                     self._exchange.feed(chunk)
                     yield chunk
             except Exception as error:
-                self._exchange.close(said(error))
+                self._exchange.close(describe_error(error))
                 raise
             self._exchange.close()
 
@@ -58,7 +58,7 @@ def _captured(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
         try:
             response = send(client, request, *args, **kwargs)
         except BaseException as error:
-            exchange.close(said(error))
+            exchange.close(describe_error(error))
             raise
         return _carried(exchange, response, Stream)
 
@@ -73,7 +73,7 @@ def _captured_async(library: ModuleType, send: Callable[..., Foreign]) -> Callab
                     self._exchange.feed(chunk)
                     yield chunk
             except Exception as error:
-                self._exchange.close(said(error))
+                self._exchange.close(describe_error(error))
                 raise
             self._exchange.close()
 
@@ -92,7 +92,7 @@ def _captured_async(library: ModuleType, send: Callable[..., Foreign]) -> Callab
         try:
             response = await send(client, request, *args, **kwargs)
         except BaseException as error:
-            exchange.close(said(error))
+            exchange.close(describe_error(error))
             raise
         return _carried(exchange, response, Stream)
 

@@ -17,10 +17,10 @@ from orbiter.train.capture.clients.shared import (
     Foreign,
     answerer_of,
     begin,
+    describe_error,
     is_answered,
     raw_headers,
     recognised_here,
-    said,
 )
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.in_process import Answerer
@@ -68,7 +68,7 @@ def _captured(send: Callable[..., Foreign]) -> Callable[..., Foreign]:
         try:
             response = send(client, request, **kwargs)
         except BaseException as error:
-            exchange.close(said(error))
+            exchange.close(describe_error(error))
             raise
         finally:
             _INSIDE.reset(token)
@@ -169,7 +169,7 @@ class _Raw:
                 self._exchange.feed(piece, decoded=decoded)
                 yield piece
         except Exception as error:
-            self._exchange.close(said(error))
+            self._exchange.close(describe_error(error))
             raise
         self._exchange.close()
 
@@ -184,7 +184,7 @@ class _Raw:
         try:
             piece = read(amt, decode_content, *args, **kwargs)
         except Exception as error:
-            self._exchange.close(said(error))
+            self._exchange.close(describe_error(error))
             raise
         self._exchange.feed(piece, decoded=self._decodes(decode_content))
         if amt is None or (not piece and amt):

@@ -79,7 +79,7 @@ def raw_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]
     ]
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what an item says of an error that ended a call."""
     return f"{type(error).__name__}: {error}"
 

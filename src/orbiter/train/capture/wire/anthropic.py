@@ -110,7 +110,7 @@ def message_in_openai_form(message: Json) -> list[Message]:
     ]
     results: list[Message] = [_result(block) for block in _of(blocks, "tool_result")]
     # Reasoning belongs to the reply it came with. All else stays, unknown kinds included.
-    said = [b for b in blocks if b.get("type") not in {"tool_result", "tool_use", *_THOUGHTS}]
+    said = [b for b in blocks if b.get("type") not in ("tool_result", "tool_use", *_THOUGHTS)]
     calls = _calls(blocks)
     if not said and not calls:
         return results

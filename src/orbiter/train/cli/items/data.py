@@ -84,11 +84,12 @@ def stats(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
     scored = [item for item in items if item.reward is not None]
     summary = summarise(scored, waiting=len(items) - len(scored))
     lengths = {name: _lengths(items, name) for name in ("state", "action")}
-    output.table(("what", "how much"), _rows(len(items), summary, lengths))
+    episodes = _episodes(items)
+    output.table(("what", "how much"), _rows(len(items), episodes, summary, lengths))
     output.result(
         {
             "items": len(items),
-            "episodes": summary.episodes,
+            "episodes": episodes,
             "without_reward": summary.waiting,
             "reward": None if summary.reward is None else summary.reward._asdict(),
             "by_agent": {name: each._asdict() for name, each in summary.by_agent.items()},
@@ -182,11 +183,17 @@ def split(
         write_items(part, target)
         output.say(f"{len(part):6} items in {target}")
     output.say(
-        f"{report.groups} groups that belong together, the biggest of {report.biggest_group}; "
-        f"{report.leaked} leaks"
+        f"{report.groups} groups of rows that belong together, the largest of "
+        f"{report.biggest_group}; {report.leaked} leaks"
     )
     sizes = {str(t): len(part) for t, part in zip(targets, parts, strict=True)}
     output.result({"parts": sizes, "groups": report.groups, "leaked": report.leaked})
+
+
+def _episodes(items: Sequence[TrajectoryItem]) -> int:
+    """Count episodes as `data check` does: an item without an episode is one."""
+    named = {item.episode_id for item in items if item.episode_id is not None}
+    return len(named) + sum(item.episode_id is None for item in items)
 
 
 class Lengths(NamedTuple):
@@ -201,10 +208,12 @@ def _lengths(items: Sequence[TrajectoryItem], name: str) -> Lengths:
     return Lengths(ordered[len(ordered) // 2], ordered[-1])
 
 
-def _rows(count: int, summary: Summary, lengths: Mapping[str, Lengths]) -> list[tuple[str, str]]:
+def _rows(
+    count: int, episodes: int, summary: Summary, lengths: Mapping[str, Lengths]
+) -> list[tuple[str, str]]:
     return [
         ("items", f"{count}"),
-        ("episodes", f"{summary.episodes}"),
+        ("episodes", f"{episodes}"),
         ("without a reward", f"{summary.waiting}"),
         ("mean reward", f"{summary.reward or '-'}"),
         *((f"  agent {name}", str(each)) for name, each in summary.by_agent.items()),

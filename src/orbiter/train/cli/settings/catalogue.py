@@ -138,6 +138,11 @@ class SynthSettings(OwnSettings):
     teacher: list[str] = setting(
         list, "Synthesisers that ask the language model of [llm].", ListOf("names")
     )
+    judge: str | None = setting(
+        None,
+        "Rubric by which the model of [llm] scores each item in [0, 1]; none scores nothing.",
+        OrNone(Text("a rubric")),
+    )
     step: str | None = setting(
         None,
         'Your own step as "file.py:make".',

@@ -303,9 +303,9 @@ def _run(row: Mapping[str, Any], result: Message) -> Facts:
 
 def _claims(rows: list[dict[str, Any]]) -> float:
     for row in rows:
-        if row.get("type") in {"user", "assistant"} and "sessionId" in row and "uuid" in row:
+        if row.get("type") in ("user", "assistant") and "sessionId" in row and "uuid" in row:
             return 0.95
-    known = [row for row in rows if row.get("type") in _NOT_CHAT and "timestamp" not in row]
+    known = [row for row in rows if str(row.get("type")) in _NOT_CHAT and "timestamp" not in row]
     return 0.4 if rows and len(known) == len(rows) else 0.0
 
 

@@ -296,7 +296,7 @@ def _claims(rows: list[dict[str, Any]]) -> float:
     first = rows[0]
     if isinstance(first.get("payload"), dict):
         return (
-            0.95 if first.get("type") in {"session_meta", "response_item", "turn_context"} else 0.0
+            0.95 if first.get("type") in ("session_meta", "response_item", "turn_context") else 0.0
         )
     old = {"id", "timestamp", "instructions"} <= first.keys()
     return 0.9 if old and all("type" in row or "record_type" in row for row in rows[1:]) else 0.0

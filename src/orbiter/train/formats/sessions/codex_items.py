@@ -31,7 +31,7 @@ def part_of(part: object) -> dict[str, Any]:
     """Return a part of a message's content in OpenAI's form."""
     if not isinstance(part, dict):
         return {"type": "text", "text": str(part)}
-    if part.get("type") in {"input_text", "output_text", "text"}:
+    if part.get("type") in ("input_text", "output_text", "text"):
         return {"type": "text", "text": str(part.get("text") or "")}
     if part.get("type") == "input_image":
         return {"type": "image_url", "image_url": {"url": part.get("image_url")}}

@@ -170,7 +170,7 @@ def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> 
 
 
 def _take_result(chat: Chat, call: Mapping[str, Any]) -> None:
-    if call.get("result") is None and call.get("status") not in {"error", "cancelled"}:
+    if call.get("result") is None and call.get("status") not in ("error", "cancelled"):
         return  # the session ended before the tool did
     content, failed = _result(call.get("result"))
     status = call.get("status")

@@ -221,7 +221,7 @@ def _steps(parts: Sequence[Row]) -> list[list[Row]]:
     steps: list[list[Row]] = [[]]
     for part in parts:
         if part.get("type") == "step-start" and any(
-            held.get("type") in {"text", "tool", "reasoning"} for held in steps[-1]
+            held.get("type") in ("text", "tool", "reasoning") for held in steps[-1]
         ):
             steps.append([])
         steps[-1].append(part)
@@ -297,7 +297,7 @@ def _begun(parts: Sequence[Row]) -> object:
     times = (
         as_object(part.get("time")).get("start")
         for part in parts
-        if part.get("type") in {"text", "reasoning"}
+        if part.get("type") in ("text", "reasoning")
     )
     return next(filter(None, times), None)
 

@@ -147,7 +147,7 @@ def _answer(message: Mapping[str, Any]) -> Message:
         if block.get("type") == "toolCall"
     ]
     thoughts = [str(block.get("thinking")) for block in blocks if block.get("type") == "thinking"]
-    rest = [block for block in blocks if block.get("type") not in {"toolCall", "thinking"}]
+    rest = [block for block in blocks if block.get("type") not in ("toolCall", "thinking")]
     answer: Row = {"role": "assistant", "content": rest or (None if calls else "")}
     if calls:
         answer["tool_calls"] = calls

@@ -1,7 +1,7 @@
-"""More data from the data at hand: the same question with slips, and the question turned round.
+"""Make more data from given data: the same input with typing errors, or input and output swapped.
 
-Both are pure: nothing handed in is changed, the kind of data stays, and a derived row says in its
-metadata which row it came from. Left out: paraphrases, for which a language model must be asked.
+Both functions change nothing that they are given and return the same kind of data; a derived row
+names the row it came from in its metadata. Not here: paraphrases, which need a language model.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def augment_add_noise(
 
     Args:
         data: A `TrajectoryDataset`, a list of items, or a list of mappings.
-        noise_level: In [0, 1]; 0 changes nothing, and from 0.7 on there is nothing more to spoil.
-        seed: Another seed, other slips.
-        copies: How many noisy versions of each row, beside one another in the answer.
-        ops: The kinds of slips, equally often; name one twice to have it twice as often.
-        protect: Regular expressions for more that must not be touched.
+        noise_level: In [0, 1]; 0 changes nothing, and above 0.7 the effect no longer grows.
+        seed: Another seed gives other errors.
+        copies: Number of noisy versions of each row; they follow each other in the result.
+        ops: The kinds of errors, equally likely; name one twice to make it twice as likely.
+        protect: Regular expressions for further text that must not be touched.
 
     Raises:
-        ConfigError: a setting that cannot mean anything.
-        DataError: a row is not what it should be.
+        ConfigError: a setting is invalid.
+        DataError: a row is invalid.
     """
     noise = Noise.of(noise_level, ops)
     if copies < 1:
@@ -89,11 +89,11 @@ def _noisy_chat(row: Row, state: str, spoil: Callable[[str], str]) -> dict[str, 
     for message in messages:
         fresh, replaced = _noisy_message(message, spoil)
         for old, new in replaced:
-            place = state.find(old, at)
-            if place < 0:  # the state does not show this message as it is
+            position = state.find(old, at)
+            if position < 0:  # the state does not show this message as it is
                 continue
-            pieces += [state[at:place], new]
-            at = place + len(old)
+            pieces += [state[at:position], new]
+            at = position + len(old)
         changed.append(fresh)
     pieces.append(state[at:])
     return {"state": "".join(pieces), "messages": changed}
@@ -132,9 +132,9 @@ def _noisy_state(state: str, spoil: Callable[[str], str]) -> str:
     at = 0
     for turn in turns:
         if turn.role == "user" and turn.text:
-            place = state.index(turn.text, at)
-            pieces += [state[at:place], spoil(turn.text)]
-            at = place + len(turn.text)
+            position = state.index(turn.text, at)
+            pieces += [state[at:position], spoil(turn.text)]
+            at = position + len(turn.text)
         else:
             at_turn = state.index(f"[{turn.role}]", at)
             end = at_turn + len(turn.role) + 2
@@ -160,19 +160,19 @@ def augment_swap_io(
 ) -> D:
     """Return the rows with state and action exchanged, without a reward.
 
-    The reward is None since it judged the other direction. Swapping twice gives the first texts
-    back. A row without an action has nothing to ask about: it is left out, and `report` names it.
+    The reward becomes None, since it judged the other direction. Swapping twice restores the
+    original texts. A row without an action is left out, and `report` names it.
 
     Args:
         data: A `TrajectoryDataset`, a list of items, or a list of mappings.
-        mode: "swap" takes the texts as they are; "inverse_prompt" asks for the question behind
+        mode: "swap" uses the texts unchanged; "inverse_prompt" asks for the question that fits
             the answer (instruction back-translation, https://arxiv.org/abs/2308.06259).
-        template: The words of "inverse_prompt", with one `{answer}` in them.
-        report: Filled with every row left out, and why.
+        template: The text of "inverse_prompt", with one `{answer}` in it.
+        report: Gets every row that was left out, with the reason.
 
     Raises:
-        ConfigError: an unknown mode, or a template that the mode has no use for.
-        DataError: a row is not what it should be.
+        ConfigError: the mode is unknown, or it does not use a template.
+        DataError: a row is invalid.
     """
     before, after = _around_answer(mode, template)
     records = Records.of(data)
@@ -191,7 +191,7 @@ INVERSE_PROMPT = (
     "Below is an answer. Write the question or instruction that it answers, and nothing else.\n\n"
     "{answer}"
 )
-"""The words of "inverse_prompt" where no others are given."""
+"""The default template of "inverse_prompt"."""
 
 
 def _around_answer(mode: str, template: str | None) -> tuple[str, str]:

@@ -193,14 +193,14 @@ def _marked(text: str) -> Iterator[Span]:
     """Yield the spans that some special character gives away, left to right, not overlapping."""
     at = 0
     while (match := _SPECIAL.search(text, at)) is not None:
-        place = match.start()
-        mark = "0" if text[place].isdigit() else text[place]
-        span = _READERS[mark](text, place, at)
+        position = match.start()
+        mark = "0" if text[position].isdigit() else text[position]
+        span = _READERS[mark](text, position, at)
         if span is None:
-            at = place + 1
+            at = position + 1
         else:
             yield span
-            at = max(span[1], place + 1)
+            at = max(span[1], position + 1)
 
 
 _SPECIAL = re.compile(r"[\d`~{\[<(/\\_@$%]|www\.")
@@ -230,83 +230,83 @@ _PERCENT = re.compile(r"%(?:\(\w+\))?[-#0+ ]*\d*(?:\.\d+)?[sdrifxge]\b")
 _DECODER = json.JSONDecoder()
 
 
-def _backtick(text: str, place: int, _: int) -> Span | None:
-    match = _FENCE.match(text, place) or _INLINE.match(text, place)
+def _backtick(text: str, position: int, _: int) -> Span | None:
+    match = _FENCE.match(text, position) or _INLINE.match(text, position)
     return match.span() if match else None
 
 
-def _angle(text: str, place: int, _: int) -> Span | None:
-    match = _BLOCK.match(text, place) or _TOKEN.match(text, place)
+def _angle(text: str, position: int, _: int) -> Span | None:
+    match = _BLOCK.match(text, position) or _TOKEN.match(text, position)
     return match.span() if match else None
 
 
-def _brace(text: str, place: int, _: int) -> Span | None:
-    end = _json_end(text, place) or _balanced_end(text, place, "{", "}")
+def _brace(text: str, position: int, _: int) -> Span | None:
+    end = _json_end(text, position) or _balanced_end(text, position, "{", "}")
     if end is not None:
-        return place, end
-    match = _SLOT.match(text, place)
+        return position, end
+    match = _SLOT.match(text, position)
     return match.span() if match else None
 
 
-def _bracket(text: str, place: int, _: int) -> Span | None:
-    end = _json_end(text, place)
+def _bracket(text: str, position: int, _: int) -> Span | None:
+    end = _json_end(text, position)
     if end is not None:
-        return place, end
-    match = _BRACKET_TOKEN.match(text, place)
+        return position, end
+    match = _BRACKET_TOKEN.match(text, position)
     return match.span() if match else None
 
 
-def _paren(text: str, place: int, least: int) -> Span | None:
-    start = _word_start(text, place, least)
-    if start == place:
+def _paren(text: str, position: int, least: int) -> Span | None:
+    start = _word_start(text, position, least)
+    if start == position:
         return None
-    end = _balanced_end(text, place, "(", ")")
+    end = _balanced_end(text, position, "(", ")")
     return None if end is None else (start, end)
 
 
-def _slash(text: str, place: int, least: int) -> Span | None:
-    start, end = _run(text, place, least)
+def _slash(text: str, position: int, least: int) -> Span | None:
+    start, end = _run(text, position, least)
     token = text[start:end]
     if token.startswith(("/", "./", "../", "~/")) or token.count("/") > 1 or "." in token:
         return start, end
     return None
 
 
-def _run_around(text: str, place: int, least: int) -> Span | None:
-    start, end = _run(text, place, least)
+def _run_around(text: str, position: int, least: int) -> Span | None:
+    start, end = _run(text, position, least)
     return (start, end) if end - start > 1 else None
 
 
-def _word(text: str, place: int, least: int) -> Span | None:
+def _word(text: str, position: int, least: int) -> Span | None:
     """Return the token around a digit: letters, digits and what joins them (ORD-12345, v1.2)."""
-    end = place + 1
+    end = position + 1
     while end < len(text) and _in_token(text, end):
         end += 1
     if end < len(text) and text[end] in "%":
         end += 1
-    start = place
+    start = position
     while start > least and _in_token(text, start - 1):
         start -= 1
     return start, end
 
 
-def _in_token(text: str, place: int) -> bool:
+def _in_token(text: str, position: int) -> bool:
     """Say whether a character belongs to the token around it; joints need a letter on each side."""
-    char = text[place]
+    char = text[position]
     if _spaced_letter(char):
         return True
-    if char not in _JOINTS or not 0 < place < len(text) - 1:
+    if char not in _JOINTS or not 0 < position < len(text) - 1:
         return False
-    return _spaced_letter(text[place - 1]) and _spaced_letter(text[place + 1])
+    return _spaced_letter(text[position - 1]) and _spaced_letter(text[position + 1])
 
 
-def _dollar(text: str, place: int, _: int) -> Span | None:
-    match = _VARIABLE.match(text, place)
+def _dollar(text: str, position: int, _: int) -> Span | None:
+    match = _VARIABLE.match(text, position)
     return match.span() if match else None
 
 
-def _percent(text: str, place: int, _: int) -> Span | None:
-    match = _PERCENT.match(text, place)
+def _percent(text: str, position: int, _: int) -> Span | None:
+    match = _PERCENT.match(text, position)
     return match.span() if match else None
 
 
@@ -331,35 +331,35 @@ _READERS: dict[str, Callable[[str, int, int], Span | None]] = {
 _JOINTS = "._-:/+#@,'\u2010\u2011\u2013"
 
 
-def _json_end(text: str, place: int) -> int | None:
+def _json_end(text: str, position: int) -> int | None:
     try:
-        return _DECODER.raw_decode(text, place)[1]
+        return _DECODER.raw_decode(text, position)[1]
     except (ValueError, RecursionError):
         return None
 
 
-def _balanced_end(text: str, place: int, opening: str, closing: str) -> int | None:
+def _balanced_end(text: str, position: int, opening: str, closing: str) -> int | None:
     depth = 0
-    for match in re.finditer(f"[{opening}{closing}]", text[place : place + 4000]):
+    for match in re.finditer(f"[{opening}{closing}]", text[position : position + 4000]):
         depth += 1 if match.group() == opening else -1
         if depth == 0:
-            return place + match.end()
+            return position + match.end()
     return None
 
 
-def _word_start(text: str, place: int, least: int) -> int:
-    while place > least and (_spaced_letter(text[place - 1]) or text[place - 1] == "."):
-        place -= 1
-    return place
+def _word_start(text: str, position: int, least: int) -> int:
+    while position > least and (_spaced_letter(text[position - 1]) or text[position - 1] == "."):
+        position -= 1
+    return position
 
 
-def _run(text: str, place: int, least: int) -> Span:
+def _run(text: str, position: int, least: int) -> Span:
     """Return the run of non-spaces around `place`, without closing punctuation."""
-    start, end = place, place
+    start, end = position, position
     while start > least and not text[start - 1].isspace() and text[start - 1] not in "([<\"'":
         start -= 1
     while end < len(text) and not text[end].isspace() and text[end] not in "<>\"'":
         end += 1
-    while end > place + 1 and text[end - 1] in ".,;:!?)]":
+    while end > position + 1 and text[end - 1] in ".,;:!?)]":
         end -= 1
     return start, end

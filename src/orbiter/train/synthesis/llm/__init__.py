@@ -1,1 +1,1 @@
-"""Synthesis with a language model: new tasks, harder tasks, answers and judgements."""
+"""Synthesis steps and a scorer that ask a language model."""

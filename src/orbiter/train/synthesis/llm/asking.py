@@ -1,23 +1,23 @@
-"""Asks a language model for one candidate per question, and checks each answer.
+"""Asks a language model for data: one question per candidate, and the checks of its answer.
 
-Not here: the questions (`synthesisers.py`) and the judging of items (`judge.py`).
+The questions are in `synthesisers.py`; scoring an item is in `judge.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar, cast
 
 from typing_extensions import override
 
 from orbiter.train.callback import map_bounded
-from orbiter.train.chat.message import Message
-from orbiter.train.errors import ConfigError
-from orbiter.train.llm.chat import Answer, ChatModel, ask, name_of, sample_of
+from orbiter.train.chat.message import REASONING, Message
+from orbiter.train.errors import CallbackError, ConfigError, DataError
+from orbiter.train.llm.chat import Answer, ChatModel, ask, sample_of
+from orbiter.train.llm.failure import BudgetError
 from orbiter.train.seeding import sub_random
 from orbiter.train.synthesis.llm.novelty import nearest
 from orbiter.train.synthesis.pipeline.result import Rejection
@@ -27,53 +27,78 @@ from orbiter.train.trajectory import TrajectoryItem
 
 Made = TrajectoryItem | Rejection
 
-_LABEL = re.compile(r"^(?:\W*\d+[.):]|(?:new )?(?:task|question|instruction)\s*\d*:)\s*", re.I)
+TASK_REASONING = "task_reasoning"
+"""The metadata entry for the model's reasoning about a task; that about an answer is REASONING."""
+
+_MARKED = re.compile(r"<task>(.*?)</task>", re.DOTALL | re.IGNORECASE)
+_OPENED = re.compile(r"(?:^|[:.!?])\s*<task>", re.IGNORECASE | re.MULTILINE)
+_FENCED = re.compile(r"```\w*\n(.*?)\n?```", re.DOTALL)
+_NOUN = r"(?:tasks?|questions?|instructions?|prompts?|requests?|problems?|exercises?)"
+_COURTESY = r"(?:sure(?: thing)?|certainly|of course|absolutely|ok(?:ay)?|alright|great|yes)"
+_ONE = rf"(?:{_NOUN}|one|version|variation|alternative|you go)"
+_BEGINS = (
+    r"(?:here(?:['\u2019]s| is| are)?|below (?:is|are)|this is|i(?:['\u2019]ve| have) written)\b"
+)
+_LEAD_IN = re.compile(
+    rf"(?:{_COURTESY}[,.!;]?\s*)?(?:{_BEGINS}[^\n:]*\b{_ONE}\b[^\n:]*)?:[ \t*_]*\n+", re.IGNORECASE
+)
+"""A first line that announces the task: "Here is a new task:"."""
+_COURTESY_LINE = re.compile(rf"{_COURTESY}(?:[.!]?|\b[^\n:]{{0,40}}[.!])[ \t]*\n+", re.IGNORECASE)
+_LABEL = re.compile(
+    rf"[\s#*_>-]*(?:(?:the|my|your)\s+)?(?:(?:new|next|rewritten|evolved)\s+)?{_NOUN}\s*\d*"
+    r"(?:[*_]*\s*:[*_]*\s*|[*_]*[ \t]*\n+(?:[=-]{3,}[ \t]*\n+)?)",
+    re.IGNORECASE,
+)
+"""A label before the task ("Task 2: ") or a heading above it."""
+_NUMBER = re.compile(r"\W{0,3}\d{1,3}[.):]\s+")
+_NUMBERED_LINE = re.compile(r"^\W{0,3}\d{1,3}[.):]\s", re.MULTILINE)
+_QUOTES = (('"', '"'), ("“", "”"), ("«", "»"), ("„", "“"), ("「", "」"))
 
 
 class ChatSynthesiser(DataSynthesiser):
-    """Makes one candidate of each source item by asking a model; a whole batch at once."""
+    """Makes one candidate from each source item by asking a model, a whole batch at once."""
 
     finite: ClassVar[bool] = False
-    """Whether each source is used once, so that there is an end."""
+    """Whether each source is used only once, so that the source ends."""
 
     def __init__(self, model: ChatModel, *, system: str | None = None) -> None:
-        """Ask `model`, with `system` as the system turn."""
+        """Ask `model`, with `system` as the system message."""
         self.model = model
         self.system = system
-
-    @property
-    def settings(self) -> list[object]:
-        """What, beside the model, decides what is made."""
-        return [self.system]
-
-    @property
-    @override
-    def fingerprint(self) -> str:
-        """Name of the model and of all that is asked of it."""
-        told = json.dumps([name_of(self.model), *self.settings])
-        digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
-        return f"{type(self).__qualname__}:{digest}"
 
     @override
     async def generate(  # type: ignore[override]  # a pipeline counts a Rejection as a candidate
         self, count: int, *, context: SynthesisContext | None = None
     ) -> Sequence[Made]:
-        """Return `count` candidates made from the context's items, else from its seeds."""
+        """Return `count` candidates made from the context's items, or else from its seeds.
+
+        In a pipeline an item that cannot be made is a `Rejection`, and the others are kept.
+
+        Raises:
+            CallbackError: the model raised, and there is no pipeline to report it to.
+        """
         context = context or SynthesisContext()
         sources = self._sources(count, context)
 
-        async def one(place: int) -> Made:
-            return await self.make(sources[place], place, context)
+        async def make_one(place: int) -> Made:
+            try:
+                return await self.make(sources[place], place, context)
+            except (CallbackError, DataError, BudgetError) as error:
+                if context.report_failure is None:
+                    raise
+                context.report_failure(error)
+                is_budget = isinstance(error, BudgetError)
+                return Rejection(sources[place], "budget" if is_budget else "failed", str(error))
 
-        made = await map_bounded(range(len(sources)), one, concurrency=max(1, count))
+        made = await map_bounded(range(len(sources)), make_one, concurrency=max(1, count))
         return self.screened(made, [item.state for item in (*context.seeds, *context.accepted)])
 
     @abstractmethod
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
-        """Make one candidate of one source."""
+        """Make one candidate from one source."""
 
-    def screened(self, made: Sequence[Made], pool: list[str]) -> Sequence[Made]:  # noqa: ARG002 - for those who compare
-        """Look at the batch as a whole; `pool` has the states that are there."""
+    def screened(self, made: Sequence[Made], pool: list[str]) -> Sequence[Made]:  # noqa: ARG002 - for subclasses that compare
+        """Check the batch as a whole; `pool` has the states that exist already."""
         return made
 
     def _sources(self, count: int, context: SynthesisContext) -> Sequence[TrajectoryItem]:
@@ -90,49 +115,98 @@ class ChatSynthesiser(DataSynthesiser):
         rng = sub_random(context.seed, "source")
         return [rng.choice(pool) for _ in range(count)]
 
-    async def ask(self, text: str, index: int, context: SynthesisContext) -> str:
-        """Return the model's `index`-th answer to `text`; the context hears what it cost."""
+    async def ask(self, text: str, index: int, context: SynthesisContext) -> Answer:
+        """Return the model's `index`-th answer to `text`, and report its cost."""
         messages: list[Message] = [{"role": "user", "content": text}]
         if self.system:
             messages.insert(0, {"role": "system", "content": self.system})
-        answer: Answer = await ask(sample_of(self.model, index), messages)
+        answer = await ask(sample_of(self.model, index), messages)
         context.spend(answer.cost)
-        return answer.text.strip()
+        return replace(answer, text=answer.text.strip())
 
 
-def task_in(answer: str) -> str:
-    """Return the task in an answer: the first paragraph, without a label, a number or quotes."""
-    first = answer.strip().split("\n\n")[0].strip()
-    bare = _LABEL.sub("", first).strip()
-    return bare[1:-1].strip() if len(bare) > 1 and bare[0] == bare[-1] == '"' else bare
-
-
-def derived(source: TrajectoryItem, changes: dict[str, object], op: str, seed: int) -> Made:
-    """Return the item with some fields changed, its lineage told and its reward open."""
-    if not str(changes.get("state", source.state)).strip():
+def new_task(source: TrajectoryItem, answer: Answer, op: str, seed: int, **changes: object) -> Made:
+    """Return the task in an answer as an item derived from `source`."""
+    text = task_in(answer.text)
+    if text is None or is_cut_off(answer):
+        return Rejection(source, "invalid", f"{op}: the answer was cut off: {answer.text!r:.60}")
+    if not text:
         return Rejection(source, "invalid", f"{op}: the model answered with nothing")
-    made = derive(source, {**changes, "reward": None}, op=op, seed=seed)
-    assert isinstance(made, TrajectoryItem), "an item's derivative is an item"
-    return made
+    return derived(source, {"state": text, **changes}, op, seed, {TASK_REASONING: answer.reasoning})
+
+
+def is_cut_off(answer: Answer) -> bool:
+    """Return whether the model stopped only because it ran out of tokens."""
+    return answer.finish_reason in ("length", "max_tokens")
+
+
+def task_in(answer: str) -> str | None:
+    """Return the whole task in an answer, or None if the answer was cut off inside its marks.
+
+    The task is what the last <task> and </task> enclose. Without these marks it is the whole
+    answer, except a line that announces it, a label, a number, and quotes or a fence around it.
+    """
+    marked = [text for text in _MARKED.findall(answer) if text.strip()]
+    if marked:
+        return str(marked[-1]).strip()
+    if _OPENED.search(answer):
+        return None
+    text = answer.strip()
+    for lead_in in (_COURTESY_LINE, _LEAD_IN, _LABEL):
+        if (match := lead_in.match(text)) and text[match.end() :].strip():
+            text = text[match.end() :].strip()
+    if len(_NUMBERED_LINE.findall(text)) == 1:  # with several, the list is the task
+        text = _NUMBER.sub("", text, count=1) if _NUMBER.match(text) else text
+    fenced = _FENCED.fullmatch(text)
+    return _unquoted((fenced[1] if fenced else text).strip())
+
+
+def _unquoted(text: str) -> str:
+    for opening, closing in _QUOTES:
+        inner = text[1:-1]
+        if len(text) > 1 and text[0] == opening and text[-1] == closing:
+            return inner.strip() if opening not in inner and closing not in inner else text
+    return text
+
+
+def derived(
+    source: TrajectoryItem,
+    changes: Mapping[str, object],
+    op: str,
+    seed: int,
+    notes: Mapping[str, str],
+) -> TrajectoryItem:
+    """Return the item with some fields changed, its lineage recorded and its reward open.
+
+    `notes` are further entries of its metadata; empty ones are left out.
+    """
+    made = cast("TrajectoryItem", derive(source, {**changes, "reward": None}, op=op, seed=seed))
+    kept = {name: text for name, text in notes.items() if text}
+    return replace(made, metadata={**made.metadata, **kept}) if kept else made
+
+
+def new_answer(source: TrajectoryItem, answer: Answer, op: str, seed: int) -> TrajectoryItem:
+    """Return the task with an answer; the model's reasoning goes to the metadata."""
+    return derived(source, {"action": answer.text}, op, seed, {REASONING: answer.reasoning})
 
 
 def if_novel(candidate: Made, pool: Sequence[str], novelty: float) -> Made:
-    """Return the candidate, or turn it down where it is too like one of `pool`."""
+    """Return the candidate, or reject it if it is too similar to a text of `pool`."""
     if isinstance(candidate, Rejection):
         return candidate
     match = nearest(candidate.state, pool)
     if match.similarity <= novelty:
         return candidate
-    detail = f"{candidate.state!r:.60} is {match.similarity:.2f} like {match.text!r:.60}"
+    detail = f"{candidate.state!r:.60} is {match.similarity:.2f} similar to {match.text!r:.60}"
     return Rejection(candidate, "duplicate", detail)
 
 
 def check_slot(instruction: str, slot: str) -> None:
-    """Refuse an instruction with no place for what it is about."""
+    """Refuse an instruction without the field that its subject is inserted into."""
     if f"{{{slot}}}" not in instruction:
         raise ConfigError(f"the instruction must hold {{{slot}}}, got {instruction!r:.80}")
 
 
 def sample_index(seed: int) -> int:
-    """Return which sample a seed stands for: the same question with another seed is another one."""
+    """Return the sample index for a seed: the same question with another seed is another sample."""
     return seed & 0x7FFFFFFF

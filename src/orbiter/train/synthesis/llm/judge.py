@@ -1,10 +1,10 @@
-"""A language model as the scorer of a pipeline: a rubric in, a score in [0, 1] with its reason out.
+"""Scores items with a language model by a rubric: a number in [0, 1] and a reason.
 
     judge = Judge(model, "Is the answer right? Is it short?", votes=3)
     pipeline = SynthesisPipeline(SynthesisConfig(min_score=0.7), scorer=judge)
 
-Zheng et al. 2023, https://arxiv.org/abs/2306.05685, on what such judges are worth and how they err;
-check yours against your own marks before you trust it. Left out: comparing two answers.
+How good such judges are and how they err: Zheng et al. 2023, https://arxiv.org/abs/2306.05685.
+Compare yours with your own marks before you trust it. Comparing two answers is not supported.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from orbiter.train.callback import map_bounded
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError
 from orbiter.train.llm.chat import ChatModel, sample_of
+from orbiter.train.llm.reasoning import strip_reasoning
 from orbiter.train.llm.structured import UnfitAnswersError, ask_for
 from orbiter.train.synthesis.pipeline.asking import Verdict
 from orbiter.train.trajectory import TrajectoryItem
@@ -38,12 +39,12 @@ class Vote(msgspec.Struct):
 
 
 class Ruling(NamedTuple):
-    """What the votes on one item come to."""
+    """The result of the votes on one item."""
 
     score: float | None
-    """Their median; None where no vote was usable."""
+    """Their median; None if no vote was usable."""
     reason: str
-    """That of the vote next to the median."""
+    """The reason of the vote nearest to the median, or why no vote was usable."""
     scores: Sequence[float]
     """Every usable vote."""
     agreement: float | None
@@ -52,7 +53,7 @@ class Ruling(NamedTuple):
 
 
 class Judge:
-    """Scores items by a rubric; votes are drawn as samples, so a cache keeps them apart."""
+    """Scores items by a rubric; each vote is a sample, so that a cache keeps them apart."""
 
     def __init__(self, model: ChatModel, rubric: str, *, votes: int = 1) -> None:
         """Make a judge; the score is the median of `votes` answers."""
@@ -65,11 +66,11 @@ class Judge:
 
     @property
     def agreement(self) -> float | None:
-        """The mean agreement over all items judged so far; None before, or with one vote."""
+        """Mean agreement over all items judged so far; None before the first."""
         return statistics.fmean(self._agreements) if self._agreements else None
 
     async def __call__(self, item: TrajectoryItem) -> Verdict:
-        """Return the score, with the reason and, of several votes, what they were."""
+        """Return the score with the reason and, if there are several, the votes."""
         ruling = await self.rule(item)
         reason = ruling.reason
         if self.votes > 1:
@@ -78,9 +79,9 @@ class Judge:
         return Verdict(ruling.score, reason, ruling.cost)
 
     async def rule(self, item: TrajectoryItem) -> Ruling:
-        """Return what the votes on an item come to.
+        """Return the result of the votes on an item.
 
-        A vote that is no JSON of the right shape after the re-asks abstains.
+        A vote without JSON of the right shape, even after asking again, does not count.
 
         Raises:
             CallbackError: the model raised.
@@ -89,10 +90,10 @@ class Judge:
         cast = await map_bounded(
             range(self.votes), lambda index: self._vote(asked, index), concurrency=self.votes
         )
-        votes = [vote for vote, _ in cast if vote is not None]
+        votes = [vote for vote, _ in cast if isinstance(vote, Vote)]
         cost = sum(cost for _, cost in cast)
         if not votes:
-            return Ruling(None, "", (), None, cost)
+            return Ruling(None, f"the judge gave no usable score: {cast[0][0]}", (), None, cost)
         scores = [vote.score for vote in votes]
         median = statistics.median(scores)
         reason = min(votes, key=lambda vote: abs(vote.score - median)).reason
@@ -101,15 +102,17 @@ class Judge:
             self._agreements.append(agreement)
         return Ruling(median, reason, scores, agreement, cost)
 
-    async def _vote(self, asked: Sequence[Message], index: int) -> tuple[Vote | None, float]:
+    async def _vote(self, asked: Sequence[Message], index: int) -> tuple[Vote | str, float]:
+        """Return a vote, or what was wrong with the answers, and the cost."""
         try:
-            found = await ask_for(sample_of(self.model, index), asked, Vote)
+            answer = await ask_for(sample_of(self.model, index), asked, Vote)
         except UnfitAnswersError as error:
-            return None, error.cost
-        return found.value, found.cost
+            return str(error), error.cost
+        return answer.value, answer.cost
 
     def _question(self, item: TrajectoryItem) -> str:
-        return QUESTION.format(rubric=self.rubric, state=item.state, action=item.action)
+        answer = strip_reasoning(item.action)
+        return QUESTION.format(rubric=self.rubric, state=item.state, action=answer)
 
 
 def agreement_of(scores: Sequence[float]) -> float | None:

@@ -1,9 +1,10 @@
-"""How alike two short texts are, by the longest common subsequence of their words (ROUGE-L).
+"""Measures the similarity of two short texts by their longest common word subsequence (ROUGE-L).
 
     F = 2 P R / (P + R),  P = LCS / |candidate|,  R = LCS / |reference|
 
-Lin 2004, https://aclanthology.org/W04-1013; Self-Instruct drops a task above 0.7 to any other. Left
-out: stemming. The pipeline's own join finds repetitions in large sets; this one judges paraphrase.
+Lin 2004, https://aclanthology.org/W04-1013; Self-Instruct drops a task above 0.7 to any other.
+There is no stemming. In a script without spaces each character is a word. The pipeline's own join
+finds repetitions in large sets; this measure judges paraphrases.
 """
 
 from __future__ import annotations
@@ -12,49 +13,52 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-_WORD = re.compile(r"\w+")
+from orbiter.train.synthesis.similarity.measure import normalise
+
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u205e\u3001-\u3003\u3008-\u3011]+")
 
 
 class Nearest(NamedTuple):
-    """The most similar of some texts."""
+    """The most similar of several texts."""
 
     similarity: float
-    """ROUGE-L F-measure in [0, 1]; 0 where there is nothing to compare with."""
+    """ROUGE-L F-measure in [0, 1]; 0 if there is nothing to compare with."""
     text: str
 
 
-def rouge_l(one: str, other: str) -> float:
+def rouge_l(first: str, second: str) -> float:
     """Return the F-measure of two texts; symmetric, 1 for the same words in the same order."""
-    return _rouge_l(words_of(one), words_of(other))
+    return _rouge_l(words_of(first), words_of(second))
 
 
 def nearest(text: str, pool: Iterable[str]) -> Nearest:
-    """Return the text of the pool that is most like `text`."""
+    """Return the text of the pool that is most similar to `text`."""
     words, best = words_of(text), Nearest(0.0, "")
-    for other in pool:
-        theirs = words_of(other)
-        short, long = sorted((len(words), len(theirs)))
+    for candidate in pool:
+        others = words_of(candidate)
+        short, long = sorted((len(words), len(others)))
         if short + long and 2 * short / (short + long) <= best.similarity:
-            continue  # not even if the longer text contained the shorter one
-        similarity = _rouge_l(words, theirs)
+            continue  # too low even if the longer text contained the shorter one
+        similarity = _rouge_l(words, others)
         if similarity > best.similarity:
-            best = Nearest(similarity, other)
+            best = Nearest(similarity, candidate)
     return best
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words of a text, in lower case."""
-    return _WORD.findall(text.lower())
+    """Return the words of a text in lower case, without punctuation."""
+    return _PUNCTUATION.sub(" ", normalise(text)).split() or normalise(text).split()
 
 
-def _rouge_l(one: list[str], other: list[str]) -> float:
-    if not one or not other:
+def _rouge_l(first: list[str], second: list[str]) -> float:
+    if not first or not second:
         return 0.0
-    row = [0] * (len(other) + 1)
-    for word in one:
-        before = 0
-        for place, theirs in enumerate(other, start=1):
+    # row[i]: longest common subsequence of the words so far with the first i words of `second`
+    row = [0] * (len(second) + 1)
+    for word in first:
+        diagonal = 0
+        for place, other in enumerate(second, start=1):
             above = row[place]
-            row[place] = before + 1 if word == theirs else max(above, row[place - 1])
-            before = above
-    return 2 * row[-1] / (len(one) + len(other))
+            row[place] = diagonal + 1 if word == other else max(above, row[place - 1])
+            diagonal = above
+    return 2 * row[-1] / (len(first) + len(second))

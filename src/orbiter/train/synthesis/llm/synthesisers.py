@@ -1,13 +1,13 @@
-"""Data from a language model: new tasks, harder tasks, the task behind an answer, checked answers.
+"""Makes data with a language model: new tasks, harder tasks, tasks for answers, checked answers.
 
     teacher = RemoteChatModel(ClientConfig(model="qwen3-32b", base_url=...), cache="answers.sqlite")
     pipeline = SynthesisPipeline(config, scorer=Judge(teacher, "Is the answer right and short?"))
     pipeline.add_step(SelfInstruct(teacher)).add_step(Respond(teacher))
 
-Any `ChatModel` will do. What is asked depends only on the context a pipeline gives, so a killed run
-asks the same again and finds it in the model's cache. A candidate that a method itself turns down
-(it repeats the pool, no answer passed the verifier) comes back as a `Rejection` where the step is
-the last one, and is counted. Left out: several turns, and answers that call tools.
+Any `ChatModel` will do. What is asked depends only on the context that a pipeline gives, so a
+killed run asks the same again and finds it in the model's cache. A candidate that a step itself
+turns down (it repeats the pool, no answer passed the verifier) is a `Rejection`, and is counted.
+Conversations of several turns and answers that call tools are not supported.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from typing_extensions import override
 from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, boundary
 from orbiter.train.llm.chat import ChatModel
+from orbiter.train.llm.reasoning import strip_reasoning
 from orbiter.train.seeding import sub_random, sub_seed
 from orbiter.train.synthesis.llm.asking import (
     ChatSynthesiser,
     Made,
     check_slot,
-    derived,
     if_novel,
+    is_cut_off,
+    new_answer,
+    new_task,
     sample_index,
-    task_in,
 )
 from orbiter.train.synthesis.pipeline.result import Rejection
 from orbiter.train.synthesis.synthesiser import SynthesisContext
@@ -41,25 +43,26 @@ NEW_TASK = (
 )
 DEEPEN = (
     "Rewrite this task so that it asks for more: add one requirement, or ask for a reason. Keep "
-    "its subject. Reply with the new task alone.\n\nTask: {state}"
+    "its subject. Reply with the complete new task alone, between <task> and </task>.\n\n"
+    "Task: {state}"
 )
 BROADEN = (
     "Write a new task in the same field as this one, but about something less common. Reply with "
-    "the new task alone.\n\nTask: {state}"
+    "the complete new task alone, between <task> and </task>.\n\nTask: {state}"
 )
 ASKED_FOR = (
     "Somebody asked for something and got the answer below. Write what was asked. Reply with the "
-    "question or instruction alone.\n\nAnswer: {action}"
+    "complete question or instruction alone, between <task> and </task>.\n\nAnswer: {action}"
 )
 
 
 class SelfInstruct(ChatSynthesiser):
-    """New tasks after the pattern of some old ones, unlike all that are there.
+    """Makes new tasks on the pattern of old ones, but different from all existing ones.
 
-    Wang et al. 2023, section 3, https://arxiv.org/abs/2212.10560: a few tasks from the pool (seeds
-    and what was accepted) are shown, and one more is asked for; one that is too like the pool is
-    turned down. We ask for one task at a time, so that each answer can be cached and paid alone.
-    The action stays empty: a `Respond` behind it answers.
+    Wang et al. 2023, section 3, https://arxiv.org/abs/2212.10560: the model sees a few tasks of the
+    pool (seeds and accepted items) and writes another one; it is rejected if it is too similar to
+    one of the pool. We ask for one task at a time, so that each answer is cached and paid alone.
+    The action stays empty: a `Respond` after it answers.
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class SelfInstruct(ChatSynthesiser):
         """Make a synthesiser.
 
         Args:
-            model: Who is asked.
-            shown: Tasks of the pool in each question.
+            model: The model to ask.
+            shown: Number of tasks of the pool in each question.
             novelty: Highest ROUGE-L similarity to a task of the pool or of the batch.
-            instruction: What is asked; `{shown}` stands for the tasks.
-            system: The system turn.
+            instruction: The question; `{shown}` stands for the tasks.
+            system: The system message.
         """
         super().__init__(model, system=system)
         check_slot(instruction, "shown")
@@ -88,29 +91,22 @@ class SelfInstruct(ChatSynthesiser):
             )
         self.shown, self.novelty, self.instruction = shown, novelty, instruction
 
-    @property
-    @override
-    def settings(self) -> list[object]:
-        """What decides what is made."""
-        return [self.system, self.shown, self.novelty, self.instruction]
-
     @override
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
-        """Ask for one task; `source` is the one it counts as derived from."""
+        """Ask for one task; it counts as derived from `source`."""
         rng = sub_random(context.seed, "shown", place)
         others = [item for item in (*context.seeds, *context.accepted) if item is not source]
         shown = [source, *rng.sample(others, min(self.shown - 1, len(others)))]
         rng.shuffle(shown)
         listed = "\n\n".join(f"Task: {item.state}" for item in shown)
         seed = sub_seed(context.seed, "self-instruct", place)
-        text = await self.ask(
-            self.instruction.replace("{shown}", listed), sample_index(seed), context
-        )
-        return derived(source, {"state": task_in(text), "action": ""}, "self-instruct", seed)
+        question = self.instruction.replace("{shown}", listed)
+        answer = await self.ask(question, sample_index(seed), context)
+        return new_task(source, answer, "self-instruct", seed, action="")
 
     @override
     def screened(self, made: Sequence[Made], pool: list[str]) -> Sequence[Made]:
-        """Turn down what is too like the pool, or like an earlier one of the batch."""
+        """Reject tasks that are too similar to the pool or to an earlier task of the batch."""
         screened: list[Made] = []
         for candidate in made:
             checked = if_novel(candidate, pool, self.novelty)
@@ -121,11 +117,10 @@ class SelfInstruct(ChatSynthesiser):
 
 
 class Evolve(ChatSynthesiser):
-    """Harder and less common tasks out of those that are there.
+    """Makes harder and less common tasks out of existing ones.
 
-    Xu et al. 2023, section 3, https://arxiv.org/abs/2304.12244, with one way down ("deepen") and
-    one aside ("broaden"); which is taken is drawn. What comes back too like its parent, or empty,
-    has not evolved and is turned down.
+    Xu et al. 2023, section 3, https://arxiv.org/abs/2304.12244, with one instruction in depth and
+    one in breadth, drawn at random. A result too similar to its parent is rejected.
     """
 
     def __init__(
@@ -146,29 +141,22 @@ class Evolve(ChatSynthesiser):
             raise ConfigError(f"novelty must lie in (0, 1], got {novelty}")
         self.instructions, self.novelty = tuple(instructions), novelty
 
-    @property
-    @override
-    def settings(self) -> list[object]:
-        """What decides what is made."""
-        return [self.system, self.instructions, self.novelty]
-
     @override
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
         """Evolve one task."""
         instruction = sub_random(context.seed, "way", place).choice(self.instructions)
         seed = sub_seed(context.seed, "evolve", place)
-        text = await self.ask(
-            instruction.replace("{state}", source.state), sample_index(seed), context
-        )
-        evolved = derived(source, {"state": task_in(text), "action": ""}, "evolve", seed)
+        question = instruction.replace("{state}", source.state)
+        answer = await self.ask(question, sample_index(seed), context)
+        evolved = new_task(source, answer, "evolve", seed, action="")
         return if_novel(evolved, [source.state], self.novelty)
 
 
 class BackTranslate(ChatSynthesiser):
-    """The question behind an answer: the action stays, its state is written.
+    """Writes the question to an answer: the action stays, the state is new.
 
     Li et al. 2023, section 2, https://arxiv.org/abs/2308.06259. Each seed is used once. The reward
-    is dropped: it judged the answer to another question.
+    is dropped, because it judged the answer to another question.
     """
 
     finite = True
@@ -181,28 +169,23 @@ class BackTranslate(ChatSynthesiser):
         check_slot(instruction, "action")
         self.instruction = instruction
 
-    @property
-    @override
-    def settings(self) -> list[object]:
-        """What decides what is made."""
-        return [self.system, self.instruction]
-
     @override
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
-        """Ask what was asked."""
-        if not source.action.strip():
+        """Ask for the question to one answer."""
+        shown = strip_reasoning(source.action).strip()
+        if not shown:
             return Rejection(source, "invalid", "there is no answer to find the question of")
         seed = sub_seed(context.seed, "back-translate", place)
-        question = self.instruction.replace("{action}", source.action)
-        text = await self.ask(question, sample_index(seed), context)
-        return derived(source, {"state": task_in(text)}, "back-translate", seed)
+        question = self.instruction.replace("{action}", shown)
+        answer = await self.ask(question, sample_index(seed), context)
+        return new_task(source, answer, "back-translate", seed)
 
 
 class Respond(ChatSynthesiser):
-    """Answers to tasks; with a verifier, the first of up to k that passes (rejection sampling).
+    """Answers tasks; with a verifier, takes the first of k answers that passes.
 
-    Samples are drawn one after the other, so that no answer is paid for behind the one that passed.
-    The reward stays open for the pipeline's scorer.
+    Samples are drawn one after another, so that none is paid for after one has passed. An answer
+    that was cut off does not count. The reward stays open for the pipeline's scorer.
     """
 
     finite = True
@@ -218,10 +201,10 @@ class Respond(ChatSynthesiser):
         """Make a synthesiser.
 
         Args:
-            model: Who is asked.
-            samples: Answers drawn for one task at most.
-            verifier: Says whether an item with its answer is right; sync or async.
-            system: The system turn.
+            model: The model to ask.
+            samples: Maximum number of answers to one task.
+            verifier: Returns whether an item with its answer is right; sync or async.
+            system: The system message.
         """
         super().__init__(model, system=system)
         if samples < 1 or (samples > 1 and verifier is None):
@@ -230,24 +213,27 @@ class Respond(ChatSynthesiser):
             )
         self.samples, self.verifier = samples, verifier
 
-    @property
-    @override
-    def settings(self) -> list[object]:
-        """What decides what is made."""
-        return [self.system, self.samples, self.verifier is not None]
-
     @override
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
         """Answer one task."""
+        objections: list[str] = []
         for index in range(self.samples):
             seed = sub_seed(context.seed, "respond", place, index)
             answer = await self.ask(source.state, sample_index(seed), context)
-            made = derived(source, {"action": answer}, "respond", seed)
-            if isinstance(made, TrajectoryItem) and answer and await self._passes(made):
+            made = new_answer(source, answer, "respond", seed)
+            if is_cut_off(answer):
+                objections.append("was cut off; raise max_tokens")
+            elif not answer.text:
+                objections.append("is empty")
+            elif await self._passes(made):
                 return made
-        tried = "the answer" if self.samples == 1 else f"none of {self.samples} answers"
-        verdict = "did not pass" if self.samples == 1 else "passed"
-        return Rejection(source, "invalid", f"{tried} {verdict} ({source.state!r:.60})")
+            else:
+                objections.append("did not pass the verifier")
+        which = (
+            "the answer" if self.samples == 1 else f"none of {self.samples} answers passed: each"
+        )
+        detail = f"{which} {' or '.join(dict.fromkeys(objections))} ({source.state!r:.60})"
+        return Rejection(source, "invalid", detail)
 
     async def _passes(self, item: TrajectoryItem) -> bool:
         if self.verifier is None:

@@ -1,6 +1,6 @@
-"""Asks the steps for a batch of candidates, checks and scores them, and journals every answer.
+"""Answers batches: calls the steps, checks and scores what they made, and writes to the journal.
 
-Everything here may run for several batches at once. What depends on the order of the batches
+Several batches may be in progress at once. Whatever depends on the order of the batches
 (repetitions, the target) is in `run.py`.
 """
 
@@ -15,10 +15,10 @@ from numbers import Real
 from typing import NamedTuple, TypeAlias, cast
 
 from orbiter.train.callback import call, call_here, map_bounded
-from orbiter.train.errors import CallbackError, DataError, boundary
+from orbiter.train.errors import CallbackError, DataError, TrainError, boundary
 from orbiter.train.llm.failure import BudgetError
 from orbiter.train.seeding import sub_seed
-from orbiter.train.synthesis.journal import Candidate, Journal, Made, Scored
+from orbiter.train.synthesis.journal import Candidate, Journal, Made, Refused, Scored
 from orbiter.train.synthesis.pipeline.config import SynthesisConfig
 from orbiter.train.synthesis.pipeline.result import Rejection
 from orbiter.train.synthesis.records import action_of, metadata_of, score_of, state_of
@@ -27,14 +27,14 @@ from orbiter.train.trajectory import TrajectoryItem
 
 
 class Verdict(NamedTuple):
-    """A scorer's answer where it has more to say than a number."""
+    """A scorer's answer, if it is more than a number."""
 
     score: float | None
-    """Higher is better; None where it cannot tell."""
+    """Higher is better; None if the scorer cannot tell."""
     reason: str = ""
     """The reason for the score; stored in the item's metadata as `score_reason`."""
     cost: float = 0.0
-    """What the answer has cost, in the unit of `SynthesisConfig.max_cost`."""
+    """Cost of the answer, in the unit of `SynthesisConfig.max_cost`."""
 
 
 Answer: TypeAlias = Verdict | float | None
@@ -44,7 +44,7 @@ Validator: TypeAlias = Callable[[TrajectoryItem], bool | Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One call of the first step, and what the steps behind it make of the answer."""
+    """One call of the first step, and what the later steps make of its answer."""
 
     number: int
     count: int
@@ -54,7 +54,7 @@ class Batch:
 
 
 class Answered(NamedTuple):
-    """A batch with its answer: an item where it may be taken, a rejection where not."""
+    """A batch with its answer: an item if it may be accepted, or else a rejection."""
 
     made: Made
     candidates: Sequence[TrajectoryItem | Rejection]
@@ -62,7 +62,7 @@ class Answered(NamedTuple):
 
 @dataclass(slots=True)
 class Desk:
-    """Where batches are answered: once each, whatever happens to the process."""
+    """Answers batches, each only once even if the process is killed in between."""
 
     config: SynthesisConfig
     steps: Sequence[DataSynthesiser]
@@ -71,7 +71,9 @@ class Desk:
     scorer: Scorer | None
     validator: Validator | None
     cost: float
-    """Everything spent so far, by whatever batch."""
+    """Total spent so far, by all batches."""
+    spent_budget: str = ""
+    """The error of a language model whose budget is spent."""
     _asking: asyncio.Semaphore = field(init=False)
     _scoring: asyncio.Semaphore = field(init=False)
 
@@ -82,28 +84,25 @@ class Desk:
     @property
     def broke(self) -> bool:
         """Whether no more may be spent."""
-        return self.config.max_cost is not None and self.cost >= self.config.max_cost
+        most = self.config.max_cost
+        return bool(self.spent_budget) or (most is not None and self.cost >= most)
 
     async def answer(self, batch: Batch) -> Answered | None:
-        """Return the answer to `batch`: the journal's or a new one; None if no money is left."""
+        """Return the answer to `batch`, the journal's or a new one; None if the budget is spent.
+
+        Raises:
+            CallbackError: a step or the scorer failed, and `on_error` is "raise".
+        """
         try:
             return await self._answer(batch)
-        except BudgetError:
+        except BudgetError as error:
+            self.spent_budget = str(error)
             return None
 
     async def _answer(self, batch: Batch) -> Answered | None:
-        made = self.journal.made(batch.number)
+        made = await self._made(batch)
         if made is None:
-            async with self._asking:
-                if self.broke:
-                    return None
-                made = await self._make(batch)
-            self.journal.keep(made)
-        elif made.asked != batch.count:
-            raise DataError(
-                f"batch {batch.number} in the journal asked for {made.asked} items, now it is "
-                f"{batch.count}: a step or a validator does not do what it did before"
-            )
+            return None
 
         async def judge(place: int) -> TrajectoryItem | Rejection:
             return await self._judge(batch.number, place, candidates[place])
@@ -114,54 +113,77 @@ class Desk:
         )
         return Answered(made, judged)
 
-    async def _make(self, batch: Batch) -> Made:
-        spent: list[float] = []
+    async def _made(self, batch: Batch) -> Made | None:
+        """Return the candidates of a batch; those that failed in an earlier process are retried."""
+        kept = self.journal.made(batch.number)
+        failed = {} if kept is None else kept.failed()
+        if kept is not None and not failed:
+            return kept
+        async with self._asking:
+            if self.broke:
+                return kept
+            return await self._make(batch, kept, failed)
 
-        def spend(amount: float) -> None:
-            if not 0 <= amount < math.inf:
-                raise DataError(f"a cost must be finite and not negative, got {amount!r}")
-            spent.append(amount)
-            self.cost += amount
+    async def _make(
+        self, batch: Batch, kept: Made | None, failed: Mapping[int, Refused]
+    ) -> Made | None:
+        """Ask for a batch, or again for the `failed` places of a `kept` one, and write it down.
 
-        by_step: list[int] = []
-        candidates: list[Candidate] = []
+        Returns None if the budget was spent before anything was asked.
+        """
+        outcome = _Outcome(self)
         failure = None
         try:
-            candidates = await self._chain(batch, spend, by_step)
+            await self._chain(batch, failed, outcome)
         except CallbackError as error:
             if self.config.on_error == "raise":
                 raise
+            if kept is not None:  # its other candidates are good
+                return kept
             failure = f"batch {batch.number}: {error}"
-        made = Made.of(batch.number, batch.count, candidates, by_step)
-        made.cost, made.failure = sum(spent), failure
+        if kept is None and outcome.is_unasked:
+            return None
+        candidates, by_step = outcome.candidates, outcome.by_step
+        if kept is not None:
+            candidates = _replaced(kept.unpacked(), list(failed), candidates)
+            by_step = list(kept.by_step)
+        made = Made.of(batch.number, batch.count, candidates, by_step, offset=batch.offset)
+        made.cost, made.failure = outcome.cost, failure
+        self.journal.keep(made)
+        if outcome.errors and self.config.on_error == "raise":
+            raise outcome.errors[0]
         return made
 
-    async def _chain(
-        self, batch: Batch, spend: Callable[[float], None], by_step: list[int]
-    ) -> list[Candidate]:
-        """Call the steps in order; append the number of items that each made to `by_step`."""
-        made: list[Candidate] = []
+    async def _chain(self, batch: Batch, failed: Mapping[int, Refused], outcome: _Outcome) -> None:
+        """Call the steps in order; what failed before enters again at the step that failed."""
+        items: list[TrajectoryItem] = []
+        refused: list[Candidate] = []
+        again = ("again",) if failed else ()
         for place, step in enumerate(self.steps):
+            items += [each.source for each in failed.values() if each.step == place]
             context = SynthesisContext(
                 seeds=self.seeds,
                 accepted=batch.accepted,
-                items=[item for item in made if isinstance(item, TrajectoryItem)],
+                items=items,
                 round=batch.round,
                 offset=batch.offset,
-                seed=sub_seed(self.config.seed, "step", place, batch.number),
-                spend=spend,
+                seed=sub_seed(self.config.seed, "step", place, batch.number, *again),
+                spend=outcome.spend,
+                report_failure=outcome.report_failure,
             )
-            count = len(context.items) if place else batch.count
+            count = len(items) if place or failed else batch.count
             answer = await _generate(step, count, context) if count else ()
-            made = [_as_item(item) for item in answer]
-            by_step.append(len(made))
-        return made
+            outcome.by_step.append(len(answer))
+            made = [_as_candidate(each, place) for each in answer]
+            items = [each for each in made if isinstance(each, TrajectoryItem)]
+            outcome.candidates = [*made, *refused]
+            refused += [each for each in made if not isinstance(each, TrajectoryItem)]
 
     async def _judge(
         self, batch: int, place: int, candidate: Candidate
     ) -> TrajectoryItem | Rejection:
-        if isinstance(candidate, str):
-            return Rejection(None, "invalid", candidate)
+        if isinstance(candidate, Refused):
+            return candidate.rejection
         if self.validator is not None:
             with boundary("the validator"):
                 if not await call_here(self.validator, candidate):
@@ -186,12 +208,56 @@ class Desk:
         try:
             with boundary("the scorer"):
                 verdict = _verdict(await call(scorer, candidate))
-        except CallbackError as error:
+        except (CallbackError, DataError) as error:
             if self.config.on_error == "raise":
                 raise
             return Scored(batch, place, None, failure=str(error))
         self.cost += verdict.cost
         return Scored(batch, place, verdict.score, verdict.reason, verdict.cost)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What one pass through the steps has made and cost so far."""
+
+    desk: Desk
+    candidates: list[Candidate] = field(default_factory=list[Candidate])
+    """The output of the last step, then what earlier steps rejected."""
+    by_step: list[int] = field(default_factory=list[int])
+    cost: float = 0.0
+    errors: list[TrainError] = field(default_factory=list[TrainError])
+    """The failures of single items."""
+
+    def spend(self, amount: float) -> None:
+        """Record the cost of an answer."""
+        if not 0 <= amount < math.inf:
+            raise DataError(f"a cost must be finite and not negative, got {amount!r}")
+        self.cost += amount
+        self.desk.cost += amount
+
+    def report_failure(self, error: TrainError) -> None:
+        """Record that an item could not be made."""
+        if isinstance(error, BudgetError):
+            self.desk.spent_budget = str(error)
+        else:
+            self.errors.append(error)
+
+    @property
+    def is_unasked(self) -> bool:
+        """Whether the budget was spent before anything was asked."""
+        return bool(self.candidates) and all(
+            isinstance(each, Refused) and each.rejection.reason == "budget"
+            for each in self.candidates
+        )
+
+
+def _replaced(
+    kept: list[Candidate], places: Sequence[int], retried: Sequence[Candidate]
+) -> list[Candidate]:
+    """Put the retried candidates where the failed ones were, so that no other place changes."""
+    for place, candidate in zip(places, retried, strict=False):
+        kept[place] = candidate
+    return [*kept, *retried[len(places) :]]
 
 
 async def _generate(
@@ -209,22 +275,25 @@ async def _generate(
     return answer
 
 
-def _as_item(candidate: object) -> Candidate:
-    """Return the output of a step as an item, or the reason why it is not valid."""
-    if isinstance(candidate, Rejection):
-        return candidate.detail
+def _as_candidate(made: object, step: int) -> Candidate:
+    """Return the output of a step as an item, or the reason why it is not a valid item."""
+    if isinstance(made, Rejection):
+        return Refused(made, step)
     try:
-        item = item_of(candidate)
+        item = item_of(made)
     except DataError as error:
-        return str(error)
-    return item if item.state.strip() else f"its state is empty ({item.action!r:.40})"
+        return Refused(Rejection(None, "invalid", str(error)), step)
+    if item.state.strip():
+        return item
+    detail = f"its state is empty ({item.action!r:.40})"
+    return Refused(Rejection(None, "invalid", detail), step)
 
 
 def item_of(row: object) -> TrajectoryItem:
-    """Return a row as an item; what a mapping has beyond an item's fields goes to the metadata.
+    """Return a row as an item; other entries of a mapping go to the item's metadata.
 
     Raises:
-        DataError: it is neither an item nor a mapping that could be one.
+        DataError: it is neither an item nor a suitable mapping.
     """
     if isinstance(row, TrajectoryItem):
         return row

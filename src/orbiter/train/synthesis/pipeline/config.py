@@ -27,10 +27,11 @@ class SynthesisConfig:
         "keeps repetitions.",
         OrNone(Number(above=0, at_most=1)),
     )
-    unscored: Literal["keep", "drop", "raise"] = setting(
-        "keep",
-        "What happens to a candidate without a score if min_score is set.",
-        OneOf(("keep", "drop", "raise")),
+    unscored: Literal["keep", "drop", "raise"] | None = setting(
+        None,
+        "What happens to a candidate without a score if there is a scorer or min_score; none drops "
+        "it, or keeps it with a warning if there is no scorer.",
+        OrNone(OneOf(("keep", "drop", "raise"))),
     )
     max_candidates: int | None = setting(
         None,
@@ -51,7 +52,7 @@ class SynthesisConfig:
     )
     batch_size: int = setting(
         16,
-        "Items of one call: what a killed run may have to ask for again.",
+        "Items in one call of a step; a killed run may have to ask for these again.",
         WholeNumber(at_least=1),
     )
     concurrency: int = setting(
@@ -61,8 +62,7 @@ class SynthesisConfig:
     )
     on_error: Literal["raise", "drop"] = setting(
         "raise",
-        "When a step or the scorer raises: end the run, or continue without the items of that "
-        "call.",
+        "When a step or the scorer fails: end the run, or continue without the items that failed.",
         OneOf(("raise", "drop")),
     )
     seed: int = setting(0, "Seed of every step's random numbers.", WholeNumber())
@@ -77,5 +77,5 @@ class SynthesisConfig:
 
     @property
     def most_candidates(self) -> int:
-        """How many candidates are made at most."""
+        """Maximum number of candidates."""
         return 10 * self.target_size if self.max_candidates is None else self.max_candidates

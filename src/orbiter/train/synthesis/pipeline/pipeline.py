@@ -4,8 +4,8 @@
     pipeline = SynthesisPipeline(config=config, scorer=judge, run_dir="runs/questions")
     result = await pipeline.add_step(my_synthesiser).run(seed_data)
 
-Left out: columns that depend on one another, validators by language, personas; a `DataSynthesiser`
-can be any of these.
+Columns that depend on one another, validators by language and personas are not built in; write them
+as a `DataSynthesiser`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import signal
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from orbiter.train.errors import ConfigError, StateError
+from orbiter.train.fingerprint import settings_text
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.progress import LOG_SECONDS, make_progress
 from orbiter.train.synthesis.journal import FileJournal, Journal, NoJournal
@@ -32,16 +33,16 @@ from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 
 class SynthesisPipeline:
-    """Rounds of generate, validate, score, drop repetitions, accept.
+    """Generates, validates, scores and deduplicates in rounds until enough items are accepted.
 
-    The steps form a chain: the first makes items, each later one gets what the one before it made
-    in `context.items`, and what the last one makes are the candidates. A round asks for as many as
-    the acceptance so far says are needed. The result is the same at any concurrency.
+    The steps form a chain: the first one makes items, each later one gets the output of the
+    previous one in `context.items`, and the output of the last one are the candidates. A round
+    asks for as many as the acceptance so far suggests. The result is the same at any concurrency.
 
     With `run_dir`, every answer is on disk before it is used. Run again in the same folder, a
-    killed run goes on where it was and asks nothing twice that was answered. Cancelling the task
-    raises `CancelledError` as everywhere; `stop()` and Ctrl-C end `run` with what was accepted and
-    the stop reason "cancelled".
+    killed run continues where it was and repeats no question that was answered; `target_size` may
+    have grown. Cancelling the task raises `CancelledError` as usual; `stop()` and Ctrl-C end `run`
+    with the items accepted so far and the stop reason "cancelled".
     """
 
     def __init__(
@@ -56,16 +57,16 @@ class SynthesisPipeline:
         """Make a pipeline without steps.
 
         Args:
-            config: What is to be reached; the defaults where it is None.
+            config: The goal and the limits; None uses the defaults.
             scorer: Called with every candidate that has no reward; its answer, a number or a
                 `Verdict`, becomes the reward. A plain function runs in a thread.
-            validator: Says whether a candidate is usable at all; a quick check.
+            validator: Returns whether a candidate is usable at all; a quick check.
             run_dir: A folder for the journal; without one, a killed run is lost.
-            progress: Show a bar on stderr; None: when that is a terminal.
+            progress: Whether to show a bar on stderr; None shows it on a terminal.
         """
         self.config = config or SynthesisConfig()
         self.result: SynthesisResult | None = None
-        """What the last run ended with; here for whoever uses `stream`."""
+        """The result of the last run; after `stream`, it is only here."""
         self._scorer = scorer
         self._validator = validator
         self._run_dir = run_dir
@@ -77,7 +78,7 @@ class SynthesisPipeline:
         """Add a step to the end of the chain and return the pipeline.
 
         Raises:
-            ConfigError: it is no `DataSynthesiser`, or its `generate` takes other arguments.
+            ConfigError: it is not a `DataSynthesiser`, or its `generate` takes other arguments.
         """
         if not isinstance(step, DataSynthesiser):
             raise ConfigError(
@@ -167,16 +168,22 @@ class SynthesisPipeline:
     def _journal(self, seeds: Sequence[TrajectoryItem]) -> Journal:
         if self._run_dir is None:
             return NoJournal()
-        shaping = ("target_size", "min_score", "dedup_threshold", "unscored", "patience", "seed")
+        # Not target_size, max_candidates and patience: a run may be prolonged.
+        shaping = ("min_score", "dedup_threshold", "unscored", "batch_size", "seed")
         run: dict[str, object] = {name: getattr(self.config, name) for name in shaping}
-        run["batch_size"] = self.config.batch_size
-        run["max_candidates"] = self.config.most_candidates
-        run["scorer"] = self._scorer is not None
-        run["validator"] = self._validator is not None
-        run["steps"] = [step.fingerprint for step in self._steps]
+        for number, step in enumerate(self._steps, start=1):
+            run[f"step {number}"] = step.fingerprint
         ids = "".join(seed.id for seed in seeds)
         run["seeds"] = hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
-        return FileJournal(self._run_dir, run)
+        return FileJournal(self._run_dir, run, scorer=_described(self._scorer))
+
+
+def _described(scorer: Scorer | None) -> str:
+    """Return what decides a scorer's scores; one with a `fingerprint` decides that itself."""
+    own = getattr(scorer, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    return "" if scorer is None else settings_text(scorer)
 
 
 def _ctrl_c_calls(stop: Callable[[], None]) -> TwoStepInterrupt:

@@ -1,4 +1,4 @@
-"""What a synthesis run ended with, every candidate accounted for."""
+"""The result of a synthesis run, with every candidate accounted for."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Literal, NamedTuple
 
 from orbiter.train.trajectory import TrajectoryItem
 
-StopReason = Literal["target", "exhausted", "max_candidates", "budget", "cancelled"]
-"""Why a run ended: the target was reached; no new items come any more; the limit on candidates or
-on cost was reached; it was stopped."""
+StopReason = Literal["target", "exhausted", "max_candidates", "budget", "failures", "cancelled"]
+"""Why a run ended: the target was reached; no new items came; the limit on candidates or on cost
+was reached; nothing but failures came; it was stopped."""
 
-RejectReason = Literal["invalid", "failed", "unscored", "score", "duplicate_of_seed", "duplicate"]
-"""Why a candidate was not taken: it is no usable item; the scorer raised; it has no score; the
-score is too low; it repeats a seed; it repeats an accepted item."""
+RejectReason = Literal[
+    "invalid", "failed", "budget", "unscored", "score", "duplicate_of_seed", "duplicate"
+]
+"""Why a candidate was not accepted: it is not a usable item; the model, a step or the scorer
+failed; the model's budget was spent before it was asked; it has no score; its score is too low; it
+repeats a seed; it repeats an accepted item."""
 
 
 class Rejection(NamedTuple):
-    """One candidate that was not taken."""
+    """A candidate that was not accepted."""
 
     item: TrajectoryItem | None
-    """The candidate; None where it was no item at all."""
+    """The candidate, or the item it was to be made from; None if there is neither."""
     reason: RejectReason
     detail: str
     """One sentence for a person."""
@@ -30,48 +33,51 @@ class Rejection(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisResult:
-    """What a run ended with: `generated_count == len(items) + filtered_count + trimmed_count`."""
+    """The result of a run: `generated_count == len(items) + filtered_count + trimmed_count`."""
 
     items: Sequence[TrajectoryItem]
     """The accepted items, in candidate order; a seed is never among them."""
     stop_reason: StopReason
+    stop_cause: str = ""
+    """The last error, if the run ended because of failures or of a model's budget."""
     generated_count: int
-    """Every candidate made, those of an earlier, killed process included."""
+    """Number of candidates, including those of earlier processes and those that a step failed to
+    make."""
     trimmed_count: int
     """Candidates made before the run knew that it needed no more; not judged."""
     rejections: Sequence[Rejection]
     """Every rejected candidate, in order, with its reason."""
     unscored_count: int
-    """Candidates that passed `min_score` without having a score."""
+    """Candidates accepted without a score although scores were wanted."""
     seed_count: int
     """Seeds that were used."""
     unused_seed_count: int
     """Seeds below `min_score`, which no step saw."""
     rounds: int
     cost: float
-    """What steps and scorer say they have spent, in their unit."""
+    """Total cost that the steps and the scorer reported, in their unit."""
     made_by_step: Mapping[str, int]
-    """Items that each step made; those of the last step are the candidates."""
+    """Number of items that each step returned, including those that it rejected."""
     failures: Sequence[str]
-    """What raised under `on_error="drop"`."""
+    """The errors under `on_error="drop"`, one for each failed item or batch."""
 
     @property
     def filtered_count(self) -> int:
-        """Every candidate rejected."""
+        """Number of rejected candidates."""
         return len(self.rejections)
 
     @property
     def cost_per_item(self) -> float | None:
-        """What an accepted item has cost, rejected candidates included; None without any."""
+        """Cost per accepted item, including the rejected candidates; None without items."""
         return self.cost / len(self.items) if self.items else None
 
     @property
     def rejected(self) -> dict[RejectReason, int]:
-        """How many candidates each reason took."""
+        """Number of rejected candidates by reason."""
         return dict(Counter(rejection.reason for rejection in self.rejections))
 
     @property
     def acceptance(self) -> float:
-        """The accepted share of the candidates that were judged; 0 where none was."""
+        """Accepted share of the judged candidates; 0 without any."""
         judged = len(self.items) + self.filtered_count
         return len(self.items) / judged if judged else 0.0

@@ -1,13 +1,14 @@
-"""One run of a pipeline: rounds of asking, and the decisions that depend on the order.
+"""Runs a pipeline: rounds of batches, and the decisions that depend on their order.
 
-Batches of a round are answered in any order and decided in theirs, so the result is the same at
-any concurrency. What a round is asked for depends only on what was decided before it.
+The batches of a round are answered in any order and decided in theirs, so the result is the same
+at any concurrency. What a round asks for depends only on what was decided before it, or on the
+journal: a batch that an earlier process asked for is the same batch again, whatever the target is
+now.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import warnings
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orbiter.train.errors import DataError
+from orbiter.train.synthesis.journal import Plan
 from orbiter.train.synthesis.pipeline.asking import Answered, Batch, Desk
 from orbiter.train.synthesis.pipeline.repetition import Repetitions
 from orbiter.train.synthesis.pipeline.result import (
@@ -26,18 +28,21 @@ from orbiter.train.synthesis.pipeline.result import (
 from orbiter.train.trajectory import TrajectoryItem
 
 _AHEAD = 8
-"""Batches answered or waiting behind the one to be decided next, for each call at once."""
+"""Most batches, per concurrent call, that may be ahead of the one that is decided next."""
+_MOST_FAILURES = 64
+"""A run ends after this many failures in a row; fewer do if a whole round brings nothing else."""
 
 
 @dataclass(slots=True)
 class Run:
-    """The state of one run; `items()` makes it go, `result()` reads it."""
+    """The state of one run: `items()` advances it, `result()` reads it."""
 
     desk: Desk
     unused_seed_count: int
     accepted: list[TrajectoryItem] = field(default_factory=list[TrajectoryItem])
     rejections: list[Rejection] = field(default_factory=list[Rejection])
     stop_reason: StopReason = "cancelled"
+    stop_cause: str = ""
     generated: int = 0
     trimmed: int = 0
     unscored: int = 0
@@ -45,8 +50,11 @@ class Run:
     _barren: int = 0
     _asked: int = 0
     _batches: int = 0
+    _failed_in_a_row: int = 0
     _dry: bool = False
+    _only_failures: bool = False
     _broke: bool = False
+    _has_warned: bool = False
     _stopping: bool = False
     _made_by_step: list[int] = field(default_factory=list[int])
     _failures: list[str] = field(default_factory=list[str])
@@ -63,12 +71,17 @@ class Run:
         try:
             while (ask := self._next_ask()) > 0:
                 accepted, generated = len(self.accepted), self.generated
+                failures = len(self._failures)
                 async for answered in self._round(ask):
                     for item in self._decide(answered):
                         yield item
                 self.rounds += 1
                 self._barren = 0 if len(self.accepted) > accepted else self._barren + 1
-                self._dry = self.generated == generated
+                failed = len(self._failures) - failures
+                self._dry = self.generated == generated and not failed
+                self._only_failures = self._only_failures or (
+                    failed > 0 and self._failed_in_a_row >= self.generated - generated
+                )
         finally:
             await self._settle()
 
@@ -79,7 +92,7 @@ class Run:
             task.cancel()
 
     def _next_ask(self) -> int:
-        """Return how many candidates the next round asks for, or 0 having named why none."""
+        """Return how many candidates the next round asks for, or set the reason to stop: 0."""
         config = self.desk.config
         need = config.target_size - len(self.accepted)
         room = config.most_candidates - self.generated
@@ -87,12 +100,17 @@ class Run:
             (need <= 0, "target"),
             (self._stopping, "cancelled"),
             (self._broke, "budget"),
+            (self._only_failures, "failures"),
             (self._dry or self._barren >= config.patience, "exhausted"),
             (room <= 0, "max_candidates"),
         ]
         for applies, reason in reasons:
             if applies:
                 self.stop_reason = reason
+                if reason == "failures":
+                    self.stop_cause = self._failures[-1]
+                elif reason == "budget":
+                    self.stop_cause = self.desk.spent_budget
                 return 0
         ask = need
         if self.accepted:
@@ -100,11 +118,12 @@ class Run:
         return min(ask << self._barren, room)
 
     def result(self) -> SynthesisResult:
-        """Return what has become of the run so far."""
+        """Return the result so far."""
         names = [f"{place}:{type(step).__name__}" for place, step in enumerate(self.desk.steps)]
         return SynthesisResult(
             items=self.accepted,
             stop_reason=self.stop_reason,
+            stop_cause=self.stop_cause,
             generated_count=self.generated,
             trimmed_count=self.trimmed,
             rejections=self.rejections,
@@ -119,15 +138,17 @@ class Run:
 
     async def _round(self, ask: int) -> AsyncIterator[Answered]:
         """Ask for `ask` candidates in batches and yield the answers in the batches' order."""
-        accepted, size = tuple(self.accepted), self.desk.config.batch_size
-        starts = iter(range(0, ask, size))
+        accepted, open_count = tuple(self.accepted), ask
         while True:
-            for start in itertools.islice(starts, self._room()):
-                count = min(size, ask - start)
-                batch = Batch(self._batches, count, self._asked, self.rounds, accepted)
+            for _ in range(self._room()):
+                if open_count <= 0 or self._only_failures:
+                    break
+                plan = self._next_plan(open_count)
+                batch = Batch(self._batches, plan.asked, plan.offset, self.rounds, accepted)
                 self._tasks.append(asyncio.create_task(self.desk.answer(batch)))
                 self._batches += 1
-                self._asked += count
+                self._asked = plan.offset + plan.asked
+                open_count -= plan.asked
             if not self._tasks:
                 return
             await asyncio.wait({self._tasks[0]})
@@ -138,9 +159,23 @@ class Run:
                 self._broke = True
                 return
             yield answered
+            if self._only_failures:
+                return
+
+    def _next_plan(self, most: int) -> Plan:
+        """Return what the next batch asks for: as in the journal, if it is there."""
+        journal = self.desk.journal
+        plan = journal.plan(self._batches)
+        if plan is not None:
+            return plan
+        asked = min(self.desk.config.batch_size, most)
+        following = journal.plan(self._batches + 1)
+        if following is not None:  # the process was killed before this batch was answered
+            asked = max(1, min(asked, following.offset - self._asked))
+        return Plan(asked, self._asked)
 
     def _room(self) -> int:
-        """Return how many batches may be begun: enough that a slow one holds up no other."""
+        """Return how many batches may be started: enough that a slow one delays no other."""
         return _AHEAD * self.desk.config.concurrency - len(self._tasks)
 
     def _decide(self, answered: Answered) -> Iterator[TrajectoryItem]:
@@ -154,12 +189,15 @@ class Run:
                 self.trimmed += 1
                 continue
             if isinstance(candidate, TrajectoryItem) and self._lacks_score(candidate):
-                self._note_unscored()
+                self.unscored += 1
+                self._warn_of_unscored()
             if isinstance(verdict, Rejection):
                 self._reject(verdict)
             else:
+                self._failed_in_a_row = 0
                 self.accepted.append(verdict)
                 yield verdict
+        self._only_failures = self._failed_in_a_row >= _MOST_FAILURES
 
     def _count(self, answered: Answered) -> None:
         self.generated += len(answered.candidates)
@@ -167,19 +205,30 @@ class Run:
             self._made_by_step[place] += made
         if answered.made.failure is not None:
             self._failures.append(answered.made.failure)
+            self._failed_in_a_row += answered.made.asked
 
     def _by_score(self, candidate: TrajectoryItem | Rejection) -> TrajectoryItem | Rejection:
         config = self.desk.config
-        if isinstance(candidate, Rejection) or config.min_score is None:
+        if isinstance(candidate, Rejection):
             return candidate
         if candidate.reward is None:
-            if config.unscored == "keep":
+            if not self._lacks_score(candidate) or self._unscored == "keep":
                 return candidate
-            return Rejection(candidate, "unscored", "it has no score, and no scorer gave it one")
-        if candidate.reward < config.min_score:
+            reason = candidate.metadata.get("score_reason")
+            detail = f"the scorer did not score it{f': {reason}' if reason else ''}"
+            if self.desk.scorer is None:
+                detail = "it has no score, and there is no scorer"
+            return Rejection(candidate, "unscored", detail)
+        if config.min_score is not None and candidate.reward < config.min_score:
             detail = f"its score is {candidate.reward:g}, below {config.min_score:g}"
             return Rejection(candidate, "score", detail)
         return candidate
+
+    @property
+    def _unscored(self) -> str:
+        """What happens to candidates without a score; without a scorer none could have one."""
+        default = "keep" if self.desk.scorer is None else "drop"
+        return self.desk.config.unscored or default
 
     def _by_repetition(
         self, candidates: Sequence[TrajectoryItem]
@@ -197,29 +246,40 @@ class Run:
             yield Rejection(candidate, reason, f"{repeats.similarity:.3f} similar to {original}")
 
     def _lacks_score(self, candidate: TrajectoryItem) -> bool:
-        return candidate.reward is None and self.desk.config.min_score is not None
+        wants_scores = self.desk.config.min_score is not None or self.desk.scorer is not None
+        return candidate.reward is None and wants_scores
 
-    def _note_unscored(self) -> None:
-        if not self.unscored:
-            warnings.warn(
-                "a candidate has no score and passes min_score; give the pipeline a scorer=, or "
-                'say unscored="drop"',
-                stacklevel=2,
-            )
-        self.unscored += 1
+    def _warn_of_unscored(self) -> None:
+        """Warn once, unless the config says what happens to candidates without a score."""
+        if self._has_warned or self.desk.config.unscored is not None:
+            return
+        self._has_warned = True
+        if self.desk.scorer is None:
+            fate = "accepted, since there is no scorer; give the pipeline a scorer="
+        else:
+            fate = "rejected"
+        warnings.warn(
+            f"a candidate has no score. Such candidates are {fate} (unscored= decides)",
+            stacklevel=2,
+        )
 
     def _reject(self, rejection: Rejection) -> None:
-        if rejection.reason == "unscored" and self.desk.config.unscored == "raise":
+        if rejection.reason == "unscored" and self._unscored == "raise":
             raise DataError(
                 f"candidate {len(self.accepted) + len(self.rejections)} has no score, and "
-                'unscored="raise"; give the pipeline a scorer='
+                f'unscored="raise": {rejection.detail}'
             )
+        if rejection.reason == "unscored":
+            self._warn_of_unscored()
         if rejection.reason == "failed":
             self._failures.append(rejection.detail)
+            self._failed_in_a_row += 1
+        elif rejection.reason != "budget":
+            self._failed_in_a_row = 0
         self.rejections.append(rejection)
 
     async def _settle(self) -> None:
-        """Give up what is under way; what was answered but not decided is counted as trimmed."""
+        """Abandon what is in progress; what was answered but not decided counts as trimmed."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

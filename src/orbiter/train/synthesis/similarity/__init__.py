@@ -1,4 +1,4 @@
-"""Which texts are nearly the same: exactly, fast, and batch by batch."""
+"""Finds near-duplicate texts: exactly, fast, all at once or batch by batch."""
 
 from orbiter.train.synthesis.similarity.index import NearDuplicateIndex
 from orbiter.train.synthesis.similarity.join import crossing, near_duplicates, ties

@@ -1,7 +1,6 @@
-"""The near-duplicate join for many texts: the compiled loops, fed and read.
+"""Finds near-duplicates among many texts: prepares the data for the compiled loops.
 
-Left out: the check of every match on real shingles, which `join` and `index` make for both
-engines' answers alike.
+`join` and `index` check every match on the real shingles, for both engines.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from orbiter.train.synthesis.similarity.measure import Match, Measure, normalise
 from orbiter.train.synthesis.similarity.probing import ONCE, Join, Limits, Postings
 
 CHUNK_CHARACTERS = 1 << 18
-"""How much text is laid out as bytes at a time; small enough to stay in the cache."""
+"""Characters laid out as bytes at a time; few enough to stay in the processor's cache."""
 PADDING = "\n" * 24
 """Appended to the last text, so that eight bytes can be read wherever a word may begin."""
 

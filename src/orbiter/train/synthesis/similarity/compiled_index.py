@@ -1,6 +1,6 @@
-"""The large engine behind `NearDuplicateIndex`: the compiled join over texts still to come.
+"""The engine of a large `NearDuplicateIndex`: the compiled join over texts that come in batches.
 
-Left out: the one pass over texts that are all there, which `compiled` makes with less work.
+If all texts are known from the start, `compiled` does it in one pass with less work.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ S = TypeVar("S", bound=np.generic)
 class CompiledEngine:
     """The engine of a large `NearDuplicateIndex`.
 
-    All texts to come are unknown here, so no token is skipped, and the order of tokens is learnt
-    anew each time that the index has doubled: any order gives the same answers, a good one sooner.
+    Later texts are unknown, so no token is skipped, and the order of the tokens is learnt again
+    whenever the index has doubled. Any order gives the same answers; a good one is faster.
     """
 
     def __init__(self, measure: Measure, salt: int = 0) -> None:

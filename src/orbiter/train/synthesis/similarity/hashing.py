@@ -1,6 +1,6 @@
-"""From text to sets of tokens, compiled: hash the words, sift the sets, order the tokens.
+"""Turns texts into sets of tokens in compiled code: hashes words, filters sets, orders tokens.
 
-Left out: the join itself, which `probing` does.
+The join itself is in `probing`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _next_word(data: Uint64s, at: int, end: int, salt: np.uint64) -> tuple[np.ui
         count = signed(((below & ONES) * ONES) >> _U(56))
         at += count + 1
         if count > 0 or inside:
-            # The length stands above the bytes, so that a word's end is part of its hash.
+            # The length is stored above the bytes, so that the end of a word is part of its hash.
             return _step(hashed, (block & below) | (_U(count + 1) << _U(56))), at
     return hashed, 0
 

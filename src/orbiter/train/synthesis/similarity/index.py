@@ -1,6 +1,6 @@
-"""An index that texts are admitted to batch by batch, so that near-duplicates never get in.
+"""An index that admits texts batch by batch and rejects near-duplicates.
 
-Left out: taking a text out again.
+A text cannot be removed again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from orbiter.train.synthesis.similarity.plain import PlainEngine
 
 
 class NearDuplicateIndex:
-    """Texts of which no two are close, whatever the batches in which they came.
+    """A set of texts of which no two are similar.
 
-    Admitting all texts at once, or one after the other, gives the same answers as one pass over
-    them in their order. Texts are numbered as they are handed in, admitted or not.
+    Admitting texts all at once or one by one gives the same answers as one pass over them in
+    order. Texts are numbered in the order in which they are passed in, admitted or not.
     """
 
     def __init__(self, threshold: float | Fraction = 0.9, *, ngram: int = 3) -> None:
@@ -27,15 +27,15 @@ class NearDuplicateIndex:
         self._measure = Measure(threshold, ngram)
         self._engine: _Engine = PlainEngine(self._measure)
         self._kept: dict[int, str] = {}
-        self._handed_in = 0
+        self._received = 0
         self._salt = 0
 
     def __len__(self) -> int:
-        """Return how many texts were taken in."""
+        """Return the number of texts in the index."""
         return len(self._kept)
 
     def extend(self, texts: Sequence[str]) -> None:
-        """Take all `texts` in, whatever they are close to: a reference set, or a former run's."""
+        """Add all `texts` even if they are similar to others, such as a reference set."""
         numbered = self._number(texts)
         self._engine.extend(numbered)
         self._kept |= numbered
@@ -43,7 +43,7 @@ class NearDuplicateIndex:
     def admit(self, texts: Sequence[str]) -> list[Match | None]:
         """Add each text that is not similar to an earlier one; for the others return a match.
 
-        The witness is a number: 0 is the first text ever handed in.
+        The witness is the number of a text: 0 is the first one ever passed in.
         """
         numbered = self._number(texts)
         found = self._engine.admit(numbered)
@@ -55,8 +55,8 @@ class NearDuplicateIndex:
         return [found.get(number) for number in numbered]
 
     def _number(self, texts: Sequence[str]) -> dict[int, str]:
-        numbered = dict(enumerate(texts, start=self._handed_in))
-        self._handed_in += len(numbered)
+        numbered = dict(enumerate(texts, start=self._received))
+        self._received += len(numbered)
         if isinstance(self._engine, PlainEngine) and len(self._kept) + len(numbered) >= FEW:
             self._compile()
         return numbered

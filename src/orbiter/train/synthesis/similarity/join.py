@@ -1,6 +1,6 @@
-"""Near-duplicates among many texts, exactly: the small or the large engine, its answers checked.
+"""Finds near-duplicates among many texts with the plain or the compiled engine, and checks them.
 
-Left out: which text of a pair is the better one; the caller's order says that.
+Which text of a pair is kept depends on the caller's order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from orbiter.train.synthesis.similarity import plain
 from orbiter.train.synthesis.similarity.measure import Match, Measure
 
 FEW = 4_000
-"""Texts below which plain Python is done before the compiled code would be loaded."""
+"""Below this number of texts, plain Python finishes before the compiled code would be loaded."""
 
 
 def near_duplicates(
@@ -20,14 +20,14 @@ def near_duplicates(
 ) -> dict[int, Match]:
     """Find every text that reaches the threshold with an earlier kept one, and with which one.
 
-    The texts are gone through in order. A text with no kept text close to it is kept; any other is
-    in the answer, under its number, with the closest kept one (the earliest of those) for witness.
-    So no two kept texts are close, and every other has a kept witness. Who is close to a text that
-    was not kept is not thereby out: closeness is not passed on. The first `reference` texts are
-    kept unseen.
+    The texts are visited in order. A text that is similar to no kept text is kept; any other is in
+    the answer under its number, with the most similar kept text (the earliest of those) as its
+    witness. So no two kept texts are similar, and every other text has a kept witness. Similarity
+    to a text that was not kept does not matter: it is not transitive. The first `reference` texts
+    are kept without a check.
 
-    Cost: proportional to the texts, but for many texts just below the threshold to each other
-    (one long skeleton, little in its slots), where it grows with the square of their number.
+    The cost is proportional to the texts, except for many texts just below the threshold (one long
+    template with short values), where it grows with the square of their number.
     """
     if len(texts) < FEW:
         return plain.near_duplicates(texts, measure, reference=reference)
@@ -55,7 +55,7 @@ def ties(texts: Sequence[str], measure: Measure) -> list[tuple[int, int]]:
 
 
 def crossing(texts: Sequence[str], sides: Sequence[int], measure: Measure) -> int:
-    """Count the texts that are close to one on a side with a lower number."""
+    """Count the texts that are similar to a text on a side with a lower number."""
     if len(texts) < FEW:
         return len(plain.crossing(texts, sides, measure))
     from orbiter.train.synthesis.similarity import compiled
@@ -69,10 +69,10 @@ def crossing(texts: Sequence[str], sides: Sequence[int], measure: Measure) -> in
 
 
 def is_true(measure: Measure, text: str, witness: str, match: Match) -> bool:
-    """Say whether a match holds for the real shingles, not just for their hashes.
+    """Return whether a match holds for the real shingles, not only for their hashes.
 
-    A wrong one means that two shingles had one hash, once in some hundred million texts; the
-    caller then hashes everything anew, under another salt.
+    A false match means that two shingles have the same hash, which happens about once in a hundred
+    million texts; the caller then hashes everything again with another salt.
     """
     if text == witness:
         return match.shared == match.union

@@ -1,7 +1,7 @@
-"""What the compiled loops share: how they are compiled, and the arrays that they speak of.
+"""Defines how loops are compiled, and the types of the arrays that they share.
 
-Numba gives machine code for these plain functions the first time they are called, and keeps it on
-disk. Left out: the loops; `hashing` turns texts into sets of tokens, `probing` joins the sets.
+Numba compiles these plain functions at their first call and keeps the machine code on disk. The
+loops are in `hashing` (texts to sets of tokens) and `probing` (joining the sets).
 """
 
 from __future__ import annotations

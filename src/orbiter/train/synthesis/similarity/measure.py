@@ -1,7 +1,7 @@
-"""What "similar" means: Jaccard similarity over sets of word n-grams, in whole numbers.
+"""Defines "similar": the Jaccard similarity of sets of word n-grams, in whole numbers.
 
-The definition in plain Python, which every faster path must agree with. Left out: how to find
-similar texts among many, which `plain` and `compiled` do.
+This is the definition in plain Python, with which `plain` and `compiled` must agree; they find the
+similar texts among many.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 from orbiter.train.errors import ConfigError
 
 Shingle: TypeAlias = tuple[str, ...]
-"""n neighbouring words; a text of fewer than n words is one shingle, all of it."""
+"""n neighbouring words; a text of fewer than n words is a single shingle."""
 
 _FROM_THAI_ON = re.compile("[\u0e00-\U0003ffff]")
 _UNSPACED = re.compile(
@@ -38,11 +38,11 @@ class Match(NamedTuple):
     """Why a text is a near-duplicate."""
 
     witness: int
-    """Number of the text it is close to: the closest one, and the earliest of those."""
+    """Number of the most similar text; the earliest of those, if there are several."""
     shared: int
-    """Shingles that both have."""
+    """Number of shingles that both texts have."""
     union: int
-    """Shingles that at least one has."""
+    """Number of shingles that at least one text has."""
 
     @property
     def similarity(self) -> float:
@@ -51,7 +51,7 @@ class Match(NamedTuple):
 
 
 def normalise(text: str) -> str:
-    """Return `text` as it is compared: words, in white space, of one case and compatibility form.
+    """Return `text` as it is compared: words separated by white space, with case and form folded.
 
     In a script that puts no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
     Tibetan) each character, with the marks that belong to it, is a word.
@@ -66,16 +66,16 @@ def normalise(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A threshold and an n-gram length: when two texts count as the same.
+    """The threshold and the n-gram length that decide when two texts are similar.
 
     The threshold is the decimal as written, not the binary number nearest to it, and every
     comparison is made in whole numbers: 9 shared shingles of 10 reach 0.9.
     """
 
     threshold: float | Fraction = 0.9
-    """Jaccard similarity from which on two texts are duplicates, in (0, 1]."""
+    """Jaccard similarity from which two texts are duplicates, in (0, 1]."""
     ngram: int = 3
-    """Words to a shingle."""
+    """Number of words in a shingle."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -85,11 +85,11 @@ class Measure:
 
     @property
     def ratio(self) -> tuple[int, int]:
-        """Return the threshold as numerator and denominator of what its decimal writing says."""
+        """Return numerator and denominator of the threshold as it is written in decimal."""
         return _as_written(self.threshold)
 
     def shingles(self, text: str) -> frozenset[Shingle]:
-        """Return the set of shingles that stands for `text`."""
+        """Return the set of shingles of `text`."""
         words = self.words(text)
         if len(words) < self.ngram:
             return frozenset([tuple(words)])
@@ -100,12 +100,12 @@ class Measure:
         return normalise(text).split()
 
     def least_partner(self, size: int) -> int:
-        """Return how many shingles a partner of a set of `size` needs at the very least."""
+        """Return the least number of shingles that a set similar to one of `size` can have."""
         numerator, denominator = self.ratio
         return -(-numerator * size // denominator)
 
     def least_shared(self, total: int) -> int:
-        """Return how many shingles two sets of `total` together must share.
+        """Return how many shingles two sets of `total` shingles must share to be similar.
 
         |A & B| / |A | B| >= p/q is the same as (p + q) |A & B| >= p (|A| + |B|).
         """

@@ -1,6 +1,7 @@
-"""The near-duplicate join in plain Python: for few texts, where compiled code would load longer.
+"""Finds near-duplicates in plain Python: for few texts, before compiled code would be loaded.
 
-The same answers as `compiled`, to the last witness. Left out: speed beyond some thousand texts.
+The answers are those of `compiled`, witnesses included. It is slow for more than a few thousand
+texts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from orbiter.train.synthesis.similarity.measure import Match, Measure, Shingle
 
 
 class PlainIndex:
-    """Sets of shingles, found again by their rarest few (prefix filter)."""
+    """An index of sets of shingles by their rarest shingles (prefix filter)."""
 
     def __init__(self, measure: Measure) -> None:
         """Make an empty index."""
@@ -24,7 +25,7 @@ class PlainIndex:
         self._rank: dict[Shingle, int] = {}
 
     def __len__(self) -> int:
-        """Return how many sets are indexed."""
+        """Return the number of indexed sets."""
         return len(self._sets)
 
     def learn(self, sets: Iterable[frozenset[Shingle]]) -> None:
@@ -38,7 +39,7 @@ class PlainIndex:
             self.enter(number, shingles)
 
     def enter(self, number: int, shingles: frozenset[Shingle]) -> None:
-        """Index a set under `number`, whatever it is close to."""
+        """Index a set under `number`, even if it is similar to others."""
         self._sets[number] = shingles
         for shingle in self._prefix(shingles):
             self._owners.setdefault(shingle, []).append(number)
@@ -58,7 +59,7 @@ class PlainIndex:
                 yield Match(number, shared, total - shared)
 
     def _prefix(self, shingles: frozenset[Shingle]) -> list[Shingle]:
-        """Return the few rarest, one of which every close enough set has among its own few."""
+        """Return the rarest shingles; similar sets have at least one of these in common."""
         count = len(shingles) - self.measure.least_partner(len(shingles)) + 1
         return nsmallest(count, shingles, key=self._order)
 
@@ -76,12 +77,12 @@ class PlainEngine:
         self._learnt = 0
 
     def extend(self, texts: Mapping[int, str]) -> None:
-        """Take all texts in under their numbers."""
+        """Index all texts under their numbers."""
         for number, shingles in self._prepare(texts).items():
             self._index.enter(number, shingles)
 
     def admit(self, texts: Mapping[int, str]) -> dict[int, Match]:
-        """Take in what is close to nothing; return a match for each of the others."""
+        """Index the texts that are similar to none; return a match for each of the others."""
         found: dict[int, Match] = {}
         for number, shingles in self._prepare(texts).items():
             match = self._index.closest(shingles)
@@ -102,7 +103,7 @@ class PlainEngine:
 def near_duplicates(
     texts: Sequence[str], measure: Measure, *, reference: int = 0
 ) -> dict[int, Match]:
-    """Find every text that is close to an earlier kept one; the first `reference` are all kept."""
+    """Find every text similar to an earlier kept one; the first `reference` are all kept."""
     numbered = dict(enumerate(texts))
     engine = PlainEngine(measure)
     engine.extend({number: numbered.pop(number) for number in range(reference)})
@@ -110,7 +111,7 @@ def near_duplicates(
 
 
 def ties(texts: Sequence[str], measure: Measure) -> list[tuple[int, int]]:
-    """List every pair of texts that are close."""
+    """List every pair of similar texts."""
     sets = [measure.shingles(text) for text in texts]
     index = PlainIndex(measure)
     index.learn(sets)

@@ -2,13 +2,12 @@
 
 The prefix join of Xiao et al. 2011 ("Efficient similarity joins for near-duplicate detection",
 https://doi.org/10.1145/2000824.2000825): with the tokens of every set in one global order, rarest
-first, two sets that are similar enough share a token among their first few. On top stand a length,
-a position and a bitmap filter (Sandes et al. 2017, https://doi.org/10.14778/3025111.3025123). No
-filter ever loses a pair: the join is exact but for collisions of the hashes, which the caller
-rules out by comparing real shingles.
+first, two sets that are similar enough share a token among their first few. There are also a
+length, a position and a bitmap filter (Sandes et al. 2017,
+https://doi.org/10.14778/3025111.3025123). No filter ever loses a pair: the join is exact except for
+hash collisions, which the caller rules out by comparing real shingles.
 
-Left out: the order of the tokens, which `hashing` brings them into; any order gives the same
-answers.
+The order of the tokens comes from `hashing`; any order gives the same answers.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ class Limits(NamedTuple):
     """A threshold as two tables, so that the loops never divide."""
 
     partner: Int64s
-    """By a set's size: how large a partner is at the very least."""
+    """For each set size, the least size of a similar set."""
     shared: Int64s
-    """By two sets' total size: how much they must share."""
+    """For each total size of two sets, how many tokens they must share."""
 
 
 class Postings(NamedTuple):
@@ -55,7 +54,7 @@ class Postings(NamedTuple):
     owner: Int32s
     place: Int32s
     used: Int64s
-    """One number: how many of the entries are taken."""
+    """One number: the entries in use."""
 
 
 class Join(NamedTuple):
@@ -65,7 +64,7 @@ class Join(NamedTuple):
     limits: Limits
     postings: Postings
     seen: Int32s
-    """By set: which set was compared with it last, so that no pair is compared twice."""
+    """For each set, the last one compared with it, so that no pair is compared twice."""
     skip: int
     """Tokens of this rank or lower have no match: `ONCE` where all sets are known, or `NEVER`."""
 
@@ -94,7 +93,7 @@ def prefix_total(join: Join, first: int) -> int:
 
 @compiled
 def enter(join: Join, chosen: Int64s) -> None:
-    """Put the chosen sets into the index, whatever they are close to."""
+    """Index the chosen sets, even if they are similar to others."""
     for one in chosen:
         _enter(join, one)
 
@@ -147,7 +146,7 @@ def connect(join: Join, parent: Int64s) -> Int64s:
 
 @inlined
 def _closest(join: Join, one: int) -> Found:
-    """Look one set up among the indexed ones."""
+    """Return the indexed set most similar to one set."""
     best = Found(signed(-1), signed(0), signed(1))
     short = _short_prefix(join, one)
     for place in range(_prefix(join, one)):
@@ -181,7 +180,7 @@ def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
 
 @inlined
 def _tie(join: Join, visit: tuple[int, int, int], parent: Int64s, ties: Int64s, count: int) -> int:
-    """Follow one chain and unite with whoever is close enough and not yet with us."""
+    """Follow one chain and unite the set with each similar one of another cluster."""
     one, place, entry = visit
     mine = _leader(parent, one)
     while entry != -1:
@@ -227,7 +226,7 @@ def _enter(join: Join, one: int) -> None:
 
 @inlined
 def _prefix(join: Join, one: int) -> int:
-    """How many of the first tokens hold one that every close enough set shares."""
+    """Return how many first tokens suffice to find every similar set."""
     size = signed(join.sets.size[one])
     prefix: int = size - join.limits.partner[size] + 1
     return prefix
@@ -235,7 +234,7 @@ def _prefix(join: Join, one: int) -> int:
 
 @inlined
 def _short_prefix(join: Join, one: int) -> int:
-    """How many of them are enough for a set that is not longer than its partner."""
+    """Return how many of them suffice for a set that is not longer than its partner."""
     size = signed(join.sets.size[one])
     prefix: int = size - join.limits.shared[2 * size] + 1
     return prefix
@@ -264,7 +263,7 @@ def _slot(key: Uint64s, token: np.uint64) -> int:
 
 @inlined
 def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
-    """Count what two sets share, or answer 0 where that is too little: cheapest test first."""
+    """Count what two sets share, or return 0 if that is too little; cheapest test first."""
     sets = join.sets
     mine, its = sets.size[one], sets.size[other]
     if its < join.limits.partner[mine] or mine < join.limits.partner[its]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline, EvolutionStrategy
-from orbiter.train.evolution.identity import Codec
+from orbiter.train.identity import Codec
 
 
 class Style(BaseModel):

@@ -1,4 +1,4 @@
-"""Describes a strategy so that a later run can tell whether it is still the same one.
+"""Describes a strategy, a scorer or a step so that a resumed run can tell whether it has changed.
 
 A score in a journal is worth something only for the tasks, the metric, the rubric and the models
 that it was measured with. So the code of the user's functions and classes is described, and the
@@ -20,8 +20,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orbiter.train.evolution.identity import Codec
+from orbiter.train.identity import Codec
 
+_SHOWN_CHARS = 40
+"""Longest setting that `settings_text` shows as it is."""
 _MUTATORS = frozenset(
     [
         "add",
@@ -42,11 +44,15 @@ _MUTATORS = frozenset(
 )
 _NOT_OURS = (
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    str(Path(__file__).parents[1]),
+    str(Path(__file__).parent),
 )
 """Folders of the standard library, of installed packages and of this package."""
-_LOOK_BACK = {"STORE_SUBSCR": 6, "DELETE_SUBSCR": 6}
-"""Instructions before a change among which the changed attribute is loaded; 3 for a method."""
+_FUNCTIONS = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    functools.partial,
+)
 
 
 def fingerprint(strategy: object) -> dict[str, str]:
@@ -57,6 +63,42 @@ def fingerprint(strategy: object) -> dict[str, str]:
         if name not in state:
             parts[name.lstrip("_")] = _Description().of(value)
     return {name: digest(part) for name, part in parts.items()}
+
+
+def settings_text(value: object, *, code: bool = True) -> str:
+    """Return what decides the behaviour of an object or a function, as one line for people.
+
+    An object is its class with its settings, such as `Judge(rubric='Is it right?', votes=1)`; long
+    or complex settings are digests. A function is its name and a digest of its code.
+
+    Args:
+        value: The object or function.
+        code: Whether the code of an object's class counts; settings count anyway.
+    """
+    if isinstance(value, (type, *_FUNCTIONS)):
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"{name}#{digest(_Description().of(value))}"
+    return f"{type(value).__qualname__}({', '.join(_settings(value, code=code))})"
+
+
+def _settings(value: object, *, code: bool) -> Iterator[str]:
+    """Yield `name=setting` for each attribute that no method changes."""
+    kind = type(value)
+    described = _Description().of_class(kind)
+    if code and described != (kind.__qualname__,):
+        yield f"code=#{digest(described)}"
+    state = _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
+    for name, held in _attributes(value).items():
+        if name not in state:
+            yield f"{name.lstrip('_')}={_short(held)}"
+
+
+def _short(value: object) -> str:
+    if value is None or isinstance(value, bool | int | float | str):
+        text = repr(value)
+        if len(text) <= _SHOWN_CHARS:
+            return text
+    return f"#{digest(_Description().of(value))}"
 
 
 def digest(description: object) -> str:
@@ -119,10 +161,10 @@ class _Description:
         own = getattr(value, "fingerprint", None)
         if isinstance(own, str):
             return (kind.__qualname__, own)
-        written = Codec().write(value)
+        state = _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
+        written = None if state else Codec().write(value)
         if written is not None:
             return written
-        state = _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
         held = {n: self.of(v) for n, v in _attributes(value).items() if n not in state}
         return (self.of_class(kind), *held.items()) if _describable(kind) else kind.__qualname__
 
@@ -203,22 +245,48 @@ def _state_attributes(kind: type) -> frozenset[str]:
 
 
 def _changed_by(code: types.CodeType) -> set[str]:
+    """Return the attributes that code assigns, or changes in place as a container."""
     names: set[str] = set()
     instructions = list(dis.get_instructions(code))
     for position, instruction in enumerate(instructions):
-        look_back = _LOOK_BACK.get(instruction.opname, 3)
-        before = instructions[max(0, position - look_back) : position]
-        loaded = [i.argval for i in before if i.opname == "LOAD_ATTR"]
         if instruction.opname in {"STORE_ATTR", "DELETE_ATTR"}:
             names.add(instruction.argval)
         elif instruction.opname in {"STORE_SUBSCR", "DELETE_SUBSCR"}:
-            names.update(loaded)
-        elif instruction.argval in _MUTATORS and loaded:
-            names.add(loaded[-1])
+            names.update(_attribute_at(instructions, _container(instructions, position)))
+        elif instruction.argval in _MUTATORS:
+            names.update(_attribute_at(instructions, position - 1))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             names |= _changed_by(constant)
     return names
+
+
+def _container(instructions: list[dis.Instruction], position: int) -> int:
+    """Return the last instruction of `c` in `c[k] = ...`, whose store is at `position`."""
+    last = position - 1
+    if instructions[last].opname == "SWAP":  # `c[k] += ...` copies c and k first
+        while last > 0 and instructions[last].opname != "COPY":
+            last -= 1
+        last -= 2
+    return _before_expression(instructions, last)
+
+
+def _attribute_at(instructions: list[dis.Instruction], position: int) -> list[str]:
+    """Return the attribute `c` if the expression that ends at `position` is `self.c[k]` or so."""
+    while position > 0 and instructions[position].opname == "BINARY_SUBSCR":
+        position = _before_expression(instructions, position - 1)
+    is_attribute = position > 0 and instructions[position].opname == "LOAD_ATTR"
+    return [instructions[position].argval] if is_attribute else []
+
+
+def _before_expression(instructions: list[dis.Instruction], position: int) -> int:
+    """Return the instruction before the expression whose last instruction is at `position`."""
+    missing = 1
+    while position >= 0 and missing > 0:
+        instruction = instructions[position]
+        missing -= dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
+        position -= 1
+    return position
 
 
 def _describable(kind: type) -> bool:
