@@ -99,7 +99,7 @@ def test_the_page_shows_episodes_turn_by_turn_and_side_by_side(
     open_page: Opener, tmp_path: Path
 ) -> None:
     page = open_page(write_report(run(tmp_path / "run")))
-    assert page.locator("#machine").inner_text() == ("Some CPU  ·  AVX2  ·  2 threads  ·  float32")
+    assert page.locator("#machine").inner_text() == ("Some CPU · AVX2 · 2 threads · float32")
     titles = page.locator("#curves figcaption h3").all_inner_texts()
     for title in ("Turns per episode", "Failures by kind", "Episodes that ran into a limit"):
         assert title in titles
