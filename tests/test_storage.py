@@ -114,7 +114,9 @@ def test_a_full_disk_is_named_with_its_path(
     with AppendLog(tmp_path / "log") as log:
         log.append(b"kept")
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(StorageError, match=r"log.*No space left"):
+        with pytest.raises(
+            StorageError, match=r"disk is full: cannot write .*log \(18 bytes are needed"
+        ):
             log.append(b"lost, and said so")
         monkeypatch.undo()
         log.append(b"after")

@@ -35,6 +35,8 @@ class ModelServer:
     calls_at_once: int = 1
     """Tools called in one turn."""
     reply: Callable[[Json], str] = lambda _body: "The answer is 5."
+    failure: str = "try again"
+    """The message of a status 500."""
     token_ids: bool = False
     latency: float = 0.0
     chunk_pause: float = 0.0
@@ -98,7 +100,8 @@ class ModelServer:
         if deed == "break_before":
             return False
         if deed == "status_500":
-            return await self._whole(writer, 500, b'{"error": {"message": "try again"}}')
+            failed = {"error": {"message": self.failure}}
+            return await self._whole(writer, 500, json.dumps(failed).encode())
         if deed == "gibberish":
             return await self._whole(writer, 200, b"<html>hello</html>")
         if body.get("stream"):

@@ -102,6 +102,7 @@ def test_an_error_keeps_and_writes_what_was_answered(
     assert (ran.code, lines("more.jsonl")) == (Code.CALLBACK, 6)
     assert "content filter" in ran.err
     assert "Continue with: orbiter-train synth -c config.toml synth.on_error=raise" in ran.out
+    assert "add: synth.on_error=drop" in ran.out
     answers.refuses = "nothing"
     asked = len(server.seen)
     assert run("synth", "-c", "config.toml", *words).code == Code.OK

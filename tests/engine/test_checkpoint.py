@@ -246,10 +246,13 @@ def test_what_a_kill_left_is_swept_but_not_what_a_living_process_writes(tmp_path
     dead = tmp_path / ".step-00000001.999999999.partial"
     alive = tmp_path / f".step-00000001.{os.getppid()}.partial"
     mine = tmp_path / f".step-00000002.{os.getpid()}.old.partial"
-    for folder in (dead, alive, mine):
+    replaced = tmp_path / "step-00000002"
+    lost = tmp_path / f".step-00000003.{os.getpid()}.old.partial"  # its successor never came
+    for folder in (dead, alive, mine, replaced, lost):
         folder.mkdir()
     Checkpoints(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [alive.name]
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert names == [alive.name, "step-00000002", "step-00000003"]
 
 
 def test_an_error_while_saving_leaves_what_was_there(tmp_path: Path) -> None:
@@ -269,11 +272,15 @@ def test_a_read_only_folder_is_a_storage_error_that_names_it(tmp_path: Path) -> 
         Checkpoints(blocked).save(1, tensors={}, state={})
 
 
-def fire(folder: Path, mode: str) -> tuple[int, list[str]]:
-    command = [sys.executable, str(SAVE_UNDER_FIRE), str(folder), mode]
-    done = run_child(command, check=True)
+def fire(folder: Path, mode: str, script: Path = SAVE_UNDER_FIRE) -> tuple[int, list[str]]:
+    command = [sys.executable, str(script), str(folder), mode]
+    root = str(SAVE_UNDER_FIRE.parents[2])
+    done = run_child(command, env=os.environ | {"PYTHONPATH": root}, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     return result["points"], result["wrong"]
+
+
+REPLACE_UNDER_FIRE = SAVE_UNDER_FIRE.with_name("replace_under_fire.py")
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="strikes forked processes")
@@ -285,6 +292,19 @@ def test_a_kill_at_every_file_operation_of_a_save_leaves_a_run_that_resumes(tmp_
     points, wrong = fire(tmp_path, "kill")
     assert wrong == []
     assert points >= 25
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["swap", "rename"])
+def test_a_kill_while_a_model_is_replaced_leaves_a_model_at_its_path(
+    tmp_path: Path, system: str
+) -> None:
+    if system == "swap" and not sys.platform.startswith(("linux", "darwin")):
+        pytest.skip("this system cannot exchange two names")
+    points, wrong = fire(tmp_path, system, REPLACE_UNDER_FIRE)
+    assert wrong == []
+    assert points >= 15
 
 
 @needs_fork

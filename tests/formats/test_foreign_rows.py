@@ -254,6 +254,43 @@ def test_the_answer_to_a_prompt_may_have_another_name(column: str, tmp_path: Pat
     assert (item.state, item.action, item.metadata) == ("q", "a", {"answer": "gold"})
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"type": "human", "content": "q"}, {"type": "ai", "content": "a"}]},
+        {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"conversations": [{"from": "human", "content": "q"}, {"from": "gpt", "content": "a"}]},
+        {"conversations": [{"role": "user", "content": "q"}, {"role": "model", "content": "a"}]},
+        {"messages": [{"role": "USER", "content": "q"}, {"role": "Assistant", "content": "a"}]},
+    ],
+)
+def test_other_words_for_role_and_content_are_known(row: Json, tmp_path: Path) -> None:
+    (item,) = items(row, tmp_path)
+    assert (item.state, item.action, item.metadata) == ("q", "a", {})
+
+
+def test_items_of_the_responses_api_are_calls_and_results(tmp_path: Path) -> None:
+    call = {
+        "type": "function_call",
+        "id": "fc_1",
+        "call_id": "c1",
+        "name": "weather",
+        "arguments": "{}",
+    }
+    result = {"type": "function_call_output", "call_id": "c1", "output": "sun"}
+    row = {"messages": [USER, call, result, {"role": "assistant", "content": "Sunny."}]}
+    first, last = items(row, tmp_path)
+    assert first.action == '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    assert (last.messages or ())[-1] == SUN
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+def test_a_reward_beside_a_chat_is_that_of_its_last_answer(name: str, tmp_path: Path) -> None:
+    chat = {"messages": [*CHAT, *CHAT], "conversations": [*TURNS, *TURNS]}[name]
+    first, last = items({name: chat, "reward": 0.5}, tmp_path)
+    assert (first.reward, last.reward, last.metadata) == (None, 0.5, {})
+
+
 def test_a_long_dialogue_of_hh_rlhf_is_a_chat(tmp_path: Path) -> None:
     start = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: 2 + 3?\n\nAssistant:"
     better, worse = items({"chosen": f"{start} 5", "rejected": f"{start} 6"}, tmp_path)

@@ -83,5 +83,5 @@ def test_two_runs_are_laid_side_by_side_in_one_small_file(tmp_path: Path) -> Non
 def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     training(tmp_path / "run", steps=2)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write the report .*report\.html"):
+    with pytest.raises(StorageError, match=r"cannot write .*report\.html"):
         write_report(tmp_path / "run", tmp_path / "file" / "report.html")

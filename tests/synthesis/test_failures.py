@@ -179,6 +179,31 @@ async def test_a_failed_batch_of_a_step_of_ones_own_is_asked_again(tmp_path: Pat
     assert len((await pipeline(step, folder=tmp_path).run()).items) == 16
 
 
+@pytest.mark.parametrize("part", ["validator", "scorer"])
+@pytest.mark.parametrize("answer", [ValueError("odd"), float("nan"), "high"])
+async def test_a_check_that_fails_costs_its_item(part: str, answer: object) -> None:
+    def check(item: TrajectoryItem) -> Any:  # noqa: ANN401 - the fault itself
+        if item.state != TASKS[3].state:
+            return 1.0
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    for on_error in ("drop", "raise"):
+        made = SynthesisPipeline(
+            SynthesisConfig(target_size=16, dedup_threshold=None, on_error=on_error),
+            **{part: check},  # type: ignore[arg-type] # one of two functions
+        ).add_step(Respond(Teacher()))
+        if part == "validator" and not isinstance(answer, BaseException):
+            assert len((await made.run(TASKS)).items) == 16, "it is only true or false"
+        elif on_error == "raise":
+            with pytest.raises(CallbackError, match=part):
+                await made.run(TASKS)
+        else:
+            result = await made.run(TASKS)
+            assert (len(result.items), result.rejected) == (15, {"failed": 1})
+
+
 async def test_a_scorer_that_failed_is_asked_again(tmp_path: Path) -> None:
     is_broken = [True]
 

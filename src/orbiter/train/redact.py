@@ -18,6 +18,10 @@ _NAME = re.compile(
     r"_?token"
     r"|secret|password|passwd|passphrase|credential|authorization|cookie)s?$|^token$"
 )
+_KEY_OF_A_SERVICE = re.compile(
+    r"(?:^|_)(?:OPENAI|AZURE|ANTHROPIC|GROQ|MISTRAL|COHERE|GEMINI|GOOGLE|AWS|GCP|WANDB|LANGFUSE"
+    r"|LANGSMITH|SERVICE|ACCOUNT|CLIENT|LICENSE|ENCRYPTION|MASTER|SSH|DEPLOY)_KEY$"
+)
 _VARIABLE = re.compile(
     r"(?:^|_)(?:key|token|secret|password|passwd|passphrase|credentials?|pat)$", re.IGNORECASE
 )
@@ -60,7 +64,12 @@ Json = Any
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether what is kept under a name such as `apiKey` or `api-key` is a secret."""
+    """Return whether what is kept under a name such as `apiKey` or `api-key` is a secret.
+
+    A name in capitals is taken for an environment variable, such as AZURE_OPENAI_KEY.
+    """
+    if name.isupper() and _KEY_OF_A_SERVICE.search(name):
+        return True
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
     return _NAME.search(snake) is not None
 
@@ -70,6 +79,22 @@ def mask_text(text: str, secrets: Sequence[str] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, MASK)
     return _NAMED_IN_TEXT.sub(_named, _TEXT.sub(MASK, text))
+
+
+def mask_texts(value: Json, secrets: Sequence[str] = ()) -> Json:
+    """Return JSON in which every text is without secrets, however deep it lies."""
+    if isinstance(value, str):
+        return mask_text(value, secrets)
+    if isinstance(value, Mapping):
+        return {
+            name: MASK
+            if isinstance(inner, str) and is_secret_name(str(name))
+            else mask_texts(inner, secrets)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [mask_texts(inner, secrets) for inner in mask_arguments(value)]
+    return value
 
 
 def mask_private(text: str) -> str:

@@ -69,6 +69,11 @@ class ResumeJournal:
         os.truncate(self.path, line.start)
         self._checksum = line.before
 
+    def clear(self) -> None:
+        """Remove all lines."""
+        os.truncate(self.path, 0)
+        self._checksum = 0
+
     def append(self, record: bytes) -> None:
         """Add a JSON object with at least one field, on one line."""
         if self._checksum is None:  # nobody has replayed the file, which checks it

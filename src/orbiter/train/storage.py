@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
+from orbiter.train.contained import open_plain
+from orbiter.train.disk import disk_errors, explain, is_disk_error
 from orbiter.train.errors import StorageError
 
 Durability = Literal["process", "group", "disk"]
@@ -29,24 +31,57 @@ its name. In a tight loop the check would cost a quarter of the append."""
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_write(path: str | os.PathLike[str], *, needed: int | None = None) -> Iterator[IO[bytes]]:
     """Write a file completely or not at all.
 
     The bytes go to a temporary file next to `path`, are fsynced, and get their name in one rename.
     An error inside the block leaves an existing file unchanged and removes the temporary file.
+    `needed` is the number of bytes to be written, for the error message about a full disk; without
+    it, the message has the number written so far.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; names the path and the free bytes.
     """
     target = Path(path)
     staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with staged.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                needed = needed or _position(file)
+                raise
         staged.replace(target)
-    except BaseException:
-        staged.unlink(missing_ok=True)
+        fsync_directory(target.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+        if isinstance(error, Exception) and is_disk_error(error, target):
+            raise StorageError(explain(error, target, needed)) from error
         raise
-    fsync_directory(target.parent)
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file completely or not at all, and create its folder; see `atomic_write`.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; names the path and the bytes needed.
+    """
+    target = Path(path)
+    with disk_errors(target, needed=len(content)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, needed=len(content)) as file:
+        file.write(content)
+
+
+def _position(file: IO[bytes]) -> int | None:
+    """Return how many bytes were written to a file, with those that are still buffered."""
+    try:
+        return file.tell() or None
+    except (OSError, ValueError):
+        return None
 
 
 def fsync_directory(path: Path) -> None:
@@ -69,6 +104,10 @@ class Recovered(NamedTuple):
     """Size of an unfinished last record, moved to `<name>.torn`; 0 if there was none."""
 
 
+class SyncError(StorageError):
+    """What was appended to a log could not be forced to disk, so it may be lost."""
+
+
 class AppendLog:
     """An append-only file of lines, one `write` per record: a kill loses nothing acknowledged.
 
@@ -84,27 +123,21 @@ class AppendLog:
         """
         self.path = Path(path)
         self.durability = durability
-        try:
+        self._file = -1
+        with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
-        except OSError as error:
-            if isinstance(error, StorageError):
+            try:
+                # Locked before the tail is looked at: a living writer's line is not torn.
+                self._file = _open_alone(self.path)
+                self.recovered = _set_torn_tail_aside(self.path)
+                if durability != "process":
+                    fsync_directory(self.path.parent)
+            except BaseException:
+                self._release()  # otherwise nothing in this process could open the log again
                 raise
-            raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
-        self._file = -1
-        try:
-            # Locked before the tail is looked at: a living writer's line in progress is not torn.
-            self._file = _open_alone(self.path)
-            self.recovered = _set_torn_tail_aside(self.path)
-        except BaseException as error:
-            self._release()  # otherwise nothing in this process could open the log again
-            if isinstance(error, OSError) and not isinstance(error, StorageError):
-                raise StorageError(f"cannot open the log {self.path}: {error.strerror}") from error
-            raise
         self._unsynced = 0
         self._unchecked, self._appended = 0, time.monotonic()
-        if durability != "process":
-            fsync_directory(self.path.parent)
 
     def append(self, record: bytes) -> None:
         """Add one record; on return it is as durable as `durability` promises."""
@@ -119,7 +152,7 @@ class AppendLog:
             if written < len(line):
                 self._complete(line, written)
         except OSError as error:
-            raise StorageError(f"cannot append to {self.path}: {error.strerror}") from error
+            raise StorageError(explain(error, self.path, len(line))) from error
         if self.durability == "process":
             return
         self._unsynced += 1
@@ -150,8 +183,15 @@ class AppendLog:
             )
 
     def sync(self) -> None:
-        """Force everything appended so far to disk."""
-        os.fsync(self._file)
+        """Force everything appended so far to disk.
+
+        Raises:
+            SyncError: the system could not; what was appended may be lost.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise SyncError(f"cannot sync: {explain(error, self.path)}") from error
         self._unsynced = 0
 
     def close(self) -> None:
@@ -187,8 +227,11 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """Yield the complete records of a log without the newline, skipping an unfinished last line.
 
     Needs no lock: a log can be read while another process writes it. A missing file is empty.
+
+    Raises:
+        StorageError: it is a device or a pipe, which might never end.
     """
-    with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), open_plain(path) as file:
         for line in file:
             if line.endswith(b"\n"):
                 yield line[:-1]
@@ -262,7 +305,8 @@ class FileLock:
             StorageError: another living process holds it; the message names its process id.
         """
         self.path = Path(path)
-        self._handle = _open_lock(self.path)
+        with disk_errors(self.path):
+            self._handle = _open_lock(self.path)
         try:
             _lock(self._handle)
         except OSError as error:
@@ -277,8 +321,10 @@ class FileLock:
                 "at a time"
             ) from error
         # Overwritten, not truncated: despite the checks, a hard link may lead to a foreign file.
-        if os.fstat(self._handle).st_size <= _LOCK_BYTES:
-            os.write(self._handle, f" {os.getpid():<{_LOCK_BYTES - 2}}\n".encode("ascii"))
+        # On a full disk the lock holds all the same, only its owner cannot be named to others.
+        with contextlib.suppress(OSError):
+            if os.fstat(self._handle).st_size <= _LOCK_BYTES:
+                os.write(self._handle, f" {os.getpid():<{_LOCK_BYTES - 2}}\n".encode("ascii"))
 
     def release(self) -> None:
         """Let another process, or another object in this one, become the writer."""

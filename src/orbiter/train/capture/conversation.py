@@ -18,7 +18,7 @@ from orbiter.train.capture.wire.responses import previous
 from orbiter.train.chat.message import Json, Message
 from orbiter.train.chat.reply import Fields, Reply, decode, decode_fields
 from orbiter.train.chat.transcript import Transcript
-from orbiter.train.redact import mask_named
+from orbiter.train.redact import mask_named, mask_texts, secrets_of_the_environment
 
 Clean = Cleaner | None
 
@@ -87,6 +87,7 @@ class Conversations:
         """The latest reply, which the next request usually repeats."""
         self._answered: dict[str, Conversation] = {}
         """Conversations that the server keeps, by the response or conversation id."""
+        self._secrets: list[str] | None = None
         self._tools: dict[bytes, Cleaned] = {}
         self._params: dict[tuple[tuple[str, bytes], ...], dict[str, Json]] = {}
 
@@ -174,7 +175,7 @@ class Conversations:
         raw = bytes(fields.get("tools") or b"null")
         if raw not in self._tools:
             # A tool of a remote server (MCP) may hold the keys for it.
-            tools = mask_named(wire.tools(decode(raw)))
+            tools = self._masked(wire.tools(decode(raw)))
             self._tools[raw] = Cleaned(tools, changed=False) if clean is None else clean(tools)
         return self._tools[raw]
 
@@ -182,9 +183,15 @@ class Conversations:
         kept = {name: raw for name, raw in fields.items() if name not in NO_PARAMETERS}
         key = tuple((name, bytes(raw)) for name, raw in kept.items())
         if key not in self._params:
-            params = mask_named({name: decode(raw) for name, raw in without_keys(kept).items()})
+            params = self._masked({name: decode(raw) for name, raw in without_keys(kept).items()})
             self._params[key] = params if clean is None else clean(params).value
         return self._params[key]
+
+    def _masked(self, value: Json) -> Json:
+        """Return settings or tools without secrets, whether known by name or by their looks."""
+        if self._secrets is None:
+            self._secrets = secrets_of_the_environment()
+        return mask_texts(mask_named(value), self._secrets)
 
 
 def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:

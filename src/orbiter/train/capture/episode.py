@@ -25,7 +25,7 @@ from orbiter.train.capture.wire import Recognised
 from orbiter.train.chat.reply import Reply, Unreadable, decode
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
-from orbiter.train.redact import mask_text
+from orbiter.train.redact import mask_text, secrets_of_the_environment
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
 log = logging.getLogger(__name__)
@@ -304,7 +304,8 @@ class Episode:
     def _fail(self, exchange: Exchange, error: str) -> None:
         clean = self._redactor.cleaner(exchange.secrets)
         # Cleaned before it is cut: a secret that is cut in two would not be recognised.
-        shown = mask_text(error if clean is None else clean(error).value)[:500]
+        text = error if clean is None else clean(error).value
+        shown = mask_text(text, secrets_of_the_environment())[:500]
         self._failed.append(Attempt(exchange.status, shown))
         self.failures.append(self._failed[-1])
 

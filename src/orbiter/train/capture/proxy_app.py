@@ -24,6 +24,7 @@ from orbiter.train.capture.sessions import Sessions
 from orbiter.train.capture.wire import recognise
 from orbiter.train.errors import StorageError, TrainError
 from orbiter.train.net import refuse_web_pages, same_secret
+from orbiter.train.redact import mask_text
 from orbiter.train.trajectory import TrajectoryDataset
 
 TOKEN_HEADER = "x-orbiter-token"
@@ -227,7 +228,7 @@ class _Call(Response):
             why = f"{type(error).__name__}: {error}"
             self._close(why)
             if not self._begun:  # else returning now breaks the client's connection, as it should
-                problem = _problem(502, f"{self._model} did not answer: {why}")
+                problem = _problem(502, mask_text(f"{self._model} did not answer: {why}"))
                 await problem(scope, receive, send)
         except StorageError as error:
             if not self._begun:

@@ -113,7 +113,7 @@ def call_in(call: object, name: str) -> dict[str, Any]:
         return {**given, "type": "custom"}
     if isinstance(given.get("name"), str) and kind in _FLAT:
         made = function_call(None, _named(given, name), _arguments_in(given))
-        call_id = given.get("id", given.get("call_id", given.get("tool_call_id")))
+        call_id = given.get("call_id", given.get("id", given.get("tool_call_id")))
         return {**({} if call_id is None else {"id": str(call_id)}), **_without_id(made)}
     if isinstance(kind, str) and kind not in _FLAT and kind.endswith(_SERVER_CALLS):
         return given

@@ -147,7 +147,8 @@ class _Chat:
         if not isinstance(message, Mapping):
             raise DataError(f"{name} must be an object, got {fields.shown(message)}")
         if "role" not in message and "from" not in message:
-            raise DataError(f"{name} must have a role, got {fields.shown(message)}")
+            self._take_typed(message, name)
+            return
         role = role_of(message.get("role", message.get("from")), name)
         content = message.get("content", message.get("value"))
         if role == CALL:
@@ -156,6 +157,24 @@ class _Chat:
             self._add(dict(message))
         else:
             self._take_any(role, content, message, name)
+
+    def _take_typed(self, message: Mapping[str, Any], name: str) -> None:
+        """Add a message with a type in place of a role: LangChain's, or an item of Responses."""
+        kind = message.get("type")
+        rest = {key: value for key, value in message.items() if key != "type"}
+        if kind == "function_call":
+            self._take_calls(message, {}, name)
+        elif kind == "function_call_output":
+            result = {
+                "type": kind,
+                "content": rest.get("output"),
+                "tool_call_id": rest.get("call_id"),
+            }
+            self._add(_result(result, name))
+        elif isinstance(kind, str) and kind in SPEAKERS and "content" in message:
+            self.take({"role": kind, **rest}, name)
+        else:
+            raise DataError(f"{name} must have a role, got {fields.shown(message)}")
 
     def _take_calls(self, content: object, message: Mapping[str, Any], name: str) -> None:
         """Add a message that is only calls to the assistant's message before it."""

@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # the outermost handler: any error becomes one line and a code
         if debug:
             raise
-        sys.exit(report_error(error, as_json="--json" in words))
+        code = report_error(error, as_json="--json" in words)
+        _flush()
+        sys.exit(code)
 
 
 def _set_up_streams() -> None:
@@ -151,12 +153,15 @@ def _set_up_streams() -> None:
 
 
 def _flush() -> None:
-    """Flush the output; a closed pipe is not an error."""
+    """Flush the output; a closed pipe is not an error, a full disk is one."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
         sys.exit(Code.OK)
+    except OSError as error:
+        _discard_output()
+        sys.exit(report_error(error, as_json=False))
 
 
 def _discard_output() -> None:

@@ -49,8 +49,12 @@ def _from_file(file: Path, what: str) -> ModuleType:
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
     sys.modules[name] = module  # before it runs, as in a normal import: dataclasses look it up
-    with boundary(f"{what}: reading {file.name}"):
-        spec.loader.exec_module(module)
+    try:
+        with boundary(f"{what}: reading {file.name}"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # half of it is loaded
+        raise
     return module
 
 

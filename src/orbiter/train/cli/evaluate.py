@@ -18,6 +18,7 @@ from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_mean
 from orbiter.train.evaluation import Interval, mean_interval
 
@@ -110,6 +111,7 @@ def _settings(config: Path | None, run: Path | None, overrides: list[str]) -> Se
     if run is not None:
         if config is not None:
             raise ConfigError("--run already brings settings: give either --run or --config")
+        check_contained(run)
         file = run / RUN_CONFIG
         if not file.is_file():
             raise StorageError(f"{run} holds no run: {RUN_CONFIG} is missing")

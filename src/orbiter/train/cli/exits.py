@@ -7,7 +7,9 @@ import json
 import os
 import sys
 from enum import IntEnum
+from pathlib import Path
 
+from orbiter.train.disk import FULL, explain
 from orbiter.train.errors import (
     CallbackError,
     ConfigError,
@@ -18,6 +20,7 @@ from orbiter.train.errors import (
     TrainError,
     TrainingError,
 )
+from orbiter.train.redact import mask_text, secrets_of_the_environment
 
 
 class Code(IntEnum):
@@ -69,16 +72,16 @@ def _is_about_a_file(error: BaseException) -> bool:
     """Return whether the system refused a file: missing, not allowed, read-only, disk full."""
     if not isinstance(error, OSError) or isinstance(error, TrainError):
         return False
-    return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return error.filename is not None or error.errno in (*FULL, errno.EROFS, errno.EIO)
 
 
 def report_error(error: BaseException, *, as_json: bool) -> Code:
     """Print the error as one line, and return the exit code."""
     code = code_of(error)
-    message = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    message = mask_text(text, secrets_of_the_environment())
     if _is_about_a_file(error) and isinstance(error, OSError):
-        path = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        message = f"{path}{error.strerror}"
+        message = _about_file(error)
     if code is Code.UNEXPECTED:
         message = f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
     if as_json:
@@ -87,3 +90,10 @@ def report_error(error: BaseException, *, as_json: bool) -> Code:
     else:
         sys.stderr.write(f"error: {message}\n")
     return code
+
+
+def _about_file(error: OSError) -> str:
+    if error.filename is None:  # no file of this package: those name themselves
+        return f"cannot write the output: {error.strerror}"
+    path = os.fsdecode(error.filename)
+    return explain(error, Path(path)) if error.errno in FULL else f"{path}: {error.strerror}"

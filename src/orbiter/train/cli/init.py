@@ -10,7 +10,7 @@ import typer
 
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import StorageError
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 from orbiter.train.trajectory import TrajectoryItem
 
 init_app = typer.Typer(rich_markup_mode=None)
@@ -134,10 +134,8 @@ def init(
     there = [name for name in files if (directory / name).exists()]
     if there:
         raise StorageError(f"{directory} has {', '.join(there)} already; choose another folder")
-    directory.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with atomic_write(directory / name) as file:
-            file.write(content)
+        write_file(directory / name, content)
         output.say(f"wrote {directory / name}")
     output.say("\nnext:")
     output.say(f"  cd {shlex.quote(str(directory))}")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from orbiter.train.disk import disk_errors
 from orbiter.train.errors import DataError, StorageError
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -75,5 +76,6 @@ def write_items(items: Iterable[TrajectoryItem], path: Path) -> int:
     """Write items in the format of the suffix (.jsonl, .json, .csv, .parquet); return the count."""
     from orbiter.train.formats.registry import write
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return write(items, path).written

@@ -146,7 +146,7 @@ def resume(
 
 
 def _find(folder: Path) -> Found:
-    run, result = read_run(folder), _result(folder)
+    run, result = read_run(folder), _result(folder)  # the first checks where links lead
     if _is_held(folder):
         return Found(run, "running", result)
     return Found(run, "finished" if result.get("finished") else "stopped", result)

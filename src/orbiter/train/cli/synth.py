@@ -69,6 +69,8 @@ def synth(
     _tell(result, out, output)
     if error is not None:
         output.say(f"every answer so far is kept. Continue with: {again}")
+        if isinstance(error, CallbackError):
+            output.say("To leave out the items that fail, add: synth.on_error=drop")
         raise error
     if result.stop_reason in ("cancelled", "failures", "budget"):
         output.say(f"every answer so far is kept. Continue with: {again}")

@@ -25,13 +25,14 @@ from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Re
 from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.contained import check_contained
 from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 from orbiter.train.verl import VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
 
@@ -295,8 +296,7 @@ class Course:
 
 def write_result(folder: Path, found: dict[str, Any]) -> None:
     """Store the results next to the run's metrics."""
-    with atomic_write(folder / RESULT) as file:
-        file.write(json.dumps(found, indent=2, default=str).encode() + b"\n")
+    write_file(folder / RESULT, json.dumps(found, indent=2, default=str).encode() + b"\n")
 
 
 def _stopped(job: Job, number: int, output: Output) -> Code:
@@ -364,6 +364,7 @@ def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
         StorageError: the folder contains no run.
     """
     file = folder / RUN_CONFIG
+    check_contained(folder, to_write=True)
     if not file.is_file():
         raise StorageError(f"{folder} holds no run: {RUN_CONFIG} is missing")
     settings = load(file, parse_overrides(overrides))

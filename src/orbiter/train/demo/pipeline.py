@@ -37,7 +37,7 @@ from orbiter.train.demo.state import State, open_state
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.runlog import read_run
 from orbiter.train.sft import SFTConfig, SFTTrainer
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 from orbiter.train.synthesis import deduplicate, filter_by_score, split_dataset
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
@@ -153,8 +153,7 @@ async def run_demo(run: Run) -> Outcome:
     if run.plan.control:
         await imitate_further(run, lessons, parts.held_out)
     run.outcome.page = str(write_page(run.outcome, run.plan, run.folder))
-    with atomic_write(run.folder / "result.json") as file:
-        file.write(msgspec.json.encode(run.outcome))
+    write_file(run.folder / "result.json", msgspec.json.encode(run.outcome))
     run.finish("report")
     return run.outcome
 

@@ -11,7 +11,7 @@ import msgspec
 from orbiter.train.demo.outcome import Outcome
 from orbiter.train.demo.plan import DemoPlan
 from orbiter.train.errors import StorageError
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 
 STATE_FILE = "state.json"
 
@@ -31,9 +31,7 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Write the state to the run's folder, atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / STATE_FILE) as file:
-            file.write(msgspec.json.encode(self))
+        write_file(folder / STATE_FILE, msgspec.json.encode(self))
 
 
 def open_state(plan: DemoPlan, folder: Path) -> State:

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.errors import ConfigError, StorageError, did_you_mean
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 
 log = logging.getLogger(__name__)
 
@@ -258,10 +258,8 @@ def _kept_gain(path: Path, key: str) -> float | None:
 
 def _keep_gain(path: Path, key: str, gain: float) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps({"key": key, "bfloat16_gain": gain}).encode())
-    except (OSError, StorageError) as error:
+        write_file(path, json.dumps({"key": key, "bfloat16_gain": gain}).encode())
+    except StorageError as error:
         log.debug("the measurement of this processor is not kept: %s", error)
 
 

@@ -21,12 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from orbiter.train.engine.models.folder import (
-    disk_errors,
-    staged_folder,
-    sweep_partials,
-    verify_folder,
-)
+from orbiter.train.disk import disk_errors
+from orbiter.train.engine.models.folder import staged_folder, sweep_partials, verify_folder
 from orbiter.train.errors import DataError, StorageError, TrainingError
 
 log = logging.getLogger(__name__)

@@ -29,6 +29,13 @@ class EngineConfig(TrainConfig):
         path="model",
         verl=VerlKeys(("actor_rollout_ref.model.path",), read_back=True, written=False),
     )
+    trust_remote_code: bool = setting(
+        False,
+        "Run Python code that comes with the model, with all rights of your account. Read the code "
+        "first; without this setting such a model is refused.",
+        Boolean(),
+        verl=NotInVerl("a model that needs its own code is not supported there"),
+    )
     system_prompt: str | None = setting(
         None,
         "System prompt before every prompt; without one, an agent's instructions are used.",

@@ -28,7 +28,7 @@ from orbiter.train.engine.forward.fast import FastForward, misfit
 from orbiter.train.engine.forward.generic import Forward, GenericForward, why_generic_fails
 from orbiter.train.engine.models.architectures import context_of, refuse, require_supported
 from orbiter.train.engine.models.lora import add_lora
-from orbiter.train.engine.turn_end import stop_token_ids
+from orbiter.train.engine.turn_end import configured_stops, stop_token_ids
 from orbiter.train.errors import DataError, StateError
 
 if TYPE_CHECKING:
@@ -198,10 +198,3 @@ def _make_forward(
     if (problem := why_generic_fails(model)) is not None:
         refuse(model, problem)
     return GenericForward(model, dtype=dtype)
-
-
-def configured_stops(model: PreTrainedModel | PeftModel) -> frozenset[int]:
-    """Return the ids that end an answer by the model's own generation configuration."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(token_id for token_id in listed if token_id is not None)

@@ -267,7 +267,9 @@ class ModelTrainer(Trainer):
         if self._policy is None:
             config = self.config
             dtype = _recorded_dtype(config) or config.dtype
-            loaded = load_model(config.model, device=config.device)
+            loaded = load_model(
+                config.model, device=config.device, trust_remote_code=config.trust_remote_code
+            )
             self._policy = make_policy(
                 loaded.model,
                 loaded.tokenizer,

@@ -17,7 +17,8 @@ from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE = "orbiter-probe"
 """An answer whose end is easy to find in the template's text."""
@@ -57,6 +58,13 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     ends = turn_ends(tokenizer)
     known = (ends.text, ends.calls, tokenizer.eos_token_id)
     return frozenset(token_id for token_id in known if token_id is not None)
+
+
+def configured_stops(model: PreTrainedModel | PeftModel) -> frozenset[int]:
+    """Return the tokens that end an answer by the model's own generation configuration."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return frozenset(token_id for token_id in listed if token_id is not None)
 
 
 def render_action(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> list[int]:

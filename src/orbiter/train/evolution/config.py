@@ -9,6 +9,7 @@ from enum import StrEnum
 from os import PathLike
 from typing import Literal
 
+from orbiter.train.checks import Boolean, shown
 from orbiter.train.errors import ConfigError
 from orbiter.train.evolution.event import Event
 
@@ -98,6 +99,7 @@ class EvolutionConfig:
                 _whole(name, getattr(self, name), 1)
         _one_of("mode", self.mode, ("generation", "steady"))
         _one_of("on_error", self.on_error, ("drop", "raise"))
+        Boolean()("cache", self.cache)
         if not _is_number(self.min_delta) or not 0 <= self.min_delta < math.inf:
             raise ConfigError(f"min_delta must be a number of at least 0, got {self.min_delta!r}")
         if self.target is not None and not (_is_number(self.target) and self.target < math.inf):
@@ -131,26 +133,31 @@ _LEAST = {
 
 def _whole(name: str, value: object, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        raise ConfigError(f"{name} must be a whole number of at least {low}, got {shown(value)}")
 
 
 def _share(name: str, value: object, *, zero_allowed: bool) -> None:
     if not _is_number(value) or not 0 <= float(value) <= 1 or (value == 0 and not zero_allowed):  # type: ignore[arg-type] # a number by now
         opening = "[" if zero_allowed else "("
-        raise ConfigError(f"{name} must be a number in {opening}0, 1], got {value!r}")
+        raise ConfigError(f"{name} must be a number in {opening}0, 1], got {shown(value)}")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 def _positive(name: str, value: float | None) -> None:
     if value is None:
         return
     if not _is_number(value) or not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"{name} must be a positive number or None, got {value!r}")
+        raise ConfigError(f"{name} must be a positive number or None, got {shown(value)}")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {shown(value)}")

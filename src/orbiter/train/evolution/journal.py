@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 from typing_extensions import override
 
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.evolution.strategy import Score
 from orbiter.train.resume_journal import ResumeJournal, differences
@@ -94,6 +95,7 @@ class FileJournal(Journal):
             StorageError: the journal cannot be read, or another process writes it.
         """
         path = folder / FILE_NAME
+        check_contained(folder, to_write=True)
         self.trials: dict[tuple[str, int], Trial] = {}
         self.partial: dict[tuple[str, int], Score] = {}
         self.births: dict[tuple[int, int], Birth] = {}

@@ -16,8 +16,8 @@ from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
+from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.trajectory.files import writing
 from orbiter.train.trajectory.item import NAMES
 
 
@@ -42,7 +42,7 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     """
     lines = path.suffix != ".json"
     written = 0
-    with writing(path) as file:
+    with atomic_write(path) as file:
         made = trajectories(items)
         held = next(made, None)
         several = False

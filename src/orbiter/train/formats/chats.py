@@ -157,7 +157,7 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
     """
     if "from" not in turn and "role" in turn:
         return [dict(turn)]
-    value = turn.get("value")
+    value = turn.get("value", turn.get("content"))
     if "from" not in turn:
         raise DataError(f"{name} must have a speaker in 'from', got {fields.shown(turn)}")
     role = role_of(turn["from"], name)
@@ -286,7 +286,7 @@ def answered(
         DataError: an item cannot hold a value.
     """
     start = len(prompt.messages)
-    scalars = _scalars_in(row)
+    scalars = scalars_in(row)
     used = {*prompt.columns, *scalars, "tools", "functions"}
     rest = {key: value for key, value in row.items() if key not in known}
     items = list(
@@ -341,7 +341,7 @@ def _system_in(row: Row, messages: Sequence[Message]) -> list[dict[str, Any]]:
     return normal_messages([{"role": "system", "content": system}], "system")
 
 
-def _scalars_in(row: Row) -> dict[str, Any]:
+def scalars_in(row: Row) -> dict[str, Any]:
     """Return the item fields in a row's columns, without columns whose value is invalid."""
     found: dict[str, Any] = {}
     for name, check in _CHECKS.items():

@@ -7,12 +7,15 @@ as that format. In memory the rows may be of any format: a TRL trainer accepts
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orbiter.train.contained import inside
+from orbiter.train.disk import disk_errors
 from orbiter.train.errors import DataError, StorageError, require
 from orbiter.train.formats.format import Column, ExportReport, Format, Rows
 from orbiter.train.formats.rows import items_of_records
@@ -29,6 +32,7 @@ BATCH = 512
 """The number of rows in memory at once while a data set is read."""
 ONE = "dataset_info.json"
 SEVERAL = "dataset_dict.json"
+STATE = "state.json"
 
 
 def to_dataset(items: Iterable[TrajectoryItem], format: str = "jsonl") -> datasets.Dataset:
@@ -64,6 +68,7 @@ def _detect(_: bytes, path: Path) -> float:
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:
     library = require("datasets", extra="datasets")
+    _check_files(Path(source.path))
     try:
         loaded = library.load_from_disk(source.path)
     except FOREIGN as error:
@@ -71,6 +76,34 @@ def _read(source: Source) -> Iterator[TrajectoryItem]:
             f"{source.path}:1: not a data set that can be read: {type(error).__name__}: {error}"
         ) from error
     return _items(loaded, source)
+
+
+def _check_files(folder: Path) -> None:
+    """Check that the data set's tables are files inside its folder.
+
+    Raises:
+        StorageError: one is elsewhere, a device, or a pipe.
+    """
+    if (folder / SEVERAL).is_file():
+        splits = _described(folder / SEVERAL).get("splits")
+        for split in splits if isinstance(splits, list) else []:
+            _check_files(inside(folder, split, str(folder / SEVERAL)))
+        return
+    tables = _described(folder / STATE).get("_data_files")
+    for table in tables if isinstance(tables, list) else []:
+        name = table.get("filename") if isinstance(table, Mapping) else None
+        path = inside(folder, name, str(folder / STATE))
+        if path.exists() and not path.is_file():
+            raise StorageError(f"{path} is not a plain file")
+
+
+def _described(path: Path) -> Mapping[str, Any]:
+    """Return what a JSON file of the data set describes; the library reports a damaged one."""
+    try:
+        described = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return described if isinstance(described, dict) else {}
 
 
 def _items(loaded: Any, source: Source) -> Iterator[TrajectoryItem]:  # noqa: ANN401 - not typed
@@ -102,12 +135,11 @@ def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     staged = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        dataset.save_to_disk(staged)
-        if path.exists():
-            shutil.rmtree(path)
-        staged.rename(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error}") from error
+        with disk_errors(path):
+            dataset.save_to_disk(staged)
+            if path.exists():
+                shutil.rmtree(path)
+            staged.rename(path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return ExportReport(len(dataset), {}, path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from orbiter.train.disk import disk_errors
 from orbiter.train.errors import StorageError, require
 from orbiter.train.formats.format import ExportReport, Format
 from orbiter.train.trajectory import TrajectoryItem
@@ -40,17 +41,14 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
         StorageError: the path exists already, or the folder cannot be written.
     """
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path.exists():
+        raise StorageError(f"{path} exists already: remove it, or write the next version")
     try:
-        if path.exists():
-            raise StorageError(f"{path} exists already: remove it, or write the next version")
-        (staged / "data").mkdir(parents=True)
-        left = Left()
-        written = _write(items, staged / "data", _name(path.name), left)
-        staged.replace(path)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        with disk_errors(path):
+            (staged / "data").mkdir(parents=True)
+            left = Left()
+            written = _write(items, staged / "data", _name(path.name), left)
+            staged.replace(path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return ExportReport(written, dict(left), path)

@@ -36,6 +36,7 @@ from orbiter.train.formats.chats import (
     messages_in,
     openai_message,
     says_nothing,
+    scalars_in,
     tag_in,
     tools_in,
     unset_free,
@@ -102,6 +103,8 @@ def chat_items(
     answers = learned(messages)
     if reward is not None:
         _check_tagged(messages, tag, reward)
+    elif (scored := scalars_in(row).get("reward")) is not None:
+        reward, tag = scored, "reward"
     items = list(
         items_of(
             [openai_message(message) for message in messages],

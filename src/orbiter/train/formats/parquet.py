@@ -18,7 +18,7 @@ from orbiter.train.formats.rows import items_of_records
 from orbiter.train.formats.tables import FOREIGN, claim, plain_rows, rows_in
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
-from orbiter.train.trajectory.files import writing
+from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
 
 BATCH = 512
@@ -69,7 +69,10 @@ def _unreadable(source: Source, error: Exception) -> DataError:
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     parquet = require("pyarrow.parquet", extra="parquet")
     schema, written, given = _schema(), 0, iter(items)
-    with writing(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+    with (
+        atomic_write(path) as file,
+        parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
         while batch := list(islice(given, BATCH)):
             writer.write_table(_table(batch, schema))
             written += len(batch)

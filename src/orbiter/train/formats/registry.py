@@ -255,7 +255,7 @@ def convert(
         raise ConfigError(f"{out_path} is the file to read; write to another path")
     source = format_of(from_format) if from_format is not None else detect(in_path)
     skipped: list[Skipped] = []
-    opened = Source(in_path, on_error, "error", skipped, redact=redact)
+    opened = _Reported(in_path, on_error, "error", skipped, redact=redact)
     items = _reader(source)(opened)
     first = next(items, None)
     if first is None:
@@ -292,18 +292,22 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
     )
 
 
-class _Noting(Source):
-    """A file that is being checked: problems go into the report, not into the log."""
-
-    @override
-    def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
-        """Note a bad record."""
-        self.skipped.append(Skipped(self.path, line, reason))
+class _Reported(Source):
+    """A file with a report: what was left out goes there, not into the log."""
 
     @override
     def note(self, text: str) -> None:
         """Note what was left out."""
         self.notes.append(text)
+
+
+class _Noting(_Reported):
+    """A file that is being checked: problems go into the report as well."""
+
+    @override
+    def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
+        """Note a bad record."""
+        self.skipped.append(Skipped(self.path, line, reason))
 
 
 def _with_suffix(path: Path) -> list[str]:

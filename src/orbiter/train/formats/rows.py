@@ -13,7 +13,7 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats.format import ExportReport, Format, Rows
 from orbiter.train.json_files.records import Record, encode_record, first_object, read_records
 from orbiter.train.json_files.source import Source
-from orbiter.train.trajectory.files import writing
+from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory.item import TrajectoryItem
 from orbiter.train.trajectory.left_out import Left
 
@@ -29,7 +29,7 @@ def row_format(name: str, *, about: str, survives: frozenset[str], rows: Rows) -
 
     def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
         left, written = Left(), 0
-        with writing(path) as file:
+        with atomic_write(path) as file:
             for built in rows.build(items, left):
                 file.write(encode_record(built.row))
                 written += built.items

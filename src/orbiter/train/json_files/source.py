@@ -6,6 +6,7 @@ import codecs
 import copy
 import logging
 import os
+import stat
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -79,11 +80,19 @@ class Source:
         self.notes.append(text)
 
     def open(self) -> IO[bytes]:
-        """Open the file; a `StorageError` says why it cannot be read."""
+        """Open the file; a `StorageError` says why it cannot be read.
+
+        A pipe is fine, since shells pass the output of commands as one; a device never ends.
+        """
         try:
-            return Path(self.path).open("rb")
+            file = Path(self.path).open("rb")  # noqa: SIM115 - the caller closes it
         except OSError as error:
             raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
+        mode = os.fstat(file.fileno()).st_mode
+        if (stat.S_ISCHR(mode) and not file.isatty()) or stat.S_ISBLK(mode):
+            file.close()
+            raise StorageError(f"cannot read {self.path}: it is a device, not a file")
+        return file
 
     def refuse(self, line: int, reason: str, cause: Exception | None = None) -> None:
         """Raise an error for a bad item, or add it to `skipped`."""

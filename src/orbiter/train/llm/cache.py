@@ -6,6 +6,7 @@ again each time, so that a better parser also improves old answers. Answers neve
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
@@ -16,8 +17,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from orbiter.train.disk import explain, free_bytes, is_read_only
 from orbiter.train.errors import DataError, StorageError
 
+LEAST_FREE = 1 << 20
+"""Free bytes below which an error of SQLite about reading or writing means a full disk."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS response (
     key BLOB PRIMARY KEY, model TEXT NOT NULL, request BLOB NOT NULL, raw BLOB NOT NULL,
@@ -87,8 +91,10 @@ class ResponseCache:
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_SCHEMA)
             db.execute("SELECT key, model, request, raw, cost, created FROM response LIMIT 0")
-        except (OSError, sqlite3.Error) as error:
-            raise StorageError(f"cannot open the response cache {self.path}: {error}") from error
+        except OSError as error:
+            raise StorageError(explain(error, self.path)) from error
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
         return db
 
     def get(self, request: Request) -> bytes | None:
@@ -120,4 +126,15 @@ class ResponseCache:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
-            raise StorageError(f"response cache {self.path}: {error}") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: sqlite3.Error) -> StorageError:
+        """Return an error that says what the disk said: SQLite words it in another way."""
+        kind = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if kind == sqlite3.SQLITE_FULL or (
+            kind == sqlite3.SQLITE_IOERR and free_bytes(self.path) < LEAST_FREE
+        ):
+            return StorageError(explain(OSError(errno.ENOSPC, str(error)), self.path))
+        if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) and is_read_only(self.path):
+            return StorageError(explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), self.path))
+        return StorageError(f"cannot use the response cache {self.path}: {error}")

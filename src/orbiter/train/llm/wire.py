@@ -21,6 +21,7 @@ from orbiter.train.errors import ConfigError, require
 from orbiter.train.llm.config import ClientConfig
 from orbiter.train.llm.failure import FailureKind
 from orbiter.train.llm.reasoning import split_reasoning
+from orbiter.train.redact import MASK, mask_text, secrets_of_the_environment
 
 _QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 """Codes of a 429 that does not go away by waiting."""
@@ -84,7 +85,7 @@ def read_completion(raw: bytes) -> Completion:
     """
     try:
         body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(
             f"the response is not a chat completion ({error}): {raw[:120]!r}"
         ) from None
@@ -175,7 +176,7 @@ def _of_error_body(body: Json) -> RequestFailed | None:
     if not error:
         return None
     message = _field(error, "message") or error
-    kind: FailureKind = "rate_limit" if _field(error, "code") in {429, "429"} else "server"
+    kind: FailureKind = "rate_limit" if str(_field(error, "code")) == "429" else "server"
     return RequestFailed(f"the response is an error: {str(message)[:200]}", kind, maybe_paid=True)
 
 
@@ -212,7 +213,7 @@ class Wire:
             MissingExtraError: the `openai` package is not installed.
         """
         self._openai = openai = require("openai", extra="llm")
-        self._httpx = require("httpx", extra="llm")
+        self._httpx = _http_library(openai)
         timeout = openai.Timeout(
             config.total_timeout, connect=config.connect_timeout, read=config.read_timeout
         )
@@ -304,7 +305,8 @@ class Wire:
                     if said.text is None:  # a last chunk may contain the whole message instead
                         said.add(_field(choice, "message"))
                     finish = _field(choice, "finish_reason") or finish
-        except (ValueError, TypeError, AttributeError) as error:  # openai does not validate chunks
+        # openai does not validate chunks
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise _unreadable(f"a piece of the stream is broken: {error}") from None
         if finish is None:
             raise RequestFailed("the stream broke off", "connection", maybe_paid=True)
@@ -326,8 +328,15 @@ class Wire:
 
     def _without_key(self, message: str) -> str:
         """Mask the key in a server's message, which may repeat it."""
-        clean = self._mask.sub("***", message) if self._mask else message
-        return clean[:300]
+        clean = self._mask.sub(MASK, message) if self._mask else message
+        return mask_text(clean, secrets_of_the_environment())[:300]
+
+
+def _http_library(openai: Any) -> Any:  # noqa: ANN401 - modules, loaded lazily
+    """Return the HTTP library of the `openai` package, for its errors: httpx or a successor."""
+    bases = openai.DefaultAsyncHttpxClient.__mro__
+    client = next(base for base in bases if base.__name__ == "AsyncClient")
+    return require(client.__module__.partition(".")[0], extra="llm")
 
 
 def _mask_of(key: str) -> re.Pattern[str] | None:

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import mean_interval, paired_difference
+from orbiter.train.redact import mask_texts, secrets_of_the_environment
 from orbiter.train.report.ledger import ledger_of
 from orbiter.train.report.lineage import read_lineage
 from orbiter.train.report.shown import OUTPUT_CHARS, PROMPT_CHARS, cut
@@ -32,6 +34,11 @@ NOT_RUNS = ("checkpoints", "best", "model")
 """Folders that contain weights, not runs."""
 
 Doc = dict[str, Any]
+
+
+def _is_in(folder: Path) -> bool:
+    """Return whether a path is a folder, and not a link, which might lead anywhere."""
+    return folder.is_dir() and not folder.is_symlink()
 
 
 class Source:
@@ -62,7 +69,7 @@ class Source:
         trainings = self._ordered([path.parent for path in found if path.name == "run.json"])
         with_samples = sum((t.folder / "samples.jsonl").is_file() for t in trainings)
         room = int(share * SAMPLE_BYTES / max(1, with_samples))
-        return {
+        document = {
             "name": self.folder.resolve().name,
             "title": story.title or self.folder.resolve().name,
             "summary": story.summary,
@@ -78,6 +85,7 @@ class Source:
             "tasks_in_all": len(story.tasks),
             "ledger": ledger_of(story, self.folder),
         }
+        return dict(mask_texts(document, secrets_of_the_environment()))
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
         """Return a fingerprint (sizes and times of the files) that changes as the run proceeds."""
@@ -92,11 +100,12 @@ class Source:
         folders = [self.folder]
         for _ in range(DEPTH + 1):
             for folder in folders:
+                check_contained(folder)
                 for name in ("run.json", "evolution.jsonl"):
                     if (folder / name).is_file():
                         yield folder / name
             inside = (sorted(f.iterdir()) for f in folders if f.is_dir())
-            folders = [f for fs in inside for f in fs if f.is_dir() and f.name not in NOT_RUNS]
+            folders = [f for fs in inside for f in fs if f.name not in NOT_RUNS and _is_in(f)]
 
     def _ordered(self, folders: list[Path]) -> list[Training]:
         """Return the trainings in the order in which they started."""

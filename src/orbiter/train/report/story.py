@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from orbiter.train.errors import ConfigError, DataError, StorageError
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 
 STORY_FILE = "story.json"
 
@@ -121,8 +121,7 @@ def paired(first: Exam, second: Exam) -> Paired:
 def keep_story(folder: str | os.PathLike[str], story: Story) -> Path:
     """Write the story to a run's folder, replacing an earlier one; return its path."""
     path = Path(folder) / STORY_FILE
-    with atomic_write(path) as file:
-        file.write(msgspec.json.encode(story))
+    write_file(path, msgspec.json.encode(story))
     return path
 
 

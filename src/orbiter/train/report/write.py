@@ -6,10 +6,9 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orbiter.train.errors import StorageError
 from orbiter.train.report.document import FORMAT, Doc, Source
 from orbiter.train.report.page import render
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 
 REPORT_FILE = "report.html"
 
@@ -52,10 +51,5 @@ def envelope(runs: list[Doc]) -> Doc:
 
 def write_page(path: Path, runs: list[Doc]) -> Path:
     """Write the page of one or two runs' documents; return its path."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(render(envelope(runs)).encode())
-    except OSError as error:
-        raise StorageError(f"cannot write the report {path}: {error.strerror}") from error
+    write_file(path, render(envelope(runs)).encode())
     return path

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("orbiter-train", "torch", "transformers", "peft", "numpy", "verl", "ray", "vllm")
@@ -26,8 +26,7 @@ def keep_environment(folder: Path, further: Mapping[str, object]) -> None:
     """Record the environment at the start of a run; a resumed run keeps its first record."""
     path = folder / ENVIRONMENT_FILE
     if not path.exists():
-        with atomic_write(path) as file:
-            file.write(json.dumps({**environment(), **further}, indent=2).encode() + b"\n")
+        write_file(path, json.dumps({**environment(), **further}, indent=2).encode() + b"\n")
 
 
 def environment() -> Mapping[str, object]:

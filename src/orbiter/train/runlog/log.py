@@ -25,13 +25,14 @@ from numbers import Integral
 from pathlib import Path
 from typing import cast
 
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, DataError, StateError, StorageError
 from orbiter.train.redact import secrets_of_the_environment
 from orbiter.train.resume_journal import JournalLine, ResumeJournal, differences, read_journal
 from orbiter.train.runlog.environment import keep_environment
 from orbiter.train.runlog.plain import NAMED, number, plain
 from orbiter.train.runlog.trackers import Tracked, Tracker, Trackers
-from orbiter.train.storage import Durability, atomic_write
+from orbiter.train.storage import Durability, write_file
 
 RUN_FILE, METRICS_FILE, SAMPLES_FILE = "run.json", "metrics.jsonl", "samples.jsonl"
 TIMES_FILE = "times.jsonl"
@@ -68,6 +69,7 @@ class RunLog:
         self.folder = Path(folder)
         self._secrets = secrets_of_the_environment()
         described = None if config is None else plain(config, "config", self._secrets)
+        check_contained(self.folder, to_write=True)
         with contextlib.ExitStack() as opened:
             metrics = ResumeJournal(self.folder / METRICS_FILE, durability=durability)
             opened.callback(metrics.close)
@@ -156,6 +158,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         StorageError: there is no run in `folder`, or a line of it is damaged.
     """
     place = Path(folder)
+    check_contained(place)
     return Run(
         folder=place,
         config=read_config(place),
@@ -174,6 +177,7 @@ def read_config(folder: str | os.PathLike[str]) -> Mapping[str, object]:
         StorageError: there is no run in `folder`, or its description is damaged.
     """
     place = Path(folder)
+    check_contained(place)
     if not (place / RUN_FILE).is_file():
         raise StorageError(f"{place} holds no run: {RUN_FILE} is missing")
     return _config_in(place / RUN_FILE)
@@ -237,8 +241,7 @@ class _Steps:
 def _settle(path: Path, config: Mapping[str, object] | None) -> None:
     """Write the configuration of a new run, or check that an existing run has the same one."""
     if not path.exists():
-        with atomic_write(path) as file:
-            file.write(_json({"format": 1, "config": config or {}}, indent=2) + b"\n")
+        write_file(path, _json({"format": 1, "config": config or {}}, indent=2) + b"\n")
         return
     recorded = _config_in(path)
     if config is None or recorded == config:

@@ -84,8 +84,7 @@ def check_trackers(wanted: object) -> tuple[str | Tracker, ...]:
             )
         if not isinstance(each, str | Tracker) or isinstance(each, type):
             raise ConfigError(
-                "a tracker must be a name, or an object with start, write and finish, got "
-                f"{each!r:.80}"
+                f"trackers must be names, or objects with start, write and finish, got {each!r:.80}"
             )
     return cast("tuple[str | Tracker, ...]", given)
 

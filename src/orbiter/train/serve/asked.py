@@ -188,7 +188,8 @@ def drop_unsupported(
         if neutral is None or value is None or value in neutral:
             continue
         if not lenient:
-            raise Refusal(400, f"{name}={value!r:.80} is not supported by this server", param=name)
+            shown = f"{name:.80}={value!r:.80}"
+            raise Refusal(400, f"{shown} is not supported by this server", param=name[:80])
         dropped.append(name)
         del fields[name]
     return dropped

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, cast
 
 import msgspec
 
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.resume_journal import ResumeJournal, differences
 from orbiter.train.synthesis.pipeline.result import Rejection, RejectReason
@@ -178,6 +179,7 @@ class FileJournal:
             StorageError: another process writes to it, or the file is not a synthesis journal.
         """
         path = Path(folder) / FILE_NAME
+        check_contained(folder, to_write=True)
         self._log = ResumeJournal(path)
         self._made: dict[int, Made] = {}
         self._plans: dict[int, Plan] = {}

@@ -31,6 +31,20 @@ def says_something(span: Span) -> bool:
     return bool(span.events or span.spread) or not _TELLING.isdisjoint(span.attributes)
 
 
+def unknown_form(span: Span) -> str | None:
+    """Return how a span holds a model call that no dialect here reads; None if it seems to be none.
+
+    A span of a known kind whose messages are missing is asked as well.
+    """
+    for key, tool in _FOREIGN.items():
+        if key in span.attributes:
+            return f"{key} ({tool})"
+    operation = span.attributes.get("gen_ai.operation.name")
+    if isinstance(operation, str) and operation not in _CALLS | _NO_CALLS:
+        return f"gen_ai.operation.name {operation!r}"
+    return None
+
+
 def is_call(span: Span) -> bool:
     """Say whether a span is one model call (and not one of an agent, a tool or an embedding)."""
     told = span.attributes
@@ -224,6 +238,36 @@ _DETAILS = {
 _USAGE_NAMES = {"input": "input_tokens", "output": "output_tokens"}
 _HUGE = 1e300
 """A score must be below this bound, which also rules out NaN."""
+_FOREIGN = {
+    "ai.prompt.messages": "Vercel AI SDK",
+    "ai.prompt": "Vercel AI SDK",
+    "gcp.vertex.agent.llm_request": "Google ADK",
+    "mlflow.spanInputs": "MLflow",
+    "braintrust.input": "Braintrust",
+    "lmnr.span.input": "Laminar",
+    "llm.prompts": "OpenInference, text completion",
+    "gen_ai.prompt": "prompt as one attribute",
+    "gen_ai.completion": "completion as one attribute",
+}
+"""Attributes with the content of a call in forms that are not read, and whose they are."""
+_NO_CALLS = frozenset(
+    {
+        "embeddings",
+        "retrieval",
+        "create_agent",
+        "invoke_agent",
+        "invoke_workflow",
+        "plan",
+        "execute_tool",
+        "create_memory",
+        "search_memory",
+        "update_memory",
+        "delete_memory",
+        "upsert_memory",
+        "evaluate",
+    }
+)
+"""Operations of spans that are no calls of a model."""
 _CALLS = frozenset({"chat", "generate_content", "text_completion", "completion"})
 _SCORE = {
     "name": "name",
@@ -250,6 +294,7 @@ _TELLING = frozenset(
         "gen_ai.evaluation.name",
         "gen_ai.evaluation.score.value",
         *_TASKS,
+        *_FOREIGN,
     }
 )
 """Attributes by which a span is more than a link between other spans."""

@@ -114,16 +114,19 @@ def _check(source: Source, counts: Counts) -> None:
             f"{source.path}:1: holds {counts.logs} log records and no span: the calls are in the "
             "file of spans; write both into one file"
         )
+    forms = f"; a form that is not read: {', '.join(sorted(counts.unknown))}"
+    unknown = forms if counts.unknown else ""
     if counts.calls == 0:
         raise DataError(
             f"{source.path}:1: holds no call of a model: none of its {counts.spans} spans has "
             "gen_ai.operation.name, gen_ai.prompt.0.role, openinference.span.kind or their like"
+            f"{unknown}"
         )
     if counts.silent == counts.calls:
         raise DataError(
             f"{source.path}:1: its {counts.calls} calls of a model have no messages: the tracer "
             "did not record content, which most do only when asked to "
-            "(OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=true)"
+            f"(OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=true){unknown}"
         )
     for note in counts.notes():
         source.note(note)

@@ -1,9 +1,9 @@
 """Finds the spans that tell of the same model call, so that it becomes one item.
 
 Three things make several spans of one call: two instrumentations that see it at once (that of an
-agent framework, and that of the SDK below it), so that one span is inside the other; wrappers that
-are models themselves; and streams, of which some tracers first write a span without an answer and,
-when the stream has ended, a second one with it.
+agent framework, and that of the SDK below it), so that one span is inside or beside the other;
+wrappers that are models themselves; and streams, of which some tracers first write a span without
+an answer and, when the stream has ended, a second one with it.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def one_per_call(
             inner.setdefault(outer, []).append(place)
     for outer in sorted(inner, key=lambda place: -_depth(calls[place].span, parents)):
         _join_nested(kept, outer, [place for place in inner[outer] if place in kept])
+    _join_twins(kept)
     _join_streams(kept)
     return [kept[place] for place in sorted(kept)]
 
@@ -109,6 +110,28 @@ def _join_nested(kept: dict[int, ModelCall], outer: int, inner: Sequence[int]) -
     elif answered:
         last = answered[-1]
         kept[last] = _joined(kept[last], kept.pop(outer))
+
+
+def _join_twins(kept: dict[int, ModelCall]) -> None:
+    """Join a call to one of another instrumentation that it runs within and is alike.
+
+    Some frameworks do not tell the tracer of the SDK below them which span is open, so its span is
+    beside theirs.
+    """
+    open_calls: list[int] = []
+    for place in sorted(kept):
+        call = kept[place]
+        open_calls = [other for other in open_calls if kept[other].span.end > call.span.start]
+        for other in open_calls:
+            first = kept[other]
+            within = first.span.start <= call.span.start and call.span.end <= first.span.end
+            origins = {call.span.instrumentation, first.span.instrumentation}
+            told = call.said.answers and first.said.answers and first.said.prompt
+            if within and len(origins - {None}) == 2 and told and _alike(call.said, first.said):
+                kept[other] = _joined(first, kept.pop(place))
+                break
+        else:
+            open_calls.append(place)
 
 
 def _join_streams(kept: dict[int, ModelCall]) -> None:

@@ -10,7 +10,7 @@ arrives in a later part than its call is left out and counted in a warning.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -31,6 +31,7 @@ from orbiter.train.tracing.facts import (
     scores_of,
     task_of,
     tool_run_of,
+    unknown_form,
 )
 from orbiter.train.tracing.recorded import NO_ANSWER, Maker, Recorder
 from orbiter.train.tracing.same_calls import ModelCall, check_names, one_per_call
@@ -76,6 +77,8 @@ class Counts:
     """Calls whose answer was recorded, but not the prompt."""
     repeated: int = 0
     """Spans of calls that another span tells of too."""
+    unknown: Counter[str] = field(default_factory=Counter[str])
+    """Spans that seem to hold a model call in a form that is not known, by the form."""
     homeless: int = 0
     """Scores and tool runs whose call was released before they arrived, or does not exist."""
 
@@ -89,7 +92,11 @@ class Counts:
             ),
             "scores or tool runs belong to no call and are left out": self.homeless,
         }
-        return [f"{count} {what}" for what, count in counted.items() if count]
+        notes = [f"{count} {what}" for what, count in counted.items() if count]
+        return notes + [
+            f"{count} spans hold a call in a form that is not read: {form}"
+            for form, count in sorted(self.unknown.items())
+        ]
 
 
 class Traces:
@@ -190,6 +197,8 @@ class Traces:
         if is_tool_run(span):
             trace.runs.append(span)
             return span.weight()
+        if (form := unknown_form(span)) is not None:
+            self.counts.unknown[form] += 1
         return 0
 
     def _give_out(self, trace_id: str) -> Iterator[TrajectoryItem]:
@@ -236,6 +245,8 @@ class Traces:
                 continue
             if said is None or not (said.prompt or said.answers):
                 self.counts.silent += 1
+                if (form := unknown_form(span)) is not None:
+                    self.counts.unknown[form] += 1
             else:
                 calls.append(ModelCall(span, said))
         dividing = {span.span_id for span in trace.runs} | trace.agents.keys()

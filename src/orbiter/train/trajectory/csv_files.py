@@ -20,7 +20,8 @@ import msgspec
 from orbiter.train.errors import DataError, did_you_mean
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Extra, OnError, Skipped, Source
-from orbiter.train.trajectory.files import CHUNK, writing
+from orbiter.train.storage import atomic_write
+from orbiter.train.trajectory.files import CHUNK
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, values_of
 
 ALWAYS = ("state", "action", "reward", "metadata")
@@ -41,7 +42,7 @@ def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) ->
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow(columns)
     count = 0
-    with writing(path) as file:
+    with atomic_write(path) as file:
         for count, item in enumerate(items, start=1):
             writer.writerow([_cell(name, getattr(item, name)) for name in columns])
             if count % CHUNK == 0:

@@ -9,13 +9,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import IO
 
 import msgspec
 
-from orbiter.train.errors import DataError, StorageError
+from orbiter.train.errors import DataError
 from orbiter.train.json_files.source import BOM, Extra, OnError, Skipped, Source
 from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory.codec import decode_item, encode_item
@@ -27,13 +26,13 @@ CHUNK = 512
 
 def export_jsonl(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
     """Write one object per line; return their number."""
-    with writing(path) as file:
+    with atomic_write(path) as file:
         return _write_chunks(file, map(encode_item, items), b"\n", b"\n")
 
 
 def export_json(items: Iterable[TrajectoryItem], path: str | os.PathLike[str]) -> int:
     """Write one array with one object per line; return their number."""
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"[\n")
         count = _write_chunks(file, map(encode_item, items), b",\n", b"")
         file.write(b"\n]\n" if count else b"]\n")
@@ -89,16 +88,6 @@ def read_json(
             source.refuse(line, str(error), error)
         line += part.count(b"\n")
         offset = start + len(part)
-
-
-@contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Write a file atomically; if that fails, the previous file at `path` is unchanged."""
-    try:
-        with atomic_write(path) as file:
-            yield file
-    except OSError as error:
-        raise StorageError(f"cannot write {os.fspath(path)}: {error.strerror}") from error
 
 
 def _write_chunks(file: IO[bytes], lines: Iterator[bytes], between: bytes, after: bytes) -> int:

@@ -27,7 +27,7 @@ import msgspec
 from orbiter.train.errors import StorageError
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
-from orbiter.train.storage import AppendLog, Durability, read_records
+from orbiter.train.storage import AppendLog, Durability, SyncError, read_records
 from orbiter.train.trajectory.codec import Line, values_in
 from orbiter.train.trajectory.item import TrajectoryItem, from_values, values_of
 from orbiter.train.trajectory.store import ItemsView, Place, Store
@@ -141,11 +141,9 @@ class Journal:
             checksum = self._checksums.of(record)
             self._log.append(b"%08x %b" % (checksum, record))
             self._checksums.last = checksum
-        except StorageError:
-            raise
-        except OSError as error:
+        except SyncError:
             self._doubtful = True  # written, but a failed sync may have thrown it away
-            raise StorageError(f"cannot sync {self.path}: {error.strerror}") from error
+            raise
 
 
 def read_journal(source: Source) -> Iterator[TrajectoryItem]:

@@ -34,7 +34,7 @@ from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import Rows, credit_rows, grouped
 from orbiter.train.verl.evaluate import reward_metrics
 from orbiter.train.verl.guard import watch
-from orbiter.train.verl.journal import Journal, open_journal
+from orbiter.train.verl.journal import EpisodeJournal, open_journal
 from orbiter.train.verl.local import Source, note
 from orbiter.train.verl.play import Setting, episode_metrics, open_live, play
 from orbiter.train.verl.reward import Scores
@@ -98,7 +98,7 @@ class Episodes(Source):
         await work(note, session, credited.credited, metrics, records)
 
     async def _play(
-        self, step: int, places: Sequence[int], offset: int, journal: Journal | None
+        self, step: int, places: Sequence[int], offset: int, journal: EpisodeJournal | None
     ) -> Drawn:
         """Play a group for each of these tasks, which are the step's from number `offset` on."""
         config = self.setting.config
@@ -114,7 +114,7 @@ class Episodes(Source):
         return Drawn(list(places), *played)
 
     async def _without_flat(
-        self, step: int, first: Sequence[int], drawn: Drawn, journal: Journal | None
+        self, step: int, first: Sequence[int], drawn: Drawn, journal: EpisodeJournal | None
     ) -> tuple[Drawn, dict[str, float]]:
         """Replace groups that teach nothing by further ones, up to `max_extra_groups`.
 

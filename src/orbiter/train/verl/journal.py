@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 FOLDER = "episodes"
 
 
-class Attempt(NamedTuple):
+class EpisodeAttempt(NamedTuple):
     """Which episode of a step is meant."""
 
     place: int
@@ -44,26 +44,33 @@ class Attempt(NamedTuple):
     seed: int
 
 
-class Journal:
+class EpisodeJournal:
     """The finished episodes of one step, on disk."""
 
     def __init__(self, path: Path, header: Mapping[str, object]) -> None:
-        """Open the file at `path`; episodes under another header are discarded."""
-        self._known = _read(path, header)
+        """Open the file at `path`; episodes under another header are discarded.
+
+        Raises:
+            StorageError: another process writes it, or it cannot be read.
+        """
+        self._log = ResumeJournal(path)  # first: nobody else's journal may be discarded
+        try:
+            self._known = _read(path, header)
+        except BaseException:
+            self._log.close()
+            raise
         if not self._known:
-            path.unlink(missing_ok=True)
-        self._log = ResumeJournal(path)
-        if not self._known:
+            self._log.clear()
             self._log.append(_encode(header))
         else:
             log.info("%d finished episodes of this step are not played again", len(self._known))
 
-    def find(self, task: object, attempt: Attempt) -> tuple[Episode, Scores] | None:
+    def find(self, task: object, attempt: EpisodeAttempt) -> tuple[Episode, Scores] | None:
         """Return an episode that finished before the run was interrupted, with its scores."""
         record = self._known.get(attempt)
         return None if record is None else _restored(task, attempt, record)
 
-    def add(self, attempt: Attempt, episode: Episode, scores: Scores) -> None:
+    def add(self, attempt: EpisodeAttempt, episode: Episode, scores: Scores) -> None:
         """Keep a finished episode; one with contents that JSON cannot hold is left out."""
         record = {
             "place": attempt.place,
@@ -90,14 +97,14 @@ class Journal:
         self._log.close()
 
 
-async def open_journal(session: Session, step: int) -> Journal | None:
+async def open_journal(session: Session, step: int) -> EpisodeJournal | None:
     """Open the journal of a step; None for a run without checkpoints, which cannot be resumed."""
     folder = _folder(session)
     if folder is None:
         return None
     remove_covered(session)
     header = {"step": step, "weights": await work(_fingerprint, session.policy)}
-    return Journal(folder / f"{step:08d}.jsonl", header)
+    return EpisodeJournal(folder / f"{step:08d}.jsonl", header)
 
 
 def remove_covered(session: Session) -> None:
@@ -130,13 +137,13 @@ def _fingerprint(policy: Policy) -> str:
     return hashlib.blake2b(sums.numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def _read(path: Path, header: Mapping[str, object]) -> dict[Attempt, dict[str, Any]]:
+def _read(path: Path, header: Mapping[str, object]) -> dict[EpisodeAttempt, dict[str, Any]]:
     """Return the episodes of a journal with this header; a torn last line is left out."""
     try:
         records = [json.loads(line.record) for line in read_journal(path)]
         if not records or records[0] != header:
             return {}
-        return {Attempt(r["place"], r["number"], r["seed"]): r for r in records[1:]}
+        return {EpisodeAttempt(r["place"], r["number"], r["seed"]): r for r in records[1:]}
     except StorageError as damage:
         log.warning("%s; the episodes of this step are played again", damage)
         return {}
@@ -151,7 +158,9 @@ def _encode(record: Mapping[str, object]) -> bytes:
     return json.dumps(record, allow_nan=False).encode()
 
 
-def _restored(task: object, attempt: Attempt, record: Mapping[str, Any]) -> tuple[Episode, Scores]:
+def _restored(
+    task: object, attempt: EpisodeAttempt, record: Mapping[str, Any]
+) -> tuple[Episode, Scores]:
     turns = tuple(Turn(**turn) for turn in record["turns"])
     episode = Episode(
         task=task,

@@ -24,7 +24,7 @@ from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.evaluate import Assessment, ScoredAttempt, attempts_of, summarise
 from orbiter.train.verl.guard import call_metrics
-from orbiter.train.verl.journal import Attempt, Journal
+from orbiter.train.verl.journal import EpisodeAttempt, EpisodeJournal
 from orbiter.train.verl.reward import RewardSpec, Scores, score
 from orbiter.train.verl.tasks import AgentTasks
 
@@ -67,7 +67,7 @@ async def play(
     tasks: AgentTasks,
     seeds: Sequence[Sequence[int]],
     *,
-    journal: Journal | None = None,
+    journal: EpisodeJournal | None = None,
     offset: int = 0,
 ) -> Played:
     """Play and score an episode for each seed of each task; those of a task are adjacent.
@@ -87,7 +87,7 @@ async def play(
 
     async def one(attempt: tuple[int, int]) -> tuple[Episode, Scores | None]:
         place, number = attempt
-        key = Attempt(offset + place, number, seeds[place][number])
+        key = EpisodeAttempt(offset + place, number, seeds[place][number])
         known = journal.find(tasks.tasks[place], key) if journal else None
         if known is not None:
             return known
@@ -104,7 +104,9 @@ async def play(
     return _together(played)
 
 
-async def _episode(setting: Setting, live: LivePolicy, task: object, key: Attempt) -> Episode:
+async def _episode(
+    setting: Setting, live: LivePolicy, task: object, key: EpisodeAttempt
+) -> Episode:
     """Play an episode, again if it fails and `episode_retries` is set.
 
     A retry has the same seed. With another one, episodes whose draws make the agent fail would be

@@ -20,7 +20,7 @@ from orbiter.train.cli.settings.overrides import Override, apply
 from orbiter.train.cli.settings.paths import absolute, map_paths, relative
 from orbiter.train.cli.settings.toml import dump
 from orbiter.train.errors import ConfigError, StorageError, did_you_mean, require
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 
 C = TypeVar("C")
 
@@ -139,9 +139,7 @@ def write_run_config(folder: Path, values: Mapping[str, object]) -> Path:
     there = folder.resolve()
     map_paths(written, lambda path: relative(path, there))
     target = folder / RUN_CONFIG
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as file:
-        file.write(dump(written).encode())
+    write_file(target, dump(written).encode())
     return target
 
 

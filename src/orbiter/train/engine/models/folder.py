@@ -8,17 +8,20 @@ flushed to disk, and take the target's name in one rename.
 from __future__ import annotations
 
 import contextlib
-import errno
+import ctypes
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
-from orbiter.train.errors import StorageError, TrainError
+from orbiter.train.disk import disk_errors
+from orbiter.train.errors import StorageError
 from orbiter.train.storage import fsync_directory
 
 MANIFEST = "manifest.json"
@@ -26,8 +29,11 @@ FORMAT = 1
 """Version of the format; incremented when older code could not read the new one."""
 PARTIAL = ".partial"
 """Suffix of an unfinished folder's name."""
+OLD = ".old"
+"""Further suffix of a folder that is being replaced."""
+AT_FDCWD, RENAME_EXCHANGE, RENAME_SWAP = -100, 2, 2
+"""Constants of renameat2 (Linux) and renamex_np (macOS)."""
 _WRITER = re.compile(r"\.(\d+)(?:\.old)?\.partial$")
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FileEntry(TypedDict):
@@ -54,6 +60,7 @@ def staged_folder(target: Path, *, needed: int | None = None) -> Iterator[Path]:
     staged = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     with disk_errors(target, needed=needed):
         try:
+            restore_folder(target)
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir(parents=True)
             yield staged
@@ -92,6 +99,32 @@ def verify_folder(folder: Path, *, trust_times: bool = False) -> None:
             raise StorageError(f"{path} was altered: its SHA-256 is not the one in {MANIFEST}")
 
 
+def verify_file(path: Path) -> None:
+    """Check one file against the manifest beside it, if that is ours and names the file.
+
+    Its content is only read if its size or modification time differ from the manifest's.
+
+    Raises:
+        StorageError: the file is not the one that was written.
+    """
+    try:
+        document = json.loads((path.parent / MANIFEST).read_bytes())
+        is_ours = document.keys() == {"format", "digest", "files"}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        is_ours = False
+    entry = _read_manifest(path.parent).get(path.name) if is_ours else None
+    if entry is None:
+        return
+    stat = path.stat()
+    if (stat.st_size, stat.st_mtime_ns) == (entry["size"], entry["mtime_ns"]):
+        return
+    if stat.st_size != entry["size"] or file_sha256(path) != entry["sha256"]:
+        raise StorageError(
+            f"{path} was altered: its SHA-256 is not the one in {MANIFEST}; save the model again, "
+            f"or delete {MANIFEST} if you changed the weights on purpose"
+        )
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
@@ -101,43 +134,14 @@ def file_sha256(path: Path) -> str:
 def sweep_partials(parent: Path) -> list[Path]:
     """Remove unfinished folders that killed processes left in `parent`, and return their paths.
 
-    Folders of other running processes are left alone.
+    Folders of other running processes are left alone; a replaced one gets its name back.
     """
+    for aside in parent.glob(f".*{OLD}{PARTIAL}"):
+        restore_folder(parent / re.sub(r"\.\d+\.old\.partial$", "", aside.name[1:]))
     stale = [folder for folder in sorted(parent.glob(f".*{PARTIAL}")) if not _in_use(folder)]
     for folder in stale:
         shutil.rmtree(folder, ignore_errors=True)
     return stale
-
-
-@contextlib.contextmanager
-def disk_errors(target: Path, *, needed: int | None = None) -> Iterator[None]:
-    """Turn operating-system errors inside the block into a `StorageError` that names `target`.
-
-    Libraries written in other languages report a full disk in their own wording. The free bytes are
-    looked up here, so that the message contains them whichever library failed.
-    """
-    try:
-        yield
-    except TrainError:
-        raise
-    except OSError as error:
-        raise StorageError(_explain(error, target, needed)) from error
-    except Exception as error:
-        if "os error" not in str(error).lower():
-            raise
-        raise StorageError(_explain(error, target, needed)) from error
-
-
-def _explain(error: Exception, target: Path, needed: int | None) -> str:
-    code = error.errno if isinstance(error, OSError) else None
-    if code not in FULL and "os error 28" not in str(error).lower():
-        return f"cannot write {target}: {error}"
-    free = shutil.disk_usage(next(p for p in (target, *target.parents) if p.exists())).free
-    need = f"{needed:,} bytes are needed, " if needed is not None else ""
-    return (
-        f"the disk is full: cannot write {target} ({need}{free:,} bytes are free); make room, or "
-        "choose another folder; existing files there are untouched"
-    )
 
 
 def _in_use(partial: Path) -> bool:
@@ -220,15 +224,49 @@ def _fsync(path: Path) -> None:
 
 
 def _take_place(staged: Path, target: Path) -> None:
-    """Rename `staged` to `target`; an existing target is moved aside first and then removed."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.old{PARTIAL}")
-    if target.exists():
-        target.rename(aside)
+    """Rename `staged` to `target`, which keeps its name at every moment if the system can swap."""
+    if not target.exists():
+        staged.rename(target)
+        fsync_directory(target.parent)
+        return
+    if _swap(staged, target):
+        fsync_directory(target.parent)
+        shutil.rmtree(staged, ignore_errors=True)
+        return
+    aside = target.with_name(f".{target.name}.{os.getpid()}{OLD}{PARTIAL}")
+    target.rename(aside)
     try:
         staged.rename(target)
     except OSError:
-        if aside.exists():
-            aside.rename(target)
+        aside.rename(target)
         raise
     fsync_directory(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Give a folder back its name if a process was killed while it replaced the folder.
+
+    This can only happen where the system cannot swap two names.
+    """
+    if target.exists() or not target.parent.is_dir():
+        return
+    pattern = f".{glob.escape(target.name)}.*{OLD}{PARTIAL}"
+    for aside in sorted(target.parent.glob(pattern)):
+        if not _in_use(aside) and not target.exists():
+            aside.rename(target)
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; return False if this system cannot."""
+    if os.name != "posix":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        result = library.renameat2(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE)
+    elif sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        result = library.renamex_np(*paths, RENAME_SWAP)
+    else:
+        return False
+    return int(result) == 0

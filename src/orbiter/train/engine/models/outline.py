@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,12 +16,20 @@ from orbiter.train.engine.arithmetic import choose_dtype, pick_device
 from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.forward.fast import FAMILIES
 from orbiter.train.engine.models.architectures import context_of, require_supported
-from orbiter.train.engine.models.download import cache_folder
+from orbiter.train.engine.models.download import cache_folder, hub_folder
 from orbiter.train.engine.models.gguf import CACHED, SMOLLM2
-from orbiter.train.engine.models.load import TINY, base_of_adapter
+from orbiter.train.engine.models.load import (
+    TINY,
+    base_model_of,
+    find_base,
+    is_path,
+    no_progress_bars,
+    saved_kind,
+)
 from orbiter.train.engine.models.lora import add_lora
+from orbiter.train.engine.models.pretrained import Pretrained, check_adapter_files, load_outline
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
-from orbiter.train.errors import StorageError, require
+from orbiter.train.errors import StorageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +73,11 @@ def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> 
     """Return the outline of a config's model, or None if the model is not on this machine.
 
     Raises:
-        StorageError: the model is a folder that does not hold a model.
+        StorageError: the model is a folder that does not hold a model, or a damaged one.
         ConfigError: the engine cannot train a model of this architecture.
     """
-    skeleton = _skeleton(config.model)
+    with no_progress_bars():
+        skeleton = _skeleton(config.model, config.trust_remote_code)
     if skeleton is None:
         return None
     model, tokenizer = skeleton
@@ -92,40 +101,24 @@ def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> 
     )
 
 
-class _Skeleton(NamedTuple):
-    """A model without weights, and its tokenizer."""
-
-    model: Any
-    tokenizer: Any
-
-
-def _skeleton(name: str) -> _Skeleton | None:
+def _skeleton(name: str, trust: bool, adapters: tuple[Path, ...] = ()) -> Pretrained | None:
     if name == TINY:
-        return _Skeleton(tiny_model(), tiny_tokenizer())
+        return Pretrained(tiny_model(), tiny_tokenizer())
     if name == SMOLLM2:
         cached = cache_folder() / CACHED
-        return _read(str(cached)) if cached.is_dir() else None
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or name.startswith((".", "~")):
-            raise StorageError(f"there is no model in {folder}: no such folder")
-        return _read(name)
-    if (folder / "config.json").is_file():
-        return _read(str(folder))
-    if (folder / "adapter_config.json").is_file():
-        return _skeleton(base_of_adapter(folder))
-    raise StorageError(f"{folder} is not a saved model: config.json is missing")
+        return load_outline(cached) if cached.is_dir() else None
+    if not is_path(name):
+        try:
+            return _of_folder(hub_folder(name, local_only=True, with_code=trust), trust, adapters)
+        except StorageError:  # not in the hub's cache, or only a part of it
+            return None
+    return _of_folder(Path(name).expanduser(), trust, adapters)
 
 
-def _read(name: str) -> _Skeleton | None:
-    """Read config and tokenizer from a folder or from the hub's cache on this machine."""
-    transformers = require("transformers", extra="train")
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **local)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **local)
-    except (OSError, ValueError):
-        return None
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return _Skeleton(model, tokenizer)
+def _of_folder(folder: Path, trust: bool, adapters: tuple[Path, ...]) -> Pretrained | None:
+    if saved_kind(folder) == "model":
+        return load_outline(folder, trust_remote_code=trust)
+    config = check_adapter_files(folder)
+    base = find_base(folder, config["base_model_name_or_path"], adapters)
+    with base_model_of(folder, base):
+        return _skeleton(base, trust, (*adapters, folder.resolve()))

@@ -19,6 +19,8 @@ from typing import ClassVar, NamedTuple, Protocol
 from typing_extensions import override
 
 from orbiter.train.callback import call
+from orbiter.train.contained import inside
+from orbiter.train.disk import disk_errors
 from orbiter.train.errors import ConfigError, TrainingError, boundary
 from orbiter.train.evolution.strategies.space import (
     Choice,
@@ -127,10 +129,12 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
     @override
     async def evaluate(self, candidate: Trainee) -> float | Score:
         check_settings(self.space, candidate.settings)
-        start = None if candidate.start is None else self.folder / candidate.start
+        named = candidate.start
+        start = None if named is None else inside(self.folder, named, "the journal")
         own = self.folder / candidate.folder
-        with boundary("trainer_factory"):
+        with disk_errors(own):
             own.mkdir(parents=True, exist_ok=True)
+        with boundary("trainer_factory"):
             score: float | Score = await call(self._factory, dict(candidate.settings), start, own)
         if not any(own.iterdir()):
             raise TrainingError(

@@ -22,11 +22,11 @@ from orbiter.train.chat.message import Message, text_of
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
 from orbiter.train.formats.sessions.log import (
-    Answer,
     Chat,
     Facts,
+    LoggedAnswer,
+    LoggedSession,
     Node,
-    Session,
     with_plain_text,
 )
 from orbiter.train.json_files.records import Record, decode_object, read_records
@@ -44,7 +44,7 @@ class _Chain:
     """For each record, by uuid, the last message up to it."""
     blocks: dict[str, list[Block]] = field(default_factory=dict[str, list[Block]])
     """The content of the responses so far, by message id."""
-    answers: dict[str, Answer] = field(default_factory=dict[str, Answer])
+    answers: dict[str, LoggedAnswer] = field(default_factory=dict[str, LoggedAnswer])
     """The answers by message id."""
 
 
@@ -52,7 +52,7 @@ class _Chain:
 class _Reading:
     """One session while its records are read."""
 
-    session: Session
+    session: LoggedSession
     tally: Tally
     chains: dict[str, _Chain] = field(default_factory=dict[str, _Chain])
     """The chats; the main one has the key ""."""
@@ -157,7 +157,7 @@ class _Reading:
         chain.answers[identifier] = chain.chat.answer(_answer_of(blocks), time, facts, identifier)
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield the sessions in files; the files of sub-agents belong to the session they name."""
     logs = [source for source in sources if Path(source.path).name != "journal.jsonl"]
     if left := len(sources) - len(logs):
@@ -169,7 +169,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
             below.setdefault(_session_of(source), []).append(source)
     groups = [(name, [source, *below.pop(name, ())]) for source, name in mains]
     for identifier, files in [*groups, *below.items()]:
-        reading = _Reading(Session(identifier, {"source": "claude-code"}), tally)
+        reading = _Reading(LoggedSession(identifier, {"source": "claude-code"}), tally)
         for source in files:
             for record in read_records(source):
                 try:

@@ -25,11 +25,11 @@ from orbiter.train.formats.sessions.codex_items import (
 )
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
 from orbiter.train.formats.sessions.log import (
-    Answer,
     Chat,
     Facts,
+    LoggedAnswer,
+    LoggedSession,
     Node,
-    Session,
     with_plain_text,
 )
 from orbiter.train.json_files.records import decode_object, read_records
@@ -41,9 +41,9 @@ class _Reading:
     """One thread while its log is read."""
 
     chat: Chat
-    session: Session
+    session: LoggedSession
     tally: Tally
-    open: Answer | None = None
+    open: LoggedAnswer | None = None
     """The answer that further items of the same response belong to."""
     thoughts: list[str] = field(default_factory=list[str])
     """Thoughts that no item of their response has followed yet."""
@@ -244,7 +244,7 @@ class _Reading:
                 self.tally.known["response_item/compaction (encrypted)"] += 1
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield one session for each file; the threads of sub-agents join that of their parent."""
     children: dict[str, list[Source]] = {}
     roots: list[Source] = []
@@ -267,7 +267,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
 
 def _read(source: Source, tally: Tally) -> _Reading:
     chat = Chat()
-    session = Session(Path(source.path).stem, {"source": "codex"}, [chat])
+    session = LoggedSession(Path(source.path).stem, {"source": "codex"}, [chat])
     reading = _Reading(chat, session, tally)
     for record in read_records(source):
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from orbiter.train.errors import DataError
 from orbiter.train.formats.format import HEAD, Format
-from orbiter.train.formats.sessions.log import Session, items_of_session
+from orbiter.train.formats.sessions.log import LoggedSession, items_of_session
 from orbiter.train.json_files.records import head_objects
 from orbiter.train.json_files.source import Source
 from orbiter.train.tracing.times import time_of
@@ -48,7 +48,7 @@ class Tally:
             source.note(f"{remark} ({count})")
 
 
-Sessions = Callable[[Sequence[Source], Tally], Iterator[Session]]
+Sessions = Callable[[Sequence[Source], Tally], Iterator[LoggedSession]]
 """Yields the sessions in files. A bad record is refused with its file and line."""
 
 
@@ -131,7 +131,7 @@ def _read(source: Source, patterns: Sequence[str], sessions: Sessions) -> Iterat
         raise DataError(f"{path}:1: its {len(sources)} session files hold no answer of a model")
 
 
-def _identified(session: Session) -> int:
+def _identified(session: LoggedSession) -> int:
     return sum(answer.identifier is not None for chat in session.chats for answer in chat.answers)
 
 

@@ -21,7 +21,7 @@ from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
-from orbiter.train.formats.sessions.log import Chat, Facts, Session, with_plain_text
+from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, with_plain_text
 from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
 
@@ -33,7 +33,7 @@ class _Line(NamedTuple):
     value: Mapping[str, Any]
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield one session for each log of a main agent, with those of its sub-agents."""
     logs = [_read(source, tally) for source in sources]
     mains = {session.identifier: session for session, _ in logs if not session.chats[0].agent}
@@ -101,7 +101,7 @@ class _Log:
             del self.lines[name]
 
 
-def _read(source: Source, tally: Tally) -> tuple[Session, Source]:
+def _read(source: Source, tally: Tally) -> tuple[LoggedSession, Source]:
     log = _Log()
     for number, value in objects_in(source):
         try:
@@ -119,7 +119,7 @@ def _read(source: Source, tally: Tally) -> tuple[Session, Source]:
             _take(chat, line.value, tally)
         except DataError as error:
             source.refuse(line.number, str(error), error)
-    return Session(identifier, facts, [chat]), source
+    return LoggedSession(identifier, facts, [chat]), source
 
 
 def _by_id(number: int, messages: Sequence[object]) -> dict[str, _Line]:

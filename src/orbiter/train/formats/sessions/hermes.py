@@ -14,16 +14,16 @@ from typing import Any
 from orbiter.train.chat.dialects import message_from, tools_from
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
-from orbiter.train.formats.sessions.log import Chat, Facts, Session
+from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     for source in sources:
         chat = Chat()
-        session = Session(Path(source.path).stem, {"source": "hermes"}, [chat])
+        session = LoggedSession(Path(source.path).stem, {"source": "hermes"}, [chat])
         for line, value in objects_in(source):
             try:
                 _take(session, chat, value, tally)
@@ -32,7 +32,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
         yield session
 
 
-def _take(session: Session, chat: Chat, value: Mapping[str, Any], tally: Tally) -> None:
+def _take(session: LoggedSession, chat: Chat, value: Mapping[str, Any], tally: Tally) -> None:
     if isinstance(messages := value.get("messages"), list):
         _begin(session, chat, value)
         for message in messages:
@@ -47,7 +47,7 @@ def _take(session: Session, chat: Chat, value: Mapping[str, Any], tally: Tally) 
         raise DataError(f"not a message of Hermes: it has no role, got {fields.shown(value)}")
 
 
-def _begin(session: Session, chat: Chat, about: Mapping[str, Any]) -> None:
+def _begin(session: LoggedSession, chat: Chat, about: Mapping[str, Any]) -> None:
     session.identifier = str(about.get("session_id") or session.identifier)
     if isinstance(platform := about.get("platform"), str) and platform:
         session.facts["platform"] = platform
@@ -58,7 +58,9 @@ def _begin(session: Session, chat: Chat, about: Mapping[str, Any]) -> None:
         chat.say({"role": "system", "content": prompt})
 
 
-def _take_message(session: Session, chat: Chat, given: Mapping[str, Any], tally: Tally) -> None:
+def _take_message(
+    session: LoggedSession, chat: Chat, given: Mapping[str, Any], tally: Tally
+) -> None:
     role, time = given.get("role"), seconds_of(given.get("timestamp"))
     if role == "session_meta":
         _begin(session, chat, given)

@@ -44,7 +44,7 @@ class Node:
 
 
 @dataclass(slots=True, eq=False)
-class Answer:
+class LoggedAnswer:
     """One answer of a model."""
 
     node: Node
@@ -69,10 +69,10 @@ class Chat:
     tools: list[Message] | None = None
     tail: Node | None = None
     """The last message of the current context."""
-    answers: list[Answer] = field(default_factory=list[Answer])
+    answers: list[LoggedAnswer] = field(default_factory=list[LoggedAnswer])
     compactions: int = 0
     _compacted: Node | None = None
-    _asked: dict[str, Answer] = field(default_factory=dict[str, Answer])
+    _asked: dict[str, LoggedAnswer] = field(default_factory=dict[str, LoggedAnswer])
 
     def say(self, message: Message, time: float | None = None) -> Node:
         """Append a message that is not an answer of the model."""
@@ -82,14 +82,14 @@ class Chat:
 
     def answer(
         self, message: Message, time: float | None, facts: Facts, identifier: str | None = None
-    ) -> Answer:
+    ) -> LoggedAnswer:
         """Append an answer of the model."""
-        answer = Answer(self.say(message, time), facts, identifier, self.compactions)
+        answer = LoggedAnswer(self.say(message, time), facts, identifier, self.compactions)
         self.answers.append(answer)
         self.note_calls(answer)
         return answer
 
-    def note_calls(self, answer: Answer) -> None:
+    def note_calls(self, answer: LoggedAnswer) -> None:
         """Remember which calls an answer made; to be called again if calls are added to it."""
         for call in answer.node.message.get("tool_calls") or ():
             self._asked[str(call.get("id"))] = answer
@@ -113,7 +113,7 @@ class Chat:
         answer.runs[call_id] = facts | known
         return node
 
-    def asked_by(self, call_id: str) -> Answer | None:
+    def asked_by(self, call_id: str) -> LoggedAnswer | None:
         """Return the answer that made a call."""
         return self._asked.get(call_id)
 
@@ -141,7 +141,7 @@ class Chat:
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class LoggedSession:
     """One run of a coding agent: the main chat and those of its sub-agents."""
 
     identifier: str
@@ -153,11 +153,11 @@ class Step(NamedTuple):
     """An answer and the chat that it is in."""
 
     chat: Chat
-    answer: Answer
+    answer: LoggedAnswer
 
 
 def items_of_session(
-    session: Session, *, redact: bool, seen: set[str] | None = None
+    session: LoggedSession, *, redact: bool, seen: set[str] | None = None
 ) -> Iterator[TrajectoryItem]:
     """Yield the items of a session: one for each answer, in the order of their times.
 
@@ -220,7 +220,7 @@ def _in_order(chats: Sequence[Chat]) -> list[Step]:
     return [entry[3] for entry in keyed]
 
 
-def _facts(session: Session, answer: Answer, *, abandoned: bool) -> Facts:
+def _facts(session: LoggedSession, answer: LoggedAnswer, *, abandoned: bool) -> Facts:
     facts = session.facts | {
         name: value for name, value in answer.facts.items() if value is not None
     }
@@ -236,7 +236,7 @@ def _facts(session: Session, answer: Answer, *, abandoned: bool) -> Facts:
     return facts
 
 
-def _messages_after(chat: Chat, answer: Answer) -> list[Message]:
+def _messages_after(chat: Chat, answer: LoggedAnswer) -> list[Message]:
     """Return the messages that follow an answer up to the end of its chat."""
     nodes = chat.tail.path() if chat.tail is not None else []
     place = next((place for place, node in enumerate(nodes) if node is answer.node), None)
@@ -256,7 +256,7 @@ def _redact(chat: Chat) -> None:
     chat.facts = without_private(chat.facts)
 
 
-def _name_of_call(answer: Answer, call_id: str) -> str:
+def _name_of_call(answer: LoggedAnswer, call_id: str) -> str:
     for call in answer.node.message.get("tool_calls") or ():
         if call.get("id") == call_id:
             named = call.get("function") or call.get("custom") or {}

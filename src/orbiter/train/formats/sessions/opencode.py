@@ -21,7 +21,7 @@ from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
-from orbiter.train.formats.sessions.log import Chat, Facts, Session, with_plain_text
+from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, with_plain_text
 from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
 
@@ -84,7 +84,7 @@ class _Store:
                 holder.messages.append((row, below))
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield the sessions in files; those of sub-agents are chats of their parents' sessions."""
     store = _Store()
     for source in sources:
@@ -113,7 +113,7 @@ def _kind_of(value: Mapping[str, Any]) -> str | None:
     return "session" if str(value.get("id")).startswith("ses_") else None
 
 
-def _joined(stored: Mapping[str, _Stored], tally: Tally) -> Iterator[Session]:
+def _joined(stored: Mapping[str, _Stored], tally: Tally) -> Iterator[LoggedSession]:
     """Read each session, and put the chats of sub-agents into the sessions of their parents."""
     calls: dict[str, str] = {}
     sessions = {
@@ -133,7 +133,9 @@ def _joined(stored: Mapping[str, _Stored], tally: Tally) -> Iterator[Session]:
     )
 
 
-def _session_of(session_id: str, holder: _Stored, calls: dict[str, str], tally: Tally) -> Session:
+def _session_of(
+    session_id: str, holder: _Stored, calls: dict[str, str], tally: Tally
+) -> LoggedSession:
     """Read one session; note which calls started sub-agents, by the sessions of these."""
     facts: Facts = {"source": "opencode"}
     for name, entry in (("directory", "cwd"), ("version", "version")):
@@ -145,7 +147,7 @@ def _session_of(session_id: str, holder: _Stored, calls: dict[str, str], tally: 
             _take(chat, message, parts, calls, tally)
         except DataError as error:
             holder.source.refuse(1, f"message {message.get('id')!r}: {error}", error)
-    return Session(session_id, facts, [chat])
+    return LoggedSession(session_id, facts, [chat])
 
 
 def _root_of(session_id: str, stored: Mapping[str, _Stored]) -> str:

@@ -17,7 +17,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
-from orbiter.train.formats.sessions.log import Chat, Facts, Node, Session, with_plain_text
+from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, Node, with_plain_text
 from orbiter.train.json_files.records import read_records
 from orbiter.train.json_files.source import Source
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 class _Reading:
     """One session while its log is read."""
 
-    session: Session
+    session: LoggedSession
     chat: Chat
     tally: Tally
     nodes: dict[str, Node | None] = field(default_factory=dict[str, "Node | None"])
@@ -125,10 +125,10 @@ class _Reading:
         self.chat.say(with_plain_text({"role": role, "content": _content(content)}), time)
 
 
-def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[Session]:
+def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     for source in sources:
         chat = Chat()
-        session = Session(Path(source.path).stem, {"source": "pi"}, [chat])
+        session = LoggedSession(Path(source.path).stem, {"source": "pi"}, [chat])
         reading = _Reading(session, chat, tally)
         for record in read_records(source):
             try:

@@ -137,7 +137,7 @@ function answersSection(run) {
     filters[`${rows[at].name} worse than ${against}`] = (item) => worse(item.task, at);
   }
   filters["all alike"] = (item) => new Set(item.task.answers.map((one) => one.score)).size === 1;
-  return section("answers", "Answers", `What each model said to ${run.tasks.length === run.tasks_in_all ? "every" : `${run.tasks.length} of ${run.tasks_in_all}`} ${"held-out task"}${run.tasks.length === run.tasks_in_all ? "" : "s"}; marks stand in the order ${rows.map((row) => row.name).join(", ")}.`,
+  return section("answers", "Answers", `What each model said to ${run.tasks.length === run.tasks_in_all ? "every" : `${run.tasks.length} of ${run.tasks_in_all}`} ${"held-out task"}${run.tasks.length === run.tasks_in_all ? "" : "s"}; the scores are in the order ${rows.map((row) => row.name).join(", ")}.`,
     browser({
       id: "answers", items, filters, hint: "Search tasks and answers",
       sorts: { "as asked": (a, b) => a.key - b.key, "biggest difference": (a, b) => gap(b.task, base, focus) - gap(a.task, base, focus) },

@@ -185,9 +185,15 @@ class Desk:
         if isinstance(candidate, Refused):
             return candidate.rejection
         if self.validator is not None:
-            with boundary("the validator"):
-                if not await call_here(self.validator, candidate):
-                    return Rejection(candidate, "invalid", "the validator refused it")
+            try:
+                with boundary("the validator"):
+                    is_valid = await call_here(self.validator, candidate)
+            except CallbackError as error:
+                if self.config.on_error == "raise":
+                    raise
+                return Rejection(candidate, "failed", str(error))
+            if not is_valid:
+                return Rejection(candidate, "invalid", "the validator refused it")
         if self.scorer is None or candidate.reward is not None:
             return candidate
         scored = self.journal.scored(batch, place)

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from orbiter.train.disk import disk_errors
 from orbiter.train.engine.models.architectures import context_of
+from orbiter.train.engine.models.download import hub_folder
 from orbiter.train.engine.models.gguf import SMOLLM2, ensure_smollm2
-from orbiter.train.engine.models.load import TINY, load_model
+from orbiter.train.engine.models.load import TINY, is_path, load_model, saved_kind
+from orbiter.train.engine.models.pretrained import load_config, load_tokenizer
+from orbiter.train.engine.models.saved_files import check_model_files
 from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
 from orbiter.train.engine.tasks import as_items, make_tasks
-from orbiter.train.errors import ConfigError, DataError, StorageError, require
+from orbiter.train.engine.turn_end import configured_stops, stop_token_ids
+from orbiter.train.errors import ConfigError, DataError, require
 from orbiter.train.formats.verl_rows import prompt_of, write_rows
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.cluster.inside.reward import FAULTS, SHIPMENT
 from orbiter.train.verl.cluster.layout import Layout
@@ -49,17 +54,17 @@ def model_files(name: str, folder: Path) -> ModelFiles:
         StorageError: the model does not exist.
         ConfigError: its tokenizer has no chat template, which verl applies to every prompt.
     """
+    path = Path(name).expanduser()
     if name == TINY:
         files = ModelFiles(str(folder), True, tiny_tokenizer(), CONTEXT)
     elif name == SMOLLM2:
-        files = _described(str(ensure_smollm2()[0]))
-    elif (Path(name).expanduser() / "adapter_config.json").is_file():
+        files = _described(ensure_smollm2().folder)
+    elif is_path(name) and saved_kind(path) == "adapter":
         loaded = load_model(name, device="cpu")
         context = context_of(loaded.model.config)
         files = ModelFiles(str(folder), True, loaded.tokenizer, context)
     else:
-        path = Path(name).expanduser()
-        files = _described(str(path.resolve()) if path.is_dir() else name)
+        files = _described(path.resolve()) if is_path(name) else _described(hub_folder(name), name)
     if files.tokenizer.chat_template is None:
         raise ConfigError(
             f"the tokenizer of {name} has no chat template, and verl renders every prompt with it"
@@ -67,15 +72,11 @@ def model_files(name: str, folder: Path) -> ModelFiles:
     return files
 
 
-def _described(path: str) -> ModelFiles:
-    transformers = require("transformers", extra="train")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        described = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise StorageError(f"cannot load a causal language model from {path}: {reason}") from error
-    return ModelFiles(path, False, tokenizer, context_of(described))
+def _described(folder: Path, name: str | None = None) -> ModelFiles:
+    """Describe a model that verl loads itself: from `folder`, or by its `name` on the hub."""
+    check_model_files(folder)
+    context = context_of(load_config(folder))
+    return ModelFiles(name or str(folder), False, load_tokenizer(folder), context)
 
 
 def write_model(name: str, files: ModelFiles) -> None:
@@ -83,6 +84,9 @@ def write_model(name: str, files: ModelFiles) -> None:
     if not files.written or (Path(files.path) / "config.json").is_file():
         return
     loaded = load_model(name, device="cpu")
+    if loaded.model.generation_config is not None:  # an adapter's base does not know its stops
+        stops = configured_stops(loaded.model) | stop_token_ids(loaded.tokenizer)
+        loaded.model.generation_config.eos_token_id = sorted(stops)
     loaded.model.save_pretrained(files.path)
     loaded.tokenizer.save_pretrained(files.path)
 
@@ -184,13 +188,19 @@ class Inputs(NamedTuple):
 
 
 def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
-    """Write all files that the job reads, and remove the reports of an earlier start."""
-    layout.folder.mkdir(parents=True, exist_ok=True)
+    """Write all files that the job reads, and remove the reports of an earlier start.
+
+    Raises:
+        StorageError: the disk is full or cannot be written.
+    """
+    with disk_errors(layout.folder):
+        layout.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(layout.folder / FAULTS, ignore_errors=True)
     shutil.rmtree(layout.samples, ignore_errors=True)
     layout.metrics_file.unlink(missing_ok=True)
     prompts = inputs.prompts
-    write_model(config.model, inputs.model)
+    with disk_errors(Path(inputs.model.path)):
+        write_model(config.model, inputs.model)
     write_rows(prompts.items, layout.train_file, system=prompts.system, tools_as_text=True)
     if layout.validates:
         write_rows(
@@ -200,8 +210,7 @@ def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
     files |= {str(each.file): each.source or "" for each in inputs.rewards if each.file}
     files["plan.txt"] = f"{inputs.plan}\n"
     for name, text in files.items():
-        with atomic_write(layout.folder / name) as file:
-            file.write(text.encode())
+        write_file(layout.folder / name, text.encode())
 
 
 def _shipment(config: VeRLConfig, rewards: Sequence[Shipped]) -> str:

@@ -87,14 +87,14 @@ def groups_of(dump: Path) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-class Row(NamedTuple):
+class StepRow(NamedTuple):
     """The metrics and the timings of one step."""
 
     metrics: dict[str, float]
     clock: dict[str, float]
 
 
-def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> Row:
+def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> StepRow:
     """Return a line of verl's metrics under our names; values that are not numbers are dropped."""
     kl = ALGORITHMS[algorithm].verl_kl
     numbers = {k: float(v) for k, v in data.items() if isinstance(v, int | float)}
@@ -111,7 +111,7 @@ def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> Row:
     clock |= {"seconds": seconds}
     if seconds > 0:
         clock["tokens_per_second"] = tokens / seconds
-    return Row(named | others, clock)
+    return StepRow(named | others, clock)
 
 
 def _validated(numbers: Mapping[str, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from orbiter.train.disk import disk_errors
 from orbiter.train.errors import TrainingError
 
 LAST_LINES = 30
@@ -57,7 +58,7 @@ class Child:
 
     async def __aenter__(self) -> Child:
         """Start the process."""
-        with self.log.open("wb") as output:
+        with disk_errors(self.log), self.log.open("wb") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.PIPE,

@@ -46,6 +46,7 @@ def _process_group() -> None:
 
 def _critic_attention() -> None:
     def load(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+        del trust_remote_code  # this package never runs code that comes with a model on verl
         from transformers import AutoModelForTokenClassification
 
         return AutoModelForTokenClassification.from_pretrained(
@@ -53,7 +54,7 @@ def _critic_attention() -> None:
             dtype=torch_dtype,
             config=model_config,
             attn_implementation=model_config._attn_implementation,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=False,
         )
 
     model_utils.load_valuehead_model = load

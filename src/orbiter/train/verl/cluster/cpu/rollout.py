@@ -24,7 +24,7 @@ GATHERING_SECONDS = 0.02
 """Time that the first request waits for others to join its batch."""
 
 
-class Request(NamedTuple):
+class SamplingRequest(NamedTuple):
     """One prompt to answer."""
 
     prompt_ids: list[int]
@@ -47,7 +47,7 @@ class Sampler:
         torch.set_num_threads(1)
         self.random = torch.Generator().manual_seed(seed)
         self.model = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=torch.float32, attn_implementation="sdpa"
+            model_path, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
         ).eval()
         known = self.model.generation_config
         ends = known.eos_token_id if known.eos_token_id is not None else []
@@ -55,7 +55,7 @@ class Sampler:
         self.pad = known.pad_token_id if known.pad_token_id is not None else 0
         self.response_length, self.context = response_length, context
         self.version: int | None = None
-        self.waiting: list[Request] = []
+        self.waiting: list[SamplingRequest] = []
         self.at_work: asyncio.Task[None] | None = None
 
     async def ready(self) -> bool:
@@ -71,7 +71,7 @@ class Sampler:
     ) -> TokenOutput:
         """Answer one prompt; verl's other arguments (images, videos) are ignored."""
         asked = sampling_params.get("max_tokens") or sampling_params.get("max_new_tokens")
-        request = Request(
+        request = SamplingRequest(
             list(prompt_ids),
             min(asked or self.response_length, self.context - len(prompt_ids)),
             float(sampling_params.get("temperature", 1.0)),
@@ -98,7 +98,7 @@ class Sampler:
                 request.answer.set_result(answer)
 
     @torch.no_grad()
-    def _sample(self, batch: list[Request]) -> list[TokenOutput]:
+    def _sample(self, batch: list[SamplingRequest]) -> list[TokenOutput]:
         """Extend all prompts token by token until each has ended or reached its limit."""
         ids, mask = self._padded(batch)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -126,7 +126,7 @@ class Sampler:
             position = position[:, -1:] + 1
         return [self._output(*each) for each in zip(drawn, logprob, strict=True)]
 
-    def _padded(self, batch: list[Request]) -> tuple[Tensor, Tensor]:
+    def _padded(self, batch: list[SamplingRequest]) -> tuple[Tensor, Tensor]:
         """Return the prompts padded on the left, with their mask."""
         width = max(len(request.prompt_ids) for request in batch)
         ids = torch.full((len(batch), width), self.pad)
@@ -136,7 +136,7 @@ class Sampler:
             mask[row, width - len(request.prompt_ids) :] = 1
         return ids, mask
 
-    def _draw(self, logits: Tensor, batch: list[Request]) -> tuple[Tensor, Tensor]:
+    def _draw(self, logits: Tensor, batch: list[SamplingRequest]) -> tuple[Tensor, Tensor]:
         """Sample a token for each row; return it with its logprob at the row's temperature."""
         heat = torch.tensor([request.temperature or 1.0 for request in batch])
         logprob = torch.log_softmax(logits / heat[:, None], dim=-1)
@@ -174,7 +174,7 @@ class Sampler:
     abort_all_requests = resume_generation = start_profile = stop_profile = _nothing
 
 
-def _narrowed(chance: Tensor, request: Request) -> Tensor:
+def _narrowed(chance: Tensor, request: SamplingRequest) -> Tensor:
     """Set the probabilities to zero that greedy sampling, top-k or top-p exclude."""
     if request.temperature == 0:
         return torch.zeros_like(chance).index_fill(0, chance.argmax(), 1.0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.errors import CallbackError, TrainError
-from orbiter.train.storage import atomic_write
+from orbiter.train.storage import write_file
 from orbiter.train.trajectory.codec import decode_item
 from orbiter.train.verl.reward import OnRewardError, RewardFn, RewardSpec, score
 
@@ -121,6 +121,4 @@ def _module_at(path: Path) -> object:
 
 def _note(folder: Path, error: TrainError) -> None:
     """Write the fault to the folder that the process that started the job reads."""
-    folder.mkdir(exist_ok=True)
-    with atomic_write(folder / f"{uuid.uuid4().hex}.json") as file:
-        file.write(json.dumps({"fault": str(error)}).encode())
+    write_file(folder / f"{uuid.uuid4().hex}.json", json.dumps({"fault": str(error)}).encode())
