@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-b
 endif
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-control test test-oldest test-verl check bench bench-engine bench-sft docs clean
+.PHONY: demo demo-control demo-agent test test-oldest test-verl check bench bench-engine bench-sft docs clean
 .DEFAULT_GOAL := test
 
 # An environment whose creation was interrupted has no stamp, and is made anew.
@@ -34,6 +34,10 @@ demo: .venv/.demo-ok
 # The same, then as many seconds of further SFT as GRPO took, to compare the two gains.
 demo-control: .venv/.demo-ok
 	$(BIN)/python -m orbiter.train.demo --control
+
+# An agent with a tool learns by doing: SmolLM2-135M looks things up, twice, and answers.
+demo-agent: .venv/.demo-ok
+	$(BIN)/python -m orbiter.train.demo.by_doing
 
 # All tests except those marked nightly.
 test: .venv/.dev-ok

@@ -95,8 +95,8 @@ class SessionServer:
 
     async def _start(self) -> _Running:
         require("starlette", extra=EXTRA)
-        listener = bind("127.0.0.1", 0)
         server = make_server(self._app(), extra=EXTRA, closing_seconds=CLOSING_SECONDS)
+        listener = bind("127.0.0.1", 0)
         server.capture_signals = contextlib.nullcontext  # Ctrl-C belongs to the run
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event

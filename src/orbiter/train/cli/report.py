@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from orbiter.train.cli.options import RUNS, Host
+from orbiter.train.cli.options import RUNS, Host, read_items
 from orbiter.train.cli.output import JsonFlag, Output
-from orbiter.train.errors import StorageError
+from orbiter.train.errors import ConfigError, StorageError
 
 report_app = typer.Typer(rich_markup_mode=None)
 
@@ -17,7 +17,11 @@ report_app = typer.Typer(rich_markup_mode=None)
 @report_app.command()
 def report(
     folder: Annotated[
-        Path | None, typer.Argument(help="A run's folder; by default the latest below runs/.")
+        Path | None,
+        typer.Argument(
+            help="A run's folder, by default the latest below runs/; or a file of captured traces.",
+            metavar="[FOLDER|TRACES]",
+        ),
     ] = None,
     *,
     out: Annotated[
@@ -31,11 +35,21 @@ def report(
     port: Annotated[int, typer.Option(help="With --live; 0 picks a free one.")] = 7868,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a run's page as one self-contained file, or follow a run while it trains."""
-    from orbiter.train.report import serve_live, write_report
+    """Write a run's page as one self-contained file, or follow a run while it trains.
+
+    A file of traces gives a page with its episodes, turn by turn.
+    """
+    from orbiter.train.report import serve_live, write_report, write_traces
 
     output = Output(as_json=as_json)
     run = folder or _latest()
+    if run.is_file():
+        if live:
+            raise ConfigError(f"--live follows a run's folder, and {run} is a file")
+        page = write_traces(run, read_items(run), out)
+        output.say(f"wrote {page}")
+        output.result({"report": str(page)})
+        return
     if not live:
         page = write_report(run, out)
         output.say(f"wrote {page}")

@@ -23,6 +23,7 @@ SCRIPTS = (
     "answer.js",
     "browser.js",
     "samples.js",
+    "episodes.js",
     "result.js",
     "curves.js",
     "evolution.js",

@@ -6,9 +6,10 @@ If the file has grown, reading continues where it ended, so following a long run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from orbiter.train.errors import StorageError
 from orbiter.train.report.shown import SHOWN, Fact, Group, as_shown, by_turns, outputs_of
@@ -44,19 +45,7 @@ class Samples:
 
     def _fact(self, line: bytes) -> Fact:
         try:
-            record = json.loads(line)
-            outputs = outputs_of(record)
-            rewards = [float(o["reward"]) for o in outputs if o["reward"] is not None]
-            names = dict.fromkeys(name for output in outputs for name in output["rewards"])
-            parts = {name: _mean(o["rewards"].get(name) for o in outputs) for name in names}
-            return Fact(
-                start=self._end,
-                step=int(record["step"]),
-                prompt=hash(record.get("task") or record.get("prompt")),
-                reward=_mean(rewards),
-                rewards=tuple(rewards),
-                parts={name: mean for name, mean in parts.items() if mean is not None},
-            )
+            return fact_of(json.loads(line), self._end)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             at = len(self.facts) + 1
             raise StorageError(f"{self.path}:{at} is not a sample of a run: {error}") from error
@@ -65,20 +54,57 @@ class Samples:
         """Return the groups to show within the size limit, in order, each with the reason."""
         if not self.facts:
             return []
-        shown: dict[int, Group] = {}
-        room = max_bytes
         with self.path.open("rb") as file:
-            for place, why in by_turns(self.facts):
-                if place in shown:
-                    shown[place]["why"].append(why)
-                    continue
+
+            def read(place: int) -> dict[str, Any]:
                 file.seek(self.facts[place].start)
-                group = as_shown(json.loads(file.readline())) | {"why": [why]}
-                room -= len(json.dumps(group))
-                if room < 0 or len(shown) == SHOWN:
-                    break
-                shown[place] = group
-        return [shown[place] for place in sorted(shown)]
+                return dict(json.loads(file.readline()))
+
+            return choose(self.facts, read, max_bytes=max_bytes)
+
+
+def choose(
+    facts: Sequence[Fact], read: Callable[[int], Mapping[str, Any]], *, max_bytes: int
+) -> list[Group]:
+    """Return the groups to show within the size limit, but at least one, in order.
+
+    Args:
+        facts: One entry for each group.
+        read: Returns the record of a group by its place.
+        max_bytes: Size limit of all groups together, as JSON.
+    """
+    shown: dict[int, Group] = {}
+    room = max_bytes
+    for place, why in by_turns(facts):
+        if place in shown:
+            shown[place]["why"].append(why)
+            continue
+        group = as_shown(read(place)) | {"why": [why]}
+        room -= len(json.dumps(group))
+        if (room < 0 and shown) or len(shown) == SHOWN:
+            break
+        shown[place] = group
+    return [shown[place] for place in sorted(shown)]
+
+
+def fact_of(record: Mapping[str, Any], start: int) -> Fact:
+    """Return the summary of a group that begins at byte `start` of its file.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: the record is not that of a group.
+    """
+    outputs = outputs_of(record)
+    rewards = [float(o["reward"]) for o in outputs if o["reward"] is not None]
+    names = dict.fromkeys(name for output in outputs for name in output["rewards"])
+    parts = {name: _mean(o["rewards"].get(name) for o in outputs) for name in names}
+    return Fact(
+        start=start,
+        step=int(record["step"]),
+        prompt=hash(record.get("task") or record.get("prompt")),
+        reward=_mean(rewards),
+        rewards=tuple(rewards),
+        parts={name: mean for name, mean in parts.items() if mean is not None},
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

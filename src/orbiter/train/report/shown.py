@@ -13,6 +13,9 @@ SHOWN = 300
 """Maximum number of groups on a page."""
 PROMPT_CHARS, OUTPUT_CHARS = 2_000, 1_200
 """Characters of a text that a page shows; the rest stays in the run's folder."""
+TURN_CHARS, TURNS, EPISODES = 500, 24, 8
+"""Characters of a message in a turn, turns of an episode, and episodes of a group, that a page
+shows."""
 OUTPUTS = 32
 """Maximum number of outputs per group: those with the highest and with the lowest rewards."""
 SHARES = {"first": 0.08, "last": 0.12, "best": 0.12, "worst": 0.12, "changed": 0.2, "even": 1.0}
@@ -95,11 +98,15 @@ def outputs_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "text": str(output.get("text", "")),
             "reward": output.get("reward"),
             "rewards": output.get("rewards") or {},
-            **{k: output[k] for k in ("advantage", "tokens") if output.get(k) is not None},
+            **{k: output[k] for k in _FURTHER if output.get(k) is not None},
             **({"cut_off": True} if output.get("cut_off") else {}),
         }
         for output in outputs
     ]
+
+
+_FURTHER = ("advantage", "tokens", "stop_reason", "error", "turns", "name")
+"""Entries of an output that not all have; the last ones are those of an agent's episode."""
 
 
 def as_shown(record: Mapping[str, Any]) -> Group:
@@ -113,24 +120,50 @@ def as_shown(record: Mapping[str, Any]) -> Group:
         group["task"] = cut(str(record["task"]), 200)
     if record.get("messages"):
         group["messages"] = [_turn(message) for message in record["messages"]]
-    if len(outputs) > OUTPUTS:
-        group["left_out"] = len(outputs) - OUTPUTS
+    most = EPISODES if any("turns" in output for output in outputs) else OUTPUTS
+    if len(outputs) > most:
+        group["left_out"] = len(outputs) - most
         ranked = sorted(outputs, key=lambda output: -(output["reward"] or 0))
-        outputs = ranked[: OUTPUTS // 2] + ranked[-OUTPUTS // 2 :]
-    return group | {"outputs": [o | {"text": cut(o["text"], OUTPUT_CHARS)} for o in outputs]}
+        outputs = ranked[: most // 2] + ranked[-most // 2 :]
+    return group | {"outputs": [_output(output) for output in outputs]}
 
 
-def _turn(message: Mapping[str, Any]) -> dict[str, Any]:
+def _output(output: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an output with its texts cut, and of an episode the first and the last turns."""
+    kept = dict(output) | {"text": cut(output["text"], OUTPUT_CHARS)}
+    if "error" in output:
+        kept["error"] = cut(str(output["error"]), OUTPUT_CHARS)
+    if "turns" in output:
+        turns = [_episode_turn(number, turn) for number, turn in enumerate(output["turns"], 1)]
+        kept["turns_in_all"] = len(turns)
+        kept["turns"] = turns
+        if len(turns) > TURNS:
+            kept["turns"] = turns[: TURNS // 2] + turns[-TURNS // 2 :]
+    return kept
+
+
+def _episode_turn(number: int, turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn of an episode: what was new in its prompt, the answer, and its worth."""
+    return {
+        "number": number,
+        "asked": [_turn(message, TURN_CHARS) for message in turn.get("asked") or ()],
+        "answer": _turn(turn.get("answer") or {}, TURN_CHARS),
+        **{k: turn[k] for k in ("tokens", "reward", "advantage") if turn.get(k) is not None},
+        **({"cut_off": True} if turn.get("finish_reason") == "length" else {}),
+    }
+
+
+def _turn(message: Mapping[str, Any], chars: int = PROMPT_CHARS) -> dict[str, Any]:
     """Return one chat message for the page: role, text, and the tools called."""
     content = message.get("content")
     calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
     text = content if isinstance(content, str) else "" if content is None else str(content)
-    turn: dict[str, Any] = {"role": str(message.get("role", "")), "text": cut(text, PROMPT_CHARS)}
+    turn: dict[str, Any] = {"role": str(message.get("role", "")), "text": cut(text, chars)}
     if calls:
         turn["calls"] = [
             {
                 "name": str(call.get("name", "")),
-                "arguments": cut(str(call.get("arguments")), OUTPUT_CHARS),
+                "arguments": cut(str(call.get("arguments")), min(chars, OUTPUT_CHARS)),
             }
             for call in calls
         ]

@@ -23,7 +23,7 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | N
             written.
     """
     path = Path(folder) / REPORT_FILE if out is None else Path(out)
-    return _written(path, [Source(Path(folder)).document()])
+    return write_page(path, [Source(Path(folder)).document()])
 
 
 def write_comparison(
@@ -37,7 +37,7 @@ def write_comparison(
         StorageError: as for `write_report`.
     """
     sources = [Source(Path(folder)) for folder in (folder_a, folder_b)]
-    return _written(Path(out), [source.document(share=0.5) for source in sources])
+    return write_page(Path(out), [source.document(share=0.5) for source in sources])
 
 
 def envelope(runs: list[Doc]) -> Doc:
@@ -49,6 +49,7 @@ def envelope(runs: list[Doc]) -> Doc:
     }
 
 
-def _written(path: Path, runs: list[Doc]) -> Path:
+def write_page(path: Path, runs: list[Doc]) -> Path:
+    """Write the page of one or two runs' documents; return its path."""
     write_file(path, render(envelope(runs)).encode())
     return path

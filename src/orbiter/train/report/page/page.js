@@ -41,6 +41,7 @@ function contents() {
   const sides = doc.now.runs.map((run, at) => ({ run, label: doc.now.runs.length > 1 ? `${"AB"[at]} ${run.name}` : run.name }));
   if (sides.length > 1) return comparison(sides);
   const { run } = sides[0];
+  if (run.traces) return [samplesSection(run)].filter(Boolean);
   return [
     resultSection(run), curvesSection(pairsOf(sides)), samplesSection(run), answersSection(run),
     ledgerSection(run), evolutionSection(run), settingsSection(sides),
@@ -91,11 +92,20 @@ function top() {
   document.title = title;
   const choose = el("select", { id: "theme", "aria-label": "Colours", on: { change: () => setTheme(choose.value) } },
     THEMES.map((name) => el("option", { value: name, selected: name === theme.chosen }, { system: "as the system", light: "light", dark: "dark" }[name])));
+  const machine = main && !other ? machineOf(main.environment) : null;
   const facts = [main?.config.model && !other ? String(run.trainings[0].config.model) : null, main && !other ? run.trainings.map(({ kind }) => kind).join(" → ") : null,
     main?.environment.began && !other ? `began ${String(run.trainings[0].environment.began).slice(0, 16).replace("T", " ")} UTC` : null].filter(Boolean);
   return el("div", { class: "bar" },
-    el("div", {}, el("h1", {}, title), facts.length ? el("p", { class: "facts" }, facts.join("  ·  ")) : null, run.summary && !other ? el("p", { class: "lead" }, run.summary) : null),
+    el("div", {}, el("h1", {}, title), facts.length ? el("p", { class: "facts" }, facts.join("  ·  ")) : null,
+      machine ? el("p", { class: "facts", id: "machine" }, machine) : null, run.summary && !other ? el("p", { class: "lead" }, run.summary) : null),
     el("div", { class: "tools" }, el("span", { id: "live", role: "status" }), choose));
+}
+
+// What computed the run, in one line: it decides how fast a run is, and the last bits of its numbers.
+function machineOf(environment) {
+  const { processor, instruction_set: instructions, threads, dtype, accelerator } = environment;
+  return [accelerator, processor, instructions, isNumber(threads) ? plural(threads, "thread") : null, dtype]
+    .filter((one) => one !== null && one !== undefined).map(String).join("  ·  ");
 }
 
 function render(focus) {

@@ -21,7 +21,7 @@ function groupItems(groups) {
       key, group, mean,
       range: known.length ? Math.max(...known) - Math.min(...known) : 0,
       words: [group.task ?? "", group.prompt, `step ${group.step}`, ...(group.messages ?? []).map((turn) => turn.text),
-        ...group.outputs.map((output) => output.text)].join("\n").toLowerCase(),
+        ...group.outputs.flatMap((output) => [output.text, output.error ?? "", ...wordsOfTurns(output)])].join("\n").toLowerCase(),
       row: () => groupRow(group, mean, known, scale),
       detail: (words, jump) => groupDetail(group, scale, words, families.get(group.task ?? group.prompt), key, jump),
     };
@@ -50,9 +50,10 @@ function groupDetail(group, scale, words, family, key, jump) {
       group.why.filter((why) => WHY[why]).map((why) => el("span", { class: "tag" }, WHY[why]))),
     others.length ? el("p", { class: "meta" }, "The same prompt at step ",
       others.slice(0, 12).map((one) => [el("button", { type: "button", class: "link", on: { click: () => jump(one.key) } }, String(one.step)), " "])) : null,
-    el("h4", {}, "Prompt"), prompt(group, words),
-    el("h4", {}, plural(ordered.length, "output"), group.left_out ? ` (${group.left_out} between them left out)` : "", ", best first"),
-    el("ol", { class: "outputs" }, ordered.map((output) => oneOutput(output, scale, words))));
+    el("h4", {}, isEpisodes(group) ? "Task" : "Prompt"), prompt(group, words),
+    el("h4", {}, plural(ordered.length, isEpisodes(group) ? "episode" : "output"), group.left_out ? ` (${group.left_out} between them left out)` : "", ", best first"),
+    isEpisodes(group) ? episodes(ordered, scale, words)
+      : el("ol", { class: "outputs" }, ordered.map((output) => oneOutput(output, scale, words))));
 }
 
 function prompt(group, words) {
@@ -83,16 +84,20 @@ function oneOutput(output, scale, words) {
 function samplesSection(run) {
   const trainings = run.trainings.filter((training) => training.groups.length);
   if (!trainings.length) return null;
-  return section("samples", "Samples", null, trainings.map((training) => {
+  const title = run.traces ? "Episodes" : "Samples";
+  return section("samples", title, null, trainings.map((training) => {
     const items = groupItems(training.groups);
     const shown = training.groups.length === training.groups_in_all ? "All" : `${training.groups.length} of`;
     return [
       el("p", { class: "lead" }, `${shown} ${plural(training.groups_in_all, "group")}`,
         trainings.length > 1 ? ` of ${training.name}` : "",
-        shown === "All" ? "." : ": first, last, best, worst, most changed and an even sample. The others are in samples.jsonl."),
+        shown === "All" ? "." : run.traces ? ": first, last, best, worst and an even sample." : ": first, last, best, worst, most changed and an even sample. The others are in samples.jsonl."),
       browser({
         id: `samples-${run.trainings.indexOf(training)}`, items, hint: "Search prompts and outputs  ( / )",
-        filters: Object.fromEntries(Object.entries(WHY).map(([why, name]) => [name, (item) => item.group.why.includes(why)])),
+        filters: {
+          ...Object.fromEntries(Object.entries(WHY).map(([why, name]) => [name, (item) => item.group.why.includes(why)])),
+          ...episodeFilters(training.groups),
+        },
         sorts: {
           "by step": (a, b) => a.key - b.key,
           "latest first": (a, b) => b.key - a.key,
