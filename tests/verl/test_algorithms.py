@@ -116,7 +116,7 @@ def test_a_setting_reaches_verl_under_its_key(
         ({"kl_estimator": "k1", "kl_coef": 0.1}, "gradient is zero on average"),
         ({"kl_estimator": "k4"}, "kl_estimator must be one of"),
         ({"tau_positive": 0}, "tau_positive must be above 0"),
-        ({"algorithm": "dapo"}, "algorithm must be 'ppo', 'grpo', 'rloo', 'cispo' or 'sapo'"),
+        ({"algorithm": "dapo"}, "algorithm must be 'ppo', 'grpo', .* or '"),
     ],
     ids=str,
 )

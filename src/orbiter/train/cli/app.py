@@ -42,7 +42,7 @@ COMMANDS = {
     "runs": ("runs", "List runs, compare two, resume one."),
     "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
 }
-"""The module of each command, and one sentence for the help page."""
+"""The module of each command, which defines `NAME_app`, and one sentence for the help page."""
 
 
 class Lazy(TyperGroup):

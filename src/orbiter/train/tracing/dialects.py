@@ -10,6 +10,7 @@
                                    (OpenInference without messages: input.value, output.value)
 
 Not here: everything else about a call (`facts.py`).
+A new dialect also needs `is_call` and `_TELLING` in `facts.py`, and `_TOLD` in `span.py`.
 """
 
 from __future__ import annotations

@@ -219,7 +219,8 @@ C_contra = TypeVar("C_contra", bound=RewardConfig, contravariant=True)
 class Algorithm(ABC, Generic[C_contra]):
     """Turns rewards into gradients: credit assignment, objective, and verl's keys for both.
 
-    A new algorithm is a subclass in its own file of this folder, and a line in `ALGORITHMS`.
+    A new algorithm is a subclass in its own file of this folder, a member of `VeRLAlgorithm` and a
+    line in `ALGORITHMS`. One that extends another algorithm must override its `verl_overrides`.
     """
 
     title: ClassVar[str]
