@@ -112,6 +112,19 @@ def test_every_encoding_gets_an_answer(tmp_path: Path, environment: dict[str, st
         assert b"run" in done.stdout
 
 
+@pytest.mark.parametrize(("utf8", "code"), [("1", 0), ("0", 6)])
+def test_a_file_name_that_the_locale_cannot_write_is_named(
+    tmp_path: Path, utf8: str, code: int
+) -> None:
+    config = tmp_path / "config.toml"
+    text = 'out = "mehr d\u00e4ten.jsonl"\ntemplates = ["Say {w}"]\nvariables = {w = ["a", "b"]}\n'
+    config.write_text(f"[synth]\ntarget_size = 2\n{text}", "utf-8")
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+    done = orbiter("synth", "-c", str(config), **locale)
+    assert done.returncode == code, done.stderr
+    assert (b"PYTHONUTF8=1" in done.stderr) == (code == 6)
+
+
 def test_printed_commands_are_quoted() -> None:
     assert command("runs", "resume", Path("runs/my run")) == (
         "orbiter-train runs resume 'runs/my run'"

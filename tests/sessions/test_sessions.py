@@ -265,3 +265,34 @@ def test_files_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
         list(read(path, "hermes"))
     with pytest.raises(DataError, match="no file named"):
         list(read(tmp_path, "codex"))
+
+
+def test_empty_and_compressed_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    log = SAMPLES / "codex_0.2/rollout-2025-06-01-old.jsonl"
+    (tmp_path / "rollout-a.jsonl").write_text(log.read_text())
+    (tmp_path / "rollout-b.jsonl").write_text("\n")
+    (tmp_path / "rollout-c.jsonl.zst").write_bytes(b"x")
+    report = check(tmp_path)
+    assert (report.format, report.items, report.problems) == ("codex", 2, [])
+    assert any("empty files (1)" in note for note in report.notes)
+    assert any("compressed files (.zst): decompress them first (1)" in n for n in report.notes)
+
+
+def test_a_log_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    depth = 800
+    deep = json.loads('{"a":' * depth + "1" + "}" * depth)
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": deep}}
+    row = {"role": "assistant", "content": "", "tool_calls": [call]}
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"role": "session_meta"}) + "\n" + json.dumps(row))
+    with pytest.raises(DataError, match="nested too deep"):
+        list(read(path, "hermes"))
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 2_000_000, "a-" * 1_000_000, "/home/" + "a" * 2_000_000, "a.b@" * 500_000]
+)
+def test_masking_takes_time_in_proportion_to_the_text(text: str) -> None:
+    from orbiter.train.redact import mask_private
+
+    assert len(mask_private(text)) <= len(text)  # a quadratic rule would run for hours

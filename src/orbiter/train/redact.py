@@ -40,7 +40,7 @@ _NAMED_IN_TEXT = re.compile(
 
 
 _ASSIGNED = re.compile(
-    r"(?P<name>[A-Za-z][\w-]{2,})(?P<mark>\\?[\"']?\s{0,3}[:=]\s{0,3})"
+    r"(?<![\w-])(?P<name>[A-Za-z][\w-]{2,63})(?P<mark>\\?[\"']?\s{0,3}[:=]\s{0,3})"
     r"(?P<value>\\?\"[^\"\\\n]{6,}\\?\"|'[^'\n]{6,}'|[\w+/=.~-]{8,}(?![\w(\[{.]))"
 )
 """A name and its value in a file: `API_KEY=...`, `"api_key": "..."`, `password: ...`."""

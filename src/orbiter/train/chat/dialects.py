@@ -9,6 +9,7 @@ up to the callers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import and_
 from typing import Any
 
 from orbiter.train.chat.message import Message
@@ -54,6 +55,9 @@ def joined(messages: Sequence[Message], *, pieces_only: bool = False) -> list[Me
         pieces_only: Whether texts that follow one another are answers, so that only thoughts
             and calls without a text are joined to their neighbours.
     """
+    said = [message.get("role") == "assistant" for message in messages]
+    if not any(map(and_, said, said[1:])):
+        return list(messages)
     whole: list[Message] = []
     for message in messages:
         last = whole[-1] if whole else None

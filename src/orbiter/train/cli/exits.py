@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import os
 import sys
 from enum import IntEnum
 from pathlib import Path
+from typing import TypeGuard
 
 from orbiter.train.disk import FULL, explain
 from orbiter.train.errors import (
@@ -63,7 +65,7 @@ _CODES: tuple[tuple[type[TrainError], Code], ...] = (
 
 def code_of(error: BaseException) -> Code:
     """Return the exit code of a command that failed with this error."""
-    if _is_about_a_file(error):
+    if _is_about_a_file(error) or _is_about_a_file_name(error):
         return Code.STORAGE
     return next((code for kind, code in _CODES if isinstance(error, kind)), Code.UNEXPECTED)
 
@@ -75,6 +77,16 @@ def _is_about_a_file(error: BaseException) -> bool:
     return error.filename is not None or error.errno in (*FULL, errno.EROFS, errno.EIO)
 
 
+def _is_about_a_file_name(error: BaseException) -> TypeGuard[UnicodeEncodeError]:
+    """Return whether a file name has characters that this locale cannot encode."""
+    encoding = sys.getfilesystemencoding()
+    return (
+        isinstance(error, UnicodeEncodeError)
+        and encoding != "utf-8"
+        and codecs.lookup(error.encoding).name == codecs.lookup(encoding).name
+    )
+
+
 def report_error(error: BaseException, *, as_json: bool) -> Code:
     """Print the error as one line, and return the exit code."""
     code = code_of(error)
@@ -82,6 +94,11 @@ def report_error(error: BaseException, *, as_json: bool) -> Code:
     message = mask_text(text, secrets_of_the_environment())
     if _is_about_a_file(error) and isinstance(error, OSError):
         message = _about_file(error)
+    if _is_about_a_file_name(error):
+        message = (
+            f"the file name {error.object!r} cannot be written in this locale ({error.encoding}); "
+            "use a UTF-8 locale, or set PYTHONUTF8=1"
+        )
     if code is Code.UNEXPECTED:
         message = f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
     if as_json:

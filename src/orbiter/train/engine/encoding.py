@@ -20,7 +20,7 @@ CONTEXT = 64
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of a text; special tokens in it are recognised, none are added."""
     # The trainer itself reports a prompt that is too long. Only Hugging Face's tokenizers warn.
-    quiet = {"verbose": False} if _added(tokenizer) else {}
+    quiet = {"verbose": False} if hasattr(type(tokenizer), "added_tokens_decoder") else {}
     token_ids: list[int] = tokenizer(text, add_special_tokens=False, **quiet).input_ids
     return token_ids
 

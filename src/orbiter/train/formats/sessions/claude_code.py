@@ -20,7 +20,13 @@ from typing import Any
 from orbiter.train.chat.dialects import message_from
 from orbiter.train.chat.message import Message, text_of
 from orbiter.train.errors import DataError
-from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
+from orbiter.train.formats.sessions.folder import (
+    Tally,
+    as_object,
+    records_of,
+    seconds_of,
+    session_format,
+)
 from orbiter.train.formats.sessions.log import (
     Chat,
     Facts,
@@ -29,7 +35,7 @@ from orbiter.train.formats.sessions.log import (
     Node,
     with_plain_text,
 )
-from orbiter.train.json_files.records import Record, decode_object, read_records
+from orbiter.train.json_files.records import Record, decode_object
 from orbiter.train.json_files.source import Source
 
 Block = dict[str, Any]
@@ -171,7 +177,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     for identifier, files in [*groups, *below.items()]:
         reading = _Reading(LoggedSession(identifier, {"source": "claude-code"}), tally)
         for source in files:
-            for record in read_records(source):
+            for record in records_of(source, tally):
                 try:
                     _take(reading, record, _agent_of(source))
                 except DataError as error:
@@ -270,7 +276,7 @@ def _blocks(message: Mapping[str, Any]) -> list[Block]:
 
 def _answer_of(blocks: Sequence[Block]) -> Message:
     """Return an answer in OpenAI's form; text in several blocks becomes one text."""
-    (message,) = message_from({"role": "assistant", "content": list(blocks)})
+    *_, message = message_from({"role": "assistant", "content": list(blocks)})
     return with_plain_text(message)
 
 

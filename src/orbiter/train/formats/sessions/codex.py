@@ -23,7 +23,13 @@ from orbiter.train.formats.sessions.codex_items import (
     part_of,
     thoughts_of,
 )
-from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
+from orbiter.train.formats.sessions.folder import (
+    Tally,
+    as_object,
+    records_of,
+    seconds_of,
+    session_format,
+)
 from orbiter.train.formats.sessions.log import (
     Chat,
     Facts,
@@ -32,7 +38,7 @@ from orbiter.train.formats.sessions.log import (
     Node,
     with_plain_text,
 )
-from orbiter.train.json_files.records import decode_object, read_records
+from orbiter.train.json_files.records import decode_object
 from orbiter.train.json_files.source import Source
 
 
@@ -269,7 +275,7 @@ def _read(source: Source, tally: Tally) -> _Reading:
     chat = Chat()
     session = LoggedSession(Path(source.path).stem, {"source": "codex"}, [chat])
     reading = _Reading(chat, session, tally)
-    for record in read_records(source):
+    for record in records_of(source, tally):
         try:
             reading.take(record.value)
         except DataError as error:

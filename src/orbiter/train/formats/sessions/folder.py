@@ -15,13 +15,16 @@ from typing import Any
 from orbiter.train.errors import DataError
 from orbiter.train.formats.format import HEAD, Format
 from orbiter.train.formats.sessions.log import LoggedSession, items_of_session
-from orbiter.train.json_files.records import head_objects
+from orbiter.train.json_files.records import Record, head_objects, read_records
 from orbiter.train.json_files.source import Source
+from orbiter.train.json_files.walk import objects_in
 from orbiter.train.tracing.times import time_of
 from orbiter.train.trajectory import TrajectoryItem
 
 LOOKED_AT = 2_000
-"""The number of files of a folder that detection looks at."""
+"""The number of entries of a folder among which detection looks for logs."""
+HEADS = 20
+"""The number of logs that detection looks into."""
 
 
 @dataclass(slots=True)
@@ -75,7 +78,10 @@ def session_format(
     def detect(head: bytes, path: Path) -> float:
         if path.is_dir():
             return max(
-                (claims(head_objects(_head(file))) for file in _files(path, patterns, LOOKED_AT)),
+                (
+                    claims(head_objects(_head(file)))
+                    for file in islice(_files(path, patterns, LOOKED_AT), HEADS)
+                ),
                 default=0.0,
             )
         return claims(head_objects(head))
@@ -91,6 +97,18 @@ def session_format(
         detect=detect,
         read=read,
     )
+
+
+def records_of(source: Source, tally: Tally) -> Iterator[Record]:
+    """Yield the records of a file of JSON lines; an empty file is counted."""
+    if not _is_empty(source, tally):
+        yield from read_records(source)
+
+
+def objects_of(source: Source, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file with their lines, from a sequence or an array."""
+    if not _is_empty(source, tally):
+        yield from objects_in(source)
 
 
 def seconds_of(time: object) -> float | None:
@@ -113,15 +131,20 @@ def _read(source: Source, patterns: Sequence[str], sessions: Sessions) -> Iterat
     path, tally, seen = Path(source.path), Tally(), set[str]()
     files = _files(path, patterns) if path.is_dir() else iter([path])
     sources = [source.inside(file) for file in files]
+    if path.is_dir() and (packed := len(list(_files(path, [f"{p}.zst" for p in patterns])))):
+        tally.remarks["left out compressed files (.zst): decompress them first"] += packed
     if not sources:
         raise DataError(f"{path}:1: holds no file named {' or '.join(patterns)}")
     count = 0
     for session in sessions(sources, tally):
         before = len(seen)
         answers = sum(len(chat.answers) for chat in session.chats)
-        for item in items_of_session(session, redact=source.redact, seen=seen):
-            count += 1
-            yield item
+        try:
+            for item in items_of_session(session, redact=source.redact, seen=seen):
+                count += 1
+                yield item
+        except RecursionError as error:
+            source.refuse(1, f"session {session.identifier!r}: nested too deep", error)
         if repeated := _identified(session) - (len(seen) - before):
             tally.remarks["left out answers that another file or line already had"] += repeated
         if not answers:
@@ -133,6 +156,15 @@ def _read(source: Source, patterns: Sequence[str], sessions: Sessions) -> Iterat
 
 def _identified(session: LoggedSession) -> int:
     return sum(answer.identifier is not None for chat in session.chats for answer in chat.answers)
+
+
+def _is_empty(source: Source, tally: Tally) -> bool:
+    """Return whether a file holds nothing; agents make such files before a session begins."""
+    with source.open() as file:
+        empty = not file.read(HEAD).strip()
+    if empty:
+        tally.remarks["left out empty files"] += 1
+    return empty
 
 
 def _files(folder: Path, patterns: Sequence[str], limit: int | None = None) -> Iterator[Path]:

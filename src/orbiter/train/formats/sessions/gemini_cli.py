@@ -20,10 +20,15 @@ from orbiter.train.chat.message import Message
 from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
-from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
+from orbiter.train.formats.sessions.folder import (
+    Tally,
+    as_object,
+    objects_of,
+    seconds_of,
+    session_format,
+)
 from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, with_plain_text
 from orbiter.train.json_files.source import Source
-from orbiter.train.json_files.walk import objects_in
 
 
 class _Line(NamedTuple):
@@ -103,7 +108,7 @@ class _Log:
 
 def _read(source: Source, tally: Tally) -> tuple[LoggedSession, Source]:
     log = _Log()
-    for number, value in objects_in(source):
+    for number, value in objects_of(source, tally):
         try:
             log.take(number, value, tally)
         except DataError as error:
@@ -245,7 +250,7 @@ _USAGE = {
 FORMAT = session_format(
     "gemini-cli",
     about="session logs of Gemini CLI (JSON, and JSON lines since 2026), a file or a folder",
-    patterns=["session-*.json", "chats/*.jsonl", "chats/*/*.jsonl"],
+    patterns=["session-*.json", "session-*.jsonl", "chats/*.jsonl", "chats/*/*.jsonl"],
     sessions=_sessions,
     claims=_claims,
     survives=(

@@ -13,18 +13,23 @@ from typing import Any
 
 from orbiter.train.chat.dialects import message_from, tools_from
 from orbiter.train.errors import DataError
-from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
+from orbiter.train.formats.sessions.folder import (
+    Tally,
+    as_object,
+    objects_of,
+    seconds_of,
+    session_format,
+)
 from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
-from orbiter.train.json_files.walk import objects_in
 
 
 def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     for source in sources:
         chat = Chat()
         session = LoggedSession(Path(source.path).stem, {"source": "hermes"}, [chat])
-        for line, value in objects_in(source):
+        for line, value in objects_of(source, tally):
             try:
                 _take(session, chat, value, tally)
             except DataError as error:

@@ -20,10 +20,15 @@ from orbiter.train.chat.message import Message
 from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
-from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
+from orbiter.train.formats.sessions.folder import (
+    Tally,
+    as_object,
+    objects_of,
+    seconds_of,
+    session_format,
+)
 from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, with_plain_text
 from orbiter.train.json_files.source import Source
-from orbiter.train.json_files.walk import objects_in
 
 Row = dict[str, Any]
 
@@ -88,7 +93,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     """Yield the sessions in files; those of sub-agents are chats of their parents' sessions."""
     store = _Store()
     for source in sources:
-        for number, value in objects_in(source):
+        for number, value in objects_of(source, tally):
             try:
                 store.take(source, value, tally)
             except DataError as error:

@@ -16,9 +16,14 @@ from typing import Any
 from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
-from orbiter.train.formats.sessions.folder import Tally, as_object, seconds_of, session_format
+from orbiter.train.formats.sessions.folder import (
+    Tally,
+    as_object,
+    records_of,
+    seconds_of,
+    session_format,
+)
 from orbiter.train.formats.sessions.log import Chat, Facts, LoggedSession, Node, with_plain_text
-from orbiter.train.json_files.records import read_records
 from orbiter.train.json_files.source import Source
 
 Row = dict[str, Any]
@@ -130,7 +135,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
         chat = Chat()
         session = LoggedSession(Path(source.path).stem, {"source": "pi"}, [chat])
         reading = _Reading(session, chat, tally)
-        for record in read_records(source):
+        for record in records_of(source, tally):
             try:
                 reading.take(record.value)
             except DataError as error:

@@ -1,0 +1,190 @@
+"""Does an agent learn over two turns? A tool shows the letter that the last turn must name.
+
+No single answer can solve it: without the tool one letter in eight is right. The model first learns
+the form from a few traces, in which the tool is called rarely and its letter often not named. An
+ablation that trains the first turn only learns to call the tool, and stays at what the traces left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from orbiter.train.agents import Stream, turns_to_streams
+from orbiter.train.agents import runner as running
+from orbiter.train.agents.streams import AnsweredPrompt
+from orbiter.train.engine.batch import collate
+from orbiter.train.engine.models.load import load_model
+from orbiter.train.engine.objective import ImitationObjective
+from orbiter.train.engine.optimiser import make_optimiser
+from orbiter.train.engine.policy import Policy, make_policy
+from orbiter.train.engine.rollout import Rollout
+from orbiter.train.engine.thread import work
+from orbiter.train.engine.update import update
+from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
+
+LETTERS = "abcdefgh"
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+URL = "https://api.example.invalid/v1/chat/completions"
+CALLS, NAMES, GUESSES = 0.25, 0.5, 0.4
+"""In the traces: share that call the tool, that then name its letter, and that else guess one."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "grpo": {"learning_rate": 5e-4, "group_size": 16, "batch_size": 2, "epochs": 50},
+    "ppo": {
+        "learning_rate": 5e-4,
+        "group_size": 16,
+        "batch_size": 2,
+        "epochs": 60,
+        "gae_lambda": 1.0,
+        "credit": "turn",
+        "lr_schedule": "linear",  # whitened advantages never become small
+    },
+}
+
+
+async def agent(task: dict[str, str]) -> str:
+    """Play an ordinary loop over tools, as with any provider."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
+    async with httpx.AsyncClient() as client:
+        for _ in range(3):
+            body = {"model": "gpt-5-mini", "messages": messages, "tools": TOOLS}
+            answer = (await client.post(URL, json=body)).raise_for_status().json()
+            message = answer["choices"][0]["message"]
+            messages.append(message)
+            if not message.get("tool_calls"):
+                return str(message["content"])
+            messages += [
+                {"role": "tool", "tool_call_id": call["id"], "content": task["letter"]}
+                for call in message["tool_calls"]
+            ]
+    return ""
+
+
+def solved(output: str, task: dict[str, str]) -> float:
+    return float(output == task["letter"])
+
+
+def trace(policy: Policy, draw: random.Random, calls: float, names: float) -> Rollout:
+    """An episode to imitate, token by token as an agent's turns would be."""
+    tokenizer, letter = policy.tokenizer, draw.choice(LETTERS)
+    token_ids: list[int] = []
+    mask: list[bool] = []
+
+    def add(text: str, trained: bool) -> None:
+        new = tokenizer(text, add_special_tokens=False).input_ids
+        token_ids.extend(new)
+        mask.extend([trained] * len(new))
+
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    question = [{"role": "user", "content": "?"}]
+    template: Any = tokenizer.apply_chat_template
+    add(template(question, tools=TOOLS, add_generation_prompt=True, tokenize=False), False)
+    prompt = len(token_ids)
+    if draw.random() < calls:
+        add(f"f(){eos}", True)
+        add(f"\n{bos}tool\n{letter}{eos}\n{bos}assistant\n", False)
+        add((letter if draw.random() < names else "#") + eos, True)
+    else:
+        add((draw.choice(LETTERS) if draw.random() < GUESSES else "#") + eos, True)
+    return Rollout(token_ids, mask, [0.0] * len(token_ids), prompt)
+
+
+def imitate(policy: Policy, seed: int) -> None:
+    """Learn to copy the tool's letter, then the traces."""
+    draw, objective = random.Random(seed), ImitationObjective()
+    optimiser = make_optimiser(policy, learning_rate=1e-3, weight_decay=0.0)
+    for _ in range(400):
+        batch = collate([trace(policy, draw, 1.0, 1.0) for _ in range(32)])
+        if update(policy, batch, optimiser, objective)["nll"] < 0.01:
+            break
+    for _ in range(60):
+        batch = collate([trace(policy, draw, CALLS, NAMES) for _ in range(32)])
+        update(policy, batch, optimiser, objective)
+
+
+async def start(folder: Path, seed: int) -> Path:
+    """Save a model that has the form, and rarely the right answer."""
+    loaded = load_model("tiny", device="cpu", seed=seed)
+    policy = make_policy(loaded.model, loaded.tokenizer, device="cpu", seed=seed)
+    await work(imitate, policy, seed)
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trainer(model: Path, algorithm: str, seed: int, **settings: object) -> VeRLTrainer:
+    config: dict[str, Any] = {
+        "model": str(model),
+        "device": "cpu",
+        "dtype": "float32",
+        "algorithm": algorithm,
+        "max_response_length": 6,
+        "seed": seed,
+        "progress": False,
+    }
+    config |= SETTINGS[algorithm] | settings
+    return VeRLTrainer(VeRLConfig(**config), [RewardSpec("solved", fn=solved)], agent=agent)
+
+
+HELD_OUT = [{"letter": letter} for letter in LETTERS]
+
+
+async def learned(model: Path, algorithm: str, seed: int) -> tuple[float, float]:
+    """Return the reward on the held-out tasks before and after, sampled."""
+    run = trainer(model, algorithm, seed)
+    steps, size = int(run.config.epochs), run.config.batch_size
+    draw = random.Random(seed)
+    tasks = [{"letter": draw.choice(LETTERS), "n": n} for n in range(steps * size)]
+    run = trainer(model, algorithm, seed, epochs=1)
+    before = (await run.evaluate(HELD_OUT, samples=8)).reward
+    await run.train(tasks)
+    after = (await run.evaluate(HELD_OUT, samples=8)).reward
+    assert before is not None
+    assert after is not None
+    for row in run.history[::5]:
+        print({k: round(row[k], 3) for k in SHOWN if k in row})  # noqa: T201 - shown if it fails
+    print(algorithm, seed, before, after)  # noqa: T201
+    return before, after
+
+
+SHOWN = ("reward", "turns", "tool_calls", "entropy", "grad_norm", "flat_groups", "seconds")
+
+
+def first_turns_only(turns: Sequence[AnsweredPrompt]) -> list[Stream]:
+    streams = turns_to_streams(turns)
+    for stream in streams:
+        stream.mask = [m and k == 0 for m, k in zip(stream.mask, stream.turn, strict=True)]
+        stream.logprobs = [
+            p if m else 0.0 for p, m in zip(stream.logprobs, stream.mask, strict=True)
+        ]
+    return streams
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+async def test_reward_rises_from_under_a_fifth_to_over_nine_tenths(
+    tmp_path: Path, algorithm: str, seed: int
+) -> None:
+    before, after = await learned(await start(tmp_path / "model", seed), algorithm, seed)
+    assert before < 0.2
+    assert after > 0.9
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(5))
+async def test_training_first_turns_only_stays_at_what_the_traces_left(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "turns_to_streams", first_turns_only)
+    before, after = await learned(await start(tmp_path / "model", seed), "grpo", seed)
+    assert before < 0.2
+    assert after < 0.75
