@@ -57,6 +57,7 @@ def _run_agents(client: Foreign, model: Foreign, *, streamed: bool) -> object:
     import agents
 
     agents.set_trace_processors([])
+    agents.set_tracing_disabled(False)  # other tests of this process switch it off
     openai_agents.install.cache_clear()
     openai_agents.install()
     tool = agents.function_tool(added, name_override="add")

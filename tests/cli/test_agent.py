@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.cli.conftest import Run
 
 from orbiter.train.cli.evaluate import one_sided, rewards_by
 from orbiter.train.cli.exits import Code
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.evaluate import ScoredAttempt
+from tests.cli.conftest import Run
 
 AGENT = """
 import httpx

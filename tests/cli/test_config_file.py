@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.cli.conftest import Run
 
 from orbiter.train.cli.settings.catalogue import CONFIGS, SECTIONS, settings_of_section
 from orbiter.train.cli.settings.config_file import Settings, load, write_run_config
@@ -19,6 +18,7 @@ from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.cli.settings.toml import dump
 from orbiter.train.errors import ConfigError
 from orbiter.train.verl import VeRLConfig
+from tests.cli.conftest import Run
 
 
 def written(folder: Path, text: str, name: str = "config.toml") -> Path:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Run
 
 from orbiter.train import TrajectoryDataset, TrajectoryItem
 from orbiter.train.cli.exits import Code
+from tests.cli.conftest import Run
 
 
 def test_check_finds_nothing_wrong_with_what_init_makes(run: Run, project: Path) -> None:

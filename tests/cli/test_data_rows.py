@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Run
 
 from orbiter.train import TrajectoryItem
 from orbiter.train.cli.options import write_items
+from tests.cli.conftest import Run
 
 
 @pytest.fixture(autouse=True)

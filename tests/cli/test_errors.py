@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Run
 
 from orbiter.train.cli.exits import Code
+from tests.cli.conftest import Run
 
 WRONG: list[tuple[Code, list[str], str]] = [
     (Code.USAGE, ["train"], "there is no data"),

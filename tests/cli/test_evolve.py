@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Run
-from tests.llm.raw_server import RawServer, Reply, completion
 
 from orbiter.train.cli.exits import Code
+from tests.cli.conftest import Run
+from tests.llm.raw_server import RawServer, Reply, completion
 
 REWARD = "def right(output, item):\n    return float(item.action in output)\n"
 CONFIG = """

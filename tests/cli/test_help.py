@@ -7,10 +7,10 @@ import statistics
 import sys
 
 import pytest
-from tests.children import run_child
-from tests.cli.conftest import Run
 
 from orbiter.train.cli.app import COMMANDS
+from tests.children import run_child
+from tests.cli.conftest import Run
 
 
 def cpu_seconds(*command: str) -> float:

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Run
 
 from orbiter.train.cli.chat import chat_model
 from orbiter.train.cli.exits import Code, code_of
@@ -26,6 +25,7 @@ from orbiter.train.errors import (
     TrainingError,
 )
 from orbiter.train.llm import ChatModel, LocalChatModel, RemoteChatModel
+from tests.cli.conftest import Run
 
 
 async def model_of(*settings: str) -> ChatModel:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.cli.conftest import Run
 
 from orbiter.train.cli.exits import Code
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.errors import StorageError
+from tests.cli.conftest import Run
 
 WEIGHTS = "model/model.safetensors"
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from orbiter.train.cli.output import Output, command, finite
 from tests.children import run_child_bytes
 from tests.cli.conftest import Run
 from tests.report.folders import training
-
-from orbiter.train.cli.output import Output, command, finite
 
 
 def orbiter(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Run
-from tests.report.folders import training
 
 from orbiter.train.cli.exits import Code
 from orbiter.train.runlog import RunLog
 from orbiter.train.storage import AppendLog
+from tests.cli.conftest import Run
+from tests.report.folders import training
 
 
 @pytest.fixture(autouse=True)

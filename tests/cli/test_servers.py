@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from tests.cli.conftest import Run
 from tests.report.folders import training
 

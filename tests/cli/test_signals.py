@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from tests.children import started_child
-from tests.cli.conftest import Run
 
 from orbiter.train import read_run
+from tests.children import started_child
+from tests.cli.conftest import Run
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Run
-from tests.llm.raw_server import RawServer, Reply, failure, text
 
 from orbiter.train.cli.exits import Code
+from tests.cli.conftest import Run
+from tests.llm.raw_server import RawServer, Reply, failure, text
 
 CONFIG = """
 [llm]

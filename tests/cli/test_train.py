@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Run
 
 from orbiter.train import read_run
 from orbiter.train.cli.exits import Code
+from tests.cli.conftest import Run
 
 SHORT = ["train.epochs=1", "train.max_response_length=4", "train.group_size=4"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Run
 
 from orbiter.train.cli.exits import Code, code_of
 from orbiter.train.cli.settings.catalogue import (
@@ -25,6 +24,7 @@ from orbiter.train.llm.config import ClientConfig
 from orbiter.train.sft.config import SFTConfig
 from orbiter.train.synthesis.pipeline.config import SynthesisConfig
 from orbiter.train.verl.config import VeRLConfig
+from tests.cli.conftest import Run
 
 NAN, INF, HUGE = math.nan, math.inf, 10**400
 NOT_NUMBERS: tuple[object, ...] = ("ten", "5", True, [3], {"a": 1}, NAN)

@@ -7,12 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.children import started_child
+from tests.crash.journals import finished
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,11 +60,14 @@ class Runs:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
-    def __call__(self, folder: Path, kill: object = None, **settings: object) -> dict[str, Any]:
+    def __call__(
+        self, folder: Path, kill: object = None, agent: bool = False, **settings: object
+    ) -> dict[str, Any]:
         config = SETTINGS | settings | {"output_dir": str(folder)}
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps({"config": config, "kill": kill}) + "\n")
+        order = {"config": config, "kill": kill, "agent": agent}
+        self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         ended: dict[str, Any] = json.loads(self.process.stdout.readline())
         return ended
@@ -70,7 +76,8 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs() -> Iterator[Runs]:
     with started_child(
-        [sys.executable, str(Path(__file__).with_name("training_runs.py"))],
+        [sys.executable, "-m", "tests.crash.training_runs"],
+        cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -86,7 +93,7 @@ def runs() -> Iterator[Runs]:
 def test_a_run_killed_ten_times_ends_as_one_that_was_never_interrupted(
     runs: Runs, tmp_path: Path, algorithm: str, lora_rank: int
 ) -> None:
-    settings = {"algorithm": algorithm, "lora_rank": lora_rank}
+    settings: dict[str, Any] = {"algorithm": algorithm, "lora_rank": lora_rank}
     whole = runs(tmp_path / "whole", **settings)
     assert whole["code"] == 0
     deaths = [runs(tmp_path / "killed", kill, **settings)["code"] for kill in MOMENTS]
@@ -94,10 +101,41 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_never_interrupted(
     assert runs(tmp_path / "killed", **settings) == whole
 
 
+def played(folder: Path) -> Counter[tuple[str, int]]:
+    """Count how often each episode was begun; one that a kill interrupts is begun again."""
+    lines = folder.with_suffix(".played").read_text(encoding="utf-8").splitlines()
+    return Counter(tuple(json.loads(line)) for line in lines)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_kill_between_two_turns_loses_no_finished_episode(
+    runs: Runs, tmp_path: Path, algorithm: str
+) -> None:
+    settings: dict[str, Any] = {"algorithm": algorithm, "kl_coef": 0.0}
+    whole = runs(tmp_path / "whole", agent=True, **settings)
+    assert whole["code"] == 0
+    folder, kept = tmp_path / "killed", dict[tuple[str, int], int]()
+    for kill in (("between turns", 4), ("after update", 1), ("between turns", 3)):
+        assert runs(folder, kill, agent=True, **settings)["code"] == KILLED
+        done = [(r["turns"][0]["messages"][0]["content"], r["number"]) for r in finished(folder)]
+        assert len(done) >= (kill[1] if kill[0] == "between turns" else 0)
+        for episode in done:
+            kept.setdefault(episode, played(folder)[episode])
+    resumed = runs(folder, agent=True, **settings)
+    assert resumed["code"] == 0
+    for name in ("weights", "samples"):
+        assert resumed["result"][name] == whole["result"][name], name
+    assert len(played(folder)) == 5 * 4
+    assert len(kept) >= 6
+    assert {episode: played(folder)[episode] for episode in kept} == kept, "not played again"
+    assert not (folder / "episodes").exists()
+
+
 def test_a_kill_at_any_file_operation_of_a_save_is_resumed_from_by_itself(
     runs: Runs, tmp_path: Path
 ) -> None:
-    settings = {"ppo_epochs": 1, "minibatch_size": 0}  # three steps, a checkpoint behind each
+    # Three steps, each followed by a checkpoint.
+    settings: dict[str, Any] = {"ppo_epochs": 1, "minibatch_size": 0}
     whole = runs(tmp_path / "whole", **settings)
     assert runs(tmp_path / "begun", ("before update", 3), **settings)["code"] == KILLED
     counted = shutil.copytree(tmp_path / "begun", tmp_path / "counted")

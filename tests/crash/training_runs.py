@@ -14,17 +14,22 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 
+from orbiter.train.agents import current_episode
 from orbiter.train.engine import checkpoint, prompt  # noqa: F401 - before the fork
 from orbiter.train.engine.models import export  # noqa: F401 - before the fork
 from orbiter.train.engine.models import load as models  # noqa: F401 - before the fork
 from orbiter.train.engine.session import Session
-from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer, local  # noqa: F401 - as above
+from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer, episodes, local  # noqa: F401 - as above
+from tests.crash.journals import finished
 
+URL = "https://api.example.invalid/v1/chat/completions"
 PROMPTS = ["Say something.", "Name a colour.", "Sing.", "Count.", "Rhyme."]
 
 
@@ -83,15 +88,43 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
         return (sum(output.encode("utf-8", "replace")) % 97) / 97
 
     config = VeRLConfig(**order["config"])
-    trainer = VeRLTrainer(config, [RewardSpec("spread", 1.0, spread)])
-    weights = asyncio.run(trained(trainer))
     folder = Path(str(config.output_dir))
+    agent = (
+        two_turns(folder, number if moment == "between turns" else 0) if order["agent"] else None
+    )
+    trainer = VeRLTrainer(config, [RewardSpec("spread", 1.0, spread)], agent=agent)
+    weights = asyncio.run(trained(trainer))
     return {
         "weights": weights,
         "metrics": hashlib.sha256((folder / "metrics.jsonl").read_bytes()).hexdigest(),
         "samples": hashlib.sha256((folder / "samples.jsonl").read_bytes()).hexdigest(),
         "file_operations": -count.left if moment == "file operation" else 0,
     }
+
+
+def two_turns(folder: Path, fatal: int) -> Callable[[str], Awaitable[str]]:
+    """Return an agent that asks twice, and notes what it plays in a file beside the run.
+
+    With `fatal`, the last attempt at a task dies between its turns, once so many others are over.
+    """
+
+    async def agent(task: str) -> str:
+        attempt = current_episode().attempt
+        with folder.with_suffix(".played").open("a", encoding="utf-8") as played:
+            played.write(json.dumps([task, attempt]) + "\n")
+        messages: list[dict[str, Any]] = [{"role": "user", "content": task}]
+        async with httpx.AsyncClient() as client:
+            for turn in range(2):
+                if fatal and turn == 1 and attempt == 3:
+                    while len(finished(folder)) < fatal:  # noqa: ASYNC110 - a file has no event
+                        await asyncio.sleep(0.005)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                answer = await client.post(URL, json={"model": "m", "messages": messages})
+                messages.append(answer.raise_for_status().json()["choices"][0]["message"])
+                messages.append({"role": "user", "content": "And?"})
+        return str(messages[-2]["content"])
+
+    return agent
 
 
 async def trained(trainer: VeRLTrainer) -> str:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.children import started_child
 
 from orbiter.train.demo.__main__ import INTERRUPTED
+from tests.children import started_child
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,12 +16,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.engine.save_under_fire import kill, strike_at
-
 from orbiter.train.engine.models import folder as folders
 from orbiter.train.engine.models.folder import staged_folder, sweep_partials, verify_folder
 from orbiter.train.engine.models.load import saved_kind
 from orbiter.train.errors import StorageError
+from tests.engine.save_under_fire import kill, strike_at
 
 
 def save(target: Path, content: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.architectures import model_types, tiny_model_of
 
 from orbiter.train.engine.batch import collate
 from orbiter.train.engine.models.architectures import UNBOUNDED
@@ -18,6 +17,7 @@ from orbiter.train.engine.rollout import given
 from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import logprob
 from orbiter.train.errors import ConfigError
+from tests.engine.architectures import model_types, tiny_model_of
 
 MATCHES: tuple[str, ...] = (
     "afmoe", "apertus", "arcee", "aria_text", "axk1", "beam", "biogpt", "bitnet", "bloom",

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.children import run_child
 from torch.nn import functional
 
 from orbiter.train.engine import arithmetic
 from orbiter.train.engine.arithmetic import choose_dtype, packed_linear, processor
 from orbiter.train.errors import ConfigError
+from tests.children import run_child
 
 CPU = torch.device("cpu")
 measured_gain = arithmetic.bfloat16_gain  # the real one: tests/conftest.py replaces it

@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.children import run_child
 from torch import Tensor
 
 from orbiter.train.engine.checkpoint import Checkpoints
 from orbiter.train.engine.models.folder import MANIFEST, staged_folder, verify_folder
 from orbiter.train.errors import DataError, StorageError, TrainingError
+from tests.children import run_child
 
 SAVE_UNDER_FIRE = Path(__file__).with_name("save_under_fire.py")
 Groups = dict[str, dict[str, Tensor]]

@@ -14,7 +14,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.engine.conftest import SIZES
 
 from orbiter.train.engine.models.folder import staged_folder
 from orbiter.train.engine.models.load import load_model
@@ -22,6 +21,7 @@ from orbiter.train.engine.models.outline import make_outline
 from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.errors import StorageError
 from orbiter.train.verl.config import VeRLConfig
+from tests.engine.conftest import SIZES
 
 Tensors = dict[str, torch.Tensor]
 Damage = Callable[[Path], object]

@@ -10,10 +10,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from tests.children import run_child, started_child
 
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.runlog import read_run
+from tests.children import run_child, started_child
 
 WATCH = """
 import json, os, sys

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.children import run_child
-from tests.engine.measured_peaks import CASES, Case
 from torch import Tensor
 
 from orbiter.train.engine.arithmetic import packing_works
@@ -22,6 +20,8 @@ from orbiter.train.engine.models.download import cache_folder
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import given
 from orbiter.train.engine.update import score
+from tests.children import run_child
+from tests.engine.measured_peaks import CASES, Case
 
 MakePolicy = Callable[..., Policy]
 linux = pytest.mark.skipif(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from tests.children import run_child, started_child
 
 from orbiter.train.engine.arithmetic import pick_device
 from orbiter.train.engine.models.download import cache_folder, wait_for_lock
@@ -19,6 +18,7 @@ from orbiter.train.engine.models.gguf import CACHED, ensure_smollm2, unpack_gguf
 from orbiter.train.engine.models.load import Dtype, load_model
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import ConfigError, StorageError
+from tests.children import run_child, started_child
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.children import run_child
 
 from orbiter.train import StorageError
 from orbiter.train.engine.models.export import push_to_hub
+from tests.children import run_child
 
 
 class Hub(ThreadingHTTPServer):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.children import run_child
 
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation import interval as module
 from orbiter.train.evaluation import mean_interval, paired_difference
+from tests.children import run_child
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

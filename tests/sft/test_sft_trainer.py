@@ -58,7 +58,7 @@ async def test_a_generator_as_data_set_is_read_once_and_trained_on() -> None:
     metrics = await trainer.train()
     assert metrics.loss is not None
     assert list(trainer.dataset) == ITEMS
-    with pytest.raises(DataError, match="the data set is empty"):
+    with pytest.raises(ConfigError, match="check_dataset raised DataError: the data set is empty"):
         await trainer.train(iter(ITEMS[:0]))
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.verl.test_cluster_config import config as on_verl
-from tests.verl.test_cluster_config import layout
 
 from orbiter.train.errors import ConfigError, TrainingError
 from orbiter.train.trainer.config import NotInVerl, VerlKeys
 from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.overrides import make_overrides
+from tests.verl.test_cluster_config import config as on_verl
+from tests.verl.test_cluster_config import layout
 
 ACTOR = "actor_rollout_ref.actor"
 VARIANTS: list[dict[str, Any]] = [

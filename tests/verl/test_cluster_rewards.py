@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.children import run_child
 
 from orbiter.train.errors import CallbackError, ConfigError
 from orbiter.train.trajectory import TrajectoryItem
@@ -18,6 +17,7 @@ from orbiter.train.trajectory.codec import encode_item
 from orbiter.train.verl import RewardSpec
 from orbiter.train.verl.cluster.inside.reward import FAULTS, SHIPMENT, ComputeScore, load
 from orbiter.train.verl.cluster.rewards import MODULE, Shipped, ship
+from tests.children import run_child
 
 WANTED = frozenset("aeiou")
 

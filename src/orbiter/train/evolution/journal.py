@@ -104,12 +104,12 @@ class FileJournal(Journal):
         self._synced = time.monotonic()
         try:
             self._read(fingerprint)
-        except BaseException:
+            if not self._log.recovered.records:
+                texts = [None if text is None else msgspec.Raw(text) for text in initial]
+                self._append({"run": dict(fingerprint), "initial": texts})
+        except BaseException:  # otherwise nothing in this process could open the folder again
             self._log.close()
             raise
-        if not self._log.recovered.records:
-            texts = [None if text is None else msgspec.Raw(text) for text in initial]
-            self._append({"run": dict(fingerprint), "initial": texts})
 
     @override
     def write_trial(self, trial: Trial) -> None:

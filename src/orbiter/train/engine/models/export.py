@@ -115,7 +115,7 @@ def _save_adapter(policy: Policy, folder: Path, target: Path, base_model: str) -
     base = _loadable(base_model)
     if base is None:
         _save_base(policy, folder / BASE)
-        base = str(target.resolve() / BASE)
+        base = base_model if base_model in (TINY, SMOLLM2) else str(target.resolve() / BASE)
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
     # The default, "auto", would ask the hub whether the vocabulary has grown; it never does here.
