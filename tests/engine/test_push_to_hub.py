@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from orbiter.train import StorageError
 from orbiter.train.engine.models.export import push_to_hub
@@ -96,8 +98,9 @@ def test_a_model_is_uploaded_whole_and_privately_or_the_refusal_is_told(
     hub: Hub, tmp_path: Path
 ) -> None:
     names = ["README.md", "config.json", "model.safetensors"]
-    for name in names:
+    for name in names[:2]:
         (tmp_path / name).write_bytes(b"{}")
+    save_file({"weight": torch.ones(2)}, tmp_path / names[2])
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
     done = run_child([sys.executable, "-c", UPLOAD, str(tmp_path)], env=environment)
     if hub.refuses:
