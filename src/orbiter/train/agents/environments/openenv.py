@@ -5,8 +5,8 @@
     VeRLTrainer(config, environment=openenv(lambda: EchoEnv(base_url="http://127.0.0.1:8000")))
 
 The policy acts through one tool, `step`, whose arguments are the fields of the client's action
-class. A client that lists tools itself (MCP) has these tools instead; that part is untested. The episode's reward is the
-sum of the rewards of its steps. Tested with openenv 0.10.0.
+class. A client that lists tools itself (MCP) has these tools instead; that part is untested. The
+episode's reward is the sum of the rewards of its steps. Tested with openenv 0.10.0.
 """
 
 from __future__ import annotations
