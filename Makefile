@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-b
 endif
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-control demo-agent test test-oldest test-verl check bench bench-engine bench-sft docs clean
+.PHONY: demo demo-control demo-agent test test-oldest test-verl lint check bench bench-engine bench-sft docs clean
 .DEFAULT_GOAL := test
 
 # An environment whose creation was interrupted has no stamp, and is made anew.
@@ -63,12 +63,15 @@ VERL := .venv-verl/bin/python
 test-verl: .venv-verl/.ok
 	$(VERL) -m pytest tests/verl_cluster --durations=8
 
-# Style, types, layers and the fast tests: what every commit must pass.
-check: .venv/.dev-ok
+# Style, types and layers.
+lint: .venv/.dev-ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What every commit must pass: all of that and the fast tests.
+check: lint
 	$(BIN)/python -m pytest -m 'not slow and not nightly and not gpu' -n 2 --dist worksteal
 
 # Every figure in the README: the peer and ours in one run.
