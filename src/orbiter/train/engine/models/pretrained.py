@@ -105,7 +105,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:  # 
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    if not tokenizer.get_vocab():
+    # Without vocabulary files, some versions of Transformers make a tokenizer of special tokens.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise StorageError(f"{folder} has a tokenizer without tokens; tokenizer.json is missing")
     return tokenizer
 
