@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,19 @@ def test_closing_a_renamed_log_says_so_once_and_releases_it(tmp_path: Path) -> N
         log.close()
     log.close()
     AppendLog(tmp_path / "elsewhere").close()
+
+
+def test_threads_that_append_at_once_keep_the_chain(tmp_path: Path) -> None:
+    journal = ResumeJournal(tmp_path / "journal.jsonl")
+
+    def add(writer: int) -> None:
+        for number in range(200):
+            journal.append(json.dumps({"writer": writer, "number": number}).encode())
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add, range(8)))
+    journal.close()
+    records = [json.loads(line.record) for line in read_journal(tmp_path / "journal.jsonl")]
+    assert len(records) == 8 * 200
+    for writer in range(8):
+        assert [r["number"] for r in records if r["writer"] == writer] == list(range(200))

@@ -11,6 +11,7 @@ checksum; they are accepted at the start of a file, and the first line with one 
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -48,6 +49,7 @@ class ResumeJournal:
         self._log = AppendLog(path, durability=durability)
         self.path = self._log.path
         self._checksum: int | None = None
+        self._appending = threading.Lock()
 
     @property
     def recovered(self) -> Recovered:
@@ -75,15 +77,16 @@ class ResumeJournal:
         self._checksum = 0
 
     def append(self, record: bytes) -> None:
-        """Add a JSON object with at least one field, on one line."""
-        if self._checksum is None:  # nobody has replayed the file, which checks it
-            for _ in self.replay():
-                pass
-        before = self._checksum or 0
-        # Assigned only after the write: a failed append leaves the chain as it is.
-        checksum = zlib.crc32(record, before)
-        self._log.append(b"%b%b%08x%b" % (record[:-1], _KEY, checksum, _END))
-        self._checksum = checksum
+        """Add a JSON object with at least one field, on one line; threads may do so at once."""
+        with self._appending:  # a line's checksum depends on the line before it
+            if self._checksum is None:  # nobody has replayed the file, which checks it
+                for _ in self.replay():
+                    pass
+            before = self._checksum or 0
+            # Assigned only after the write: a failed append leaves the chain as it is.
+            checksum = zlib.crc32(record, before)
+            self._log.append(b"%b%b%08x%b" % (record[:-1], _KEY, checksum, _END))
+            self._checksum = checksum
 
     def sync(self) -> None:
         """Force everything appended so far to disk."""
