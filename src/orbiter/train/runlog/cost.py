@@ -1,0 +1,83 @@
+"""What a run has cost: tokens, seconds, and money paid to endpoints.
+
+The steps of a training record their tokens and seconds, and every metric whose name is `cost` or
+begins with `cost/` is money. What is known only as a whole, such as the cost of a comparison, is in
+`cost.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import msgspec
+
+from orbiter.train.errors import StorageError
+from orbiter.train.storage import write_file
+
+COST_FILE = "cost.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Tokens, seconds and money; costs can be added."""
+
+    tokens: int = 0
+    """Tokens sampled or learned from on this machine."""
+    seconds: float = 0.0
+    """Time of the work itself, in seconds; loading and waiting for a user are not counted."""
+    endpoint_calls: int = 0
+    """Answers paid for at endpoints."""
+    endpoint_tokens: int = 0
+    """Tokens of prompts and answers at endpoints."""
+    money: float = 0.0
+    """Paid to endpoints, in the currency of their prices; 0 if they have none."""
+
+    def __add__(self, other: Cost) -> Cost:
+        names = [field.name for field in fields(self)]
+        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the parts that are not 0, by name."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+
+def cost_of_rows(
+    metrics: Iterable[Mapping[str, float]], times: Iterable[Mapping[str, float]] = ()
+) -> Cost:
+    """Return the cost that the records of a run's steps add up to."""
+    cost = Cost()
+    for row in metrics:
+        money = [
+            value
+            for name, value in row.items()
+            if (name == "cost" or name.startswith("cost/")) and math.isfinite(value)
+        ]
+        tokens = row.get("tokens", 0.0)
+        cost += Cost(tokens=int(tokens) if math.isfinite(tokens) else 0, money=math.fsum(money))
+    seconds = [row["seconds"] for row in times if math.isfinite(row.get("seconds", math.nan))]
+    return cost + Cost(seconds=math.fsum(seconds))
+
+
+def keep_cost(folder: Path, cost: Cost) -> None:
+    """Store what is known as a whole in a run's folder, replacing an earlier record."""
+    write_file(folder / COST_FILE, json.dumps(asdict(cost), indent=2).encode() + b"\n")
+
+
+def kept_cost(folder: Path) -> Cost:
+    """Return what `keep_cost` stored; nothing if it has not.
+
+    Raises:
+        StorageError: the file exists but is not a cost.
+    """
+    path = folder / COST_FILE
+    if not path.is_file() or path.is_symlink():
+        return Cost()
+    try:
+        found = json.loads(path.read_bytes())
+        return msgspec.convert(found, Cost)
+    except ValueError as error:  # msgspec's too
+        raise StorageError(f"{path} is not the cost of a run: {error}") from error
