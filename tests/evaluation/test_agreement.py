@@ -75,8 +75,8 @@ def test_alpha_does_not_depend_on_the_order_of_raters_or_units() -> None:
     units = list(zip(*PUBLISHED, strict=True))
     turned = [unit[::-1] for unit in reversed(units)]
     for level in ("nominal", "ordinal", "interval"):
-        assert krippendorff_alpha(turned, level=level) == pytest.approx(  # type: ignore[arg-type]
-            krippendorff_alpha(units, level=level)  # type: ignore[arg-type]
+        assert krippendorff_alpha(turned, level=level) == pytest.approx(
+            krippendorff_alpha(units, level=level)
         )
 
 

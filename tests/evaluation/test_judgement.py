@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ undecided = st.builds(
     answers=st.tuples(text),
     cause=rater,
 )
-base = {"rater": "ann", "kind": "right", "value": 1, "task": "q", "answers": ("a",)}
+base: dict[str, Any] = {"rater": "ann", "kind": "right", "value": 1, "task": "q", "answers": ("a",)}
 
 
 @given(st.lists(st.one_of(single, pair, undecided), min_size=1, max_size=4))
@@ -84,7 +85,7 @@ def test_the_subject_depends_on_what_was_judged_alone() -> None:
 )
 def test_a_value_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Judgement(**{**base, **change})  # type: ignore[arg-type]
+        Judgement(**{**base, **change})
 
 
 def test_a_bad_line_is_named(tmp_path: Path) -> None:
