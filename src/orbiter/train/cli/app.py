@@ -35,11 +35,12 @@ COMMANDS = {
     "offline": ("train", "Improve a model by logged episodes, without running anything."),
     "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
     "eval": ("evaluate", "Measure how good a model is, with a confidence interval."),
+    "compare": ("compare", "Compare two models item by item, and say whether one may be shipped."),
     "generate": ("generate", "Answer prompts with a model."),
     "serve": ("serve", "Serve a model at an OpenAI-compatible endpoint on this machine."),
     "report": ("report", "Write the report page of a run, or follow a run while it trains."),
     "settings": ("settings.listing", "List the settings of a command, with defaults and ranges."),
-    "runs": ("runs", "List runs, compare two, resume one."),
+    "runs": ("runs", "List runs, show one, compare two, resume one."),
     "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
 }
 """The module of each command, which defines `NAME_app`, and one sentence for the help page."""

@@ -18,6 +18,7 @@ from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.comparison.slices import task_fields
 from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_mean
 from orbiter.train.evaluation import Interval, mean_interval
@@ -177,11 +178,7 @@ def rewards_by(attempts: Sequence[ScoredAttempt], field: str) -> dict[str, Inter
 def _fields(attempt: ScoredAttempt) -> Mapping[str, Any]:
     """Return what a task says about itself, by name."""
     task = None if attempt.episode is None else attempt.episode.task
-    if isinstance(task, Mapping):
-        return task
-    item = attempt.item
-    own = {"action": item.action, "agent": item.agent, "task_id": item.task_id}
-    return {**own, **(item.metadata or {})}
+    return task_fields(task if isinstance(task, Mapping) else attempt.item)
 
 
 def _value(attempt: ScoredAttempt, field: str) -> str | None:

@@ -1,16 +1,19 @@
-"""`orbiter-train runs`: list runs, compare two, resume one."""
+"""`orbiter-train runs`: list runs, show one, compare two, resume one."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from orbiter.train.cli.output import JsonFlag, Output, shown
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import StorageError, TrainError
 from orbiter.train.runlog import Run, read_run
+from orbiter.train.runlog.cost import COST_FILE
 
 runs_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
@@ -20,7 +23,7 @@ SHOWN = ("reward", "loss", "kl", "entropy", "length", "eval/reward", "eval/loss"
 
 @runs_app.callback()
 def runs() -> None:
-    """List runs, compare two, resume one."""
+    """List runs, show one, compare two, resume one."""
 
 
 class Found(NamedTuple):
@@ -92,6 +95,40 @@ def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
         except (TrainError, OSError) as error:
             damaged[str(file.parent)] = " ".join(str(error).split())
     return found, damaged
+
+
+@runs_app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.")],
+    *,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one run: its state, its last metrics, its result and what it has cost."""
+    from orbiter.train.runlog.cost import cost_of_run
+
+    output = Output(as_json=as_json)
+    check_contained(folder)
+    is_run = (folder / "run.json").is_file()
+    if not is_run and not (folder / COST_FILE).is_file():
+        raise StorageError(f"{folder} holds no run: neither run.json nor {COST_FILE} is in it")
+    found = _find(folder) if is_run else None
+    cost = cost_of_run(folder)
+    if found is not None:
+        model = found.run.config.get("model", "-")
+        output.table(
+            ("run", "status", "steps", "model"), [(folder, found.status, found.steps, model)]
+        )
+        last = {n: v for n, v in dict(found.described()["last"]).items() if n != "step"}  # type: ignore[call-overload] # a mapping
+        output.say()
+        output.table(("metric", "last"), [(name, shown(value)) for name, value in last.items()])
+    output.say()
+    output.table(
+        ("cost", ""),
+        [(name.replace("_", " "), shown(value)) for name, value in asdict(cost).items()],
+    )
+    described = {"run": str(folder)} if found is None else found.described()
+    result = {} if found is None else {"result": found.result}
+    output.result({**described, **result, "cost": asdict(cost)})
 
 
 @runs_app.command()

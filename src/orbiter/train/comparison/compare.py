@@ -18,8 +18,8 @@ from orbiter.train.comparison.contestant import (
 from orbiter.train.comparison.requirement import TOTAL, Requirement, Verdict, parse_requirement
 from orbiter.train.comparison.result import (
     DIFFER,
-    Comparison,
     CheckedRequirement,
+    Comparison,
     Plan,
     Side,
     Slice,
@@ -35,6 +35,7 @@ from orbiter.train.evaluation import (
 )
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.reward import RewardSpec
+from orbiter.train.verl.trainer import ENVIRONMENT
 
 if TYPE_CHECKING:
     from orbiter.train.evaluation import Looks
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 FEWEST = 20
 """Fewest items for which there is another look."""
 LOOKS = 5
+OF_THE_AGENT = (ENVIRONMENT, "step_rewards")
+"""Rewards that an environment or an agent gives itself."""
 ENOUGH_FOR_SPREAD = 5
 """Fewest pairs whose spread says something."""
 
@@ -99,7 +102,9 @@ async def compare(
     tasks = list(items)
     if not tasks:
         raise DataError("there are no items to compare the models on")
-    required = _requirements(require, rewards)
+    played = agent is not None or environment is not None
+    names = [spec.name for spec in rewards] + list(OF_THE_AGENT if played else ())
+    required = _requirements(require, names)
     field = slice_field(tasks, by)
     if field is None and not allow_regressions:
         raise ConfigError(
@@ -128,12 +133,9 @@ async def compare(
     return await state.run(sides, on_look)
 
 
-def _requirements(
-    require: Sequence[str | Requirement], rewards: Sequence[RewardSpec]
-) -> list[Requirement]:
+def _requirements(require: Sequence[str | Requirement], names: Sequence[str]) -> list[Requirement]:
     if isinstance(require, str):
         raise ConfigError(f"require must be a list of texts, got the text {require!r}")
-    names = [spec.name for spec in rewards]
     return [
         parse_requirement(text if isinstance(text, str) else str(text), names) for text in require
     ]

@@ -25,6 +25,7 @@ SCRIPTS = (
     "samples.js",
     "episodes.js",
     "result.js",
+    "compared.js",
     "curves.js",
     "evolution.js",
     "settings.js",

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from orbiter.train.errors import StorageError
+from orbiter.train.runlog.log import METRICS_FILE, TIMES_FILE, read_numbers
 from orbiter.train.storage import write_file
 
 COST_FILE = "cost.json"
@@ -60,6 +61,23 @@ def cost_of_rows(
         cost += Cost(tokens=int(tokens) if math.isfinite(tokens) else 0, money=math.fsum(money))
     seconds = [row["seconds"] for row in times if math.isfinite(row.get("seconds", math.nan))]
     return cost + Cost(seconds=math.fsum(seconds))
+
+
+def cost_of_run(folder: Path, trainings: Iterable[Path] | None = None) -> Cost:
+    """Return what a run's folder says that it has cost.
+
+    Args:
+        folder: The folder; its `cost.json` counts.
+        trainings: Folders of the trainings in it; None means the folder itself.
+
+    Raises:
+        StorageError: a file of the run is damaged.
+    """
+    cost = kept_cost(folder)
+    for place in [folder] if trainings is None else trainings:
+        rows = (read_numbers(place / name) for name in (METRICS_FILE, TIMES_FILE))
+        cost += cost_of_rows(*rows) + (kept_cost(place) if place != folder else Cost())
+    return cost
 
 
 def keep_cost(folder: Path, cost: Cost) -> None:

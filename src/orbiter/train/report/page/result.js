@@ -1,7 +1,8 @@
 // Results: exams with intervals, what changed in training, and what happened to the data.
 
 function resultSection(run) {
-  const blocks = [tiles(run), exams(run.exams), gains(run.trainings)].filter(Boolean);
+  // A comparison has its own table, whose intervals allow for its looks.
+  const blocks = [tiles(run), run.comparison ? null : exams(run.exams), gains(run.trainings)].filter(Boolean);
   return blocks.length ? section("result", "Result", null, blocks) : null;
 }
 
@@ -20,6 +21,7 @@ function tiles(run) {
     ["Steps", num(sum(run.trainings.map((training) => training.steps[training.steps.length - 1] ?? 0))), run.trainings.map((training) => training.kind).filter((kind, at, kinds) => kinds.indexOf(kind) === at).join(" and ")],
     all("tokens").length ? ["Tokens", num(sum(all("tokens"))), "sampled or imitated"] : null,
     all("seconds").length ? ["Time", duration(sum(all("seconds"))), "in training steps"] : null,
+    run.cost.money ? ["Cost", num(run.cost.money), run.cost.endpoint_tokens ? `for ${num(run.cost.endpoint_tokens)} tokens at endpoints` : "paid to endpoints"] : null,
     finite("tokens_per_second").length ? ["Speed", num(mean(finite("tokens_per_second"))), "tokens per second"] : null,
     finite("kl").length ? ["KL", num(finite("kl").at(-1)), "from the reference, at the end"] : null,
   ].filter(Boolean);

@@ -1,0 +1,134 @@
+"""`compare` on models of this machine: exit codes, output, the folder, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from orbiter.train.cli.compare import _side
+from orbiter.train.cli.exits import Code
+from orbiter.train.cli.settings.config_file import load
+from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.llm import RemoteChatModel
+from orbiter.train.runlog import RunLog
+from orbiter.train.runlog.cost import kept_cost
+from orbiter.train.verl import VeRLConfig
+from tests.cli.conftest import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+SHORT = ("train.max_response_length=4", "train.device=cpu", "train.progress=false")
+
+
+@pytest.fixture
+def held_out(project: Path) -> Path:
+    rows = [
+        {"state": f"question {n}", "action": "x", "metadata": {"task_type": "ab"[n % 2]}}
+        for n in range(24)
+    ]
+    Path("held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("always.py").write_text("def always(output):\n    return 1.0\n")
+    return Path("held_out.jsonl")
+
+
+def test_exit_codes_say_whether_the_requirements_are_met(run: Run, held_out: Path) -> None:
+    words = ["compare", "tiny", "tiny", *SHORT, "reward=always.py:always", "--data", held_out]
+    codes = {}
+    for number, bound in enumerate(("> -0.5", "> 0.5", "> 0")):
+        ran = run(*words, "--require", f"reward {bound}", "--out", f"c{number}")
+        codes[bound] = ran.code
+    assert codes == {"> -0.5": Code.OK, "> 0.5": Code.NOT_MET, "> 0": Code.UNDECIDED}
+    assert (Code.NOT_MET, Code.UNDECIDED) == (9, 10)
+
+
+def test_the_result_is_json_and_in_the_folder(run: Run, held_out: Path) -> None:
+    ran = run(
+        "compare", "tiny", "tiny", *SHORT, "reward=always.py:always", "--data", held_out,
+        "--no-regressions", "--out", "c", "--json",
+    )  # fmt: skip
+    assert ran.code == Code.OK, ran.err
+    told = json.loads(ran.out)
+    assert told["verdict"] == "met"
+    assert told["items"] == 24
+    assert [part["value"] for part in told["slices"]] == ["a", "b"]
+    assert {file.name for file in Path("c").iterdir()} == {
+        *("comparison.json", "story.json", "cost.json", "report.html")
+    }
+    assert kept_cost(Path("c")).tokens == told["a"]["cost"]["tokens"] * 2 > 0
+    assert "detectable difference" in ran.err
+    assert "Comparison" in Path("c/report.html").read_text(encoding="utf-8")
+    shown = run("runs", "show", "c", "--json")
+    assert json.loads(shown.out)["cost"]["tokens"] == kept_cost(Path("c")).tokens
+    again = run("compare", "tiny", "tiny", *SHORT, "--data", held_out, "--out", "c")
+    assert again.code == Code.STORAGE
+    assert "choose another --out" in again.err
+
+
+def test_two_runs_are_compared_by_their_models_and_shown_side_by_side(
+    run: Run, held_out: Path
+) -> None:
+    for name in ("r1", "r2"):
+        config = ("--config", "config.toml", "train.epochs=1", "train.seed=1", *SHORT)
+        assert run("train", *config, "--out", name).code == Code.OK
+    ran = run("compare", "r1", "r2", "--data", held_out, "--out", "c", "--json")
+    assert ran.code == Code.OK, ran.err  # the settings and the reward are those of r2
+    assert json.loads(ran.out)["b"]["name"] == "B r2/model"
+    page = Path("c/report.html").read_text(encoding="utf-8")
+    assert '"name":"r1"' in page
+    assert '"name":"r2"' in page
+    assert '"planned_items":24' in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tiny", "tiny", "--require", "reward is good"), "must look like"),
+        (("tiny", "tiny", "--require", "rewardd > 0"), "did you mean 'reward'"),
+        (("tiny", "tiny", "--by", "colour"), "no task has this field"),
+        (("tiny", "http://127.0.0.1:9/v1"), "MODEL@URL"),
+        (("tiny", "@http://127.0.0.1:9/v1"), "has no model"),
+        (("tiny", "tiny", "--looks", "0"), "looks must be"),
+        (("tiny", "tiny", "--confidence", "95"), "confidence must lie"),
+    ],
+)
+def test_mistakes_are_reported_before_a_model_is_loaded(
+    run: Run, held_out: Path, words: tuple[str, ...], message: str
+) -> None:
+    ran = run("compare", *words[:2], "reward=always.py:always", "--data", held_out, *words[2:])
+    assert ran.code in (Code.USAGE, Code.DATA)
+    assert message in ran.err
+    assert not Path("runs").exists()
+
+
+def test_without_held_out_items_there_is_nothing_to_compare_on(run: Run, project: Path) -> None:
+    ran = run("compare", "tiny", "tiny", "reward=rewards.py:exact")
+    assert ran.code == Code.USAGE
+    assert "there are no held-out items" in ran.err
+
+
+def test_a_run_without_a_model_is_no_contestant(run: Run, held_out: Path) -> None:
+    RunLog("empty", {"seed": 0}).close()
+    ran = run("compare", "tiny", "empty", "reward=always.py:always", "--data", held_out)
+    assert ran.code == Code.STORAGE
+    assert "without a model folder" in ran.err
+
+
+def test_an_endpoint_is_asked_greedily_with_the_settings_of_llm() -> None:
+    settings = load(None, parse_overrides(["llm.concurrency=3", "llm.max_tokens=7"]))
+
+    async def made(*, sampled: bool) -> RemoteChatModel:
+        async with AsyncExitStack() as until:
+            word = "org/model@1@http://127.0.0.1:9/v1"
+            model = await _side(word, settings, VeRLConfig(), until, sampled=sampled)
+            assert isinstance(model, RemoteChatModel)
+            return model
+
+    greedy = asyncio.run(made(sampled=False)).config
+    assert (greedy.model, greedy.base_url) == ("org/model@1", "http://127.0.0.1:9/v1")
+    assert greedy.parameters == {"max_tokens": 7, "temperature": 0.0}
+    assert greedy.concurrency == 3
+    sampled = asyncio.run(made(sampled=True)).config
+    assert sampled.parameters["temperature"] == VeRLConfig().temperature
