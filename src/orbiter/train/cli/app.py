@@ -36,6 +36,8 @@ COMMANDS = {
     "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
     "eval": ("evaluate", "Measure how good a model is, with a confidence interval."),
     "compare": ("compare", "Compare two models item by item, and say whether one may be shipped."),
+    "label": ("label", "Label answers on a page in the browser."),
+    "labels": ("label", "Merge the labels of several people, and write training data."),
     "generate": ("generate", "Answer prompts with a model."),
     "serve": ("serve", "Serve a model at an OpenAI-compatible endpoint on this machine."),
     "report": ("report", "Write the report page of a run, or follow a run while it trains."),

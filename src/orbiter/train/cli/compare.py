@@ -128,9 +128,10 @@ async def _compare(
     config = settings.build("train", VeRLConfig, output_dir=None, resume=False, trackers=())
     played = agent or AgentChoice()
     async with AsyncExitStack() as until:
-        sides = [await _side(word, settings, config, until, sampled=samples > 0) for word in words]
+        a, b = [await _side(word, settings, config, until, sampled=samples > 0) for word in words]
         return await run_comparison(
-            *sides,
+            a,
+            b,
             items,
             rewards,
             config=config,
@@ -139,7 +140,12 @@ async def _compare(
             samples=samples,
             on_plan=lambda plan: _print_plan(plan, output),
             on_look=lambda found: output.say(f"after {found.items:>5} items: {_line(found)}"),
-            **choices._asdict(),
+            require=choices.require,
+            allow_regressions=choices.allow_regressions,
+            by=choices.by,
+            looks=choices.looks,
+            confidence=choices.confidence,
+            seed=choices.seed,
         )
 
 
@@ -154,7 +160,7 @@ async def _side(
         raise ConfigError(f"an endpoint is written MODEL@URL, and {word!r} has no model")
     from orbiter.train.cli.chat import chat_model
 
-    asked = {"temperature": config.temperature if sampled else 0.0}
+    asked: dict[str, object] = {"temperature": config.temperature if sampled else 0.0}
     asked |= {"max_tokens": config.max_response_length} | settings.section("llm")
     asked |= {"model": endpoint[1], "base_url": endpoint[2]}
     return await chat_model(replace(settings, values={**settings.values, "llm": asked}), until)
@@ -218,7 +224,7 @@ def _keep(folder: Path, found: Comparison, runs: Sequence[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     keep_comparison(folder, found)
     if len(runs) == 2:
-        return write_comparison(*runs, folder / "report.html", comparison=folder)
+        return write_comparison(runs[0], runs[1], folder / "report.html", comparison=folder)
     return write_report(folder)
 
 
