@@ -42,12 +42,12 @@ def test_the_fuzzer_sees_an_item_that_changes_on_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text('{"state": "s", "action": "a"}\n')
+    path.write_text('{"state": "s", "action": "a", "reward": 1}\n')
     assert problem_of("jsonl", path) is None
     monkeypatch.setattr(
         "tests.formats.fuzz_files.write",
         lambda *_: path.parent.joinpath("again.jsonl").write_text(
-            '{"state": "s", "action": "b"}\n'
+            '{"state": "s", "action": "b", "reward": 1}\n'
         ),
     )
     assert problem_of("jsonl", path) == "what was read changes on its way through JSONL"

@@ -82,7 +82,6 @@ def _check_files(folder: Path) -> None:
     """Check that the data set's tables are files inside its folder.
 
     Raises:
-        DataError: a table has no name.
         StorageError: one is elsewhere, a device, or a pipe.
     """
     if (folder / SEVERAL).is_file():
@@ -93,9 +92,6 @@ def _check_files(folder: Path) -> None:
     tables = _described(folder / STATE).get("_data_files")
     for table in tables if isinstance(tables, list) else []:
         name = table.get("filename") if isinstance(table, Mapping) else None
-        if not isinstance(name, str):
-            found = fields.shown(table)
-            raise DataError(f"{folder}:1: {STATE} must have a 'filename' a table, got {found}")
         path = inside(folder, name, str(folder / STATE))
         if path.exists() and not path.is_file():
             raise StorageError(f"{path} is not a plain file")
