@@ -152,9 +152,9 @@ async def learned(
     draw = random.Random(seed)
     tasks = [{"letter": draw.choice(LETTERS), "n": n} for n in range(steps * size)]
     run = trainer(model, algorithm, seed, agent, epochs=1)
-    before = (await run.evaluate(HELD_OUT, samples=8)).reward
+    before = (await run.evaluate(HELD_OUT, samples=32)).reward
     await run.train(tasks)
-    after = (await run.evaluate(HELD_OUT, samples=8)).reward
+    after = (await run.evaluate(HELD_OUT, samples=16)).reward
     assert before is not None
     assert after is not None
     for row in run.history[::5]:

@@ -116,7 +116,7 @@ def langgraph_agent() -> TaskAgent:
 AGENTS = [openai_agent, pydantic_ai_agent, openai_agents_agent, langgraph_agent]
 
 
-async def recorded(agent: TaskAgent, monkeypatch: pytest.MonkeyPatch) -> Trace:
+async def recorded(agent: TaskAgent) -> Trace:
     """Play an episode of each kind with scripted answers; return what draws one at random."""
     loaded = load_model("tiny", device="cpu", seed=0)
     policy = make_policy(loaded.model, loaded.tokenizer, device="cpu")
@@ -164,7 +164,7 @@ async def test_an_unchanged_agent_learns_to_use_what_its_tool_said(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     agent = make()
-    model = await start(tmp_path / "model", seed, await recorded(agent, monkeypatch))
+    model = await start(tmp_path / "model", seed, await recorded(agent))
     before, after = await learned(model, algorithm, seed, agent)
     assert before < 0.2
     assert after > 0.9
