@@ -1,4 +1,4 @@
-"""`python -m orbiter.train.demo.multi_turn`: imitation and learning by doing on multi-turn requests.
+"""`python -m orbiter.train.demo.multi_turn`: imitate multi-turn requests, then learn by doing.
 
 An exam on conversations that no training saw comes before and after. The model of the demo is too
 small for them; docs/guide/demo.md has the figures.
