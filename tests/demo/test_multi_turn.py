@@ -7,6 +7,7 @@ import json
 import random
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from orbiter.train.demo.multi_turn import (
     load_tasks,
     show_tasks,
 )
+from orbiter.train.demo.multi_turn.__main__ import QUICK, run, split_tasks
 from orbiter.train.demo.multi_turn.tasks import (
     RightCall,
     parse_right_call,
@@ -79,7 +81,6 @@ def lines(*rows: object) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("wheel") / "bfcl.whl"
     request = {
-        "id": "multi_turn_base_0",
         "question": [[{"content": "Open a."}], [{"content": "Wait."}], [{"content": "Open b."}]],
         "initial_config": {"TicketAPI": {"open": [["z", False]]}},
         "involved_classes": ["TicketAPI"],
@@ -103,11 +104,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for depth in range(1, len(parts) + 1):
             archive.writestr("/".join(parts[:depth]) + "/__init__.py", "")
         archive.writestr(f"{package}/ticket_api.py", API)
-        archive.writestr("bfcl_eval/data/BFCL_v4_multi_turn_base.json", lines(request))
-        answer = {"id": request["id"], "ground_truth": CALLS}
-        archive.writestr(
-            "bfcl_eval/data/possible_answer/BFCL_v4_multi_turn_base.json", lines(answer)
-        )
+        ids = [f"multi_turn_base_{n}" for n in range(3)]
+        requests = [{**request, "id": each} for each in ids]
+        answers = [{"id": each, "ground_truth": CALLS} for each in ids]
+        data = "bfcl_eval/data"
+        archive.writestr(f"{data}/BFCL_v4_multi_turn_base.json", lines(*requests))
+        archive.writestr(f"{data}/possible_answer/BFCL_v4_multi_turn_base.json", lines(*answers))
         archive.writestr("bfcl_eval/data/multi_turn_func_doc/ticket_api.json", lines(*described))
     return path
 
@@ -214,7 +216,7 @@ async def test_endless_calls_in_a_turn_end_the_episode(wheel: Path) -> None:
 
 
 async def test_the_shown_turns_solve_the_conversation(wheel: Path) -> None:
-    items = await show_tasks(load_tasks(wheel))
+    items = await show_tasks(load_tasks(wheel)[:1])
     assert [item.action.startswith("<tool_call>") for item in items] == [1, 1, 0, 0, 1, 0]
     first, count, done, *_ = items
     assert '"title": "a"' in first.action or '"title":"a"' in first.action
@@ -254,6 +256,25 @@ def test_unknown_conversations_and_classes_are_refused(wheel: Path) -> None:
 def test_only_calls_with_literals_are_right_calls(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a call|malformed node"):
         parse_right_call(text)
+
+
+def test_no_conversation_is_in_the_exam_and_in_another_part(wheel: Path) -> None:
+    tasks = load_tasks(wheel)
+    parts = split_tasks(tasks, QUICK, seed=3)
+    assert not {t.task_id for t in parts.held_out} & {t.task_id for t in parts.tasks}
+    assert {t.task_id for t in parts.shown} <= {t.task_id for t in parts.tasks}
+    assert split_tasks(tasks, QUICK, seed=3) == parts
+    with pytest.raises(DataError, match="only 1 conversations; name more classes"):
+        split_tasks(tasks[:1], QUICK, seed=3)
+
+
+@pytest.mark.slow
+async def test_a_quick_run_leaves_exams_and_a_report(wheel: Path, tmp_path: Path) -> None:
+    sizes = replace(QUICK, classes=("TicketAPI",), max_response_length=8)
+    gain = await run(sizes, tmp_path, 0, wheel)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["gain"]["n"] == gain.n == 1
+    assert "tools that have a state" in (tmp_path / "report.html").read_text()
 
 
 REAL = cache_folder(None) / WHEEL
