@@ -150,6 +150,7 @@ def lessons(shown: Sequence[dict[str, str]]) -> list[TrajectoryItem]:
                     tools=tools,
                     tool_calls=None if call is None else [call],
                     task_id=task["person"],
+                    episode_id=task["person"],
                 )
             )
             if call is not None and name is not None:
@@ -187,7 +188,7 @@ def make_course(sizes: Sizes, seed: int) -> Course:
         minutes=sizes.minutes,
         sft={
             "epochs": sizes.sft_epochs,
-            "batch_size": 4,
+            "batch_size": 2,
             "learning_rate": sizes.sft_learning_rate,
         },
         settings={

@@ -100,7 +100,7 @@ async def run(sizes: Sizes, folder: Path, seed: int, wheel: Path | None = None) 
         ],
         attempts=sizes.attempts,
         minutes=sizes.minutes,
-        sft={"epochs": 2, "batch_size": 4, "learning_rate": 5e-5},
+        sft={"epochs": 2, "batch_size": 1, "learning_rate": 5e-5},
         settings={
             "batch_size": sizes.batch_size,
             "group_size": sizes.group_size,

@@ -75,4 +75,5 @@ def _item(
         tools=[tool.described() for tool in tools.values()],
         tool_calls=calls,
         task_id=task.task_id,
+        episode_id=task.task_id,
     )
