@@ -169,19 +169,19 @@ async def vault() -> AsyncIterator[str]:
             mcp = fastmcp.FastMCP("vault")
             self.code, self.opened = "12", False
 
-            @mcp.tool
             def dial(digits: str) -> str:
                 """Dial digits."""
                 self.opened = digits == self.code
                 return "open" if self.opened else "closed"
 
-            @mcp.tool
             def kick(times: int) -> dict[str, int]:
                 """Kick it."""
                 if times > 9:
                     raise ValueError("it hurts")
                 return {"dents": times}
 
+            mcp.tool(dial)
+            mcp.tool(kick)
             super().__init__(mcp)
 
         def reset(

@@ -199,6 +199,7 @@ def test_an_update_with_shared_beginnings_runs_fewer_tokens_and_has_the_same_gra
         )
 
     def gradient(of: Batch) -> torch.Tensor:
+        assert of.advantage is not None
         loss = (score(policy, of).logprob * of.advantage).sum()
         grads = torch.autograd.grad(loss, list(policy.named_trainable().values()))
         return torch.cat([grad.flatten() for grad in grads])

@@ -7,7 +7,6 @@ import json
 import random
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from orbiter.train.demo.multi_turn import (
     load_tasks,
     show_tasks,
 )
-from orbiter.train.demo.multi_turn.__main__ import QUICK, run, split_tasks
+from orbiter.train.demo.multi_turn.__main__ import Sizes, run, split_tasks
 from orbiter.train.demo.multi_turn.tasks import (
     RightCall,
     parse_right_call,
@@ -38,8 +37,8 @@ from orbiter.train.errors import CallbackError, DataError
 from orbiter.train.serve.live import LivePolicy
 from tests.children import run_child
 
-API = """
-import os, time
+TICKETS = """
+import time
 
 class TicketAPI:
     def __init__(self):
@@ -57,6 +56,13 @@ class TicketAPI:
     def count(self):
         return len(self.open)
 
+    def _secret(self):
+        return "seen"
+"""
+TROUBLE = """
+import os, time
+
+class MathAPI:
     def broken(self):
         raise ValueError("no such luck")
 
@@ -65,16 +71,25 @@ class TicketAPI:
 
     def leave(self):
         os._exit(3)
-
-    def _secret(self):
-        return "seen"
 """
 CALLS = [["create('a')", "count()"], [], ["create(title='b', urgent=True)"]]
-TOOLS = {"create": ["title", "urgent"], "count": [], "broken": [], "slow": [], "leave": []}
+TOOLS: dict[str, dict[str, list[str]]] = {
+    "ticket_api": {"create": ["title", "urgent"], "count": []},
+    "math_api": {"broken": [], "slow": [], "leave": []},
+}
 
 
 def lines(*rows: object) -> str:
     return "\n".join(map(json.dumps, rows))
+
+
+def described(name: str, names: list[str]) -> dict[str, Any]:
+    properties = {each: {"type": "float"} for each in names}
+    return {
+        "name": name,
+        "description": "This tool belongs to the ticket desk. Tool description: Does it.",
+        "parameters": {"type": "dict", "properties": properties, "required": []},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -86,31 +101,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "involved_classes": ["TicketAPI"],
         "excluded_function": ["hidden"],
     }
-    described = [
-        {
-            "name": name,
-            "description": "This tool belongs to the ticket desk. Tool description: Does it.",
-            "parameters": {
-                "type": "dict",
-                "properties": {each: {"type": "float"} for each in names},
-                "required": [],
-            },
-        }
-        for name, names in {**TOOLS, "hidden": []}.items()
-    ]
     package = "bfcl_eval/eval_checker/multi_turn_eval/func_source_code"
     with zipfile.ZipFile(path, "w") as archive:
         parts = package.split("/")
         for depth in range(1, len(parts) + 1):
             archive.writestr("/".join(parts[:depth]) + "/__init__.py", "")
-        archive.writestr(f"{package}/ticket_api.py", API)
+        archive.writestr(f"{package}/ticket_api.py", TICKETS)
+        archive.writestr(f"{package}/math_api.py", TROUBLE)
         ids = [f"multi_turn_base_{n}" for n in range(5)]
         requests = [{**request, "id": each} for each in ids]
+        requests[0]["involved_classes"] = ["TicketAPI", "MathAPI"]
         answers = [{"id": each, "ground_truth": CALLS} for each in ids]
         data = "bfcl_eval/data"
         archive.writestr(f"{data}/BFCL_v4_multi_turn_base.json", lines(*requests))
         archive.writestr(f"{data}/possible_answer/BFCL_v4_multi_turn_base.json", lines(*answers))
-        archive.writestr("bfcl_eval/data/multi_turn_func_doc/ticket_api.json", lines(*described))
+        for module, tools in TOOLS.items():
+            rows = [described(name, names) for name, names in {**tools, "hidden": []}.items()]
+            archive.writestr(f"{data}/multi_turn_func_doc/{module}.json", lines(*rows))
     return path
 
 
@@ -157,7 +164,10 @@ async def test_what_a_tool_raises_or_lacks_is_text_for_the_model(wheel: Path) ->
     world = MultiTurn(wheel)
     await world.reset("multi_turn_base_0")
     tools = {tool.name: tool for tool in world.offered_tools()}
-    assert sorted(tools) == sorted(TOOLS)  # what is left out is not offered
+    assert list(tools) == [
+        *TOOLS["ticket_api"],
+        *TOOLS["math_api"],
+    ]  # what is left out is not offered
     assert tools["create"].parameters["type"] == "object"
     assert tools["create"].parameters["properties"]["title"] == {"type": "number"}
     assert tools["create"].description == "Does it."
@@ -206,12 +216,13 @@ async def test_endless_calls_in_a_turn_end_the_episode(wheel: Path) -> None:
     world = MultiTurn(wheel)
     await world.reset("multi_turn_base_0")
     tools = {tool.name: tool for tool in world.offered_tools()}
+    seen = []
     for _ in range(environment.CALLS):
         await tools["count"].run("{}")
-    assert not world.done
+        seen.append(world.done)
     with pytest.raises(ToolError, match="more than 20 calls"):
         await tools["count"].run("{}")
-    assert world.done
+    assert [*seen, world.done] == [False] * environment.CALLS + [True]
     await world.close()
 
 
@@ -247,6 +258,8 @@ def test_unknown_conversations_and_classes_are_refused(wheel: Path) -> None:
     with pytest.raises(DataError, match=r"no class 'TiketAPI'.*TicketAPI"):
         load_tasks(wheel, classes=["TiketAPI"])
     assert load_tasks(wheel, classes=["MathAPI"]) == []
+    assert len(load_tasks(wheel, classes=["TicketAPI"])) == 4
+    assert len(load_tasks(wheel)) == 5
 
 
 @pytest.mark.parametrize(
@@ -258,20 +271,30 @@ def test_only_calls_with_literals_are_right_calls(text: str) -> None:
         parse_right_call(text)
 
 
+TINY = Sizes(
+    model="tiny",
+    classes=("TicketAPI",),
+    attempts=1,
+    batch_size=1,
+    group_size=2,
+    max_response_length=8,
+    minutes=0.02,
+)
+
+
 def test_no_conversation_is_in_the_exam_and_in_another_part(wheel: Path) -> None:
     tasks = load_tasks(wheel)
-    parts = split_tasks(tasks, QUICK, seed=3)
+    parts = split_tasks(tasks, TINY, seed=3)
     assert not {t.task_id for t in parts.held_out} & {t.task_id for t in parts.tasks}
     assert {t.task_id for t in parts.shown} <= {t.task_id for t in parts.tasks}
-    assert split_tasks(tasks, QUICK, seed=3) == parts
+    assert split_tasks(tasks, TINY, seed=3) == parts
     with pytest.raises(DataError, match="only 1 conversations; name more classes"):
-        split_tasks(tasks[:1], QUICK, seed=3)
+        split_tasks(tasks[:1], TINY, seed=3)
 
 
 @pytest.mark.slow
 async def test_a_quick_run_leaves_exams_and_a_report(wheel: Path, tmp_path: Path) -> None:
-    sizes = replace(QUICK, classes=("TicketAPI",), max_response_length=8)
-    gain = await run(sizes, tmp_path, 0, wheel)
+    gain = await run(TINY, tmp_path, 0, wheel)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["gain"]["n"] == gain.n == 2
     assert "tools that have a state" in (tmp_path / "report.html").read_text()

@@ -213,7 +213,9 @@ async def run(sizes: Sizes, folder: Path, seed: int) -> Interval:
 
 def main() -> int:
     """Run the demo; return 0, or 1 if something that it needs is missing."""
-    options = command_line("orbiter.train.demo.by_doing", "An agent learns by doing.").parse_args()
+    parser = command_line("orbiter.train.demo.by_doing", "An agent with a tool learns by doing.")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few tasks")
+    options = parser.parse_args()
     sizes = QUICK if options.quick else Sizes()
     if options.minutes is not None:
         sizes = replace(sizes, minutes=options.minutes)

@@ -135,7 +135,6 @@ def _keep(folder: Path, course: Course, before: Measured, after: Measured) -> No
 def command_line(module: str, about: str) -> argparse.ArgumentParser:
     """Return a parser with the options that every course has."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few tasks")
     parser.add_argument("--seed", type=int, default=0, help="of tasks, batches and samples")
     parser.add_argument("--minutes", type=float, help="time for learning by doing")
     parser.add_argument("--out", type=Path, help="folder of the run")

@@ -3,15 +3,14 @@
 An exam on conversations that no training saw comes before and after. The model of the demo is too
 small for them; docs/guide/demo.md has the figures.
 
-Options: --classes NAME ..., --model NAME, --seed N, --minutes M, --out FOLDER, and --quick, which
-takes a model that is smaller still, and few conversations.
+Options: --classes NAME ..., --model NAME, --seed N, --minutes M, --out FOLDER.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +40,6 @@ class Sizes:
     group_size: int = 4
     max_response_length: int = 64
     minutes: float = 3.0
-
-
-QUICK = Sizes(model="tiny", attempts=1, batch_size=1, group_size=2, minutes=0.02)
 
 
 class Parts(NamedTuple):
@@ -121,13 +117,12 @@ def main() -> int:
     parser.add_argument("--classes", nargs="+", choices=list(MODULES), help="of the tools")
     parser.add_argument("--model", help="a folder or a name")
     options = parser.parse_args()
-    sizes = QUICK if options.quick else Sizes()
     given = {
         name: value
         for name in ("classes", "model", "minutes")
         if (value := getattr(options, name)) is not None
     }
-    sizes = replace(sizes, **given)
+    sizes = Sizes(**given)
     return carry_out(lambda folder: run(sizes, folder, options.seed), options.out, "multi-turn")
 
 
