@@ -232,7 +232,7 @@ async def test_the_shown_turns_solve_the_conversation(wheel: Path) -> None:
     first, count, done, *_ = items
     assert '"title": "a"' in first.action or '"title":"a"' in first.action
     assert count.messages is not None
-    assert count.messages[-1]["content"] == '{"id": 2}'
+    assert dict(count.messages[-1])["content"] == '{"id": 2}'
     assert done.action == "Done."
     calls = [json.loads(c["function"]["arguments"]) for i in items for c in i.tool_calls or []]
     assert await played(wheel, [("create", calls[0]), COUNT], [], [("create", calls[2])]) == 1

@@ -43,7 +43,7 @@ class Sizes:
     """Right episodes to imitate."""
     tasks: int = 60
     """Tasks to learn from by doing."""
-    held_out: int = 48
+    held_out: int = 30
     """Tasks of the exam, which are in no other part."""
     attempts: int = 2
     """Episodes of each task in an exam."""
