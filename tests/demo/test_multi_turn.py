@@ -234,7 +234,8 @@ async def test_the_shown_turns_solve_the_conversation(wheel: Path) -> None:
     assert count.messages is not None
     assert dict(count.messages[-1])["content"] == '{"id": 2}'
     assert done.action == "Done."
-    calls = [json.loads(c["function"]["arguments"]) for i in items for c in i.tool_calls or []]
+    made: list[Any] = [call for item in items for call in item.tool_calls or []]
+    calls = [json.loads(call["function"]["arguments"]) for call in made]
     assert await played(wheel, [("create", calls[0]), COUNT], [], [("create", calls[2])]) == 1
 
 
