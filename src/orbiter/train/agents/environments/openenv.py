@@ -29,8 +29,6 @@ Foreign = Any
 NOT_SHOWN = ("reward", "done", "metadata")
 """Fields of an observation that the policy does not read."""
 STEP = "step"
-MCP_TYPES = "openenv.core.env_server.mcp_types"
-"""OpenEnv's module of MCP actions; it is there if the client is."""
 NOTHING_SHOWN = "{}"
 """An observation without fields that the policy reads."""
 
@@ -94,7 +92,7 @@ class OpenEnvEpisode:
         listed = await _awaited(self._client.list_tools())
         if not listed:  # the client also returns none where the server could not be asked
             raise CallbackError(f"the server of {type(self._client).__name__} lists no MCP tools")
-        call_action = import_module(MCP_TYPES).CallToolAction
+        call_action = import_module("openenv.core.env_server.mcp_types").CallToolAction
         self._tools = [self._listed_tool(each, call_action) for each in listed]
         return "" if observation == NOTHING_SHOWN else observation
 
