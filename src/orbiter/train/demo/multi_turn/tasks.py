@@ -109,7 +109,7 @@ def task_of(task_id: str, wheel: Path | None = None) -> MultiTurnTask:
     """Return a conversation.
 
     Raises:
-        DataError: there is none with this id.
+        DataError: no conversation has this id.
     """
     tasks = _all_tasks(os.fspath(wheel or fetch_wheel()))
     if task_id not in tasks:
