@@ -1,6 +1,7 @@
 """Plant a bug in the mathematics, run its tests, see red; for each bug that one really makes.
 
-python tests/rl/mutants.py        prints one line a bug: which test caught it, or SURVIVED
+python tests/rl/mutants.py                    one line a bug: which test caught it, or SURVIVED
+python tests/rl/mutants.py turns off_policy   only the bugs in these files of src/orbiter/train/rl
 """
 
 from __future__ import annotations
@@ -191,7 +192,10 @@ def forked(bug: Bug) -> str:
 
 
 def main() -> int:
-    """Hunt every bug; the exit code is the number that survived."""
+    """Hunt every bug of the files asked for; the exit code is the number that survived."""
+    bugs = [bug for bug in BUGS if bug.file in sys.argv[1:] or not sys.argv[1:]]
+    if not bugs:
+        raise SystemExit(f"no bug is in {sys.argv[1:]}; files: {sorted({b.file for b in BUGS})}")
     torch.set_num_threads(1)
     settings.register_profile(
         "hunt", derandomize=True, deadline=None, database=None, phases=[Phase.generate]
@@ -199,13 +203,13 @@ def main() -> int:
     if name := forked(NO_BUG):
         raise SystemExit(f"red without a bug: {name}")
     survived = []
-    for bug in BUGS:
+    for bug in bugs:
         name = forked(bug)
         if not name.startswith("test_"):
             survived.append(bug.what)
         sys.stdout.write(f"{bug.what:40} {name or 'SURVIVED'}\n")
         sys.stdout.flush()
-    sys.stdout.write(json.dumps({"bugs": len(BUGS), "survived": survived}) + "\n")
+    sys.stdout.write(json.dumps({"bugs": len(bugs), "survived": survived}) + "\n")
     return len(survived)
 
 
