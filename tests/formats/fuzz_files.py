@@ -145,21 +145,20 @@ def _change_bytes(data: bytes, choice: random.Random) -> bytes:
         return bytes([choice.randrange(256)])
     start = choice.randrange(len(data))
     end = min(len(data), start + choice.choice([1, 1, 2, 8, 64, 512]))
-    return choice.choice(
-        [
-            lambda: data[:start],
-            lambda: data[:start] + data[end:],
-            lambda: data[:end] + data[start:],
-            lambda: data[:start] + bytes([choice.randrange(256)]) + data[start + 1 :],
-            lambda: (
-                data[:start]
-                + choice.choice([b"\n", b"\x00", b"\xff", b'"', b"}", b"\r\n"])
-                + data[start:]
-            ),
-            lambda: b"\xef\xbb\xbf" + data,
-            lambda: data + data[start:],
-        ]
-    )()
+    ways: list[Callable[[], bytes]] = [
+        lambda: data[:start],
+        lambda: data[:start] + data[end:],
+        lambda: data[:end] + data[start:],
+        lambda: data[:start] + bytes([choice.randrange(256)]) + data[start + 1 :],
+        lambda: (
+            data[:start]
+            + choice.choice([b"\n", b"\x00", b"\xff", b'"', b"}", b"\r\n"])
+            + data[start:]
+        ),
+        lambda: b"\xef\xbb\xbf" + data,
+        lambda: data + data[start:],
+    ]
+    return choice.choice(ways)()
 
 
 def _change_records(data: bytes, choice: random.Random) -> bytes:
