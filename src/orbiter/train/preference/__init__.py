@@ -1,0 +1,1 @@
+"""Learning from preferences: pairs of a better and a worse answer, or answers with a verdict."""
