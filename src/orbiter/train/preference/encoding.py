@@ -73,6 +73,13 @@ class EncodedPair(NamedTuple):
     rejected: EncodedAttempt
     margin: float
     """Difference of the rewards; 0 if not known."""
+    task: int
+    """The number of the task; pairs of the same task are not independent."""
+
+    @property
+    def sides(self) -> tuple[EncodedAttempt, EncodedAttempt]:
+        """The two attempts, the chosen one first."""
+        return self.chosen, self.rejected
 
     @property
     def length(self) -> int:
@@ -211,13 +218,13 @@ def encode_pairs(encoder: AttemptEncoder, pairs: Sequence[PreferencePair]) -> li
     encoded: list[EncodedPair] = []
     equal = 0
     for index, pair in enumerate(pairs):
-        sides = encoder.encode(pair, f"pair {index}")
+        sides = encoder.encode(pair.sides, f"pair {index}")
         if sides is None:
             continue
         if sides[CHOSEN].digest == sides[REJECTED].digest:
             equal += 1
         else:
-            encoded.append(EncodedPair(*sides, margin=pair.margin))
+            encoded.append(EncodedPair(*sides, margin=pair.margin, task=pair.task))
     encoder.report(len(pairs))
     if equal:
         log.warning(

@@ -52,6 +52,13 @@ class PreferencePair(NamedTuple):
     chosen: Attempt
     """The better one."""
     rejected: Attempt
+    task: int
+    """The number of the task, from 0; pairs of the same task are not independent."""
+
+    @property
+    def sides(self) -> tuple[Attempt, Attempt]:
+        """The two attempts, the better one first."""
+        return self.chosen, self.rejected
 
     @property
     def margin(self) -> float:
@@ -59,6 +66,10 @@ class PreferencePair(NamedTuple):
         if self.chosen.reward is None or self.rejected.reward is None:
             return 0.0
         return self.chosen.reward - self.rejected.reward
+
+
+Sides = tuple[Attempt, Attempt]
+"""A better and a worse attempt."""
 
 
 class PreferencePairs(NamedTuple):
@@ -95,10 +106,11 @@ def preference_pairs_of(
         pairs = list(_given(entries, left_out))
     else:
         attempts = read_attempts(as_items(entries), whole_episodes=whole_episodes)
-        usable = list(_rewarded(attempts, left_out))
+        usable = list(rewarded(attempts, left_out))
         pairs = []
-        for group in _by_task(usable):
-            pairs += _of_group(group, min_margin, per_task, left_out)
+        for task, group in enumerate(by_task(usable)):
+            chosen = _of_group(group, min_margin, per_task, left_out)
+            pairs += [PreferencePair(*sides, task) for sides in chosen]
     if not pairs:
         raise DataError(
             f"the data set has no pair of a better and a worse answer: {_why(left_out)}"
@@ -124,25 +136,28 @@ def _attempt(items: Sequence[TrajectoryItem]) -> Attempt:
 
 def _given(entries: Sequence[Pair], left_out: Counter[str]) -> Iterator[PreferencePair]:
     """Yield pairs that the caller has made."""
+    tasks: dict[bytes, int] = {}
     for index, (chosen, rejected) in enumerate(entries):
-        pair = PreferencePair(_attempt([chosen]), _attempt([rejected]))
+        key = state_key(chosen)
+        task = tasks.setdefault(key, len(tasks))
+        pair = PreferencePair(_attempt([chosen]), _attempt([rejected]), task)
         if pair.margin < 0:
             raise DataError(
                 f"pair {index} has its sides swapped: the chosen answer has reward "
                 f"{pair.chosen.reward:g}, the rejected one {pair.rejected.reward:g}"
             )
-        if state_key(chosen) != state_key(rejected):
+        if key != state_key(rejected):
             raise DataError(
                 f"the two answers of pair {index} are to different prompts ({chosen.state[:60]!r} "
                 f"and {rejected.state[:60]!r}); a pair needs two answers to one prompt"
             )
-        if (reason := _unfit(pair)) is None:
+        if (reason := _unfit(pair.sides)) is None:
             yield pair
         else:
             left_out[reason] += 1
 
 
-def _rewarded(attempts: Sequence[Attempt], left_out: Counter[str]) -> Iterator[Attempt]:
+def rewarded(attempts: Sequence[Attempt], left_out: Counter[str]) -> Iterator[Attempt]:
     """Yield the attempts that can be compared."""
     for attempt in attempts:
         if any(FAILED in item.metadata for item in attempt.items):
@@ -153,7 +168,8 @@ def _rewarded(attempts: Sequence[Attempt], left_out: Counter[str]) -> Iterator[A
             yield attempt
 
 
-def _by_task(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+def by_task(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+    """Return the attempts at each task, in the order of their first attempts."""
     groups: dict[object, list[Attempt]] = {}
     for attempt in attempts:
         first = attempt.first
@@ -165,7 +181,7 @@ def _by_task(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
 
 def _of_group(
     group: list[Attempt], margin: float, per_task: int | None, left_out: Counter[str]
-) -> list[PreferencePair]:
+) -> list[Sides]:
     """Return the pairs of one task's attempts."""
     if len(group) == 1:
         left_out[ALONE] += 1
@@ -176,10 +192,11 @@ def _of_group(
     if per_task is None:
         best = sorted(group, key=_reward, reverse=True)
         half = len(best) // 2
-        pairs = [PreferencePair(best[place], best[-1 - place]) for place in range(half)]
-        differing = [pair for pair in pairs if pair.margin > 0 and pair.margin >= margin]
+        facing: list[Sides] = [(best[place], best[-1 - place]) for place in range(half)]
+        gaps = [_reward(better) - _reward(worse) for better, worse in facing]
+        differing = [p for p, gap in zip(facing, gaps, strict=True) if gap > 0 and gap >= margin]
     else:
-        differing = [PreferencePair(*pair) for pair in widest_first(group, _reward, margin=margin)]
+        differing = list(widest_first(group, _reward, margin=margin))
     if not differing:
         left_out[CLOSE] += 1
     kept = []
@@ -191,12 +208,12 @@ def _of_group(
     return list(islice(kept, per_task))
 
 
-def _unfit(pair: PreferencePair) -> str | None:
+def _unfit(sides: Sides) -> str | None:
     """Return why a pair cannot be learned from; None if it can."""
-    if pair.chosen.is_empty:
+    if sides[0].is_empty:
         return EMPTY
-    answers = [[answer_of(item) for item in side.items] for side in pair]
-    prompts = [[state_key(item) for item in side.items] for side in pair]
+    answers = [[answer_of(item) for item in side.items] for side in sides]
+    prompts = [[state_key(item) for item in side.items] for side in sides]
     return IDENTICAL if answers[0] == answers[1] and prompts[0] == prompts[1] else None
 
 
