@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,15 @@ JSON = {"Content-Type": "application/json"}
 
 
 def ask(
-    server: LabelServer, method: str, path: str, body: bytes | None = None, **headers: str
+    server: LabelServer,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
     try:
-        connection.request(method, path, body, headers)
+        connection.request(method, path, body, dict(headers or {}))
         reply = connection.getresponse()
         return reply.status, reply.read().decode()
     finally:
@@ -30,7 +35,7 @@ def ask(
 
 def label(server: LabelServer, body: object, **headers: str) -> tuple[int, str]:
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return ask(server, "POST", f"/{server.token}/label", text, **{**JSON, **headers})
+    return ask(server, "POST", f"/{server.token}/label", text, {**JSON, **headers})
 
 
 def test_a_label_is_taken_and_the_next_unit_comes_back(tmp_path: Path) -> None:
@@ -57,7 +62,7 @@ def test_nothing_is_answered_without_the_token(tmp_path: Path, path: str) -> Non
     with serving(ITEMS, tmp_path / "l.jsonl") as server:
         full = path.replace("{token}", server.token)
         for method, body in (("GET", None), ("POST", b'{"place": 0, "value": true}')):
-            assert ask(server, method, full, body, **JSON)[0] == 404
+            assert ask(server, method, full, body, JSON)[0] == 404
         assert server.session.done == 0
 
 
@@ -75,7 +80,7 @@ def test_foreign_pages_are_refused_even_with_the_token(
 ) -> None:
     with serving(ITEMS, tmp_path / "l.jsonl") as server:
         assert label(server, {"place": 0, "value": True}, **headers)[0] == 403
-        assert ask(server, "GET", f"/{server.token}/", **headers)[0] == 403
+        assert ask(server, "GET", f"/{server.token}/", headers=headers)[0] == 403
         assert server.session.done == 0
 
 

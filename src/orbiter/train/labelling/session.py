@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import ConfigError, DataError, StorageError
 from orbiter.train.evaluation import Judgement
 from orbiter.train.labelling.units import Unit
@@ -144,7 +145,6 @@ class LabelSession:
         note, seconds = answer.get("note", ""), answer.get("seconds")
         if not isinstance(note, str) or len(note) > MOST_NOTE:
             raise DataError(f"a note must be a text of at most {MOST_NOTE:,} characters")
-        timed = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         value = self._value(shown, answer.get("value"))
         judgement = Judgement(
             rater=self.rater,
@@ -155,7 +155,9 @@ class LabelSession:
             shown=shown.order if len(shown.order) > 1 else (),
             cause=SKIPPED if value is None else "",
             note=note,
-            seconds=float(seconds) if timed and 0 <= seconds <= LONGEST else None,
+            seconds=float(seconds)
+            if is_finite_number(seconds) and 0 <= seconds <= LONGEST
+            else None,
         )
         with self._lock:
             self._journal.append(msgspec.json.encode(judgement.to_dict()))
