@@ -26,7 +26,12 @@ SHORT = ("train.max_response_length=4", "train.device=cpu", "train.progress=fals
 @pytest.fixture
 def held_out(project: Path) -> Path:
     rows = [
-        {"state": f"question {n}", "action": "x", "metadata": {"task_type": "ab"[n % 2]}}
+        {
+            "state": f"question {n}",
+            "action": "x",
+            "reward": None,
+            "metadata": {"task_type": "ab"[n % 2]},
+        }
         for n in range(24)
     ]
     Path("held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -132,3 +137,16 @@ def test_an_endpoint_is_asked_greedily_with_the_settings_of_llm() -> None:
     assert greedy.concurrency == 3
     sampled = asyncio.run(made(sampled=True)).config
     assert sampled.parameters["temperature"] == VeRLConfig().temperature
+
+
+def test_a_run_is_exported_as_gguf(run: Run, project: Path) -> None:
+    config = ("--config", "config.toml", "train.epochs=1", *SHORT)
+    assert run("train", *config, "--out", "r").code == Code.OK
+    ran = run("export", "r", "--gguf", "out/m.gguf", "--type", "q8_0", "--json")
+    assert ran.code == Code.OK, ran.err
+    told = json.loads(ran.out)
+    assert told["architecture"] == "llama"
+    assert Path(told["path"]).stat().st_size == told["bytes"]
+    assert Path("out/m.gguf").read_bytes()[:4] == b"GGUF"
+    assert run("export", "r", "--gguf", "m.bin").code == Code.USAGE
+    assert run("export", "nowhere/at/all", "--gguf", "m.gguf").code == Code.STORAGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,7 +13,17 @@ from tests.labelling.conftest import serving
 from tests.report.conftest import Opener
 from tests.report.hostile import PAYLOADS
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 pytestmark = pytest.mark.slow
+
+
+def titled(page: Page, title: str) -> None:
+    """Wait until the page has this title; its policy forbids waiting for a script."""
+    from playwright.sync_api import expect
+
+    expect(page).to_have_title(title, timeout=20_000)
 
 
 def pairs(count: int) -> list[TrajectoryItem]:
@@ -24,7 +35,7 @@ def test_everything_can_be_done_with_the_keyboard(open_page: Opener, tmp_path: P
     with serving(pairs(4), path) as server:
         page = open_page(server.url)
         for number in range(4):
-            page.wait_for_function(f"document.title.startsWith('{number + 1} of')")
+            titled(page, f"{number + 1} of 4")
             left = page.locator(".answer").first.inner_text()
             if number == 0:
                 page.keyboard.press("n")
@@ -51,12 +62,12 @@ def test_a_page_that_is_opened_again_goes_on(open_page: Opener, tmp_path: Path) 
         page = open_page(server.url)
         page.keyboard.press("9")  # beyond the scale
         page.keyboard.press("4")
-        page.wait_for_function("document.title === '2 of 3'")
+        titled(page, "2 of 3")
     with serving(items, path, "rating") as server:
         page = open_page(server.url)
         assert page.title() == "2 of 3"
         page.get_by_role("button", name="Back").click()
-        page.wait_for_function("document.title === '1 of 3'")
+        titled(page, "1 of 3")
         assert page.locator("button[aria-pressed=true]").inner_text().startswith("4")
     assert [j.value for j in read_judgements(path)] == [4.0]
 
@@ -66,7 +77,7 @@ def test_hostile_text_stays_text(open_page: Opener, tmp_path: Path) -> None:
     with serving(items, tmp_path / "l.jsonl", "right") as server:
         page = open_page(server.url)
         for number in range(len(PAYLOADS)):
-            page.wait_for_function(f"document.title.startsWith('{number + 1} of')")
+            titled(page, f"{number + 1} of {len(PAYLOADS)}")
             shown = page.locator("#task").evaluate("node => node.textContent")
             assert shown == page.locator(".answer").evaluate("node => node.textContent")
             assert shown in PAYLOADS
@@ -82,7 +93,7 @@ def test_a_label_that_cannot_be_saved_says_so(open_page: Opener, tmp_path: Path)
         page = open_page(server.url)
         server.session.close()
         page.keyboard.press("1")
-        page.wait_for_function("document.getElementById('error').textContent !== ''")
+        page.wait_for_selector("#error:not(:empty)")
         assert page.title() == "1 of 2"
         open_page.seen.errors.clear()  # the browser notes the failed request
 

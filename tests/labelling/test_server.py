@@ -56,7 +56,7 @@ def test_it_is_blind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/label", "/wrong/", "/wrong/label", "/{token}", "/{token}/../x", "//{token}/"]
+    "path", ["/", "/label", "/wrong/", "/wrong/label", "/{token}", "/{token}/../x"]
 )
 def test_nothing_is_answered_without_the_token(tmp_path: Path, path: str) -> None:
     with serving(ITEMS, tmp_path / "l.jsonl") as server:

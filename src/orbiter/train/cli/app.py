@@ -41,6 +41,7 @@ COMMANDS = {
     "labels": ("label", "Merge the labels of several people, and write training data."),
     "generate": ("generate", "Answer prompts with a model."),
     "serve": ("serve", "Serve a model at an OpenAI-compatible endpoint on this machine."),
+    "export": ("export", "Write a model as a GGUF file for llama.cpp and Ollama."),
     "report": ("report", "Write the report page of a run, or follow a run while it trains."),
     "settings": ("settings.listing", "List the settings of a command, with defaults and ranges."),
     "runs": ("runs", "List runs, show one, compare two, resume one."),

@@ -155,7 +155,7 @@ async def _side(
     """Return what `compare` takes for a word of the command line."""
     endpoint = _ENDPOINT.fullmatch(word)
     if endpoint is None:
-        return _model_in(word)
+        return model_in(word)
     if not endpoint[1]:
         raise ConfigError(f"an endpoint is written MODEL@URL, and {word!r} has no model")
     from orbiter.train.cli.chat import chat_model
@@ -166,7 +166,7 @@ async def _side(
     return await chat_model(replace(settings, values={**settings.values, "llm": asked}), until)
 
 
-def _model_in(word: str) -> str:
+def model_in(word: str) -> str:
     """Return the model that a word names: a run's folder stands for its model.
 
     Raises:
