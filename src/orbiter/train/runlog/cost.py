@@ -1,8 +1,8 @@
 """What a run has cost: tokens, seconds, and money paid to endpoints.
 
-The steps of a training record their tokens and seconds, and every metric whose name is `cost` or
-begins with `cost/` is money. What is known only as a whole, such as the cost of a comparison, is in
-`cost.json`.
+The steps of a training record their tokens and seconds, and in `judge_calls` and `judge_cost` what
+its judges have used since the run began. What is known only as a whole, such as the cost of a
+comparison, is in `cost.json`.
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ def cost_of_rows(
     metrics: Iterable[Mapping[str, float]], times: Iterable[Mapping[str, float]] = ()
 ) -> Cost:
     """Return the cost that the records of a run's steps add up to."""
-    cost = Cost()
-    for row in metrics:
-        money = [
-            value
-            for name, value in row.items()
-            if (name == "cost" or name.startswith("cost/")) and math.isfinite(value)
-        ]
-        tokens = row.get("tokens", 0.0)
-        cost += Cost(tokens=int(tokens) if math.isfinite(tokens) else 0, money=math.fsum(money))
-    seconds = [row["seconds"] for row in times if math.isfinite(row.get("seconds", math.nan))]
-    return cost + Cost(seconds=math.fsum(seconds))
+    steps, clock = list(metrics), list(times)
+    return Cost(
+        tokens=int(math.fsum(_known(steps, "tokens"))),
+        seconds=math.fsum(_known(clock, "seconds")),
+        endpoint_calls=int(max(_known([*steps, *clock], "judge_calls"), default=0)),
+        money=max(_known([*steps, *clock], "judge_cost"), default=0.0),
+    )
+
+
+def _known(rows: Iterable[Mapping[str, float]], name: str) -> list[float]:
+    """Return the values of a metric in the records that have it; a diverged run has NaN."""
+    return [row[name] for row in rows if math.isfinite(row.get(name, math.nan))]
 
 
 def cost_of_run(folder: Path, trainings: Iterable[Path] | None = None) -> Cost:
