@@ -3,8 +3,8 @@
 python examples/18_compare.py
 
 100 items, looks after 20, 40, 60, 80, 100, together 95% confidence
-after  20 items: +0.7 [-0.263, +0.954]
-stopped after 40 of 100 items: +0.575 [+0.137, +0.812]
+after  20 items: 0.7 [-0.263, 0.954] (n=20)
+stopped after 40 of 100 items: 0.575 [0.137, 0.812] (n=40)
 names: -0.25 [-0.733, 0.429] (n=12)
 sums: 0.929 [0.277, 0.992] (n=28)
 verdict: met
@@ -13,7 +13,7 @@ verdict: met
 import asyncio
 
 from orbiter.train import RewardSpec, TrajectoryItem
-from orbiter.train.comparison import Comparison, compare
+from orbiter.train.comparison import compare
 
 ITEMS = [
     TrajectoryItem(f"{n} + 1", str(n + 1), metadata={"task_type": "sums"})
@@ -44,21 +44,15 @@ def exact(output: str, item: TrajectoryItem) -> float:
     return float(output == item.action)
 
 
-def line(found: Comparison) -> str:
-    """Return the difference with its interval."""
-    mean, low, high, _ = found.difference
-    return f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
-
-
 if __name__ == "__main__":
     found = asyncio.run(
         compare(
             old, new, ITEMS, [RewardSpec("exact", fn=exact)], require=["reward > 0"],
             on_plan=lambda plan: print(plan.lines[0]),
-            on_look=lambda found: print(f"after  {found.items} items: {line(found)}"),
+            on_look=lambda found: print(f"after  {found.items} items: {found.difference}"),
         )
     )  # fmt: skip
-    print(f"stopped after {found.items} of {len(ITEMS)} items: {line(found)}")
+    print(f"stopped after {found.items} of {len(ITEMS)} items: {found.difference}")
     for part in found.slices:
         print(f"{part.value}: {part.difference}")
     print(f"verdict: {found.verdict}")
