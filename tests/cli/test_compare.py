@@ -11,6 +11,7 @@ import pytest
 
 from orbiter.train.cli.compare import _side
 from orbiter.train.cli.exits import Code
+from orbiter.train.cli.measuring import measuring_config
 from orbiter.train.cli.settings.config_file import load
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.llm import RemoteChatModel
@@ -18,6 +19,7 @@ from orbiter.train.runlog import RunLog
 from orbiter.train.runlog.cost import kept_cost
 from orbiter.train.verl import VeRLConfig
 from tests.cli.conftest import Run
+from tests.llm.raw_server import RawServer, Reply, completion
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SHORT = ("train.max_response_length=4", "train.device=cpu", "train.progress=false")
@@ -119,6 +121,37 @@ def test_a_run_without_a_model_is_no_contestant(run: Run, held_out: Path) -> Non
     ran = run("compare", "tiny", "empty", "reward=always.py:always", "--data", held_out)
     assert ran.code == Code.STORAGE
     assert "without a model folder" in ran.err
+
+
+def test_an_endpoint_is_compared_with_its_cost(run: Run, held_out: Path) -> None:
+    def reply(_number: int, body: dict[str, object]) -> Reply:
+        return completion({"content": "x"}, usage={"prompt_tokens": 3, "completion_tokens": 1})
+
+    Path("x.py").write_text("def is_x(output):\n    return float(output == 'x')\n")
+    with RawServer(reply) as server:
+        ran = run(
+            "compare", "tiny", f"some-model@{server.url}", *SHORT, "reward=x.py:is_x",
+            "llm.price={ input = 0.0, output = 1000000.0 }", "--data", held_out, "--looks", "1",
+            "--require", "reward > 0", "--out", "c", "--json",
+        )  # fmt: skip
+    assert ran.code == Code.OK, ran.err
+    told = json.loads(ran.out)
+    assert told["b"]["name"] == "B some-model"
+    assert told["differences"]["reward"]["mean"] == 1
+    assert told["b"]["cost"]["money"] == told["b"]["cost"]["endpoint_calls"] == 24
+    assert told["b"]["cost"]["endpoint_tokens"] == 96
+    assert kept_cost(Path("c")).money == 24
+
+
+def test_a_run_of_imitation_is_measured_with_its_own_prompt_and_length() -> None:
+    words = ["sft.system_prompt=Be brief.", "sft.max_response_length=9", "sft.model=tiny"]
+    given = load(None, parse_overrides(words))
+    config = measuring_config(given, model="other")
+    assert (config.system_prompt, config.max_response_length) == ("Be brief.", 9)
+    assert config.model == "other"
+    words += ["train.max_response_length=5"]
+    assert measuring_config(load(None, parse_overrides(words))).max_response_length == 5
+    assert measuring_config(load(None, parse_overrides(words))).system_prompt == "Be brief."
 
 
 def test_an_endpoint_is_asked_greedily_with_the_settings_of_llm() -> None:

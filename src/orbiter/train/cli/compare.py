@@ -16,6 +16,7 @@ import typer
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
 from orbiter.train.cli.exits import Code
+from orbiter.train.cli.measuring import measuring_config
 from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from orbiter.train.llm import ChatModel
     from orbiter.train.verl import VeRLConfig
 
+MODEL_FILES = ("config.json", "adapter_config.json")
+"""Files whose presence marks a folder as a model."""
 _ENDPOINT = re.compile(r"(.*)@(https?://.+)")
 
 compare_app = typer.Typer(rich_markup_mode=None)
@@ -120,12 +123,11 @@ async def _compare(
     output: Output,
 ) -> Comparison:
     from orbiter.train.comparison import compare as run_comparison
-    from orbiter.train.verl import VeRLConfig
 
     told = settings.values.get("reward")
     rewards = [] if agent is not None and told is None else load_rewards(told)
     samples = int(settings.own("eval").get("samples", 0))  # type: ignore[call-overload] # checked
-    config = settings.build("train", VeRLConfig, output_dir=None, resume=False, trackers=())
+    config = measuring_config(settings)
     played = agent or AgentChoice()
     async with AsyncExitStack() as until:
         a, b = [await _side(word, settings, config, until, sampled=samples > 0) for word in words]
@@ -178,6 +180,8 @@ def model_in(word: str) -> str:
     if not _is_run(word):
         return word
     check_contained(Path(word))
+    if any((Path(word) / name).is_file() for name in MODEL_FILES):
+        return word  # a run may keep its model beside its log
     if not (Path(word) / "model").is_dir():
         raise StorageError(f"{word} is a run without a model folder; name the model instead")
     return str(Path(word) / "model")

@@ -14,6 +14,7 @@ import typer
 from orbiter.train.chat.tool_calls import name_of
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
+from orbiter.train.cli.measuring import measuring_config
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
@@ -136,14 +137,11 @@ def _model_of(settings: Settings, run: Path | None) -> str:
 async def _measure(
     settings: Settings, agent: AgentChoice | None, model: str, items: Sequence[Any]
 ) -> Assessment:
-    from orbiter.train.verl import VeRLConfig, VeRLTrainer
+    from orbiter.train.verl import VeRLTrainer
 
     own: dict[str, Any] = settings.own("eval")
     samples, success = own.get("samples", 0), own.get("success", 1.0)
-    config = settings.build(
-        "train", VeRLConfig, model=model, output_dir=None, resume=False, save_every=0, trackers=(),
-        eval_every=None,
-    )  # fmt: skip
+    config = measuring_config(settings, model=model)
     told = settings.values.get("reward")
     rewards = [] if agent is not None and told is None else load_rewards(told)
     choice = agent or AgentChoice()

@@ -17,6 +17,8 @@ from orbiter.train.runlog.cost import COST_FILE
 
 runs_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
+EVOLUTION = "evolution.jsonl"
+"""File of an evolution."""
 SHOWN = ("reward", "loss", "kl", "entropy", "length", "eval/reward", "eval/loss")
 """The metrics that a comparison shows first, if both runs have them."""
 
@@ -109,8 +111,10 @@ def show(
     output = Output(as_json=as_json)
     check_contained(folder)
     is_run = (folder / "run.json").is_file()
-    if not is_run and not (folder / COST_FILE).is_file():
-        raise StorageError(f"{folder} holds no run: neither run.json nor {COST_FILE} is in it")
+    if not is_run and not any((folder / name).is_file() for name in (COST_FILE, EVOLUTION)):
+        raise StorageError(
+            f"{folder} holds no run: none of run.json, {EVOLUTION} and {COST_FILE} is in it"
+        )
     found = _find(folder) if is_run else None
     cost = cost_of_run(folder)
     if found is not None:
