@@ -194,7 +194,7 @@ class _State:
         }
         if TOTAL not in differences:
             raise DataError("no item has a reward from both models: every pair lacks one of them")
-        sides = [_side(each, outcomes) for each, outcomes in ((a, of_a), (b, of_b))]
+        sides = [_side(each, done, looks.confidence) for each, done in ((a, of_a), (b, of_b))]
         more_failed = sides[1].failed > sides[0].failed
         return Comparison(
             a=sides[0],
@@ -265,12 +265,12 @@ def _paired(
     return [(x, y) for x, y in both if x is not None and y is not None]
 
 
-def _side(contestant: Contestant, outcomes: Sequence[Outcome]) -> Side:
+def _side(contestant: Contestant, outcomes: Sequence[Outcome], confidence: float) -> Side:
     means = {}
     for name in _names(outcomes, ()):
         known = [value for each in outcomes if (value := _value(each, name)) is not None]
         if known:
-            means[name] = mean_interval(known)
+            means[name] = mean_interval(known, confidence=confidence)
     failed = sum(outcome.total is None for outcome in outcomes)
     return Side(name=contestant.name, means=means, failed=failed, cost=contestant.cost)
 
