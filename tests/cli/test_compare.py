@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from orbiter.train.cli.compare import _side
 from orbiter.train.cli.exits import Code
-from orbiter.train.cli.measuring import measuring_config
 from orbiter.train.cli.settings.config_file import load
+from orbiter.train.cli.settings.measuring import measuring_config
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.cli.ship.compare import _side
 from orbiter.train.llm import RemoteChatModel
 from orbiter.train.runlog import RunLog
 from orbiter.train.runlog.cost import kept_cost

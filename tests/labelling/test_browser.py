@@ -73,14 +73,16 @@ def test_a_page_that_is_opened_again_goes_on(open_page: Opener, tmp_path: Path) 
 
 
 def test_hostile_text_stays_text(open_page: Opener, tmp_path: Path) -> None:
-    items = [TrajectoryItem(payload, payload) for payload in PAYLOADS]
+    texts = [payload for payload in PAYLOADS if "\ud800" not in payload]  # no text of an item
+    assert len(texts) > 40
+    items = [TrajectoryItem(payload, payload) for payload in texts]
     with serving(items, tmp_path / "l.jsonl", "right") as server:
         page = open_page(server.url)
-        for number in range(len(PAYLOADS)):
-            titled(page, f"{number + 1} of {len(PAYLOADS)}")
+        for number in range(len(texts)):
+            titled(page, f"{number + 1} of {len(texts)}")
             shown = page.locator("#task").evaluate("node => node.textContent")
             assert shown == page.locator(".answer").evaluate("node => node.textContent")
-            assert shown in PAYLOADS
+            assert shown in texts
             assert page.locator("#task > *, .answer > *").count() == 0
             page.keyboard.press("1")
         page.wait_for_selector("#finished")

@@ -14,10 +14,10 @@ import typer
 from orbiter.train.chat.tool_calls import name_of
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
-from orbiter.train.cli.measuring import measuring_config
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
+from orbiter.train.cli.settings.measuring import measuring_config
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.comparison.slices import task_fields
 from orbiter.train.contained import check_contained

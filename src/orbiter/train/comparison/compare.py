@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import pstdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from orbiter.train.checks import WholeNumber
 from orbiter.train.comparison.contestant import (
     Contestant,
     Outcome,
     contestant_of,
-    shuffled_order,
 )
 from orbiter.train.comparison.requirement import TOTAL, Requirement, Verdict, parse_requirement
 from orbiter.train.comparison.result import (
@@ -33,6 +32,7 @@ from orbiter.train.evaluation import (
     mean_interval,
     plan_looks,
 )
+from orbiter.train.seeding import sub_random
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.reward import RewardSpec
 from orbiter.train.verl.trainer import ENVIRONMENT
@@ -83,8 +83,8 @@ async def compare(
         agent: Plays the tasks with the model, as in `VeRLTrainer`.
         environment: As in `VeRLTrainer`.
         require: Conditions on differences, such as "reward > 0".
-        allow_regressions: False makes a slice in which B is worse a requirement that is not met.
-        by: Field whose values are compared separately; by default task_type or category.
+        allow_regressions: False requires that B is worse in no slice.
+        by: Field whose values are the slices; by default task_type or category.
         samples: Answers drawn for each item; 0 answers once, greedily.
         looks: Planned looks; with 1 the models are loaded one after the other.
         confidence: How often all intervals of the total hold the true difference.
@@ -93,52 +93,80 @@ async def compare(
         on_look: Called with the preliminary result after each look but the last.
 
     Raises:
-        ConfigError: a requirement or another argument is wrong.
-        DataError: there are no items, or no item has a reward on both sides.
+        ConfigError, DataError: an argument is wrong, or no item has a reward on both sides.
         CallbackError: a reward, the agent or the endpoint failed.
     """
     WholeNumber(at_least=0)("samples", samples)
+    played = _Played(agent, environment)
+    required = _requirements(require, rewards, played)
+    plan = _plan(list(items), by, looks, confidence, slices=not allow_regressions)
+    if on_plan is not None:
+        on_plan(plan)
+    sides = _contestants((a, b), config or VeRLConfig(), rewards, played, samples=samples)
+    state = _State(plan, _shuffled(items, seed), required, allow_regressions, seed)
+    return await state.run(sides, on_look)
+
+
+class _Played(NamedTuple):
+    """What works on the tasks besides the model."""
+
+    agent: object
+    environment: object
+
+
+def _plan(
+    tasks: Sequence[object], by: str | None, looks: int, confidence: float, *, slices: bool
+) -> Plan:
+    """Return what the comparison will do; `slices` says that it needs them."""
     WholeNumber(at_least=1)("looks", looks)
-    tasks = list(items)
     if not tasks:
         raise DataError("there are no items to compare the models on")
-    played = agent is not None or environment is not None
-    names = [spec.name for spec in rewards] + list(OF_THE_AGENT if played else ())
-    required = _requirements(require, names)
     field = slice_field(tasks, by)
-    if field is None and not allow_regressions:
+    if field is None and slices:
         raise ConfigError(
             "allow_regressions=False needs slices: name the field of the items with by="
         )
-    config = replace(
-        config or VeRLConfig(), output_dir=None, resume=False, save_every=0, trackers=(),
-        eval_every=None,
-    )  # fmt: skip
     planned = plan_looks(len(tasks), looks, confidence=confidence, fewest=FEWEST)
-    plan = Plan(
+    return Plan(
         looks=planned,
         detectable={share: detectable_difference(planned, share**0.5) for share in DIFFER},
         by=field,
     )
-    if on_plan is not None:
-        on_plan(plan)
-    sides = [
-        contestant_of(
-            name, model, config, rewards, agent=agent, environment=environment, samples=samples
-        )
-        for name, model in (("A", a), ("B", b))
+
+
+def _contestants(
+    models: tuple[object, object],
+    config: VeRLConfig,
+    rewards: Sequence[RewardSpec],
+    played: _Played,
+    *,
+    samples: int,
+) -> list[Contestant]:
+    quiet = replace(
+        config, output_dir=None, resume=False, save_every=0, trackers=(), eval_every=None
+    )
+    return [
+        contestant_of(name, model, quiet, rewards, samples=samples, **played._asdict())
+        for name, model in zip("AB", models, strict=True)
     ]
-    ordered = [tasks[index] for index in shuffled_order(len(tasks), seed)]
-    state = _State(plan, ordered, required, allow_regressions, seed)
-    return await state.run(sides, on_look)
 
 
-def _requirements(require: Sequence[str | Requirement], names: Sequence[str]) -> list[Requirement]:
+def _shuffled(items: Sequence[object], seed: int) -> list[object]:
+    """Return the items in a random order, since files are often sorted by type."""
+    tasks = list(items)
+    sub_random(seed, "compare").shuffle(tasks)
+    return tasks
+
+
+def _requirements(
+    require: Sequence[str | Requirement], rewards: Sequence[RewardSpec], played: _Played
+) -> list[Requirement]:
     if isinstance(require, str):
         raise ConfigError(f"require must be a list of texts, got the text {require!r}")
-    return [
-        parse_requirement(text if isinstance(text, str) else str(text), names) for text in require
-    ]
+    names = [spec.name for spec in rewards]
+    if played != (None, None):
+        names += OF_THE_AGENT
+    return [parse_requirement(str(each), names) for each in require]
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ from orbiter.train.chat.message import Message, text_of
 from orbiter.train.errors import ConfigError
 from orbiter.train.llm import ChatModel, ask, name_of, sample_of
 from orbiter.train.runlog.cost import Cost
-from orbiter.train.seeding import sub_random
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.reward import RewardSpec, score
@@ -193,13 +192,6 @@ def contestant_of(
         config=config,
         samples=samples,
     )
-
-
-def shuffled_order(count: int, seed: int) -> list[int]:
-    """Return the order in which items are compared: files are often sorted by type."""
-    order = list(range(count))
-    sub_random(seed, "compare").shuffle(order)
-    return order
 
 
 def _outcome(attempts: Sequence[ScoredAttempt]) -> Outcome:

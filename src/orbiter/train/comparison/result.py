@@ -119,7 +119,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether B may be shipped: all requirements together; None if there are none."""
+        """Whether B may be shipped: all requirements together; None without requirements."""
         if self.regressions and not self.allow_regressions:
             return "not met"
         verdicts = [checked.verdict for checked in self.requirements]

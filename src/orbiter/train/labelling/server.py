@@ -158,7 +158,7 @@ class _Answer(PageHandler):
         """Return the JSON object of the request.
 
         Raises:
-            DataError: it is none, or is too large.
+            DataError: it is not one, or is too large.
         """
         kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         length = self.headers.get("Content-Length", "")

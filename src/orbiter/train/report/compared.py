@@ -59,7 +59,7 @@ def _exam(name: str, outcomes: Sequence[Outcome]) -> Exam:
 
 
 def read_comparison(folder: Path) -> dict[str, Any] | None:
-    """Return the comparison in a folder, or None if there is none.
+    """Return the comparison in a folder, or None if it has no comparison.
 
     Raises:
         StorageError: the file exists but is not a comparison.

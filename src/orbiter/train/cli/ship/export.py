@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from orbiter.train.cli.compare import model_in
 from orbiter.train.cli.output import JsonFlag, Output
+from orbiter.train.cli.ship.compare import model_in
 
 export_app = typer.Typer(rich_markup_mode=None)
 

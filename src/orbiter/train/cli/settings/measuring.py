@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from orbiter.train.cli.settings.catalogue import CONFIGS
+from orbiter.train.cli.settings.catalogue import config_class
 from orbiter.train.cli.settings.config_file import Settings
 
 if TYPE_CHECKING:
@@ -48,9 +47,7 @@ def measuring_config(settings: Settings, **fixed: object) -> VeRLConfig:
     section = next((name for name in OTHERS if settings.section(name)), None)
     if in_file or section is None:
         return settings.build("train", VeRLConfig, **{**OFF, **fixed})
-    module, name = CONFIGS[section]
-    kind = getattr(import_module(f"orbiter.train.{module}"), name)
-    trained = settings.build(section, kind, **OFF)
+    trained = settings.build(section, config_class(section), **OFF)
     shared = {
         name: getattr(trained, name)
         for name in {field.name for field in fields(trained)} & ANSWERING - given.keys()

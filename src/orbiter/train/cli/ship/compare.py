@@ -16,10 +16,10 @@ import typer
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
 from orbiter.train.cli.exits import Code
-from orbiter.train.cli.measuring import measuring_config
 from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
+from orbiter.train.cli.settings.measuring import measuring_config
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, StorageError
@@ -56,8 +56,7 @@ def compare(
         bool, typer.Option("--no-regressions", help="Require that B is worse in no slice.")
     ] = False,
     by: Annotated[
-        str | None,
-        typer.Option(help="Field of the items whose values are compared as slices."),
+        str | None, typer.Option(help="Field of the items; its values are slices.")
     ] = None,
     looks: Annotated[int, typer.Option(help="Planned looks; it may stop at each of them.")] = 5,
     confidence: Annotated[float, typer.Option(help="Confidence of the intervals.")] = 0.95,
