@@ -1,7 +1,7 @@
 """Plant a bug in the mathematics, run its tests, see red; for each bug that one really makes.
 
 python tests/rl/mutants.py                    one line a bug: which test caught it, or SURVIVED
-python tests/rl/mutants.py turns off_policy   only the bugs in these files of src/orbiter/train/rl
+python tests/rl/mutants.py turns "no clip"    only the bugs of a file of rl/, or with a name
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ def hunt(bug: Bug, folder: Path) -> str:
     path.write_text(text.replace(bug.right, bug.wrong), encoding="utf-8")
     sys.path.insert(0, str(source))
     catch = Catch()
-    options = ["-x", "-q", "-m", "not nightly", "--hypothesis-profile=hunt", str(HERE)]
+    options = ["-x", "-q", "-m", "not nightly", "--hypothesis-profile=hunt"]
+    own = HERE / f"test_{bug.file}.py"  # the likeliest to notice, so it runs first
+    options += [str(own), str(HERE)] if own.exists() else [str(HERE)]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
     with contextlib.redirect_stdout(io.StringIO()):
         pytest.main(options, plugins=[catch])
@@ -193,7 +195,8 @@ def forked(bug: Bug) -> str:
 
 def main() -> int:
     """Hunt every bug of the files asked for; the exit code is the number that survived."""
-    bugs = [bug for bug in BUGS if bug.file in sys.argv[1:] or not sys.argv[1:]]
+    wanted = set(sys.argv[1:])
+    bugs = [bug for bug in BUGS if not wanted or wanted & {bug.file, bug.what}]
     if not bugs:
         raise SystemExit(f"no bug is in {sys.argv[1:]}; files: {sorted({b.file for b in BUGS})}")
     torch.set_num_threads(1)
