@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EvolutionStrategy,
     )
     from orbiter.train.offline import OfflineConfig, OfflineMethod, OfflineTrainer
+    from orbiter.train.preference import PreferenceConfig, PreferenceMethod, PreferenceTrainer
     from orbiter.train.runlog import RunLog, read_run
     from orbiter.train.sft import SFTConfig, SFTTrainer
     from orbiter.train.synthesis import (
@@ -70,6 +71,9 @@ __all__ = [
     "OfflineConfig",
     "OfflineMethod",
     "OfflineTrainer",
+    "PreferenceConfig",
+    "PreferenceMethod",
+    "PreferenceTrainer",
     "RewardSpec",
     "RunLog",
     "SFTConfig",
@@ -132,6 +136,11 @@ _HOMES = {
         "OfflineConfig",
         "OfflineMethod",
         "OfflineTrainer",
+    ),
+    "preference": (
+        "PreferenceConfig",
+        "PreferenceMethod",
+        "PreferenceTrainer",
     ),
     "runlog": (
         "RunLog",

@@ -33,6 +33,7 @@ COMMANDS = {
     "sft": ("train", "Improve a model by imitation."),
     "train": ("train", "Improve a model by reward, with GRPO or PPO."),
     "offline": ("train", "Improve a model by logged episodes, without running anything."),
+    "prefer": ("train", "Improve a model by preferences: DPO, IPO, KTO, ORPO or SimPO."),
     "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
     "eval": ("evaluate", "Measure how good a model is, with a confidence interval."),
     "generate": ("generate", "Answer prompts with a model."),

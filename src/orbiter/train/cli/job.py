@@ -22,11 +22,12 @@ from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
 from orbiter.train.offline import OfflineConfig, OfflineTrainer
+from orbiter.train.preference import PreferenceConfig, PreferenceTrainer
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
 
-Method = Literal["train", "sft", "offline"]
+Method = Literal["train", "sft", "offline", "prefer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,8 @@ def _trainer(
         return SFTTrainer(settings.build("sft", SFTConfig, **fixed))
     if method == "offline":
         return OfflineTrainer(settings.build("offline", OfflineConfig, **fixed))
+    if method == "prefer":
+        return PreferenceTrainer(settings.build("prefer", PreferenceConfig, **fixed))
     config = settings.build("train", VeRLConfig, **fixed)
     if agent is None:
         return VeRLTrainer(config, rewards)

@@ -1,7 +1,8 @@
-"""`orbiter-train train`, `sft` and `offline`: run one training, from settings to report.
+"""`orbiter-train train`, `sft`, `offline` and `prefer`: run one training, from settings to report.
 
 A run is a folder: config.toml (all its settings), metrics.jsonl, samples.jsonl, checkpoints,
-result.json, model, report.html. The training itself is in `verl/`, `sft/` and `offline/`.
+result.json, model, report.html. The training itself is in `verl/`, `sft/`, `offline/` and
+`preference/`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ RESULT = "result.json"
 train_app = typer.Typer(rich_markup_mode=None)
 sft_app = typer.Typer(rich_markup_mode=None)
 offline_app = typer.Typer(rich_markup_mode=None)
+prefer_app = typer.Typer(rich_markup_mode=None)
 
 PushToHub = Annotated[
     str | None,
@@ -113,6 +115,27 @@ def offline(
     settings = load(config, parse_overrides(overrides or ()))
     asked = Asked(out, resume, dry_run, push_to_hub)
     raise typer.Exit(run("offline", settings, asked, Output(as_json=as_json)))
+
+
+@prefer_app.command()
+def prefer(
+    overrides: OverrideWords = None,
+    *,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Improve a model by preferences, with DPO, IPO, KTO, ORPO or SimPO.
+
+    The settings are those of [prefer] and [data]. The data hold several answers to one prompt with
+    rewards, several episodes of one task, or the pairs of TRL's and OpenAI's preference files.
+    """
+    settings = load(config, parse_overrides(overrides or ()))
+    asked = Asked(out, resume, dry_run, push_to_hub)
+    raise typer.Exit(run("prefer", settings, asked, Output(as_json=as_json)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +391,6 @@ def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
     if not file.is_file():
         raise StorageError(f"{folder} holds no run: {RUN_CONFIG} is missing")
     settings = load(file, parse_overrides(overrides))
-    methods: tuple[Method, ...] = ("train", "offline")
+    methods: tuple[Method, ...] = ("train", "offline", "prefer")
     method: Method = next((name for name in methods if name in settings.values), "sft")
     return run(method, settings, Asked(folder, resume=True), output)

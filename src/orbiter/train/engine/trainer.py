@@ -108,7 +108,7 @@ class ModelTrainer(Trainer):
             self.config,
             self._workload(),
             self._items_to_train_on(),
-            held_out=0 if self.eval_dataset is None else len(as_items(self.eval_dataset)),
+            held_out=self._held_out(),
             system=self.system_prompt,
             lengths=self._lengths,
         )
@@ -124,6 +124,9 @@ class ModelTrainer(Trainer):
 
     def _items_to_train_on(self) -> Sequence[TrajectoryItem]:
         return as_items(self.dataset)
+
+    def _held_out(self) -> int:
+        return 0 if self.eval_dataset is None else len(as_items(self.eval_dataset))
 
     # Checks that run before a model is loaded.
 
@@ -305,12 +308,10 @@ class ModelTrainer(Trainer):
 
         longest = self._longest_prompt(policy)
         return await work(
-            make_tasks,
-            as_items(dataset),
-            self._encoder(policy),
+            make_tasks, as_items(dataset), self._encoder(policy),
             room=lambda item: longest,  # noqa: ARG005 - the same for all
             on_long_prompt=self.config.on_long_prompt,
-        )
+        )  # fmt: skip
 
     def _longest_prompt(self, policy: Policy) -> int:
         config = self.config

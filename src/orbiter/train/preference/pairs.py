@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -80,7 +80,7 @@ class PreferencePairs(NamedTuple):
     """Counts by reason."""
 
 
-def preference_pairs_of(
+def make_pairs(
     dataset: object,
     *,
     whole_episodes: bool = True,
@@ -90,8 +90,8 @@ def preference_pairs_of(
     """Return the pairs of a data set in the order of their tasks.
 
     Args:
-        dataset: Items, or pairs of items as `formats.preference.preference_pairs` yields them,
-            which are taken as they are.
+        dataset: Items, or a list of pairs of items as `formats.preference.preference_pairs` yields
+            them, which are taken as they are.
         whole_episodes: Whether the items of an episode are one attempt; otherwise each is.
         min_margin: The smallest difference of two rewards; even at 0 they must differ.
         per_task: The most pairs of a task, those with the widest difference first; None uses each
@@ -101,11 +101,10 @@ def preference_pairs_of(
         DataError: there is no pair; says why. Or a given pair has its sides swapped.
     """
     left_out: Counter[str] = Counter()
-    entries = list(dataset) if isinstance(dataset, Iterable) else dataset
-    if isinstance(entries, list) and entries and all(isinstance(e, Pair) for e in entries):
-        pairs = list(_given(entries, left_out))
+    if (given := given_pairs(dataset)) is not None:
+        pairs = list(_given(given, left_out))
     else:
-        attempts = read_attempts(as_items(entries), whole_episodes=whole_episodes)
+        attempts = read_attempts(as_items(dataset), whole_episodes=whole_episodes)
         usable = list(rewarded(attempts, left_out))
         pairs = []
         for task, group in enumerate(by_task(usable)):
@@ -116,9 +115,16 @@ def preference_pairs_of(
             f"the data set has no pair of a better and a worse answer: {_why(left_out)}"
         )
     if left_out:
-        log.warning("%d pairs; in none of them: %s", len(pairs), _listed(left_out))
+        log.warning("%d pairs; in none of them: %s", len(pairs), listed(left_out))
     _warn_of_prompts(pairs)
     return PreferencePairs(pairs, dict(left_out))
+
+
+def given_pairs(dataset: object) -> list[Pair] | None:
+    """Return the pairs that a data set consists of; None if it consists of items."""
+    if not isinstance(dataset, Sequence) or isinstance(dataset, str) or not dataset:
+        return None
+    return list(dataset) if all(isinstance(entry, Pair) for entry in dataset) else None
 
 
 def read_attempts(items: Sequence[TrajectoryItem], *, whole_episodes: bool) -> list[Attempt]:
@@ -232,14 +238,15 @@ def _warn_of_prompts(pairs: Sequence[PreferencePair]) -> None:
         )
 
 
-def _listed(left_out: Mapping[str, int]) -> str:
+def listed(left_out: Mapping[str, int]) -> str:
+    """Return counts by reason as text."""
     return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
 
 
 def _why(left_out: Mapping[str, int]) -> str:
     """Return what there is instead of pairs, and what to do."""
     most = max(left_out, key=lambda reason: left_out[reason])
-    return f"{_listed(left_out)}; {_REMEDIES[most]}"
+    return f"{listed(left_out)}; {_REMEDIES[most]}"
 
 
 FAILED_NAME = "failed episodes"

@@ -183,6 +183,7 @@ CONFIGS: Mapping[str, tuple[str, str]] = {
     "train": ("verl.config", "VeRLConfig"),
     "sft": ("sft.config", "SFTConfig"),
     "offline": ("offline.config", "OfflineConfig"),
+    "prefer": ("preference.config", "PreferenceConfig"),
     "evolve": ("evolution.config", "EvolutionConfig"),
     "synth": ("synthesis.pipeline.config", "SynthesisConfig"),
     "llm": ("llm.config", "ClientConfig"),
