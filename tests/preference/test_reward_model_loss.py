@@ -49,7 +49,9 @@ def test_adding_the_same_number_to_all_scores_changes_nothing_without_centring(
     assert torch.allclose(before, after, atol=1e-9)
     moved = bradley_terry_loss(chosen + 1, rejected + 1, centering_coef=0.1)
     unmoved = bradley_terry_loss(chosen, rejected, centering_coef=0.1)
-    assert not torch.allclose(moved, unmoved) or torch.allclose(chosen + rejected, -torch.ones(1).double())
+    assert not torch.allclose(moved, unmoved) or torch.allclose(
+        chosen + rejected, -torch.ones(1).double()
+    )
 
 
 def test_the_gradient_of_the_distance_is_the_probability_of_the_wrong_order_minus_one() -> None:
@@ -99,7 +101,7 @@ def test_scores_loss_and_gradient_are_those_of_trl(case: dict[str, Any]) -> None
     scores = scores_of(policy, rows, micro_batch_tokens=64)
     assert scores == pytest.approx(case["scores"], abs=1e-5)
     loss, metrics = objective(case)(score(policy, batch), batch, Part(tokens=1.0, rows=1.0))
-    assert float(loss) == pytest.approx(case["loss"], abs=1e-5)
+    assert float(loss.detach()) == pytest.approx(case["loss"], abs=1e-5)
     assert float(metrics["accuracy"]) == pytest.approx(case["accuracy"])
     assert policy.value_head is not None
     of_head, of_norm = torch.autograd.grad(
@@ -135,7 +137,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches() -> None:
     whole, cut = gradients(policy, 10_000), gradients(policy, 1)
     assert whole.keys() == cut.keys()
     for name in whole:
-        assert torch.allclose(whole[name], cut[name], atol=1e-6), name
+        assert float((whole[name] - cut[name]).norm() / whole[name].norm()) < 1e-5, name
 
 
 def planted(fault: str, batch: AttemptBatch) -> tuple[BradleyTerryObjective, AttemptBatch]:
@@ -176,7 +178,7 @@ def test_a_planted_fault_moves_the_golden_loss(fault: str) -> None:
     policy = reward_policy(GOLDEN["head"])
     wrong, batch = planted(fault, golden_batch())
     loss, _ = wrong(score(policy, batch), batch, Part(tokens=1.0, rows=1.0))
-    assert abs(float(loss) - GOLDEN["results"][2]["loss"]) > 1e-3
+    assert abs(float(loss.detach()) - GOLDEN["results"][2]["loss"]) > 1e-3
 
 
 def test_a_policy_without_a_head_is_refused() -> None:

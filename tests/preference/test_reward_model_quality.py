@@ -69,9 +69,7 @@ def test_only_an_overconfident_model_has_more_calibration_error_than_chance(seed
 
 
 def test_intervals_hold_the_true_accuracy_in_most_of_many_studies() -> None:
-    truth = sum(
-        p.margin > 0 for p in drawn(200_000, stated=1.0, true=1.0, seed=99)
-    ) / 200_000
+    truth = sum(p.margin > 0 for p in drawn(200_000, stated=1.0, true=1.0, seed=99)) / 200_000
     held = [
         interval.low <= truth <= interval.high
         for seed in range(200)
@@ -93,7 +91,8 @@ def test_the_calibration_error_is_that_of_plain_bins(rows: list[tuple[float, flo
     for confidence, right in rows:
         bins.setdefault(min(9, int((confidence - 0.5) * 20)), []).append((confidence, right))
     want = sum(
-        len(inside) / len(rows)
+        len(inside)
+        / len(rows)
         * abs(sum(r for _, r in inside) / len(inside) - sum(c for c, _ in inside) / len(inside))
         for inside in bins.values()
     )

@@ -226,8 +226,12 @@ class RewardModel:
         tokenizer, context = scorer.policy.tokenizer, scorer.policy.context_length - 1
         turns = [last_turn(attempt) for attempt in attempts]
         readable = [_with_usable_ids(turn, tokenizer) for turn in turns]
+        cuts = self._on_long_prompt == "truncate-left"
         encoder = AttemptEncoder(
-            tokenizer, readable, context=context, on_long_prompt=self._on_long_prompt
+            tokenizer,
+            readable,
+            context=context,
+            on_long_prompt="truncate-left" if cuts else "drop",
         )
         answers: list[float | TrainError] = []
         rows = {}
@@ -236,8 +240,10 @@ class RewardModel:
                 encoded = encoder.encode([turn], f"answer {first + place}")
                 if encoded is None:
                     raise DataError(
-                        f"answer {first + place} alone has more tokens than the reward model's "
-                        f"context of {context}"
+                        f"answer {first + place} does not fit the reward model's context of "
+                        f"{context} tokens"
+                        + (" even without its prompt" if cuts else "; ")
+                        + ("" if cuts else "RewardModel(on_long_prompt='truncate-left') cuts it")
                     )
                 rows[place] = score_row(encoded[0], scorer.pad_token_id)
                 answers.append(0.0)
