@@ -100,7 +100,7 @@ PAIRED: dict[str, Callable[[Answers, Answers], PairLoss]] = {
 @pytest.mark.parametrize("name", PAIRED)
 def test_a_small_step_down_the_gradient_widens_the_margin(name: str) -> None:
     chosen = torch.tensor([-12.0, -30.0, -7.0], dtype=torch.float64, requires_grad=True)
-    rejected = torch.tensor([-11.0, -9.0, -25.0], dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor([-11.0, -9.0, -8.5], dtype=torch.float64, requires_grad=True)
     tokens = torch.tensor([4, 9, 3])
     ref = torch.tensor([-12.0, -29.0, -8.0], dtype=torch.float64)
     got = PAIRED[name](Answers(chosen, tokens, ref), Answers(rejected, tokens, ref - 1))

@@ -47,16 +47,18 @@ class Answering:
     """A model that answers with given log probabilities, as TRL's fused head returns them."""
 
     def __init__(self, logprob: Tensor) -> None:
-        self.logprob, self.training = logprob, True
+        self.logprob = logprob
 
     def __call__(self, **_: Any) -> Any:
         blank = torch.zeros_like(self.logprob).detach()
-        return SimpleNamespace(log_probs=self.logprob, entropy=blank, mean_logits=blank)
+        return SimpleNamespace(
+            log_probs=self.logprob, entropy=blank, mean_logits=blank, is_top1=blank.bool()
+        )
 
 
 def accelerator() -> Any:
     same = SimpleNamespace(device=torch.device("cpu"))
-    same.gather_for_metrics = lambda value: value
+    same.gather = same.gather_for_metrics = lambda value: value
     same.unwrap_model = lambda model: model
     return same
 
@@ -79,7 +81,8 @@ def dpo(inputs: dict[str, Any], loss_type: str) -> dict[str, Any]:
     policy, ref, mask = tensors(inputs)
     chosen, rejected = ref.sum(-1).chunk(2)
     trainer = SimpleNamespace(
-        accelerator=accelerator(), ld_alpha=None, precompute_ref_logps=True, aux_loss_enabled=False,
+        accelerator=accelerator(), model=SimpleNamespace(training=True), ld_alpha=None,
+        precompute_ref_logps=True, aux_loss_enabled=False,
         f_divergence_type="reverse_kl", loss_types=[loss_type], loss_weights=[1.0], beta=0.1,
         label_smoothing=0.0, use_weighting=False, _total_train_tokens=0, _tp_size=1,
         _metrics={"train": defaultdict(list)},
@@ -101,7 +104,8 @@ def kto(inputs: dict[str, Any]) -> dict[str, Any]:
     """Run KTOTrainer._compute_loss."""
     policy, ref, mask = tensors(inputs)
     trainer = SimpleNamespace(
-        accelerator=accelerator(), calculate_KL=True, precompute_ref_logps=True, beta=0.1,
+        accelerator=accelerator(), model=SimpleNamespace(training=True), calculate_KL=True,
+        precompute_ref_logps=True, beta=0.1,
         aux_loss_enabled=False, loss_type="kto", desirable_weight=1.2, undesirable_weight=0.7,
         _metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
         _compute_kl_logps=lambda *_: torch.tensor(inputs["mismatched"], dtype=torch.float64),

@@ -113,7 +113,7 @@ def make_material(
             task=[pair.task for pair in encoded],
             lengths=[pair.length for pair in encoded],
         )
-    groups = by_task(judged(dataset, config))
+    groups = by_task(judged(dataset, config), whole_episodes=config.compare == "episode")
     attempts = [attempt for group in groups for attempt in group]
     encode = encoder(attempts)
     singles = [encode.encode([each], f"answer {index}") for index, each in enumerate(attempts)]

@@ -107,7 +107,7 @@ def make_pairs(
         attempts = read_attempts(as_items(dataset), whole_episodes=whole_episodes)
         usable = list(rewarded(attempts, left_out))
         pairs = []
-        for task, group in enumerate(by_task(usable)):
+        for task, group in enumerate(by_task(usable, whole_episodes=whole_episodes)):
             chosen = _of_group(group, min_margin, per_task, left_out)
             pairs += [PreferencePair(*sides, task) for sides in chosen]
     if not pairs:
@@ -174,12 +174,12 @@ def rewarded(attempts: Sequence[Attempt], left_out: Counter[str]) -> Iterator[At
             yield attempt
 
 
-def by_task(attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+def by_task(attempts: Sequence[Attempt], *, whole_episodes: bool) -> list[list[Attempt]]:
     """Return the attempts at each task, in the order of their first attempts."""
     groups: dict[object, list[Attempt]] = {}
     for attempt in attempts:
         first = attempt.first
-        by_id = first.episode_id is not None and first.task_id is not None
+        by_id = whole_episodes and first.episode_id is not None and first.task_id is not None
         key = first.task_id if by_id else state_key(first)
         groups.setdefault(key, []).append(attempt)
     return list(groups.values())

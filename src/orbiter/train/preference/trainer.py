@@ -224,7 +224,7 @@ class PreferenceTrainer(ModelTrainer):
             say(f"reference: {len(missing)} answers are scored once, before the first update")
             begun = await work(self._begun_as, policy)
             for first in range(0, len(missing), ANSWERS_AT_ONCE):
-                if session is not None and session.out_of_time:
+                if session is not None and session.stopping:
                     return False
                 part = missing[first : first + ANSWERS_AT_ONCE]
                 numbers = await work(

@@ -44,13 +44,11 @@ def kto_loss(
         undesirable_weight: lambda_U.
     """
     advantage = answers.logprob - answers.ref_logprob - kl.detach().clamp(min=0)
-    sign = torch.where(desirable, 1.0, -1.0)
+    gain = torch.where(desirable, advantage, -advantage)
     weight = torch.where(
         desirable, advantage.new_tensor(desirable_weight), advantage.new_tensor(undesirable_weight)
     )
-    return VerdictLoss(
-        weight * (1 - torch.sigmoid(beta * sign * advantage)), beta * advantage.detach()
-    )
+    return VerdictLoss(weight * (1 - torch.sigmoid(beta * gain)), beta * advantage.detach())
 
 
 def kl_estimate(mismatched: Answers) -> Float[Tensor, ""]:
