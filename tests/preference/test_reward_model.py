@@ -245,7 +245,7 @@ async def test_settings_that_cannot_work_are_refused(
     ],
 )
 async def test_data_without_pairs_are_refused(data: list[TrajectoryItem], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ConfigError, match=message):
         await trainer().train(data)
 
 
@@ -369,9 +369,7 @@ async def test_a_reward_model_scores_an_agents_episodes(likes_length: Path) -> N
         return str(reply["content"])
 
     config = VeRLConfig(model="tiny", epochs=1, batch_size=2, group_size=2, max_response_length=6)
-    policy = VeRLTrainer(
-        config, [RewardSpec("model", fn=RewardModel(likes_length))], agent=agent
-    )
+    policy = VeRLTrainer(config, [RewardSpec("model", fn=RewardModel(likes_length))], agent=agent)
     metrics = await policy.train(["Say a1.", "Say a2."])
     assert "reward/model" in metrics.extra
 

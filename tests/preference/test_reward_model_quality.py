@@ -68,23 +68,6 @@ def test_only_an_overconfident_model_has_more_calibration_error_than_chance(seed
     assert boasting.accuracy == honest.accuracy
 
 
-def test_intervals_hold_the_true_accuracy_in_most_of_many_studies() -> None:
-    truth = sum(p.margin > 0 for p in drawn(200_000, stated=1.0, true=1.0, seed=99)) / 200_000
-    held = [
-        interval.low <= truth <= interval.high
-        for seed in range(200)
-        if (interval := quality_of_accuracy(seed))
-    ]
-    assert sum(held) >= 186  # at least 93 % of 95 % intervals
-
-
-def quality_of_accuracy(seed: int):  # noqa: ANN201 - an Interval
-    from orbiter.train.evaluation import mean_interval
-
-    pairs = drawn(60, stated=1.0, true=1.0, seed=seed)
-    return mean_interval([float(p.margin > 0) for p in pairs])
-
-
 @given(st.lists(st.tuples(st.floats(0.5, 1.0), st.sampled_from([0.0, 0.5, 1.0])), min_size=1))
 def test_the_calibration_error_is_that_of_plain_bins(rows: list[tuple[float, float]]) -> None:
     bins: dict[int, list[tuple[float, float]]] = {}

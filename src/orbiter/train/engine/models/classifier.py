@@ -195,7 +195,7 @@ def _head_name(model: Any) -> str:  # noqa: ANN401 - untyped
         ConfigError: there are further layers on the body.
     """
     body = f"{model.base_model_prefix}."
-    own = [name for name, _ in model.named_parameters() if not name.startswith(body)]
+    own: list[str] = [name for name, _ in model.named_parameters() if not name.startswith(body)]
     names = [name.removesuffix(".weight") for name in own]
     if len(names) != 1 or not isinstance(model.get_submodule(names[0]), nn.Linear):
         raise ConfigError(
