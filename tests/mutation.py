@@ -72,13 +72,18 @@ def forked(bug: Bug | None, tests: Path, package: str) -> str:
 
 
 def hunt_all(bugs: Sequence[Bug], tests: Path, *, package: str) -> int:
-    """Hunt every bug and print one line each; return the number that survived.
+    """Hunt the bugs of the files named on the command line, or all, and print one line each.
+
+    Returns the number that survived.
 
     Args:
         bugs: The bugs; their files are below `package`.
         tests: The folder of the tests that should notice them.
         package: The package of `orbiter.train`.
     """
+    hunted = [bug for bug in bugs if bug.file in sys.argv[1:] or not sys.argv[1:]]
+    if not hunted:
+        raise SystemExit(f"no bug is in {sys.argv[1:]}; files: {sorted({b.file for b in bugs})}")
     torch.set_num_threads(1)
     settings.register_profile(
         "hunt", derandomize=True, deadline=None, database=None, phases=[Phase.generate]
@@ -86,11 +91,11 @@ def hunt_all(bugs: Sequence[Bug], tests: Path, *, package: str) -> int:
     if name := forked(None, tests, package):  # the control: without a bug, all must be green
         raise SystemExit(f"red without a bug: {name}")
     survived = []
-    for bug in bugs:
+    for bug in hunted:
         name = forked(bug, tests, package)
         if not name.startswith("test_"):
             survived.append(bug.what)
         sys.stdout.write(f"{bug.what:40} {name or 'SURVIVED'}\n")
         sys.stdout.flush()
-    sys.stdout.write(json.dumps({"bugs": len(bugs), "survived": survived}) + "\n")
+    sys.stdout.write(json.dumps({"bugs": len(hunted), "survived": survived}) + "\n")
     return len(survived)

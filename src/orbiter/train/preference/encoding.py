@@ -221,10 +221,11 @@ def encode_pairs(encoder: AttemptEncoder, pairs: Sequence[PreferencePair]) -> li
         sides = encoder.encode(pair.sides, f"pair {index}")
         if sides is None:
             continue
-        if sides[CHOSEN].digest == sides[REJECTED].digest:
+        chosen, rejected = sides
+        if chosen.digest == rejected.digest:
             equal += 1
         else:
-            encoded.append(EncodedPair(*sides, margin=pair.margin, task=pair.task))
+            encoded.append(EncodedPair(chosen, rejected, margin=pair.margin, task=pair.task))
     encoder.report(len(pairs))
     if equal:
         log.warning(

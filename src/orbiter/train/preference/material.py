@@ -149,7 +149,7 @@ def judged(dataset: object, config: PreferenceConfig) -> list[Attempt]:
     """Return the attempts whose reward or label says whether they are good.
 
     Raises:
-        DataError: there are none, or they are all good or all bad.
+        DataError: no attempt has a verdict, or all are good, or all are bad.
     """
     given = given_pairs(dataset)
     items = as_items(dataset) if given is None else [item for pair in given for item in pair]
