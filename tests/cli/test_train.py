@@ -181,7 +181,7 @@ def test_a_reward_model_is_trained_resumed_and_used_as_a_reward(run: Run, projec
 
 def test_a_reward_that_is_no_reward_model_is_refused(run: Run, project: Path) -> None:
     Path("empty").mkdir()
-    Path("data.jsonl").write_text('{"state": "a", "action": "b"}\n')
+    Path("data.jsonl").write_text('{"state": "a", "action": "b", "reward": null}\n')
     Path("wrong.toml").write_text('[reward]\nliked = { model = "empty" }\n')
     ran = run("train", "-c", "wrong.toml", "data.train=data.jsonl", "train.model=tiny")
     assert ran.code == Code.STORAGE

@@ -22,8 +22,8 @@ from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from orbiter.train.agents.episode import Episode
-    from orbiter.train.engine.policy import Policy
     from orbiter.train.preference.reward_model_quality import RewardQuality
+    from orbiter.train.preference.reward_model_rows import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,6 @@ ROWS_AT_ONCE = 64
 """Rows that are scored between two checks for cancellation."""
 _OF_ONE_ANSWER = ("finish_reason", "error")
 """Metadata entries that belong to an item's own answer, not to the one that is scored."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Scorer:
-    """A loaded reward model; used on the engine's thread only."""
-
-    policy: Policy
-    pad_token_id: int | None
 
 
 class RewardModel:
@@ -171,8 +163,8 @@ class RewardModel:
             whole_episodes: Whether the items of an episode are one attempt; otherwise each is.
             min_margin: The smallest difference of two rewards of a pair.
         """
-        from orbiter.train.preference.reward_model_local import encoded_pairs, score_pairs
         from orbiter.train.preference.reward_model_quality import quality_of
+        from orbiter.train.preference.reward_model_rows import encoded_pairs, score_pairs
 
         pairs = make_pairs(dataset, whole_episodes=whole_episodes, min_margin=min_margin).pairs
 
@@ -196,6 +188,7 @@ class RewardModel:
             require("torch", extra="train")
             from orbiter.train.engine.models.classifier import load_classifier
             from orbiter.train.engine.policy import make_policy
+            from orbiter.train.preference.reward_model_rows import Scorer
 
             found = load_classifier(self.model, device=self._device, trust_remote_code=self._trust)
             policy = make_policy(

@@ -8,16 +8,40 @@ classifiers read it, at the last token that is not padding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from orbiter.train.engine.batch import Batch, collate
+from orbiter.train.engine.config import OnLongPrompt
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import value
-from orbiter.train.preference.encoding import AttemptBatch, EncodedAttempt
+from orbiter.train.preference.encoding import (
+    AttemptBatch,
+    AttemptEncoder,
+    EncodedAttempt,
+    EncodedPair,
+    encode_pairs,
+)
 from orbiter.train.preference.pairs import Attempt, PreferencePair
+from orbiter.train.preference.reward_model_quality import ScoredPair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAIRS_AT_ONCE = 32
+"""Pairs that are scored between two checks for cancellation."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Scorer:
+    """A loaded reward model; used on the engine's thread only."""
+
+    policy: Policy
+    pad_token_id: int | None
 
 
 class ScoreRow(NamedTuple):
@@ -82,3 +106,66 @@ def scores_of(policy: Policy, rows: Sequence[ScoreRow], *, micro_batch_tokens: i
     of_tokens = value(policy, batch, micro_batch_tokens=micro_batch_tokens)
     scores: list[float] = of_tokens.sum(dim=-1).tolist()
     return scores
+
+
+def encoded_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    *,
+    context: int,
+    longest_prompt: int | None = None,
+    on_long_prompt: OnLongPrompt = "error",
+    system: str | None = None,
+) -> list[EncodedPair]:
+    """Encode the last turns of pairs.
+
+    Args:
+        tokenizer: Of the model.
+        pairs: The pairs.
+        context: The model's context length; one token of it is needed to read the score.
+        longest_prompt: Largest number of tokens of a prompt; None means the context.
+        on_long_prompt: What happens to a longer prompt.
+        system: The system prompt of every item; None keeps each item's own.
+
+    Raises:
+        DataError: a pair does not fit and `on_long_prompt` is "error", or none is left.
+    """
+    turns = [last_turns(pair) for pair in pairs]
+    encoder = AttemptEncoder(
+        tokenizer,
+        [side for pair in turns for side in pair.sides],
+        context=context - 1,
+        longest_prompt=longest_prompt,
+        on_long_prompt=on_long_prompt,
+        system=system,
+    )
+    return encode_pairs(encoder, turns)
+
+
+async def score_pairs(
+    scorer: Scorer, pairs: Sequence[EncodedPair], *, micro_batch_tokens: int
+) -> list[ScoredPair]:
+    """Score both sides of each pair without learning."""
+    scored: list[ScoredPair] = []
+    for first in range(0, len(pairs), PAIRS_AT_ONCE):
+        part = pairs[first : first + PAIRS_AT_ONCE]
+        rows = [score_row(side, scorer.pad_token_id) for pair in part for side in pair.sides]
+        scores = await work(scores_of, scorer.policy, rows, micro_batch_tokens=micro_batch_tokens)
+        scored += [
+            _scored(pair, *scores[2 * place : 2 * place + 2]) for place, pair in enumerate(part)
+        ]
+    return scored
+
+
+def _scored(pair: EncodedPair, chosen: float, rejected: float) -> ScoredPair:
+    """Return a pair with its scores; where its rewards do not differ, they are 1 and 0."""
+    rewards = pair.chosen.attempt.reward, pair.rejected.attempt.reward
+    if rewards[0] is None or rewards[1] is None or rewards[0] <= rewards[1]:
+        rewards = 1.0, 0.0
+    return ScoredPair(
+        task=pair.task,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_reward=float(rewards[0] or 0.0),
+        rejected_reward=float(rewards[1] or 0.0),
+    )

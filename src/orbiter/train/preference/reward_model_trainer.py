@@ -18,7 +18,7 @@ from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.tasks import read_once
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics, recorded_dtype
 from orbiter.train.errors import DataError, StateError
-from orbiter.train.preference.reward_model import RewardModel, Scorer
+from orbiter.train.preference.reward_model import RewardModel
 from orbiter.train.preference.reward_model_config import RewardModelConfig
 from orbiter.train.trainer import TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
     from orbiter.train.preference.encoding import EncodedPair
     from orbiter.train.preference.reward_model_quality import RewardQuality
+    from orbiter.train.preference.reward_model_rows import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -199,8 +200,8 @@ class RewardModelTrainer(ModelTrainer):
         )
 
     async def _quality(self, policy: Policy, pairs: Sequence[EncodedPair]) -> RewardQuality:
-        from orbiter.train.preference.reward_model_local import score_pairs
         from orbiter.train.preference.reward_model_quality import quality_of
+        from orbiter.train.preference.reward_model_rows import score_pairs
 
         scored = await score_pairs(
             self._scorer(policy), pairs, micro_batch_tokens=self.config.micro_batch_tokens
@@ -208,6 +209,8 @@ class RewardModelTrainer(ModelTrainer):
         return quality_of(scored)
 
     def _scorer(self, policy: Policy) -> Scorer:
+        from orbiter.train.preference.reward_model_rows import Scorer
+
         return Scorer(policy=policy, pad_token_id=self._pad_token_id)
 
     async def _pairs(self, policy: Policy, dataset: object) -> list[EncodedPair]:
@@ -219,7 +222,7 @@ class RewardModelTrainer(ModelTrainer):
         self, tokenizer: PreTrainedTokenizerBase, context: int, dataset: object
     ) -> list[EncodedPair]:
         from orbiter.train.preference.material import pairs_of
-        from orbiter.train.preference.reward_model_local import encoded_pairs
+        from orbiter.train.preference.reward_model_rows import encoded_pairs
 
         config = self.config
         return encoded_pairs(
