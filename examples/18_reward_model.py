@@ -1,6 +1,11 @@
 """Train a reward model on preferences, and a policy on the reward model.
 
 python examples/18_reward_model.py   (prints, for instance)
+
+accuracy    1 [0.541, 1] (n=6)
+Brier       3.56e-08 [3.54e-08, 3.57e-08] (n=6)
+scores      2: -4.29 5: -4.29 9: 4.28 12: 4.29
+reward      -4.29 [-4.29, -4.29] (n=8) -> 2.15 [0.0198, 3.74] (n=8)
 """
 
 import asyncio
@@ -40,22 +45,15 @@ async def main() -> None:
     scores = await liked.score(judged(range(20, 21)))
     print("scores     ", " ".join(f"{n}: {s:.2f}" for n, s in zip(LENGTHS, scores, strict=True)))
 
-    # The policy is rewarded by the model alone; that its answers grow shows what it has learned.
-    config = VeRLConfig(
-        model="tiny",
-        epochs=8,
-        batch_size=4,
-        group_size=8,
-        max_response_length=12,
-        learning_rate=3e-3,
-    )
+    # The policy is rewarded by the model alone.
+    small = {"batch_size": 4, "group_size": 8, "max_response_length": 12}
+    config = VeRLConfig(model="tiny", epochs=8, learning_rate=3e-3, **small)
     policy = VeRLTrainer(config, [RewardSpec(name="liked", fn=liked)])
     tasks = [f"Write line {task}." for task in range(30, 38)]
     before = await policy.evaluate(tasks, samples=4)
     await policy.train(tasks)
     after = await policy.evaluate(tasks, samples=4)
     print("reward     ", before.reward_interval, "->", after.reward_interval)
-    print(f"length      {before['length']:.1f} -> {after['length']:.1f} tokens")
 
 
 if __name__ == "__main__":
