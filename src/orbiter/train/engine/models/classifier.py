@@ -144,7 +144,9 @@ def empty_classifier(config: Any, *, pad_token_id: int | None) -> Any:  # noqa: 
     config.use_cache = True
     try:
         with torch.device("meta"):
-            made = transformers.AutoModelForSequenceClassification.from_config(config)
+            made = transformers.AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=False
+            )
     except ValueError as error:
         raise ConfigError(
             f"Transformers has no sequence classifier for model type {config.model_type!r}, so a "
@@ -171,7 +173,7 @@ def _as_causal(model: Any) -> Any:  # noqa: ANN401 - untyped
     """Return a causal language model with a classifier's body; its head is the embedding."""
     transformers = require("transformers", extra="train")
     with torch.device("meta"):
-        made = transformers.AutoModelForCausalLM.from_config(model.config)
+        made = transformers.AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
     setattr(made, made.base_model_prefix, model.base_model)
     output = made.get_output_embeddings()
     output.weight = made.get_input_embeddings().weight
