@@ -197,6 +197,19 @@ def work_ours(case: Case, steps: int) -> None:
     say_peak()
 
 
+def as_call(tokenizer: Any, ids: list[int], **_: Any) -> dict[str, Any]:
+    """Read any answer as a call of the tool; put in the place of TRL's parser."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    call = {"type": "function", "function": {"name": "ask", "arguments": {"text": text}}}
+    return {"role": "assistant", "content": text, "tool_calls": [call]}
+
+
+def with_schema(tokenizer: Any) -> Any:
+    """Give a tokenizer a schema of answers: without one, TRL does not parse them at all."""
+    tokenizer.response_schema = {}
+    return tokenizer
+
+
 def work_trl(case: Case, steps: int) -> None:
     """Take steps with TRL's trainer, every answer a call of the tool."""
     import torch
@@ -211,15 +224,6 @@ def work_trl(case: Case, steps: int) -> None:
     torch.set_num_threads(case.threads)
     loaded = load_model(str(model_folder(case.model)), device="cpu")
     began: dict[str, float] = {}
-
-    def as_call(tokenizer: Any, ids: list[int], **_: Any) -> dict[str, Any]:
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        call = {"type": "function", "function": {"name": "ask", "arguments": {"text": text}}}
-        return {"role": "assistant", "content": text, "tool_calls": [call]}
-
-    def with_schema(tokenizer: Any) -> Any:
-        tokenizer.response_schema = {}  # without one, answers are not parsed at all
-        return tokenizer
 
     grpo_trainer.parse_response = as_call
     grpo_trainer.add_response_schema = with_schema
