@@ -319,7 +319,7 @@ async def test_verdicts_equal_those_of_the_leaderboards_own_checker(tmp_path: Pa
             ours.append(await _ours(task.task_id, turns))
             questions.append(_question(task, turns))
     (tmp_path / "questions.json").write_text(json.dumps(questions))
-    command = [sys.executable, "-I", "-c", CHECKER, str(REAL), tmp_path / "questions.json"]
+    command = [sys.executable, "-I", "-c", CHECKER, str(REAL), str(tmp_path / "questions.json")]
     theirs = json.loads(run_child(command, check=True).stdout.splitlines()[-1])
     assert ours == theirs
     assert len(ours) == 1000
