@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -57,6 +58,16 @@ class PageServer(ThreadingHTTPServer):
         self.socket = listener
         self.server_activate()
         self._slots = threading.BoundedSemaphore(MOST_CONNECTIONS)
+
+    def run(self, on_ready: Callable[[str], object] | None = None) -> None:
+        """Answer until Ctrl-C, then close; `on_ready` receives the address at the beginning."""
+        with self:
+            if on_ready is not None:
+                on_ready(self.url)
+            try:
+                self.serve_forever()
+            except KeyboardInterrupt:
+                return
 
     @property
     def url(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from orbiter.train.errors import DataError, TrainError
 from orbiter.train.labelling.session import LabelSession, Shown
 from orbiter.train.page_server import HTML, JSON, PLAIN, PageHandler, PageServer
-from orbiter.train.report.page import PageParts, in_strict_mode, script_text
+from orbiter.train.report.page import PageParts, in_strict_mode, page_file
 
 LARGEST_BODY = 64 << 10
 """Bytes of a label with its note."""
@@ -33,13 +33,7 @@ def serve_labels(
     Raises:
         ConfigError: the port does not exist or is in use, or the host is not on this machine.
     """
-    with LabelServer(session, host, port) as server:
-        if on_ready is not None:
-            on_ready(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return
+    LabelServer(session, host, port).run(on_ready)
 
 
 class LabelServer(PageServer):
@@ -61,9 +55,9 @@ def parts() -> PageParts:
     folder = files(__package__) / "page"
     script = (folder / "label.js").read_text("utf-8")
     return PageParts(
-        (folder / "label.html").read_text("utf-8"),
+        page_file("page.html"),
         (folder / "label.css").read_text("utf-8"),
-        in_strict_mode(script_text("dom.js"), script),
+        in_strict_mode(page_file("dom.js"), script),
     )
 
 

@@ -37,13 +37,7 @@ def serve_live(
         StorageError: there is no run in `folder`.
         ConfigError: the port does not exist or is in use, or the host is not on this machine.
     """
-    with LiveServer(folder, host, port) as server:
-        if on_ready is not None:
-            on_ready(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return
+    LiveServer(folder, host, port).run(on_ready)
 
 
 class LiveServer(PageServer):

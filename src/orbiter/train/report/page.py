@@ -75,20 +75,16 @@ def in_strict_mode(*scripts: str) -> str:
     return f'"use strict";\n(() => {{\n{joined}\n}})();\n'
 
 
-def script_text(name: str) -> str:
-    """Return one of this package's scripts, such as `dom.js`."""
+def page_file(name: str) -> str:
+    """Return one of the report page's files, such as `dom.js`, which other pages use too."""
     return (files(__package__) / "page" / name).read_text("utf-8")
 
 
 @cache
 def parts() -> PageParts:
     """Return the constant parts of the report page, read once."""
-    folder = files(__package__) / "page"
-    return PageParts(
-        (folder / "page.html").read_text("utf-8"),
-        (folder / "page.css").read_text("utf-8"),
-        in_strict_mode(*map(script_text, SCRIPTS)),
-    )
+    scripts = in_strict_mode(*map(page_file, SCRIPTS))
+    return PageParts(page_file("page.html"), page_file("page.css"), scripts)
 
 
 def policy(*, live: bool = False) -> str:
