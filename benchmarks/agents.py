@@ -4,13 +4,14 @@
     python benchmarks/agents.py --cases tiny-4 tiny-8
     python benchmarks/agents.py --linear            # ours alone: 4, 8, 16 and 32 turns
 
-A step plays some episodes of each of 2 tasks and takes one update, without KL. Both engines play the
-same environment class (TRL's `environment_factory`, our `environment=`), from the same model with
-the same chat template, so prompts, tool results, turns and lengths are alike. An untrained model
-writes no calls, so in both each answer counts as a call of the tool: TRL's parser of answers is
-replaced for that, and ours ends in `on_answer`. Each runs in its own process, only when it is its
-turn. TRL gets its fastest settings here: no gradient checkpointing, all rows in one update, and an
-answer may not take more tokens than the case says. TRL is the `bench` extra (trl==1.16.0).
+A step plays a few episodes of each of 2 tasks and takes one update, without KL. Both engines play
+the same environment class (TRL's `environment_factory`, our `environment=`), from the same model
+with the same chat template, so prompts, tool results, turns and lengths are alike. An untrained
+model writes no calls, so in both each answer counts as a call of the tool: TRL's parser of answers
+is replaced for that, and ours ends in `on_answer`. Each runs in its own process, only when it is
+its turn. TRL gets its fastest settings here: no gradient checkpointing, all episodes in one pass of
+the update, and an answer may not take more tokens than the case says. TRL is the `bench` extra
+(trl==1.16.0).
 CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
 """
 
