@@ -42,11 +42,11 @@ class ExportReport:
 
     def __str__(self) -> str:
         where = f" to {self.path}" if self.path is not None else ""
-        said = f"{self.written} items written{where}"
+        summary = f"{self.written} items written{where}"
         if not self.left_out:
-            return f"{said}; nothing left out"
+            return f"{summary}; nothing left out"
         fields = ", ".join(f"{name} ({count})" for name, count in sorted(self.left_out.items()))
-        lines = [f"{said}; left out, with how many items had it: {fields}"]
+        lines = [f"{summary}; left out, with how many items had it: {fields}"]
         lines += [f"left out: {detail}" for detail in self.details[:_SHOWN]]
         if len(self.details) > _SHOWN:
             lines.append(f"and {len(self.details) - _SHOWN} more")

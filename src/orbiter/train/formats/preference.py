@@ -78,11 +78,11 @@ def _widest_first(group: list[TrajectoryItem], margin: float) -> Iterator[Pair]:
         pair = Pair(best[high], best[low])
         if answer_of(pair.chosen) != answer_of(pair.rejected):
             yield pair
-        for place in ((high, low - 1), (high + 1, low)):
-            if place not in seen and place[0] < place[1]:
-                seen.add(place)
-                wide = _reward(best[place[1]]) - _reward(best[place[0]])
-                heapq.heappush(border, (wide, *place))
+        for better, worse in ((high, low - 1), (high + 1, low)):
+            if (better, worse) not in seen and better < worse:
+                seen.add((better, worse))
+                negative = _reward(best[worse]) - _reward(best[better])
+                heapq.heappush(border, (negative, better, worse))
 
 
 def _reward(item: TrajectoryItem) -> float:

@@ -134,9 +134,9 @@ class Walk:
             self._pass(b",")
 
     def _pass(self, expected: bytes) -> None:
-        found = self.peek()
-        if found != expected:
-            got = repr(found.decode("utf-8", "replace")) if found else "the end of the file"
+        next_byte = self.peek()
+        if next_byte != expected:
+            got = repr(next_byte.decode("utf-8", "replace")) if next_byte else "the end of the file"
             raise BrokenDocumentError(f"expected {expected.decode()!r}, got {got}")
         self._at += 1
 
@@ -193,10 +193,10 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a file with their line numbers, from a sequence or an array."""
     with source.open() as file:
         walk = Walk(file, file.read(len(BOM)).removeprefix(BOM))
-        found = False
+        any_object = False
         try:
             while walk.peek():
-                found = True
+                any_object = True
                 for _ in walk.elements() if walk.peek() == b"[" else (None,):
                     line = walk.line
                     try:
@@ -210,7 +210,7 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
         except BrokenDocumentError as error:
             reason = f"{error} (byte {walk.byte}): the rest is not read"
             source.refuse(walk.line, reason, error)
-    if not found:
+    if not any_object:
         raise DataError(f"{source.path}:1: holds nothing")
 
 

@@ -151,8 +151,8 @@ def _not_unicode(line: bytes) -> DataError:
 def _malformed(line: bytes, message: str) -> DataError:
     if "truncated" in message:
         return DataError(f"{_field_before(line)}ends in the middle of an item")
-    found = re.search(r"\(byte (\d+)\)", message)
-    at = int(found[1]) if found else len(line)
+    match = re.search(r"\(byte (\d+)\)", message)
+    at = int(match[1]) if match else len(line)
     place = _field_before(line[:at])
     if re.match(rb"-?(NaN|Inf)", line[at:]):
         return DataError(f"{place}expected a finite number, got {_excerpt(line, at)}")

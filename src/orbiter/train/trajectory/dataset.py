@@ -162,14 +162,14 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         Otherwise they stay in the order they were captured. Episodes are in the order of their
         first item; items without an episode are left out.
         """
-        found: dict[str, list[TrajectoryItem]] = {}
+        episodes: dict[str, list[TrajectoryItem]] = {}
         for item in self:
             if item.episode_id is not None:
-                found.setdefault(item.episode_id, []).append(item)
-        for steps in found.values():
+                episodes.setdefault(item.episode_id, []).append(item)
+        for steps in episodes.values():
             if all(item.step is not None for item in steps):
                 steps.sort(key=lambda item: item.step or 0)
-        return found
+        return episodes
 
     def summary(self) -> summary.Summary:
         """Return counts, and mean rewards with 95 % intervals: overall, per agent and per task."""

@@ -207,8 +207,8 @@ def _session_of(source: Source) -> str:
     with source.open() as file:
         for line in islice(file, _HEAD):
             try:
-                if found := decode_object(line).get("sessionId"):
-                    return str(found)
+                if session_id := decode_object(line).get("sessionId"):
+                    return str(session_id)
             except DataError:
                 continue
     return path.stem

@@ -172,8 +172,8 @@ def _files(folder: Path, patterns: Sequence[str], limit: int | None = None) -> I
     entries: Iterable[Path] = folder.rglob("*")
     if limit is not None:
         entries = islice(entries, limit)
-    found = [path for path in entries if any(path.match(pattern) for pattern in patterns)]
-    yield from sorted(path for path in found if path.is_file())
+    matching = [path for path in entries if any(path.match(pattern) for pattern in patterns)]
+    yield from sorted(path for path in matching if path.is_file())
 
 
 def _head(file: Path) -> bytes:

@@ -129,9 +129,9 @@ def _read(source: Source, tally: Tally) -> tuple[LoggedSession, Source]:
 
 def _by_id(number: int, messages: Sequence[object]) -> dict[str, _Line]:
     lines = {}
-    for place, message in enumerate(messages):
+    for position, message in enumerate(messages):
         value = as_object(message)
-        lines[str(value.get("id") or f"line {number}, message {place}")] = _Line(number, value)
+        lines[str(value.get("id") or f"line {number}, message {position}")] = _Line(number, value)
     return lines
 
 
@@ -202,8 +202,8 @@ def _result(result: object) -> tuple[object, bool]:
         response = as_object(as_object(part).get("functionResponse")).get("response")
         if isinstance(response, dict):
             failed = failed or "error" in response
-            said = response.get("error", response.get("output", response))
-            content.append({"type": "text", "text": as_text(said)})
+            output = response.get("error", response.get("output", response))
+            content.append({"type": "text", "text": as_text(output)})
         else:
             content += _parts(part)
     message: Message = with_plain_text({"content": content})

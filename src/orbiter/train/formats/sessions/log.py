@@ -213,9 +213,9 @@ def _in_order(chats: Sequence[Chat]) -> list[Step]:
     keyed: list[tuple[float, int, int, Step]] = []
     for number, chat in enumerate(chats):
         latest = 0.0
-        for place, answer in enumerate(chat.answers):
+        for position, answer in enumerate(chat.answers):
             latest = max(latest, answer.node.time or 0.0)
-            keyed.append((latest, number, place, Step(chat, answer)))
+            keyed.append((latest, number, position, Step(chat, answer)))
     keyed.sort(key=lambda entry: entry[:3])
     return [entry[3] for entry in keyed]
 
@@ -239,8 +239,8 @@ def _facts(session: LoggedSession, answer: LoggedAnswer, *, abandoned: bool) -> 
 def _messages_after(chat: Chat, answer: LoggedAnswer) -> list[Message]:
     """Return the messages that follow an answer up to the end of its chat."""
     nodes = chat.tail.path() if chat.tail is not None else []
-    place = next((place for place, node in enumerate(nodes) if node is answer.node), None)
-    return [] if place is None else [node.message for node in nodes[place + 1 :]]
+    position = next((position for position, node in enumerate(nodes) if node is answer.node), None)
+    return [] if position is None else [node.message for node in nodes[position + 1 :]]
 
 
 def _redact(chat: Chat) -> None:

@@ -181,7 +181,7 @@ def _take(
 
 
 def _take_prompt(chat: Chat, parts: Sequence[Row], time: float | None, tally: Tally) -> None:
-    content = [made for part in parts if (made := _content_of(part)) is not None]
+    content = [entry for part in parts if (entry := _content_of(part)) is not None]
     for part in parts:
         if (kind := part.get("type")) not in _READ:
             counter = tally.known if kind in _NOT_CHAT else tally.unknown
@@ -213,11 +213,11 @@ def _take_answer(
         }
         time = seconds_of(_begun(step) or times.get("created"))
         identifier = f"{message.get('id')}/{number}" if message.get("id") else None
-        made = chat.answer(with_plain_text(answer), time, facts, identifier)
+        answered = chat.answer(with_plain_text(answer), time, facts, identifier)
         if message.get("summary") is True:
             # A summary replaces the context; the request for it stays in front.
-            request = made.node.parent.message if made.node.parent is not None else None
-            kept = [made.node.message] if request is None else [request, made.node.message]
+            request = answered.node.parent.message if answered.node.parent is not None else None
+            kept = [answered.node.message] if request is None else [request, answered.node.message]
             chat.start_again(kept, time)
         for part in results:
             _take_result(chat, part, calls)
@@ -228,7 +228,7 @@ def _steps(parts: Sequence[Row]) -> list[list[Row]]:
     steps: list[list[Row]] = [[]]
     for part in parts:
         if part.get("type") == "step-start" and any(
-            held.get("type") in ("text", "tool", "reasoning") for held in steps[-1]
+            earlier.get("type") in ("text", "tool", "reasoning") for earlier in steps[-1]
         ):
             steps.append([])
         steps[-1].append(part)
@@ -239,7 +239,7 @@ def _step_of(parts: Sequence[Row], tally: Tally) -> tuple[Row, list[Row], Facts]
     """Return the answer of one step, its tool parts and what its end says about it."""
     tools = [part for part in parts if part.get("type") == "tool"]
     thoughts = [str(part.get("text") or "") for part in parts if part.get("type") == "reasoning"]
-    content = [made for part in parts if (made := _content_of(part)) is not None]
+    content = [entry for part in parts if (entry := _content_of(part)) is not None]
     facts: Facts = {}
     for part in parts:
         kind = part.get("type")
@@ -282,9 +282,9 @@ def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
         calls[below] = call_id
     if status not in {"completed", "error"}:
         return  # the session ended before the tool did
-    said = state.get("error") if status == "error" else state.get("output")
+    output = state.get("error") if status == "error" else state.get("output")
     attached = [_file(as_object(file)) for file in state.get("attachments") or ()]
-    content: object = as_text(said)
+    content: object = as_text(output)
     if attached:
         content = [{"type": "text", "text": content}, *attached]
     message: Row = {"role": "tool", "tool_call_id": call_id, "content": content}
@@ -294,7 +294,7 @@ def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
     known = begun is not None and ended is not None
     run = {
         "seconds": round((ended or 0) - (begun or 0), 6) if known else None,
-        "error": as_text(said)[:200] if status == "error" else None,
+        "error": as_text(output)[:200] if status == "error" else None,
     }
     chat.result(message, ended, run)
 

@@ -120,10 +120,12 @@ class _Reading:
         """Replace the context by the summary and the entries that the compaction kept."""
         path = self.chat.tail.path() if self.chat.tail is not None else []
         first = self.nodes.get(str(row.get("firstKeptEntryId")))
-        place = next((place for place, node in enumerate(path) if node is first), len(path))
+        position = next(
+            (position for position, node in enumerate(path) if node is first), len(path)
+        )
         summary: Message = {"role": "user", "content": str(row.get("summary") or "")}
         self.chat.start_again([summary], time)
-        for node in path[place:]:
+        for node in path[position:]:
             self.chat.say(node.message, node.time)
 
     def _say(self, role: str, content: object, time: float | None) -> None:
