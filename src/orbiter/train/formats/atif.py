@@ -87,7 +87,7 @@ def _chats(items: Iterable[TrajectoryItem], odd: list[TrajectoryItem]) -> Iterat
 
 
 def _by_answer(chat: Conversation) -> Iterator[tuple[int, TrajectoryItem]]:
-    """Yield the items of a chat with the index of their answer; the end if there is no answer."""
+    """Yield each item with its answer's index; an unanswered prompt first gets an empty answer."""
     if chat.answers:
         yield from zip(chat.answers, chat.items, strict=True)
     else:

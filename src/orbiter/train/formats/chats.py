@@ -304,7 +304,7 @@ def answered(
 
 
 def used(row: Row, messages: Sequence[Message], *columns: str) -> frozenset[str]:
-    """Return the columns that a chat came from, with `system` if its text is in the chat."""
+    """Return the columns that a chat was read from, including `system` if its text was used."""
     first = messages[0]
     is_in_chat = first["role"] == "system" and first["content"] == row.get("system")
     return frozenset((*columns, "system") if is_in_chat else columns)

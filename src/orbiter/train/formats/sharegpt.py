@@ -49,7 +49,7 @@ _OUT_OF_TURN = {
     "observation": "a tool result after a user turn",
     **dict.fromkeys(("gpt", "function_call"), "two answers in a row"),
 }
-"""What is wrong if a turn follows one of its own kind, by its speaker."""
+"""The problem if a turn follows another of the same kind, by speaker."""
 
 
 def _claims(row: Row) -> float:

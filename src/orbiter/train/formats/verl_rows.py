@@ -1,6 +1,6 @@
 """Reads and writes verl's rows: a Parquet file for its `RLHFDataset` and reward managers.
 
-    data_source   the origin of a row; a reward manager looks at it
+    data_source the origin of a row, which a reward manager reads
     prompt        the chat before the answer, as [{role, content}]
     reward_model  {style: "rule", ground_truth}
     extra_info    {index, item}: the row's number, and the whole item as JSON

@@ -1,4 +1,4 @@
-"""Walks through a huge JSON document without loading it: into some values, past the others.
+"""Walks through a huge JSON document without loading it; the caller enters or skips each value.
 
 A window moves over the file. msgspec, which scans a gigabyte per second, finds the end of each
 value; only a value that it cannot read is scanned here, so that one bad element of an array does
@@ -74,7 +74,7 @@ class Walk:
             yield key
 
     def elements(self) -> Iterator[None]:
-        """Stop at each element of the array that begins here, so that it is taken or skipped."""
+        """Advance to each element of the array at the current position; take or skip each one."""
         return self._inside(b"[", b"]")
 
     def take(self, decoder: msgspec.json.Decoder[T], *, unique: bool = False) -> T:
@@ -150,7 +150,7 @@ class Walk:
                 raise BrokenDocumentError(f"a value of more than {LONGEST >> 20} MiB")
             if end is None and not self._more():
                 raise BrokenDocumentError(
-                    "the file ends in the middle of a value, or the value is no JSON"
+                    "the file ends in the middle of a value, or the value is not JSON"
                 )
 
     def _more(self) -> bool:

@@ -132,7 +132,7 @@ def _wrong_field(message: str) -> DataError:
             '(extra="metadata" keeps unknown fields in metadata)'
         )
     if missing := re.search(r"missing required field `(.*?)`", message):
-        hint = "; write null where it is not known yet" if missing[1] == "reward" else ""
+        hint = "; write null if it is not known yet" if missing[1] == "reward" else ""
         return DataError(f"field {missing[1]!r}: missing{hint}")
     what, _, where = message.replace("`", "").partition(" - at ")
     what = what[:1].lower() + what[1:]

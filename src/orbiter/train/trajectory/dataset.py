@@ -147,7 +147,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
 
     @property
     def items(self) -> ItemsView:
-        """The kept items: a live, read-only view."""
+        """The kept items, as a live, read-only view."""
         return ItemsView(self._store.kept)
 
     @property
@@ -251,7 +251,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
 
     @property
     def recovery(self) -> Recovery | None:
-        """What opening the journal found; None for a data set in memory."""
+        """The result of opening the journal; None for a data set in memory."""
         journal = self._ledger.journal
         return journal.recovery if journal is not None else None
 

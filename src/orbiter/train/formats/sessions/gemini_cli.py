@@ -75,7 +75,7 @@ class _Log:
     compactions: int = 0
 
     def take(self, number: int, value: Mapping[str, Any], tally: Tally) -> None:
-        """Take in one object of the file.
+        """Process one object of the file.
 
         Raises:
             DataError: it is from a file of another kind.
@@ -95,7 +95,7 @@ class _Log:
             tally.unknown["object with " + (", ".join(sorted(value)) or "no field")] += 1
 
     def _change(self, number: int, changes: Mapping[str, Any]) -> None:
-        """Take in facts about the session; messages among them replace those before."""
+        """Process facts about the session; messages among them replace the earlier messages."""
         if isinstance(messages := changes.get("messages"), list):
             self.compactions += bool(self.lines)
             self.lines = _by_id(number, messages)

@@ -1,7 +1,7 @@
 """Holds one agent session as a tree of messages, and converts it to items.
 
 A session log is not a list of messages: users go back and try again, agents compact their context,
-and sub-agents have chats that run beside the main one. So each message is a node that knows the
+and sub-agents have chats parallel to the main one. So each message is a node that links to the
 message before it, and the prompt of an answer is the path from the first message to it.
 
 Not here: the records of a particular agent (`claude_code.py`, `codex.py`, ...).
@@ -90,7 +90,7 @@ class Chat:
         return answer
 
     def note_calls(self, answer: LoggedAnswer) -> None:
-        """Remember which calls an answer made; to be called again if calls are added to it."""
+        """Record which calls an answer made; call this again after adding calls to it."""
         for call in answer.node.message.get("tool_calls") or ():
             self._asked[str(call.get("id"))] = answer
 
@@ -165,7 +165,7 @@ def items_of_session(
         session: The session; all its chats form one episode.
         redact: Whether to mask secrets, e-mail addresses and home paths.
         seen: The ids of answers that were already yielded from another file. Those are left out,
-            because a resumed session repeats what came before; new ones are added.
+            because a resumed session repeats the earlier answers; the ids of new ones are added.
     """
     if redact:
         for chat in session.chats:

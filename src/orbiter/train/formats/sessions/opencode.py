@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class _Stored:
-    """One session: what is known about it, its messages, and the file that each came from."""
+    """One session: its description, its messages, and the file that each came from."""
 
     info: Row
     source: Source
@@ -46,7 +46,7 @@ class _Stored:
 
 @dataclass(slots=True)
 class _Store:
-    """What the files hold."""
+    """The content of the files."""
 
     sessions: dict[str, _Stored] = field(default_factory=dict[str, _Stored])
     messages: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
@@ -55,7 +55,7 @@ class _Store:
     """The parts in files, by message."""
 
     def take(self, source: Source, value: Row, tally: Tally) -> None:
-        """Take in one object of a file.
+        """Process one object of a file.
 
         Raises:
             DataError: it is not from a session.
@@ -217,7 +217,7 @@ def _take_answer(
         identifier = f"{message.get('id')}/{number}" if message.get("id") else None
         answered = chat.answer(with_plain_text(answer), time, facts, identifier)
         if message.get("summary") is True:
-            # A summary replaces the context; the request for it stays in front.
+            # A summary replaces the context, after the request that asked for it.
             request = answered.node.parent.message if answered.node.parent is not None else None
             kept = [answered.node.message] if request is None else [request, answered.node.message]
             chat.start_again(kept, time)
@@ -238,7 +238,7 @@ def _steps(parts: Sequence[Row]) -> list[list[Row]]:
 
 
 def _step_of(parts: Sequence[Row], tally: Tally) -> tuple[Row, list[Row], Facts]:
-    """Return the answer of one step, its tool parts and what its end says about it."""
+    """Return the answer of one step, its tool parts, and the facts in its end marker."""
     tools = [part for part in parts if part.get("type") == "tool"]
     thoughts = [str(part.get("text") or "") for part in parts if part.get("type") == "reasoning"]
     content = [entry for part in parts if (entry := _content_of(part)) is not None]
@@ -346,7 +346,7 @@ def _claims(rows: list[dict[str, Any]]) -> float:
 _IDS = ("id", "sessionID")
 _READ = frozenset({"compaction", "file", "reasoning", "step-finish", "step-start", "text", "tool"})
 _NOT_CHAT = frozenset({"agent", "patch", "retry", "snapshot", "subtask"})
-"""Types of parts that are no content of a message."""
+"""Types of parts that are not content of a message."""
 
 FORMAT = session_format(
     "opencode",
