@@ -1,5 +1,4 @@
-"""Ask for an answer as JSON of a given type, check it, and ask again with the error if it does not
-fit.
+"""Ask for an answer as JSON of a given type, check it, and ask again if it does not fit.
 
     @dataclass
     class Verdict:

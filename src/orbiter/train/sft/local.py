@@ -64,7 +64,7 @@ async def fit(job: Job) -> None:
     config, session, tasks = job.config, job.session, job.lessons.order
     objective = ImitationObjective()
     for step in range(session.position.step, session.steps):
-        if session.position.within == 0:  # else the run was cancelled after this step's update
+        if session.position.within == 0:  # otherwise the run was cancelled after this step's update
             rows = tasks.order(step, config.batch_size, seed=config.seed)
             batch = await work(batch_of, job.lessons, rows, session.policy.device)
             await work(session.take, batch, objective)

@@ -32,8 +32,7 @@ def is_relevant(span: Span) -> bool:
 
 
 def unknown_form(span: Span) -> str | None:
-    """Name the unsupported form in which a span holds a model call; None if it seems to hold no
-    call.
+    """Name the unsupported form of a span's model call; None if it seems to hold no call.
 
     Also called for a span of a known kind whose messages are missing.
     """
