@@ -1,4 +1,4 @@
-"""The goal of a synthesis run, and the limits at which it gives up."""
+"""The goal of a synthesis run, and the limits at which it stops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orbiter.train.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisConfig:
-    """The goal of a synthesis run, and the limits at which it gives up."""
+    """The goal of a synthesis run, and the limits at which it stops."""
 
     target_size: int = setting(
         100,
@@ -62,7 +62,7 @@ class SynthesisConfig:
     )
     on_error: Literal["raise", "drop"] = setting(
         "raise",
-        "When a step or the scorer fails: end the run, or continue without the items that failed.",
+        "If a step or the scorer fails: end the run, or continue without the failed items.",
         OneOf(("raise", "drop")),
     )
     seed: int = setting(0, "Seed of every step's random numbers.", WholeNumber())
