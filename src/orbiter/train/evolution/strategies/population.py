@@ -170,7 +170,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
 
     @override
     async def mutate(self, candidate: Trainee) -> Trainee:
-        """Continue with the same settings, or with perturbed ones in a slot that copies a member."""
+        """Continue with the same settings, or with perturbed ones in a copied slot."""
         plan = self._plan.get(self.context.child)
         if plan is None:  # before the first stretch: there is no checkpoint yet
             return replace(candidate, settings=self._explored(candidate.settings))

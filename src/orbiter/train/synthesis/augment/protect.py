@@ -291,7 +291,7 @@ def _word(text: str, position: int, least: int) -> Span | None:
 
 
 def _in_token(text: str, position: int) -> bool:
-    """Return whether a character belongs to the token around it; joints need letters beside them."""
+    """Return whether a character belongs to the token around it; joints need letters around."""
     char = text[position]
     if _spaced_letter(char):
         return True
