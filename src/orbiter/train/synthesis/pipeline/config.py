@@ -62,7 +62,7 @@ class SynthesisConfig:
     )
     on_error: Literal["raise", "drop"] = setting(
         "raise",
-        "If a step or the scorer fails: end the run, or continue without the failed items.",
+        "When a step or the scorer fails: end the run, or continue without the items that failed.",
         OneOf(("raise", "drop")),
     )
     seed: int = setting(0, "Seed of every step's random numbers.", WholeNumber())
