@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 def read(path: Path, skipped: list[Skipped] | None = None) -> list[TrajectoryItem]:
     source = Source(path, "raise" if skipped is None else "skip", "error", skipped or [])
-    return list(atif.read(source))
+    return list(atif.FORMAT.read(source))
 
 
 def there_and_back(given: list[TrajectoryItem], path: Path) -> list[TrajectoryItem]:
