@@ -22,9 +22,8 @@ from orbiter.train.agents.streams import token_weights
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Session, end_step
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import logprob
@@ -271,11 +270,7 @@ async def fit(job: Job) -> None:
                 "reward": _mean_reward(job.log, chosen),
             }
             await work(session.take, ready.batch, objective, temperature=config.temperature)
-        row = session.finish_step(await job.validate(step + 1))
-        job.progress.update(step + 1, line_of(row))
-        if session.save_due:
-            await work(session.save)
-        if session.out_of_time:
+        if await end_step(session, job.progress, await job.validate(step + 1)):
             break
 
 

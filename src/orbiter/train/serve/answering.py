@@ -1,6 +1,6 @@
 """Turn a conversation into a queued reply: render it, tokenise it, check its length, submit it.
 
-Rendering and tokenising run on a thread of their own, off the event loop, because a long prompt
+Rendering and tokenising run on a separate thread, off the event loop, because a long prompt
 would keep every other client waiting; a text that cannot fit the model's context is refused before
 that.
 """

@@ -107,7 +107,7 @@ def _pieces(
 
 
 def _news(choice: Choice, sent: _Sent, request: ChatRequest) -> News | None:
-    """Return the part of an answer that may be sent and has not been; None if there is none."""
+    """Return the unsent part of an answer that may be sent now; None if it is empty."""
     if sent.over:
         return None
     done = None

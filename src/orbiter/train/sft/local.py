@@ -14,9 +14,8 @@ import torch
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Session, end_step
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import split_rows
 from orbiter.train.progress import Progress
@@ -68,11 +67,7 @@ async def fit(job: Job) -> None:
             rows = tasks.order(step, config.batch_size, seed=config.seed)
             batch = await work(batch_of, job.lessons, rows, session.policy.device)
             await work(session.take, batch, objective)
-        row = session.finish_step(await job.validate(step + 1))
-        job.progress.update(step + 1, line_of(row))
-        if session.save_due:
-            await work(session.save)
-        if session.out_of_time:
+        if await end_step(session, job.progress, await job.validate(step + 1)):
             break
 
 

@@ -116,7 +116,7 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _answer_in(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields of LangChain's message for a model's answer; {} if there is none."""
+    """Return the fields of LangChain's message for a model's answer; {} without a message."""
     value: object = outputs.get("generations")
     while isinstance(value, list) and value:
         value = value[0]
