@@ -54,7 +54,7 @@ class Sizes:
     sft_learning_rate: float = 4e-5
     learning_rate: float = 3e-5
     minutes: float = 6.0
-    """Time for learning by doing; the rest takes about four minutes on two cores."""
+    """Time for learning by doing; the rest takes about two minutes."""
 
 
 QUICK = Sizes(
@@ -196,7 +196,7 @@ def make_course(sizes: Sizes, seed: int) -> Course:
             "batch_size": sizes.batch_size,
             "group_size": sizes.group_size,
             "learning_rate": sizes.learning_rate,
-            "max_response_length": 32,
+            "max_response_length": 40,
             "max_turns": 4,
             "system_prompt": SYSTEM,
         },
