@@ -1,5 +1,4 @@
-"""`python -m orbiter.train.demo.by_doing`: an agent with a tool learns by reward; `make
-demo-agent`.
+"""`python -m orbiter.train.demo.by_doing`: an agent with a tool learns by reward.
 
 The task: "In which room does Ada Brandt's team meet?" The tool `look_up` knows the team of each
 person and the room of each team, so the agent has to look twice and then say the room. The model

@@ -147,7 +147,8 @@ def job_environment(
             "VERL_ENGINE_DEVICE": "cuda",
             "ORBITER_VERL_POLL_SECONDS": str(POLL_SECONDS),
             "OMP_NUM_THREADS": "1",
-            "RAY_memory_monitor_refresh_ms": "0",  # Ray would kill workers for others' memory use
+            # Ray would kill workers because of other processes' memory use
+            "RAY_memory_monitor_refresh_ms": "0",
             "RAY_prestart_worker_first_driver": "0",  # one worker per logical CPU, none needed
             "RAY_enable_worker_prestart": "0",
         }
@@ -189,7 +190,7 @@ def _too_few(config: VeRLConfig, layout: Layout) -> list[str]:
         return []
     return [
         f"batch_size={config.batch_size} prompts per step, but there are only {layout.prompts}: "
-        "verl drops an incomplete batch, so nothing would be left; lower batch_size"
+        "verl drops an incomplete batch, so no batch would remain; lower batch_size"
     ]
 
 

@@ -58,7 +58,7 @@ def ship(rewards: Sequence[RewardSpec]) -> list[Shipped]:
     """Return each reward in a form that can be sent to the workers.
 
     Raises:
-        ConfigError: a reward cannot be sent; names the reward, the reason and what to do.
+        ConfigError: a reward cannot be sent; the message gives the reward, the reason and a remedy.
     """
     return [_ship(spec, f"reward_{place}") for place, spec in enumerate(rewards)]
 
@@ -77,7 +77,7 @@ def _ship(spec: RewardSpec, stem: str) -> Shipped:
     if not isinstance(fn, FunctionType):
         _refuse(spec, f"it is {_kind(fn)}, which has no source code by itself")
     if fn.__name__ == "<lambda>":
-        _refuse(spec, "a lambda has no name to be found by")
+        _refuse(spec, "a lambda has no name to import it by")
     source = _Source(spec).of(fn)
     return shipped(
         module=fn.__module__, function=fn.__name__, file=f"{stem}.py", source=source, root=None
@@ -142,7 +142,10 @@ class _Source:
     def _add(self, name: str, value: object) -> None:
         if name in self.meant:
             if self.meant[name] is not value and self.meant[name] != value:
-                _refuse(self.spec, f"the name {name!r} means two things in what it uses")
+                _refuse(
+                    self.spec,
+                    f"two functions that it uses give the name {name!r} different meanings",
+                )
             return
         self.meant[name] = value
         if isinstance(value, ModuleType):

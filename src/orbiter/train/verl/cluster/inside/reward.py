@@ -88,7 +88,7 @@ def _spec(folder: Path, shipped: Mapping[str, Any]) -> RewardSpec:
     """Make a reward from its description in the JSON file.
 
     Raises:
-        CallbackError: its function is not available in this process; says why.
+        CallbackError: its function is not available in this process; the message gives the reason.
     """
     where = shipped["module"]
     try:
