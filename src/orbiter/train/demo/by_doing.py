@@ -94,8 +94,8 @@ class Directory:
 
     def get_reward(self) -> float:
         """Return 1 if the answer is the room; a room named in a sentence counts half."""
-        said = self._said.strip().rstrip(".")
-        return 1.0 if said == self._room else 0.5 * float(self._room in said.split())
+        answer = self._said.strip().rstrip(".")
+        return 1.0 if answer == self._room else 0.5 * float(self._room in answer.split())
 
 
 def question(person: str) -> str:

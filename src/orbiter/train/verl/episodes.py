@@ -104,10 +104,10 @@ class Episodes(Source):
         config = self.setting.config
         seeds = [
             [
-                sub_seed(config.seed, "episode", step, offset + place, attempt)
+                sub_seed(config.seed, "episode", step, offset + index, attempt)
                 for attempt in range(config.group_size)
             ]
-            for place in range(len(places))
+            for index in range(len(places))
         ]
         tasks = self.tasks.select(places)
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)

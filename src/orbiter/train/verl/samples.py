@@ -37,8 +37,8 @@ def as_records(
     advantages = _advantages(scores, batch)
     kept = min(len(items), GROUPS_KEPT)
     return [
-        _group(items[place], rollouts, scores, advantages, range(place * size, (place + 1) * size))
-        for place in (i * len(items) // kept for i in range(kept))
+        _group(items[index], rollouts, scores, advantages, range(index * size, (index + 1) * size))
+        for index in (i * len(items) // kept for i in range(kept))
     ]
 
 
@@ -88,8 +88,8 @@ def episode_records(
     size = len(episodes) // len(items)
     kept = min(len(items), GROUPS_KEPT)
     records: list[dict[str, Any]] = []
-    for place in (i * len(items) // kept for i in range(kept)):
-        item = items[place]
+    for index in (i * len(items) // kept for i in range(kept)):
+        item = items[index]
         group: dict[str, Any] = {} if item.task_id is None else {"task": item.task_id}
         group["prompt"] = item.state
         group["outputs"] = [
@@ -104,7 +104,7 @@ def episode_records(
                 "error": episodes[row].error,
                 "turns": _turns(episodes[row], by_turn[row]),
             }
-            for row in range(place * size, (place + 1) * size)
+            for row in range(index * size, (index + 1) * size)
         ]
         records.append(group)
     return records

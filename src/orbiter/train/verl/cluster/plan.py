@@ -161,7 +161,7 @@ async def _ask_verl(
     """Let the interpreter that has verl compose and check the overrides."""
     python = interpreter(config)
     try:
-        said = await ask(
+        finished = await ask(
             [python, "-m", "orbiter.train.verl.cluster.inside.check"],
             environment={**os.environ, **environment},
             stdin=json.dumps(request, default=str),
@@ -169,12 +169,12 @@ async def _ask_verl(
         )
     except OSError as error:
         raise ConfigError(f"verl_python={python!r} cannot be run: {error.strerror}") from error
-    if said.code:
-        lines = said.errors.strip().splitlines() or ["no reason given"]
+    if finished.code:
+        lines = finished.errors.strip().splitlines() or ["no reason given"]
         raise MissingExtraError(
             f"{python} cannot check a plan for verl ({lines[-1]}); run: {install_command(python)}"
         )
-    answer: dict[str, Any] = json.loads(said.output.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(finished.output.splitlines()[-1])
     if answer["version"] is None:
         raise MissingExtraError(
             f"verl is not installed for {python}; run: {install_command(python)}, or name the "

@@ -60,7 +60,7 @@ def ship(rewards: Sequence[RewardSpec]) -> list[Shipped]:
     Raises:
         ConfigError: a reward cannot be sent; the message gives the reward, the reason and a remedy.
     """
-    return [_ship(spec, f"reward_{place}") for place, spec in enumerate(rewards)]
+    return [_ship(spec, f"reward_{index}") for index, spec in enumerate(rewards)]
 
 
 def _ship(spec: RewardSpec, stem: str) -> Shipped:
@@ -92,16 +92,16 @@ def _refuse(spec: RewardSpec, why: str) -> NoReturn:
     raise ConfigError(f"reward {spec.name!r} cannot be sent to verl: {why}; {WAY_OUT}")
 
 
-def _importable(found: object) -> bool:
+def _importable(fn: object) -> bool:
     """Return whether another process gets this same object by importing it."""
-    module = sys.modules.get(getattr(found, "__module__", None) or "")
-    qualified = getattr(found, "__qualname__", None)
+    module = sys.modules.get(getattr(fn, "__module__", None) or "")
+    qualified = getattr(fn, "__qualname__", None)
     if module is None or module.__name__ == "__main__" or qualified is None:
         return False
     named: object = module
     for part in qualified.split("."):
         named = getattr(named, part, None)
-    return named is found
+    return named is fn
 
 
 def _root(module: ModuleType) -> str | None:

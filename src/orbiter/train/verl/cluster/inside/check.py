@@ -94,16 +94,16 @@ def _leaves(config: Any, prefix: str = "", *, inner: bool = False) -> dict[str, 
     """Return the values by dotted key; with `inner`, the sections too."""
     from omegaconf import DictConfig, OmegaConf
 
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name in config:
         value = OmegaConf.select(config, name, default=None, throw_on_missing=False)
         key = f"{prefix}{name}"
         if isinstance(value, DictConfig) and len(value):
-            found |= {key: None} if inner else {}
-            found |= _leaves(value, f"{key}.", inner=inner)
+            leaves |= {key: None} if inner else {}
+            leaves |= _leaves(value, f"{key}.", inner=inner)
         else:
-            found[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return found
+            leaves[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return leaves
 
 
 def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
@@ -122,8 +122,8 @@ def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
                 use_critic=need_critic(config),
             )
     except Exception as error:
-        said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        answer.refusals = [f"verl refuses the configuration: {' '.join(said[:3])}"]
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        answer.refusals = [f"verl refuses the configuration: {' '.join(lines[:3])}"]
         return
     answer.composed = _leaves(config)
     answer.refusals = [*_unknown_names(config), *_uneven_sizes(config, critic=need_critic(config))]

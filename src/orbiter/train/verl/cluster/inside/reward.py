@@ -93,18 +93,18 @@ def _spec(folder: Path, shipped: Mapping[str, Any]) -> RewardSpec:
     where = shipped["module"]
     try:
         if shipped["file"]:
-            found: Any = _module_at(folder / shipped["file"])
+            target: Any = _module_at(folder / shipped["file"])
         else:
-            found = importlib.import_module(where)
+            target = importlib.import_module(where)
         for name in shipped["function"].split("."):
-            found = getattr(found, name)
+            target = getattr(target, name)
     except Exception as error:
         raise CallbackError(
             f"reward {shipped['name']!r}: {where}.{shipped['function']} cannot be loaded in verl's "
             f"worker ({type(error).__name__}: {error}); its module, and what that imports, must be "
             "installed in verl's interpreter, on every node"
         ) from error
-    fn: RewardFn = found
+    fn: RewardFn = target
     return RewardSpec(shipped["name"], shipped["weight"], fn)
 
 
