@@ -42,7 +42,7 @@ DIALECT = {
     r"\bkeeps? nothing\b": "stores nothing",
     r"\bread on\b": "continue",
     r"^\s*(?:\"\"\")?Say (?:whether|why|where|what|that|of)\b": "Return whether, Describe",
-    r"\b(?:is|are) no (?:part|item|call|stream|letter|number|answer|result)\b": "is not a",
+    r"\b(?:is|are) no (?:part|item|call|stream|letter|number|result)\b": "is not a",
 }
 """Each pattern with what to write instead."""
 

@@ -145,7 +145,7 @@ def _is_flat(value: dict[object, object]) -> bool:
 
 
 def _is_json(value: object) -> bool:
-    """Return whether a value is certainly valid; fast, because every captured message is checked."""
+    """Return whether a value is certainly valid; fast, since every captured message is checked."""
     kind = type(value)
     if kind is dict:
         for key, inner in cast("dict[object, object]", value).items():
