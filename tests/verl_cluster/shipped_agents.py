@@ -53,3 +53,9 @@ def of_episode(task: dict[str, Any], episode: Episode) -> float:
     assert len(episode.turns) == 3
     assert len(episode.streams) == 2
     return vowels_said(episode.output)
+
+
+async def broken(task: str) -> str:
+    """Fail after the first answer."""
+    await two_turns(task)
+    raise RuntimeError("the database is down")

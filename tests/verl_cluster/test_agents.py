@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from orbiter.train.errors import CallbackError
+from orbiter.train.runlog import read_run
 from orbiter.train.verl import RewardSpec
 from tests.verl_cluster.rehearsing import rehearsal
-from tests.verl_cluster.shipped_agents import two_turns, vowels_said
+from tests.verl_cluster.shipped_agents import (
+    branching,
+    broken,
+    of_episode,
+    two_turns,
+    vowels_said,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 
@@ -29,3 +37,59 @@ async def test_an_agent_of_two_turns_learns(tmp_path: Path) -> None:
     assert rewards[-1] > 0.8, rewards
     assert max(row["verl/training/rollout_probs_diff_max"] for row in run.history) < 1e-4
     assert run.history[0]["turns"] == 2
+
+
+TASKS = [{"text": text, "fails": text == "c"} for text in "abcdefgh"]
+
+
+async def test_an_episode_that_branches_is_trained_and_one_that_fails_is_counted(
+    tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_OF_TEST", "a key")
+    run = rehearsal(
+        tmp_path,
+        [RewardSpec("vowels", 1.0, of_episode)],
+        agent=branching,
+        batch_size=4,
+        group_size=2,
+        max_response_length=6,
+        loss_aggregation="episode",
+        ray_address=cluster,
+        environment_variables=["SECRET_OF_TEST"],
+    )
+    await run.train(TASKS)
+    history = run.history
+    assert len(history) == 2
+    assert sorted(row["failed"] for row in history) == [0, 0.25]
+    assert sum(row.get("failed/agent_error", 0) for row in history) == 2
+    assert {row["turns"] for row in history} == {3}
+    assert {row["streams"] for row in history} == {2}
+    assert all(row["grad_norm"] > 0 for row in history)
+    assert max(row["verl/training/rollout_probs_diff_max"] for row in history) < 1e-4
+    samples = read_run(tmp_path).samples
+    outputs = [output for group in samples for output in group["outputs"]]  # type: ignore[attr-defined]
+    assert len(outputs) == 16
+    assert [len(o["turns"]) for o in outputs if o["error"] is None] == [3] * 14
+    assert all(o["reward"] is None for o in outputs if o["error"])
+    assert not holding(tmp_path, b"a key"), "a secret is in no file"
+
+
+def holding(folder: Path, text: bytes) -> list[Path]:
+    """The files that have a text in them."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if text in path.read_bytes()]
+
+
+async def test_a_run_whose_agent_always_fails_ends_with_the_reason(
+    tmp_path: Path, cluster: str
+) -> None:
+    run = rehearsal(
+        tmp_path,
+        [RewardSpec("vowels", 1.0, vowels_said)],
+        agent=broken,
+        batch_size=4,
+        group_size=2,
+        ray_address=cluster,
+    )
+    with pytest.raises(CallbackError, match=r"8 of 8 episodes failed.*the database is down"):
+        await run.train(["a", "b", "c", "d"])

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from orbiter.train.cli.agent import rehearse
+from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
@@ -62,6 +63,9 @@ def train(
     resume: Resume = False,
     dry_run: DryRun = False,
     push_to_hub: PushToHub = None,
+    emit_for: Emit = None,
+    image: Image = "",
+    claim: Claim = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Improve a model by reward, with GRPO or PPO.
@@ -70,8 +74,11 @@ def train(
     your agent or environment; --dry-run then plays two episodes.
     """
     settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("train", settings, asked, Output(as_json=as_json)))
+    asked, output = Asked(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
+    if emit_for is not None:
+        job = make_job("train", settings, out=out)
+        raise typer.Exit(emit(job, emit_for, output, image=image, claim=claim))
+    raise typer.Exit(run("train", settings, asked, output))
 
 
 @sft_app.command()
@@ -154,7 +161,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
 async def _plan(job: Job) -> TrainPlan | Plan:
     """Return the plan of a run; with an agent it has no tokens and no time."""
     trainer = job.trainer
-    if job.agent is None:
+    if job.agent is None or getattr(trainer.config, "backend", "local") == "verl":
         return await trainer.plan()
     await trainer.validate()
     config, count = trainer.config, len(job.items)
