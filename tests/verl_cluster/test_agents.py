@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.verl_cluster.rehearsing import rehearsal
 from tests.verl_cluster.shipped_agents import (
     branching,
     broken,
+    dying,
     of_episode,
     two_turns,
     vowels_said,
@@ -33,7 +35,7 @@ async def test_an_agent_of_two_turns_learns(tmp_path: Path) -> None:
     )
     await run.train(["Say something.", "Sing."] * 16)
     rewards = [row["reward"] for row in run.history]
-    assert rewards[0] < 0.3, rewards
+    assert rewards[0] < 0.2, rewards
     assert rewards[-1] > 0.8, rewards
     assert max(row["verl/training/rollout_probs_diff_max"] for row in run.history) < 1e-4
     assert run.history[0]["turns"] == 2
@@ -80,16 +82,23 @@ def holding(folder: Path, text: bytes) -> list[Path]:
     return [path for path in files if text in path.read_bytes()]
 
 
+@pytest.mark.parametrize(
+    ("agent", "said"),
+    [
+        (broken, r"8 of 8 episodes failed.*the database is down"),
+        (dying, r"the worker 0 of 1 that runs the agent died during its episodes"),
+    ],
+)
 async def test_a_run_whose_agent_always_fails_ends_with_the_reason(
-    tmp_path: Path, cluster: str
+    tmp_path: Path, cluster: str, agent: Callable[[str], object], said: str
 ) -> None:
     run = rehearsal(
         tmp_path,
         [RewardSpec("vowels", 1.0, vowels_said)],
-        agent=broken,
+        agent=agent,
         batch_size=4,
         group_size=2,
         ray_address=cluster,
     )
-    with pytest.raises(CallbackError, match=r"8 of 8 episodes failed.*the database is down"):
+    with pytest.raises(CallbackError, match=said):
         await run.train(["a", "b", "c", "d"])
