@@ -57,7 +57,20 @@ class LocalBackend(Backend):
 
     @override
     async def plan(self) -> TrainPlan:
-        return await self.trainer.estimate()
+        trainer = self.trainer
+        if trainer.running_agent is None:
+            return await trainer.estimate()
+        from orbiter.train.verl.play import Setting
+        from orbiter.train.verl.rehearsal import plan_agent
+
+        policy = await trainer.policy()
+        held_out = 0 if trainer.eval_dataset is None else len(as_tasks(trainer.eval_dataset))
+        return await plan_agent(
+            Setting(policy, self.config, trainer.running_agent, self.rewards),
+            as_tasks(trainer.dataset),
+            held_out=held_out,
+            method=trainer.method,
+        )
 
     @override
     async def train(self) -> TrainMetrics:

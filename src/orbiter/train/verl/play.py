@@ -28,8 +28,6 @@ from orbiter.train.verl.journal import EpisodeAttempt, EpisodeJournal
 from orbiter.train.verl.reward import RewardSpec, Scores, score
 from orbiter.train.verl.tasks import AgentTasks
 
-EPISODES_AT_ONCE = 64
-"""Episodes that are played at the same time at most; the others wait for their turn."""
 EXAMPLES = 3
 """Failed episodes that an error quotes."""
 
@@ -48,7 +46,7 @@ def open_live(setting: Setting, *, temperature: float) -> LivePolicy:
     return LivePolicy(
         setting.policy,
         name=setting.config.model,
-        max_rows=EPISODES_AT_ONCE,
+        max_rows=setting.config.episode_concurrency,
         max_new_tokens=setting.config.max_response_length,
         temperature=temperature,
     )
@@ -101,7 +99,7 @@ async def play(
         return episode, scores
 
     attempts = [(task, number) for task, row in enumerate(seeds) for number in range(len(row))]
-    played = await map_bounded(attempts, one, concurrency=EPISODES_AT_ONCE)
+    played = await map_bounded(attempts, one, concurrency=setting.config.episode_concurrency)
     _refuse_too_many_failures([episode for episode, _ in played], setting.config)
     return together(played)
 

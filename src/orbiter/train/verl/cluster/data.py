@@ -46,6 +46,7 @@ SENT = (
     *("max_response_length", "temperature", "max_turns", "max_episode_tokens"),
     *("episode_timeout_seconds", "episode_retries", "max_failed_share", "on_truncation"),
     *("on_reward_error", "reward_timeout_seconds", "reward_concurrency", "policy_models"),
+    "episode_concurrency",
 )
 """Settings that the workers of an agent need."""
 

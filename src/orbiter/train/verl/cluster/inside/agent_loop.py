@@ -41,7 +41,6 @@ from orbiter.train.verl.cluster.inside.shipment import (
 from orbiter.train.verl.episodes import with_truncation
 from orbiter.train.verl.journal import EpisodeAttempt
 from orbiter.train.verl.play import (
-    EPISODES_AT_ONCE,
     describe_failure,
     play_one,
     rate,
@@ -170,7 +169,7 @@ class AgentWorker:
             note_fault(self.folder / FAULTS, error)
             raise
         self.agents, self.answers = LoopThread("agents"), LoopThread("answers")
-        self._room = asyncio.Semaphore(EPISODES_AT_ONCE)
+        self._room = asyncio.Semaphore(self.config.episode_concurrency)
         self._rating = asyncio.Semaphore(self.config.reward_concurrency)
 
     async def play(self, engine: ServerEngine, wanted: Wanted) -> list[AgentLoopOutput]:
