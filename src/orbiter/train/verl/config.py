@@ -154,7 +154,6 @@ class VeRLConfig(AlgorithmConfig):
         "wait. Memory for what they keep cached grows with it.",
         WholeNumber(at_least=1),
         may_change=True,
-        verl=NotInVerl(NO_AGENTS),
     )
     on_truncation: Literal["score", "mask"] | float = setting(
         "score",
