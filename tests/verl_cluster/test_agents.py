@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 from orbiter.train.errors import CallbackError
 from orbiter.train.runlog import read_run
 from orbiter.train.verl import RewardSpec
-from tests.verl_cluster.rehearsing import rehearsal
+from tests.verl_cluster.rehearsing import processes_with, rehearsal
 from tests.verl_cluster.shipped_agents import (
     branching,
     broken,
@@ -19,6 +23,7 @@ from tests.verl_cluster.shipped_agents import (
     two_turns,
     vowels_said,
 )
+from tests.verl_cluster.two_nodes import can_make_namespaces, two_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 
@@ -102,3 +107,29 @@ async def test_a_run_whose_agent_always_fails_ends_with_the_reason(
     )
     with pytest.raises(CallbackError, match=said):
         await run.train(["a", "b", "c", "d"])
+
+
+@pytest.mark.skipif(not can_make_namespaces(), reason="needs root and `ip netns`")
+async def test_a_job_on_two_nodes_plays_and_trains_on_both(tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # a socket's path must be short
+    try:
+        with two_nodes(folder, os.environ) as address:
+            run = rehearsal(
+                tmp_path,
+                [RewardSpec("vowels", 1.0, vowels_said)],
+                agent=two_turns,
+                nodes=2,
+                batch_size=4,
+                group_size=2,
+                max_response_length=6,
+                ray_address=address,
+            )
+            await run.train(["a", "b", "c", "d"] * 2)
+    finally:
+        for left in processes_with(str(folder)):
+            os.kill(left, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert len(run.history) == 2
+    assert all(row["grad_norm"] > 0 for row in run.history)
+    assert {row["turns"] for row in run.history} == {2}
+    assert max(row["verl/training/rollout_probs_diff_max"] for row in run.history) < 1e-4

@@ -224,7 +224,7 @@ def _cpu(config: VeRLConfig) -> Overrides:
     models = [MODEL] + (["critic.model"] if ALGORITHMS[config.algorithm].value_head else [])
     made: Overrides = {
         "trainer.device": "cpu",
-        f"{ROLL}.agent.num_workers": 1,
+        f"{ROLL}.agent.num_workers": config.nodes,
         "reward.num_workers": 1,
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
         "data.dataloader_num_workers": 0,
