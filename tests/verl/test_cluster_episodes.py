@@ -31,7 +31,12 @@ def rows(prompt: str, session: int, *, streams: int = 1, **told: Any) -> list[Ep
     return [EpisodeRow(f"{prompt}_{session}_{i}", known | told) for i in range(streams)]
 
 
-FAILED = {"trained": False, "failure": "task 'x': timeout", "stop_reason": "timeout", "rewards": {}}
+FAILED: dict[str, Any] = {
+    "trained": False,
+    "failure": "task 'x': timeout",
+    "stop_reason": "timeout",
+    "rewards": {},
+}
 
 
 def test_failed_episodes_are_taken_out_and_counted() -> None:

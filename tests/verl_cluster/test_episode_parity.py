@@ -97,7 +97,7 @@ class Padded:
         for number, (episode, total) in enumerate(zip(episodes, TOTALS, strict=True)):
             for index, stream in enumerate(episode.streams if total is not None else ()):
                 key = f"p{number // G}_{number % G}_{index}"
-                told = {
+                told: dict[str, Any] = {
                     "trained": True,
                     "failure": None,
                     "stop_reason": "done",
@@ -121,7 +121,7 @@ class Padded:
         self.mask, self.score, self.weight = (torch.zeros(shape) for _ in range(3))
         for i, (stream, score) in enumerate(zip(streams, scores, strict=True)):
             self.mask[i, : self.length[i]] = torch.tensor(stream.mask[stream.prompt_length :])
-            self.score[i, self.length[i] - 1] = score
+            self.score[i, self.length[i] - 1] = score or 0.0
             self.weight[i, : self.length[i]] = sifted.weight[self.keys[i]]
 
 
