@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from orbiter.train.errors import ConfigError
 from orbiter.train.verl import VeRLConfig
 from orbiter.train.verl.cluster.emit import ClusterJob, kuberay_manifest, slurm_script
+from tests.children import run_child
 
 
 def job(
@@ -47,7 +47,7 @@ def test_the_slurm_script_asks_for_the_machines_of_the_run() -> None:
 def test_the_slurm_script_is_valid_bash(folder: str, tmp_path: Path) -> None:
     path = tmp_path / "run.sbatch"
     path.write_text(slurm_script(job(folder, environment_variables=["A_KEY", "B"])))
-    checked = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
+    checked = run_child(["bash", "-n", str(path)])
     assert checked.returncode == 0, checked.stderr
 
 
@@ -55,9 +55,7 @@ def test_the_slurm_script_is_valid_bash(folder: str, tmp_path: Path) -> None:
 def test_slurm_itself_takes_the_script(tmp_path: Path) -> None:
     path = tmp_path / "run.sbatch"
     path.write_text(slurm_script(job(str(tmp_path), nodes=1, gpus_per_node=1)))
-    checked = subprocess.run(
-        ["sbatch", "--test-only", str(path)], capture_output=True, text=True, check=False
-    )
+    checked = run_child(["sbatch", "--test-only", str(path)])
     assert "invalid" not in checked.stderr.lower(), checked.stderr
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.children import started_child
+from tests.children import run_child, started_child
 
 JOBS = 8265
 SUBNET = "10.213.77"
@@ -74,7 +74,7 @@ def _namespace(stack: ExitStack, bridge: str, number: int) -> None:
 
 
 def _ip(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["ip", *words], capture_output=True, text=True, check=check)
+    return run_child(["ip", *words], check=check)
 
 
 def _end(node: subprocess.Popen[str]) -> None:

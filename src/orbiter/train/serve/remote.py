@@ -54,7 +54,7 @@ class Engine(Protocol):
 
 
 class LoopThread:
-    """An event loop on a thread of its own, so that code that blocks another loop cannot block it.
+    """An event loop on a separate thread, so that code that blocks another loop cannot block it.
 
     A synchronous client inside an async agent blocks the agent's loop until its answer is there.
     """
