@@ -88,11 +88,18 @@ SAYS_NOTHING = frozenset({"told", "found", "said"})
 
 
 def empty_names(text: str, name: str) -> list[str]:
+    tree = ast.parse(text)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    # A field's name may be a key of JSON that other programs read.
+    fields = {
+        id(line.target) for each in classes for line in each.body if isinstance(line, ast.AnnAssign)
+    }
     bound = (
         (node.id if isinstance(node, ast.Name) else node.arg, node.lineno)
-        for node in ast.walk(ast.parse(text))
+        for node in ast.walk(tree)
         if isinstance(node, ast.arg)
         or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        if id(node) not in fields
     )
     return [f"{name}:{line}: {held}" for held, line in bound if held in SAYS_NOTHING]
 

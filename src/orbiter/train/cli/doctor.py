@@ -44,7 +44,7 @@ class Finding:
 
     what: str
     level: Literal["ok", "note", "problem"]
-    status: str
+    found: str
     remedy: str = ""
 
 
@@ -55,7 +55,7 @@ def doctor(*, as_json: JsonFlag = False) -> None:
     findings = [finding for look in LOOKS for finding in look()]
     output.table(
         ("", "what", "found", "what to do"),
-        [(each.level, each.what, each.status, each.remedy) for each in findings],
+        [(each.level, each.what, each.found, each.remedy) for each in findings],
     )
     bad = [each.what for each in findings if each.level == "problem"]
     output.say(
@@ -67,12 +67,12 @@ def doctor(*, as_json: JsonFlag = False) -> None:
 
 def _python() -> Iterator[Finding]:
     own = version("orbiter-train")
-    yield Finding(what="orbiter-train", level="ok", status=own)
+    yield Finding(what="orbiter-train", level="ok", found=own)
     fits = (3, 11) <= sys.version_info[:2] < (3, 14)
     yield Finding(
         what="python",
         level="ok" if fits else "note",
-        status=platform.python_version(),
+        found=platform.python_version(),
         remedy="" if fits else "3.11 to 3.13 are tested",
     )
 
@@ -82,12 +82,12 @@ def _packages() -> Iterator[Finding]:
         absent = [package for module, package in modules if not importlib.util.find_spec(module)]
         versions = ", ".join(f"{p} {_version(p)}" for _, p in modules if p not in absent)
         if not absent:
-            yield Finding(what=f"extra {extra}", level="ok", status=versions)
+            yield Finding(what=f"extra {extra}", level="ok", found=versions)
             continue
         yield Finding(
             what=f"extra {extra}",
             level="problem" if extra in NEEDED else "note",
-            status=f"without {', '.join(absent)}",
+            found=f"without {', '.join(absent)}",
             remedy=f"pip install 'orbiter-train[{extra}]'",
         )
 
@@ -102,7 +102,7 @@ def _device() -> Iterator[Finding]:
     device = pick_device()
     arithmetic = choose_dtype("auto", device)
     yield Finding(
-        what="dtype", level="ok", status=f"auto means {arithmetic.dtype} ({arithmetic.reason})"
+        what="dtype", level="ok", found=f"auto means {arithmetic.dtype} ({arithmetic.reason})"
     )
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
@@ -110,14 +110,14 @@ def _device() -> Iterator[Finding]:
         yield Finding(
             what="device",
             level="ok" if free > 2 * GIB else "note",
-            status=f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free",
+            found=f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free",
             remedy="" if free > 2 * GIB else "stop what uses it (see nvidia-smi), or device=cpu",
         )
         return
     yield Finding(
         what="device",
         level="ok",
-        status=f"{device.type}, {processor()}",
+        found=f"{device.type}, {processor()}",
         remedy="models up to some 500M parameters train here" if device.type == "cpu" else "",
     )
 
@@ -132,7 +132,7 @@ def _memory() -> Iterator[Finding]:
     yield Finding(
         what="memory",
         level="ok" if enough else "note",
-        status=f"{free / GIB:.1f} of {total / GIB:.1f} GiB free",
+        found=f"{free / GIB:.1f} of {total / GIB:.1f} GiB free",
         remedy="" if enough else "smollm2-135m needs 4 GiB; lower micro_batch_tokens, or use LoRA",
     )
 
@@ -153,7 +153,7 @@ def _disk() -> Iterator[Finding]:
     yield Finding(
         what="disk",
         level="ok" if enough else "note",
-        status=f"{free / GIB:.1f} GiB free here",
+        found=f"{free / GIB:.1f} GiB free here",
         remedy=""
         if enough
         else "a checkpoint takes 12 bytes per weight: keep_checkpoints=1, or LoRA",
@@ -169,7 +169,7 @@ def _cache() -> Iterator[Finding]:
     yield Finding(
         what="model smollm2-135m",
         level="ok" if here else "note",
-        status=f"in {folder}" if here else "not downloaded yet",
+        found=f"in {folder}" if here else "not downloaded yet",
         remedy="" if here else "the first run that uses it downloads it once (110 MB)",
     )
     writable = os.access(folder if folder.is_dir() else _nearest(folder), os.W_OK)
@@ -177,7 +177,7 @@ def _cache() -> Iterator[Finding]:
         yield Finding(
             what="model cache",
             level="problem",
-            status=f"{folder} cannot be written",
+            found=f"{folder} cannot be written",
             remedy="set ORBITER_TRAIN_CACHE to a writable folder",
         )
 
@@ -198,11 +198,11 @@ def _works() -> Iterator[Finding]:
         yield Finding(
             what="engine",
             level="problem",
-            status=" ".join(str(error).split())[:200],
+            found=" ".join(str(error).split())[:200],
             remedy="pip install --force-reinstall 'orbiter-train[train]'",
         )
         return
-    yield Finding(what="engine", level="ok", status="the tiny model answers")
+    yield Finding(what="engine", level="ok", found="the tiny model answers")
 
 
 LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (

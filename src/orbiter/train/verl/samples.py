@@ -10,7 +10,7 @@ logprobs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orbiter.train.agents.episode import Episode
@@ -37,8 +37,8 @@ def as_records(
     advantages = _advantages(scores, batch)
     kept = min(len(items), GROUPS_KEPT)
     return [
-        _group(items[index], rollouts, scores, advantages, range(index * size, (index + 1) * size))
-        for index in (i * len(items) // kept for i in range(kept))
+        _group(items[place], rollouts, scores, advantages, range(place * size, (place + 1) * size))
+        for place in (i * len(items) // kept for i in range(kept))
     ]
 
 
@@ -88,26 +88,44 @@ def episode_records(
     size = len(episodes) // len(items)
     kept = min(len(items), GROUPS_KEPT)
     records: list[dict[str, Any]] = []
-    for index in (i * len(items) // kept for i in range(kept)):
-        item = items[index]
+    for place in (i * len(items) // kept for i in range(kept)):
+        item = items[place]
         group: dict[str, Any] = {} if item.task_id is None else {"task": item.task_id}
         group["prompt"] = item.state
         group["outputs"] = [
-            {
-                "text": episodes[row].output,
-                "reward": scores.total[row],
-                "rewards": {name: answers[row] for name, answers in scores.by_name.items()},
-                "advantage": advantages[row],
-                "tokens": episodes[row].sampled_tokens,
-                "cut_off": episodes[row].truncated,
-                "stop_reason": episodes[row].stop_reason,
-                "error": episodes[row].error,
-                "turns": _turns(episodes[row], by_turn[row]),
-            }
-            for row in range(index * size, (index + 1) * size)
+            episode_output(
+                episodes[row],
+                scores.total[row],
+                {name: answers[row] for name, answers in scores.by_name.items()},
+                advantage=advantages[row],
+                by_turn=by_turn[row],
+            )
+            for row in range(place * size, (place + 1) * size)
         ]
         records.append(group)
     return records
+
+
+def episode_output(
+    episode: Episode,
+    total: float | None,
+    by_name: Mapping[str, float | None],
+    *,
+    advantage: float | None = None,
+    by_turn: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Return the record of one episode in its group."""
+    return {
+        "text": episode.output,
+        "reward": total,
+        "rewards": dict(by_name),
+        "advantage": advantage,
+        "tokens": episode.sampled_tokens,
+        "cut_off": episode.truncated,
+        "stop_reason": episode.stop_reason,
+        "error": episode.error,
+        "turns": _turns(episode, by_turn),
+    }
 
 
 def _turns(episode: Episode, advantages: Sequence[float] | None) -> list[dict[str, Any]]:
