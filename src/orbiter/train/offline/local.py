@@ -313,4 +313,4 @@ async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: b
             log_ratios.append(
                 episode_log_ratio(now, sampled, mask, logged.episode, episodes=len(chosen)).cpu()
             )
-    return Measured(total / tokens, torch.cat(log_ratios) if ratios_found else None)
+    return Measured(total / tokens, torch.cat(log_ratios) if log_ratios else None)
