@@ -121,10 +121,10 @@ def labels(
     if pairs is not None:
         written[str(pairs)] = _write_pairs(pairs, labelled_pairs(merged, known))
     if items is not None:
-        found = list(labelled_items(merged, known))
-        if not found:
-            raise DataError("no answer was rated, or found right or wrong")
-        written[str(items)] = write_items(found, items)
+        labelled = list(labelled_items(merged, known))
+        if not labelled:
+            raise DataError("no answer was rated, or labelled right or wrong")
+        written[str(items)] = write_items(labelled, items)
     for target_name, count in written.items():
         output.say(f"wrote {count} to {target_name}")
     output.result(
@@ -147,12 +147,12 @@ def _print(merged: Merged, output: Output) -> None:
         output.say(f"agreement on {kind!r}: Krippendorff's alpha {agreement}")
 
 
-def _write_pairs(path: Path, found: Sequence[Pair]) -> int:
+def _write_pairs(path: Path, labelled: Sequence[Pair]) -> int:
     from orbiter.train.formats.trl_preference import pair_row
     from orbiter.train.storage import write_file
 
-    if not found:
+    if not labelled:
         raise DataError("no pair has a better answer: nothing was labelled, or all are undecided")
-    rows = [json.dumps(pair_row(pair), ensure_ascii=False) + "\n" for pair in found]
+    rows = [json.dumps(pair_row(pair), ensure_ascii=False) + "\n" for pair in labelled]
     write_file(path, "".join(rows).encode())
     return len(rows)

@@ -115,14 +115,16 @@ def show(
         raise StorageError(
             f"{folder} holds no run: none of run.json, {EVOLUTION} and {COST_FILE} is in it"
         )
-    found = _find(folder) if is_run else None
+    shown_run = _find(folder) if is_run else None
     cost = cost_of_run(folder)
-    if found is not None:
-        model = found.run.config.get("model", "-")
+    if shown_run is not None:
+        model = shown_run.run.config.get("model", "-")
         output.table(
-            ("run", "status", "steps", "model"), [(folder, found.status, found.steps, model)]
+            ("run", "status", "steps", "model"),
+            [(folder, shown_run.status, shown_run.steps, model)],
         )
-        last = {n: v for n, v in dict(found.described()["last"]).items() if n != "step"}  # type: ignore[call-overload] # a mapping
+        metrics = shown_run.run.metrics
+        last = {n: v for n, v in (metrics[-1] if metrics else {}).items() if n != "step"}
         output.say()
         output.table(("metric", "last"), [(name, shown(value)) for name, value in last.items()])
     output.say()
@@ -130,8 +132,8 @@ def show(
         ("cost", ""),
         [(name.replace("_", " "), shown(value)) for name, value in asdict(cost).items()],
     )
-    described = {"run": str(folder)} if found is None else found.described()
-    result = {} if found is None else {"result": found.result}
+    described = {"run": str(folder)} if shown_run is None else shown_run.described()
+    result = {} if shown_run is None else {"result": shown_run.result}
     output.result({**described, **result, "cost": asdict(cost)})
 
 

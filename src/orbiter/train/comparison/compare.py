@@ -192,21 +192,21 @@ class _State:
                 first.close()  # before the second one is loaded
             done[1].extend(await second.outcomes(part))
             begun = size
-            found = self._result(look, first, second, *done)
-            if size == self.plan.looks.sizes[-1] or self._decided(found):
-                return found
+            result = self._result(look, first, second, *done)
+            if size == self.plan.looks.sizes[-1] or self._decided(result):
+                return result
             if on_look is not None:
-                on_look(found)
+                on_look(result)
         raise AssertionError("the last look returns")
 
-    def _decided(self, found: Comparison) -> bool:
-        if found.verdict == "not met":
+    def _decided(self, result: Comparison) -> bool:
+        if result.verdict == "not met":
             return True
         if not self.allow_regressions:  # only all items can show that no slice got worse
             return False
         if self.required:
-            return all(checked.verdict == "met" for checked in found.requirements)
-        return not found.difference.low <= 0 <= found.difference.high
+            return all(checked.verdict == "met" for checked in result.requirements)
+        return not result.difference.low <= 0 <= result.difference.high
 
     def _result(
         self, look: int, a: Contestant, b: Contestant,

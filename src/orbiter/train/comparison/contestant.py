@@ -67,7 +67,7 @@ class LocalContestant:
         self._trainer = self._trainer or VeRLTrainer(
             self.config, self.rewards, agent=self.agent, environment=self.environment
         )
-        await self._trainer.policy()  # loading is no part of the cost
+        await self._trainer.policy()  # the cost does not include loading
         began = time.perf_counter()
         assessment = await self._trainer.assess(list(tasks), samples=self.samples)
         tokens = int(assessment.metrics.extra.get("tokens", 0))
@@ -120,7 +120,7 @@ class EndpointContestant:
         return [_outcome(attempts[at : at + n]) for at in range(0, len(attempts), n)]
 
     def close(self) -> None:
-        """Do nothing: whoever made the client closes it."""
+        """Do nothing: the caller made the client, and closes it."""
 
     async def _answer(self, asked: tuple[TrajectoryItem, int]) -> str:
         item, index = asked

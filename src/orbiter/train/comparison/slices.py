@@ -57,12 +57,12 @@ def slice_field(tasks: Sequence[object], by: str | None) -> str | None:
 
 def slices_of(tasks: Sequence[object], by: str) -> dict[str, list[int]]:
     """Return the indices of the tasks with each value of a field, by value, in order."""
-    found: dict[str, list[int]] = {}
+    slices: dict[str, list[int]] = {}
     for index, task in enumerate(tasks):
         value = _value(task, by)
         if value is not None:
-            found.setdefault(value, []).append(index)
-    return dict(sorted(found.items()))
+            slices.setdefault(value, []).append(index)
+    return dict(sorted(slices.items()))
 
 
 def _value(task: object, field: str) -> str | None:

@@ -1,6 +1,6 @@
 """Looking at a comparison while it runs, without raising its error rate.
 
-Who stops at the first interval without 0 finds a difference too often: with five looks at two equal
+Stopping at the first interval without 0 finds a difference too often: with five looks at two equal
 models, 14 % of the time instead of 5 %. Here every look gets a part of the error rate, as a
 *spending function* of the share of the data seen so far (Lan and DeMets 1983,
 https://doi.org/10.1093/biomet/70.3.659). The one used spends little early, like the boundaries of
@@ -145,7 +145,7 @@ def boundaries(shares: Sequence[float], alpha: float) -> list[float]:
 
     places, weights = np.zeros(1), np.ones(1)  # all mass at 0 before the first look
     before = already = 0.0
-    found = []
+    limits = []
     for share in shares:
         step = math.sqrt(share - before)
         wanted = spent(share, alpha) - already
@@ -157,13 +157,13 @@ def boundaries(shares: Sequence[float], alpha: float) -> list[float]:
                 for place, weight in zip(places.tolist(), weights.tolist(), strict=True)
             )
             low, high = (middle, high) if beyond > wanted else (low, middle)
-        found.append(high / math.sqrt(share))
+        limits.append(high / math.sqrt(share))
         new = np.linspace(-REACH * math.sqrt(share), high, GRID + 1)
         density = np.exp(-0.5 * ((new[:, None] - places[None, :]) / step) ** 2)
         density = density @ weights / (step * math.sqrt(2 * math.pi))
         places, weights = new, density * _simpson(GRID + 1) * (new[1] - new[0])
         before, already = share, spent(share, alpha)
-    return found
+    return limits
 
 
 def _simpson(points: int) -> NDArray[np.float64]:

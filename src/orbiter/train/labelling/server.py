@@ -126,9 +126,9 @@ class _Answer(PageHandler):
             return
         session = self.server.session
         try:
-            said = self._body()
-            place = session.shown(said.get("place")).place
-            session.label(place, said)
+            label = self._body()
+            place = session.shown(label.get("place")).place
+            session.label(place, label)
         except DataError as error:
             self.send(400, PLAIN, f"{error}\n".encode())
         except TrainError as error:
@@ -161,9 +161,9 @@ class _Answer(PageHandler):
         if not (length.isascii() and length.isdigit()) or int(length) > LARGEST_BODY:
             raise DataError(f"a label must have at most {LARGEST_BODY} bytes and say how many")
         try:
-            said = json.loads(self.rfile.read(int(length)))
+            label = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError) as error:
             raise DataError(f"a label must be JSON: {error}") from error
-        if not isinstance(said, dict):
+        if not isinstance(label, dict):
             raise DataError("a label must be a JSON object")
-        return said
+        return label

@@ -1,7 +1,7 @@
 """One person's labelling: what is shown next, and the journal of what was said.
 
 The journal is a file of `Judgement`s, one a line, written before the page shows the next unit.
-Whoever labels a unit again adds a line; the last one counts.
+Labelling a unit again adds a line; the last one counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Shown(NamedTuple):
     order: tuple[int, ...]
     """The answers' places in the data, in the order in which they are shown."""
     given: Judgement | None
-    """What this person has said about it so far."""
+    """The label that this person has given it so far."""
 
 
 class LabelSession:
@@ -129,7 +129,7 @@ class LabelSession:
         return Shown(place, self._units[place], self._orders[place], self._given.get(place))
 
     def label(self, place: object, answer: Mapping[str, Any]) -> Judgement:
-        """Record what the person said about the unit at `place`, and return it.
+        """Record a label of the unit at `place`, and return it.
 
         Args:
             place: Position in this person's order.
@@ -164,24 +164,24 @@ class LabelSession:
             self._given[shown.place] = judgement
         return judgement
 
-    def _value(self, shown: Shown, said: object) -> float | None:
+    def _value(self, shown: Shown, choice: object) -> float | None:
         """Return the value of a judgement from what the page sends."""
-        if said is None:
+        if choice is None:
             return None
         if self.kind == "better":
             sides = {"left": 0, "right": 1}
-            if said == "equal":
+            if choice == "equal":
                 return 0.5
-            if isinstance(said, str) and said in sides:
+            if isinstance(choice, str) and choice in sides:
                 return 1.0 if shown.order[sides[said]] == 0 else 0.0
-            raise DataError(f"value must be 'left', 'right', 'equal' or null, got {said!r}")
+            raise DataError(f"value must be 'left', 'right', 'equal' or null, got {choice!r}")
         if self.kind == "right":
-            if isinstance(said, bool):
-                return float(said)
-            raise DataError(f"value must be true, false or null, got {said!r}")
-        if isinstance(said, bool) or not isinstance(said, int) or not 1 <= said <= self.scale:
-            raise DataError(f"value must be from 1 to {self.scale} or null, got {said!r}")
-        return float(said)
+            if isinstance(choice, bool):
+                return float(choice)
+            raise DataError(f"value must be true, false or null, got {choice!r}")
+        if isinstance(choice, bool) or not isinstance(choice, int) or not 1 <= choice <= self.scale:
+            raise DataError(f"value must be from 1 to {self.scale} or null, got {choice!r}")
+        return float(choice)
 
     def close(self) -> None:
         """Release the journal."""

@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 COMPARISON_FILE = "comparison.json"
 
 
-def keep_comparison(folder: str | os.PathLike[str], found: Comparison) -> Path:
+def keep_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> Path:
     """Write a comparison into a folder, where `write_report` finds it; return the folder."""
     from orbiter.train.verl.tasks import as_tasks
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    items = as_tasks(found.tasks).items
+    items = as_tasks(comparison.tasks).items
     keep_story(
         place,
         Story(
-            title=f"{found.b.name} against {found.a.name}",
+            title=f"{comparison.b.name} against {comparison.a.name}",
             measure="reward",
             tasks=[Task(prompt=item.state, expected=item.action) for item in items],
             exams=[
-                _exam(found.a.name, found.outcomes_a),
-                _exam(found.b.name, found.outcomes_b),
+                _exam(comparison.a.name, comparison.outcomes_a),
+                _exam(comparison.b.name, comparison.outcomes_b),
             ],
         ),
     )
-    keep_cost(place, found.a.cost + found.b.cost)
-    text = json.dumps(found.as_dict(), indent=2, allow_nan=False)
+    keep_cost(place, comparison.a.cost + comparison.b.cost)
+    text = json.dumps(comparison.as_dict(), indent=2, allow_nan=False)
     write_file(place / COMPARISON_FILE, text.encode() + b"\n")
     return place
 
@@ -68,8 +68,8 @@ def read_comparison(folder: Path) -> dict[str, Any] | None:
     if not path.is_file() or path.is_symlink():
         return None
     try:
-        found = json.loads(path.read_bytes())
-        found["differences"]["reward"]["mean"]
+        comparison = json.loads(path.read_bytes())
+        comparison["differences"]["reward"]["mean"]
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(f"{path} is not the record of a comparison: {error!r}") from error
-    return dict(found)
+    return dict(comparison)

@@ -96,7 +96,7 @@ def kept_cost(folder: Path) -> Cost:
     if not path.is_file() or path.is_symlink():
         return Cost()
     try:
-        found = json.loads(path.read_bytes())
-        return msgspec.convert(found, Cost)
+        record = json.loads(path.read_bytes())
+        return msgspec.convert(record, Cost)
     except ValueError as error:  # msgspec's too
         raise StorageError(f"{path} is not the cost of a run: {error}") from error

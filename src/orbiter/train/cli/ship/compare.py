@@ -86,19 +86,20 @@ def compare(
         seed=seed,
     )
     items, path = _items(settings, data, with_agent=agent is not None)
-    output.say(f"A {a}")
-    output.say(f"B {b}, on {path}")
+    output.say(f"A {a}\nB {b}, on {path}")
     folder = out or RUNS / f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     _require_new(folder)
-    found = asyncio.run(
+    result = asyncio.run(
         _compare((a, b), settings, items, agent=agent, choices=choices, output=output)
     )
-    page = _keep(folder, found, [side for side in (a, b) if _is_run(side)])
-    _print(found, output)
+    page = _keep(folder, result, [side for side in (a, b) if _is_run(side)])
+    _print(result, output)
     output.say(f"report    {page}")
-    output.result(found.as_dict() | {"data": str(path), "folder": str(folder), "report": str(page)})
+    output.result(
+        result.as_dict() | {"data": str(path), "folder": str(folder), "report": str(page)}
+    )
     codes = {"not met": Code.NOT_MET, "undecided": Code.UNDECIDED}
-    raise typer.Exit(codes.get(str(found.verdict), Code.OK))
+    raise typer.Exit(codes.get(str(result.verdict), Code.OK))
 
 
 class _Choices(NamedTuple):
@@ -123,8 +124,8 @@ async def _compare(
 ) -> Comparison:
     from orbiter.train.comparison import compare as run_comparison
 
-    told = settings.values.get("reward")
-    rewards = [] if agent is not None and told is None else load_rewards(told)
+    reward = settings.values.get("reward")
+    rewards = [] if agent is not None and reward is None else load_rewards(reward)
     samples = int(settings.own("eval").get("samples", 0))  # type: ignore[call-overload] # checked
     config = measuring_config(settings)
     played = agent or AgentChoice()
@@ -140,7 +141,7 @@ async def _compare(
             environment=played.environment,
             samples=samples,
             on_plan=lambda plan: _print_plan(plan, output),
-            on_look=lambda found: output.say(f"after {found.items:>5} items: {_line(found)}"),
+            on_look=lambda result: output.say(f"after {result.items:>5} items: {_line(result)}"),
             require=choices.require,
             allow_regressions=choices.allow_regressions,
             by=choices.by,
@@ -220,12 +221,12 @@ def _require_new(folder: Path) -> None:
         raise StorageError(f"{folder} already exists and is not empty; choose another --out")
 
 
-def _keep(folder: Path, found: Comparison, runs: Sequence[str]) -> Path:
+def _keep(folder: Path, result: Comparison, runs: Sequence[str]) -> Path:
     """Write the comparison into its folder, with the page; two runs are shown side by side."""
     from orbiter.train.report import keep_comparison, write_comparison, write_report
 
     folder.mkdir(parents=True, exist_ok=True)
-    keep_comparison(folder, found)
+    keep_comparison(folder, result)
     if len(runs) == 2:
         return write_comparison(runs[0], runs[1], folder / "report.html", comparison=folder)
     return write_report(folder)
@@ -236,8 +237,8 @@ def _print_plan(plan: Plan, output: Output) -> None:
         output.say(line)
 
 
-def _line(found: Comparison) -> str:
-    return f"reward {signed(found.difference)}"
+def _line(result: Comparison) -> str:
+    return f"reward {signed(result.difference)}"
 
 
 def signed(difference: Interval) -> str:
@@ -245,30 +246,32 @@ def signed(difference: Interval) -> str:
     return f"{difference.mean:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
 
 
-def _print(found: Comparison, output: Output) -> None:
-    early = ", stopped early" if found.stopped_early else ""
-    output.say(f"\n{found.items} items{early}; B - A at {found.plan.looks.confidence:.0%}")
+def _print(result: Comparison, output: Output) -> None:
+    early = ", stopped early" if result.stopped_early else ""
+    output.say(f"\n{result.items} items{early}; B - A at {result.plan.looks.confidence:.0%}")
     rows = [
-        (name, *(_mean(side, name) for side in (found.a, found.b)), signed(difference))
-        for name, difference in found.differences.items()
+        (name, *(_mean(side, name) for side in (result.a, result.b)), signed(difference))
+        for name, difference in result.differences.items()
     ]
-    output.table(("", found.a.name, found.b.name, "B - A"), rows)
-    if found.slices:
-        output.say(f"\nby {found.plan.by}; these {len(found.slices)} intervals hold together")
+    output.table(("", result.a.name, result.b.name, "B - A"), rows)
+    if result.slices:
+        output.say(f"\nby {result.plan.by}; these {len(result.slices)} intervals hold together")
         slices = [
             (s.value, str(s.difference.n), signed(s.difference), "regressed" if s.regressed else "")
-            for s in found.slices
+            for s in result.slices
         ]
         output.table(("slice", "items", "B - A", ""), slices)
     output.say()
-    output.table(("cost", "items without a reward", *COSTS), [_cost(s) for s in (found.a, found.b)])
-    if found.detectable is not None:
-        output.say(f"\nwith the measured spread, all items can show {found.detectable:.3g}")
-    for checked in found.requirements:
+    output.table(
+        ("cost", "items without a reward", *COSTS), [_cost(s) for s in (result.a, result.b)]
+    )
+    if result.detectable is not None:
+        output.say(f"\nwith the measured spread, all items can show {result.detectable:.3g}")
+    for checked in result.requirements:
         why = f" ({checked.why})" if checked.why else ""
         output.say(f"require   {checked.requirement}: {checked.verdict}{why}")
-    if not found.allow_regressions:
-        names = ", ".join(part.value for part in found.regressions)
+    if not result.allow_regressions:
+        names = ", ".join(part.value for part in result.regressions)
         output.say(f"require   no regressions: {f'not met: {names}' if names else 'met'}")
 
 
