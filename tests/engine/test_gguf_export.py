@@ -405,7 +405,7 @@ def test_llama_cpp_gives_the_same_tokens_and_greedy_answers(case: str, tmp_path:
         assert float(np.abs(logits - ours).max()) < 0.1 * spread
         answer = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0]
         theirs.reset()
-        drawn = []
+        drawn: list[int] = []
         for token in theirs.generate(ids, top_k=1, temp=0.0):
             if token == tokenizer.eos_token_id or len(drawn) == 8:
                 break

@@ -34,8 +34,8 @@ from orbiter.train.evaluation import (
 )
 from orbiter.train.seeding import sub_random
 from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.environments import ENVIRONMENT
 from orbiter.train.verl.reward import RewardSpec
-from orbiter.train.verl.trainer import ENVIRONMENT
 
 if TYPE_CHECKING:
     from orbiter.train.evaluation import Looks

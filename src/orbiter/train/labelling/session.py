@@ -173,7 +173,7 @@ class LabelSession:
             if choice == "equal":
                 return 0.5
             if isinstance(choice, str) and choice in sides:
-                return 1.0 if shown.order[sides[said]] == 0 else 0.0
+                return 1.0 if shown.order[sides[choice]] == 0 else 0.0
             raise DataError(f"value must be 'left', 'right', 'equal' or null, got {choice!r}")
         if self.kind == "right":
             if isinstance(choice, bool):

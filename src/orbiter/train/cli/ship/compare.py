@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MODEL_FILES = ("config.json", "adapter_config.json")
 """Files whose presence marks a folder as a model."""
+CODES: dict[str | None, Code] = {"not met": Code.NOT_MET, "undecided": Code.UNDECIDED}
 _ENDPOINT = re.compile(r"(.*)@(https?://.+)")
 
 compare_app = typer.Typer(rich_markup_mode=None)
@@ -95,11 +96,9 @@ def compare(
     page = _keep(folder, result, [side for side in (a, b) if _is_run(side)])
     _print(result, output)
     output.say(f"report    {page}")
-    output.result(
-        result.as_dict() | {"data": str(path), "folder": str(folder), "report": str(page)}
-    )
-    codes = {"not met": Code.NOT_MET, "undecided": Code.UNDECIDED}
-    raise typer.Exit(codes.get(str(result.verdict), Code.OK))
+    places = {"data": str(path), "folder": str(folder), "report": str(page)}
+    output.result(result.as_dict() | places)
+    raise typer.Exit(CODES.get(result.verdict, Code.OK))
 
 
 class _Choices(NamedTuple):
