@@ -16,13 +16,14 @@ from typing import Any, Literal
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.options import RUNS, read_items
-from orbiter.train.cli.output import command, duration, is_plain
+from orbiter.train.cli.output import command, duration
 from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
 from orbiter.train.offline import OfflineConfig, OfflineTrainer
 from orbiter.train.preference import PreferenceConfig, PreferenceTrainer
+from orbiter.train.progress import is_plain
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan

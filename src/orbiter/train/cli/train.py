@@ -31,6 +31,7 @@ from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
+from orbiter.train.progress import working
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
 from orbiter.train.storage import write_file
@@ -348,7 +349,8 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
     write_result(folder, result)
     _tell(result, output)
     output.say(f"model     {result['model']}")
-    page = write_report(folder)
+    with working(f"drawing {folder}"):
+        page = write_report(folder)
     output.say(f"report    {page}")
     if asked.push_to_hub is not None:
         from orbiter.train.engine.models.export import push_to_hub
