@@ -227,3 +227,15 @@ def test_one_action_that_wins_everywhere_is_a_warning() -> None:
     assert one_sided(attempts(*mixed[:8], Case("other", 0, "a"), Case("b", 0, "a")), "m") == []
     same = [Case("escalate", 1.0, "a") for _ in range(10)]
     assert one_sided(attempts(*same), "m") == []  # the data want nothing else
+
+
+def test_imitation_ignores_a_reward_that_judges_episodes(run: Run, agents: Path) -> None:
+    item = {"state": "[user]\nWhere is it?", "action": "Here.", "reward": 1.0}
+    (agents / "good.jsonl").write_text(json.dumps(item) + "\n")
+    (agents / "judge.py").write_text("def judge(result):\n    return float(result.solved)\n")
+    words = ["-c", "config.toml", "data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny"]
+    asked = [*words, 'agent.run="my_agent.py:agent"', "reward=judge.py:judge"]
+    ran = run("sft", *asked, "--dry-run")
+    assert ran.code == 0, ran.err
+    without = run("sft", *words, "reward=judge.py:judge", "--dry-run")
+    assert (without.code, "judge" in without.err) == (Code.CALLBACK, True)

@@ -85,11 +85,12 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     }
     agent = load_agent(settings) if method == "train" else None
     items, held_out = _data(settings, with_agent=agent is not None)
-    # An environment gives its own reward, and an agent may give rewards as it works.
+    # An environment gives its own reward, and an agent may give rewards as it works. The other
+    # methods run no agent, and a reward that judges episodes cannot judge their single answers.
+    judges_episodes = method != "train" and bool(settings.section("agent"))
     wanted = method == "train" and agent is None
-    rewards = (
-        load_rewards(settings.values.get("reward")) if wanted or "reward" in settings.values else []
-    )
+    is_given = "reward" in settings.values and not judges_episodes
+    rewards = load_rewards(settings.values.get("reward")) if wanted or is_given else []
     trainer = _trainer(method, settings, rewards, agent, fixed)
     trainer.dataset, trainer.eval_dataset = items, held_out
     return Job(
