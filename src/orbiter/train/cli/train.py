@@ -35,6 +35,7 @@ from orbiter.train.preference import RewardModelTrainer
 from orbiter.train.progress import working
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
+from orbiter.train.sft import SFTTrainer
 from orbiter.train.storage import write_file
 from orbiter.train.verl import VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
@@ -329,6 +330,8 @@ class Course:
             quality = await trainer.quality(job.held_out)
             found["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
+        if isinstance(trainer, SFTTrainer) and before is None and job.held_out is not None:
+            found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
         found["model"] = str(await trainer.save(job.folder / "model"))
         return found
 
@@ -414,6 +417,8 @@ def _tell(result: dict[str, Any], output: Output) -> None:
         return
     name = "reward" if result["method"] == "train" else "loss"
     output.say(f"training  {name} {shown(result['training'].get(name))} over the last epoch")
+    if "held_out" in result:
+        output.say(f"held out  {name} {shown(result['held_out'].get(name))}")
 
 
 def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
