@@ -40,8 +40,8 @@ async def call(
     context variables are carried over. What a plain function returns may itself be awaitable.
 
     Raises:
-        TimeoutError: after `timeout_seconds`. A thread cannot be killed: a plain function that
-            that is abandoned keeps running in the background, and its result is discarded.
+        TimeoutError: after `timeout_seconds`. A thread cannot be killed: a plain function that is
+            abandoned keeps running in the background, and its result is discarded.
     """
     if timeout_seconds is None:
         return await prepare(fn)(*args)
@@ -80,7 +80,7 @@ async def in_thread(fn: Callable[..., R], *args: object) -> R:
             renamed = RuntimeError(f"StopIteration: {error}")
             renamed.__cause__ = error
             _post(loop, future, None, renamed)
-        except BaseException as error:  # it belongs to whoever awaits the call
+        except BaseException as error:  # raised where the call is awaited
             _post(loop, future, None, error)
         else:
             _post(loop, future, result, None)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orbiter.train.verl.evaluate import Assessment, ScoredAttempt
 
 SHARE = 0.9
-"""Share of the attempts from which one action counts as winning everywhere."""
+"""Share of the attempts from which one action counts as the model's only one."""
 ENOUGH = 8
 """Fewest tasks for which that is worth a warning."""
 TEXT_CHARS = 60
@@ -62,21 +62,23 @@ def evaluate(
     models = model or [_model_of(settings, run)]
     path = data or settings.own("data").get("eval") or settings.own("data").get("train")
     if path is None:
-        raise ConfigError("there is nothing to evaluate on: give --data FILE, or set [data] eval")
+        raise ConfigError("there is no evaluation data: give --data FILE, or set [data] eval")
     agent = load_agent(settings)
     kind = settings.own("data").get("format") if data is None else None
     read: Callable[[str, str | None], Sequence[Any]] = read_tasks if agent else read_items
     items = read(str(path), None if kind is None else str(kind))
     output = Output(as_json=as_json)
     by = settings.own("eval").get("by")
-    found = {name: asyncio.run(_measure(settings, agent, name, items)) for name in models}
+    assessments = {name: asyncio.run(_measure(settings, agent, name, items)) for name in models}
     output.say(f"{len(items)} {'tasks' if agent else 'items'} of {path}")
-    measured = {name: each.metrics.measured() for name, each in found.items()}
+    measured = {name: each.metrics.measured() for name, each in assessments.items()}
     _print(measured, output)
     result: dict[str, object] = {"items": len(items), "data": str(path), "models": measured}
     if by is not None:
-        result["by"] = {"field": by, "models": _print_slices(found, str(by), output)}
-    warnings = [line for name, each in found.items() for line in one_sided(each.attempts, name)]
+        result["by"] = {"field": by, "models": _print_slices(assessments, str(by), output)}
+    warnings = [
+        line for name, each in assessments.items() for line in one_sided(each.attempts, name)
+    ]
     for line in warnings:
         output.say(f"warning: {line}")
     output.result(result | {"warnings": warnings})
@@ -89,10 +91,10 @@ def _print(measured: Mapping[str, Mapping[str, float]], output: Output) -> None:
 
 
 def _print_slices(
-    found: Mapping[str, Assessment], by: str, output: Output
+    assessments: Mapping[str, Assessment], by: str, output: Output
 ) -> dict[str, dict[str, dict[str, float | int]]]:
     """Print each model's reward for each value of a field; return the numbers."""
-    slices = {name: rewards_by(each.attempts, by) for name, each in found.items()}
+    slices = {name: rewards_by(each.attempts, by) for name, each in assessments.items()}
     values = sorted({value for each in slices.values() for value in each})
     rows = [
         [value, *(str(each[value]) if value in each else "-" for each in slices.values())]
@@ -124,12 +126,12 @@ def _model_of(settings: Settings, run: Path | None) -> str:
             raise StorageError(f"{run} has no model yet; give one with --model")
         return str(run / "model")
     sections = ("train", "sft", "offline", "prefer")
-    told = next(
+    model = next(
         (named for name in sections if (named := settings.section(name).get("model"))), None
     )
-    if told is None:
+    if model is None:
         raise ConfigError("there is no model: give --model, or set it under [train]")
-    return str(told)
+    return str(model)
 
 
 async def _measure(
@@ -143,8 +145,8 @@ async def _measure(
         "train", VeRLConfig, model=model, output_dir=None, resume=False, save_every=0, trackers=(),
         eval_every=None,
     )  # fmt: skip
-    told = settings.values.get("reward")
-    rewards = [] if agent is not None and told is None else load_rewards(told)
+    reward = settings.values.get("reward")
+    rewards = [] if agent is not None and reward is None else load_rewards(reward)
     choice = agent or AgentChoice()
     trainer = VeRLTrainer(config, rewards, agent=choice.agent, environment=choice.environment)
     return await trainer.assess(items, samples=samples, success=success)
@@ -175,7 +177,7 @@ def rewards_by(attempts: Sequence[ScoredAttempt], field: str) -> dict[str, Inter
 
 
 def _fields(attempt: ScoredAttempt) -> Mapping[str, Any]:
-    """Return what a task says about itself, by name."""
+    """Return the fields of a task by name."""
     task = None if attempt.episode is None else attempt.episode.task
     if isinstance(task, Mapping):
         return task
@@ -190,7 +192,7 @@ def _value(attempt: ScoredAttempt, field: str) -> str | None:
 
 
 def one_sided(attempts: Sequence[ScoredAttempt], model: str) -> list[str]:
-    """Return a warning if the model does the same on nearly all tasks, whatever they ask.
+    """Return a warning if the model takes the same action on nearly all tasks.
 
     An agent that always takes the one safe action (escalate, refuse) can score well without having
     understood anything. An action is the last tool of an episode, or else the answer.
@@ -203,7 +205,7 @@ def one_sided(attempts: Sequence[ScoredAttempt], model: str) -> list[str]:
     if count < SHARE * len(actions):
         return []
     wanted = {attempt.item.action for attempt in attempts if attempt.item.action}
-    if len(wanted) == 1:  # the data themselves want one answer
+    if len(wanted) == 1:  # the data themselves have a single right answer
         return []
     shown = most if len(most) <= TEXT_CHARS else f"{most[:TEXT_CHARS]}..."
     return [

@@ -48,9 +48,9 @@ class Job:
     """Items to answer; with an agent its tasks, which may also be dicts."""
     held_out: Sequence[Any] | None
     rewards: Sequence[RewardSpec]
-    """They score the answers; for imitation too, if the settings ask for it."""
+    """The functions that score answers; also used for imitation if the settings ask for it."""
     agent: AgentChoice | None = None
-    """What works on the tasks, if it is not the model alone."""
+    """The agent or environment that works on the tasks; None if the model answers alone."""
 
     @property
     def resume_command(self) -> str:
@@ -65,9 +65,9 @@ class Job:
         values["data"] = self.settings.section("data")
         if self.agent is not None:
             values["agent"] = self.agent.settings
-        told = all_settings(self.trainer.config, self.method)
-        told["trackers"] = self.settings.section(self.method).get("trackers", [])
-        kept = {k: v for k, v in told.items() if k not in ("output_dir", "resume", "progress")}
+        own = all_settings(self.trainer.config, self.method)
+        own["trackers"] = self.settings.section(self.method).get("trackers", [])
+        kept = {k: v for k, v in own.items() if k not in ("output_dir", "resume", "progress")}
         values[self.method] = kept
         return values
 
@@ -80,13 +80,13 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
         DataError: the data cannot be read.
         CallbackError: the user's file of rewards raised.
     """
-    told = settings.section(method)
-    folder = out or Path(str(told.get("output_dir") or RUNS / f"{method}-{_now()}"))
+    section = settings.section(method)
+    folder = out or Path(str(section.get("output_dir") or RUNS / f"{method}-{_now()}"))
     fixed: dict[str, object] = {
         "output_dir": folder,
-        "resume": resume or told.get("resume", False),
-        "progress": told.get("progress", True) and not is_plain(sys.stderr),
-        "trackers": [_tracker(name) for name in _listed(told.get("trackers", []))],
+        "resume": resume or section.get("resume", False),
+        "progress": section.get("progress", True) and not is_plain(sys.stderr),
+        "trackers": [_tracker(name) for name in _listed(section.get("trackers", []))],
     }
     agent = load_agent(settings) if method == "train" else None
     items, held_out = _data(settings, with_agent=agent is not None)
@@ -94,7 +94,7 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     # methods run no agent, and a reward that judges episodes cannot judge their single answers.
     judges_episodes = method != "train" and bool(settings.section("agent"))
     wanted = method == "train" and agent is None
-    # A reward model gives no answers that rewards could score.
+    # A reward model writes no answers, so there is nothing to score.
     useful = method != "reward-model" and "reward" in settings.values and not judges_episodes
     rewards = load_rewards(settings.values.get("reward")) if wanted or useful else []
     trainer = _trainer(method, settings, rewards, agent, fixed)

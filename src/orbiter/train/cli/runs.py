@@ -60,7 +60,7 @@ def list_runs(
 ) -> None:
     """List the runs below a folder, the latest last; damaged runs are listed separately."""
     output = Output(as_json=as_json)
-    found, damaged = _find_all(folder)
+    runs, damaged = _find_all(folder)
     rows = [
         (
             each.run.folder,
@@ -70,7 +70,7 @@ def list_runs(
             shown(each.last("reward")),
             shown(each.last("loss")),
         )
-        for each in found
+        for each in runs
     ]
     if rows:
         output.table(("run", "status", "steps", "model", "reward", "loss"), rows)
@@ -79,22 +79,22 @@ def list_runs(
     for run_folder, error in damaged.items():
         output.say(f"damaged: {run_folder}: {error}")
     output.result(
-        {"runs": [each.described() for each in found], "damaged": damaged},
+        {"runs": [each.described() for each in runs], "damaged": damaged},
     )
 
 
 def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
     """Return the runs below a folder, oldest first, and the error of each that cannot be read."""
-    found: list[Found] = []
+    runs: list[Found] = []
     damaged: dict[str, str] = {}
     with working(f"reading {folder}", "runs") as count:
         for number, file in enumerate(sorted(folder.glob("**/run.json"), key=_age), 1):
             try:
-                found.append(_find(file.parent))
+                runs.append(_find(file.parent))
             except (TrainError, OSError) as error:
                 damaged[str(file.parent)] = " ".join(str(error).split())
             count(number)
-    return found, damaged
+    return runs, damaged
 
 
 @runs_app.command()
@@ -149,7 +149,8 @@ def resume(
 
 
 def _find(folder: Path) -> Found:
-    run, result = read_run(folder), _result(folder)  # the first checks where links lead
+    # the first read checks that links stay inside the folder
+    run, result = read_run(folder), _result(folder)
     if _is_held(folder):
         return Found(run, "running", result)
     return Found(run, "finished" if result.get("finished") else "stopped", result)
@@ -167,7 +168,8 @@ def _is_held(folder: Path) -> bool:
     from orbiter.train.storage import FileLock
 
     lock = folder / "metrics.jsonl.lock"
-    if lock.is_symlink() or not lock.is_file():  # never open what a foreign folder links to
+    if lock.is_symlink() or not lock.is_file():
+        # never open the target of a link in a foreign folder
         return False
     try:
         FileLock(lock).release()

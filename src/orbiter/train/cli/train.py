@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from orbiter.train.cli.agent import rehearse
+from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
@@ -43,12 +44,6 @@ from orbiter.train.verl.cluster.plan import Plan
 RESULT = "result.json"
 """File with the result of a finished run."""
 
-train_app = typer.Typer(rich_markup_mode=None)
-sft_app = typer.Typer(rich_markup_mode=None)
-offline_app = typer.Typer(rich_markup_mode=None)
-prefer_app = typer.Typer(rich_markup_mode=None)
-reward_model_app = typer.Typer(rich_markup_mode=None)
-
 PushToHub = Annotated[
     str | None,
     typer.Option(
@@ -59,7 +54,63 @@ PushToHub = Annotated[
 ]
 
 
-@train_app.command()
+def _command(method: Method, about: str) -> typer.Typer:
+    """Return the app of one command; all commands but `train` have the same options."""
+    app = typer.Typer(rich_markup_mode=None)
+
+    @app.command(method, help=about)
+    def start(
+        overrides: OverrideWords = None,
+        *,
+        config: ConfigFile = None,
+        out: Out = None,
+        resume: Resume = False,
+        dry_run: DryRun = False,
+        push_to_hub: PushToHub = None,
+        as_json: JsonFlag = False,
+    ) -> None:
+        settings = load(config, parse_overrides(overrides or ()))
+        asked = Asked(out, resume, dry_run, push_to_hub)
+        raise typer.Exit(run(method, settings, asked, Output(as_json=as_json)))
+
+    return app
+
+
+train_app = typer.Typer(rich_markup_mode=None)
+sft_app = _command(
+    "sft",
+    """Improve a model by imitating good answers.
+
+    The settings are those of [sft] and [data].
+    """,
+)
+offline_app = _command(
+    "offline",
+    """Improve a model by logged episodes and their rewards, without running anything.
+
+    The settings are those of [offline] and [data]. The data must have been captured with token
+    ids.
+    """,
+)
+prefer_app = _command(
+    "prefer",
+    """Improve a model by preferences, with DPO, IPO, KTO, ORPO or SimPO.
+
+    The settings are those of [prefer] and [data]. The data hold several answers to one prompt with
+    rewards, several episodes of one task, or the pairs of TRL's and OpenAI's preference files.
+    """,
+)
+reward_model_app = _command(
+    "reward-model",
+    """Train a reward model on preferences, to be used as a reward.
+
+    The settings are those of [reward-model] and [data]; the data are those of `prefer`. In [reward]
+    of another config, name = { model = "FOLDER/model" } uses the result.
+    """,
+)
+
+
+@train_app.command("train")
 def train(
     overrides: OverrideWords = None,
     *,
@@ -68,6 +119,9 @@ def train(
     resume: Resume = False,
     dry_run: DryRun = False,
     push_to_hub: PushToHub = None,
+    emit_for: Emit = None,
+    image: Image = "",
+    claim: Claim = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Improve a model by reward, with GRPO or PPO.
@@ -76,91 +130,11 @@ def train(
     your agent or environment; --dry-run then plays two episodes.
     """
     settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("train", settings, asked, Output(as_json=as_json)))
-
-
-@sft_app.command()
-def sft(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Improve a model by imitating good answers.
-
-    The settings are those of [sft] and [data].
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("sft", settings, asked, Output(as_json=as_json)))
-
-
-@offline_app.command()
-def offline(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Improve a model by logged episodes and their rewards, without running anything.
-
-    The settings are those of [offline] and [data]. The data must have been captured with token
-    ids.
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("offline", settings, asked, Output(as_json=as_json)))
-
-
-@prefer_app.command()
-def prefer(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Improve a model by preferences, with DPO, IPO, KTO, ORPO or SimPO.
-
-    The settings are those of [prefer] and [data]. The data hold several answers to one prompt with
-    rewards, several episodes of one task, or the pairs of TRL's and OpenAI's preference files.
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("prefer", settings, asked, Output(as_json=as_json)))
-
-
-@reward_model_app.command()
-def reward_model(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Train a reward model on preferences, to be used as a reward.
-
-    The settings are those of [reward-model] and [data]; the data are those of `prefer`. In [reward]
-    of another config, name = { model = "FOLDER/model" } uses the result.
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("reward-model", settings, asked, Output(as_json=as_json)))
+    asked, output = Asked(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
+    if emit_for is not None:
+        job = make_job("train", settings, out=out)
+        raise typer.Exit(emit(job, emit_for, output, image=image, claim=claim))
+    raise typer.Exit(run("train", settings, asked, output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +176,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
 async def _plan(job: Job) -> TrainPlan | Plan:
     """Return the plan of a run; with an agent it has no tokens and no time."""
     trainer = job.trainer
-    if job.agent is None:
+    if job.agent is None or getattr(trainer.config, "backend", "local") == "verl":
         return await trainer.plan()
     await trainer.validate()
     config, count = trainer.config, len(job.items)
@@ -319,21 +293,21 @@ class Course:
         self._training = False
         if trainer.stopped and self._asked:
             return None
-        found: dict[str, Any] = {"training": metrics.measured()}
+        result: dict[str, Any] = {"training": metrics.measured()}
         if before is not None and job.held_out is not None:
             after = await examine(trainer, "after", job.held_out, job.rewards)
             keep_exams(job.folder, job.held_out, [before, after])
-            found["before"] = interval(before)._asdict()
-            found["after"] = interval(after)._asdict()
-            found["gain"] = gain(before, after)._asdict()
+            result["before"] = interval(before)._asdict()
+            result["after"] = interval(after)._asdict()
+            result["gain"] = gain(before, after)._asdict()
         if isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
             quality = await trainer.quality(job.held_out)
-            found["quality"] = quality.measured()
+            result["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
         if isinstance(trainer, SFTTrainer) and before is None and job.held_out is not None:
-            found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
-        found["model"] = str(await trainer.save(job.folder / "model"))
-        return found
+            result["held_out"] = (await trainer.evaluate(job.held_out)).measured()
+        result["model"] = str(await trainer.save(job.folder / "model"))
+        return result
 
     async def _before(self) -> Exam | None:
         """Examine the untrained model, or read the stored exam of an earlier process."""
@@ -348,9 +322,9 @@ class Course:
         return exam
 
 
-def write_result(folder: Path, found: dict[str, Any]) -> None:
+def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Store the results next to the run's metrics."""
-    write_file(folder / RESULT, json.dumps(found, indent=2, default=str).encode() + b"\n")
+    write_file(folder / RESULT, json.dumps(result, indent=2, default=str).encode() + b"\n")
 
 
 def _stopped(job: Job, number: int, output: Output) -> Code:

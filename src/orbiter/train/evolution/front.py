@@ -12,7 +12,8 @@ def newest_of_front(vectors: Sequence[Vector]) -> list[int]:
     """Return the indices of the vectors that no other vector dominates, the last of equal ones.
 
     A vector dominates another if it is at least as good on every instance and better on one. Being
-    best on an instance is not enough to stay: another may be as good there and better elsewhere.
+    best on one instance is not enough to stay: another vector may be as good there and better
+    elsewhere.
     """
     last = {vector: index for index, vector in enumerate(vectors)}
     front: list[Vector] = []
@@ -34,7 +35,7 @@ class Race:
     parent: Mapping[str, float]
     perfect: float
     slack: float
-    """How far a child's summed score may fall below its parent's before it is given up."""
+    """How far a child's summed score may fall below its parent's before it is abandoned."""
     lead: float = 0.0
     """Sum of the differences so far, child minus parent."""
 

@@ -119,13 +119,13 @@ def _scores(
         return records.scores()
     if isinstance(key, RowScorer):
         with boundary("key"):
-            found: list[object] = list(key.score_rows(records.rows))
-        if len(found) != len(records.rows):
-            raise DataError(f"key gave {len(found)} scores for {len(records.rows)} rows")
+            values: list[object] = list(key.score_rows(records.rows))
+        if len(values) != len(records.rows):
+            raise DataError(f"key gave {len(values)} scores for {len(records.rows)} rows")
     else:
-        found = [_by_key(row, key) for row in records.rows]
+        values = [_by_key(row, key) for row in records.rows]
     scores: list[float | None] = []
-    for index, value in enumerate(found):
+    for index, value in enumerate(values):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise DataError(f"row {index}: a score must be a number or None, got {value!r:.60}")
         scores.append(value)
@@ -185,9 +185,9 @@ def deduplicate(
     Two units are near-duplicates if the sets of their word n-grams have a Jaccard similarity of
     `threshold` or more. Before that, compatibility forms and case are folded (NFKC, `casefold`)
     and the text is split at white space; in scripts without spaces each character is a word. A
-    text of fewer than n words is one n-gram. What of a row is compared, and which rows are kept or
-    dropped together, is defined in `comparison.py`: by default an episode by what its steps add,
-    without shared system prompts and repeated history.
+    text of fewer than n words is one n-gram. `comparison.py` defines which text of a row is
+    compared and which rows are kept or dropped together: by default whole episodes, compared by the
+    text that their steps add, without shared system prompts and repeated history.
 
     The answer is exact: no two kept units reach the threshold, and each dropped one reaches it with
     a kept one, which the report names. Similarity is not transitive here: if A is like B and B is
@@ -195,7 +195,7 @@ def deduplicate(
 
     Args:
         data: a `TrajectoryDataset`, a list of `TrajectoryItem` or a list of mappings.
-        threshold: in (0, 1], the decimal as written; 1.0 asks for the same set of n-grams.
+        threshold: in (0, 1], the decimal as written; 1.0 requires the same set of n-grams.
         unit: "episode" keeps or drops whole episodes, "step" single rows by what they add, "text"
             single rows by their whole state and action.
         ngram: words in an n-gram.
@@ -253,8 +253,8 @@ def _matches(
         while fixed < len(numbers) and units.members[numbers[fixed]][0] < reference:
             fixed += 1
         close = near_duplicates([units.texts[n] for n in numbers], measure, reference=fixed)
-        for place, match in close.items():
-            matches[numbers[place]] = match._replace(witness=numbers[match.witness])
+        for index, match in close.items():
+            matches[numbers[index]] = match._replace(witness=numbers[match.witness])
     return matches
 
 

@@ -32,7 +32,7 @@ class Ledger:
             self.journal.write_entry(place, item)
             self.store.add(place, item)
         except StorageError:
-            raise  # refused as a whole: file and memory still agree
+            raise  # The journal refused the whole record, so file and memory still agree.
         except BaseException:
             self.journal.doubt()
             raise
@@ -62,6 +62,6 @@ class Ledger:
         outcomes: Sequence[tuple[int, TrajectoryItem | None]],
         kept: dict[int, tuple[Place, TrajectoryItem]],
     ) -> None:
-        for place, item in kept.values():
-            self.store.add(place, item)
+        for index, item in kept.values():
+            self.store.add(index, item)
         self.store.stop_waiting(number for number, _ in outcomes)

@@ -1,6 +1,6 @@
-"""Asks a language model for better instructions, and checks what it wrote.
+"""Asks a language model for better instructions, and checks its answer.
 
-The model is shown the present text and what happened on some tasks that went wrong. It must mark
+The model is shown the current text and the results on some failed tasks. It must mark
 the new text, which must be complete, of bounded length, and must copy nothing from the tasks:
 instructions that quote the training set score well on it and nowhere else.
 """
@@ -43,11 +43,11 @@ class Limits:
     """This many words in a row from a task are a copy."""
 
     def objection(self, text: str, before: str, tasks: Iterable[str]) -> str | None:
-        """Return what is wrong with a text, or None."""
+        """Return the problem with a text, or None."""
         if not text:
             return "the instructions are empty"
         if len(text) > self.max_chars:
-            return f"{len(text)} characters are too long: {self.max_chars} at most"
+            return f"{len(text)} characters are too long; the limit is {self.max_chars}"
         new = _runs(text, self.copied_words) - _runs(before, self.copied_words)
         for task in tasks if new else ():
             copied = new & _runs(task, self.copied_words)
@@ -149,12 +149,12 @@ def instructions_in(answer: str) -> str | None:
     that begins a line is preferred to one in a sentence, which may only mention the marks.
     """
     text = strip_reasoning(answer)
-    found = [(_begins_line(text, match.start()), match) for match in _MARKED.finditer(text)]
-    if not found:
+    marks = [(_begins_line(text, match.start()), match) for match in _MARKED.finditer(text)]
+    if not marks:
         return None
-    last = [match for begins, match in found if begins] or [match for _, match in found]
-    for opened in re.finditer(_OPEN, text[found[-1][1].end() :]):
-        if _begins_line(text, found[-1][1].end() + opened.start()):
+    last = [match for begins, match in marks if begins] or [match for _, match in marks]
+    for opened in re.finditer(_OPEN, text[marks[-1][1].end() :]):
+        if _begins_line(text, marks[-1][1].end() + opened.start()):
             return None
     return last[-1][1].strip()
 
