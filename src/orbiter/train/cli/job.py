@@ -178,6 +178,10 @@ def _here(plan: TrainPlan) -> list[tuple[str, str]]:
     lines.append(("computes in", plan.computes or later))
     lines.append(("memory", plan.memory or later))
     lines.append(("time", later if plan.seconds is None else f"about {duration(plan.seconds)}"))
+    if plan.judge_calls is not None:
+        limit = plan.judge_max_cost
+        cost = "no limit of cost" if limit is None else f"at most {limit:g}"
+        lines.append(("judge", f"about {plan.judge_calls:,} calls, {cost}"))
     return lines
 
 

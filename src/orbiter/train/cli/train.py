@@ -201,7 +201,8 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
     from orbiter.train.verl.reward import score
 
     first = job.items[0]
-    scores = await score([first.action], [first], job.rewards)
+    functions = [reward for reward in job.rewards if reward.judge is None]  # a judge costs money
+    scores = await score([first.action], [first], functions)
     for name, answers in scores.by_name.items():
         output.say(f"reward {name!r} gives {shown(answers[0])} to the first item's own action")
     return None

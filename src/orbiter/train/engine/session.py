@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -89,6 +89,8 @@ class Session:
         self.batch: Batch | None = None
         """Samples of the current step with their advantages; None until they are drawn."""
         self.history: list[dict[str, float]] = []
+        self.also_timed: Callable[[], Mapping[str, float]] = dict
+        """Numbers to record beside the timings of a step, such as the cost of a judge."""
         self.stopping = False
         """Whether the run ends after the current step, as it does at its time limit."""
         self._data = _fingerprint(tasks.items)
@@ -207,6 +209,7 @@ class Session:
         self.batch = None
         seconds, self._step_began = perf_counter() - self._step_began, perf_counter()
         clock = {"seconds": seconds, "tokens_per_second": row.get("tokens", 0) / seconds}
+        clock |= self.also_timed()
         if self._log is not None:
             self._log.time(position.step, clock)
         self.history.append({"step": position.step, **row, **clock})

@@ -5,8 +5,11 @@ The verl backend is in `cluster/backend.py`. This file does not import torch unt
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import RewardSpec
+from orbiter.train.verl.reward import RewardSpec, judges_of
 from orbiter.train.verl.tasks import as_tasks
 
 if TYPE_CHECKING:
@@ -57,17 +60,34 @@ class LocalBackend(Backend):
 
     @override
     async def plan(self) -> TrainPlan:
-        return await self.trainer.estimate()
+        plan = await self.trainer.estimate()
+        judges = judges_of(self.rewards)
+        if not judges:
+            return plan
+        config = self.config
+        groups = plan.steps * min(config.batch_size, plan.items)
+        calls = groups * sum(judge.calls_for(config.group_size) for judge in judges.values())
+        limits = [judge.max_cost for judge in judges.values()]
+        cost = None if None in limits else math.fsum(limit for limit in limits if limit is not None)
+        return replace(plan, judge_calls=calls, judge_max_cost=cost)
 
     @override
     async def train(self) -> TrainMetrics:
+        from orbiter.train.verl.judged import kept
+
+        with kept(judges_of(self.rewards), self.config.output_dir):
+            policy = await self.trainer.policy()
+            if self.trainer.running_agent is not None:
+                return await self._train_agent(policy)
+            return await self._train_answers(policy)
+
+    async def _train_answers(self, policy: Policy) -> TrainMetrics:
+        """Train on answers to prompts."""
         trainer, config = self.trainer, self.config
-        policy = await trainer.policy()
-        if trainer.running_agent is not None:
-            return await self._train_agent(policy)
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.evaluate import judge, summary
+        from orbiter.train.verl.judged import usage
         from orbiter.train.verl.local import Job, Prompts, fit
 
         tasks = held_out = await trainer.encode(trainer.dataset)
@@ -76,9 +96,11 @@ class LocalBackend(Backend):
         per_epoch = tasks.steps_per_epoch(config.batch_size)
         opening = self._opening(policy, tasks, config.epochs * per_epoch)
         session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
+        session.also_timed = partial(usage, judges_of(self.rewards))
+        absolute = [reward for reward in self.rewards if not reward.relative]
 
         async def measure() -> Mapping[str, float]:
-            judged = await judge(policy, config, self.rewards, held_out, samples=0)
+            judged = await judge(policy, config, absolute, held_out, samples=0)
             return summary(judged, len(held_out), success=1.0).measured()
 
         async with trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress:
@@ -99,6 +121,7 @@ class LocalBackend(Backend):
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.episodes import objective_of, playing
         from orbiter.train.verl.journal import remove_covered
+        from orbiter.train.verl.judged import usage
         from orbiter.train.verl.local import Job, fit
         from orbiter.train.verl.play import Setting, evaluate
 
@@ -108,9 +131,12 @@ class LocalBackend(Backend):
         held_out = tasks if trainer.eval_dataset is None else as_tasks(trainer.eval_dataset)
         per_epoch = tasks.steps_per_epoch(config.batch_size)
         session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
+        session.also_timed = partial(usage, judges_of(self.rewards))
+        absolute = [reward for reward in self.rewards if not reward.relative]
 
         async def measure() -> Mapping[str, float]:
-            return (await evaluate(setting, held_out, samples=0, success=1.0)).measured()
+            chosen = setting._replace(rewards=absolute)
+            return (await evaluate(chosen, held_out, samples=0, success=1.0)).measured()
 
         opening = self._opening_of_agent(policy, len(tasks), config.epochs * per_epoch)
         async with (

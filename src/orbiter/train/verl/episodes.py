@@ -179,6 +179,8 @@ class Drawn(NamedTuple):
                 for name in names
             },
             self.scores.faults + by.scores.faults,
+            self.scores.left_out,
+            self.scores.order_effect,
         )
         places = [by.places[other] if i == group else p for i, p in enumerate(self.places)]
         return Drawn(places, swapped(self.episodes, by.episodes), scores)

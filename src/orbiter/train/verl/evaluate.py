@@ -101,6 +101,7 @@ async def ask_rewards(
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
         known=[{"raw_output": rollout.raw_text} for rollout in rollouts],
+        group_sizes=[group_size] * len(items),
     )
 
 
@@ -162,10 +163,13 @@ def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def reward_metrics(scores: Scores) -> dict[str, float]:
     """Return mean and spread of the total, the mean of each reward, and the number of faults.
 
+    Of judges also the samples without a verdict by cause, and the effect of the order shown.
     Skipped samples count in none of the means.
     """
     known = [total for total in scores.total if total is not None]
     metrics: dict[str, float] = {"reward_faults": float(scores.faults)}
+    metrics |= {f"left_out/{cause}": float(count) for cause, count in scores.left_out.items()}
+    metrics |= {f"order_effect/{name}": effect for name, effect in scores.order_effect.items()}
     if known:
         metrics |= {"reward": fmean(known), "reward_std": pstdev(known)}
     for name, answers in scores.by_name.items():

@@ -109,17 +109,59 @@ class VeRLTrainer(ModelTrainer):
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
         for reward in self.rewards:
-            if reward.asks_for("raw_output") and not self._answers_here:
-                raise ConfigError(
-                    f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
-                    "have that were sampled with backend='local'; leave the parameter out"
-                )
-            if reward.needs_episodes and self.running_agent is None:
-                raise ConfigError(
-                    f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
-                    "episodes have; pass agent=, a function or an object with run"
-                )
+            self._check_signature(reward)
+            self._check_judge(reward)
         return True
+
+    def _check_signature(self, reward: RewardSpec) -> None:
+        """Make sure that the samples of this run have what a reward asks for."""
+        if reward.asks_for("raw_output") and not self._answers_here:
+            raise ConfigError(
+                f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
+                "have that were sampled with backend='local'; leave the parameter out"
+            )
+        if reward.needs_episodes and self.running_agent is None:
+            raise ConfigError(
+                f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
+                "episodes have; pass agent=, a function or an object with run"
+            )
+
+    def _check_judge(self, reward: RewardSpec) -> None:
+        """Make sure that a judge can score the samples of this run."""
+        config = self.config
+        if reward.judge is None:
+            return
+        if config.backend != "local":
+            raise ConfigError(
+                f"reward {reward.name!r} is a judge, and backend={config.backend!r} calls rewards "
+                "in its workers, which cannot reach the judge's model, cache and limits in this "
+                "process; use backend='local', or write a function that asks your endpoint"
+            )
+        if reward.relative and config.group_size < 2:
+            raise ConfigError(
+                f"reward {reward.name!r} compares the samples of a task with each other, and "
+                f"group_size={config.group_size} leaves nothing to compare; use a larger one"
+            )
+        if config.eval_every and all(each.relative for each in self.rewards):
+            raise ConfigError(
+                f"eval_every={config.eval_every} answers each held-out task once, and reward "
+                f"{reward.name!r} can only compare several answers; add a reward that scores one "
+                "answer, such as a Judge"
+            )
+
+    def _rewards_for(self, samples: int) -> tuple[RewardSpec, ...]:
+        """Return the rewards that can score this many answers to a task.
+
+        Raises:
+            ConfigError: all of them compare several answers, and there is one.
+        """
+        chosen = tuple(r for r in self.rewards if samples >= 2 or not r.relative)
+        if self.rewards and not chosen:
+            raise ConfigError(
+                f"reward {self.rewards[0].name!r} compares several answers to a task; give "
+                "evaluate(samples=2) or more, or a reward that scores one answer, such as a Judge"
+            )
+        return chosen
 
     @property
     def _answers_here(self) -> bool:
@@ -243,6 +285,7 @@ class VeRLTrainer(ModelTrainer):
         if chosen is None:
             raise DataError("there is nothing to evaluate on; give evaluate() a data set")
         await self.check_reward()
+        rewards = self._rewards_for(samples)
         if self.running_agent is not None:
             return await self._assess_agent(chosen, samples=samples, success=success)
         policy, tasks = await self.policy(), await self.encode(chosen)
@@ -251,7 +294,7 @@ class VeRLTrainer(ModelTrainer):
         answers, longest = len(tasks) * max(1, samples), self.config.max_response_length
         with answering(answers, longest, wanted=self.config.progress) as report:
             judged = await judge(
-                policy, self.config, self.rewards, tasks, samples=samples, report=report
+                policy, self.config, rewards, tasks, samples=samples, report=report
             )
         outputs = [rollout.text for rollout in judged.rollouts]
         return Assessment(
@@ -264,7 +307,8 @@ class VeRLTrainer(ModelTrainer):
         tasks, policy = as_tasks(dataset), await self.policy()
         from orbiter.train.verl.play import Setting, assess
 
-        setting = Setting(policy, self.config, self.running_agent, self.rewards)
+        rewards = self._rewards_for(samples)
+        setting = Setting(policy, self.config, self.running_agent, rewards)
         return await assess(setting, tasks, samples=samples, success=success)
 
     async def rehearse(self, tasks: object) -> Rehearsal:

@@ -65,6 +65,12 @@ def ship(rewards: Sequence[RewardSpec]) -> list[Shipped]:
 
 def _ship(spec: RewardSpec, stem: str) -> Shipped:
     fn: Any = spec.fn
+    if spec.judge is not None:
+        raise ConfigError(
+            f"reward {spec.name!r} is a judge, whose model, cache and limits are in this process; "
+            "verl's workers cannot reach them: use backend='local', or write a function that asks "
+            "your endpoint"
+        )
     shipped = functools.partial(Shipped, name=spec.name, weight=float(spec.weight))
     if _importable(fn):
         return shipped(

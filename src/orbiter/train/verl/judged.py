@@ -1,0 +1,100 @@
+"""Judges as rewards: what they see of a sample, where their answers are kept, what they cost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from orbiter.train.agents.episode import Episode
+from orbiter.train.judging.base import Attempt, Ruling
+
+if TYPE_CHECKING:
+    from orbiter.train.chat.message import Message
+    from orbiter.train.judging.base import BaseJudge
+    from orbiter.train.trajectory import TrajectoryItem
+
+T = TypeVar("T")
+
+FOLDER = "judges"
+"""Folder of a run for the judges' answers."""
+
+
+def attempt_of(output: str, given: Mapping[str, object]) -> Attempt:
+    """Return an answer or an episode as a judge sees it."""
+    item, episode = cast("TrajectoryItem", given["item"]), given.get("episode")
+    messages = conversation_of(episode) if isinstance(episode, Episode) else ()
+    return Attempt(item.state, output, messages)
+
+
+def conversation_of(episode: Episode) -> list[Message]:
+    """Return every message of an episode once, in order; sub-agents' ones where they came."""
+    messages: list[Message] = []
+    for turn in episode.turns:
+        known = 0
+        if turn.continues is not None:
+            known = len(episode.turns[turn.continues].messages) + 1  # with the answer to them
+        messages += [*turn.messages[known:], turn.reply]
+    return messages
+
+
+def grouped(values: Sequence[T], sizes: Sequence[int]) -> Iterator[Sequence[T]]:
+    """Yield values in groups of these sizes, one after the other."""
+    start = 0
+    for size in sizes:
+        yield values[start : start + size]
+        start += size
+
+
+def order_effect(groups: Iterable[Sequence[Ruling]]) -> float | None:
+    """Return how much scores depend on the place where an attempt was shown, in [-1, 1].
+
+    The correlation of place and score within the groups; an attempt's place is random, so it is
+    near 0 for a judge that ignores it. None where it is undefined.
+    """
+    pairs: list[tuple[float, float]] = []
+    for group in groups:
+        known = [(r.place, r.score) for r in group if r.place is not None and r.score is not None]
+        if known:
+            place, score = fmean(p for p, _ in known), fmean(s for _, s in known)
+            pairs += [(p - place, s - score) for p, s in known]
+    spread = math.fsum(p * p for p, _ in pairs) * math.fsum(s * s for _, s in pairs)
+    return math.fsum(p * s for p, s in pairs) / math.sqrt(spread) if spread > 0 else None
+
+
+@contextlib.contextmanager
+def kept(judges: Mapping[str, BaseJudge], output_dir: object) -> Iterator[None]:
+    """Keep the answers of a run's judges in its folder, if it has one, while the body runs."""
+    try:
+        if output_dir is not None:
+            for name, judge in judges.items():
+                judge.keep_in(Path(str(output_dir)) / FOLDER / f"{_file_name(name)}.sqlite")
+        yield
+    finally:
+        for judge in judges.values():
+            judge.close()
+
+
+def _file_name(reward: str) -> str:
+    """Return a file name for a reward's name, which may hold anything."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", reward)[:40]
+    return (
+        f"{plain}-{hashlib.blake2b(reward.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
+    )
+
+
+def usage(judges: Mapping[str, BaseJudge]) -> dict[str, float]:
+    """Return calls and cost of all judges since the run began, and answers from the files."""
+    if not judges:
+        return {}
+    spent = [judge.spent for judge in judges.values()]
+    return {
+        "judge_calls": float(sum(each.calls for each in spent)),
+        "judge_cached": float(sum(each.cached for each in spent)),
+        "judge_cost": math.fsum(each.cost for each in spent),
+    }
