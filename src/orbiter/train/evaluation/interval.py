@@ -187,7 +187,7 @@ def _ends(ordered: list[float], confidence: float, seed: int) -> Ends:
     if n >= LARGE:
         mean, half = values.mean(), -_normal().inv_cdf(tail) * values.std(ddof=1) / math.sqrt(n)
         return Ends(float(max(mean - half, ordered[0])), float(min(mean + half, ordered[-1])))
-    expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * _student_quantile(1 - tail, n - 1))
+    expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * student_quantile(1 - tail, n - 1))
     low, high = np.quantile(_resampled_means(values, seed), [expanded, 1 - expanded])
     return Ends(float(low), float(high))
 
@@ -205,7 +205,7 @@ def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float
     return np.concatenate(means)
 
 
-def _student_quantile(probability: float, degrees: int) -> float:
+def student_quantile(probability: float, degrees: int) -> float:
     """Return a quantile of Student's t (Cornish-Fisher expansion; Abramowitz and Stegun, 26.7.5).
 
     Below 3 degrees of freedom the result is too small, but there the interval spans all means in

@@ -1,6 +1,7 @@
 """Judges: language models that score answers and episodes, with what is known of their errors."""
 
 from orbiter.train.judging.base import Attempt, BaseJudge, Ruling
+from orbiter.train.judging.calibration import Calibration, calibrate
 from orbiter.train.judging.group import GroupJudge
 
-__all__ = ["Attempt", "BaseJudge", "GroupJudge", "Ruling"]
+__all__ = ["Attempt", "BaseJudge", "Calibration", "GroupJudge", "Ruling", "calibrate"]

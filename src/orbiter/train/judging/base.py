@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError
+from orbiter.train.evaluation.interval import Interval
 from orbiter.train.evaluation.judgement import Judgement
 from orbiter.train.llm.chat import ChatModel, name_of
 from orbiter.train.llm.metered import MeteredModel, Spent
@@ -43,6 +44,13 @@ class Ruling(NamedTuple):
     """For a group, where the judge saw this attempt: 0 first, 1 last, the mean over the votes."""
 
 
+class Calibrated(Protocol):
+    """What a calibration can do; see `judging/calibration.py`."""
+
+    def corrected(self, scores: Sequence[float], *, confidence: float = 0.95) -> Interval:
+        """Return the judge's scores as a corrected rate or mean."""
+
+
 class BaseJudge(ABC):
     """Scores attempts by a rubric with a language model; usable as `RewardSpec(name, fn=judge)`."""
 
@@ -69,6 +77,7 @@ class BaseJudge(ABC):
             raise ConfigError(f"votes must be at least 1, got {votes}")
         self.model, self.rubric, self.votes = model, rubric, votes
         self._calls = MeteredModel(model, max_calls=max_calls, max_cost=max_cost)
+        self._calibration: Calibrated | None = None
 
     @abstractmethod
     async def rule_on(self, attempts: Sequence[Attempt]) -> list[Ruling]:
@@ -87,6 +96,15 @@ class BaseJudge(ABC):
     def name(self) -> str:
         """Name of the judge in judgements: its kind and its model."""
         return f"{type(self).__name__}({name_of(self.model)})"
+
+    @property
+    def calibration(self) -> Calibrated | None:
+        """What is known of the judge's errors; None before `calibrate`."""
+        return self._calibration
+
+    def use_calibration(self, calibration: Calibrated) -> None:
+        """Correct what this judge measures from now on; `calibrate` does that."""
+        self._calibration = calibration
 
     @property
     def max_calls(self) -> int | None:
