@@ -91,7 +91,8 @@ def test_the_interval_of_a_corrected_mean_holds_the_truth(
 
 def test_a_good_judge_makes_the_interval_narrower_than_the_labels_alone() -> None:
     generator = np.random.default_rng(0)
-    good, none = [], []
+    good: list[float] = []
+    none: list[float] = []
     for _ in range(200):
         for held, quality in ((good, 0.97), (none, 0.5)):
             draw = verdicts(0.5, quality, quality)

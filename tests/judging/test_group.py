@@ -198,5 +198,5 @@ async def test_a_model_that_returns_an_answer_as_text_can_judge() -> None:
     async def model(messages: object) -> str:
         return scores(*([0.5] * len(attempts_in(str(messages[0]["content"])))))  # type: ignore[index]
 
-    assert await values(GroupJudge(model, "r"), ANSWERS) == [0.5] * 4  # type: ignore[arg-type]
+    assert await values(GroupJudge(model, "r"), ANSWERS) == [0.5] * 4
     assert Answer("x").cost == 0

@@ -128,7 +128,7 @@ async def test_failures_follow_on_reward_error() -> None:
         return found.total
 
     for kind in JUDGES:
-        judge = kind(down, "r")  # type: ignore[arg-type]
+        judge = kind(down, "r")
         assert await totals(judge, "skip") == [None] * 4
         assert await totals(judge, 0.5) == [1.0] * 4
         with pytest.raises(CallbackError, match=r"judge 'j' on item 0 \(task 'q'\).*no route"):
@@ -148,7 +148,7 @@ async def test_a_slow_judge_runs_into_the_time_limit_of_rewards() -> None:
         await asyncio.sleep(60)
         return "{}"
 
-    judge: Any = GroupJudge(slow, "r")  # type: ignore[arg-type]
+    judge: Any = GroupJudge(slow, "r")
     items = [TrajectoryItem("q", "a")] * 2
     with pytest.raises(CallbackError, match=r"judge 'j' .* gave no answer within 0.05 s"):
         await score(
@@ -197,7 +197,7 @@ async def test_the_effect_of_the_order_is_measured() -> None:
 
     items = [TrajectoryItem(f"q{i // 4}", "a") for i in range(160)]
     answers = [f"{spread(str(i)):.3f} {i}" for i in range(160)]
-    found = {}
+    found: dict[str, float] = {}
     for name, model in {"biased": First(spread), "fair": Scorer(spread)}.items():
         spec = [RewardSpec(name, 1, GroupJudge(model, "r"))]
         given = await score(answers, items, spec, group_sizes=[4] * 40)

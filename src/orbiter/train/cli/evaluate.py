@@ -77,6 +77,8 @@ def evaluate(
     if by is not None:
         result["by"] = {"field": by, "models": _print_slices(found, str(by), output)}
     warnings = [line for name, each in found.items() for line in one_sided(each.attempts, name)]
+    notes = {note: None for each in found.values() for note in each.metrics.notes}
+    warnings += list(notes)
     for line in warnings:
         output.say(f"warning: {line}")
     output.result(result | {"warnings": warnings})

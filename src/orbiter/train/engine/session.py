@@ -63,6 +63,10 @@ class Position:
     """Metrics of the first and of the latest steps, for the warnings of `verl/guard.py`."""
     warned: list[str] = field(default_factory=list[str])
     """The warnings that hold at present."""
+    gold: list[list[Any]] = field(default_factory=list[list[Any]])
+    """Both rewards on the gold slice at each measurement, for the alarm of `verl/gold.py`."""
+    alarms: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The alarms that were raised."""
 
 
 class Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, repeat
 from statistics import fmean, pstdev
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from orbiter.train.engine.thread import work
 from orbiter.train.engine.trainer import as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k
+from orbiter.train.judging.base import BaseJudge
+from orbiter.train.judging.calibration import uncalibrated
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -148,6 +151,32 @@ def summarise(
         if passed:
             measured[f"pass@{k}"] = fmean(passed)
     return as_metrics(measured | {"reward": interval.mean}, reward_interval=interval)
+
+
+def with_corrections(
+    assessment: Assessment, judges: Mapping[str, BaseJudge], *, samples: int
+) -> Assessment:
+    """Add what a calibrated judge's scores are worth, and a note about one that is not calibrated.
+
+    Attempts at the same task are not independent, so only the first at each task counts.
+    """
+    measured: dict[str, float] = {}
+    notes = uncalibrated(judges)
+    for name, judge in judges.items():
+        given = [attempt.rewards.get(name) for attempt in assessment.attempts[::samples]]
+        scores = [score for score in given if score is not None]
+        if judge.calibration is None or not scores:
+            continue
+        try:
+            mean, low, high, _ = judge.calibration.corrected(scores)
+        except DataError as error:
+            notes.append(f"the scores of judge {name!r} cannot be corrected: {error}")
+            continue
+        corrected = {"": mean, "_low": low, "_high": high}
+        measured |= {f"corrected/{name}{end}": value for end, value in corrected.items()}
+    metrics = assessment.metrics
+    extra = {**metrics.extra, **measured}
+    return assessment._replace(metrics=replace(metrics, extra=extra, notes=tuple(notes)))
 
 
 def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from orbiter.train.agents.episode import Episode
 from orbiter.train.judging.base import Attempt, Ruling
+from orbiter.train.judging.calibration import uncalibrated
+from orbiter.train.runlog.alarms import keep_notes
 
 if TYPE_CHECKING:
     from orbiter.train.chat.message import Message
@@ -57,23 +59,42 @@ def order_effect(groups: Iterable[Sequence[Ruling]]) -> float | None:
     The correlation of place and score within the groups; an attempt's place is random, so it is
     near 0 for a judge that ignores it. None where it is undefined.
     """
+    return correlation_within(
+        [
+            (number, ruling.place, ruling.score)
+            for number, group in enumerate(groups)
+            for ruling in group
+            if ruling.place is not None and ruling.score is not None
+        ]
+    )
+
+
+def correlation_within(rows: Iterable[tuple[int, float, float]]) -> float | None:
+    """Return the correlation of two values within groups; None where it is undefined.
+
+    Args:
+        rows: The number of the group, and the two values.
+    """
+    by_group: dict[int, list[tuple[float, float]]] = {}
+    for group, x, y in rows:
+        by_group.setdefault(group, []).append((x, y))
     pairs: list[tuple[float, float]] = []
-    for group in groups:
-        known = [(r.place, r.score) for r in group if r.place is not None and r.score is not None]
-        if known:
-            place, score = fmean(p for p, _ in known), fmean(s for _, s in known)
-            pairs += [(p - place, s - score) for p, s in known]
-    spread = math.fsum(p * p for p, _ in pairs) * math.fsum(s * s for _, s in pairs)
-    return math.fsum(p * s for p, s in pairs) / math.sqrt(spread) if spread > 0 else None
+    for members in by_group.values():
+        mean_x, mean_y = fmean(x for x, _ in members), fmean(y for _, y in members)
+        pairs += [(x - mean_x, y - mean_y) for x, y in members]
+    spread = math.fsum(x * x for x, _ in pairs) * math.fsum(y * y for _, y in pairs)
+    return math.fsum(x * y for x, y in pairs) / math.sqrt(spread) if spread > 0 else None
 
 
-@contextlib.contextmanager
-def kept(judges: Mapping[str, BaseJudge], output_dir: object) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def kept(judges: Mapping[str, BaseJudge], output_dir: object) -> AsyncIterator[None]:
     """Keep the answers of a run's judges in its folder, if it has one, while the body runs."""
     try:
         if output_dir is not None:
             for name, judge in judges.items():
                 judge.keep_in(Path(str(output_dir)) / FOLDER / f"{_file_name(name)}.sqlite")
+            if notes := uncalibrated(judges):
+                keep_notes(str(output_dir), notes)
         yield
     finally:
         for judge in judges.values():

@@ -105,6 +105,11 @@ def judges_of(rewards: Sequence[RewardSpec]) -> dict[str, BaseJudge]:
     return {spec.name: spec.judge for spec in rewards if spec.judge is not None}
 
 
+def weights_of(rewards: Sequence[RewardSpec]) -> dict[str, float]:
+    """Return the weight of each reward, by name."""
+    return {spec.name: float(spec.weight) for spec in rewards}
+
+
 class Scores(NamedTuple):
     """The rewards of a list of outputs; None for a skipped sample."""
 

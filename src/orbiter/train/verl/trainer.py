@@ -26,7 +26,7 @@ from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend, LocalBackend
 from orbiter.train.verl.cluster.backend import ClusterBackend
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import OF_EPISODES, RewardSpec
+from orbiter.train.verl.reward import OF_EPISODES, RewardSpec, judges_of
 from orbiter.train.verl.tasks import as_tasks
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class VeRLTrainer(ModelTrainer):
         eval_dataset: object = None,
         agent: object = None,
         environment: object = None,
+        gold: RewardSpec | None = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
         """Store the arguments; the model is loaded when it is first needed.
@@ -72,6 +73,8 @@ class VeRLTrainer(ModelTrainer):
             environment: What the policy acts in, in place of an agent: a class with `reset` and
                 `get_reward` whose other public methods are tools, a function that makes such an
                 object, or a list of tool functions (`agents/environments/`).
+            gold: A more trusted reward, which is not trained by but measured every `gold_every`
+                steps on a few held-out tasks: a warning says if the rewards rise without it.
             on_state_change: Called with the old and the new state of the lifecycle.
 
         Raises:
@@ -91,8 +94,9 @@ class VeRLTrainer(ModelTrainer):
             on_state_change=on_state_change,
         )
         self.rewards = tuple(rewards)
+        self.gold = gold
         self.method = ALGORITHMS[self.config.algorithm].title
-        self._backend = BACKENDS[self.config.backend](self, self.config, self.rewards)
+        self._backend = BACKENDS[self.config.backend](self, self.config, self.rewards, gold)
 
     async def check_reward(self) -> bool:
         """Check that there are rewards with distinct names, and that one has a nonzero weight."""
@@ -111,7 +115,28 @@ class VeRLTrainer(ModelTrainer):
         for reward in self.rewards:
             self._check_signature(reward)
             self._check_judge(reward)
+        self._check_gold()
         return True
+
+    def _check_gold(self) -> None:
+        """Make sure that the gold reward can be measured beside the others."""
+        gold = self.gold
+        if gold is None:
+            return
+        if not isinstance(gold, RewardSpec):
+            raise ConfigError(f"gold must be a RewardSpec, got {type(gold).__name__}")
+        if self.config.backend != "local":
+            raise ConfigError(f"gold= needs backend='local', got {self.config.backend!r}")
+        if gold.name in {"proxy", *(reward.name for reward in self.rewards)}:
+            raise ConfigError(
+                f"gold must have another name than 'proxy' and the rewards, got {gold.name!r}"
+            )
+        if gold.relative:
+            raise ConfigError(
+                f"gold {gold.name!r} compares answers with each other, so it cannot show whether "
+                "they get better over the run; use a function or a Judge"
+            )
+        self._check_signature(gold)
 
     def _check_signature(self, reward: RewardSpec) -> None:
         """Make sure that the samples of this run have what a reward asks for."""
@@ -277,7 +302,11 @@ class VeRLTrainer(ModelTrainer):
     async def assess(
         self, dataset: object = None, *, samples: int = 0, success: float = 1.0
     ) -> Assessment:
-        """Evaluate as `evaluate` does, and return every answer or episode with its score too."""
+        """Evaluate as `evaluate` does, and return every answer or episode with its score too.
+
+        Of a calibrated judge the corrected rate is measured too. The notes of the metrics name the
+        judges that are not calibrated.
+        """
         WholeNumber(at_least=0)("samples", samples)
         chosen = next(
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
@@ -289,7 +318,13 @@ class VeRLTrainer(ModelTrainer):
         if self.running_agent is not None:
             return await self._assess_agent(chosen, samples=samples, success=success)
         policy, tasks = await self.policy(), await self.encode(chosen)
-        from orbiter.train.verl.evaluate import Assessment, attempts_of, judge, summary
+        from orbiter.train.verl.evaluate import (
+            Assessment,
+            attempts_of,
+            judge,
+            summary,
+            with_corrections,
+        )
 
         answers, longest = len(tasks) * max(1, samples), self.config.max_response_length
         with answering(answers, longest, wanted=self.config.progress) as report:
@@ -297,19 +332,22 @@ class VeRLTrainer(ModelTrainer):
                 policy, self.config, rewards, tasks, samples=samples, report=report
             )
         outputs = [rollout.text for rollout in judged.rollouts]
-        return Assessment(
+        assessment = Assessment(
             summary(judged, len(tasks), success=success),
             attempts_of(tasks.items, outputs, judged.scores),
         )
+        return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
 
     async def _assess_agent(self, dataset: object, *, samples: int, success: float) -> Assessment:
         await self.check_agent()
         tasks, policy = as_tasks(dataset), await self.policy()
+        from orbiter.train.verl.evaluate import with_corrections
         from orbiter.train.verl.play import Setting, assess
 
         rewards = self._rewards_for(samples)
         setting = Setting(policy, self.config, self.running_agent, rewards)
-        return await assess(setting, tasks, samples=samples, success=success)
+        assessment = await assess(setting, tasks, samples=samples, success=success)
+        return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
 
     async def rehearse(self, tasks: object) -> Rehearsal:
         """Play one episode of the agent on each of a few tasks, and estimate what a step costs.
