@@ -14,6 +14,7 @@ import typer
 from orbiter.train.chat.tool_calls import name_of
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
+from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
@@ -146,8 +147,9 @@ async def _measure(
         eval_every=None,
     )  # fmt: skip
     told = settings.values.get("reward")
-    rewards = [] if agent is not None and told is None else load_rewards(told)
+    rewards = [] if agent is not None and told is None else load_rewards(told, settings)
     choice = agent or AgentChoice()
+    await calibrate_all(rewards, settings)
     trainer = VeRLTrainer(config, rewards, agent=choice.agent, environment=choice.environment)
     return await trainer.assess(items, samples=samples, success=success)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
-from orbiter.train.cli.code import load_object, load_rewards
+from orbiter.train.cli.code import load_gold, load_object, load_rewards
 from orbiter.train.cli.options import RUNS, read_items
 from orbiter.train.cli.output import command, duration, is_plain
 from orbiter.train.cli.settings.config_file import Settings, all_settings
@@ -44,6 +44,12 @@ class Job:
     """They score the answers; for imitation too, if the settings ask for it."""
     agent: AgentChoice | None = None
     """What works on the tasks, if it is not the model alone."""
+
+    @property
+    def scorers(self) -> list[RewardSpec]:
+        """The rewards, and the gold reward."""
+        gold = self.trainer.gold if isinstance(self.trainer, VeRLTrainer) else None
+        return [*self.rewards, *([] if gold is None else [gold])]
 
     @property
     def resume_command(self) -> str:
@@ -86,7 +92,9 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     # An environment gives its own reward, and an agent may give rewards as it works.
     wanted = method == "train" and agent is None
     rewards = (
-        load_rewards(settings.values.get("reward")) if wanted or "reward" in settings.values else []
+        load_rewards(settings.values.get("reward"), settings)
+        if wanted or "reward" in settings.values
+        else []
     )
     trainer = _trainer(method, settings, rewards, agent, fixed)
     trainer.dataset, trainer.eval_dataset = items, held_out
@@ -114,9 +122,11 @@ def _trainer(
     if method == "offline":
         return OfflineTrainer(settings.build("offline", OfflineConfig, **fixed))
     config = settings.build("train", VeRLConfig, **fixed)
-    if agent is None:
-        return VeRLTrainer(config, rewards)
-    return VeRLTrainer(config, rewards, agent=agent.agent, environment=agent.environment)
+    gold = load_gold(settings.values.get("reward"), settings)
+    choice = agent or AgentChoice()
+    return VeRLTrainer(
+        config, rewards, agent=choice.agent, environment=choice.environment, gold=gold
+    )
 
 
 def _data(settings: Settings, *, with_agent: bool) -> tuple[Sequence[Any], Sequence[Any] | None]:

@@ -21,6 +21,7 @@ from orbiter.train.cli.agent import rehearse
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
+from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
 from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
@@ -148,6 +149,8 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     if not resumed:
         _require_new(job.folder)
         write_run_config(job.folder, job.run_config())
+    for text in asyncio.run(calibrate_all(job.scorers, settings, job.folder)):
+        output.say(text)
     return _carry_out(job, plan.steps, asked, output)
 
 

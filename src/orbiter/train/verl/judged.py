@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ async def kept(judges: Mapping[str, BaseJudge], output_dir: object) -> AsyncIter
     try:
         if output_dir is not None:
             for name, judge in judges.items():
-                judge.keep_in(Path(str(output_dir)) / FOLDER / f"{_file_name(name)}.sqlite")
+                judge.keep_in(answers_file(str(output_dir), name))
             if notes := uncalibrated(judges):
                 keep_notes(str(output_dir), notes)
         yield
@@ -101,12 +102,11 @@ async def kept(judges: Mapping[str, BaseJudge], output_dir: object) -> AsyncIter
             judge.close()
 
 
-def _file_name(reward: str) -> str:
-    """Return a file name for a reward's name, which may hold anything."""
+def answers_file(output_dir: str | os.PathLike[str], reward: str) -> Path:
+    """Return the file of a run for the answers of a judge; a reward's name may hold anything."""
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", reward)[:40]
-    return (
-        f"{plain}-{hashlib.blake2b(reward.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
-    )
+    digest = hashlib.blake2b(reward.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return Path(output_dir) / FOLDER / f"{plain}-{digest}.sqlite"
 
 
 def usage(judges: Mapping[str, BaseJudge]) -> dict[str, float]:

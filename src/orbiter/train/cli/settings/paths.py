@@ -38,9 +38,19 @@ def _is_dir(change: Change, value: str) -> bool:
 
 
 def _map_reward(given: object, change: Change) -> object:
+    """Map "file.py:name" of each reward, and a file of labels; a rubric is left as it is."""
     if isinstance(given, Mapping):
-        return {name: _map_reward(inner, change) for name, inner in given.items()}
+        return {name: _map_entry(entry, change) for name, entry in given.items()}
     return _map_code(given, change)
+
+
+def _map_entry(entry: object, change: Change) -> object:
+    if not isinstance(entry, Mapping):
+        return _map_code(entry, change)
+    mapped = {key: _map_code(value, change) for key, value in entry.items() if key != "judge"}
+    if isinstance(labels := entry.get("labels"), str):
+        mapped["labels"] = change(labels)
+    return {**entry, **mapped}
 
 
 def _map_code(value: object, change: Change) -> object:
