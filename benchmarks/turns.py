@@ -42,13 +42,14 @@ class Race:
     """How many times TRL's speed is asked for; 0 where nothing is."""
     measure: str = "tokens"
     """What is counted a second."""
+    engines: tuple[str, ...] = ENGINES
 
 
 def race(race: Race, steps: int) -> None:
     """Run both engines in turn and print what they took; the first step only warms up."""
     print(f"\n{race.title}\n  load average {os.getloadavg()[0]:.1f}", flush=True)
     print("  " + floor(race.dtype, race.threads), flush=True)
-    workers = {engine: _start(race, engine, steps) for engine in ENGINES}
+    workers = {engine: _start(race, engine, steps) for engine in race.engines}
     seen: dict[str, Steps] = {engine: [] for engine in workers}
     for _ in range(steps):
         for engine, worker in workers.items():
@@ -58,6 +59,8 @@ def race(race: Race, steps: int) -> None:
         peaks[engine] = _turn(worker)["peak_gb"]
         worker.wait()
         _report(engine, seen[engine][1:], peaks[engine])
+    if len(peaks) < len(ENGINES):
+        return
     wanted = f" (asked for {race.target:g})" if race.target else ""
     by_wall, by_cpu = (_ratio(seen, race.measure, seconds) for seconds in ("wall", "cpu"))
     print(

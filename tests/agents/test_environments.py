@@ -329,6 +329,12 @@ def unknown(self: object, x: Nowhere) -> str:  # type: ignore[name-defined]
     return ""
 
 
+class Taskset:
+    """As verifiers names its own; that package cannot be installed beside this one's tools."""
+
+    __module__ = "verifiers.v1.taskset"
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
@@ -337,6 +343,9 @@ def unknown(self: object, x: Nowhere) -> str:  # type: ignore[name-defined]
         (NoReward, "NoReward has no get_reward\\(\\), and there are no rewards"),
         (NeedsArguments, "NeedsArguments\\(\\) needs url.*environment=lambda: NeedsArguments"),
         (Safe(), "an instance of Safe, which all episodes would share"),
+        (Taskset, "Taskset of the package verifiers, which is not supported"),
+        (Taskset(), "Taskset of the package verifiers, which is not supported"),
+        (type("Mine", (Taskset,), {}), "Mine of the package verifiers"),
         (7, "environment= must be a class .* got 7"),
         ("env.py:Env", "environment= must be a class"),
         ([], "environment= is an empty list"),

@@ -72,7 +72,12 @@ class SafeClient(core.EnvClient[Dial, Seen, State]):  # type: ignore[misc] # as 
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    app = openenv_server.create_app(Safe, Dial, Seen, max_concurrent_envs=8)
+    async with served(openenv_server.create_app(Safe, Dial, Seen, max_concurrent_envs=8)) as at:
+        yield at
+
+
+@contextlib.asynccontextmanager
+async def served(app: Any) -> AsyncIterator[str]:  # noqa: ANN401 - an ASGI app
     with bind("127.0.0.1", 0) as listener:
         server = make_server(app, extra="capture", closing_seconds=1.0)
         server.capture_signals = contextlib.nullcontext
@@ -148,3 +153,98 @@ async def test_an_unknown_action_class_is_named(policy: Policy, url: str) -> Non
     async with LivePolicy(policy) as live:
         episode = await run_episode(EnvironmentAgent(environment), {}, live, seed=0)
     assert "action class of GenericEnvClient is not known; pass it" in str(episode.error)
+
+
+@pytest.fixture
+async def vault() -> AsyncIterator[str]:
+    """A server whose tools are listed over MCP; opening the vault is rewarded and ends it."""
+    fastmcp: Any = pytest.importorskip("fastmcp", reason="fastmcp is not installed")
+    mcp_environment: Any = pytest.importorskip("openenv.core.env_server.mcp_environment")
+    mcp_types: Any = pytest.importorskip("openenv.core.env_server.mcp_types")
+
+    class Vault(mcp_environment.MCPEnvironment):  # type: ignore[misc] # not installed where mypy runs
+        SUPPORTS_CONCURRENT_SESSIONS = True
+
+        def __init__(self) -> None:
+            mcp = fastmcp.FastMCP("vault")
+            self.code, self.opened = "12", False
+
+            def dial(digits: str) -> str:
+                """Dial digits."""
+                self.opened = digits == self.code
+                return "open" if self.opened else "closed"
+
+            def kick(times: int) -> dict[str, int]:
+                """Kick it."""
+                if times > 9:
+                    raise ValueError("it hurts")
+                return {"dents": times}
+
+            mcp.tool(dial)
+            mcp.tool(kick)
+            super().__init__(mcp)
+
+        def reset(
+            self,
+            seed: int | None = None,
+            episode_id: str | None = None,
+            **given: Any,  # noqa: ANN401 - as the base
+        ) -> Any:  # noqa: ANN401 - an observation
+            self.code, self.opened = str(given.get("code", "12")), False
+            return types.Observation()
+
+        async def step_async(self, action: Any, timeout_s: Any = None, **given: Any) -> Any:  # noqa: ANN401 - as the base
+            seen = await super().step_async(action, timeout_s, **given)
+            if isinstance(action, mcp_types.CallToolAction):
+                seen.reward, seen.done = float(self.opened), self.opened
+            return seen
+
+        def _step_impl(self, action: Any, timeout_s: Any = None, **_: Any) -> Any:  # noqa: ANN401 - as the base
+            raise NotImplementedError
+
+        @property
+        def state(self) -> Any:  # noqa: ANN401 - a state
+            return State(episode_id=None, step_count=0)
+
+    app = openenv_server.create_app(
+        Vault, mcp_types.CallToolAction, mcp_types.CallToolObservation, max_concurrent_envs=8
+    )
+    async with served(app) as at:
+        yield at
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_tools_that_are_listed_over_mcp_are_called_with_rewards(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, vault: str, blocking: bool
+) -> None:
+    mcp_client: Any = pytest.importorskip("openenv.core.mcp_client")
+    made = mcp_client.MCPToolClient
+    environment = openenv(lambda: made(base_url=vault).sync() if blocking else made(base_url=vault))
+    script = [
+        tool_call("dial", digits="1"),
+        tool_call("kick", times=3),
+        tool_call("kick", times=10),
+        tool_call("kick", times="x"),
+        tool_call("dial", digits="34"),
+    ]
+    scripted(monkeypatch, policy, answers(*script))
+    task = {"prompt": "Open the vault.", "code": "34"}
+    async with LivePolicy(policy, max_new_tokens=90) as live:
+        runs = [
+            run_episode(EnvironmentAgent(environment), task, live, seed=seed) for seed in range(3)
+        ]
+        episodes = await asyncio.gather(*runs)
+    for episode in episodes:
+        assert episode.error is None
+        played = episode.result
+        assert isinstance(played, Played)
+        assert played.reward == 1.0
+        assert len(episode.turns) == len(script)  # done ends it
+        texts = [m["content"] for m in played.messages if m["role"] in ("user", "tool")]
+        assert texts[:3] == ["Open the vault.", "closed", '{"dents":3}']
+        assert "it hurts" in texts[3]
+        assert "times" in texts[4]
+        tools = episode.turns[0].tools
+        assert tools is not None
+        assert [tool["function"]["name"] for tool in tools] == ["dial", "kick"]
+        assert list(tools[0]["function"]["parameters"]["properties"]) == ["digits"]

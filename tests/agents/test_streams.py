@@ -7,10 +7,17 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis.strategies import integers, lists
 
 from orbiter.train.agents import Stream, token_weights, turns_to_streams
-from orbiter.train.engine.batch import collate
+from orbiter.train.agents.streams import shared_beginnings
+from orbiter.train.engine.batch import Batch, collate
+from orbiter.train.engine.forward.packing import Packing
+from orbiter.train.engine.models.load import load_model
+from orbiter.train.engine.policy import make_policy
 from orbiter.train.engine.rollout import Rollout
+from orbiter.train.engine.update import score
 from orbiter.train.errors import ConfigError, DataError
 
 
@@ -138,3 +145,68 @@ def test_streams_become_a_batch() -> None:
     batch = collate(rows)
     assert batch.mask.sum() == 5
     assert torch.equal(batch.sampled_logprob[0], torch.tensor([0.0, -0.2, -0.3, 0.0, 0.0]))
+
+
+def stream(prompt: list[int], *sampled: int) -> Stream:
+    (made,) = turns_to_streams([turn(prompt, *sampled)])
+    return made
+
+
+def test_prompts_that_begin_alike_share_their_beginning() -> None:
+    alike = [stream([1, 2, 3, 4, 5], 6), stream([7, 8], 6), stream([1, 2, 3, 4, 9, 9], 6)]
+    assert shared_beginnings(alike) == [4, 2, 4]
+    assert shared_beginnings([*alike, stream([1, 2, 3, 4, 5], 7)]) == [4, 2, 4, 4]
+    # Half of the longest prompt has to be common, with every prompt of the cluster.
+    assert shared_beginnings([stream([1, 2, 3], 6), stream([1, 9, 9], 6)]) == [3, 3]
+    chain = [stream([1, 2, 3, 4], 6), stream([1, 2, 3, 5], 6), stream([1, 2, 9, 9, 9], 6)]
+    assert shared_beginnings(chain) == [3, 3, 5]
+    assert shared_beginnings([]) == []
+
+
+@settings(max_examples=200)
+@given(lists(lists(integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8))
+def test_a_shared_beginning_is_shared_and_no_longer_than_the_prompt(
+    prompts: list[list[int]],
+) -> None:
+    streams = [stream(prompt, 3) for prompt in prompts]
+    beginnings = shared_beginnings(streams)
+    for prompt, length in zip(prompts, beginnings, strict=True):
+        assert 1 <= length <= len(prompt)
+        assert 2 * length >= len(prompt)
+        # Equal prompts are treated alike, so that they still run once.
+        assert all(
+            n == length for other, n in zip(prompts, beginnings, strict=True) if other == prompt
+        )
+
+
+def test_an_update_with_shared_beginnings_runs_fewer_tokens_and_has_the_same_gradient() -> None:
+    loaded = load_model("tiny", device="cpu", seed=0)
+    policy = make_policy(loaded.model, loaded.tokenizer, dtype="float32", device="cpu")
+    tools = list(range(40, 90))
+    streams = [
+        stream([*tools, task, 200], *answer)
+        for task in (1, 2, 3)
+        for answer in ((5, 6, 7), (5, 9), (8,))
+    ]
+
+    def batch(lengths: list[int]) -> Batch:
+        return collate(
+            [
+                Rollout(each.token_ids, each.mask, each.logprobs, length)
+                for each, length in zip(streams, lengths, strict=True)
+            ],
+            advantage=torch.linspace(-1, 1, len(streams)),
+        )
+
+    def gradient(of: Batch) -> torch.Tensor:
+        assert of.advantage is not None
+        loss = (score(policy, of).logprob * of.advantage).sum()
+        grads = torch.autograd.grad(loss, list(policy.named_trainable().values()))
+        return torch.cat([grad.flatten() for grad in grads])
+
+    own = batch([each.prompt_length for each in streams])
+    shared = batch(shared_beginnings(streams))
+    assert len(Packing.of(own).token_ids) - len(Packing.of(shared).token_ids) == 2 * len(tools)
+    expected = gradient(own)
+    torch.testing.assert_close(gradient(shared), expected, rtol=1e-4, atol=1e-5)
+    assert float(expected.norm()) > 1

@@ -309,8 +309,62 @@ async def test_the_tasks_and_rewards_of_an_agent_are_checked() -> None:
     alone = VeRLTrainer(tiny(), [asks])
     with pytest.raises(ConfigError, match="reward 'r' asks for task or result or episode"):
         await alone.train(["a"])
-    with pytest.raises(ConfigError, match="plan\\(\\) cannot estimate a run with agent="):
-        await trainer(two_turns).plan(["a"])
+
+
+async def test_a_plan_plays_two_episodes_and_estimates_the_whole_run() -> None:
+    asked: list[str] = []
+
+    async def counted(task: str) -> str:
+        asked.append(task)
+        return await two_turns(task)
+
+    run = trainer(counted, epochs=4, episode_concurrency=1)
+    before = await weights(run)
+    plan = await run.plan(["a", "bb", "c", "dddd", "e"])
+    assert asked == ["a", "bb"]
+    assert (plan.items, plan.steps, plan.updates) == (5, 12, 12)
+    assert equal(before, await weights(run))
+    # Two turns of at most 5 sampled tokens, for each of 2 x 3 episodes of a step.
+    streams = plan.tokens / (plan.steps * 6)
+    assert 10 < streams <= plan.longest_item
+    assert plan.seconds > 0
+    assert plan.memory_bytes > 10_000_000
+    assert "float32" in plan.computes
+
+    longer = await trainer(counted, max_response_length=40).plan(["a", "bb"])
+    assert longer.longest_item > plan.longest_item
+
+
+async def test_a_plan_says_why_its_episodes_failed() -> None:
+    async def broken(task: str) -> str:
+        raise RuntimeError(f"no {task} today")
+
+    with pytest.raises(CallbackError, match="all failed: agent_error, RuntimeError: no a today"):
+        await trainer(broken).plan(["a", "b"])
+
+
+async def test_episode_concurrency_bounds_the_episodes_that_are_played_together() -> None:
+    playing, most = 0, 0
+
+    async def watched(task: str) -> str:
+        nonlocal playing, most
+        playing += 1
+        most = max(most, playing)
+        try:
+            return await two_turns(task)
+        finally:
+            playing -= 1
+
+    one = trainer(watched, episode_concurrency=2)
+    first = await one.train(["a", "b"])
+    assert most == 2
+    most = 0
+    all_ = trainer(watched)
+    second = await all_.train(["a", "b"])
+    assert most == 6
+    assert first.reward == second.reward  # what is drawn does not depend on it
+    with pytest.raises(ConfigError, match=r"episode_concurrency must be .*at least 1"):
+        tiny(episode_concurrency=0)
 
 
 @pytest.mark.parametrize("models", ["gpt-5", [], [""], [7]])

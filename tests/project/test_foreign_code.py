@@ -27,6 +27,7 @@ IMPORTS_BY_NAME = {
     "cli/code.py", "verl/cluster/inside/reward.py",  # the user's own functions, by their config
     "capture/transport.py",  # wraps the loader of a module that the user imports
     "verl/cluster/inside/check.py",  # verl's own modules
+    "demo/multi_turn/apis.py",  # our table's names, in the wheel whose checksum the demo verifies
 }  # fmt: skip
 
 

@@ -1,36 +1,15 @@
 """Plant a bug in the mathematics, run its tests, see red; for each bug that one really makes.
 
-python tests/rl/mutants.py        prints one line a bug: which test caught it, or SURVIVED
+python -m tests.rl.mutants                    one line a bug: which test caught it, or SURVIVED
+python -m tests.rl.mutants turns "no clip"    only the bugs of a file of rl/, or with a name
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
-import pytest
-import torch
-from hypothesis import Phase, settings
-
-HERE = Path(__file__).parent
-SOURCE = HERE.parents[1] / "src"
-
-
-class Bug(NamedTuple):
-    """A line as it stands, and as somebody in a hurry would have written it."""
-
-    what: str
-    file: str
-    right: str
-    wrong: str
-
+from tests.mutation import Bug, hunt_all
 
 BUGS = (
     Bug("mask by multiplying", "masked", "x.masked_fill(~mask, 0.0)", "x * mask"),
@@ -145,69 +124,7 @@ BUGS = (
     Bug("gamma by token in turns", "turns", "gamma=gamma, gae_lambda", "gamma=1.0, gae_lambda"),
     Bug("lambda lost in turns", "turns", "gae_lambda=gae_lambda)", "gae_lambda=1.0)"),
 )  # fmt: skip
-NO_BUG = Bug("none", "loss", "-torch.minimum(free", "-torch.minimum(free")
-"""The control: with it, all must be green."""
-
-
-class Catch:
-    """Remembers the first test that failed."""
-
-    def __init__(self) -> None:
-        self.name = ""
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take note of a failure."""
-        if report.failed and not self.name:
-            self.name = report.nodeid.rpartition("::")[2].partition("[")[0]
-
-
-def hunt(bug: Bug, folder: Path) -> str:
-    """Return the name of a test that a bug makes fail, or "" where all stay green."""
-    source = shutil.copytree(SOURCE, folder / "src")
-    path = source / "orbiter" / "train" / "rl" / f"{bug.file}.py"
-    text = path.read_text(encoding="utf-8")
-    if bug.right not in text:
-        return "NOT PLANTED: the line is gone"
-    path.write_text(text.replace(bug.right, bug.wrong), encoding="utf-8")
-    sys.path.insert(0, str(source))
-    catch = Catch()
-    options = ["-x", "-q", "-m", "not nightly", "--hypothesis-profile=hunt", str(HERE)]
-    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
-    with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(options, plugins=[catch])
-    return catch.name
-
-
-def forked(bug: Bug) -> str:
-    """Hunt in a process of its own, which finds torch already imported."""
-    with tempfile.TemporaryDirectory() as name:
-        answer = Path(name) / "answer"
-        pid = os.fork()
-        if pid == 0:
-            answer.write_text(hunt(bug, Path(name)), encoding="utf-8")
-            os._exit(0)
-        os.waitpid(pid, 0)
-        return answer.read_text(encoding="utf-8") if answer.exists() else "NO ANSWER"
-
-
-def main() -> int:
-    """Hunt every bug; the exit code is the number that survived."""
-    torch.set_num_threads(1)
-    settings.register_profile(
-        "hunt", derandomize=True, deadline=None, database=None, phases=[Phase.generate]
-    )
-    if name := forked(NO_BUG):
-        raise SystemExit(f"red without a bug: {name}")
-    survived = []
-    for bug in BUGS:
-        name = forked(bug)
-        if not name.startswith("test_"):
-            survived.append(bug.what)
-        sys.stdout.write(f"{bug.what:40} {name or 'SURVIVED'}\n")
-        sys.stdout.flush()
-    sys.stdout.write(json.dumps({"bugs": len(BUGS), "survived": survived}) + "\n")
-    return len(survived)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(hunt_all(BUGS, Path(__file__).parent, package="rl"))

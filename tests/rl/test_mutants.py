@@ -13,6 +13,6 @@ from tests.children import run_child
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="plants each bug in a forked process")
 def test_every_planted_bug_is_caught() -> None:
-    script = Path(__file__).with_name("mutants.py")
-    done = run_child([sys.executable, str(script)], timeout=1700)
+    root = Path(__file__).parents[2]
+    done = run_child([sys.executable, "-m", "tests.rl.mutants"], cwd=root, timeout=1700)
     assert done.returncode == 0, done.stdout

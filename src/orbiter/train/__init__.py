@@ -28,6 +28,14 @@ if TYPE_CHECKING:
         EvolutionStrategy,
     )
     from orbiter.train.offline import OfflineConfig, OfflineMethod, OfflineTrainer
+    from orbiter.train.preference import (
+        PreferenceConfig,
+        PreferenceMethod,
+        PreferenceTrainer,
+        RewardModel,
+        RewardModelConfig,
+        RewardModelTrainer,
+    )
     from orbiter.train.runlog import RunLog, read_run
     from orbiter.train.sft import SFTConfig, SFTTrainer
     from orbiter.train.synthesis import (
@@ -70,6 +78,12 @@ __all__ = [
     "OfflineConfig",
     "OfflineMethod",
     "OfflineTrainer",
+    "PreferenceConfig",
+    "PreferenceMethod",
+    "PreferenceTrainer",
+    "RewardModel",
+    "RewardModelConfig",
+    "RewardModelTrainer",
     "RewardSpec",
     "RunLog",
     "SFTConfig",
@@ -132,6 +146,14 @@ _HOMES = {
         "OfflineConfig",
         "OfflineMethod",
         "OfflineTrainer",
+    ),
+    "preference": (
+        "PreferenceConfig",
+        "PreferenceMethod",
+        "PreferenceTrainer",
+        "RewardModel",
+        "RewardModelConfig",
+        "RewardModelTrainer",
     ),
     "runlog": (
         "RunLog",

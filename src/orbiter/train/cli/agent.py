@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 KINDS = ("run", "command", "environment")
 """The settings of [agent] of which one says what works on the tasks."""
-
-EPISODES = 2
 TEXT_CHARS = 600
 """Characters of a message that are shown."""
 GIB = 1 << 30
@@ -102,6 +100,8 @@ async def rehearse(trainer: VeRLTrainer, tasks: Sequence[Any], output: Output) -
     Raises:
         CallbackError: an episode failed, or a reward did.
     """
+    from orbiter.train.verl.rehearsal import EPISODES
+
     rehearsal = await trainer.rehearse(list(tasks)[:EPISODES])
     failed: list[str] = []
     for number, attempt in enumerate(rehearsal.attempts, start=1):

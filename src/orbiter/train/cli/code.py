@@ -108,25 +108,34 @@ def _is_gold(entry: object) -> bool:
     return gold
 
 
-OF_FUNCTION, OF_JUDGE = ("fn",), ("judge", "compare", "votes", "max_calls", "max_cost", "labels")
+KINDS = (
+    ("fn",),
+    ("model",),
+    ("judge", "compare", "votes", "max_calls", "max_cost", "labels"),
+)
+"""The settings of each kind of reward; the first one tells the kind."""
 
 
 def _reward(name: str, told: object, settings: Settings | None) -> RewardSpec:
     from orbiter.train.verl import RewardSpec
 
     entry: dict[str, Any] = dict(told) if isinstance(told, Mapping) else {"fn": told}
-    own = OF_JUDGE if "judge" in entry else OF_FUNCTION
+    own = next((kind for kind in KINDS if kind[0] in entry), KINDS[0])
     known = (*own, "weight", "gold")
     unknown = [key for key in entry if key not in known]
     if unknown or not isinstance(entry.get(own[0]), str):
         raise ConfigError(
-            f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}} '
-            f'or {{judge = "rubric", weight = 1.0}}, got {told!r}'
+            f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}}, '
+            f'{{model = "folder of a reward model"}} or {{judge = "rubric"}}, got {told!r}'
             + (did_you_mean(unknown[0], known) if unknown else "")
         )
     weight = entry.get("weight", 1.0)
-    if "judge" not in entry:
+    if "fn" in entry:
         return RewardSpec(name, weight, load_object(entry["fn"], what=f"reward {name!r}"))
+    if "model" in entry:
+        from orbiter.train.preference import RewardModel
+
+        return RewardSpec(name, weight, RewardModel(entry["model"]))
     if settings is None:
         raise ConfigError(f"[reward] {name} is a judge, and this command takes functions only")
     from orbiter.train.cli.judges import make_judge

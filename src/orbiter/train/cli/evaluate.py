@@ -126,7 +126,7 @@ def _model_of(settings: Settings, run: Path | None) -> str:
         if not (run / "model").is_dir():
             raise StorageError(f"{run} has no model yet; give one with --model")
         return str(run / "model")
-    sections = ("train", "sft", "offline")
+    sections = ("train", "sft", "offline", "prefer")
     told = next(
         (named for name in sections if (named := settings.section(name).get("model"))), None
     )

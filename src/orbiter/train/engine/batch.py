@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,8 +49,11 @@ class Batch:
     """Prediction of the value function before this update."""
     weight: Float[Tensor, "B T"] | None = None
     """Weight of each token in the imitation loss; None means 1."""
+    unit: Int[Tensor, "B"] | None = None
+    """Rows with the same number enter the loss together, such as the two sides of a pair, and are
+    never separated into different micro-batches; None means that each row is alone."""
 
-    def select(self, rows: Int[Tensor, "R"]) -> Batch:
+    def select(self, rows: Int[Tensor, "R"]) -> Self:
         """Return the given rows, cut to the longest of them."""
         longest = int(self.length[rows].max())
         picked: dict[str, Any] = {}
@@ -59,15 +62,15 @@ class Batch:
             if stream is not None:
                 stream = stream[rows, :longest] if stream.ndim == 2 else stream[rows]
             picked[field.name] = stream
-        return Batch(**picked)
+        return type(self)(**picked)
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> Self:
         """Return the batch on `device`."""
         moved: dict[str, Any] = {}
         for field in fields(self):
             stream: Tensor | None = getattr(self, field.name)
             moved[field.name] = None if stream is None else stream.to(device)
-        return Batch(**moved)
+        return type(self)(**moved)
 
 
 def collate(

@@ -108,7 +108,7 @@ class ModelTrainer(Trainer):
             self.config,
             self._workload(),
             self._items_to_train_on(),
-            held_out=0 if self.eval_dataset is None else len(as_items(self.eval_dataset)),
+            held_out=self._held_out(),
             system=self.system_prompt,
             lengths=self._lengths,
         )
@@ -124,6 +124,9 @@ class ModelTrainer(Trainer):
 
     def _items_to_train_on(self) -> Sequence[TrajectoryItem]:
         return as_items(self.dataset)
+
+    def _held_out(self) -> int:
+        return 0 if self.eval_dataset is None else len(as_items(self.eval_dataset))
 
     # Checks that run before a model is loaded.
 
@@ -266,7 +269,7 @@ class ModelTrainer(Trainer):
 
         if self._policy is None:
             config = self.config
-            dtype = _recorded_dtype(config) or config.dtype
+            dtype = recorded_dtype(config) or config.dtype
             loaded = load_model(
                 config.model, device=config.device, trust_remote_code=config.trust_remote_code
             )
@@ -305,12 +308,10 @@ class ModelTrainer(Trainer):
 
         longest = self._longest_prompt(policy)
         return await work(
-            make_tasks,
-            as_items(dataset),
-            self._encoder(policy),
+            make_tasks, as_items(dataset), self._encoder(policy),
             room=lambda item: longest,  # noqa: ARG005 - the same for all
             on_long_prompt=self.config.on_long_prompt,
-        )
+        )  # fmt: skip
 
     def _longest_prompt(self, policy: Policy) -> int:
         config = self.config
@@ -423,7 +424,7 @@ class ModelTrainer(Trainer):
             session.position.best = score
 
 
-def _recorded_dtype(config: EngineConfig) -> str | None:
+def recorded_dtype(config: EngineConfig) -> str | None:
     """Return the dtype that the run in `output_dir` started with, if "auto" resumes that run.
 
     On another machine or torch version, "auto" might choose differently for a new run.

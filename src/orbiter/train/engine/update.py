@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import torch
@@ -174,19 +175,33 @@ def split_rows(
 ) -> Iterator[Int[Tensor, "r"]]:
     """Cut rows into micro-batches of at most `micro_batch_tokens` tokens, but at least one row.
 
-    Groups stay together if they fit, since the fast path runs a shared prompt once.
+    Rows of a unit are never separated, so a micro-batch also holds at least one unit. Groups stay
+    together if they fit, since the fast path runs a shared prompt once.
     """
     # Rows of a group become neighbours, so that a cut separates as few of them as possible.
     rows = rows[torch.argsort(batch.group[rows], stable=True)]
+    if batch.unit is not None:
+        rows = _units_together(batch.unit, rows)
+    unit = range(len(rows)) if batch.unit is None else batch.unit[rows].tolist()
     cost = forward.cost(batch)[rows].tolist()
     first, used = 0, 0
-    for index, tokens in enumerate(cost):
-        if index > first and used + tokens > micro_batch_tokens:
-            yield rows[first:index]
-            first, used = index, 0
+    for _, places in groupby(range(len(rows)), key=lambda place: unit[place]):
+        inside = list(places)
+        begin = inside[0]
+        tokens = sum(cost[place] for place in inside)
+        if begin > first and used + tokens > micro_batch_tokens:
+            yield rows[first:begin]
+            first, used = begin, 0
         used += tokens
     if first < len(rows):
         yield rows[first:]
+
+
+def _units_together(unit: Int[Tensor, "B"], rows: Int[Tensor, "R"]) -> Int[Tensor, "R"]:
+    """Make the rows of a unit neighbours; units come in the order of their first rows."""
+    place: dict[int, int] = {}
+    order = [place.setdefault(number, len(place)) for number in unit[rows].tolist()]
+    return rows[torch.argsort(torch.tensor(order, device=rows.device), stable=True)]
 
 
 def _finite(contribution: Tensor) -> float:

@@ -6,14 +6,16 @@ Not here: how files store a pair (`trl_preference.py`, `openai_dpo.py`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from orbiter.train.chat.conversation import answer_of, prompt_of
 from orbiter.train.errors import ConfigError
 from orbiter.train.json_files import fields
 from orbiter.train.trajectory import TrajectoryItem
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -48,41 +50,52 @@ def preference_pairs(
     if max_per_state is not None and max_per_state < 1:
         raise ConfigError(f"max_per_state must be at least 1, or None, got {max_per_state!r}")
     for group in _by_state(items):
-        yield from islice(_widest_first(group, margin), max_per_state)
+        pairs = widest_first(group, _reward, margin=margin)
+        differing = (Pair(*pair) for pair in pairs if answer_of(pair[0]) != answer_of(pair[1]))
+        yield from islice(differing, max_per_state)
+
+
+def state_key(item: TrajectoryItem) -> bytes:
+    """Return what two items must share to have the same state: all that their answers depend on."""
+    beside = [item.metadata.get(name) for name in _BESIDE]
+    return fields.encode_sorted([prompt_of(item), item.tools or [], beside])
+
+
+def widest_first(
+    group: Sequence[T], reward: Callable[[T], float], *, margin: float = 0.0
+) -> Iterator[tuple[T, T]]:
+    """Yield pairs with different rewards by decreasing gap, without making all n^2 of them.
+
+    With a group sorted by falling reward, pair (i, j) has a gap at least as large as (i + 1, j) and
+    (i, j - 1), so a heap of candidates on the border of the pairs already yielded is enough. Ties
+    are broken by the positions in the group.
+
+    Args:
+        group: The answers to one state, or attempts at one task.
+        reward: Returns the reward of one of them.
+        margin: The smallest difference of the rewards; even at 0 they must differ.
+    """
+    best = sorted(group, key=reward, reverse=True)
+    border = [(reward(best[-1]) - reward(best[0]), 0, len(best) - 1)]
+    seen = {border[0][1:]}
+    while border:
+        negative, high, low = heapq.heappop(border)
+        if negative == 0 or -negative < margin:
+            return
+        yield best[high], best[low]
+        for place in ((high, low - 1), (high + 1, low)):
+            if place not in seen and place[0] < place[1]:
+                seen.add(place)
+                wide = reward(best[place[1]]) - reward(best[place[0]])
+                heapq.heappush(border, (wide, *place))
 
 
 def _by_state(items: Iterable[TrajectoryItem]) -> list[list[TrajectoryItem]]:
     groups: dict[bytes, list[TrajectoryItem]] = {}
     for item in items:
         if item.reward is not None:
-            beside = [item.metadata.get(name) for name in _BESIDE]
-            key = fields.encode_sorted([prompt_of(item), item.tools or [], beside])
-            groups.setdefault(key, []).append(item)
+            groups.setdefault(state_key(item), []).append(item)
     return list(groups.values())
-
-
-def _widest_first(group: list[TrajectoryItem], margin: float) -> Iterator[Pair]:
-    """Yield pairs by decreasing reward gap, without making all n^2 of them.
-
-    With items sorted by falling reward, pair (i, j) has a gap at least as large as (i + 1, j) and
-    (i, j - 1), so a heap of candidates on the border of the pairs already yielded is enough. Ties
-    are broken by the positions of the items.
-    """
-    best = sorted(group, key=_reward, reverse=True)
-    border = [(_reward(best[-1]) - _reward(best[0]), 0, len(best) - 1)]
-    seen = {border[0][1:]}
-    while border:
-        negative, high, low = heapq.heappop(border)
-        if negative == 0 or -negative < margin:
-            return
-        pair = Pair(best[high], best[low])
-        if answer_of(pair.chosen) != answer_of(pair.rejected):
-            yield pair
-        for place in ((high, low - 1), (high + 1, low)):
-            if place not in seen and place[0] < place[1]:
-                seen.add(place)
-                wide = _reward(best[place[1]]) - _reward(best[place[0]])
-                heapq.heappush(border, (wide, *place))
 
 
 def _reward(item: TrajectoryItem) -> float:

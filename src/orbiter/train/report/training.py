@@ -71,7 +71,11 @@ def kind_of(config: Mapping[str, object]) -> str:
     """Return a short name for how a run learned."""
     if "algorithm" in config:
         return str(config["algorithm"]).upper()
-    return "SFT" if "reward_weighted" in config else "run"
+    if "reward_weighted" in config:
+        return "SFT"
+    if "centering_coef" in config:
+        return "reward model"
+    return str(config["method"]).upper() if "method" in config else "run"
 
 
 def _environment(folder: Path) -> Mapping[str, object]:
@@ -192,7 +196,7 @@ def validations(rows: Sequence[Mapping[str, float]]) -> list[Doc]:
     first, last = measured[0], measured[-1]
     return [
         {"what": f"validation {name}", "gain": None, "before": before, "after": after}
-        for name in ("reward", "loss")
+        for name in ("reward", "accuracy", "margin", "loss")
         if (before := _validated(first, name)) and (after := _validated(last, name))
     ]
 

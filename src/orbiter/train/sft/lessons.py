@@ -1,31 +1,25 @@
 """Turns items into token sequences to imitate: one for each stream of an episode.
 
-A captured answer is imitated by the token ids that the server sampled, if they belong to the
-model's tokenizer. Any other answer is written by the chat template, in the form in which the model
-would sample it. The turns of an episode that continue each other are one sequence, in which every
-assistant turn is trained on; items without an episode are sequences by themselves.
+`agents/given_answers.py` encodes each answer. The turns of an episode that continue each other are
+one sequence, in which every assistant turn is trained on; items without an episode are sequences by
+themselves.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orbiter.train.agents.logged import LoggedTurn, by_episode, why_unusable
-from orbiter.train.agents.streams import GIVEN, Stream, turns_to_streams
-from orbiter.train.engine.prompt import render, shorten
+from orbiter.train.agents.given_answers import GivenAnswers, streams_of
+from orbiter.train.agents.logged import by_episode
+from orbiter.train.agents.streams import GIVEN, Stream
 from orbiter.train.engine.tasks import Tasks, make_tasks
-from orbiter.train.engine.turn_end import render_action
 from orbiter.train.sft.config import SFTConfig
 from orbiter.train.trajectory import TrajectoryItem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,26 +74,12 @@ def make_lessons(
     Raises:
         DataError: an item does not fit and `on_long_prompt` is "error", or no item is left.
     """
-    sampled = _sampled(tokenizer, items) if system is None else frozenset[int]()
-    answers = {
-        id(item): list(item.token_ids or ())
-        if id(item) in sampled
-        else render_action(tokenizer, item)
-        for item in items
-    }
-
-    def encode(item: TrajectoryItem, longest: int | None) -> list[int]:
-        if id(item) in sampled:
-            prompt = list(item.prompt_token_ids or ())
-            return prompt if longest is None else prompt[-longest:]
-        if longest is None:
-            return render(tokenizer, item, system=system)
-        return shorten(tokenizer, item, longest, system=system)
-
+    given = GivenAnswers(tokenizer, items, system=system)
+    answers = {id(item): given.answer(item) for item in items}
     limit = config.max_prompt_length or context
     tasks = make_tasks(
         items,
-        encode,
+        given.prompt,
         room=lambda item: min(limit, context - len(answers[id(item)])),
         on_long_prompt=config.on_long_prompt,
     )
@@ -113,11 +93,8 @@ def _as_lessons(tasks: Tasks, answers: Sequence[list[int]], config: SFTConfig) -
     first: list[TrajectoryItem] = []
     weights: list[list[float]] = []
     for positions in by_episode(tasks.items):
-        turns = [
-            LoggedTurn(tasks.prompts[position], answers[position], [0.0] * len(answers[position]))
-            for position in positions
-        ]
-        for stream in turns_to_streams(turns):
+        prompts = [tasks.prompts[position] for position in positions]
+        for stream in streams_of(prompts, [answers[position] for position in positions]):
             streams.append(stream)
             first.append(tasks.items[positions[0]])
             if rewards is not None:
@@ -136,19 +113,3 @@ def _weights(items: Sequence[TrajectoryItem]) -> list[float] | None:
     rewards = [item.reward or 0.0 for item in items]
     mean = sum(rewards) / len(rewards)
     return [reward / mean for reward in rewards] if mean else None
-
-
-def _sampled(tokenizer: PreTrainedTokenizerBase, items: Sequence[TrajectoryItem]) -> frozenset[int]:
-    """Return the items whose captured token ids are imitated, by identity."""
-    captured = [item for item in items if item.token_ids is not None]
-    reasons = {id(item): why_unusable(tokenizer, item) for item in captured}
-    refused = Counter(reason for reason in reasons.values() if reason is not None)
-    if captured:
-        log.info(
-            "%d of %d answers are imitated by their captured token ids, the others as the chat "
-            "template writes them",
-            *(sum(reasons[id(item)] is None for item in captured), len(items)),
-        )
-    for reason, count in refused.most_common(1):
-        log.warning("the token ids of %d captured answers are not used: %s", count, reason)
-    return frozenset(key for key, reason in reasons.items() if reason is None)

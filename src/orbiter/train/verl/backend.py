@@ -69,16 +69,35 @@ class LocalBackend(Backend):
 
     @override
     async def plan(self) -> TrainPlan:
-        plan = await self.trainer.estimate()
+        trainer, config = self.trainer, self.config
+        if trainer.running_agent is None:
+            plan = await trainer.estimate()
+        else:
+            plan = await self._plan_agent()
         judges = judges_of(self.rewards)
         if not judges:
             return plan
-        config = self.config
         groups = plan.steps * min(config.batch_size, plan.items)
         calls = groups * sum(judge.calls_for(config.group_size) for judge in judges.values())
         limits = [judge.max_cost for judge in judges.values()]
         cost = None if None in limits else math.fsum(limit for limit in limits if limit is not None)
         return replace(plan, judge_calls=calls, judge_max_cost=cost)
+
+    async def _plan_agent(self) -> TrainPlan:
+        """Play a few episodes and estimate a run of an agent from them."""
+        trainer = self.trainer
+        from orbiter.train.verl.play import Setting
+        from orbiter.train.verl.rehearsal import plan_agent
+
+        policy = await trainer.policy()
+        held_out = 0 if trainer.eval_dataset is None else len(as_tasks(trainer.eval_dataset))
+        free = [reward for reward in self.rewards if reward.judge is None]  # a judge costs money
+        return await plan_agent(
+            Setting(policy, self.config, trainer.running_agent, free),
+            as_tasks(trainer.dataset),
+            held_out=held_out,
+            method=trainer.method,
+        )
 
     @override
     async def train(self) -> TrainMetrics:

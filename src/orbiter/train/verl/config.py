@@ -159,6 +159,14 @@ class VeRLConfig(AlgorithmConfig):
         WholeNumber(at_least=0),
         verl=NotInVerl(NO_AGENTS),
     )
+    episode_concurrency: int = setting(
+        64,
+        "With agent=: episodes that are played at the same time at most; the others of a step "
+        "wait. Memory for what they keep cached grows with it.",
+        WholeNumber(at_least=1),
+        may_change=True,
+        verl=NotInVerl(NO_AGENTS),
+    )
     on_truncation: Literal["score", "mask"] | float = setting(
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "

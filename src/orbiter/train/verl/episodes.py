@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from orbiter.train.agents.episode import Episode
-from orbiter.train.agents.streams import token_weights
+from orbiter.train.agents.streams import shared_beginnings, token_weights
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy
@@ -236,16 +236,16 @@ def credit_episodes(
     if not any(streams):
         empty = [None] * len(episodes)
         return CreditedEpisodes(Credited(None, {}, flat=True), [*empty], [*empty])
+    flat = [stream for of_episode in streams for stream in of_episode]
     rows = Rows(
         [
             Rollout(
                 token_ids=stream.token_ids,
                 mask=stream.mask,
                 old_logprob=stream.logprobs,
-                prompt_length=stream.prompt_length,
+                prompt_length=beginning,
             )
-            for of_episode in streams
-            for stream in of_episode
+            for stream, beginning in zip(flat, shared_beginnings(flat), strict=True)
         ],
         [number for number, of_episode in enumerate(streams) for _ in of_episode],
         turns_of(episodes, scores, config.group_size).to(policy.device),

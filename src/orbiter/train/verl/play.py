@@ -29,8 +29,6 @@ from orbiter.train.verl.judged import grouped
 from orbiter.train.verl.reward import RewardSpec, Scores, score
 from orbiter.train.verl.tasks import AgentTasks
 
-EPISODES_AT_ONCE = 64
-"""Episodes that are played at the same time at most; the others wait for their turn."""
 EXAMPLES = 3
 """Failed episodes that an error quotes."""
 
@@ -49,7 +47,7 @@ def open_live(setting: Setting, *, temperature: float) -> LivePolicy:
     return LivePolicy(
         setting.policy,
         name=setting.config.model,
-        max_rows=EPISODES_AT_ONCE,
+        max_rows=setting.config.episode_concurrency,
         max_new_tokens=setting.config.max_response_length,
         temperature=temperature,
     )
@@ -100,7 +98,7 @@ async def play(
         return episode, scores
 
     attempts = [(task, number) for task, row in enumerate(seeds) for number in range(len(row))]
-    played = await map_bounded(attempts, one, concurrency=EPISODES_AT_ONCE)
+    played = await map_bounded(attempts, one, concurrency=setting.config.episode_concurrency)
     _refuse_too_many_failures([episode for episode, _ in played], setting.config)
     alone = _together(played)
     if not any(spec.relative for spec in setting.rewards):

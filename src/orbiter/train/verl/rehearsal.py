@@ -10,12 +10,17 @@ from typing import NamedTuple
 
 from orbiter.train.agents.episode import Episode
 from orbiter.train.engine.estimate import step_seconds
-from orbiter.train.engine.memory import memory_estimate
+from orbiter.train.engine.memory import GIB, memory_estimate
+from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.thread import work
+from orbiter.train.errors import CallbackError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.verl.evaluate import ScoredAttempt
-from orbiter.train.verl.play import EPISODES_AT_ONCE, Setting, attempts_in, open_live, play
+from orbiter.train.verl.play import Setting, attempts_in, open_live, play
 from orbiter.train.verl.tasks import AgentTasks
+
+EPISODES = 2
+"""Tasks that are played to estimate a run."""
 
 
 class StepCost(NamedTuple):
@@ -26,6 +31,8 @@ class StepCost(NamedTuple):
     """Tokens that the policy draws in a step."""
     trained_tokens: int
     """Tokens of all streams, context included: what an update reads."""
+    longest_stream: int
+    """Tokens of the longest stream, context included."""
     seconds: float
     """Within a factor of about three; the agent's own waiting is included as it was measured."""
     memory_bytes: int
@@ -50,13 +57,48 @@ async def rehearse(setting: Setting, tasks: AgentTasks) -> Rehearsal:
     return Rehearsal(attempts_in(tasks, played), await work(_cost, setting, kept) if kept else None)
 
 
+async def plan_agent(
+    setting: Setting, tasks: AgentTasks, *, held_out: int, method: str
+) -> TrainPlan:
+    """Play an episode of each of the first tasks, and estimate a whole run from them.
+
+    Raises:
+        CallbackError: every episode failed; quotes them.
+    """
+    config = setting.config
+    chosen = tasks.select(range(min(EPISODES, len(tasks))))
+    rehearsal = await rehearse(setting, chosen)
+    cost = rehearsal.cost
+    if cost is None:
+        played = [attempt.episode for attempt in rehearsal.attempts if attempt.episode]
+        raise CallbackError(
+            f"plan() played {len(played)} episodes, and all failed: "
+            + "; ".join(f"{each.stop_reason}, {each.error or 'no error'}" for each in played)
+        )
+    steps = config.epochs * tasks.steps_per_epoch(config.batch_size)
+    return TrainPlan(
+        method=method,
+        model=config.model,
+        items=len(tasks),
+        held_out=held_out,
+        steps=steps,
+        updates=steps * config.updates_per_step,
+        tokens=steps * cost.trained_tokens,
+        longest_item=cost.longest_stream,
+        memory=f"about {cost.memory_bytes / GIB:.1f} GiB at the peak",
+        memory_bytes=cost.memory_bytes,
+        seconds=steps * cost.seconds,
+        computes=setting.policy.computes,
+    )
+
+
 def _cost(setting: Setting, episodes: Sequence[Episode]) -> StepCost:
     config, policy = setting.config, setting.policy
     count = config.batch_size * config.group_size
     sampled = fmean(episode.sampled_tokens for episode in episodes)
     read = fmean(sum(len(s.token_ids) for s in episode.streams) for episode in episodes)
     longest = max(len(s.token_ids) for episode in episodes for s in episode.streams)
-    waves = math.ceil(count / EPISODES_AT_ONCE)
+    waves = math.ceil(count / config.episode_concurrency)
     outside = fmean(
         max(0.0, episode.seconds - sum(turn.ended - turn.started for turn in episode.turns))
         for episode in episodes
@@ -80,6 +122,7 @@ def _cost(setting: Setting, episodes: Sequence[Episode]) -> StepCost:
         episodes=count,
         sampled_tokens=round(count * sampled),
         trained_tokens=round(count * read),
+        longest_stream=longest,
         seconds=seconds + waves * outside,
         memory_bytes=memory.total,
     )

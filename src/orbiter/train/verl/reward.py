@@ -94,6 +94,13 @@ class RewardSpec:
         """Say whether `fn` has a parameter of this name."""
         return not isinstance(self.fn, BaseJudge) and name in _parameters(self.fn)
 
+    def requires(self, name: str) -> bool:
+        """Say whether `fn` has a parameter of this name without a default."""
+        fn = self.fn
+        if isinstance(fn, BaseJudge) or not self.asks_for(name):
+            return False
+        return inspect.signature(fn).parameters[name].default is inspect.Parameter.empty
+
     @property
     def needs_episodes(self) -> bool:
         """Whether `fn` can only be called with an agent's episodes."""

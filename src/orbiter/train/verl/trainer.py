@@ -140,7 +140,7 @@ class VeRLTrainer(ModelTrainer):
 
     def _check_signature(self, reward: RewardSpec) -> None:
         """Make sure that the samples of this run have what a reward asks for."""
-        if reward.asks_for("raw_output") and not self._answers_here:
+        if reward.requires("raw_output") and not self._answers_here:
             raise ConfigError(
                 f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
                 "have that were sampled with backend='local'; leave the parameter out"
@@ -265,20 +265,17 @@ class VeRLTrainer(ModelTrainer):
     async def plan(self, dataset: object = None) -> Any:
         """Return the plan of a run, without starting it.
 
-        With `backend="local"` it is a `TrainPlan`: steps, tokens, memory and time. With
+        With `backend="local"` it is a `TrainPlan`: steps, tokens, memory and time. For an agent
+        that runs, an episode of each of the first two tasks is played to find out. With
         `backend="verl"` it is a cluster `Plan`: verl's settings, files and machines, checked by
         verl itself.
 
         Raises:
             ConfigError: the run cannot work; the message lists every reason.
             DataError: a prompt does not fit, and `on_long_prompt` is "error".
+            CallbackError: both episodes of the agent failed.
             MissingExtraError: verl's interpreter does not have verl; says what to install.
         """
-        if self.running_agent is not None:
-            raise ConfigError(
-                "plan() cannot estimate a run with agent=: how many turns and tokens an episode "
-                "takes shows only when it is played; try evaluate() on a few tasks"
-            )
         if dataset is not None:
             self.dataset = dataset
         await self.validate()

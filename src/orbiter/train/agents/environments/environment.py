@@ -68,6 +68,7 @@ def kind_of(environment: object) -> Kind:
     """
     if isinstance(environment, list | tuple):
         return _of_functions(environment)
+    _refuse_verifiers(environment)
     if isinstance(environment, type):
         return _of_class(environment)
     if callable(environment):
@@ -83,6 +84,17 @@ def kind_of(environment: object) -> Kind:
         "environment= must be a class with reset() and get_reward(), a function that makes an "
         f"environment, or a list of tool functions, got {shown(environment)}"
     )
+
+
+def _refuse_verifiers(environment: object) -> None:
+    """Refuse objects of the package verifiers, which have a `run` of another kind."""
+    kind = environment if isinstance(environment, type) else type(environment)
+    if any(base.__module__.partition(".")[0] == "verifiers" for base in kind.__mro__):
+        raise ConfigError(
+            f"environment= is {kind.__name__} of the package verifiers, which is not supported: "
+            "its episodes run in programs that it starts itself. Write the tools and the reward "
+            "as a class with reset() and get_reward()"
+        )
 
 
 def _of_functions(functions: Sequence[object]) -> Kind:

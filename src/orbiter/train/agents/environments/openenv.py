@@ -5,8 +5,9 @@
     VeRLTrainer(config, environment=openenv(lambda: EchoEnv(base_url="http://127.0.0.1:8000")))
 
 The policy acts through one tool, `step`, whose arguments are the fields of the client's action
-class. A client that lists tools itself (MCP) has these tools instead; that part is untested. The
-episode's reward is the sum of the rewards of its steps. Tested with openenv 0.10.0.
+class. A client that lists tools itself (`MCPToolClient`) has these tools instead. They are called
+through `step` as well: only a step has a reward and an end. The episode's reward is the sum of the
+rewards of its steps. Tested with openenv 0.10.0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import inspect
 import json
 import typing
 from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
 from typing import Any, cast
 
 from orbiter.train.agents.environments.tools import Tool, ToolError, tool_text
@@ -27,6 +29,8 @@ Foreign = Any
 NOT_SHOWN = ("reward", "done", "metadata")
 """Fields of an observation that the policy does not read."""
 STEP = "step"
+NOTHING_SHOWN = "{}"
+"""An observation without fields that the policy reads."""
 
 
 def openenv(
@@ -81,18 +85,16 @@ class OpenEnvEpisode:
         """Connect, begin, and return the first observation."""
         fields.pop("prompt", None)
         await _awaited(self._client.connect())
-        if callable(getattr(self._client, "list_tools", None)):
-            if fields or getattr(self._client, "_mode", "") != "production":
-                await self._reset(fields)
-            listed = await _awaited(self._client.list_tools())
-            self._tools = [self._listed_tool(each) for each in listed]
-            return ""
-        observation = await self._reset(fields)
-        self._tools = [self._step_tool()]
-        return observation
-
-    async def _reset(self, fields: dict[str, object]) -> str:
-        return self._seen(await _awaited(self._client.reset(**fields)))
+        observation = self._seen(await _awaited(self._client.reset(**fields)))
+        if not callable(getattr(self._client, "list_tools", None)):
+            self._tools = [self._step_tool()]
+            return observation
+        listed = await _awaited(self._client.list_tools())
+        if not listed:  # the client also returns none where the server could not be asked
+            raise CallbackError(f"the server of {type(self._client).__name__} lists no MCP tools")
+        call_action = import_module("openenv.core.env_server.mcp_types").CallToolAction
+        self._tools = [self._listed_tool(each, call_action) for each in listed]
+        return "" if observation == NOTHING_SHOWN else observation
 
     def offered_tools(self) -> Sequence[Tool]:
         """Return the tools, which are known after the reset."""
@@ -126,16 +128,21 @@ class OpenEnvEpisode:
 
         return Tool(name=STEP, description=description, parameters=schema, run=run)
 
-    def _listed_tool(self, listed: Foreign) -> Tool:
+    def _listed_tool(self, listed: Foreign, call_action: Foreign) -> Tool:
         name = str(listed.name)
 
         async def run(arguments: str) -> str:
-            given = json.loads(arguments or "{}")
+            try:
+                given = json.loads(arguments or "{}")
+            except (ValueError, RecursionError) as error:
+                raise ToolError(f"wrong arguments for {name}: {error}") from error
             if not isinstance(given, dict):
                 raise ToolError(f"wrong arguments for {name}: they must be an object")
-            result = await _awaited(self._client.call_tool(name, **given))
-            self._count(getattr(result, "reward", None))
-            return tool_text(result)
+            action = call_action(tool_name=name, arguments=given)
+            result = await _awaited(self._client.step(action))
+            self._count(result.reward)
+            self.done = bool(result.done)
+            return _tool_answer(result.observation)
 
         schema = listed.input_schema or {"type": "object", "properties": {}}
         return Tool(name=name, description=str(listed.description), parameters=schema, run=run)
@@ -164,6 +171,27 @@ def show_observation(observation: Foreign) -> str:
     shown_fields = {name: value for name, value in fields.items() if name not in NOT_SHOWN}
     texts = [value for value in shown_fields.values() if isinstance(value, str)]
     return texts[0] if len(shown_fields) == len(texts) == 1 else tool_text(shown_fields)
+
+
+def _tool_answer(observation: Foreign) -> str:
+    """Return what an MCP tool answered as text.
+
+    Raises:
+        ToolError: the tool failed; its message is for the model.
+    """
+    error = getattr(observation, "error", None)
+    if error is not None:
+        raise ToolError(str(getattr(error, "message", error)))
+    result = getattr(observation, "result", None)
+    if not isinstance(result, dict):
+        return tool_text(getattr(result, "data", result))
+    content = [part for part in result.get("content") or () if isinstance(part, dict)]
+    texts = [str(part["text"]) for part in content if "text" in part]
+    if result.get("is_error") or result.get("isError"):
+        raise ToolError("\n".join(texts) or "the tool failed")
+    if result.get("data") is not None or not texts:
+        return tool_text(result.get("data", result))
+    return "\n".join(texts)
 
 
 def _action_of(client: type) -> type | None:

@@ -183,6 +183,8 @@ CONFIGS: Mapping[str, tuple[str, str]] = {
     "train": ("verl.config", "VeRLConfig"),
     "sft": ("sft.config", "SFTConfig"),
     "offline": ("offline.config", "OfflineConfig"),
+    "prefer": ("preference.config", "PreferenceConfig"),
+    "reward-model": ("preference.reward_model_config", "RewardModelConfig"),
     "evolve": ("evolution.config", "EvolutionConfig"),
     "synth": ("synthesis.pipeline.config", "SynthesisConfig"),
     "llm": ("llm.config", "ClientConfig"),

@@ -38,7 +38,7 @@ def _is_dir(change: Change, value: str) -> bool:
 
 
 def _map_reward(given: object, change: Change) -> object:
-    """Map "file.py:name" of each reward, and a file of labels; a rubric is left as it is."""
+    """Map "file.py:name" of each reward, files and folders; a rubric is left as it is."""
     if isinstance(given, Mapping):
         return {name: _map_entry(entry, change) for name, entry in given.items()}
     return _map_code(given, change)
@@ -50,6 +50,8 @@ def _map_entry(entry: object, change: Change) -> object:
     mapped = {key: _map_code(value, change) for key, value in entry.items() if key != "judge"}
     if isinstance(labels := entry.get("labels"), str):
         mapped["labels"] = change(labels)
+    if isinstance(model := entry.get("model"), str) and _is_dir(change, model):
+        mapped["model"] = change(model)
     return {**entry, **mapped}
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orbiter.train.contained import is_name_inside
 from orbiter.train.engine.models.folder import MANIFEST, verify_file
 from orbiter.train.errors import StorageError
 
@@ -129,6 +130,13 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise StorageError(f"{path} must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def names_classifier(config: Mapping[str, Any]) -> bool:
+    """Return whether a model's configuration is that of a sequence classifier."""
+    named = config.get("architectures")
+    listed = named if isinstance(named, list) else []
+    return any(str(each).endswith("ForSequenceClassification") for each in listed)
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
@@ -272,8 +280,7 @@ def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
 
 def _inside(folder: Path, name: object, source: Path) -> Path:
     """Return a file that a configuration names, if it is in the folder."""
-    strange = not isinstance(name, str) or not name or "\0" in name or "\\" in name
-    if strange or Path(str(name)).is_absolute() or ".." in Path(str(name)).parts:
+    if not is_name_inside(name):  # a link may leave it, as in the cache of the hub
         raise StorageError(f"{source} names {name!r}, which is not a file inside its folder")
     path = folder / str(name)
     if not path.is_file():

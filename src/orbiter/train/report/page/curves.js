@@ -6,6 +6,12 @@ const PANELS = [
   { title: "Rewards by component", prefix: "reward/", several: true },
   { title: "Reward and gold", prefix: "gold/", several: true, note: "Both on the same held-out tasks. Where the reward (proxy) rises and the more trusted one does not, the reward is being gamed." },
   { title: "Loss", names: ["loss", "eval/loss"], note: (kind) => (kind === "GRPO" ? "Near 0 by construction in GRPO: the advantages of a group sum to 0." : null) },
+  { title: "Accuracy", names: ["accuracy", "eval/accuracy"], note: (kind) => (PAIRED.has(kind) ? "Share of pairs whose better answer has the higher implicit reward." : kind === "reward model" ? "Share of pairs whose better answer has the higher score; 0.5 is chance." : null) },
+  { title: "Margin", names: ["margin", "eval/margin"], note: (kind) => (kind === "reward model" ? "Score of the better answer minus that of the worse one." : "Implicit reward of the better answer minus that of the worse one.") },
+  { title: "Agreement", names: ["eval/agreement"], note: "Kendall's tau between scores and rewards within a task." },
+  { title: "Calibration", names: ["eval/calibration_error", "eval/calibration_error_by_chance"], label: { "eval/calibration_error": "expected calibration error", "eval/calibration_error_by_chance": "by chance alone" } },
+  { title: "Scores", more: true, names: ["score", "score_spread"], label: { score: "mean", score_spread: "root mean square" }, note: "Of a reward model; only differences matter to its loss." },
+  { title: "Implicit rewards", names: ["chosen_reward", "rejected_reward"], label: { chosen_reward: "better answers", rejected_reward: "worse answers" } },
   { title: "KL", names: ["kl", "approx_kl"], label: { kl: "from the reference", approx_kl: "within the step" }, note: "Nats per token." },
   { title: "Entropy", names: ["entropy"], note: "Nats per token; near 0 the model no longer explores." },
   { title: "Length", names: ["length", "eval/length"], note: "Mean tokens per output." },
@@ -21,6 +27,7 @@ const PANELS = [
   { title: "Groups without signal", more: true, names: ["flat_groups"], note: "Share of groups whose rewards were all equal, so nothing could be learned from them." },
   { title: "Streams per episode", more: true, names: ["streams"], note: "1 where every turn continues the one before." },
   { title: "Prompt tokens run", more: true, names: ["prompt_run_share"], note: "Share of the prompt tokens that the model really ran; the others were cached." },
+  { title: "Log probability of an answer", more: true, names: ["chosen_logprob", "rejected_logprob"], label: { chosen_logprob: "better answers", rejected_logprob: "worse answers" }, note: "Summed over its tokens, in nats. With DPO both often fall." },
   { title: "Gradient norm", more: true, names: ["grad_norm"], note: "Before clipping." },
   { title: "Learning rate", more: true, names: ["learning_rate"] },
   { title: "Value", more: true, names: ["value", "explained_variance"] },
@@ -32,7 +39,8 @@ const PANELS = [
   { title: "Policy loss", names: ["pg_loss"], more: true },
   { title: "Value loss", names: ["vf_loss"], more: true },
 ];
-const HIDDEN = new Set(["reward_std", "reward_faults", "tokens", "eval/reward_low", "eval/reward_high", "eval/reward_std", "eval/reward_faults", "eval/tokens"]);
+const HIDDEN = new Set(["reward_std", "reward_faults", "tokens", "eval/reward_low", "eval/reward_high", "eval/reward_std", "eval/reward_faults", "eval/tokens", "eval/accuracy_low", "eval/accuracy_high", "eval/margin_low", "eval/margin_high", "eval/pairs", ...["brier", "calibration_error", "agreement"].flatMap((name) => [`eval/${name}_low`, `eval/${name}_high`])]);
+const PAIRED = new Set(["DPO", "IPO", "ORPO", "SIMPO"]);
 
 function panels(names) {
   const left = new Set(names.filter((name) => !HIDDEN.has(name)));

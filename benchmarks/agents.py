@@ -1,0 +1,297 @@
+"""GRPO over whole episodes: TRL's GRPOTrainer and this engine, step by step in turn.
+
+    python benchmarks/agents.py                     # every case, 4 steps, the first dropped
+    python benchmarks/agents.py --cases tiny-4 tiny-8
+    python benchmarks/agents.py --linear            # ours alone: 4, 8, 16 and 32 turns
+
+A step plays 4 episodes of each of 2 tasks and takes one update, without KL. Both engines play the
+same environment class (TRL's `environment_factory`, our `environment=`), from the same model with
+the same chat template, so prompts, tool results, turns and lengths are alike. An untrained model
+writes no calls, so in both each answer counts as a call of the tool: TRL's parser of answers is
+replaced for that, and ours ends in `on_answer`. Each runs in its own process, only when it is its
+turn. TRL gets its fastest settings here: no gradient checkpointing, all rows in one update, and an
+answer may not take more tokens than the case says. TRL is the `bench` extra (trl==1.16.0).
+CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
+"""
+
+# ruff: noqa: ANN401 - what TRL, torch and a JSON line hand over has no types
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+from turns import Race, await_turn, race, say_peak, tell, versions
+
+GROUP, TASKS = 4, 2
+TRL_ROWS = 16
+"""Episodes that TRL takes at once in its update."""
+FOLDER = Path(__file__).parent.parent / "build" / "bench-agents"
+QUESTION = "Find out what is in the box. Ask the tool as often as you like."
+TEMPLATE = """\
+{%- if tools -%}
+{{ '<|im_start|>system\\nTools: ' + (tools | tojson) + '<|im_end|>\\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for call in message.tool_calls or [] -%}
+{{ '<tool_call>' + ((call.function or call) | tojson) + '</tool_call>' }}
+{%- endfor -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
+"""
+"""Of SmolLM2, with tools: its own template leaves them out, which TRL refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One setting that both engines run."""
+
+    model: str
+    dtype: str
+    turns: int
+    answer_tokens: int
+    threads: int = 1
+    target: float = 0.0
+    """How many times TRL's episodes a second are asked for."""
+
+
+SMOL = "smollm2-135m"
+CASES = {
+    "tiny-4": Case("tiny", "float32", 4, 16, target=4.0),
+    "tiny-8": Case("tiny", "float32", 8, 16, target=4.0),
+    "smol-4": Case(SMOL, "bfloat16", 4, 24, target=8.0),
+    "smol-8": Case(SMOL, "bfloat16", 8, 24, target=12.0),
+}
+LINEAR = {f"linear-{turns}": Case(SMOL, "bfloat16", turns, 24) for turns in (4, 8, 16, 32)}
+CASES_OF_WORKERS = CASES | LINEAR
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    arguments.add_argument("--steps", type=int, default=4)
+    arguments.add_argument("--linear", action="store_true")
+    arguments.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.worker:
+        engine, name = options.worker
+        {"ours": work_ours, "trl": work_trl}[engine](CASES_OF_WORKERS[name], options.steps)
+        return
+    print(f"{machine()}, {versions()}")
+    names = list(LINEAR) if options.linear else options.cases
+    for name in names:
+        case = CASES_OF_WORKERS[name]
+        model_folder(case.model)
+        parts = (case.threads, case.dtype, case.target, "samples")
+        engines = ("ours",) if options.linear else ("trl", "ours")
+        race(Race(__file__, name, f"{name}: {case}", *parts, engines=engines), options.steps)
+
+
+class Box:
+    """An environment in TRL's convention; each answer gets a few words back."""
+
+    turns = 0
+    """Answers until the end, set by the worker."""
+
+    def reset(self, **_: object) -> str:
+        """Begin an episode."""
+        self._answers: list[str] = []
+        return "The box is closed."
+
+    def ask(self, text: str) -> str:
+        """Ask what is in the box.
+
+        Args:
+            text: The question.
+        """
+        self._answers.append(text)
+        return f"Answer {len(self._answers)}: it is not what you think it is."
+
+    def get_reward(self) -> float:
+        """Return the share of vowels: cheap, and different from one episode to the next."""
+        text = "".join(self._answers)
+        return sum(letter in "aeiou" for letter in text) / max(1, len(text))
+
+
+class OurBox(Box):
+    """The same, with every answer taken as a call."""
+
+    def on_answer(self, text: str) -> str | None:
+        """Take an answer as a call of `ask`; None after the last one."""
+        if len(self._answers) + 1 == self.turns:
+            return None
+        return self.ask(text)
+
+
+def model_folder(name: str) -> Path:
+    """Return the model with a template that shows tools and calls, made on first use."""
+    folder = FOLDER / name
+    if not (folder / "config.json").exists():
+        from orbiter.train.engine.models.load import load_model
+
+        loaded = load_model(name, device="cpu")
+        if name == SMOL:
+            loaded.tokenizer.chat_template = TEMPLATE
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def work_ours(case: Case, steps: int) -> None:
+    """Take steps with this package's trainer, held between them."""
+    import torch
+
+    from orbiter.train import VeRLConfig, VeRLTrainer
+    from orbiter.train.verl.episodes import Episodes
+
+    torch.set_num_threads(case.threads)
+    OurBox.turns = case.turns
+    began: dict[str, float] = {}
+    draw, refresh = Episodes.draw, Episodes.refresh
+
+    async def held_draw(self: Episodes, session: Any, step: int) -> None:
+        await_turn()
+        began.update(wall=time.perf_counter(), cpu=time.process_time())
+        await draw(self, session, step)
+        began["play"] = time.perf_counter() - began["wall"]
+        began.update(session.position.row)
+
+    async def told_refresh(self: Episodes) -> None:
+        await refresh(self)
+        wall = time.perf_counter() - began["wall"]
+        tell(
+            tokens=began["tokens"],
+            samples=GROUP * TASKS,
+            wall=wall,
+            cpu=time.process_time() - began["cpu"],
+            play=began["play"],
+            update=wall - began["play"],
+            turns=began["turns"],
+            prompts_run=began["prompt_run_share"],
+        )
+
+    Episodes.draw, Episodes.refresh = held_draw, told_refresh  # type: ignore[method-assign]
+    config = VeRLConfig(
+        model=str(model_folder(case.model)),
+        dtype=case.dtype,  # type: ignore[arg-type]  # "float32" or "bfloat16"
+        device="cpu",
+        batch_size=TASKS,
+        group_size=GROUP,
+        max_turns=case.turns,
+        max_response_length=case.answer_tokens,
+        learning_rate=1e-6,
+        progress=False,
+    )
+    trainer = VeRLTrainer(config, environment=OurBox)
+    asyncio.run(trainer.train([{"prompt": QUESTION, "n": n} for n in range(TASKS * steps)]))
+    say_peak()
+
+
+def as_call(tokenizer: Any, ids: list[int], **_: Any) -> dict[str, Any]:
+    """Read any answer as a call of the tool; put in the place of TRL's parser."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    call = {"type": "function", "function": {"name": "ask", "arguments": {"text": text}}}
+    return {"role": "assistant", "content": text, "tool_calls": [call]}
+
+
+def with_schema(tokenizer: Any) -> Any:
+    """Give a tokenizer a schema of answers: without one, TRL does not parse them at all."""
+    tokenizer.response_schema = {}
+    return tokenizer
+
+
+def work_trl(case: Case, steps: int) -> None:
+    """Take steps with TRL's trainer, every answer a call of the tool."""
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer import grpo_trainer
+
+    from orbiter.train.engine.models.load import load_model
+
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    torch.set_num_threads(case.threads)
+    loaded = load_model(str(model_folder(case.model)), device="cpu")
+    began: dict[str, float] = {}
+
+    grpo_trainer.parse_response = as_call
+    grpo_trainer.add_response_schema = with_schema
+
+    class Turns(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
+        """Hold the trainer between steps."""
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            await_turn()
+            began.update(wall=time.perf_counter(), cpu=time.process_time(), tokens=0, calls=0)
+            began["play"] = 0.0
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            wall = time.perf_counter() - began["wall"]
+            tell(
+                tokens=began["tokens"],
+                samples=GROUP * TASKS,
+                wall=wall,
+                cpu=time.process_time() - began["cpu"],
+                play=began["play"],
+                update=wall - began["play"],
+                turns=began["calls"] / (GROUP * TASKS),
+            )
+
+    longest = case.turns * (case.answer_tokens + 64)
+    trainer = GRPOTrainer(
+        model=loaded.model,
+        processing_class=loaded.tokenizer,
+        environment_factory=Box,
+        train_dataset=Dataset.from_list(
+            [{"prompt": [{"role": "user", "content": QUESTION}]}] * (TASKS * steps)
+        ),
+        callbacks=[Turns()],
+        args=GRPOConfig(
+            output_dir=os.path.join(os.environ.get("TMPDIR", "."), "bench-agents-trl"),
+            per_device_train_batch_size=min(TRL_ROWS, GROUP * TASKS),
+            gradient_accumulation_steps=max(1, GROUP * TASKS // TRL_ROWS),
+            num_generations=GROUP,
+            max_completion_length=longest,
+            max_tool_calling_iterations=case.turns - 1,
+            generation_kwargs={"max_new_tokens": case.answer_tokens},
+            max_steps=steps,
+            learning_rate=1e-6,
+            bf16=case.dtype == "bfloat16",
+            gradient_checkpointing=False,
+            shuffle_dataset=False,
+            use_cpu=True,
+            beta=0.0,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        ),
+    )
+    turn = trainer._generate_single_turn
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        answers, logprobs = turn(*args, **kwargs)
+        began["play"] += time.perf_counter() - start
+        began["tokens"] += sum(map(len, answers))
+        began["calls"] += len(answers)
+        return answers, logprobs
+
+    trainer._generate_single_turn = counted
+    trainer.train()
+    say_peak()
+
+
+if __name__ == "__main__":
+    main()
