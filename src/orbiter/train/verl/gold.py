@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import inf
+from functools import cached_property
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -65,50 +65,68 @@ def divergence(history: Sequence[Measurement]) -> Divergence | None:
     """
     if len(history) < 3:
         return None
-    now, before = _parted(history), _parted(history[:-1])
-    return now if now is not None and before is not None else None
+    now = _parted(history)
+    return now if now is not None and _parted(history[:-1]) is not None else None
 
 
 def _parted(history: Sequence[Measurement]) -> Divergence | None:
     now, earlier = history[-1], history[:-1]
     best = max(earlier, key=lambda each: fmean(each.gold.values()))
-    for then in dict.fromkeys([earlier[0].step, best.step]):
-        found = _compared(now, _at(earlier, then))
-        if found.proxy.low > 0 and found.gold.high < 0:
-            return found._replace(kind="falls")
-    for then in dict.fromkeys([earlier[0].step, earlier[-min(BACK, len(earlier))].step]):
-        found = _compared(now, _at(earlier, then))
-        if found.proxy.low > 0 and _stalls(now, _at(earlier, then), found):
-            return found
+    back = earlier[-min(BACK, len(earlier))]
+    references: list[tuple[Measurement, Kind]] = [
+        (earlier[0], "falls"),
+        (best, "falls"),
+        (earlier[0], "stalls"),
+        (back, "stalls"),
+    ]
+    for then, kind in references:
+        shared = [task for task in now.gold if task in then.gold]
+        if len(shared) < FEWEST_TASKS:
+            continue
+        proxy, gold = (
+            Gain([a[task] for task in shared], [b[task] for task in shared])
+            for a, b in ((now.proxy, then.proxy), (now.gold, then.gold))
+        )
+        held = _falls(proxy, gold) if kind == "falls" else _stalls(proxy, gold)
+        if held:
+            return Divergence(kind, then.step, proxy.interval, gold.interval)
     return None
 
 
-def _at(history: Sequence[Measurement], step: int) -> Measurement:
-    return next(each for each in history if each.step == step)
+class Gain:
+    """How one reward has changed on the same tasks; the interval is computed when it is needed."""
+
+    def __init__(self, after: Sequence[float], before: Sequence[float]) -> None:
+        self._after, self._before = after, before
+        self.mean = fmean(after) - fmean(before)
+        self.spread = pstdev([*after, *before])
+        """Standard deviation over the tasks."""
+        self.value = after[0] if min(after) == max(after) and self.spread == 0 else None
+        """The value of every task before and after, if it is only one."""
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The mean change with its interval."""
+        return paired_difference(self._after, self._before, confidence=CONFIDENCE)
 
 
-def _compared(now: Measurement, then: Measurement) -> Divergence:
-    """Compare two measurements on the tasks that have a score in both."""
-    shared = [task for task in now.gold if task in then.gold]
-
-    def gain(after: Mapping[str, float], before: Mapping[str, float]) -> Interval:
-        if len(shared) < FEWEST_TASKS:
-            return Interval(0.0, -inf, inf, len(shared))
-        return paired_difference(
-            [after[task] for task in shared],
-            [before[task] for task in shared],
-            confidence=CONFIDENCE,
-        )
-
-    return Divergence("stalls", then.step, gain(now.proxy, then.proxy), gain(now.gold, then.gold))
+def _falls(proxy: Gain, gold: Gain) -> bool:
+    # The means first: an interval takes a millisecond, and most measurements need none.
+    if not gold.mean < 0 < proxy.mean:
+        return False
+    return proxy.interval.low > 0 and gold.interval.high < 0
 
 
-def _stalls(now: Measurement, then: Measurement, found: Divergence) -> bool:
-    gold = [*now.gold.values(), *then.gold.values()]
-    if min(gold) == max(gold):
-        return gold[0] <= 0  # the same everywhere: at its top there is nothing left to gain
-    gain = found.proxy.low / (pstdev([*now.proxy.values(), *then.proxy.values()]) or 1.0)
-    return found.gold.high / pstdev(gold) < SHARE * gain
+def _stalls(proxy: Gain, gold: Gain) -> bool:
+    if proxy.mean <= 0 or proxy.spread == 0:
+        return False
+    if gold.value is not None:  # at its top there is nothing left to gain
+        return gold.value <= 0 and proxy.interval.low > 0
+    if gold.spread == 0 or gold.mean / gold.spread >= SHARE * proxy.mean / proxy.spread:
+        return False
+    if proxy.interval.low <= 0:
+        return False
+    return gold.interval.high / gold.spread < SHARE * proxy.interval.low / proxy.spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
