@@ -147,6 +147,11 @@ async def test_answers_are_kept_and_calls_and_cost_are_limited(tmp_path: Path) -
     with pytest.raises(BudgetError, match="max_calls=1"):
         await resumed.rule_on(ANSWERS[:2])
     resumed.close()
+    loose = GroupJudge(Scorer(length), "r", max_calls=2)
+    await loose.rule_on(ANSWERS[:2])
+    loose.keep_in(tmp_path / "answers.sqlite")
+    assert loose.spent == (2, 2 * PRICE, 0), "calls before there was a file count too"
+    loose.close()
     (tmp_path / "broken.sqlite").write_bytes(b"not a data base, and long enough to be noticed" * 9)
     with pytest.raises(StorageError, match="broken"):
         judge.keep_in(tmp_path / "broken.sqlite")

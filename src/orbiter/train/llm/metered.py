@@ -76,6 +76,8 @@ class MeteredModel:
         self.max_calls, self.max_cost = max_calls, max_cost
         self._cache: ResponseCache | None = None
         self._calls, self._reserved, self._cached, self._cost = 0, 0, 0, 0.0
+        self._loose = Spent()
+        """Calls whose answers are in no file."""
         self._dearest = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._budget = Budget(max_cost)
@@ -97,14 +99,16 @@ class MeteredModel:
         return Spent(self._calls, self._cost, self._cached)
 
     def kept_in(self, path: str | os.PathLike[str]) -> MeteredModel:
-        """Return this model with a file of answers, whose earlier answers count as its calls.
+        """Return this model with a file of answers, which count as calls beside those made so far.
 
         Raises:
             StorageError: the file cannot be opened, or is not a response cache.
         """
         kept = MeteredModel(self._model, max_calls=self.max_calls, max_cost=self.max_cost)
         kept._cache = ResponseCache(path)
-        kept._calls, kept._cost = len(kept._cache), kept._cache.cost
+        kept._loose = self._loose
+        kept._calls = len(kept._cache) + self._loose.calls
+        kept._cost = kept._cache.cost + self._loose.cost
         kept._dearest = kept._cost / kept._calls if kept._calls else 0.0
         kept._budget.spent = kept._cost
         return kept
@@ -178,6 +182,8 @@ class MeteredModel:
             if self._cache is not None:
                 raw = msgspec.json.encode(answer)
                 self._cache.put(request, raw, model=self.name, cost=cost)
+            else:
+                self._loose = Spent(self._loose.calls + 1, self._loose.cost + cost)
             return answer
         finally:
             self._reserved -= 1

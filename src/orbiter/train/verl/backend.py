@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,19 @@ class LocalBackend(Backend):
             return await self._train_agent(policy)
         return await self._train_answers(policy)
 
+    @asynccontextmanager
+    async def _judging(self) -> AsyncIterator[None]:
+        """Keep the judges' answers in the run's folder, and note the uncalibrated ones there."""
+        from orbiter.train.judging.calibration import uncalibrated
+        from orbiter.train.runlog.alarms import keep_notes
+        from orbiter.train.verl.judged import kept
+
+        judges, folder = judges_of(self._scorers), self.config.output_dir
+        async with kept(judges, folder):
+            if judges and folder is not None:
+                keep_notes(folder, uncalibrated(judges))
+            yield
+
     @property
     def _scorers(self) -> list[RewardSpec]:
         """The rewards, and gold."""
@@ -157,7 +171,7 @@ class LocalBackend(Backend):
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.evaluate import attempts_of, judge, summary
-        from orbiter.train.verl.judged import kept, usage
+        from orbiter.train.verl.judged import usage
         from orbiter.train.verl.local import Job, Prompts, fit
 
         tasks = held_out = await trainer.encode(trainer.dataset)
@@ -183,7 +197,7 @@ class LocalBackend(Backend):
         validate = trainer.validation(session, measure, lambda result: result["reward"])
         async with (
             trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress,
-            kept(judges_of(self._scorers), config.output_dir),
+            self._judging(),
         ):
             job = Job(
                 config=config,
@@ -202,7 +216,7 @@ class LocalBackend(Backend):
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.episodes import objective_of, playing
         from orbiter.train.verl.journal import remove_covered
-        from orbiter.train.verl.judged import kept, usage
+        from orbiter.train.verl.judged import usage
         from orbiter.train.verl.local import Job, fit
         from orbiter.train.verl.play import Setting, assess, evaluate
 
@@ -230,7 +244,7 @@ class LocalBackend(Backend):
         async with (
             trainer.running(session, opening, data=f"{len(tasks)} tasks") as progress,
             playing(setting, tasks) as source,
-            kept(judges_of(self._scorers), config.output_dir),
+            self._judging(),
         ):
             job = Job(
                 config=config,

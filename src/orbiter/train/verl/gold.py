@@ -31,7 +31,7 @@ BACK = 3
 SHARE = 0.25
 """Gold stalls if it is sure to have gained less than this share of what the proxy has gained, both
 in units of their own spread over the tasks."""
-FEWEST_TASKS = 4
+FEWEST_TASKS, MOST_KEPT = 4, 32
 EXAMPLES = 3
 TEXT_CHARS = 500
 
@@ -147,7 +147,7 @@ class GoldWatch:
     name: str
     """Name of the gold reward."""
     every: int
-    """Steps between two measurements; the first is taken after the first step."""
+    """Steps between two measurements; there is also one after the first step and the last."""
     stop: bool
     """Whether an alarm ends the run after its step."""
     measure: Callable[[], Awaitable[Sequence[ScoredAttempt]]]
@@ -155,7 +155,7 @@ class GoldWatch:
 
     async def after(self, session: Session, step: int) -> Mapping[str, float]:
         """Measure if it is time to, and return the metrics for the log."""
-        if step != 1 and step % self.every:
+        if step not in (1, session.steps) and step % self.every:
             return {}
         attempts = list(await self.measure())
         measured = _measured(step, attempts, self.name)
@@ -164,6 +164,11 @@ class GoldWatch:
             return {}
         position = session.position
         position.gold.append([step, measured.proxy, measured.gold])
+        if len(position.gold) > MOST_KEPT:  # the first and the best are compared with for ever
+            later = position.gold[1:]
+            best = max(later, key=lambda each: fmean(each[2].values()))
+            oldest = later[1] if later[0] is best else later[0]
+            position.gold.remove(oldest)
         found = divergence([Measurement(*each) for each in position.gold])
         known = {alarm["kind"] for alarm in position.alarms}
         if found is not None and found.kind not in known:

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from orbiter.train.agents.episode import Episode
 from orbiter.train.judging.base import Attempt, Ruling
-from orbiter.train.judging.calibration import uncalibrated
-from orbiter.train.runlog.alarms import keep_notes
 
 if TYPE_CHECKING:
     from orbiter.train.chat.message import Message
@@ -89,13 +87,11 @@ def correlation_within(rows: Iterable[tuple[int, float, float]]) -> float | None
 
 @contextlib.asynccontextmanager
 async def kept(judges: Mapping[str, BaseJudge], output_dir: object) -> AsyncIterator[None]:
-    """Keep the answers of a run's judges in its folder, if it has one, while the body runs."""
+    """Keep the answers of judges in a run's folder, if there is one, while the body runs."""
     try:
         if output_dir is not None:
             for name, judge in judges.items():
                 judge.keep_in(answers_file(str(output_dir), name))
-            if notes := uncalibrated(judges):
-                keep_notes(str(output_dir), notes)
         yield
     finally:
         for judge in judges.values():

@@ -26,6 +26,7 @@ from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend, LocalBackend
 from orbiter.train.verl.cluster.backend import ClusterBackend
 from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.judged import kept
 from orbiter.train.verl.reward import OF_EPISODES, RewardSpec, judges_of
 from orbiter.train.verl.tasks import as_tasks
 
@@ -325,9 +326,10 @@ class VeRLTrainer(ModelTrainer):
 
         answers, longest = len(tasks) * max(1, samples), self.config.max_response_length
         with answering(answers, longest, wanted=self.config.progress) as report:
-            judged = await judge(
-                policy, self.config, rewards, tasks, samples=samples, report=report
-            )
+            async with kept(judges_of(rewards), self.config.output_dir):
+                judged = await judge(
+                    policy, self.config, rewards, tasks, samples=samples, report=report
+                )
         outputs = [rollout.text for rollout in judged.rollouts]
         assessment = Assessment(
             summary(judged, len(tasks), success=success),
@@ -343,7 +345,8 @@ class VeRLTrainer(ModelTrainer):
 
         rewards = self._rewards_for(samples)
         setting = Setting(policy, self.config, self.running_agent, rewards)
-        assessment = await assess(setting, tasks, samples=samples, success=success)
+        async with kept(judges_of(rewards), self.config.output_dir):
+            assessment = await assess(setting, tasks, samples=samples, success=success)
         return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
 
     async def rehearse(self, tasks: object) -> Rehearsal:
