@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from orbiter.train.cli.agent import rehearse
+from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
@@ -53,7 +54,7 @@ PushToHub = Annotated[
 
 
 def _command(method: Method, about: str) -> typer.Typer:
-    """Return the app of one command; all commands that train have the same options."""
+    """Return the app of one command; all commands but `train` have the same options."""
     app = typer.Typer(rich_markup_mode=None)
 
     @app.command(method, help=about)
@@ -74,14 +75,7 @@ def _command(method: Method, about: str) -> typer.Typer:
     return app
 
 
-train_app = _command(
-    "train",
-    """Improve a model by reward, with GRPO or PPO.
-
-    The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
-    your agent or environment; --dry-run then plays two episodes.
-    """,
-)
+train_app = typer.Typer(rich_markup_mode=None)
 sft_app = _command(
     "sft",
     """Improve a model by imitating good answers.
@@ -113,6 +107,33 @@ reward_model_app = _command(
     of another config, name = { model = "FOLDER/model" } uses the result.
     """,
 )
+
+
+@train_app.command("train")
+def train(
+    overrides: OverrideWords = None,
+    *,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    emit_for: Emit = None,
+    image: Image = "",
+    claim: Claim = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Improve a model by reward, with GRPO or PPO.
+
+    The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
+    your agent or environment; --dry-run then plays two episodes.
+    """
+    settings = load(config, parse_overrides(overrides or ()))
+    asked, output = Asked(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
+    if emit_for is not None:
+        job = make_job("train", settings, out=out)
+        raise typer.Exit(emit(job, emit_for, output, image=image, claim=claim))
+    raise typer.Exit(run("train", settings, asked, output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +177,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
 async def _plan(job: Job) -> TrainPlan | Plan:
     """Return the plan of a run; with an agent it has no tokens and no time."""
     trainer = job.trainer
-    if job.agent is None:
+    if job.agent is None or getattr(trainer.config, "backend", "local") == "verl":
         return await trainer.plan()
     await trainer.validate()
     config, count = trainer.config, len(job.items)

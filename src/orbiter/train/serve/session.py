@@ -88,7 +88,7 @@ class Host(Protocol):
     temperature: float
     top_p: float
     return_token_ids: bool
-    answering: Answering
+    answering: Answering[Any]
 
     @property
     def version(self) -> int:

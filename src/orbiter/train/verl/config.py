@@ -27,7 +27,6 @@ from orbiter.train.verl.reward import OnRewardError
 
 __all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
-NO_AGENTS = "backend='verl' cannot run agents"
 NO_GOLD = "gold= is measured with backend='local' only"
 
 
@@ -71,6 +70,18 @@ def _check_models(name: str, value: object) -> None:
     texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
     if value is not None and not (texts and value):
         raise ConfigError(f"{name} must be a list of model names or None, got {shown(value)}")
+
+
+def _check_variables(name: str, value: object) -> None:
+    texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    if not isinstance(value, list | tuple) or not texts:
+        raise ConfigError(f"{name} must be a list of names, got {shown(value)}")
+    for each in value:
+        if not each or "=" in each:
+            raise ConfigError(
+                f"{name} must name variables, without their values; got the name "
+                f"{each.partition('=')[0]!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +168,6 @@ class VeRLConfig(AlgorithmConfig):
         "With agent=: how often an episode that failed is played again, with the same seed, so "
         "that a retry does not select what is drawn.",
         WholeNumber(at_least=0),
-        verl=NotInVerl(NO_AGENTS),
     )
     episode_concurrency: int = setting(
         64,
@@ -165,21 +175,19 @@ class VeRLConfig(AlgorithmConfig):
         "wait. Memory for what they keep cached grows with it.",
         WholeNumber(at_least=1),
         may_change=True,
-        verl=NotInVerl(NO_AGENTS),
     )
     on_truncation: Literal["score", "mask"] | float = setting(
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
         '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
         _check_on_truncation,
-        verl=NotInVerl(NO_AGENTS),
     )
     max_extra_groups: int = setting(
         0,
         "With agent=: groups that a step plays at most to replace those whose episodes all got the "
         "same reward, which teach nothing (DAPO's dynamic sampling).",
         WholeNumber(at_least=0),
-        verl=NotInVerl(NO_AGENTS),
+        verl=NotInVerl("verl's steps play the same number of groups"),
     )
     policy_models: Sequence[str] | None = setting(
         None,
@@ -228,6 +236,13 @@ class VeRLConfig(AlgorithmConfig):
         dict,
         "Further keys of verl's configuration, as verl names them; they override ours.",
         _check_overrides,
+    )
+    environment_variables: Sequence[str] = setting(
+        (),
+        "Names of environment variables of this process that the workers get too, such as the key "
+        "of a service that an agent calls; their values are in no file.",
+        _check_variables,
+        may_change=True,
     )
     verl_python: str | os.PathLike[str] | None = setting(
         None,
@@ -296,8 +311,6 @@ def _check_for_verl(config: VeRLConfig) -> None:
         ConfigError: names the setting, its value and what to do instead.
     """
     _check_place(config)
-    if config.loss_aggregation == "episode":
-        raise ConfigError("loss_aggregation='episode' needs agent=, which backend='verl' lacks")
     for declared in fields(config):
         keys, value = declared.metadata.get("verl"), getattr(config, declared.name)
         if not isinstance(keys, NotInVerl):

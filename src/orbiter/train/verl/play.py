@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from orbiter.train.agents.episode import FAILURES, LIMITS, Episode
-from orbiter.train.agents.runner import run_episode
+from orbiter.train.agents.runner import AgentModel, run_episode
 from orbiter.train.callback import map_bounded
 from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import CallbackError
@@ -90,9 +90,11 @@ async def play(
         known = journal.find(tasks.tasks[place], key) if journal else None
         if known is not None:
             return known
-        episode = await _episode(setting, live, tasks.tasks[place], key)
+        episode = await play_one(setting.config, setting.agent, live, tasks.tasks[place], key)
         async with rating:
-            scores = await _rate(setting, tasks.items[place], episode, offset + place)
+            scores = await rate(
+                setting.config, setting.rewards, tasks.items[place], episode, offset + place
+            )
         if journal is not None and scores is not None:
             await asyncio.to_thread(journal.add, key, episode, scores)
         return episode, scores
@@ -100,7 +102,7 @@ async def play(
     attempts = [(task, number) for task, row in enumerate(seeds) for number in range(len(row))]
     played = await map_bounded(attempts, one, concurrency=setting.config.episode_concurrency)
     _refuse_too_many_failures([episode for episode, _ in played], setting.config)
-    alone = _together(played)
+    alone = together(played)
     if not any(spec.relative for spec in setting.rewards):
         return alone
     return await _compared(setting, tasks, alone, [len(row) for row in seeds])
@@ -138,19 +140,18 @@ async def _compared(
     return played._replace(scores=Scores(total, by_name, faults, left_out, scores.order_effect))
 
 
-async def _episode(
-    setting: Setting, live: LivePolicy, task: object, key: EpisodeAttempt
+async def play_one(
+    config: VeRLConfig, agent: object, live: AgentModel, task: object, key: EpisodeAttempt
 ) -> Episode:
     """Play an episode, again if it fails and `episode_retries` is set.
 
     A retry has the same seed. With another one, episodes whose draws make the agent fail would be
     replaced by others, and the gradient would be that of a selection.
     """
-    config = setting.config
     retries = 0
     while True:
         episode = await run_episode(
-            setting.agent,
+            agent,
             task,
             live,
             seed=key.seed,
@@ -166,33 +167,45 @@ async def _episode(
 
 
 def _refuse_too_many_failures(episodes: Sequence[Episode], config: VeRLConfig) -> None:
-    failed = [episode for episode in episodes if episode.failed]
-    if len(failed) <= config.max_failed_share * len(episodes):
-        return
-    limit = f"no end within {config.episode_timeout_seconds:g} s"
+    failed = [describe_failure(episode, config) for episode in episodes if episode.failed]
+    refuse_failures(failed, len(episodes), config.max_failed_share)
+
+
+def describe_failure(episode: Episode, config: VeRLConfig) -> str:
+    """Return the task of a failed episode, and why it failed."""
     reasons = {
-        "timeout": limit,
+        "timeout": f"no end within {config.episode_timeout_seconds:g} s",
         "no_calls": "it called no model that the policy answers (see policy_models)",
     }
-    examples = "; ".join(
-        f"task {str(episode.task)[:60]!r}: {episode.stop_reason}, "
-        f"{reasons.get(episode.stop_reason, episode.error)}"
-        for episode in failed[:EXAMPLES]
-    )
-    raise CallbackError(
-        f"{len(failed)} of {len(episodes)} episodes failed, more than max_failed_share="
-        f"{config.max_failed_share:g} allows: {examples}"
-    )
+    reason = reasons.get(episode.stop_reason, episode.error)
+    return f"task {str(episode.task)[:60]!r}: {episode.stop_reason}, {reason}"
 
 
-async def _rate(
-    setting: Setting, item: TrajectoryItem, episode: Episode, place: int
+def refuse_failures(failed: Sequence[str], episodes: int, max_failed_share: float) -> None:
+    """Refuse a step of which too many episodes failed.
+
+    Raises:
+        CallbackError: it has more of them than `max_failed_share`; quotes some.
+    """
+    if len(failed) > max_failed_share * episodes:
+        raise CallbackError(
+            f"{len(failed)} of {episodes} episodes failed, more than max_failed_share="
+            f"{max_failed_share:g} allows: {'; '.join(failed[:EXAMPLES])}"
+        )
+
+
+async def rate(
+    config: VeRLConfig,
+    rewards: Sequence[RewardSpec],
+    item: TrajectoryItem,
+    episode: Episode,
+    place: int,
 ) -> Scores | None:
     """Ask the rewards about one episode; a failed one is not scored."""
     if episode.failed:
         return None
-    absolute = [spec for spec in setting.rewards if not spec.relative]
-    return await _score(setting.config, absolute, [episode], [item], first_index=place)
+    absolute = [spec for spec in rewards if not spec.relative]
+    return await _score(config, absolute, [episode], [item], first_index=place)
 
 
 async def _score(
@@ -217,7 +230,7 @@ async def _score(
     )
 
 
-def _together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
+def together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
     """Join the scores of single episodes.
 
     The total is the weighted sum of the rewards, and of the step rewards as they are.

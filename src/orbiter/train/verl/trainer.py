@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from orbiter.train.agents.environments.player import EnvironmentAgent, Played
+from orbiter.train.agents.environments.player import EnvironmentAgent
 from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
@@ -26,6 +26,7 @@ from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend, LocalBackend
 from orbiter.train.verl.cluster.backend import ClusterBackend
 from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.environments import reward_of
 from orbiter.train.verl.judged import kept
 from orbiter.train.verl.reward import OF_EPISODES, RewardSpec, judges_of
 from orbiter.train.verl.tasks import as_tasks
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from orbiter.train.verl.evaluate import Assessment
     from orbiter.train.verl.rehearsal import Rehearsal
 
-ENVIRONMENT = "environment"
-"""Name of the reward that an environment gives itself."""
 BACKENDS: dict[str, type[Backend]] = {"local": LocalBackend, "verl": ClusterBackend}
 
 
@@ -86,7 +85,7 @@ class VeRLTrainer(ModelTrainer):
             if agent is not None:
                 raise ConfigError("give agent= or environment=, not both")
             agent = EnvironmentAgent(environment, system_prompt=config.system_prompt)
-            rewards = [*rewards, *_reward_of(agent, rewards)]
+            rewards = [*rewards, *reward_of(agent, rewards)]
         super().__init__(
             config,
             dataset=dataset,
@@ -214,11 +213,6 @@ class VeRLTrainer(ModelTrainer):
         if self.running_agent is None:
             return await super().check_agent()
         entry_of(self.agent)
-        if self.config.backend != "local":
-            raise ConfigError(
-                f"backend={self.config.backend!r} cannot run agents; use backend='local' with "
-                "agent="
-            )
         return True
 
     @override
@@ -246,6 +240,11 @@ class VeRLTrainer(ModelTrainer):
             raise ConfigError(
                 "loss_aggregation='sequence' would count an episode once for each of its streams; "
                 "use 'episode', 'token' or 'constant'"
+            )
+        if config.backend == "verl" and getattr(config, "ratio", "token") == "sequence":
+            raise ConfigError(
+                "ratio='sequence' with agent= on verl would count an episode once for each of its "
+                "streams; use ratio='token', or backend='local'"
             )
         if config.system_prompt is not None and not isinstance(self.agent, EnvironmentAgent):
             raise ConfigError("system_prompt has no effect with agent=, which writes its prompts")
@@ -403,28 +402,3 @@ class VeRLTrainer(ModelTrainer):
             updates=self.config.updates_per_step,
             **self._policy_parts(),
         )
-
-
-def _reward_of(agent: EnvironmentAgent, rewards: Sequence[RewardSpec]) -> list[RewardSpec]:
-    """Return the environment's own reward, which is added to the others.
-
-    Raises:
-        ConfigError: it has none, and there are no others.
-    """
-    name, alone = agent.kind.name, not rewards
-
-    def reward(result: Played) -> float:
-        if result.reward is None and alone:
-            raise ConfigError(f"{name} made an environment without get_reward(), and rewards=[]")
-        return result.reward or 0.0
-
-    if agent.has_reward is not False:
-        return [RewardSpec(ENVIRONMENT, fn=reward)]
-    if alone:
-        raise ConfigError(
-            "tool functions give no reward; give at least one RewardSpec(name=..., fn=...)"
-            if agent.kind.functions
-            else f"{name} has no get_reward(), and there are no rewards; write "
-            "`def get_reward(self) -> float`, or give RewardSpec(name=..., fn=...)"
-        )
-    return []

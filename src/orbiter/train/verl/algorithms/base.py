@@ -75,7 +75,7 @@ class RewardConfig(EngineConfig):
         "returns of the same turn (MT-GRPO), or for PPO goes by turn; returns compares the returns "
         "of all turns (Kevin); gigpo also compares turns with the same prompt.",
         OneOf(("episode", "turn", "returns", "gigpo")),
-        verl=NotInVerl("verl gives an answer one advantage"),
+        verl=NotInVerl("its estimators give an episode one advantage; use credit='episode'"),
     )
     gigpo_weight: float = setting(
         1.0,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
 from orbiter.train.errors import did_you_mean
@@ -31,6 +32,10 @@ class CheckAnswer:
     """Problems of the plan; empty if there is no problem."""
     composed: dict[str, Any] = field(default_factory=dict[str, Any])
     """verl's configuration with the overrides applied, by dotted key."""
+    agent: list[str] = field(default_factory=list[str])
+    """Why the agent cannot run here."""
+    notes: list[str] = field(default_factory=list[str])
+    """What differs here from the process that asks."""
     missing: dict[str, str] = field(default_factory=dict[str, str])
     """Requested modules that cannot be imported here, with the reason."""
 
@@ -48,6 +53,7 @@ def check(request: Mapping[str, Any]) -> CheckAnswer:
 
     answer.devices = torch.cuda.device_count()
     answer.missing = dict(_missing(request["modules"]))
+    _check_agent(answer, request.get("agent_modules", []), request.get("packages", {}))
     known = _leaves(_config(["actor_rollout_ref.rollout.name=vllm"]), inner=True)
     answer.refusals = list(_unknown_keys(request["overrides"], known))
     if not answer.refusals:
@@ -55,6 +61,30 @@ def check(request: Mapping[str, Any]) -> CheckAnswer:
     if answer.composed:
         answer.refusals += _no_numbers(answer.composed, known)
     return answer
+
+
+def _check_agent(
+    answer: CheckAnswer, modules: list[str], packages: Mapping[str, str | None]
+) -> None:
+    """Look for what an agent imports, and compare the versions with those of the asking process."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if absent:
+        answer.agent = [
+            f"the agent imports {', '.join(absent)}, which is not installed for {sys.executable}; "
+            "install it there and on every node"
+        ]
+        return
+    answer.agent = [
+        f"the agent's module {name} cannot be imported by {sys.executable} ({why})"
+        for name, why in _missing(modules)
+    ]
+    distributions = packages_distributions()
+    for name, wanted in packages.items():
+        found = {version(each) for each in distributions.get(name, [])}
+        if wanted is not None and len(found) == 1 and found != {wanted}:
+            answer.notes.append(
+                f"the agent's {name} is {found.pop()} in verl's interpreter and {wanted} here"
+            )
 
 
 def _missing(modules: list[str]) -> Iterator[tuple[str, str]]:
