@@ -66,7 +66,7 @@ def _by_name(module: str, what: str) -> ModuleType:
         raise ConfigError(f"{what}: there is no module {module!r} ({error})") from error
 
 
-def load_rewards(told: object, settings: Settings | None = None) -> list[RewardSpec]:
+def load_rewards(setting: object, settings: Settings | None = None) -> list[RewardSpec]:
     """Return the rewards of a config: one "file.py:name", or a table with one entry per reward.
 
     An entry with `judge = "rubric"` asks the model of [llm] in `settings`. One with `gold = true`
@@ -77,24 +77,24 @@ def load_rewards(told: object, settings: Settings | None = None) -> list[RewardS
     """
     from orbiter.train.verl import RewardSpec
 
-    if isinstance(told, str):
-        name = told.rpartition(":")[2]
-        return [RewardSpec(name, fn=load_object(told, what="reward"))]
-    if not isinstance(told, Mapping) or not told:
+    if isinstance(setting, str):
+        name = setting.rpartition(":")[2]
+        return [RewardSpec(name, fn=load_object(setting, what="reward"))]
+    if not isinstance(setting, Mapping) or not setting:
         raise ConfigError(
             'there is no reward: set reward = "rewards.py:name", or a [reward] table with '
             'name = "rewards.py:name" for each'
         )
-    return [_reward(name, each, settings) for name, each in told.items() if not _is_gold(each)]
+    return [_reward(name, each, settings) for name, each in setting.items() if not _is_gold(each)]
 
 
-def load_gold(told: object, settings: Settings | None = None) -> RewardSpec | None:
+def load_gold(setting: object, settings: Settings | None = None) -> RewardSpec | None:
     """Return the reward with `gold = true`, which is measured and not trained by.
 
     Raises:
         ConfigError: there is more than one.
     """
-    entries = told.items() if isinstance(told, Mapping) else ()
+    entries = setting.items() if isinstance(setting, Mapping) else ()
     golds = [(name, each) for name, each in entries if _is_gold(each)]
     if len(golds) > 1:
         raise ConfigError(f"[reward] only one may be gold, got {[name for name, _ in golds]}")
@@ -116,17 +116,17 @@ KINDS = (
 """The settings of each kind of reward; the first one tells the kind."""
 
 
-def _reward(name: str, told: object, settings: Settings | None) -> RewardSpec:
+def _reward(name: str, setting: object, settings: Settings | None) -> RewardSpec:
     from orbiter.train.verl import RewardSpec
 
-    entry: dict[str, Any] = dict(told) if isinstance(told, Mapping) else {"fn": told}
+    entry: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {"fn": setting}
     own = next((kind for kind in KINDS if kind[0] in entry), KINDS[0])
     known = (*own, "weight", "gold")
     unknown = [key for key in entry if key not in known]
     if unknown or not isinstance(entry.get(own[0]), str):
         raise ConfigError(
             f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}}, '
-            f'{{model = "folder of a reward model"}} or {{judge = "rubric"}}, got {told!r}'
+            f'{{model = "folder of a reward model"}} or {{judge = "rubric"}}, got {setting!r}'
             + (did_you_mean(unknown[0], known) if unknown else "")
         )
     weight = entry.get("weight", 1.0)

@@ -54,8 +54,8 @@ async def calibrate_all(
         DataError: a file does not fit.
         CallbackError: a judge's model failed.
     """
-    told = settings.values.get("reward")
-    entries = told if isinstance(told, Mapping) else {}
+    section = settings.values.get("reward")
+    entries = section if isinstance(section, Mapping) else {}
     texts = []
     for spec in rewards:
         entry = entries.get(spec.name)

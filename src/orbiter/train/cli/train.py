@@ -295,19 +295,19 @@ class Course:
         self._training = False
         if trainer.stopped and self._asked:
             return None
-        found: dict[str, Any] = {"training": metrics.measured()}
+        result: dict[str, Any] = {"training": metrics.measured()}
         if before is not None and job.held_out is not None:
             after = await examine(trainer, "after", job.held_out, job.rewards)
             keep_exams(job.folder, job.held_out, [before, after])
-            found["before"] = interval(before)._asdict()
-            found["after"] = interval(after)._asdict()
-            found["gain"] = gain(before, after)._asdict()
+            result["before"] = interval(before)._asdict()
+            result["after"] = interval(after)._asdict()
+            result["gain"] = gain(before, after)._asdict()
         if isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
             quality = await trainer.quality(job.held_out)
-            found["quality"] = quality.measured()
+            result["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
-        found["model"] = str(await trainer.save(job.folder / "model"))
-        return found
+        result["model"] = str(await trainer.save(job.folder / "model"))
+        return result
 
     async def _before(self) -> Exam | None:
         """Examine the untrained model, or read the stored exam of an earlier process."""
@@ -322,9 +322,9 @@ class Course:
         return exam
 
 
-def write_result(folder: Path, found: dict[str, Any]) -> None:
+def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Store the results next to the run's metrics."""
-    write_file(folder / RESULT, json.dumps(found, indent=2, default=str).encode() + b"\n")
+    write_file(folder / RESULT, json.dumps(result, indent=2, default=str).encode() + b"\n")
 
 
 def _stopped(job: Job, number: int, output: Output) -> Code:

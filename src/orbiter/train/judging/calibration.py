@@ -195,8 +195,8 @@ def _merged(records: Iterable[Judgement]) -> list[Judgement]:
             by_subject.setdefault(record.subject, []).append(record)
     kinds = sorted({record.kind for group in by_subject.values() for record in group})
     if len(kinds) != 1:
-        found = " and ".join(kinds) or "none with a value"
-        raise DataError(f"a calibration needs labels of one kind, got {found}")
+        kinds_given = " and ".join(kinds) or "none with a value"
+        raise DataError(f"a calibration needs labels of one kind, got {kinds_given}")
     merged = []
     for group in by_subject.values():
         mean = fmean(record.value for record in group if record.value is not None)

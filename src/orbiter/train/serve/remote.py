@@ -77,7 +77,7 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """End the thread; work under way is dropped."""
+        """Stop the thread; unfinished work is dropped."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -202,7 +202,7 @@ class _RemoteReply(Reply):
 
     @override
     def leave(self) -> None:
-        """Stop waiting for the engine; whoever still waits for the answer gets an error."""
+        """Stop waiting for the engine; a client that still waits for the answer gets an error."""
         super().leave()
         if self.asking is not None and not self.asking.done():
             self.asking.get_loop().call_soon_threadsafe(self._give_up)

@@ -344,8 +344,8 @@ def _check_place(config: VeRLConfig) -> None:
         )
     if (config.rollout_name == "transformers") != (config.device == "cpu"):
         raise ConfigError(
-            f"rollout={config.rollout!r} does not go with device={config.device!r}: transformers "
-            "samples in a rehearsal on 'cpu', and nothing else does"
+            f"rollout={config.rollout!r} does not go with device={config.device!r}: a rehearsal "
+            f"on 'cpu' samples with transformers, and only that"
         )
     if config.device == "cpu" and config.tensor_parallel > 1:
         raise ConfigError(

@@ -169,28 +169,28 @@ class GoldWatch:
             best = max(later, key=lambda each: fmean(each[2].values()))
             oldest = later[1] if later[0] is best else later[0]
             position.gold.remove(oldest)
-        found = divergence([Measurement(*each) for each in position.gold])
+        parted = divergence([Measurement(*each) for each in position.gold])
         known = {alarm["kind"] for alarm in position.alarms}
-        if found is not None and found.kind not in known:
-            self._raise_alarm(session, step, found, attempts)
+        if parted is not None and parted.kind not in known:
+            self._raise_alarm(session, step, parted, attempts)
         return {
             "gold/proxy": fmean(measured.proxy.values()),
             f"gold/{self.name}": fmean(measured.gold.values()),
         }
 
     def _raise_alarm(
-        self, session: Session, step: int, found: Divergence, attempts: Sequence[ScoredAttempt]
+        self, session: Session, step: int, parted: Divergence, attempts: Sequence[ScoredAttempt]
     ) -> None:
-        verb = "fallen" if found.kind == "falls" else "stalled"
+        verb = "fallen" if parted.kind == "falls" else "stalled"
         message = (
-            f"the reward rises and {self.name!r} has {verb}: since step {found.since} the reward "
-            f"changed by {found.proxy} and {self.name!r} by {found.gold} on the same held-out "
+            f"the reward rises and {self.name!r} has {verb}: since step {parted.since} the reward "
+            f"changed by {parted.proxy} and {self.name!r} by {parted.gold} on the same held-out "
             "tasks. The policy has probably found a way to be rewarded without doing better: read "
             "the answers below, mend the reward, and go on from a model before that step; a KL "
             "penalty (kl_coef) slows this down"
         )
         alarm = Alarm(
-            step=step, kind=found.kind, message=message, samples=_examples(attempts, self.name)
+            step=step, kind=parted.kind, message=message, samples=_examples(attempts, self.name)
         )
         session.position.alarms.append(asdict(alarm))
         folder = session.config.output_dir

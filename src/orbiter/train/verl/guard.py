@@ -1,11 +1,11 @@
 """Warnings about a policy that collapses or games its reward, from what a step measures anyway.
 
-Collapse: no more tools, one action that ends all, no difference. Gaming: the reward pays for length
+Collapse: no tool calls, one action only, equal rewards. Gaming: the reward pays for length
 or markup, one reward rises while another is lost, a judge's verdicts follow the order shown. These
 are signs, not proof; the alarm of `gold.py` compares with a reward that is trusted more.
 
 The means of a run's latest steps are compared with those of its first ones. A warning is logged
-when it begins to hold, and again if it comes back later.
+when its condition becomes true, and again if it returns later.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WATCHED_KINDS = ("reward/", "order_effect/", LENGTH_EFFECT, MARKUP, MARKUP_EFFEC
 
 
 def watch(position: Position, row: Mapping[str, float], weights: Mapping[str, float]) -> None:
-    """Take note of a step's metrics, and log the warnings that begin to hold.
+    """Record a step's metrics, and log the warnings whose condition became true.
 
     Args:
         position: Keeps the values.
@@ -59,7 +59,7 @@ def watch(position: Position, row: Mapping[str, float], weights: Mapping[str, fl
 
 
 def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """Return the warnings that hold, by name.
+    """Return the current warnings by name.
 
     Args:
         watched: The first and the latest values of each metric, `WINDOW` of each at most.
@@ -103,7 +103,8 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
     if "flat_groups" in last and last["flat_groups"] > 0.9 > first["flat_groups"]:
         holding["flat_groups"] = (
             f"in almost every group all samples got the same reward ({reward}), so there is "
-            "little to learn from. Use harder or easier tasks, a reward that tells samples apart, "
+            "little to learn from. Use harder or easier tasks, a reward that distinguishes "
+            "samples, "
             "a larger group_size, or max_extra_groups"
         )
     return holding | _gaming(full, first, last)
@@ -178,14 +179,14 @@ def signs(
     """
     share = [sum(not (c.isalnum() or c.isspace()) for c in o) / max(1, len(o)) for o in outputs]
     kept = [i for i, total in enumerate(totals) if total is not None]
-    found = {MARKUP: fmean(share[i] for i in kept)} if kept else {}
+    measured = {MARKUP: fmean(share[i] for i in kept)} if kept else {}
     for name, values in ((LENGTH_EFFECT, lengths), (MARKUP_EFFECT, share)):
         effect = correlation_within(
             [(i // group_size, float(values[i]), totals[i] or 0.0) for i in kept]
         )
         if effect is not None:
-            found[name] = effect
-    return found
+            measured[name] = effect
+    return measured
 
 
 def call_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -200,7 +201,7 @@ def call_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _bad_calls(episode: Episode) -> int:
-    """Count calls of tools that are not offered, without JSON arguments, or made before.
+    """Count calls of tools that are not offered, calls without JSON arguments, and repeated calls.
 
     A reply that contains the mark of a call but cannot be parsed as one counts as a call.
     """
@@ -218,7 +219,7 @@ def _bad_calls(episode: Episode) -> int:
 
 
 def _arguments(call: Mapping[str, object]) -> str | None:
-    """Return a call's arguments in one spelling; None where they are not a JSON object."""
+    """Return a call's arguments in one spelling; None if they are not a JSON object."""
     function = call.get("function")
     if not isinstance(function, Mapping):  # a custom tool takes any text
         return json.dumps(call, sort_keys=True, default=str)

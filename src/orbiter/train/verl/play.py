@@ -30,11 +30,11 @@ from orbiter.train.verl.reward import RewardSpec, Scores, score
 from orbiter.train.verl.tasks import AgentTasks
 
 EXAMPLES = 3
-"""Failed episodes that an error quotes."""
+"""The number of failed episodes that an error quotes."""
 
 
 class Setting(NamedTuple):
-    """What does not change over a run."""
+    """The parts of a run that do not change."""
 
     policy: Policy
     config: VeRLConfig
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 
 
 def open_live(setting: Setting, *, temperature: float) -> LivePolicy:
-    """Return the policy as an agent's model, to be opened."""
+    """Return an unopened live policy that serves as the agent's model."""
     return LivePolicy(
         setting.policy,
         name=setting.config.model,
@@ -74,7 +74,7 @@ async def play(
     Args:
         setting: Policy, config, agent and rewards.
         live: The policy that answers, open.
-        tasks: What the agent works on.
+        tasks: The agent's tasks.
         seeds: For each task, one for each episode.
         journal: Holds episodes that finished before an interruption, and gets those that finish.
         offset: Number of the first task in the step, for the journal.
@@ -145,8 +145,8 @@ async def play_one(
 ) -> Episode:
     """Play an episode, again if it fails and `episode_retries` is set.
 
-    A retry has the same seed. With another one, episodes whose draws make the agent fail would be
-    replaced by others, and the gradient would be that of a selection.
+    A retry has the same seed. With another seed, episodes whose samples make the agent fail would
+    be replaced by others, which would bias the gradient.
     """
     retries = 0
     while True:
@@ -201,7 +201,7 @@ async def rate(
     episode: Episode,
     place: int,
 ) -> Scores | None:
-    """Ask the rewards about one episode; a failed one is not scored."""
+    """Compute the rewards of one episode; a failed one is not scored."""
     if episode.failed:
         return None
     absolute = [spec for spec in rewards if not spec.relative]
@@ -233,7 +233,7 @@ async def _score(
 def together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
     """Join the scores of single episodes.
 
-    The total is the weighted sum of the rewards, and of the step rewards as they are.
+    The total is the weighted sum of the rewards, and the unweighted step rewards.
     """
     names = dict.fromkeys(name for _, each in played if each for name in each.by_name)
     by_name = {name: [each and each.by_name[name][0] for _, each in played] for name in names}
@@ -249,7 +249,7 @@ def together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return lengths of the episodes that did not fail, and how many ended for which reason."""
+    """Return lengths of episodes that did not fail, and numbers of episodes by stop reason."""
     kept = [episode for episode in episodes if not episode.failed]
     reasons = Counter(episode.stop_reason for episode in episodes)
     metrics = {f"failed/{kind}": float(reasons[kind]) for kind in FAILURES if reasons[kind]}

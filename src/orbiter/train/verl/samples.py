@@ -4,7 +4,8 @@
      "rewards": {"call": 1.0}, "advantage": 0.7, "tokens": 21, "cut_off": false}, ...]}
 
 A skipped sample has the reward and the advantage null. An episode also has its `stop_reason`, its
-`error`, and under `turns` what each turn asked and answered. Left out: token ids and logprobs.
+`error`, and, in `turns`, the new prompt part and the answer of each turn. Not stored: token ids and
+logprobs.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def episode_output(
 
 
 def _turns(episode: Episode, advantages: Sequence[float] | None) -> list[dict[str, Any]]:
-    """Return the turns, each with its step rewards and its advantage where it has any."""
+    """Return the turns, each with its step rewards and its advantage, if any."""
     records = [_turn(episode, turn) for turn in episode.turns]
     for turn, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
         if turn < len(records):
@@ -139,7 +140,7 @@ def _turns(episode: Episode, advantages: Sequence[float] | None) -> list[dict[st
 
 
 def _turn(episode: Episode, turn: Turn) -> dict[str, Any]:
-    """Return what was new in a turn's prompt, and the policy's answer."""
+    """Return the new part of a turn's prompt, and the policy's answer."""
     known = 0
     if turn.continues is not None:
         known = len(episode.turns[turn.continues].messages) + 1  # with the answer to them

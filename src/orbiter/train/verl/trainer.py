@@ -68,11 +68,11 @@ class VeRLTrainer(ModelTrainer):
             dataset: The tasks; may also be passed to `train()`.
             eval_dataset: Held-out tasks, for `eval_every` and `evaluate()`.
             agent: A function of a task, sync or async, or an object with `run`: the policy is its
-                model, and its whole episodes are what is trained on. Or an object that does not
-                run and whose `instructions` become the system prompt.
-            environment: What the policy acts in, in place of an agent: a class with `reset` and
-                `get_reward` whose other public methods are tools, a function that makes such an
-                object, or a list of tool functions (`agents/environments/`).
+                model, and training uses its whole episodes. Alternatively an object without `run`
+                whose `instructions` become the system prompt.
+            environment: An environment that the policy acts in, instead of an agent: a class with
+                `reset` and `get_reward` whose other public methods are tools, a function that makes
+                such an object, or a list of tool functions (`agents/environments/`).
             gold: A more trusted reward, which is not trained by but measured every `gold_every`
                 steps on a few held-out tasks: a warning says if the rewards rise without it.
             on_state_change: Called with the old and the new state of the lifecycle.
@@ -196,7 +196,7 @@ class VeRLTrainer(ModelTrainer):
     @property
     @override
     def running_agent(self) -> object:
-        """The agent whose episodes are trained on; None where `agent` is absent or does not run."""
+        """The agent whose episodes are trained on; None if `agent` is absent or does not run."""
         return self.agent if runs(self.agent) else None
 
     @property
@@ -217,7 +217,7 @@ class VeRLTrainer(ModelTrainer):
 
     @override
     async def check_dataset(self) -> bool:
-        """Make sure that there is data; the tasks of an agent may be anything it takes."""
+        """Make sure that there is data; the tasks of an agent may be any objects."""
         if self.running_agent is None or self.dataset is None:
             return await super().check_dataset()
         self.dataset, self.eval_dataset = read_once(self.dataset), read_once(self.eval_dataset)
@@ -309,7 +309,7 @@ class VeRLTrainer(ModelTrainer):
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
         )
         if chosen is None:
-            raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+            raise DataError("there is no data to evaluate on; give evaluate() a data set")
         await self.check_reward()
         rewards = self._rewards_for(samples)
         if self.running_agent is not None:

@@ -117,7 +117,7 @@ export RAY_USAGE_STATS_ENABLED=0
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d' ' -f1)
 
-# A job server runs code for whoever reaches it: it listens on the head's loopback address only.
+# A job server runs code for anyone who reaches it: it listens on the loopback address of the head.
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \\
   {start} --head --port=6379 --node-ip-address="$address" --dashboard-host=127.0.0.1 &
 for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n +2); do

@@ -212,8 +212,8 @@ def _float32(config: VeRLConfig) -> Overrides:
     if ALGORITHMS[config.algorithm].value_head:
         places.append("critic.fsdp")
     mixed = {
-        f"+{place}.mixed_precision.{kind}_dtype": "fp32"
-        for place in places
+        f"+{index}.mixed_precision.{kind}_dtype": "fp32"
+        for index in places
         for kind in ("param", "reduce")
     }
     return {**mixed, f"{ROLL}.dtype": "float32"}

@@ -161,7 +161,8 @@ def job_environment(
             "VERL_ENGINE_DEVICE": "cuda",
             "ORBITER_VERL_POLL_SECONDS": str(POLL_SECONDS),
             "OMP_NUM_THREADS": "1",
-            "RAY_memory_monitor_refresh_ms": "0",  # Ray would kill workers for others' memory use
+            # Ray would kill workers because of other processes' memory use
+            "RAY_memory_monitor_refresh_ms": "0",
             "RAY_prestart_worker_first_driver": "0",  # one worker per logical CPU, none needed
             "RAY_enable_worker_prestart": "0",
         }
@@ -187,7 +188,7 @@ async def _ask_verl(
     """Let the interpreter that has verl compose and check the overrides."""
     python = interpreter(config)
     try:
-        said = await ask(
+        finished = await ask(
             [python, "-m", "orbiter.train.verl.cluster.inside.check"],
             environment={**os.environ, **environment},
             stdin=json.dumps(request, default=str),
@@ -195,12 +196,12 @@ async def _ask_verl(
         )
     except OSError as error:
         raise ConfigError(f"verl_python={python!r} cannot be run: {error.strerror}") from error
-    if said.code:
-        lines = said.errors.strip().splitlines() or ["no reason given"]
+    if finished.code:
+        lines = finished.errors.strip().splitlines() or ["no reason given"]
         raise MissingExtraError(
             f"{python} cannot check a plan for verl ({lines[-1]}); run: {install_command(python)}"
         )
-    answer: dict[str, Any] = json.loads(said.output.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(finished.output.splitlines()[-1])
     if answer["version"] is None:
         raise MissingExtraError(
             f"verl is not installed for {python}; run: {install_command(python)}, or name the "
@@ -216,7 +217,7 @@ def _too_few(config: VeRLConfig, layout: Layout) -> list[str]:
         return []
     return [
         f"batch_size={config.batch_size} prompts per step, but there are only {layout.prompts}: "
-        "verl drops an incomplete batch, so nothing would be left; lower batch_size"
+        "verl drops an incomplete batch, so no batch would remain; lower batch_size"
     ]
 
 

@@ -39,7 +39,7 @@ def ship(rewards: Sequence[RewardSpec]) -> list[Shipped]:
     """Return each reward in a form that can be sent to the workers.
 
     Raises:
-        ConfigError: a reward cannot be sent; names the reward, the reason and what to do.
+        ConfigError: a reward cannot be sent; the message gives the reward, the reason and a remedy.
     """
     return [_ship(spec, f"reward_{place}") for place, spec in enumerate(rewards)]
 

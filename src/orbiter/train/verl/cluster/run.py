@@ -224,7 +224,8 @@ class ClusterRun:
             raise TrainingError(
                 f"nothing can be learned: in all {self.flat_steps} steps so far every sample of a "
                 f"prompt got the same reward (most recently {metrics.get('reward', 0.0):.4g}). Use "
-                "a reward that tells better from worse, sample more (group_size, temperature), or "
+                "a reward that distinguishes better from worse answers, sample more (group_size, "
+                "temperature), or "
                 "start with easier prompts; max_flat_steps sets the number of such steps"
             )
 

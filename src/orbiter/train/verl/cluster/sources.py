@@ -133,16 +133,16 @@ def refuse(what: str, why: str, way_out: str = WAY_OUT) -> NoReturn:
     raise ConfigError(f"{what} cannot be sent to verl: {why}; {way_out}")
 
 
-def is_importable(found: object) -> bool:
+def is_importable(thing: object) -> bool:
     """Return whether another process gets this same object by importing it."""
-    module = sys.modules.get(getattr(found, "__module__", None) or "")
-    qualified = getattr(found, "__qualname__", None)
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    qualified = getattr(thing, "__qualname__", None)
     if module is None or module.__name__ == "__main__" or qualified is None:
         return False
     named: object = module
     for part in qualified.split("."):
         named = getattr(named, part, None)
-    return named is found
+    return named is thing
 
 
 def _root(module: ModuleType) -> str | None:

@@ -202,9 +202,9 @@ class AgentWorker:
     def _outputs(
         self, episode: Episode, scores: Scores, versions: Sequence[int]
     ) -> list[AgentLoopOutput]:
-        """Return the rows of an episode, the same fields in each."""
+        """Return the rows of an episode, all with the same fields."""
         trained = with_truncation(scores, [episode], self.config.on_truncation).total[0]
-        told = {
+        facts = {
             "trained": trained is not None and bool(episode.streams),
             "failure": describe_failure(episode, self.config) if episode.failed else None,
             "stop_reason": episode.stop_reason,
@@ -234,9 +234,9 @@ class AgentWorker:
             "global_steps": max(versions, default=0),
             "min_global_steps": min(versions, default=0),
             "max_global_steps": max(versions, default=0),
-            EPISODE: json.dumps(told, default=str),
+            EPISODE: json.dumps(facts, default=str),
         }
-        if not told["trained"]:
+        if not facts["trained"]:
             end = int(self.tokenizer.eos_token_id or 0)
             return [
                 made(

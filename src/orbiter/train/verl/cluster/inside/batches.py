@@ -107,21 +107,21 @@ def _weights(
 
 
 def _metrics(
-    told: Sequence[Mapping[str, Any]], trained: Mapping[str, EpisodeRow]
+    played: Sequence[Mapping[str, Any]], trained: Mapping[str, EpisodeRow]
 ) -> dict[str, float]:
-    """Return what the local backend reports of a step's episodes."""
-    reasons = Counter(each["stop_reason"] for each in told)
-    finished = [each for each in told if not each["failure"]]
-    metrics = {"failed": 1 - len(finished) / max(1, len(told))}
+    """Return the metrics that the local backend reports for a step's episodes."""
+    reasons = Counter(each["stop_reason"] for each in played)
+    finished = [each for each in played if not each["failure"]]
+    metrics = {"failed": 1 - len(finished) / max(1, len(played))}
     metrics |= {
         f"failed/{each['stop_reason']}": float(reasons[each["stop_reason"]])
-        for each in told
+        for each in played
         if each["failure"]
     }
     for limit in ("max_turns", "max_tokens", "context"):
         if reasons[limit]:
             metrics[f"stopped/{limit}"] = float(reasons[limit])
-    if retries := sum(each["retries"] for each in told):
+    if retries := sum(each["retries"] for each in played):
         metrics["retries"] = float(retries)
     if finished:
         metrics["turns"] = fmean(each["turns"] for each in finished)
@@ -132,7 +132,7 @@ def _metrics(
     if rewards:
         metrics["reward"], metrics["reward_std"] = fmean(rewards), pstdev(rewards)
         metrics["flat_groups"] = _flat_groups(trained)
-    metrics["reward_faults"] = float(sum(each["faults"] for each in told))
+    metrics["reward_faults"] = float(sum(each["faults"] for each in played))
     return {METRIC + name: value for name, value in metrics.items()} | _by_name(finished)
 
 
@@ -144,11 +144,12 @@ def _flat_groups(trained: Mapping[str, EpisodeRow]) -> float:
     return fmean(len(rewards) < 2 for rewards in groups.values())
 
 
-def _by_name(told: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _by_name(played: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the mean of each reward over the episodes that have it."""
-    names = dict.fromkeys(name for each in told for name in each["rewards"])
+    names = dict.fromkeys(name for each in played for name in each["rewards"])
     values = {
-        name: [v for each in told if (v := each["rewards"].get(name)) is not None] for name in names
+        name: [v for each in played if (v := each["rewards"].get(name)) is not None]
+        for name in names
     }
     return {f"reward/{name}": math.fsum(v) / len(v) for name, v in values.items() if v}
 

@@ -80,10 +80,10 @@ def _check_agent(
     ]
     distributions = packages_distributions()
     for name, wanted in packages.items():
-        found = {version(each) for each in distributions.get(name, [])}
-        if wanted is not None and len(found) == 1 and found != {wanted}:
+        versions = {version(each) for each in distributions.get(name, [])}
+        if wanted is not None and len(versions) == 1 and versions != {wanted}:
             answer.notes.append(
-                f"the agent's {name} is {found.pop()} in verl's interpreter and {wanted} here"
+                f"the agent's {name} is {versions.pop()} in verl's interpreter and {wanted} here"
             )
 
 
@@ -124,16 +124,16 @@ def _leaves(config: Any, prefix: str = "", *, inner: bool = False) -> dict[str, 
     """Return the values by dotted key; with `inner`, the sections too."""
     from omegaconf import DictConfig, OmegaConf
 
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name in config:
         value = OmegaConf.select(config, name, default=None, throw_on_missing=False)
         key = f"{prefix}{name}"
         if isinstance(value, DictConfig) and len(value):
-            found |= {key: None} if inner else {}
-            found |= _leaves(value, f"{key}.", inner=inner)
+            leaves |= {key: None} if inner else {}
+            leaves |= _leaves(value, f"{key}.", inner=inner)
         else:
-            found[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return found
+            leaves[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return leaves
 
 
 def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
@@ -152,8 +152,8 @@ def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
                 use_critic=need_critic(config),
             )
     except Exception as error:
-        said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        answer.refusals = [f"verl refuses the configuration: {' '.join(said[:3])}"]
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        answer.refusals = [f"verl refuses the configuration: {' '.join(lines[:3])}"]
         return
     answer.composed = _leaves(config)
     answer.refusals = [*_unknown_names(config), *_uneven_sizes(config, critic=need_critic(config))]

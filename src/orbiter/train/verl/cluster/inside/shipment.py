@@ -102,24 +102,24 @@ def load_object(folder: Path, code: Mapping[str, Any], what: str) -> Any:
     """Load an object from the file with its source, or from its module.
 
     Raises:
-        CallbackError: it is not available in this process; says why.
+        CallbackError: it is not available in this process; the message gives the reason.
     """
     where = code["module"]
     try:
-        found: Any
+        target: Any
         if code["file"]:
-            found = _module_at(folder / code["file"])
+            target = _module_at(folder / code["file"])
         else:
-            found = importlib.import_module(where)
+            target = importlib.import_module(where)
         for name in code["function"].split("."):
-            found = getattr(found, name)
+            target = getattr(target, name)
     except Exception as error:  # a module of the user may raise anything
         raise CallbackError(
             f"{what}: {where}.{code['function']} cannot be loaded in verl's worker "
             f"({type(error).__name__}: {error}); its module, and what that imports, must be "
             "installed in verl's interpreter, on every node"
         ) from error
-    return found
+    return target
 
 
 def _module_at(path: Path) -> ModuleType:
