@@ -30,7 +30,7 @@ class Ruling(NamedTuple):
     """A judge's verdict on one attempt."""
 
     score: float | None
-    """In [0, 1]; None if there is none, for the reason in `cause`."""
+    """In [0, 1]; None without a verdict; `cause` says why."""
     reason: str = ""
     """The judge's reason, or what was wrong with its answers."""
     scores: Sequence[float] = ()

@@ -186,7 +186,7 @@ class GoldWatch:
             f"the reward rises and {self.name!r} has {verb}: since step {parted.since} the reward "
             f"changed by {parted.proxy} and {self.name!r} by {parted.gold} on the same held-out "
             "tasks. The policy has probably found a way to be rewarded without doing better: read "
-            "the answers below, mend the reward, and go on from a model before that step; a KL "
+            "the answers below, mend the reward, and continue from a model before that step; a KL "
             "penalty (kl_coef) slows this down"
         )
         alarm = Alarm(

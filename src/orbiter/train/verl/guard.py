@@ -157,7 +157,7 @@ def _gaming(
 
 
 def _moved(values: Sequence[float]) -> bool:
-    """Say whether the first and the latest values differ by more than their scatter explains."""
+    """Return whether the first and the latest values differ by more than their scatter explains."""
     early, late = values[:WINDOW], values[-WINDOW:]
     scatter = math.sqrt((stdev(early) ** 2 + stdev(late) ** 2) / WINDOW)
     return abs(fmean(late) - fmean(early)) > 4 * scatter
