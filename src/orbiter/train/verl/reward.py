@@ -171,14 +171,7 @@ async def score(
             value = None if on_error == "skip" else on_error
             return [Ruling(value)] * len(question.samples)
 
-    samples = [
-        _Sample(
-            first_index + i,
-            outputs[i],
-            {"item": items[i], "raw_output": outputs[i]} | dict(known[i] if known else {}),
-        )
-        for i in range(len(outputs))
-    ]
+    samples = _samples(outputs, items, first_index, known)
     groups = list(grouped(samples, [1] * len(samples) if group_sizes is None else group_sizes))
     questions = [question for group in groups for question in _questions(rewards, group)]
     answers = await map_bounded(questions, ask, concurrency=concurrency)
@@ -220,6 +213,22 @@ class _Sample(NamedTuple):
     """The item's number, for error messages."""
     output: str
     given: Mapping[str, object]
+
+
+def _samples(
+    outputs: Sequence[str],
+    items: Sequence[TrajectoryItem],
+    first_index: int,
+    known: Sequence[Mapping[str, object]] | None,
+) -> list[_Sample]:
+    return [
+        _Sample(
+            first_index + i,
+            outputs[i],
+            {"item": items[i], "raw_output": outputs[i]} | dict(known[i] if known else {}),
+        )
+        for i in range(len(outputs))
+    ]
 
 
 class _Question(NamedTuple):
