@@ -34,8 +34,10 @@ from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.preference import RewardModelTrainer
+from orbiter.train.progress import working
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
+from orbiter.train.sft import SFTTrainer
 from orbiter.train.storage import write_file
 from orbiter.train.verl import VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
@@ -306,6 +308,8 @@ class Course:
             quality = await trainer.quality(job.held_out)
             result["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
+        if isinstance(trainer, SFTTrainer) and before is None and job.held_out is not None:
+            result["held_out"] = (await trainer.evaluate(job.held_out)).measured()
         result["model"] = str(await trainer.save(job.folder / "model"))
         return result
 
@@ -353,7 +357,8 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
     write_result(folder, result)
     _tell(result, output)
     output.say(f"model     {result['model']}")
-    page = write_report(folder)
+    with working(f"drawing {folder}"):
+        page = write_report(folder)
     output.say(f"report    {page}")
     if asked.push_to_hub is not None:
         from orbiter.train.engine.models.export import push_to_hub
@@ -390,6 +395,8 @@ def _tell(result: dict[str, Any], output: Output) -> None:
         return
     name = "reward" if result["method"] == "train" else "loss"
     output.say(f"training  {name} {shown(result['training'].get(name))} over the last epoch")
+    if "held_out" in result:
+        output.say(f"held out  {name} {shown(result['held_out'].get(name))}")
 
 
 def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
