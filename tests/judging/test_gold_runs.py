@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.runlog import read_run
 from orbiter.train.runlog.alarms import read_alarms, read_notes
 from orbiter.train.synthesis.llm.judge import Judge
-from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl import RewardSpec, VeRLTrainer
 from orbiter.train.verl.guard import signs, watch
 from tests.agents.playing import spread, tiny, two_turns
@@ -87,47 +85,7 @@ def test_signs_are_correlations_within_the_groups() -> None:
 # --- a real run ----------------------------------------------------------------------------------
 
 
-def padding(output: str) -> float:
-    """A reward that pays for length and nothing else."""
-    return len(output) / 40
-
-
-def brief(output: str) -> float:
-    """What is really wanted: few characters."""
-    return -len(output) / 40
-
-
 PROMPTS = ["Say something.", "Name a colour.", "Sing.", "Count.", "Hello?", "Why?"]
-
-
-async def gamed(folder: Path, **settings: Any) -> tuple[VeRLTrainer, TrainMetrics]:  # noqa: ANN401
-    small = {"epochs": 10, "batch_size": 6, "group_size": 6, "learning_rate": 1e-2}
-    small |= {"max_response_length": 16, "gold_every": 2}
-    config = tiny(**small, output_dir=folder, **settings)
-    trained = VeRLTrainer(
-        config, [RewardSpec("pay", 1, padding)], gold=RewardSpec("want", 1, brief)
-    )
-    return trained, await trained.train(PROMPTS)
-
-
-@pytest.mark.slow
-async def test_a_run_that_games_its_reward_warns_and_stops(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        trained, _ = await gamed(tmp_path, gold_stop=True)
-    assert trained.stopped
-    [alarm] = read_alarms(tmp_path)
-    assert alarm["kind"] == "falls"
-    assert alarm["step"] == len(trained.history) < 10
-    assert alarm["samples"]
-    assert {"prompt", "output", "proxy", "gold"} == set(alarm["samples"][0])
-    assert any("'want' has fallen" in record.message for record in caplog.records)
-    run = read_run(tmp_path)
-    proxy, gold = run.series("gold/proxy"), run.series("gold/want")
-    assert [step for step, _ in proxy][:3] == [1, 2, 4]
-    assert proxy[-1][1] > proxy[0][1]
-    assert gold[-1][1] < gold[0][1]
 
 
 async def test_gold_measures_without_being_trained_by(tmp_path: Path) -> None:
@@ -161,7 +119,7 @@ async def test_gold_measures_without_being_trained_by(tmp_path: Path) -> None:
         (RewardSpec("probe", 1, spread), {}, "gold must have another name than 'proxy' and"),
         (RewardSpec("proxy", 1, spread), {}, "gold must have another name than 'proxy' and"),
         (spread, {}, "gold must be a RewardSpec, got function"),
-        (RewardSpec("g", 1, lambda episode: episode.seconds), {}, "asks for task or result"),
+        (RewardSpec("g", 1, lambda *, episode: episode.seconds), {}, "asks for task or result"),
     ],
 )
 async def test_a_gold_reward_that_cannot_be_measured_is_refused(

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import ConfigError, DataError
-from orbiter.train.evaluation.interval import Interval, finite_values, student_quantile
+from orbiter.train.evaluation.interval import Interval, finite_values
+from orbiter.train.evaluation.student import student_quantile
 
 
 class Confusion(NamedTuple):
