@@ -183,6 +183,13 @@ def packing_works(dtype: torch.dtype) -> bool:
 @functools.cache
 def fused_attention_works(dtype: torch.dtype, device_type: str) -> bool:
     """Whether torch's fused attention works here with a mask and with shared key heads."""
+    # The answer is kept, so it must not depend on a caller that samples without gradients. Tensors
+    # that are made in inference mode never get any, so the trial's are made outside it.
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        return _try_fused_attention(dtype, device_type)
+
+
+def _try_fused_attention(dtype: torch.dtype, device_type: str) -> bool:
     device = torch.device(device_type)
     q, k, v = (
         _trial_tensor(1, heads, 8, 16).to(device, dtype, copy=True).requires_grad_()
@@ -199,8 +206,7 @@ def fused_attention_works(dtype: torch.dtype, device_type: str) -> bool:
     q32, k32, v32 = (x.detach().float() for x in (q, k, v))
     k32, v32 = (x.repeat_interleave(2, 1) for x in (k32, v32))
     plain = (q32 @ k32.transpose(-1, -2) / 4).softmax(-1) @ v32  # 4 = sqrt(head width)
-    with torch.enable_grad(), torch.inference_mode(mode=False):
-        return _works(f"fused attention in {dtype} on {device_type}", trial, plain)
+    return _works(f"fused attention in {dtype} on {device_type}", trial, plain)
 
 
 def _works(kernel: str, trial: Callable[[], Tensor], expected: Tensor) -> bool:
