@@ -151,6 +151,7 @@ def test_links_inside_a_folder_stay_possible(theirs: Path) -> None:
 
 OUTSIDE: list[Any] = [
     "../x", "a/../../x", "/etc/passwd", "", ".." , "\0", "c:x", "a\\b", None, 5, ["x"], {"a": 1},
+    "x" * 256, "é" * 128, "a/" * 4000, "\ud800",
 ]  # fmt: skip
 
 

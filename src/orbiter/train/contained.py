@@ -19,6 +19,11 @@ OPENED = (".json", ".jsonl", ".toml", ".html", ".lock", ".torn", ".txt", ".log")
 ENTERED = ("checkpoints", "baseline")
 """Folders in a run's folder in which this package writes and removes files."""
 
+LONGEST_NAME = 255
+"""Bytes of the longest file name that common file systems allow."""
+LONGEST_PATH = 1024
+"""Bytes of the longest path below a folder; macOS allows no more."""
+
 
 def check_contained(folder: str | os.PathLike[str], *, to_write: bool = False) -> None:
     """Check the files of a folder that this package may open; the folder need not exist.
@@ -70,12 +75,32 @@ def inside(folder: Path, name: object, source: str) -> Path:
     Raises:
         StorageError: the name is absolute, contains `..`, or leaves the folder through a link.
     """
-    strange = not isinstance(name, str) or not name or any(mark in name for mark in "\0\\:")
-    parts = PurePosixPath(str(name))
-    path = folder / str(name) if not strange else folder
-    if strange or parts.is_absolute() or ".." in parts.parts or not _is_below(path, folder):
+    path = folder / str(name) if is_name_inside(name) else folder
+    if path == folder or not _is_below(path, folder):
         raise StorageError(f"{source} names {name!r}, which is not a file inside its folder")
     return path
+
+
+def is_name_inside(name: object) -> bool:
+    """Tell whether a name is a relative path that cannot leave its folder, except by a link.
+
+    It must be UTF-8 without `..`, backslashes, colons and null bytes, and short enough for common
+    file systems.
+    """
+    if not isinstance(name, str) or any(mark in name for mark in "\0\\:"):
+        return False
+    parts = PurePosixPath(name)
+    inside_folder = bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts
+    return inside_folder and _fits_a_file_system(name)
+
+
+def _fits_a_file_system(name: str) -> bool:
+    """Tell whether a relative path is UTF-8 and neither too long nor has a part that is."""
+    try:
+        path = name.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(path) <= LONGEST_PATH and all(len(p) <= LONGEST_NAME for p in path.split(b"/"))
 
 
 def _check_link(folder: Path, entry: os.DirEntry[str]) -> None:

@@ -137,7 +137,8 @@ def _item(
         **root,
     }
     logprobs = metrics.get("logprobs")
-    whole = isinstance(logprobs, list) and len(logprobs) == len(tokens or ())
+    count = len(tokens) if isinstance(tokens, list) else 0
+    whole = isinstance(logprobs, list) and len(logprobs) == count
     return recorder.item(
         chat,
         message_of(step),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orbiter.train.errors import DataError, MissingExtraError, require
 from orbiter.train.formats.format import ExportReport, Format, Row
@@ -38,20 +38,36 @@ def _detect(head: bytes, path: Path) -> float:
 
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:
-    parquet = require("pyarrow.parquet", extra="parquet")
     with source.open() as file:
-        try:
-            table = parquet.ParquetFile(file)
-            names = table.schema_arrow.names
-        except FOREIGN as error:
-            raise _unreadable(source, error) from error
-        rows = rows_in(names, source.path)
-        records = plain_rows(_rows(source, table), rows)
+        table = open_table(source, file)
+        rows = rows_in(table.schema_arrow.names, source.path)
+        records = plain_rows(rows_of_table(source, table, BATCH), rows)
         yield from items_of_records(source, records, rows)
 
 
-def _rows(source: Source, table: Any) -> Iterator[Row]:  # noqa: ANN401 - pyarrow has no types
-    batches = table.iter_batches(BATCH)
+def open_table(source: Source, file: IO[bytes]) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Return an open Parquet file as a `pyarrow.parquet.ParquetFile` whose columns can be read.
+
+    Raises:
+        DataError: the file is damaged.
+        MissingExtraError: pyarrow is not installed.
+    """
+    parquet = require("pyarrow.parquet", extra="parquet")
+    try:
+        table = parquet.ParquetFile(file)
+        _ = table.schema_arrow.names
+    except FOREIGN as error:
+        raise _unreadable(source, error) from error
+    return table
+
+
+def rows_of_table(source: Source, table: Any, batch: int) -> Iterator[Row]:  # noqa: ANN401
+    """Yield the rows of a `ParquetFile`, reading some at once.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    batches = table.iter_batches(batch)
     while True:
         try:
             rows = next(batches).to_pylist()

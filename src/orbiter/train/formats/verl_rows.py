@@ -24,6 +24,7 @@ from orbiter.train.chat.transcript import state_of, write_action
 from orbiter.train.engine.prompt import ROLES, tools_in_words
 from orbiter.train.errors import DataError, require
 from orbiter.train.formats.format import ExportReport, Format
+from orbiter.train.formats.parquet import open_table, rows_of_table
 from orbiter.train.json_files.source import Source
 from orbiter.train.storage import atomic_write
 from orbiter.train.trajectory.codec import decode_item, encode_item
@@ -125,19 +126,13 @@ def _said(message: Message) -> str:
 
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:
-    parquet = require("pyarrow.parquet", extra="parquet")
-    errors = require("pyarrow", extra="parquet").ArrowException
-    try:
-        with source.open() as file:
-            batches = parquet.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE)
-            rows = (each for batch in batches for each in batch.to_pylist())
-            for number, each in enumerate(rows, start=1):
-                try:
-                    yield _item(each)
-                except DataError as error:
-                    source.refuse(number, str(error), error)
-    except errors as error:
-        raise DataError(f"{source.path} is not a readable Parquet file: {error}") from error
+    with source.open() as file:
+        rows = rows_of_table(source, open_table(source, file), ROWS_AT_ONCE)
+        for number, each in enumerate(rows, start=1):
+            try:
+                yield _item(each)
+            except DataError as error:
+                source.refuse(number, str(error), error)
 
 
 def _item(values: Mapping[str, Any]) -> TrajectoryItem:

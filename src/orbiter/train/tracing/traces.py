@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
+from orbiter.train.chat.tool_calls import name_of
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
 from orbiter.train.tracing.dialects import Memory, said_in
@@ -272,7 +273,7 @@ class Traces:
             for answer in call.said.answers:
                 for tool_call in answer.get("tool_calls") or ():
                     asked[tool_call.get("id", "")] = number
-                    named.setdefault(tool_call["function"]["name"], []).append(number)
+                    named.setdefault(name_of(tool_call), []).append(number)
         found: list[list[dict[str, Any]]] = [[] for _ in calls]
         for span in sorted(trace.runs, key=attrgetter("start")):
             run = tool_run_of(span)

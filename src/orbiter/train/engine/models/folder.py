@@ -17,9 +17,10 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypedDict
 
+from orbiter.train.contained import is_name_inside
 from orbiter.train.disk import disk_errors
 from orbiter.train.errors import StorageError
 from orbiter.train.storage import fsync_directory
@@ -206,9 +207,7 @@ def _entry(entry: dict[str, object]) -> FileEntry:
 
 def _inside(name: str, manifest: Path) -> str:
     """Return a file name from a manifest, or raise if it points outside the folder."""
-    path = PurePosixPath(name)
-    strange = "\\" in name or ":" in name or "\0" in name
-    if strange or not path.parts or path.is_absolute() or ".." in path.parts:
+    if not is_name_inside(name):
         raise StorageError(f"{manifest} names {name!r}, which is not a file inside its folder")
     return name
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orbiter.train.contained import is_name_inside
 from orbiter.train.engine.models.folder import MANIFEST, verify_file
 from orbiter.train.errors import StorageError
 
@@ -272,8 +273,7 @@ def _check_index(index: Path, tensors: Mapping[str, StoredTensor]) -> None:
 
 def _inside(folder: Path, name: object, source: Path) -> Path:
     """Return a file that a configuration names, if it is in the folder."""
-    strange = not isinstance(name, str) or not name or "\0" in name or "\\" in name
-    if strange or Path(str(name)).is_absolute() or ".." in Path(str(name)).parts:
+    if not is_name_inside(name):  # a link may leave it, as in the cache of the hub
         raise StorageError(f"{source} names {name!r}, which is not a file inside its folder")
     path = folder / str(name)
     if not path.is_file():

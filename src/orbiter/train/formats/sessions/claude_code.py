@@ -23,6 +23,7 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import (
     Tally,
     as_object,
+    kind_of,
     records_of,
     seconds_of,
     session_format,
@@ -75,7 +76,7 @@ class _Reading:
         Raises:
             DataError: the record does not have the form of its type.
         """
-        kind = row.get("type")
+        kind = kind_of(row)
         chain = self._chain(row, agent)
         uuid, parent = str(row.get("uuid") or ""), str(row.get("parentUuid") or "")
         before = chain.chat.tail

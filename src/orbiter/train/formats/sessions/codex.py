@@ -26,6 +26,7 @@ from orbiter.train.formats.sessions.codex_items import (
 from orbiter.train.formats.sessions.folder import (
     Tally,
     as_object,
+    kind_of,
     records_of,
     seconds_of,
     session_format,
@@ -66,7 +67,7 @@ class _Reading:
         Raises:
             DataError: it does not have the form of its type.
         """
-        kind, time = row.get("type"), seconds_of(row.get("timestamp"))
+        kind, time = kind_of(row), seconds_of(row.get("timestamp"))
         payload = row.get("payload")
         if isinstance(payload, dict):
             self._take_payload(str(kind), payload, time)

@@ -8,7 +8,7 @@ from typing import Any
 from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import custom_call, function_call
 from orbiter.train.errors import DataError
-from orbiter.train.formats.sessions.folder import as_object
+from orbiter.train.formats.sessions.folder import array_in, as_object
 from orbiter.train.formats.sessions.log import Facts, with_plain_text
 from orbiter.train.json_files.records import decode_object
 
@@ -40,7 +40,7 @@ def part_of(part: object) -> dict[str, Any]:
 
 def thoughts_of(item: Mapping[str, Any]) -> list[str]:
     """Return the readable thoughts of an item; most are encrypted and only have a summary."""
-    parts = item.get("content") or item.get("summary") or ()
+    parts = array_in(item, "content") or array_in(item, "summary")
     texts = [as_object(part).get("text") for part in parts]
     return [text for text in texts if isinstance(text, str) and text]
 

@@ -6,7 +6,7 @@ Not here: the records of a particular agent, and the conversion to items (`log.p
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from orbiter.train.errors import DataError
 from orbiter.train.formats.format import HEAD, Format
 from orbiter.train.formats.sessions.log import LoggedSession, items_of_session
+from orbiter.train.json_files.fields import shown
 from orbiter.train.json_files.records import Record, head_objects, read_records
 from orbiter.train.json_files.source import Source
 from orbiter.train.json_files.walk import objects_in
@@ -125,6 +126,27 @@ def seconds_of(time: object) -> float | None:
 def as_object(value: object) -> dict[str, Any]:
     """Return a JSON object; an empty one if it is anything else."""
     return value if isinstance(value, dict) else {}
+
+
+def kind_of(row: Mapping[str, Any], name: str = "type") -> str | None:
+    """Return the word in a field that says what a record is, or None if the field is missing.
+
+    Anything that is not a word is returned as its text, so that it can be counted as unknown.
+    """
+    value = row.get(name)
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def array_in(row: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the list in a field; an empty one if the field is missing or null.
+
+    Raises:
+        DataError: it holds anything else.
+    """
+    value = row.get(name)
+    if value is not None and not isinstance(value, list):
+        raise DataError(f"field {name!r}: expected a list, got {shown(value)}")
+    return value or []
 
 
 def _read(source: Source, patterns: Sequence[str], sessions: Sessions) -> Iterator[TrajectoryItem]:

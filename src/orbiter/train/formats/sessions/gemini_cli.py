@@ -22,7 +22,9 @@ from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import (
     Tally,
+    array_in,
     as_object,
+    kind_of,
     objects_of,
     seconds_of,
     session_format,
@@ -136,7 +138,7 @@ def _by_id(number: int, messages: Sequence[object]) -> dict[str, _Line]:
 
 
 def _take(chat: Chat, message: Mapping[str, Any], tally: Tally) -> None:
-    kind, time = message.get("type"), seconds_of(message.get("timestamp"))
+    kind, time = kind_of(message), seconds_of(message.get("timestamp"))
     if kind == "user":
         content = _parts(message.get("content"))
         chat.say(with_plain_text({"role": "user", "content": content}), time)
@@ -149,7 +151,7 @@ def _take(chat: Chat, message: Mapping[str, Any], tally: Tally) -> None:
 
 
 def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> None:
-    calls = [as_object(call) for call in message.get("toolCalls") or ()]
+    calls = [as_object(call) for call in array_in(message, "toolCalls")]
     content = _parts(message.get("content"))
     answer = dict(with_plain_text({"role": "assistant", "content": content}))
     if calls:
@@ -157,7 +159,7 @@ def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> 
         answer["tool_calls"] = [
             function_call(call.get("id"), call.get("name"), call.get("args")) for call in calls
         ]
-    thoughts = [as_object(thought) for thought in message.get("thoughts") or ()]
+    thoughts = [as_object(thought) for thought in array_in(message, "thoughts")]
     words = [
         "\n".join(str(thought[name]) for name in ("subject", "description") if thought.get(name))
         for thought in thoughts
@@ -178,7 +180,7 @@ def _take_result(chat: Chat, call: Mapping[str, Any]) -> None:
     if call.get("result") is None and call.get("status") not in ("error", "cancelled"):
         return  # the session ended before the tool did
     content, failed = _result(call.get("result"))
-    status = call.get("status")
+    status = kind_of(call, "status")
     message: dict[str, Any] = {
         "role": "tool",
         "tool_call_id": str(call.get("id") or ""),

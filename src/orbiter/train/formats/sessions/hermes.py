@@ -16,6 +16,7 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import (
     Tally,
     as_object,
+    kind_of,
     objects_of,
     seconds_of,
     session_format,
@@ -66,7 +67,7 @@ def _begin(session: LoggedSession, chat: Chat, about: Mapping[str, Any]) -> None
 def _take_message(
     session: LoggedSession, chat: Chat, given: Mapping[str, Any], tally: Tally
 ) -> None:
-    role, time = given.get("role"), seconds_of(given.get("timestamp"))
+    role, time = kind_of(given, "role"), seconds_of(given.get("timestamp"))
     if role == "session_meta":
         _begin(session, chat, given)
         return

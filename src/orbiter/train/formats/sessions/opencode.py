@@ -22,7 +22,9 @@ from orbiter.train.chat.tool_calls import function_call
 from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import (
     Tally,
+    array_in,
     as_object,
+    kind_of,
     objects_of,
     seconds_of,
     session_format,
@@ -62,7 +64,7 @@ class _Store:
         if kind == "export":
             info = as_object(value["info"])
             pairs = [
-                (as_object(entry.get("info")), list(map(as_object, entry.get("parts") or ())))
+                (as_object(entry.get("info")), list(map(as_object, array_in(entry, "parts"))))
                 for entry in map(as_object, value["messages"])
             ]
             self.sessions[str(info.get("id"))] = _Stored(info, source, pairs)
@@ -183,7 +185,7 @@ def _take(
 def _take_prompt(chat: Chat, parts: Sequence[Row], time: float | None, tally: Tally) -> None:
     content = [made for part in parts if (made := _content_of(part)) is not None]
     for part in parts:
-        if (kind := part.get("type")) not in _READ:
+        if (kind := kind_of(part)) not in _READ:
             counter = tally.known if kind in _NOT_CHAT else tally.unknown
             counter[f"part/{kind}"] += 1
     if content:
@@ -242,7 +244,7 @@ def _step_of(parts: Sequence[Row], tally: Tally) -> tuple[Row, list[Row], Facts]
     content = [made for part in parts if (made := _content_of(part)) is not None]
     facts: Facts = {}
     for part in parts:
-        kind = part.get("type")
+        kind = kind_of(part)
         if kind == "step-finish":
             facts = _usage(part) | ({"finish_reason": part["reason"]} if "reason" in part else {})
         elif kind not in _READ:
@@ -275,7 +277,7 @@ def _content_of(part: Row) -> Message | None:
 
 def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
     state = as_object(part.get("state"))
-    times, status = as_object(state.get("time")), state.get("status")
+    times, status = as_object(state.get("time")), kind_of(state, "status")
     call_id = str(part.get("callID") or "")
     metadata = as_object(state.get("metadata"))
     if isinstance(below := metadata.get("sessionId", metadata.get("sessionID")), str):
@@ -283,7 +285,7 @@ def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
     if status not in {"completed", "error"}:
         return  # the session ended before the tool did
     said = state.get("error") if status == "error" else state.get("output")
-    attached = [_file(as_object(file)) for file in state.get("attachments") or ()]
+    attached = [_file(as_object(file)) for file in array_in(state, "attachments")]
     content: object = as_text(said)
     if attached:
         content = [{"type": "text", "text": content}, *attached]

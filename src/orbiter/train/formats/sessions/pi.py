@@ -19,6 +19,7 @@ from orbiter.train.errors import DataError
 from orbiter.train.formats.sessions.folder import (
     Tally,
     as_object,
+    kind_of,
     records_of,
     seconds_of,
     session_format,
@@ -45,7 +46,7 @@ class _Reading:
         Raises:
             DataError: it does not have the form of its type.
         """
-        kind = row.get("type")
+        kind = kind_of(row)
         if kind is None:
             raise DataError("not an entry of Pi: it has no type")
         if kind == "session":
@@ -84,7 +85,7 @@ class _Reading:
         message = row.get("message")
         if not isinstance(message, dict):
             raise DataError("an entry of type 'message' has no message")
-        role = message.get("role")
+        role = kind_of(message, "role")
         if role == "assistant":
             identifier = str(message.get("responseId") or row.get("id") or "")
             self.chat.answer(_answer(message), time, _facts(message), identifier or None)
