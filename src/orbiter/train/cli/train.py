@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -301,6 +302,8 @@ class Course:
             found["before"] = interval(before)._asdict()
             found["after"] = interval(after)._asdict()
             found["gain"] = gain(before, after)._asdict()
+        elif job.held_out is not None:
+            found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
         found["model"] = str(await trainer.save(job.folder / "model"))
         return found
 
@@ -376,8 +379,19 @@ def _tell(result: dict[str, Any], output: Output) -> None:
             f"          reward {after} after: {gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]"
         )
         return
+    if "held_out" in result:
+        measured = result["held_out"]
+        names = [name for name in measured if not name.endswith(("_low", "_high"))]
+        output.say("held out  " + ", ".join(_measure(name, measured) for name in names))
     name = "reward" if result["method"] == "train" else "loss"
     output.say(f"training  {name} {shown(result['training'].get(name))} over the last epoch")
+
+
+def _measure(name: str, measured: Mapping[str, float]) -> str:
+    """Return a metric as text, with its interval if it has one."""
+    ends = [measured.get(f"{name}_{end}") for end in ("low", "high")]
+    interval = "" if None in ends else f" [{shown(ends[0])}, {shown(ends[1])}]"
+    return f"{name} {shown(measured[name])}{interval}"
 
 
 def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
