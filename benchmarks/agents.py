@@ -4,12 +4,12 @@
     python benchmarks/agents.py --cases tiny-4 tiny-8
     python benchmarks/agents.py --linear            # ours alone: 4, 8, 16 and 32 turns
 
-A step plays 8 episodes of each of 2 tasks and takes one update, without KL. Both engines play the
+A step plays 4 episodes of each of 2 tasks and takes one update, without KL. Both engines play the
 same environment class (TRL's `environment_factory`, our `environment=`), from the same model with
 the same chat template, so prompts, tool results, turns and lengths are alike. An untrained model
 writes no calls, so in both each answer counts as a call of the tool: TRL's parser of answers is
 replaced for that, and ours ends in `on_answer`. Each runs in its own process, only when it is its
-turn. TRL gets its fastest settings here: no gradient checkpointing, 16 rows in an update, and an
+turn. TRL gets its fastest settings here: no gradient checkpointing, all rows in one update, and an
 answer may not take more tokens than the case says. TRL is the `bench` extra (trl==1.16.0).
 CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
 """
@@ -29,7 +29,7 @@ from typing import Any
 from machine import machine
 from turns import Race, await_turn, race, say_peak, tell, versions
 
-GROUP, TASKS = 8, 2
+GROUP, TASKS = 4, 2
 TRL_ROWS = 16
 """Episodes that TRL takes at once in its update."""
 FOLDER = Path(__file__).parent.parent / "build" / "bench-agents"
@@ -197,6 +197,19 @@ def work_ours(case: Case, steps: int) -> None:
     say_peak()
 
 
+def as_call(tokenizer: Any, ids: list[int], **_: Any) -> dict[str, Any]:
+    """Read any answer as a call of the tool; put in the place of TRL's parser."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    call = {"type": "function", "function": {"name": "ask", "arguments": {"text": text}}}
+    return {"role": "assistant", "content": text, "tool_calls": [call]}
+
+
+def with_schema(tokenizer: Any) -> Any:
+    """Give a tokenizer a schema of answers: without one, TRL does not parse them at all."""
+    tokenizer.response_schema = {}
+    return tokenizer
+
+
 def work_trl(case: Case, steps: int) -> None:
     """Take steps with TRL's trainer, every answer a call of the tool."""
     import torch
@@ -212,13 +225,8 @@ def work_trl(case: Case, steps: int) -> None:
     loaded = load_model(str(model_folder(case.model)), device="cpu")
     began: dict[str, float] = {}
 
-    def as_call(tokenizer: Any, ids: list[int], **_: Any) -> dict[str, Any]:
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        call = {"type": "function", "function": {"name": "ask", "arguments": {"text": text}}}
-        return {"role": "assistant", "content": text, "tool_calls": [call]}
-
     grpo_trainer.parse_response = as_call
-    grpo_trainer.add_response_schema = lambda tokenizer: tokenizer
+    grpo_trainer.add_response_schema = with_schema
 
     class Turns(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
         """Hold the trainer between steps."""

@@ -149,3 +149,44 @@ def test_doctor_names_what_is_here(run: Run) -> None:
     assert ran.code == Code.OK
     assert levels["engine"] == levels["extra train"] == levels["python"] == "ok"
     assert all(each["remedy"] for each in told["findings"] if each["level"] != "ok")
+
+
+def test_a_reward_model_is_trained_resumed_and_used_as_a_reward(run: Run, project: Path) -> None:
+    rows = [{"prompt": f"Name {n}.", "chosen": f"It is {n}.", "rejected": "No!"} for n in range(6)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        "reward-model", "data.train=pairs.jsonl", "data.eval=pairs.jsonl",
+        "reward-model.model=tiny", "reward-model.batch_size=2", "reward-model.save_every=1",
+    ]  # fmt: skip
+    ran = run(*words, "--dry-run", "--json")
+    assert ran.code == Code.OK, ran.err
+    plan = json.loads(ran.out)["plan"]
+    assert (plan["method"], plan["items"], plan["steps"]) == ("reward model", 6, 3)
+    ran = run(*words, "--out", "runs/rm", "--json")
+    assert ran.code == Code.OK, ran.err
+    result = json.loads(ran.out)
+    assert 0 <= result["quality"]["accuracy"] <= 1
+    assert "use it" in ran.err
+    assert (Path("runs/rm") / "report.html").is_file()
+    assert run("runs", "resume", "runs/rm").code == Code.OK
+    reward = 'liked = { model = "runs/rm/model", weight = 2.0 }'
+    Path("liked.toml").write_text(f"[data]\ntrain = 'train.jsonl'\n[reward]\n{reward}\n")
+    ran = run(
+        "train", "-c", "liked.toml", "data.train=pairs.jsonl", "train.model=tiny", *SHORT,
+        "--out", "runs/policy", "--json",
+    )  # fmt: skip
+    assert ran.code == Code.OK, ran.err
+    assert "reward/liked" in read_run(Path("runs/policy")).metrics[-1]
+
+
+def test_a_reward_that_is_no_reward_model_is_refused(run: Run, project: Path) -> None:
+    Path("empty").mkdir()
+    Path("data.jsonl").write_text('{"state": "a", "action": "b", "reward": null}\n')
+    Path("wrong.toml").write_text('[reward]\nliked = { model = "empty" }\n')
+    ran = run("train", "-c", "wrong.toml", "data.train=data.jsonl", "train.model=tiny")
+    assert ran.code == Code.STORAGE
+    assert "is not a reward model" in ran.err
+    Path("wrong.toml").write_text('[reward]\nliked = { modle = "empty" }\n')
+    ran = run("train", "-c", "wrong.toml", "data.train=data.jsonl", "train.model=tiny")
+    assert ran.code == Code.USAGE
+    assert "did you mean" in ran.err

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
         EvolutionStrategy,
     )
     from orbiter.train.offline import OfflineConfig, OfflineMethod, OfflineTrainer
-    from orbiter.train.preference import PreferenceConfig, PreferenceMethod, PreferenceTrainer
+    from orbiter.train.preference import (
+        PreferenceConfig,
+        PreferenceMethod,
+        PreferenceTrainer,
+        RewardModel,
+        RewardModelConfig,
+        RewardModelTrainer,
+    )
     from orbiter.train.runlog import RunLog, read_run
     from orbiter.train.sft import SFTConfig, SFTTrainer
     from orbiter.train.synthesis import (
@@ -74,6 +81,9 @@ __all__ = [
     "PreferenceConfig",
     "PreferenceMethod",
     "PreferenceTrainer",
+    "RewardModel",
+    "RewardModelConfig",
+    "RewardModelTrainer",
     "RewardSpec",
     "RunLog",
     "SFTConfig",
@@ -141,6 +151,9 @@ _HOMES = {
         "PreferenceConfig",
         "PreferenceMethod",
         "PreferenceTrainer",
+        "RewardModel",
+        "RewardModelConfig",
+        "RewardModelTrainer",
     ),
     "runlog": (
         "RunLog",

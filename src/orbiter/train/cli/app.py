@@ -34,6 +34,7 @@ COMMANDS = {
     "train": ("train", "Improve a model by reward, with GRPO or PPO."),
     "offline": ("train", "Improve a model by logged episodes, without running anything."),
     "prefer": ("train", "Improve a model by preferences: DPO, IPO, KTO, ORPO or SimPO."),
+    "reward-model": ("train", "Train a reward model on preferences: it scores answers."),
     "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
     "eval": ("evaluate", "Measure how good a model is, with a confidence interval."),
     "generate": ("generate", "Answer prompts with a model."),
@@ -43,7 +44,9 @@ COMMANDS = {
     "runs": ("runs", "List runs, compare two, resume one."),
     "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
 }
-"""The module of each command, which defines `NAME_app`, and one sentence for the help page."""
+"""The module of each command, which defines `NAME_app`, and one sentence for the help page.
+
+A `-` in the name of a command is a `_` in the module."""
 
 
 class Lazy(TyperGroup):
@@ -79,7 +82,7 @@ class Lazy(TyperGroup):
 def load(name: str) -> Any:
     """Import a command."""
     module = import_module(f"orbiter.train.cli.{COMMANDS[name][0]}")
-    return typer.main.get_command(getattr(module, f"{name}_app"))
+    return typer.main.get_command(getattr(module, f"{name.replace('-', '_')}_app"))
 
 
 app = typer.Typer(

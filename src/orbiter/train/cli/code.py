@@ -88,12 +88,18 @@ def _reward(name: str, told: object) -> RewardSpec:
     from orbiter.train.verl import RewardSpec
 
     entry: dict[str, Any] = dict(told) if isinstance(told, Mapping) else {"fn": told}
-    unknown = [key for key in entry if key not in ("fn", "weight")]
-    if unknown or not isinstance(entry.get("fn"), str):
+    known = ("fn", "model", "weight")
+    unknown = [key for key in entry if key not in known]
+    given = [entry[key] for key in ("fn", "model") if key in entry]
+    if unknown or len(given) != 1 or not isinstance(given[0], str):
         raise ConfigError(
-            f'[reward] {name} must be "rewards.py:name" or {{fn = "rewards.py:name", '
-            f"weight = 1.0}}, got {told!r}"
-            + (did_you_mean(unknown[0], ("fn", "weight")) if unknown else "")
+            f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}} '
+            f'or {{model = "folder of a reward model", weight = 1.0}}, got {told!r}'
+            + (did_you_mean(unknown[0], known) if unknown else "")
         )
+    if "model" in entry:
+        from orbiter.train.preference import RewardModel
+
+        return RewardSpec(name, entry.get("weight", 1.0), RewardModel(entry["model"]))
     fn = load_object(entry["fn"], what=f"reward {name!r}")
     return RewardSpec(name, entry.get("weight", 1.0), fn)

@@ -22,12 +22,17 @@ from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError, MissingExtraError, boundary
 from orbiter.train.offline import OfflineConfig, OfflineTrainer
-from orbiter.train.preference import PreferenceConfig, PreferenceTrainer
+from orbiter.train.preference import (
+    PreferenceConfig,
+    PreferenceTrainer,
+    RewardModelConfig,
+    RewardModelTrainer,
+)
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
 
-Method = Literal["train", "sft", "offline", "prefer"]
+Method = Literal["train", "sft", "offline", "prefer", "reward-model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +91,9 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     items, held_out = _data(settings, with_agent=agent is not None)
     # An environment gives its own reward, and an agent may give rewards as it works.
     wanted = method == "train" and agent is None
-    rewards = (
-        load_rewards(settings.values.get("reward")) if wanted or "reward" in settings.values else []
-    )
+    # A reward model gives no answers that rewards could score.
+    useful = method != "reward-model" and "reward" in settings.values
+    rewards = load_rewards(settings.values.get("reward")) if wanted or useful else []
     trainer = _trainer(method, settings, rewards, agent, fixed)
     trainer.dataset, trainer.eval_dataset = items, held_out
     return Job(
@@ -116,6 +121,8 @@ def _trainer(
         return OfflineTrainer(settings.build("offline", OfflineConfig, **fixed))
     if method == "prefer":
         return PreferenceTrainer(settings.build("prefer", PreferenceConfig, **fixed))
+    if method == "reward-model":
+        return RewardModelTrainer(settings.build("reward-model", RewardModelConfig, **fixed))
     config = settings.build("train", VeRLConfig, **fixed)
     if agent is None:
         return VeRLTrainer(config, rewards)

@@ -1,4 +1,4 @@
-"""`orbiter-train train`, `sft`, `offline` and `prefer`: run one training, from settings to report.
+"""`orbiter-train train`, `sft`, `offline`, `prefer` and `reward-model`: run one training.
 
 A run is a folder: config.toml (all its settings), metrics.jsonl, samples.jsonl, checkpoints,
 result.json, model, report.html. The training itself is in `verl/`, `sft/`, `offline/` and
@@ -32,6 +32,7 @@ from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
+from orbiter.train.preference import RewardModelTrainer
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
 from orbiter.train.storage import write_file
@@ -45,6 +46,7 @@ train_app = typer.Typer(rich_markup_mode=None)
 sft_app = typer.Typer(rich_markup_mode=None)
 offline_app = typer.Typer(rich_markup_mode=None)
 prefer_app = typer.Typer(rich_markup_mode=None)
+reward_model_app = typer.Typer(rich_markup_mode=None)
 
 PushToHub = Annotated[
     str | None,
@@ -137,6 +139,27 @@ def prefer(
     settings = load(config, parse_overrides(overrides or ()))
     asked = Asked(out, resume, dry_run, push_to_hub)
     raise typer.Exit(run("prefer", settings, asked, Output(as_json=as_json)))
+
+
+@reward_model_app.command()
+def reward_model(
+    overrides: OverrideWords = None,
+    *,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a reward model on preferences, to be used as a reward.
+
+    The settings are those of [reward-model] and [data]; the data are those of `prefer`. In [reward]
+    of another config, name = { model = "FOLDER/model" } uses the result.
+    """
+    settings = load(config, parse_overrides(overrides or ()))
+    asked = Asked(out, resume, dry_run, push_to_hub)
+    raise typer.Exit(run("reward-model", settings, asked, Output(as_json=as_json)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,8 +325,15 @@ class Course:
             found["before"] = interval(before)._asdict()
             found["after"] = interval(after)._asdict()
             found["gain"] = gain(before, after)._asdict()
+<<<<<<< HEAD
         elif job.held_out is not None:
             found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
+=======
+        if isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
+            quality = await trainer.quality(job.held_out)
+            found["quality"] = quality.measured()
+            self._output.say(f"held out  {quality}")
+>>>>>>> main
         found["model"] = str(await trainer.save(job.folder / "model"))
         return found
 
@@ -358,10 +388,17 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
 
         result["hub"] = push_to_hub(folder / "model", asked.push_to_hub)
         output.say(f"uploaded  {result['hub']}")
-    one_prompt = ["generate", "--model", result["model"], "your prompt"]
-    output.say(f"try it    {command(*(['eval', '--run', folder] if job.agent else one_prompt))}")
+    output.say(_next_step(job, str(result["model"])))
     output.result(result | {"folder": str(folder), "report": str(page)})
     return Code.OK
+
+
+def _next_step(job: Job, model: str) -> str:
+    """Return how to use the finished model."""
+    if job.method == "reward-model":
+        return f'use it    in [reward]: name = {{ model = "{model}" }}'
+    one_prompt = ["generate", "--model", model, "your prompt"]
+    return f"try it    {command(*(['eval', '--run', job.folder] if job.agent else one_prompt))}"
 
 
 def _tell(result: dict[str, Any], output: Output) -> None:
@@ -405,6 +442,6 @@ def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
     if not file.is_file():
         raise StorageError(f"{folder} holds no run: {RUN_CONFIG} is missing")
     settings = load(file, parse_overrides(overrides))
-    methods: tuple[Method, ...] = ("train", "offline", "prefer")
+    methods: tuple[Method, ...] = ("train", "offline", "prefer", "reward-model")
     method: Method = next((name for name in methods if name in settings.values), "sft")
     return run(method, settings, Asked(folder, resume=True), output)

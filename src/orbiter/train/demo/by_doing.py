@@ -43,15 +43,15 @@ class Sizes:
     """Right episodes to imitate."""
     tasks: int = 60
     """Tasks to learn from by doing."""
-    held_out: int = 30
+    held_out: int = 24
     """Tasks of the exam, which are in no other part."""
     attempts: int = 2
     """Episodes of each task in an exam."""
     batch_size: int = 4
-    group_size: int = 6
+    group_size: int = 4
     sft_epochs: int = 2
-    sft_learning_rate: float = 5e-5
-    learning_rate: float = 2e-5
+    sft_learning_rate: float = 4e-5
+    learning_rate: float = 3e-5
     minutes: float = 6.0
     """Time for learning by doing; the rest takes about four minutes on two cores."""
 
@@ -195,8 +195,8 @@ def make_course(sizes: Sizes, seed: int) -> Course:
             "batch_size": sizes.batch_size,
             "group_size": sizes.group_size,
             "learning_rate": sizes.learning_rate,
-            "max_response_length": 40,
-            "max_turns": 5,
+            "max_response_length": 32,
+            "max_turns": 4,
             "system_prompt": SYSTEM,
         },
     )

@@ -106,6 +106,7 @@ def _measured(
         n=workload.samples,
         prompt_tokens=max(lengths),
         new_tokens=workload.new_tokens,
+        trained_tokens=workload.trained_tokens,
         micro_batch_tokens=config.micro_batch_tokens,
     )
     if config.model != TINY:  # its weights are in memory already

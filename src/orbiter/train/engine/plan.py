@@ -24,6 +24,8 @@ class Workload:
     reference: bool = False
     """Whether a frozen copy of the model is kept."""
     value_head: bool = False
+    trained_tokens: int | None = None
+    """Tokens of each sequence that the vocabulary head scores; None means all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,8 @@ class Policy:
     reference_forward: Forward | None
     """Forward pass of the frozen copy; None with LoRA, whose adapters are switched off instead."""
     value_head: nn.Linear | None
-    """Maps hidden state to value; starts at zero, so the first advantages equal the returns."""
+    """Maps hidden state to value; starts at zero, so the first advantages equal the returns. In a
+    reward model it maps the state after the last token to the score."""
     dtype: str
     """Dtype of the matrix products: float32 or bfloat16, never "auto"."""
     device: torch.device
@@ -133,7 +134,7 @@ def make_policy(
     *,
     lora_rank: int = 0,
     lora_alpha: float | None = None,
-    value_head: bool = False,
+    value_head: bool | nn.Linear = False,
     reference: bool = False,
     dtype: str = "float32",
     device: str = "auto",
@@ -143,7 +144,8 @@ def make_policy(
     """Make a policy from a model: adapters, value head, reference, and forward pass.
 
     `dtype` "auto" chooses the faster of float32 and bfloat16 on this device (`arithmetic.py`).
-    `lora_rank` 0 trains all weights. `reference` keeps a frozen copy, which LoRA does not need.
+    `lora_rank` 0 trains all weights. `value_head` may be a head that exists. `reference` keeps a
+    frozen copy, which LoRA does not need.
     `path="generic"` always uses Hugging Face's forward pass; "auto" uses the fast one if the model
     belongs to a supported family and both forward passes agree on a probe.
 
@@ -160,6 +162,7 @@ def make_policy(
     # Copied before adapters are added. LoRA needs no copy: switching its adapters off gives the
     # initial model back.
     frozen = copy.deepcopy(model).requires_grad_(False) if reference and not lora_rank else None
+    given_head = value_head.to(place, torch.float32) if isinstance(value_head, nn.Module) else None
     model.requires_grad_(True)
     trained: Any = (
         add_lora(model, rank=lora_rank, alpha=lora_alpha, seed=seed) if lora_rank else model
@@ -169,7 +172,7 @@ def make_policy(
         tokenizer=tokenizer,
         forward=_make_forward(model, torch_dtype, path),
         reference_forward=frozen and _make_forward(frozen, torch_dtype, path),
-        value_head=_value_head(model, place) if value_head else None,
+        value_head=_value_head(model, place) if value_head is True else given_head,
         dtype=arithmetic.dtype,
         device=place,
         stop_token_ids=configured_stops(model) | stop_token_ids(tokenizer),

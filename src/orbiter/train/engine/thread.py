@@ -29,6 +29,11 @@ def _engine_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="orbiter-engine")
 
 
+def work_blocking(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run engine work on the engine's thread and wait for it, for callers that are not async."""
+    return _engine_thread().submit(functools.partial(fn, *args, **kwargs)).result()
+
+
 async def work(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run engine work on the engine's thread, so that the event loop stays responsive.
 

@@ -269,7 +269,7 @@ class ModelTrainer(Trainer):
 
         if self._policy is None:
             config = self.config
-            dtype = _recorded_dtype(config) or config.dtype
+            dtype = recorded_dtype(config) or config.dtype
             loaded = load_model(
                 config.model, device=config.device, trust_remote_code=config.trust_remote_code
             )
@@ -424,7 +424,7 @@ class ModelTrainer(Trainer):
             session.position.best = score
 
 
-def _recorded_dtype(config: EngineConfig) -> str | None:
+def recorded_dtype(config: EngineConfig) -> str | None:
     """Return the dtype that the run in `output_dir` started with, if "auto" resumes that run.
 
     On another machine or torch version, "auto" might choose differently for a new run.

@@ -70,6 +70,8 @@ def kind_of(config: Mapping[str, object]) -> str:
         return str(config["algorithm"]).upper()
     if "reward_weighted" in config:
         return "SFT"
+    if "centering_coef" in config:
+        return "reward model"
     return str(config["method"]).upper() if "method" in config else "run"
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from orbiter.train.errors import ConfigError, DataError, boundary, did_you_mean
 from orbiter.train.synthesis.comparison import (
@@ -37,6 +37,14 @@ Keep: TypeAlias = Literal["best", "first", "last", "longest"]
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
+class RowScorer(Protocol):
+    """An object that scores many rows at once, such as a `RewardModel`."""
+
+    def score_rows(self, rows: Sequence[Any]) -> Sequence[float]:
+        """Return the score of each row, in order."""
+
+
 # ── by score ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -46,7 +54,7 @@ def filter_by_score(
     *,
     top_k: int | None = None,
     quantile: float | None = None,
-    key: str | Callable[[Row], float | None] | None = None,
+    key: str | Callable[[Row], float | None] | RowScorer | None = None,
     missing: Missing = "drop",
     report: CurationReport | None = None,
 ) -> D:
@@ -60,8 +68,9 @@ def filter_by_score(
         top_k: keep the k best of the remaining rows; of equal ones the earlier.
         quantile: drop this share of the lowest scores: 0.75 keeps the best quarter, and rows
             that tie with its last.
-        key: where the score is: the name of a field or of an entry in the metadata, or a function
-            of the row. Without it, the reward or score.
+        key: where the score is: the name of a field or of an entry in the metadata, a function of
+            the row, or a `RewardModel`, which scores all rows at once. Without it, the reward or
+            score.
         missing: what happens to a row whose score is None or NaN. A kept one passes every
             criterion.
         report: lists every dropped row.
@@ -104,11 +113,17 @@ def _check_criteria(
 
 
 def _scores(
-    records: Records[D], key: str | Callable[[Row], float | None] | None
+    records: Records[D], key: str | Callable[[Row], float | None] | RowScorer | None
 ) -> list[float | None]:
     if key is None:
         return records.scores()
-    found = [_by_key(row, key) for row in records.rows]
+    if isinstance(key, RowScorer):
+        with boundary("key"):
+            found: list[object] = list(key.score_rows(records.rows))
+        if len(found) != len(records.rows):
+            raise DataError(f"key gave {len(found)} scores for {len(records.rows)} rows")
+    else:
+        found = [_by_key(row, key) for row in records.rows]
     scores: list[float | None] = []
     for index, value in enumerate(found):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

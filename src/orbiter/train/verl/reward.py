@@ -76,6 +76,12 @@ class RewardSpec:
         """Say whether `fn` has a parameter of this name."""
         return name in _parameters(self.fn)
 
+    def requires(self, name: str) -> bool:
+        """Say whether `fn` has a parameter of this name without a default."""
+        if not self.asks_for(name):
+            return False
+        return inspect.signature(self.fn).parameters[name].default is inspect.Parameter.empty
+
     @property
     def needs_episodes(self) -> bool:
         """Whether `fn` can only be called with an agent's episodes."""

@@ -109,7 +109,7 @@ class VeRLTrainer(ModelTrainer):
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
         for reward in self.rewards:
-            if reward.asks_for("raw_output") and not self._answers_here:
+            if reward.requires("raw_output") and not self._answers_here:
                 raise ConfigError(
                     f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
                     "have that were sampled with backend='local'; leave the parameter out"

@@ -184,6 +184,7 @@ CONFIGS: Mapping[str, tuple[str, str]] = {
     "sft": ("sft.config", "SFTConfig"),
     "offline": ("offline.config", "OfflineConfig"),
     "prefer": ("preference.config", "PreferenceConfig"),
+    "reward-model": ("preference.reward_model_config", "RewardModelConfig"),
     "evolve": ("evolution.config", "EvolutionConfig"),
     "synth": ("synthesis.pipeline.config", "SynthesisConfig"),
     "llm": ("llm.config", "ClientConfig"),

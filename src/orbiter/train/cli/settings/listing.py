@@ -16,7 +16,11 @@ settings_app = typer.Typer(rich_markup_mode=None)
 @settings_app.command()
 def settings(
     section: Annotated[
-        str, typer.Argument(help="train, sft, offline, evolve, synth, llm, data, agent or eval.")
+        str,
+        typer.Argument(
+            help="train, sft, offline, prefer, reward-model, evolve, synth, llm, data, agent "
+            "or eval."
+        ),
     ],
     *,
     as_json: JsonFlag = False,

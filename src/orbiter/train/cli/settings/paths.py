@@ -38,9 +38,14 @@ def _is_dir(change: Change, value: str) -> bool:
 
 
 def _map_reward(given: object, change: Change) -> object:
-    if isinstance(given, Mapping):
-        return {name: _map_reward(inner, change) for name, inner in given.items()}
-    return _map_code(given, change)
+    if not isinstance(given, Mapping):
+        return _map_code(given, change)
+    mapped = {name: _map_reward(inner, change) for name, inner in given.items()}
+    for entry in mapped.values():
+        model = entry.get("model") if isinstance(entry, dict) else None
+        if isinstance(entry, dict) and isinstance(model, str) and _is_dir(change, model):
+            entry["model"] = change(model)
+    return mapped
 
 
 def _map_code(value: object, change: Change) -> object:

@@ -45,6 +45,8 @@ class Card:
     """Metrics at the end of the run."""
     data: str = ""
     """Description of the training data."""
+    auto_class: str = "AutoModelForCausalLM"
+    """The class of Transformers that loads the full weights."""
 
 
 def save_policy(
@@ -62,18 +64,31 @@ def save_policy(
         StorageError: `path` exists and is not a saved model, or cannot be written.
         TrainingError: the weights are not finite.
     """
+    with saved_model(policy, path) as (folder, target):
+        if policy.adapted and not merge:
+            _save_adapter(policy, folder, target, card.base_model)
+        else:
+            with _cache_enabled(policy.model):
+                merged_model(policy).save_pretrained(folder)
+        _save_beside_weights(policy, folder)
+        (folder / "README.md").write_text(card_text(card, policy, merge=merge), encoding="utf-8")
+    return target
+
+
+@contextlib.contextmanager
+def saved_model(policy: Policy, path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+    """Yield a temporary folder to write a model into, and the folder that it becomes.
+
+    Raises:
+        StorageError: `path` exists and is not a saved model, or cannot be written.
+        TrainingError: the weights are not finite.
+    """
     require_finite(policy)
     target = Path(path)
     if target.exists() and not _replaceable(target):
         raise StorageError(f"{target} already exists and is not a saved model; choose another path")
     with staged_folder(target) as folder, no_progress_bars():
-        if policy.adapted and not merge:
-            _save_adapter(policy, folder, target, card.base_model)
-        else:
-            _save_weights(policy, folder)
-        _save_beside_weights(policy, folder)
-        (folder / "README.md").write_text(card_text(card, policy, merge=merge), encoding="utf-8")
-    return target
+        yield folder, target
 
 
 def push_to_hub(folder: str | os.PathLike[str], repository: str, *, private: bool = True) -> str:
@@ -169,13 +184,11 @@ def _cache_enabled(model: Any) -> Iterator[None]:  # noqa: ANN401 - transformers
         model.config.use_cache = used
 
 
-def _save_weights(policy: Policy, folder: Path) -> None:
+def merged_model(policy: Policy) -> Any:  # noqa: ANN401 - transformers'
+    """Return the plain model; adapters are added to the weights of a copy."""
     model: Any = policy.model
-    if policy.adapted:
-        # Merge into a copy: removing the adapters again would leave rounding errors in the weights.
-        model = copy.deepcopy(model).merge_and_unload()
-    with _cache_enabled(model):
-        model.save_pretrained(folder)
+    # A copy, since removing the adapters again would leave rounding errors in the weights.
+    return copy.deepcopy(model).merge_and_unload() if policy.adapted else model
 
 
 def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
@@ -211,7 +224,7 @@ def _how_to_load(card: Card, policy: Policy, *, adapter: bool) -> str:
     """Return code that loads the folder with Transformers and PEFT alone."""
     own_base = adapter and _loadable(card.base_model) is None
     other_stops = bool(policy.stop_token_ids - configured_stops(policy.model))
-    names = ["AutoModelForCausalLM"] if own_base or not adapter else []
+    names = [card.auto_class] if own_base or not adapter else []
     names += ["AutoTokenizer", *(["GenerationConfig"] if adapter and other_stops else [])]
     lines = [f"from transformers import {', '.join(names)}", ""]
     if own_base:
@@ -222,7 +235,7 @@ def _how_to_load(card: Card, policy: Policy, *, adapter: bool) -> str:
         lines = ["from peft import AutoPeftModelForCausalLM", *lines]
         lines.append('model = AutoPeftModelForCausalLM.from_pretrained("this/folder")')
     else:
-        lines.append('model = AutoModelForCausalLM.from_pretrained("this/folder")')
+        lines.append(f'model = {card.auto_class}.from_pretrained("this/folder")')
     if "GenerationConfig" in names:
         lines.append('model.generation_config = GenerationConfig.from_pretrained("this/folder")')
     lines.append('tokenizer = AutoTokenizer.from_pretrained("this/folder")')

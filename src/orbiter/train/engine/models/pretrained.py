@@ -49,9 +49,16 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(
-    folder: Path, dtype: torch.dtype, *, trust_remote_code: bool = False
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    auto_class: str = "AutoModelForCausalLM",
 ) -> Pretrained:
-    """Load a causal language model and its tokenizer from a folder in Hugging Face's layout.
+    """Load a model and its tokenizer from a folder in Hugging Face's layout.
+
+    `auto_class` is the class of Transformers that reads it; by default that of causal language
+    models.
 
     Raises:
         StorageError: a file is missing or damaged, or the files do not belong together.
@@ -60,7 +67,7 @@ def load_pretrained(
     config = load_config(folder, trust_remote_code=trust_remote_code)
     transformers = require("transformers", extra="train")
     with readable(folder):
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = getattr(transformers, auto_class).from_pretrained(
             folder,
             config=config,
             dtype=dtype,

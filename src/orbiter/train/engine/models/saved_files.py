@@ -132,6 +132,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return document
 
 
+def names_classifier(config: Mapping[str, Any]) -> bool:
+    """Return whether a model's configuration is that of a sequence classifier."""
+    named = config.get("architectures")
+    listed = named if isinstance(named, list) else []
+    return any(str(each).endswith("ForSequenceClassification") for each in listed)
+
+
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """Return the files with the weights, in the order in which Transformers looks for them.
 

@@ -5,8 +5,11 @@ const PANELS = [
   { title: "Reward", names: ["reward", "eval/reward"], band: { reward: "reward_std" }, note: "Mean over a step's samples; the band is one standard deviation. Points are validations." },
   { title: "Rewards by component", prefix: "reward/", several: true },
   { title: "Loss", names: ["loss", "eval/loss"], note: (kind) => (kind === "GRPO" ? "Near 0 by construction in GRPO: the advantages of a group sum to 0." : null) },
-  { title: "Accuracy", names: ["accuracy", "eval/accuracy"], note: (kind) => (PAIRED.has(kind) ? "Share of pairs whose better answer has the higher implicit reward." : null) },
-  { title: "Margin", names: ["margin", "eval/margin"], note: "Implicit reward of the better answer minus that of the worse one." },
+  { title: "Accuracy", names: ["accuracy", "eval/accuracy"], note: (kind) => (PAIRED.has(kind) ? "Share of pairs whose better answer has the higher implicit reward." : kind === "reward model" ? "Share of pairs whose better answer has the higher score; 0.5 is chance." : null) },
+  { title: "Margin", names: ["margin", "eval/margin"], note: (kind) => (kind === "reward model" ? "Score of the better answer minus that of the worse one." : "Implicit reward of the better answer minus that of the worse one.") },
+  { title: "Agreement", names: ["eval/agreement"], note: "Kendall's tau between scores and rewards within a task." },
+  { title: "Calibration", names: ["eval/calibration_error", "eval/calibration_error_by_chance"], label: { "eval/calibration_error": "expected calibration error", "eval/calibration_error_by_chance": "by chance alone" } },
+  { title: "Scores", more: true, names: ["score", "score_spread"], label: { score: "mean", score_spread: "root mean square" }, note: "Of a reward model; only differences matter to its loss." },
   { title: "Implicit rewards", names: ["chosen_reward", "rejected_reward"], label: { chosen_reward: "better answers", rejected_reward: "worse answers" } },
   { title: "KL", names: ["kl", "approx_kl"], label: { kl: "from the reference", approx_kl: "within the step" }, note: "Nats per token." },
   { title: "Entropy", names: ["entropy"], note: "Nats per token; near 0 the model no longer explores." },
@@ -31,7 +34,7 @@ const PANELS = [
   { title: "Policy loss", names: ["pg_loss"], more: true },
   { title: "Value loss", names: ["vf_loss"], more: true },
 ];
-const HIDDEN = new Set(["reward_std", "reward_faults", "tokens", "eval/reward_low", "eval/reward_high", "eval/reward_std", "eval/reward_faults", "eval/tokens", "eval/accuracy_low", "eval/accuracy_high", "eval/margin_low", "eval/margin_high"]);
+const HIDDEN = new Set(["reward_std", "reward_faults", "tokens", "eval/reward_low", "eval/reward_high", "eval/reward_std", "eval/reward_faults", "eval/tokens", "eval/accuracy_low", "eval/accuracy_high", "eval/margin_low", "eval/margin_high", "eval/pairs", ...["brier", "calibration_error", "agreement"].flatMap((name) => [`eval/${name}_low`, `eval/${name}_high`])]);
 const PAIRED = new Set(["DPO", "IPO", "ORPO", "SIMPO"]);
 
 function panels(names) {
