@@ -325,15 +325,12 @@ class Course:
             found["before"] = interval(before)._asdict()
             found["after"] = interval(after)._asdict()
             found["gain"] = gain(before, after)._asdict()
-<<<<<<< HEAD
-        elif job.held_out is not None:
-            found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
-=======
-        if isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
+        elif isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
             quality = await trainer.quality(job.held_out)
             found["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
->>>>>>> main
+        elif job.held_out is not None:
+            found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
         found["model"] = str(await trainer.save(job.folder / "model"))
         return found
 
