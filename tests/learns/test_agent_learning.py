@@ -153,14 +153,14 @@ HELD_OUT = [{"letter": letter} for letter in LETTERS]
 
 
 async def learned(
-    model: Path, algorithm: str, seed: int, agent: Agent = agent
+    model: Path, algorithm: str, seed: int, agent: Agent = agent, **settings: object
 ) -> tuple[float, float]:
     """Return the reward on the held-out tasks before and after, sampled."""
-    run = trainer(model, algorithm, seed, agent)
+    run = trainer(model, algorithm, seed, agent, **settings)
     steps, size = int(run.config.epochs), run.config.batch_size
     draw = random.Random(seed)
     tasks = [{"letter": draw.choice(LETTERS), "n": n} for n in range(steps * size)]
-    run = trainer(model, algorithm, seed, agent, epochs=1)
+    run = trainer(model, algorithm, seed, agent, **{**settings, "epochs": 1})
     before = (await run.evaluate(HELD_OUT, samples=32)).reward
     await run.train(tasks)
     after = (await run.evaluate(HELD_OUT, samples=16)).reward
