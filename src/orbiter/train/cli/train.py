@@ -272,6 +272,8 @@ class Course:
         if trainer.stopped and self._asked:
             return None
         found: dict[str, Any] = {"training": metrics.measured()}
+        # First, so that a failure below cannot lose it.
+        found["model"] = str(await trainer.save(job.folder / "model"))
         if before is not None and job.held_out is not None:
             after = await examine(trainer, "after", job.held_out, job.rewards)
             keep_exams(job.folder, job.held_out, [before, after])
@@ -284,7 +286,6 @@ class Course:
             self._output.say(f"held out  {quality}")
         elif job.held_out is not None:
             found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
-        found["model"] = str(await trainer.save(job.folder / "model"))
         return found
 
     async def _before(self) -> Exam | None:
