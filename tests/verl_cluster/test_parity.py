@@ -218,5 +218,5 @@ def written(folder: Path, items: list[TrajectoryItem], **settings: object) -> La
         longest_prompt=prompts.longest,
         validates=False,
     )
-    write_files(config, layout, Inputs(found.model, prompts, found.rewards, "no plan"))
+    write_files(config, layout, Inputs(found.model, prompts, found.rewards, None, "no plan"))
     return layout

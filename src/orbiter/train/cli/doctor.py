@@ -80,9 +80,9 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for extra, modules in EXTRAS.items():
         absent = [package for module, package in modules if not importlib.util.find_spec(module)]
-        told = ", ".join(f"{p} {_version(p)}" for _, p in modules if p not in absent)
+        versions = ", ".join(f"{p} {_version(p)}" for _, p in modules if p not in absent)
         if not absent:
-            yield Finding(what=f"extra {extra}", level="ok", found=told)
+            yield Finding(what=f"extra {extra}", level="ok", found=versions)
             continue
         yield Finding(
             what=f"extra {extra}",
@@ -143,8 +143,8 @@ def _available() -> int:
     if not facts.exists():
         return 0
     lines = facts.read_text(encoding="ascii").splitlines()
-    told = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), "0")
-    return int(told) * 1024
+    kibibytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), "0")
+    return int(kibibytes) * 1024
 
 
 def _disk() -> Iterator[Finding]:

@@ -64,9 +64,9 @@ class Job:
         values["data"] = self.settings.section("data")
         if self.agent is not None:
             values["agent"] = self.agent.settings
-        told = all_settings(self.trainer.config, self.method)
-        told["trackers"] = self.settings.section(self.method).get("trackers", [])
-        kept = {k: v for k, v in told.items() if k not in ("output_dir", "resume", "progress")}
+        own = all_settings(self.trainer.config, self.method)
+        own["trackers"] = self.settings.section(self.method).get("trackers", [])
+        kept = {k: v for k, v in own.items() if k not in ("output_dir", "resume", "progress")}
         values[self.method] = kept
         return values
 
@@ -79,13 +79,13 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
         DataError: the data cannot be read.
         CallbackError: the user's file of rewards raised.
     """
-    told = settings.section(method)
-    folder = out or Path(str(told.get("output_dir") or RUNS / f"{method}-{_now()}"))
+    section = settings.section(method)
+    folder = out or Path(str(section.get("output_dir") or RUNS / f"{method}-{_now()}"))
     fixed: dict[str, object] = {
         "output_dir": folder,
-        "resume": resume or told.get("resume", False),
-        "progress": told.get("progress", True) and not is_plain(sys.stderr),
-        "trackers": [_tracker(name) for name in _listed(told.get("trackers", []))],
+        "resume": resume or section.get("resume", False),
+        "progress": section.get("progress", True) and not is_plain(sys.stderr),
+        "trackers": [_tracker(name) for name in _listed(section.get("trackers", []))],
     }
     agent = load_agent(settings) if method == "train" else None
     items, held_out = _data(settings, with_agent=agent is not None)

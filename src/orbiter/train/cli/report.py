@@ -69,7 +69,7 @@ def _latest() -> Path:
     Raises:
         StorageError: there are no runs.
     """
-    found = sorted(RUNS.glob("**/run.json"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    runs = sorted(RUNS.glob("**/run.json"), key=lambda file: file.stat().st_mtime)
+    if not runs:
         raise StorageError(f"there are no runs in {RUNS}; name a run's folder")
-    return found[-1].parent
+    return runs[-1].parent

@@ -59,7 +59,7 @@ def list_runs(
 ) -> None:
     """List the runs below a folder, the latest last; damaged runs are listed separately."""
     output = Output(as_json=as_json)
-    found, damaged = _find_all(folder)
+    runs, damaged = _find_all(folder)
     rows = [
         (
             each.run.folder,
@@ -69,7 +69,7 @@ def list_runs(
             shown(each.last("reward")),
             shown(each.last("loss")),
         )
-        for each in found
+        for each in runs
     ]
     if rows:
         output.table(("run", "status", "steps", "model", "reward", "loss"), rows)
@@ -78,20 +78,20 @@ def list_runs(
     for run_folder, error in damaged.items():
         output.say(f"damaged: {run_folder}: {error}")
     output.result(
-        {"runs": [each.described() for each in found], "damaged": damaged},
+        {"runs": [each.described() for each in runs], "damaged": damaged},
     )
 
 
 def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
     """Return the runs below a folder, oldest first, and the error of each that cannot be read."""
-    found: list[Found] = []
+    runs: list[Found] = []
     damaged: dict[str, str] = {}
     for file in sorted(folder.glob("**/run.json"), key=_age):
         try:
-            found.append(_find(file.parent))
+            runs.append(_find(file.parent))
         except (TrainError, OSError) as error:
             damaged[str(file.parent)] = " ".join(str(error).split())
-    return found, damaged
+    return runs, damaged
 
 
 @runs_app.command()

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from orbiter.train.cli.agent import rehearse
+from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
@@ -53,7 +54,7 @@ PushToHub = Annotated[
 
 
 def _command(method: Method, about: str) -> typer.Typer:
-    """Return the app of one command; all commands that train have the same options."""
+    """Return the app of one command; all commands but `train` have the same options."""
     app = typer.Typer(rich_markup_mode=None)
 
     @app.command(method, help=about)
@@ -74,14 +75,7 @@ def _command(method: Method, about: str) -> typer.Typer:
     return app
 
 
-train_app = _command(
-    "train",
-    """Improve a model by reward, with GRPO or PPO.
-
-    The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
-    your agent or environment; --dry-run then plays two episodes.
-    """,
-)
+train_app = typer.Typer(rich_markup_mode=None)
 sft_app = _command(
     "sft",
     """Improve a model by imitating good answers.
@@ -113,6 +107,33 @@ reward_model_app = _command(
     of another config, name = { model = "FOLDER/model" } uses the result.
     """,
 )
+
+
+@train_app.command("train")
+def train(
+    overrides: OverrideWords = None,
+    *,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    emit_for: Emit = None,
+    image: Image = "",
+    claim: Claim = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Improve a model by reward, with GRPO or PPO.
+
+    The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
+    your agent or environment; --dry-run then plays two episodes.
+    """
+    settings = load(config, parse_overrides(overrides or ()))
+    asked, output = Asked(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
+    if emit_for is not None:
+        job = make_job("train", settings, out=out)
+        raise typer.Exit(emit(job, emit_for, output, image=image, claim=claim))
+    raise typer.Exit(run("train", settings, asked, output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +175,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
 async def _plan(job: Job) -> TrainPlan | Plan:
     """Return the plan of a run; with an agent it has no tokens and no time."""
     trainer = job.trainer
-    if job.agent is None:
+    if job.agent is None or getattr(trainer.config, "backend", "local") == "verl":
         return await trainer.plan()
     await trainer.validate()
     config, count = trainer.config, len(job.items)
@@ -271,22 +292,22 @@ class Course:
         self._training = False
         if trainer.stopped and self._asked:
             return None
-        found: dict[str, Any] = {"training": metrics.measured()}
+        result: dict[str, Any] = {"training": metrics.measured()}
         # First, so that a failure below cannot lose it.
-        found["model"] = str(await trainer.save(job.folder / "model"))
+        result["model"] = str(await trainer.save(job.folder / "model"))
         if before is not None and job.held_out is not None:
             after = await examine(trainer, "after", job.held_out, job.rewards)
             keep_exams(job.folder, job.held_out, [before, after])
-            found["before"] = interval(before)._asdict()
-            found["after"] = interval(after)._asdict()
-            found["gain"] = gain(before, after)._asdict()
+            result["before"] = interval(before)._asdict()
+            result["after"] = interval(after)._asdict()
+            result["gain"] = gain(before, after)._asdict()
         elif isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
             quality = await trainer.quality(job.held_out)
-            found["quality"] = quality.measured()
+            result["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
         elif job.held_out is not None:
-            found["held_out"] = (await trainer.evaluate(job.held_out)).measured()
-        return found
+            result["held_out"] = (await trainer.evaluate(job.held_out)).measured()
+        return result
 
     async def _before(self) -> Exam | None:
         """Examine the untrained model, or read the stored exam of an earlier process."""
@@ -301,9 +322,9 @@ class Course:
         return exam
 
 
-def write_result(folder: Path, found: dict[str, Any]) -> None:
+def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Store the results next to the run's metrics."""
-    write_file(folder / RESULT, json.dumps(found, indent=2, default=str).encode() + b"\n")
+    write_file(folder / RESULT, json.dumps(result, indent=2, default=str).encode() + b"\n")
 
 
 def _stopped(job: Job, number: int, output: Output) -> Code:

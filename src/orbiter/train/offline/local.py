@@ -294,7 +294,7 @@ class Measured(NamedTuple):
 async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: bool) -> Measured:
     """Compute the likelihood of logged episodes under the policy."""
     total, tokens = 0.0, 0
-    found: list[Tensor] = []
+    log_ratios: list[Tensor] = []
     for first in range(0, len(log_.episodes), EPISODES_AT_ONCE):
         chosen = range(first, min(first + EPISODES_AT_ONCE, len(log_.episodes)))
         logged = await work(batch_of, log_, chosen, policy.device)
@@ -310,7 +310,7 @@ async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: b
         tokens += int(mask.sum())
         if ratios:
             sampled = logged.batch.sampled_logprob
-            found.append(
+            log_ratios.append(
                 episode_log_ratio(now, sampled, mask, logged.episode, episodes=len(chosen)).cpu()
             )
-    return Measured(total / tokens, torch.cat(found) if found else None)
+    return Measured(total / tokens, torch.cat(log_ratios) if log_ratios else None)

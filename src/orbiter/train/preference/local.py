@@ -121,11 +121,11 @@ class Measured(NamedTuple):
 
     def metrics(self) -> dict[str, float]:
         """Return them by name; an end that a single task does not determine is left out."""
-        found = {"loss": self.loss, "accuracy": self.accuracy.mean, "margin": self.margin.mean}
+        values = {"loss": self.loss, "accuracy": self.accuracy.mean, "margin": self.margin.mean}
         for name, interval in (("accuracy", self.accuracy), ("margin", self.margin)):
             ends = {f"{name}_low": interval.low, f"{name}_high": interval.high}
-            found |= {end: value for end, value in ends.items() if math.isfinite(value)}
-        return found
+            values |= {end: value for end, value in ends.items() if math.isfinite(value)}
+        return values
 
 
 async def measure(policy: Policy, preferences: Preferences) -> Measured:

@@ -190,16 +190,18 @@ class RewardModel:
             from orbiter.train.engine.policy import make_policy
             from orbiter.train.preference.reward_model_rows import Scorer
 
-            found = load_classifier(self.model, device=self._device, trust_remote_code=self._trust)
+            classifier = load_classifier(
+                self.model, device=self._device, trust_remote_code=self._trust
+            )
             policy = make_policy(
-                found.model,
-                found.tokenizer,
-                value_head=found.head,
-                device=str(found.model.device),
+                classifier.model,
+                classifier.tokenizer,
+                value_head=classifier.head,
+                device=str(classifier.model.device),
                 dtype=self._dtype,
             )
             policy.model.requires_grad_(False)
-            self._scorer = Scorer(policy=policy, pad_token_id=found.pad_token_id)
+            self._scorer = Scorer(policy=policy, pad_token_id=classifier.pad_token_id)
         return self._scorer
 
     def _scores(self, attempts: Sequence[Attempt], first: int) -> list[float]:
@@ -228,17 +230,17 @@ class RewardModel:
         )
         answers: list[float | TrainError] = []
         rows = {}
-        for place, turn in enumerate(readable):
+        for index, turn in enumerate(readable):
             try:
-                encoded = encoder.encode([turn], f"answer {first + place}")
+                encoded = encoder.encode([turn], f"answer {first + index}")
                 if encoded is None:
                     raise DataError(
-                        f"answer {first + place} does not fit the reward model's context of "
+                        f"answer {first + index} does not fit the reward model's context of "
                         f"{context} tokens"
                         + (" even without its prompt" if cuts else "; ")
                         + ("" if cuts else "RewardModel(on_long_prompt='truncate-left') cuts it")
                     )
-                rows[place] = score_row(encoded[0], scorer.pad_token_id)
+                rows[index] = score_row(encoded[0], scorer.pad_token_id)
                 answers.append(0.0)
             except TrainError as error:
                 answers.append(error)
@@ -246,8 +248,8 @@ class RewardModel:
             scores = scores_of(
                 scorer.policy, list(rows.values()), micro_batch_tokens=self._micro_batch_tokens
             )
-            for place, score in zip(rows, scores, strict=True):
-                answers[place] = score
+            for index, score in zip(rows, scores, strict=True):
+                answers[index] = score
         return answers
 
     async def _score_with_others(self, item: TrajectoryItem) -> float:

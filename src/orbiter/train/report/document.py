@@ -64,9 +64,9 @@ class Source:
         Raises:
             StorageError: a file of the run is damaged.
         """
-        found = [*self._found()]
+        paths = [*self._found()]
         story = read_story(self.folder)
-        trainings = self._ordered([path.parent for path in found if path.name == "run.json"])
+        trainings = self._ordered([path.parent for path in paths if path.name == "run.json"])
         with_samples = sum((t.folder / "samples.jsonl").is_file() for t in trainings)
         room = int(share * SAMPLE_BYTES / max(1, with_samples))
         document = {
@@ -77,7 +77,7 @@ class Source:
             "trainings": [training.document(max_bytes=room) for training in trainings],
             "evolutions": [
                 read_lineage(path, self._name(path.parent))
-                for path in found
+                for path in paths
                 if path.name == "evolution.jsonl"
             ],
             "exams": exams(story),
@@ -172,9 +172,9 @@ def _task(story: Story, at: int) -> Doc:
         }
         for e in story.exams
     ]
-    told: Mapping[str, str] = {
+    texts: Mapping[str, str] = {
         "name": cut(task.name, 200),
         "expected": cut(task.expected, OUTPUT_CHARS),
     }
-    kept = {name: text for name, text in told.items() if text}
+    kept = {name: text for name, text in texts.items() if text}
     return {"prompt": cut(task.prompt, PROMPT_CHARS), "answers": answers, **kept}

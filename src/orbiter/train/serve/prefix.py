@@ -67,10 +67,10 @@ class PrefixStore:
     def known(self, token_ids: Sequence[int]) -> int:
         """Count the tokens of the longest known prefix, without marking it as used."""
         at = 0
-        for place, token_id in enumerate(token_ids):
+        for index, token_id in enumerate(token_ids):
             following = self._child.get((at, token_id))
             if following is None:
-                return place
+                return index
             at = following
         return len(token_ids)
 

@@ -36,9 +36,9 @@ def batch_of(lessons: Lessons, rows: Sequence[int], device: torch.device) -> Bat
     if lessons.weights is None:
         return batch
     weight = torch.zeros(batch.mask.shape, device=device)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         of_row = torch.tensor(lessons.weights[row], device=device)
-        weight[place, : len(of_row)] = of_row
+        weight[index, : len(of_row)] = of_row
     return replace(batch, weight=weight * batch.mask)
 
 

@@ -27,8 +27,6 @@ from orbiter.train.verl.reward import OnRewardError
 
 __all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
-NO_AGENTS = "backend='verl' cannot run agents"
-
 
 def _check_algorithm(_: str, value: object) -> None:
     names = [str(algorithm) for algorithm in VeRLAlgorithm]
@@ -70,6 +68,18 @@ def _check_models(name: str, value: object) -> None:
     texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
     if value is not None and not (texts and value):
         raise ConfigError(f"{name} must be a list of model names or None, got {shown(value)}")
+
+
+def _check_variables(name: str, value: object) -> None:
+    texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    if not isinstance(value, list | tuple) or not texts:
+        raise ConfigError(f"{name} must be a list of names, got {shown(value)}")
+    for each in value:
+        if not each or "=" in each:
+            raise ConfigError(
+                f"{name} must name variables, without their values; got the name "
+                f"{each.partition('=')[0]!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +147,6 @@ class VeRLConfig(AlgorithmConfig):
         "With agent=: how often an episode that failed is played again, with the same seed, so "
         "that a retry does not select what is drawn.",
         WholeNumber(at_least=0),
-        verl=NotInVerl(NO_AGENTS),
     )
     episode_concurrency: int = setting(
         64,
@@ -145,21 +154,19 @@ class VeRLConfig(AlgorithmConfig):
         "wait. Memory for what they keep cached grows with it.",
         WholeNumber(at_least=1),
         may_change=True,
-        verl=NotInVerl(NO_AGENTS),
     )
     on_truncation: Literal["score", "mask"] | float = setting(
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
         '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
         _check_on_truncation,
-        verl=NotInVerl(NO_AGENTS),
     )
     max_extra_groups: int = setting(
         0,
         "With agent=: groups that a step plays at most to replace those whose episodes all got the "
         "same reward, which teach nothing (DAPO's dynamic sampling).",
         WholeNumber(at_least=0),
-        verl=NotInVerl(NO_AGENTS),
+        verl=NotInVerl("verl's steps play the same number of groups"),
     )
     policy_models: Sequence[str] | None = setting(
         None,
@@ -208,6 +215,13 @@ class VeRLConfig(AlgorithmConfig):
         dict,
         "Further keys of verl's configuration, as verl names them; they override ours.",
         _check_overrides,
+    )
+    environment_variables: Sequence[str] = setting(
+        (),
+        "Names of environment variables of this process that the workers get too, such as the key "
+        "of a service that an agent calls; their values are in no file.",
+        _check_variables,
+        may_change=True,
     )
     verl_python: str | os.PathLike[str] | None = setting(
         None,
@@ -276,8 +290,6 @@ def _check_for_verl(config: VeRLConfig) -> None:
         ConfigError: names the setting, its value and what to do instead.
     """
     _check_place(config)
-    if config.loss_aggregation == "episode":
-        raise ConfigError("loss_aggregation='episode' needs agent=, which backend='verl' lacks")
     for declared in fields(config):
         keys, value = declared.metadata.get("verl"), getattr(config, declared.name)
         if not isinstance(keys, NotInVerl):
@@ -311,8 +323,8 @@ def _check_place(config: VeRLConfig) -> None:
         )
     if (config.rollout_name == "transformers") != (config.device == "cpu"):
         raise ConfigError(
-            f"rollout={config.rollout!r} does not go with device={config.device!r}: transformers "
-            "samples in a rehearsal on 'cpu', and nothing else does"
+            f"rollout={config.rollout!r} does not go with device={config.device!r}: a rehearsal "
+            f"on 'cpu' samples with transformers, and only that"
         )
     if config.device == "cpu" and config.tensor_parallel > 1:
         raise ConfigError(

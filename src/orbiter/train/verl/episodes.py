@@ -1,9 +1,9 @@
 """Training on whole episodes of an agent: draw a step's episodes, give every token its advantage.
 
 The unit is the episode. A group holds the attempts at one task; the advantage of an episode, or of
-one of its turns, reaches every token that the policy sampled in it, whichever stream it is in.
-Episodes that failed for a reason that says nothing about the policy are in no batch and in no mean.
-Playing them is in `play.py`, the loop in `local.py`.
+one of its turns, reaches every token that the policy sampled in it, in any stream. Episodes that
+failed for a reason unrelated to the policy are left out of the batch and of all means. Playing them
+is in `play.py`, the loop in `local.py`.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ async def playing(setting: Setting, tasks: AgentTasks) -> AsyncIterator[Episodes
 
 
 def objective_of(config: VeRLConfig) -> PolicyObjective:
-    """Return what an update minimises: a mean over tokens, whose weights `_weighted` decides."""
+    """Return the objective of an update: a mean over tokens, with the weights of `_weighted`."""
     return ALGORITHMS[config.algorithm].objective(replace(config, loss_aggregation="token"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episodes(Source):
-    """Episodes of an agent, which rewards score."""
+    """Episodes of an agent, scored by rewards."""
 
     setting: Setting
     tasks: AgentTasks
@@ -104,10 +104,10 @@ class Episodes(Source):
         config = self.setting.config
         seeds = [
             [
-                sub_seed(config.seed, "episode", step, offset + place, attempt)
+                sub_seed(config.seed, "episode", step, offset + index, attempt)
                 for attempt in range(config.group_size)
             ]
-            for place in range(len(places))
+            for index in range(len(places))
         ]
         tasks = self.tasks.select(places)
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
@@ -116,7 +116,7 @@ class Episodes(Source):
     async def _without_flat(
         self, step: int, first: Sequence[int], drawn: Drawn, journal: EpisodeJournal | None
     ) -> tuple[Drawn, dict[str, float]]:
-        """Replace groups that teach nothing by further ones, up to `max_extra_groups`.
+        """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
 
         The further tasks are drawn from those that the step does not have, as far as there are
         any. The metrics of the step stay those of its own tasks: groups that were chosen because
@@ -145,7 +145,7 @@ class Episodes(Source):
 
     @override
     async def refresh(self) -> None:
-        """Serve the new weights from now on."""
+        """Load the new weights for the next episodes."""
         await self.live.refresh()
 
 
@@ -195,7 +195,7 @@ def flat_groups(drawn: Drawn, config: VeRLConfig) -> list[int]:
 def with_truncation(
     scores: Scores, episodes: Sequence[Episode], on_truncation: str | float
 ) -> Scores:
-    """Return the scores that training takes of episodes that ran into a limit."""
+    """Return the scores with `on_truncation` applied to episodes that reached a limit."""
     if on_truncation == "score":
         return scores
 
@@ -213,9 +213,10 @@ class CreditedEpisodes(NamedTuple):
 
     credited: Credited
     advantages: list[float | None]
-    """Of each episode: the mean over its tokens, before `loss_aggregation` weights them."""
+    """The advantage of each episode: the mean over its tokens, before `loss_aggregation` weights
+    them."""
     by_turn: list[list[float] | None]
-    """Of each turn of each episode."""
+    """The advantage of each turn of each episode."""
 
 
 def credit_episodes(
@@ -305,7 +306,7 @@ def _recorded(
 def _weighted(
     batch: Batch, config: VeRLConfig, episodes: Sequence[Episode], kept: Sequence[int]
 ) -> Tensor | None:
-    """Scale the advantages so that the mean over tokens becomes the aggregation asked for.
+    """Scale the advantages so that the mean over tokens equals the configured aggregation.
 
     Every surrogate is linear in a positive factor of the advantage, its clip included, so the
     weight of a token's loss can be put there.
@@ -323,6 +324,6 @@ def _weighted(
 
 
 def _run_share(before: LiveStats, after: LiveStats) -> dict[str, float]:
-    """Return the share of the prompt tokens that were run; the prefix cache held the others."""
+    """Return the share of the prompt tokens that were run; the prefix cache had the others."""
     asked = after.asked_tokens - before.asked_tokens
     return {"prompt_run_share": (after.run_tokens - before.run_tokens) / asked} if asked else {}

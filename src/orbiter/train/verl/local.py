@@ -1,4 +1,4 @@
-"""The training loop in this process: sample, score, assign credit, update, step after step.
+"""The training loop in this process: each step samples, scores, assigns credit and updates.
 
 `fit` is the loop; where its samples come from is a `Source`: answers to prompts here, episodes of
 an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit assignment
@@ -37,18 +37,18 @@ log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Where the samples of a step come from."""
+    """A source of the samples of a step."""
 
     async def draw(self, session: Session, step: int) -> None:
         """Put the credited samples of a step into the session, with their metrics."""
 
     async def refresh(self) -> None:
-        """Take notice of new weights, after the updates of a step."""
+        """Use the new weights, after the updates of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts(Source):
-    """Answers to prompts, which rewards score."""
+    """Answers to prompts, scored by rewards."""
 
     config: VeRLConfig
     rewards: Sequence[RewardSpec]
@@ -73,12 +73,12 @@ class Prompts(Source):
 
     @override
     async def refresh(self) -> None:
-        """Do nothing: `sample` reads the weights anew."""
+        """Do nothing: `sample` reads the current weights each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Everything that a run by reward needs."""
+    """The parts that a run by reward needs."""
 
     config: VeRLConfig
     source: Source
@@ -142,7 +142,7 @@ def note(
     metrics: dict[str, float],
     records: list[dict[str, Any]],
 ) -> None:
-    """Put the credited samples into the session, with their metrics and what is kept of them."""
+    """Put the credited samples into the session, with their metrics and records."""
     position = session.position
     session.batch = credited.batch
     position.flat_steps = position.flat_steps + 1 if credited.flat else 0
@@ -208,6 +208,7 @@ def stop_without_signal(session: Session, row: Mapping[str, float]) -> None:
     raise TrainingError(
         f"nothing can be learned: in all {steps} steps so far every sample of a prompt got the "
         f"same reward (most recently {reward}), so every advantage is zero. Use a reward that "
-        "tells better from worse (partial credit), sample more (group_size, temperature), start "
+        f"distinguishes better from worse answers (partial credit), sample more (group_size, "
+        f"temperature), start "
         "with easier prompts or with SFT; max_flat_steps sets the number of such steps"
     )

@@ -151,7 +151,7 @@ def _of_answers(config: PpoConfig, samples: Samples, old_value: Tensor, kl: Tens
 
 
 def _of_episodes(config: PpoConfig, samples: Samples, old_value: Tensor, kl: Tensor | None) -> Gae:
-    """Estimate the advantages over whole episodes, whatever streams their turns are in.
+    """Estimate the advantages over whole episodes, whose turns may be in several streams.
 
     The tokens of an episode are put in the order of its turns; each turn has its rewards on its
     last token.
