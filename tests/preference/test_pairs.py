@@ -15,7 +15,7 @@ from orbiter.train.engine.update import split_rows
 from orbiter.train.formats.preference import preference_pairs
 from orbiter.train.formats.registry import read
 from orbiter.train.preference.encoding import AttemptEncoder, EncodedPair, batch_of, encode_pairs
-from orbiter.train.preference.pairs import PreferencePair, make_pairs, report
+from orbiter.train.preference.pairs import PreferencePair, make_pairs
 
 
 def item(state: str, action: str, reward: float | None = None, **more: Any) -> TrajectoryItem:  # noqa: ANN401 - the fields of an item
@@ -143,7 +143,6 @@ def test_what_is_in_no_pair_is_counted(caplog: pytest.LogCaptureFixture) -> None
     assert len(found.pairs) == 1
     assert set(found.left_out.values()) == {1}
     assert len(found.left_out) == 5
-    report(found)
     assert "in none of them" in caplog.text
 
 
@@ -152,9 +151,7 @@ def test_episodes_that_begin_differently_are_paired_with_a_warning(
 ) -> None:
     first, second = episode("t", "e0", 0.0, "a"), episode("t", "e1", 1.0, "b")
     changed = [replace(step, messages=[{"role": "user", "content": "11:02. t"}]) for step in second]
-    found = make_pairs([*first, *changed])
-    assert len(found.pairs) == 1
-    report(found)
+    assert len(make_pairs([*first, *changed]).pairs) == 1
     assert "in 1 of 1 pairs the two episodes begin with different prompts" in caplog.text
 
 

@@ -319,8 +319,7 @@ def test_the_command_line_learns_from_a_preference_file(
     ]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["prefer", f"data.train={file}", f"data.eval={file}", "prefer.model=tiny"]
-    words += ["--out", str(tmp_path / "run")]
+    words = ["prefer", f"data.train={file}", "prefer.model=tiny", "--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as ended:
         main([*words, "--dry-run", "--json"])
     assert ended.value.code == 0
@@ -330,7 +329,6 @@ def test_the_command_line_learns_from_a_preference_file(
     assert ended.value.code == 0
     result = json.loads(capsys.readouterr().out)
     assert result["method"] == "prefer"
-    assert result["held_out"]["accuracy_high"] > result["held_out"]["accuracy"]
     assert (tmp_path / "run" / "model" / "config.json").is_file()
     with pytest.raises(SystemExit) as ended:
         main(["runs", "resume", str(tmp_path / "run"), "--json"])

@@ -317,7 +317,7 @@ async def test_one_answer_that_does_not_fit_fails_alone(likes_length: Path) -> N
     with pytest.raises(DataError, match="does not fit"):
         await ask_rewards(["e" * 5000], [item], [RewardSpec("model", fn=model)])
     shortened = RewardModel(likes_length, on_long_prompt="truncate-left")
-    long = TrajectoryItem("Say." * 1000, "")
+    long = TrajectoryItem("Say." * 2000, "")
     assert isinstance(await shortened("e", long), float)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orbiter.train.agents import Episode, run_episode
+from orbiter.train.agents import CommandAgent, Episode, run_episode
 from orbiter.train.engine.models.tiny import CONTEXT, tiny_tokenizer
 from orbiter.train.engine.turn_end import stop_token_ids
 from orbiter.train.errors import StateError
@@ -208,6 +209,26 @@ async def test_a_dead_engine_is_the_agents_error_with_its_cause(loop: LoopThread
     episode = await play(agent, Dead("x"), loop)
     assert episode.stop_reason == "agent_error"
     assert "the actor died" in str(episode.error)
+
+
+SCRIPT = (
+    "import json, os, sys, urllib.request as u\n"
+    "body = {'model': 'm', 'messages': [{'role': 'user', 'content': sys.stdin.read()}]}\n"
+    "at = os.environ['OPENAI_BASE_URL'] + '/chat/completions'\n"
+    "request = u.Request(at, json.dumps(body).encode(), {'content-type': 'application/json'})\n"
+    "said = json.load(u.urlopen(request))['choices'][0]['message']['content']\n"
+    "print(json.dumps({'output': said, 'reward': 0.5}))\n"
+)
+
+
+async def test_a_command_runs_on_the_loop_of_another_thread(loop: LoopThread) -> None:
+    agent = CommandAgent([sys.executable, "-c", SCRIPT])
+    with closing(LoopThread("agents")) as agents, remote(Says("yes"), loop) as live:
+        playing = agents.submit(run_episode(agent, "task", live, seed=0, timeout_seconds=60))
+        episode = await asyncio.wrap_future(playing)
+    assert episode.stop_reason == "done", episode.error
+    assert episode.output.count("yes") == 1
+    assert episode.step_rewards == (0.5,)
 
 
 async def test_tokens_without_log_probabilities_are_refused(loop: LoopThread) -> None:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from orbiter.train.cli.exits import Code, report_error
-from orbiter.train.cli.output import is_plain
+from orbiter.train.progress import is_plain
 
 PROGRAM = "orbiter-train"
 

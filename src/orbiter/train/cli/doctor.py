@@ -18,6 +18,7 @@ import typer
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import TrainError
+from orbiter.train.progress import working
 
 doctor_app = typer.Typer(rich_markup_mode=None)
 
@@ -52,7 +53,8 @@ class Finding:
 def doctor(*, as_json: JsonFlag = False) -> None:
     """Report installed and missing parts, and how to fix problems."""
     output = Output(as_json=as_json)
-    findings = [finding for look in LOOKS for finding in look()]
+    with working("checking", "checks"):
+        findings = [finding for look in LOOKS for finding in look()]
     output.table(
         ("", "what", "found", "what to do"),
         [(each.level, each.what, each.found, each.remedy) for each in findings],

@@ -19,7 +19,7 @@ from orbiter.train.callback import map_bounded
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
-from orbiter.train.cli.output import JsonFlag, Output, is_plain, shown
+from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import ConfigError, boundary
@@ -32,6 +32,7 @@ from orbiter.train.evolution import (
     StopReason,
 )
 from orbiter.train.llm import ChatModel, ask
+from orbiter.train.progress import LOG_SECONDS, is_plain, make_progress, working
 from orbiter.train.report.write import write_report
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -61,7 +62,8 @@ def evolve(
     except (KeyboardInterrupt, asyncio.CancelledError):
         output.say(f"stopped; everything so far is kept. Continue with: {again}")
         raise typer.Exit(Code.INTERRUPTED) from None
-    page = write_report(folder)
+    with working(f"drawing {folder}"):
+        page = write_report(folder)
     _show(result, output)
     if result.stop_reason in (StopReason.FAILURES, StopReason.BUDGET):
         output.say(f"\nended early: {result.stop_cause}\nContinue with: {again}")
@@ -188,10 +190,13 @@ def _by_reward(
 
     async def holdout(prompt: Any) -> float:  # noqa: ANN401 - likewise
         async def one(item: TrajectoryItem) -> float:
-            return await metric(item, (await answer_to(prompt, item))[0])
+            value = await metric(item, (await answer_to(prompt, item))[0])
+            bar.update(bar.done + 1)
+            return value
 
         concurrency = settings.build("evolve", EvolutionConfig).concurrency
-        scores = await map_bounded(held_out, one, concurrency=concurrency)
+        with make_progress("held-out", len(held_out), every_seconds=LOG_SECONDS) as bar:
+            scores = await map_bounded(held_out, one, concurrency=concurrency)
         return math.fsum(scores) / len(scores)
 
     best = sum(max(0.0, reward.weight) for reward in rewards)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.options import RUNS, read_items
-from orbiter.train.cli.output import command, duration, is_plain
+from orbiter.train.cli.output import command, duration
 from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
@@ -28,6 +28,7 @@ from orbiter.train.preference import (
     RewardModelConfig,
     RewardModelTrainer,
 )
+from orbiter.train.progress import is_plain
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
@@ -89,10 +90,12 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     }
     agent = load_agent(settings) if method == "train" else None
     items, held_out = _data(settings, with_agent=agent is not None)
-    # An environment gives its own reward, and an agent may give rewards as it works.
+    # An environment gives its own reward, and an agent may give rewards as it works. The other
+    # methods run no agent, and a reward that judges episodes cannot judge their single answers.
+    judges_episodes = method != "train" and bool(settings.section("agent"))
     wanted = method == "train" and agent is None
     # A reward model writes no answers, so there is nothing to score.
-    useful = method != "reward-model" and "reward" in settings.values
+    useful = method != "reward-model" and "reward" in settings.values and not judges_episodes
     rewards = load_rewards(settings.values.get("reward")) if wanted or useful else []
     trainer = _trainer(method, settings, rewards, agent, fixed)
     trainer.dataset, trainer.eval_dataset = items, held_out

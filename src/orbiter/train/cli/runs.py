@@ -10,6 +10,7 @@ import typer
 
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.errors import StorageError, TrainError
+from orbiter.train.progress import working
 from orbiter.train.runlog import Run, read_run
 
 runs_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
@@ -86,11 +87,13 @@ def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
     """Return the runs below a folder, oldest first, and the error of each that cannot be read."""
     runs: list[Found] = []
     damaged: dict[str, str] = {}
-    for file in sorted(folder.glob("**/run.json"), key=_age):
-        try:
-            runs.append(_find(file.parent))
-        except (TrainError, OSError) as error:
-            damaged[str(file.parent)] = " ".join(str(error).split())
+    with working(f"reading {folder}", "runs") as count:
+        for number, file in enumerate(sorted(folder.glob("**/run.json"), key=_age), 1):
+            try:
+                runs.append(_find(file.parent))
+            except (TrainError, OSError) as error:
+                damaged[str(file.parent)] = " ".join(str(error).split())
+            count(number)
     return runs, damaged
 
 

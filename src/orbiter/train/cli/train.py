@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -34,8 +33,10 @@ from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.preference import RewardModelTrainer
+from orbiter.train.progress import working
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
+from orbiter.train.sft import SFTTrainer
 from orbiter.train.storage import write_file
 from orbiter.train.verl import VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
@@ -293,20 +294,19 @@ class Course:
         if trainer.stopped and self._asked:
             return None
         result: dict[str, Any] = {"training": metrics.measured()}
-        # First, so that a failure below cannot lose it.
-        result["model"] = str(await trainer.save(job.folder / "model"))
         if before is not None and job.held_out is not None:
             after = await examine(trainer, "after", job.held_out, job.rewards)
             keep_exams(job.folder, job.held_out, [before, after])
             result["before"] = interval(before)._asdict()
             result["after"] = interval(after)._asdict()
             result["gain"] = gain(before, after)._asdict()
-        elif isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
+        if isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
             quality = await trainer.quality(job.held_out)
             result["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
-        elif job.held_out is not None:
+        if isinstance(trainer, SFTTrainer) and before is None and job.held_out is not None:
             result["held_out"] = (await trainer.evaluate(job.held_out)).measured()
+        result["model"] = str(await trainer.save(job.folder / "model"))
         return result
 
     async def _before(self) -> Exam | None:
@@ -353,7 +353,8 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
     write_result(folder, result)
     _tell(result, output)
     output.say(f"model     {result['model']}")
-    page = write_report(folder)
+    with working(f"drawing {folder}"):
+        page = write_report(folder)
     output.say(f"report    {page}")
     if asked.push_to_hub is not None:
         from orbiter.train.engine.models.export import push_to_hub
@@ -388,19 +389,10 @@ def _tell(result: dict[str, Any], output: Output) -> None:
             f"          reward {after} after: {gain.mean:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]"
         )
         return
-    if "held_out" in result:
-        measured = result["held_out"]
-        names = [name for name in measured if not name.endswith(("_low", "_high"))]
-        output.say("held out  " + ", ".join(_measure(name, measured) for name in names))
     name = "reward" if result["method"] == "train" else "loss"
     output.say(f"training  {name} {shown(result['training'].get(name))} over the last epoch")
-
-
-def _measure(name: str, measured: Mapping[str, float]) -> str:
-    """Return a metric as text, with its interval if it has one."""
-    ends = [measured.get(f"{name}_{end}") for end in ("low", "high")]
-    interval = "" if None in ends else f" [{shown(ends[0])}, {shown(ends[1])}]"
-    return f"{name} {shown(measured[name])}{interval}"
+    if "held_out" in result:
+        output.say(f"held out  {name} {shown(result['held_out'].get(name))}")
 
 
 def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:

@@ -13,8 +13,6 @@ Report = Callable[[int, int], None]
 SHOWN = {
     "reward": "reward {:.3f}",
     "loss": "loss {:.4f}",
-    "accuracy": "accuracy {:.2f}",
-    "margin": "margin {:.3f}",
     "kl": "KL {:.4f}",
     "grad_norm": "grad {:.2f}",
     "clip_fraction": "clip {:.2f}",
@@ -22,7 +20,6 @@ SHOWN = {
     "length": "length {:.0f}",
     "eval/reward": "eval {:.3f}",
     "eval/loss": "eval loss {:.4f}",
-    "eval/accuracy": "eval accuracy {:.2f}",
     "tokens_per_second": "{:.0f} tok/s",
 }
 """Format of each metric shown, in this order; metrics that were not measured are skipped."""

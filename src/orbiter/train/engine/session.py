@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -266,19 +266,23 @@ class Session:
             self._log.close()
 
 
-async def end_step(session: Session, progress: Progress, further: Mapping[str, float]) -> bool:
-    """Log and show the current step, and save if it is time; return whether the run must end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """The parts that every training loop needs; each method adds its data."""
 
-    Args:
-        session: The training.
-        progress: Shows the step.
-        further: Metrics of the step besides those of its updates, such as a validation's.
-    """
-    row = session.finish_step(further)
-    progress.update(session.position.step, line_of(row))
-    if session.save_due:
-        await work(session.save)
-    return session.out_of_time
+    session: Session
+    progress: Progress
+    validate: Callable[[int], Awaitable[Mapping[str, float]]]
+    """Called with the number of finished steps; returns a validation's metrics, or nothing."""
+
+    async def end_step(self) -> bool:
+        """Validate, log and show the current step; save if it is time; return whether to stop."""
+        session = self.session
+        row = session.finish_step(await self.validate(session.position.step + 1))
+        self.progress.update(session.position.step, line_of(row))
+        if session.save_due:
+            await work(session.save)
+        return session.out_of_time
 
 
 def require_finite(policy: Policy) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from orbiter.train.agents.streams import Stream
 from orbiter.train.engine.tasks import Tasks, as_items
@@ -20,13 +20,11 @@ from orbiter.train.preference.encoding import (
 from orbiter.train.preference.pairs import (
     Attempt,
     PreferencePair,
-    PreferencePairs,
     by_task,
     given_pairs,
     listed,
     make_pairs,
     read_attempts,
-    report,
     rewarded,
 )
 
@@ -108,20 +106,14 @@ def make_material(
         )
 
     if config.method.is_paired:
-        found = choose_pairs(dataset, config)
-        report(found)
-        pairs = found.pairs
+        pairs = pairs_of(dataset, config)
         encoded = encode_pairs(encoder([side for pair in pairs for side in pair.sides]), pairs)
         return Material(
             units=[pair.sides for pair in encoded],
             task=[pair.task for pair in encoded],
             lengths=[pair.length for pair in encoded],
         )
-    verdicts = judged(dataset, config)
-    if verdicts.left_out:
-        log.warning("not learned from: %s", listed(verdicts.left_out))
-    _warn_of_balance(verdicts.attempts, config)
-    groups = by_task(verdicts.attempts, whole_episodes=config.compare == "episode")
+    groups = by_task(judged(dataset, config), whole_episodes=config.compare == "episode")
     attempts = [attempt for group in groups for attempt in group]
     encode = encoder(attempts)
     singles = [encode.encode([each], f"answer {index}") for index, each in enumerate(attempts)]
@@ -145,32 +137,15 @@ def pairs_of(dataset: object, config: PairConfig) -> list[PreferencePair]:
     Raises:
         DataError: there is no pair.
     """
-    return choose_pairs(dataset, config).pairs
-
-
-def choose_pairs(dataset: object, config: PairConfig) -> PreferencePairs:
-    """Return the pairs of a data set under the settings, and what is in none of them.
-
-    Raises:
-        DataError: there is no pair.
-    """
     return make_pairs(
         dataset,
         whole_episodes=config.compare == "episode",
         min_margin=config.min_margin,
         per_task=config.pairs_per_task,
-    )
+    ).pairs
 
 
-class Judged(NamedTuple):
-    """Attempts that are good or bad, and what is left out."""
-
-    attempts: list[Attempt]
-    left_out: Mapping[str, int]
-    """Counts by reason."""
-
-
-def judged(dataset: object, config: PreferenceConfig) -> Judged:
+def judged(dataset: object, config: PreferenceConfig) -> list[Attempt]:
     """Return the attempts whose reward or label says whether they are good.
 
     Raises:
@@ -181,6 +156,8 @@ def judged(dataset: object, config: PreferenceConfig) -> Judged:
     left_out: Counter[str] = Counter()
     attempts = read_attempts(items, whole_episodes=config.compare == "episode")
     kept = list(rewarded(attempts, left_out))
+    if left_out:
+        log.warning("not learned from: %s", listed(left_out))
     if not kept:
         raise DataError(f"no answer has a verdict to learn from: {listed(left_out)}")
     good = sum(is_good(attempt, config) for attempt in kept)
@@ -191,7 +168,8 @@ def judged(dataset: object, config: PreferenceConfig) -> Judged:
             f"{'at least' if good else 'below'} good_reward={config.good_reward:g}; change "
             "good_reward, or add answers of the other kind"
         )
-    return Judged(kept, dict(left_out))
+    _warn_of_balance(good, len(kept) - good, config)
+    return kept
 
 
 def is_good(attempt: Attempt, config: PreferenceConfig) -> bool:
@@ -199,10 +177,8 @@ def is_good(attempt: Attempt, config: PreferenceConfig) -> bool:
     return attempt.reward is not None and attempt.reward >= config.good_reward
 
 
-def _warn_of_balance(attempts: Sequence[Attempt], config: PreferenceConfig) -> None:
+def _warn_of_balance(good: int, bad: int, config: PreferenceConfig) -> None:
     """Warn if the weights do not make up for different numbers of good and bad answers."""
-    good = sum(is_good(attempt, config) for attempt in attempts)
-    bad = len(attempts) - good
     if not config.desirable_weight or not config.undesirable_weight:
         return
     ratio = good * config.desirable_weight / (bad * config.undesirable_weight)

@@ -114,14 +114,10 @@ def make_pairs(
         raise DataError(
             f"the data set has no pair of a better and a worse answer: {_why(left_out)}"
         )
+    if left_out:
+        log.warning("%d pairs; in none of them: %s", len(pairs), listed(left_out))
+    _warn_of_prompts(pairs)
     return PreferencePairs(pairs, dict(left_out))
-
-
-def report(found: PreferencePairs) -> None:
-    """Log what is in no pair, and pairs that are less comparable."""
-    if found.left_out:
-        log.warning("%d pairs; in none of them: %s", len(found.pairs), listed(found.left_out))
-    _warn_of_prompts(found.pairs)
 
 
 def given_pairs(dataset: object) -> list[Pair] | None:

@@ -259,7 +259,7 @@ class PreferenceTrainer(ModelTrainer):
 
         if self.config.method.is_paired:
             return [pair.chosen.first for pair in pairs_of(self.dataset, self.config)]
-        return [attempt.first for attempt in judged(self.dataset, self.config).attempts]
+        return [attempt.first for attempt in judged(self.dataset, self.config)]
 
     @override
     def _held_out(self) -> int:
@@ -267,9 +267,8 @@ class PreferenceTrainer(ModelTrainer):
             return 0
         from orbiter.train.preference.material import judged, pairs_of
 
-        if self.config.method.is_paired:
-            return len(pairs_of(self.eval_dataset, self.config))
-        return len(judged(self.eval_dataset, self.config).attempts)
+        paired = self.config.method.is_paired
+        return len((pairs_of if paired else judged)(self.eval_dataset, self.config))
 
     @override
     def _workload(self) -> Workload:

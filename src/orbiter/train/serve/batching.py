@@ -311,6 +311,8 @@ class Batcher:
                     "the policy's weights were changed while it was being served: call "
                     "`await live.refresh()` after an update and before the next answer"
                 )
+            # Without a snapshot the active rows would continue with weights that they did not
+            # begin with, and their log probabilities would belong to neither policy.
             if old and not self._decoding.snapshot:
                 raise StaleWeightsError(
                     "the model was updated while this answer was drawn; ask again"

@@ -92,6 +92,7 @@ class PrefixStore:
         new = min(len(token_ids), self.limit) - len(known)
         if new <= 0:
             return
+        # `match` has marked the known nodes as just used, so making room cannot evict them.
         self._make_room(new)
         first = len(known)
         at, nodes = (known[-1] if known else 0), []

@@ -29,6 +29,7 @@ __all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
 
 def _check_algorithm(_: str, value: object) -> None:
+    """Accept the name of an algorithm, such as 'grpo' or 'ppo'."""
     names = [str(algorithm) for algorithm in VeRLAlgorithm]
     if not isinstance(value, str) or value not in names:
         listed = " or ".join([", ".join(map(repr, names[:-1])), repr(names[-1])])
@@ -37,6 +38,7 @@ def _check_algorithm(_: str, value: object) -> None:
 
 
 def _check_on_reward_error(name: str, value: object) -> None:
+    """Accept 'raise', 'skip' or a number."""
     if isinstance(value, str):
         if value not in ("raise", "skip"):
             raise ConfigError(f"{name} must be 'raise', 'skip' or a number, got {value!r}")
@@ -45,6 +47,7 @@ def _check_on_reward_error(name: str, value: object) -> None:
 
 
 def _check_on_truncation(name: str, value: object) -> None:
+    """Accept 'score', 'mask' or a number."""
     if isinstance(value, str):
         if value not in ("score", "mask"):
             raise ConfigError(f"{name} must be 'score', 'mask' or a number, got {value!r}")
@@ -53,6 +56,7 @@ def _check_on_truncation(name: str, value: object) -> None:
 
 
 def _check_overrides(name: str, value: object) -> None:
+    """Accept a table of verl's keys and their values."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} must map verl's keys to values, got {shown(value)}")
     for key, each in value.items():
@@ -65,6 +69,7 @@ def _check_overrides(name: str, value: object) -> None:
 
 
 def _check_models(name: str, value: object) -> None:
+    """Accept a list of model names, or none."""
     texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
     if value is not None and not (texts and value):
         raise ConfigError(f"{name} must be a list of model names or None, got {shown(value)}")

@@ -267,9 +267,11 @@ def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Tu
             continue
         valid[i, : len(episode.turns)] = True
         for k, turn in enumerate(episode.turns):
+            # Turns are in the same state if their prompts are equal, token by token.
             state[i, k] = states.setdefault(tuple(turn.prompt_token_ids), len(states))
         for k, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
             reward[i, k] += given
+        # The total includes the step rewards, which must not count twice.
         reward[i, len(episode.turns) - 1] += total - math.fsum(episode.step_rewards)
         of_token += [
             [t if trains else -1 for t, trains in zip(stream.turn, stream.mask, strict=True)]
@@ -298,6 +300,7 @@ def _recorded(
     by_turn: list[list[float] | None] = [None] * len(episodes)
     for i, turns_sums in zip(kept, sums, strict=True):
         by_turn[i] = [round(total / max(1, count), 6) for total, count in turns_sums]
+        # The mean over tokens, not over turns: a long turn counts more, as it does in the loss.
         tokens = sum(count for _, count in turns_sums)
         means[i] = round(math.fsum(t for t, _ in turns_sums) / tokens, 6) if tokens else None
     return means, by_turn

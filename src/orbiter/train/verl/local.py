@@ -8,7 +8,7 @@ in `credit.py` and `algorithms/`, every formula in `rl/`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -19,11 +19,10 @@ from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Session, TrainingJob
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.errors import TrainingError
-from orbiter.train.progress import Progress
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.algorithms.base import Credited
@@ -77,17 +76,13 @@ class Prompts(Source):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(TrainingJob):
     """The parts that a run by reward needs."""
 
     config: VeRLConfig
     source: Source
     objective: PolicyObjective
     """What an update minimises."""
-    session: Session
-    progress: Progress
-    validate: Callable[[int], Awaitable[Mapping[str, float]]]
-    """Called with the number of finished steps; returns the metrics of a validation, or none."""
 
 
 async def fit(job: Job) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from importlib import import_module
+from types import FunctionType
 from typing import Any
 
 from orbiter.train.checks import (
@@ -213,6 +214,15 @@ class Setting:
     def may_be_none(self) -> bool:
         """Whether "none" means no value."""
         return "None" in self.type
+
+
+def must_be(check: Check | None) -> str:
+    """Return what a check accepts, in words; a function says it in its docstring."""
+    if check is None:
+        return ""
+    if isinstance(check, FunctionType):
+        return (check.__doc__ or "").partition("\n")[0].removeprefix("Accept ").rstrip(".")
+    return str(check)
 
 
 def settings_of_section(section: str) -> dict[str, Setting]:

@@ -186,7 +186,7 @@ class ClusterRun:
     def _raise_fault(self) -> None:
         fault = first_fault(self.layout.folder / FAULTS)
         if fault is not None:
-            raise CallbackError(f"in verl's workers, {fault}")
+            raise CallbackError(f"in verl's worker, {fault}")
 
     def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
         """Write one step to the run's folder, the history and the progress bar."""

@@ -32,8 +32,8 @@ class EpisodeRow(NamedTuple):
 
     key: str
     """`{prompt}_{session}_{index}`."""
-    told: Mapping[str, Any]
-    """What the worker says of the episode; the same in all its rows."""
+    facts: Mapping[str, Any]
+    """The facts about the episode that the worker sends; the same in all its rows."""
 
     @property
     def prompt(self) -> str:
@@ -64,18 +64,18 @@ class Sifted(NamedTuple):
 def sift(rows: Sequence[EpisodeRow], config: VeRLConfig) -> Sifted:
     """Sort out a step's rows."""
     episodes = {row.session: row for row in rows}
-    trained = {name: row for name, row in episodes.items() if row.told["trained"]}
+    trained = {name: row for name, row in episodes.items() if row.facts["trained"]}
     kept = [row for row in rows if row.session in trained]
     weight = _weights(kept, trained, config)
     of_prompt: dict[str, list[dict[str, Any]]] = {}
     for row in episodes.values():
-        of_prompt.setdefault(row.prompt, []).append(row.told["record"])
-    failures = [row.told["failure"] for row in episodes.values() if row.told["failure"]]
+        of_prompt.setdefault(row.prompt, []).append(row.facts["record"])
+    failures = [row.facts["failure"] for row in episodes.values() if row.facts["failure"]]
     return Sifted(
         kept=[row.key for row in kept],
         dropped=[row.key for row in rows if row.session not in trained],
         weight=weight,
-        metrics=_metrics([row.told for row in episodes.values()], trained),
+        metrics=_metrics([row.facts for row in episodes.values()], trained),
         failures=failures,
         episodes=len(episodes),
         groups=[{"prompt": "", "outputs": outputs} for outputs in of_prompt.values()],
@@ -87,14 +87,14 @@ def _weights(
 ) -> dict[str, float]:
     """Return the weight of the tokens of each row, by key."""
     siblings = Counter(row.prompt for row in trained.values())
-    tokens = sum(int(row.told["tokens"]) for row in trained.values())
+    tokens = sum(int(row.facts["tokens"]) for row in trained.values())
     longest = config.max_episode_tokens or config.max_turns * config.max_response_length
     compares = not ALGORITHMS[config.algorithm].value_head
 
     def weight(row: EpisodeRow) -> float:
         value, n = 1.0, siblings[row.prompt]
         if config.loss_aggregation == "episode":
-            value = tokens / (len(trained) * int(row.told["tokens"]))
+            value = tokens / (len(trained) * int(row.facts["tokens"]))
         elif config.loss_aggregation == "constant":
             value = tokens / (len(trained) * longest)
         if compares and n == 1:
@@ -128,7 +128,7 @@ def _metrics(
         metrics["streams"] = fmean(each["streams"] for each in finished)
         metrics["length"] = fmean(each["tokens"] for each in finished)
         metrics["tokens"] = float(sum(each["tokens"] for each in finished))
-    rewards = [float(row.told["reward"]) for row in trained.values()]
+    rewards = [float(row.facts["reward"]) for row in trained.values()]
     if rewards:
         metrics["reward"], metrics["reward_std"] = fmean(rewards), pstdev(rewards)
         metrics["flat_groups"] = _flat_groups(trained)
@@ -140,7 +140,7 @@ def _flat_groups(trained: Mapping[str, EpisodeRow]) -> float:
     """Return the share of the prompts whose episodes all have the same reward."""
     groups: dict[str, set[float]] = {}
     for row in trained.values():
-        groups.setdefault(row.prompt, set()).add(float(row.told["reward"]))
+        groups.setdefault(row.prompt, set()).add(float(row.facts["reward"]))
     return fmean(len(rewards) < 2 for rewards in groups.values())
 
 
