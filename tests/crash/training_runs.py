@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from orbiter.train.engine.session import Session
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.preference import PreferenceConfig, PreferenceTrainer
 from orbiter.train.preference import local as preferences  # noqa: F401 - before the fork
+from orbiter.train.preference.encoding import EncodedAttempt
 from orbiter.train.preference.reference import ReferenceLogprobs
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer, episodes, local  # noqa: F401 - as above
@@ -72,8 +73,10 @@ def arm(moment: str, number: int) -> Countdown:
         save(self)
         watching.clear()
 
-    def counted_add(self: ReferenceLogprobs, *args: Any) -> None:  # noqa: ANN401 - passed on
-        add(self, *args)
+    def counted_add(
+        self: ReferenceLogprobs, attempts: Sequence[EncodedAttempt], numbers: Sequence[float]
+    ) -> None:
+        add(self, attempts, numbers)
         if moment == "after the reference":
             count()
 
