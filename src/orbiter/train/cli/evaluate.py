@@ -14,6 +14,7 @@ import typer
 from orbiter.train.chat.tool_calls import name_of
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
+from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
@@ -81,6 +82,8 @@ def evaluate(
     warnings = [
         line for name, each in assessments.items() for line in one_sided(each.attempts, name)
     ]
+    notes = {note: None for each in assessments.values() for note in each.metrics.notes}
+    warnings += list(notes)
     for line in warnings:
         output.say(f"warning: {line}")
     output.result(result | {"warnings": warnings})
@@ -145,8 +148,9 @@ async def _measure(
     samples, success = own.get("samples", 0), own.get("success", 1.0)
     config = measuring_config(settings, model=model)
     reward = settings.values.get("reward")
-    rewards = [] if agent is not None and reward is None else load_rewards(reward)
+    rewards = [] if agent is not None and reward is None else load_rewards(reward, settings)
     choice = agent or AgentChoice()
+    await calibrate_all(rewards, settings)
     trainer = VeRLTrainer(config, rewards, agent=choice.agent, environment=choice.environment)
     return await trainer.assess(items, samples=samples, success=success)
 

@@ -66,6 +66,10 @@ class Position:
     """Metrics of the first and of the latest steps, for the warnings of `verl/guard.py`."""
     warned: list[str] = field(default_factory=list[str])
     """The warnings that hold at present."""
+    gold: list[list[Any]] = field(default_factory=list[list[Any]])
+    """Both rewards on the gold slice at each measurement, for the alarm of `verl/gold.py`."""
+    alarms: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The alarms that were raised."""
 
 
 class Session:
@@ -92,6 +96,8 @@ class Session:
         self.batch: Batch | None = None
         """Samples of the current step with their advantages; None until they are drawn."""
         self.history: list[dict[str, float]] = []
+        self.also_timed: Callable[[], Mapping[str, float]] = dict
+        """Numbers to record beside the timings of a step, such as the cost of a judge."""
         self.stopping = False
         """Whether the run ends after the current step, as it does at its time limit."""
         self._data = _fingerprint(tasks.items)
@@ -210,6 +216,7 @@ class Session:
         self.batch = None
         seconds, self._step_began = perf_counter() - self._step_began, perf_counter()
         clock = {"seconds": seconds, "tokens_per_second": row.get("tokens", 0) / seconds}
+        clock |= self.also_timed()
         if self._log is not None:
             self._log.time(position.step, clock)
         self.history.append({"step": position.step, **row, **clock})

@@ -110,6 +110,13 @@ class RemoteChatModel:
         """
         return await self.answer(messages, index=0, schema=None)
 
+    def most_cost(self, messages: Sequence[Message]) -> float | None:
+        """Return the highest cost of a call that can be known; None without prices."""
+        if self.config.price is None:
+            return None
+        parameters = self.config.parameters
+        return self._most(request_of(self.config.model, messages, parameters, schema=None, index=0))
+
     def sample(self, index: int) -> ChatModel:
         """Return the model whose answers are the `index`-th sample, from 0."""
         return _Sample(self, index, None)

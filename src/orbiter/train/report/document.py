@@ -93,7 +93,7 @@ class Source:
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
         """Return a fingerprint (sizes and times of the files) that changes as the run proceeds."""
-        names = ("metrics.jsonl", "samples.jsonl", "times.jsonl")
+        names = ("metrics.jsonl", "samples.jsonl", "times.jsonl", "alarms.json", "notes.json")
         files = [self.folder / STORY_FILE]
         for path in self._found():
             files += [path, *(path.parent / name for name in names)]

@@ -27,6 +27,8 @@ from orbiter.train.verl.reward import OnRewardError
 
 __all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
+NO_GOLD = "gold= is measured with backend='local' only"
+
 
 def _check_algorithm(_: str, value: object) -> None:
     """Accept the name of an algorithm, such as 'grpo' or 'ppo'."""
@@ -125,6 +127,25 @@ class VeRLConfig(AlgorithmConfig):
         "Steps in a row without any difference in reward after which a run ends: with an error if "
         "there never was one, with a warning if nothing is left to learn.",
         WholeNumber(at_least=1),
+    )
+    gold_every: int = setting(
+        10,
+        "With gold=: steps between two measurements of the gold reward on held-out tasks.",
+        WholeNumber(at_least=1),
+        verl=NotInVerl(NO_GOLD),
+    )
+    gold_tasks: int = setting(
+        16,
+        "With gold=: held-out tasks that it is measured on, of eval_dataset or else of the data.",
+        WholeNumber(at_least=4),
+        verl=NotInVerl(NO_GOLD),
+    )
+    gold_stop: bool = setting(
+        False,
+        "With gold=: end the run after the step in which the reward rises and gold does not.",
+        Boolean(),
+        may_change=True,
+        verl=NotInVerl(NO_GOLD),
     )
     max_turns: int = setting(
         8,

@@ -33,11 +33,11 @@ from orbiter.train.verl.algorithms.base import Credited, Turns
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import Rows, credit_rows, grouped
 from orbiter.train.verl.evaluate import reward_metrics
-from orbiter.train.verl.guard import watch
+from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.journal import EpisodeJournal, open_journal
 from orbiter.train.verl.local import Source, note
 from orbiter.train.verl.play import Setting, episode_metrics, open_live, play
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import Scores, weights_of
 from orbiter.train.verl.samples import episode_records
 from orbiter.train.verl.tasks import AgentTasks
 
@@ -91,7 +91,13 @@ class Episodes(Source):
             **extra,
             **_run_share(before, self.live.stats),
         }
-        watch(session.position, metrics)
+        hints = signs(
+            [episode.output for episode in drawn.episodes],
+            [episode.sampled_tokens for episode in drawn.episodes],
+            drawn.scores.total,
+            config.group_size,
+        )
+        watch(session.position, metrics | hints, weights_of(setting.rewards))
         records = episode_records(
             tasks.items, chosen.episodes, chosen.scores, credited.advantages, credited.by_turn
         )
@@ -179,6 +185,8 @@ class Drawn(NamedTuple):
                 for name in names
             },
             self.scores.faults + by.scores.faults,
+            self.scores.left_out,
+            self.scores.order_effect,
         )
         places = [by.places[other] if i == group else p for i, p in enumerate(self.places)]
         return Drawn(places, swapped(self.episodes, by.episodes), scores)

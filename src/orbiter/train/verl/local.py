@@ -29,7 +29,8 @@ from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
-from orbiter.train.verl.reward import RewardSpec, Scores
+from orbiter.train.verl.guard import signs, watch
+from orbiter.train.verl.reward import RewardSpec, Scores, weights_of
 from orbiter.train.verl.samples import as_records
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class Prompts(Source):
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
         credited = await work(credit, session.policy, config, rollouts, scores)
-        await work(_note_answers, session, Drawn(chosen.items, rollouts, scores), credited)
+        drawn = Drawn(chosen.items, rollouts, scores)
+        await work(_note_answers, session, drawn, credited, weights_of(self.rewards))
 
     @override
     async def refresh(self) -> None:
@@ -122,12 +124,21 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def _note_answers(session: Session, drawn: Drawn, credited: Credited) -> None:
+def _note_answers(
+    session: Session, drawn: Drawn, credited: Credited, weights: Mapping[str, float]
+) -> None:
     metrics = {
         **reward_metrics(drawn.scores),
         **credited.metrics,
         **length_metrics(drawn.rollouts),
     }
+    hints = signs(
+        [rollout.text for rollout in drawn.rollouts],
+        [sum(rollout.mask) for rollout in drawn.rollouts],
+        drawn.scores.total,
+        len(drawn.rollouts) // len(drawn.items),
+    )
+    watch(session.position, metrics | hints, weights)
     note(session, credited, metrics, as_records(*drawn, credited.batch))
 
 
