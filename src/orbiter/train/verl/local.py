@@ -30,6 +30,8 @@ from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
+from orbiter.train.verl.overlong import with_overlong_penalty
+from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import RewardSpec, Scores
 from orbiter.train.verl.samples import as_records
 
@@ -56,8 +58,9 @@ class Prompts(Source):
 
     @override
     async def draw(self, session: Session, step: int) -> None:
-        config, tasks = self.config, self.tasks
-        chosen = tasks.select(tasks.order(step, config.batch_size, seed=config.seed))
+        config, tasks, position = self.config, self.tasks, session.position
+        turn = choose(config, position, step, len(tasks))
+        chosen = tasks.select(turn.places)
         rollouts = await work(
             sample,
             session.policy,
@@ -68,8 +71,13 @@ class Prompts(Source):
             seed=sub_seed(config.seed, "sample", step),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        credited = await work(credit, session.policy, config, rollouts, scores)
-        await work(_note_answers, session, Drawn(chosen.items, rollouts, scores), credited)
+        shaped = with_overlong_penalty(config, scores, rollouts)
+        credited = await work(credit, session.policy, config, rollouts, shaped.scores)
+        position.cursor = turn.cursor
+        update_pools(config, position, turn.places, scores.total)
+        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
+        drawn = Drawn(chosen.items, rollouts, scores)
+        await work(_note_answers, session, drawn, credited, extra)
 
     @override
     async def refresh(self) -> None:
@@ -127,11 +135,14 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def _note_answers(session: Session, drawn: Drawn, credited: Credited) -> None:
+def _note_answers(
+    session: Session, drawn: Drawn, credited: Credited, extra: Mapping[str, float]
+) -> None:
     metrics = {
         **reward_metrics(drawn.scores),
         **credited.metrics,
         **length_metrics(drawn.rollouts),
+        **extra,
     }
     note(session, credited, metrics, as_records(*drawn, credited.batch))
 

@@ -179,6 +179,11 @@ class VeRLTrainer(ModelTrainer):
                 "loss_aggregation='sequence' would count an episode once for each of its streams; "
                 "use 'episode', 'token' or 'constant'"
             )
+        if config.overlong_buffer:
+            raise ConfigError(
+                f"overlong_buffer={config.overlong_buffer} is for answers to prompts, and agent= plays "
+                "episodes; on_truncation handles those that ran into a limit"
+            )
         if config.system_prompt is not None and not isinstance(self.agent, EnvironmentAgent):
             raise ConfigError("system_prompt has no effect with agent=, which writes its prompts")
         return await super().check_config()
