@@ -396,6 +396,12 @@ def test_a_folder_without_a_reward_model_is_refused_at_once(tmp_path: Path) -> N
         RewardModel(tmp_path / "lm")
 
 
+async def test_a_reward_model_is_no_policy(likes_length: Path) -> None:
+    policy = VeRLTrainer(VeRLConfig(model=str(likes_length)), [RewardSpec("none", fn=len)])
+    with pytest.raises(StorageError, match="scores answers and gives none"):
+        await policy.generate(["hello"])
+
+
 async def test_a_classifier_with_two_labels_is_refused(tmp_path: Path) -> None:
     from transformers import LlamaForSequenceClassification
 

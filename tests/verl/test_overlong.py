@@ -11,6 +11,10 @@ from orbiter.train.verl.reward import Scores
 from tests.agents.playing import two_turns
 
 
+def same(_: str) -> float:
+    return 1.0
+
+
 def answer(tokens: int) -> Rollout:
     return Rollout([1] + [2] * tokens, [False] + [True] * tokens, [0.0] * (tokens + 1), 1)
 
@@ -34,7 +38,7 @@ async def test_a_policy_that_is_paid_nothing_learns_to_stop() -> None:
         model="tiny", epochs=10, batch_size=4, group_size=8, max_response_length=8,
         learning_rate=3e-3, overlong_buffer=8,
     )  # fmt: skip
-    run = VeRLTrainer(config, [RewardSpec("same", fn=lambda output: 1.0)])
+    run = VeRLTrainer(config, [RewardSpec("same", fn=same)])
     tasks = [f"Say {n}." for n in range(8)]
     await run.train(tasks)
     first, last = run.history[0], run.history[-1]
@@ -61,7 +65,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], words: 
 async def test_episodes_have_another_setting_for_that() -> None:
     run = VeRLTrainer(
         VeRLConfig(model="tiny", overlong_buffer=4),
-        [RewardSpec("same", fn=lambda output: 1.0)],
+        [RewardSpec("same", fn=same)],
         agent=two_turns,
     )
     with pytest.raises(ConfigError, match="on_truncation"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_without_pools_the_tasks_are_those_of_the_epochs(count: int) -> None:
 def test_while_the_pools_are_empty_every_task_is_asked_once_an_epoch() -> None:
     chosen = played(pools(solved_rate=0.1), Position(), 6, 6)
     for epoch in (chosen[:3], chosen[3:]):
-        assert sorted(sum(epoch, [])) == list(range(6))
+        assert sorted(chain.from_iterable(epoch)) == list(range(6))
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 1.0])
@@ -60,7 +61,7 @@ def test_a_task_of_a_pool_takes_its_share_of_turns(rate: float) -> None:
     config = pools(solved_rate=rate, unsolved_rate=0.5, batch_size=2)
     position = Position(pools={"0": "solved", "1": "unsolved"})
     steps = 3000
-    asked = Counter(sum(played(config, position, steps, 8), []))
+    asked = Counter(chain.from_iterable(played(config, position, steps, 8)))
     turns = position.cursor / 8
     assert asked[0] / turns == pytest.approx(rate, abs=0.04)
     assert asked[1] / turns == pytest.approx(0.5, abs=0.04)
@@ -73,7 +74,7 @@ def test_a_step_is_filled_although_every_task_is_in_a_pool_and_has_no_task_twice
     position = Position(pools={str(task): "solved" for task in range(6)})
     chosen = played(config, position, 30, 6)
     assert all(len(set(step)) == len(step) == 4 for step in chosen)
-    assert set(sum(chosen, [])) == set(range(6))
+    assert set(chain.from_iterable(chosen)) == set(range(6))
 
 
 def test_groups_move_their_tasks_into_pools_and_out_again() -> None:

@@ -12,8 +12,8 @@ import torch
 from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.formats.verl_rows import row
 from orbiter.train.rl import clipped_surrogate, gae, group_relative_advantage, kl_k3, whiten
-from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.rl.overlong import overlong_penalty
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig
 from orbiter.train.verl.cluster.data import Inputs, make_prompts, write_files
 from orbiter.train.verl.cluster.inside.reward import load
@@ -151,7 +151,7 @@ async def test_verls_reward_managers_give_what_we_give(tmp_path: Path, manager: 
     overrides: dict[str, object] = {
         "actor_rollout_ref.rollout.name": "vllm",
         "reward.custom_reward_function.path": layout.reward_file,
-        "reward.reward_manager.name": manager.split()[0],
+        "reward.reward_manager.name": manager.split(maxsplit=1)[0],
     }
     shaping = VeRLConfig(max_response_length=6, overlong_buffer=4, overlong_penalty=0.7)
     if "penalty" in manager:

@@ -128,6 +128,11 @@ class RewardModel:
         answer = output if raw_output is None else raw_output
         return await self._score_with_others(_of_answer(item, answer))
 
+    async def load(self) -> RewardModel:
+        """Load the model now instead of at the first call, whose time limit may be short."""
+        await work(self.loaded)
+        return self
+
     async def score(self, dataset: object, *, whole_episodes: bool = False) -> list[float]:
         """Return the score of each item's action, in order.
 
@@ -265,25 +270,29 @@ class RewardModel:
     async def _score_waiting(self, waiting: list[_Call]) -> None:
         """Score the waiting calls, once no more arrive, until none is left."""
         while waiting:
-            known, quiet = len(waiting), 0
-            while quiet < SETTLE_ROUNDS:
-                await asyncio.sleep(0)
-                known, quiet = (known, quiet + 1) if len(waiting) == known else (len(waiting), 0)
+            await _settled(waiting)
             calls = [call for call in waiting if not call.score.done()]  # done: cancelled
+            answers: Sequence[float | Exception]
             try:
                 answers = await work(self._try_scores, [call.attempt for call in calls])
-            except BaseException as error:
-                failure = error if isinstance(error, Exception) else asyncio.CancelledError()
-                answers = [failure] * len(calls)  # type: ignore[list-item] # whatever it was
-            taken = set(map(id, calls))
-            waiting[:] = [c for c in waiting if id(c) not in taken and not c.score.done()]
+            except asyncio.CancelledError:  # the event loop is ending
+                for call in waiting:
+                    call.score.cancel()
+                raise
+            except Exception as error:  # whatever it is, it belongs to the callers
+                answers = [error] * len(calls)
             for call, answer in zip(calls, answers, strict=True):
-                if call.score.done():
-                    continue
-                if isinstance(answer, BaseException):
-                    call.score.set_exception(answer)
-                else:
-                    call.score.set_result(answer)
+                call.take(answer)
+            waiting[:] = [call for call in waiting if not call.score.done()]
+
+
+async def _settled(waiting: list[_Call]) -> None:
+    """Return once no more calls arrive for a few rounds of the event loop."""
+    known, quiet = len(waiting), 0
+    while quiet < SETTLE_ROUNDS:
+        await asyncio.sleep(0)
+        quiet = quiet + 1 if len(waiting) == known else 0
+        known = len(waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +301,15 @@ class _Call:
 
     attempt: Attempt
     score: asyncio.Future[float]
+
+    def take(self, answer: float | Exception) -> None:
+        """Hand the answer to the caller, if it still waits."""
+        if self.score.done():
+            return
+        if isinstance(answer, Exception):
+            self.score.set_exception(answer)
+        else:
+            self.score.set_result(answer)
 
 
 def _of_answer(item: TrajectoryItem, answer: str) -> TrajectoryItem:

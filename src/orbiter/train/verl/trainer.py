@@ -181,8 +181,8 @@ class VeRLTrainer(ModelTrainer):
             )
         if config.overlong_buffer:
             raise ConfigError(
-                f"overlong_buffer={config.overlong_buffer} is for answers to prompts, and agent= plays "
-                "episodes; on_truncation handles those that ran into a limit"
+                f"overlong_buffer={config.overlong_buffer} is for answers to prompts, and agent= "
+                "plays episodes; on_truncation handles those that ran into a limit"
             )
         if config.system_prompt is not None and not isinstance(self.agent, EnvironmentAgent):
             raise ConfigError("system_prompt has no effect with agent=, which writes its prompts")
