@@ -65,7 +65,7 @@ def test_a_task_of_a_pool_takes_its_share_of_turns(rate: float) -> None:
     turns = position.cursor / 8
     assert asked[0] / turns == pytest.approx(rate, abs=0.04)
     assert asked[1] / turns == pytest.approx(0.5, abs=0.04)
-    assert all(asked[task] == pytest.approx(turns, abs=2) for task in range(2, 8))
+    assert all(asked[task] == pytest.approx(turns, rel=0.03) for task in range(2, 8))
     assert sum(asked.values()) == 2 * steps
 
 
@@ -98,8 +98,9 @@ async def test_solved_tasks_are_asked_less_often_counted_and_shown(
     asked: Counter[str] = Counter()
 
     def reward(output: str, item: TrajectoryItem) -> float:
+        del output
         asked[item.state] += 1
-        return 1.0 if item.state in TASKS[:2] else first_letter(output)
+        return 1.0 if item.state in TASKS[:2] else float(asked[item.state] % 2)
 
     async def agent(task: str) -> str:
         return str((await ask([{"role": "user", "content": task}]))["content"])
@@ -124,7 +125,7 @@ async def test_a_resumed_run_goes_on_with_the_same_tasks(tmp_path: Path, *, epis
 
     def run(name: str, **more: Any) -> VeRLTrainer:  # noqa: ANN401 - VeRLConfig's
         config = pools(
-            epochs=4, solved_rate=0.2, unsolved_rate=0.3, output_dir=tmp_path / name, save_every=1,
+            epochs=6, solved_rate=0.2, unsolved_rate=0.3, output_dir=tmp_path / name, save_every=1,
             learning_rate=1e-4, **more,
         )  # fmt: skip
         spec = RewardSpec("r", fn=first_letter)
@@ -135,7 +136,15 @@ async def test_a_resumed_run_goes_on_with_the_same_tasks(tmp_path: Path, *, epis
     await first.train(TASKS)
     assert len(first.history) == 1
     await run("cut", resume=True).train(TASKS)
-    assert read_run(tmp_path / "cut").metrics == read_run(tmp_path / "whole").metrics
+    rows = [
+        [
+            {k: v for k, v in row.items() if k != "prompt_run_share"}
+            for row in read_run(folder).metrics
+        ]
+        for folder in (tmp_path / "cut", tmp_path / "whole")
+    ]
+    assert rows[0] == rows[1]
+    assert any(row["pool/passed_over"] for row in rows[0])
     assert read_run(tmp_path / "cut").samples == read_run(tmp_path / "whole").samples
 
 
