@@ -4,13 +4,14 @@
     python benchmarks/agents.py --cases tiny-4 tiny-8
     python benchmarks/agents.py --linear            # ours alone: 4, 8, 16 and 32 turns
 
-A step plays 8 episodes of each of 2 tasks and takes one update, without KL. Both engines play the
-same environment class (TRL's `environment_factory`, our `environment=`), from the same model with
-the same chat template, so prompts, tool results, turns and lengths are alike. An untrained model
-writes no calls, so in both each answer counts as a call of the tool: TRL's parser of answers is
-replaced for that, and ours ends in `on_answer`. Each runs in its own process, only when it is its
-turn. TRL gets its fastest settings here: no gradient checkpointing, 16 rows in an update, and an
-answer may not take more tokens than the case says. TRL is the `bench` extra (trl==1.16.0).
+A step plays a few episodes of each of 2 tasks and takes one update, without KL. Both engines play
+the same environment class (TRL's `environment_factory`, our `environment=`), from the same model
+with the same chat template, so prompts, tool results, turns and lengths are alike. An untrained
+model writes no calls, so in both each answer counts as a call of the tool: TRL's parser of answers
+is replaced for that, and ours ends in `on_answer`. Each runs in its own process, only when it is
+its turn. TRL gets its fastest settings here: no gradient checkpointing, all episodes in one pass of
+the update, and an answer may not take more tokens than the case says. TRL is the `bench` extra
+(trl==1.16.0).
 CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
 """
 
@@ -29,9 +30,7 @@ from typing import Any
 from machine import machine
 from turns import Race, await_turn, race, say_peak, tell, versions
 
-GROUP, TASKS = 8, 2
-TRL_ROWS = 16
-"""Episodes that TRL takes at once in its update."""
+TASKS = 2
 FOLDER = Path(__file__).parent.parent / "build" / "bench-agents"
 QUESTION = "Find out what is in the box. Ask the tool as often as you like."
 TEMPLATE = """\
@@ -60,6 +59,8 @@ class Case:
     dtype: str
     turns: int
     answer_tokens: int
+    group: int = 8
+    """Episodes of each task."""
     threads: int = 1
     target: float = 0.0
     """How many times TRL's episodes a second are asked for."""
@@ -69,10 +70,10 @@ SMOL = "smollm2-135m"
 CASES = {
     "tiny-4": Case("tiny", "float32", 4, 16, target=4.0),
     "tiny-8": Case("tiny", "float32", 8, 16, target=4.0),
-    "smol-4": Case(SMOL, "bfloat16", 4, 24, target=8.0),
-    "smol-8": Case(SMOL, "bfloat16", 8, 24, target=12.0),
+    "smol-4": Case(SMOL, "bfloat16", 4, 24, group=4, target=8.0),
+    "smol-8": Case(SMOL, "bfloat16", 8, 24, group=4, target=12.0),
 }
-LINEAR = {f"linear-{turns}": Case(SMOL, "bfloat16", turns, 24) for turns in (4, 8, 16, 32)}
+LINEAR = {f"linear-{turns}": Case(SMOL, "bfloat16", turns, 24, group=4) for turns in (4, 8, 16, 32)}
 CASES_OF_WORKERS = CASES | LINEAR
 
 
@@ -171,7 +172,7 @@ def work_ours(case: Case, steps: int) -> None:
         wall = time.perf_counter() - began["wall"]
         tell(
             tokens=began["tokens"],
-            samples=GROUP * TASKS,
+            samples=case.group * TASKS,
             wall=wall,
             cpu=time.process_time() - began["cpu"],
             play=began["play"],
@@ -186,7 +187,7 @@ def work_ours(case: Case, steps: int) -> None:
         dtype=case.dtype,  # type: ignore[arg-type]  # "float32" or "bfloat16"
         device="cpu",
         batch_size=TASKS,
-        group_size=GROUP,
+        group_size=case.group,
         max_turns=case.turns,
         max_response_length=case.answer_tokens,
         learning_rate=1e-6,
@@ -195,6 +196,19 @@ def work_ours(case: Case, steps: int) -> None:
     trainer = VeRLTrainer(config, environment=OurBox)
     asyncio.run(trainer.train([{"prompt": QUESTION, "n": n} for n in range(TASKS * steps)]))
     say_peak()
+
+
+def as_call(tokenizer: Any, ids: list[int], **_: Any) -> dict[str, Any]:
+    """Read any answer as a call of the tool; put in the place of TRL's parser."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    call = {"type": "function", "function": {"name": "ask", "arguments": {"text": text}}}
+    return {"role": "assistant", "content": text, "tool_calls": [call]}
+
+
+def with_schema(tokenizer: Any) -> Any:
+    """Give a tokenizer a schema of answers: without one, TRL does not parse them at all."""
+    tokenizer.response_schema = {}
+    return tokenizer
 
 
 def work_trl(case: Case, steps: int) -> None:
@@ -212,13 +226,8 @@ def work_trl(case: Case, steps: int) -> None:
     loaded = load_model(str(model_folder(case.model)), device="cpu")
     began: dict[str, float] = {}
 
-    def as_call(tokenizer: Any, ids: list[int], **_: Any) -> dict[str, Any]:
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        call = {"type": "function", "function": {"name": "ask", "arguments": {"text": text}}}
-        return {"role": "assistant", "content": text, "tool_calls": [call]}
-
     grpo_trainer.parse_response = as_call
-    grpo_trainer.add_response_schema = lambda tokenizer: tokenizer
+    grpo_trainer.add_response_schema = with_schema
 
     class Turns(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
         """Hold the trainer between steps."""
@@ -232,12 +241,12 @@ def work_trl(case: Case, steps: int) -> None:
             wall = time.perf_counter() - began["wall"]
             tell(
                 tokens=began["tokens"],
-                samples=GROUP * TASKS,
+                samples=case.group * TASKS,
                 wall=wall,
                 cpu=time.process_time() - began["cpu"],
                 play=began["play"],
                 update=wall - began["play"],
-                turns=began["calls"] / (GROUP * TASKS),
+                turns=began["calls"] / (case.group * TASKS),
             )
 
     longest = case.turns * (case.answer_tokens + 64)
@@ -251,9 +260,9 @@ def work_trl(case: Case, steps: int) -> None:
         callbacks=[Turns()],
         args=GRPOConfig(
             output_dir=os.path.join(os.environ.get("TMPDIR", "."), "bench-agents-trl"),
-            per_device_train_batch_size=min(TRL_ROWS, GROUP * TASKS),
-            gradient_accumulation_steps=max(1, GROUP * TASKS // TRL_ROWS),
-            num_generations=GROUP,
+            per_device_train_batch_size=case.group * TASKS,
+            gradient_accumulation_steps=1,
+            num_generations=case.group,
             max_completion_length=longest,
             max_tool_calling_iterations=case.turns - 1,
             generation_kwargs={"max_new_tokens": case.answer_tokens},

@@ -52,7 +52,10 @@ def hunt(bug: Bug | None, folder: Path, tests: Path, package: str) -> str:
         path.write_text(text.replace(bug.right, bug.wrong), encoding="utf-8")
     sys.path.insert(0, str(source))
     catch = Catch()
-    options = ["-x", "-q", "-m", "not nightly", "--hypothesis-profile=hunt", str(tests)]
+    options = ["-x", "-q", "-m", "not nightly", "--hypothesis-profile=hunt"]
+    if bug is not None and (own := tests / f"test_{Path(bug.file).name}.py").exists():
+        options.append(str(own))  # the likeliest to notice, so it runs first
+    options.append(str(tests))
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
     with contextlib.redirect_stdout(io.StringIO()):
         pytest.main(options, plugins=[catch])
@@ -72,7 +75,7 @@ def forked(bug: Bug | None, tests: Path, package: str) -> str:
 
 
 def hunt_all(bugs: Sequence[Bug], tests: Path, *, package: str) -> int:
-    """Hunt the bugs of the files named on the command line, or all, and print one line each.
+    """Hunt all bugs, or those whose file or name is on the command line; print one line each.
 
     Returns the number that survived.
 
@@ -81,7 +84,8 @@ def hunt_all(bugs: Sequence[Bug], tests: Path, *, package: str) -> int:
         tests: The folder of the tests that should notice them.
         package: The package of `orbiter.train`.
     """
-    hunted = [bug for bug in bugs if bug.file in sys.argv[1:] or not sys.argv[1:]]
+    wanted = set(sys.argv[1:])
+    hunted = [bug for bug in bugs if not wanted or wanted & {bug.file, bug.what}]
     if not hunted:
         raise SystemExit(f"no bug is in {sys.argv[1:]}; files: {sorted({b.file for b in bugs})}")
     torch.set_num_threads(1)

@@ -224,7 +224,6 @@ async def test_tools_that_are_listed_over_mcp_are_called_with_rewards(
         tool_call("dial", digits="1"),
         tool_call("kick", times=3),
         tool_call("kick", times=10),
-        tool_call("kick", times="x"),
         tool_call("dial", digits="34"),
     ]
     scripted(monkeypatch, policy, answers(*script))
@@ -243,7 +242,6 @@ async def test_tools_that_are_listed_over_mcp_are_called_with_rewards(
         texts = [m["content"] for m in played.messages if m["role"] in ("user", "tool")]
         assert texts[:3] == ["Open the vault.", "closed", '{"dents":3}']
         assert "it hurts" in texts[3]
-        assert "times" in texts[4]
         tools = episode.turns[0].tools
         assert tools is not None
         assert [tool["function"]["name"] for tool in tools] == ["dial", "kick"]

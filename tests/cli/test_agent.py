@@ -151,7 +151,7 @@ def test_an_agent_that_fails_is_found_by_the_dry_run(run: Run, agents: Path) -> 
 def test_a_dry_run_without_any_reward_says_so(run: Run, agents: Path) -> None:
     ran = run("train", "-c", "config.toml", 'agent.run="my_agent.py:agent"', "--dry-run")
     assert ran.code == Code.OK
-    assert "nothing gave a reward" in ran.out
+    assert "no episode got a reward" in ran.out
 
 
 @pytest.mark.parametrize(

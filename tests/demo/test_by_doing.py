@@ -12,7 +12,7 @@ from orbiter.train.runlog import read_run
 def test_no_person_is_in_two_parts_and_parts_follow_the_seed() -> None:
     parts = make_parts(Sizes(), seed=1)
     people = [task["person"] for part in parts for task in part]
-    assert len(set(people)) == len(people) == 6 + 60 + 30
+    assert len(set(people)) == len(people) == 6 + 60 + 24
     assert make_parts(Sizes(), seed=1) == parts
     assert make_parts(Sizes(), seed=2) != parts
 

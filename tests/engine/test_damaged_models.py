@@ -518,7 +518,7 @@ ON_ADAPTER: dict[str, tuple[Damage, str]] = {
         weights(
             lambda all: all.update({LORA_A.replace(".1.", ".7."): all[LORA_A].clone()}), ADAPTER
         ),
-        "has no place in the base",
+        "does not exist in the base",
     ),
     "adapter beside another model's weights": (
         both(write("config.json", b"{}"), lambda f: shutil.copy(f / ADAPTER, f / WEIGHTS)),

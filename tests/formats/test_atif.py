@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbiter.train.errors import DataError
-from orbiter.train.formats import atif
+from orbiter.train.formats import atif, atif_read
 from orbiter.train.json_files.source import Skipped, Source
 from orbiter.train.trajectory import TrajectoryItem
 from tests.formats import generated
@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 def read(path: Path, skipped: list[Skipped] | None = None) -> list[TrajectoryItem]:
     source = Source(path, "raise" if skipped is None else "skip", "error", skipped or [])
-    return list(atif.read(source))
+    return list(atif_read.read(source))
 
 
 def there_and_back(given: list[TrajectoryItem], path: Path) -> list[TrajectoryItem]:

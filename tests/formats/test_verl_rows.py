@@ -95,7 +95,7 @@ def test_rows_of_another_tool_become_items(tmp_path: Path) -> None:
 def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"PAR1 but no more")
-    with pytest.raises(DataError, match=r"rows\.parquet:1: not Parquet that can be read"):
+    with pytest.raises(DataError, match=r"rows\.parquet:1: not a readable Parquet file"):
         read(path)
 
 

@@ -34,6 +34,9 @@ URL = "https://api.example.invalid/v1/chat/completions"
 CALLS, NAMES, GUESSES = 0.25, 0.5, 0.4
 """In the traces: share that call the tool, that then name its letter, and that else guess one."""
 
+PATIENCE = 3
+"""Batches in a row that are imitated without a mistake before the copying counts as learned."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"learning_rate": 5e-4, "group_size": 16, "batch_size": 2, "epochs": 50},
     "ppo": {
@@ -102,10 +105,16 @@ def imitate(policy: Policy, seed: int, trace: Trace = trace) -> None:
     """Learn to copy the tool's letter, then the traces."""
     draw, objective = random.Random(seed), ImitationObjective()
     optimiser = make_optimiser(policy, learning_rate=1e-3, weight_decay=0.0)
-    for _ in range(400):
+    right = 0
+    for n in range(1200):
         batch = collate([trace(policy, draw, 1.0, 1.0) for _ in range(32)])
-        if update(policy, batch, optimiser, objective)["nll"] < 0.01:
+        nll = update(policy, batch, optimiser, objective)["nll"]
+        right = right + 1 if nll < 0.01 else 0
+        if right == PATIENCE:
+            print(f"copies after {n + 1} updates")  # noqa: T201 - shown if the test fails
             break
+    else:
+        raise AssertionError(f"the tiny model never learned to copy: nll {nll:.3f}")
     for _ in range(60):
         batch = collate([trace(policy, draw, CALLS, NAMES) for _ in range(32)])
         update(policy, batch, optimiser, objective)
@@ -144,14 +153,14 @@ HELD_OUT = [{"letter": letter} for letter in LETTERS]
 
 
 async def learned(
-    model: Path, algorithm: str, seed: int, agent: Agent = agent
+    model: Path, algorithm: str, seed: int, agent: Agent = agent, **settings: object
 ) -> tuple[float, float]:
     """Return the reward on the held-out tasks before and after, sampled."""
-    run = trainer(model, algorithm, seed, agent)
+    run = trainer(model, algorithm, seed, agent, **settings)
     steps, size = int(run.config.epochs), run.config.batch_size
     draw = random.Random(seed)
     tasks = [{"letter": draw.choice(LETTERS), "n": n} for n in range(steps * size)]
-    run = trainer(model, algorithm, seed, agent, epochs=1)
+    run = trainer(model, algorithm, seed, agent, **{**settings, "epochs": 1})
     before = (await run.evaluate(HELD_OUT, samples=32)).reward
     await run.train(tasks)
     after = (await run.evaluate(HELD_OUT, samples=16)).reward

@@ -1,7 +1,7 @@
 """Plant a bug in the mathematics, run its tests, see red; for each bug that one really makes.
 
 python -m tests.rl.mutants                    one line a bug: which test caught it, or SURVIVED
-python -m tests.rl.mutants turns off_policy   only the bugs in these files of src/orbiter/train/rl
+python -m tests.rl.mutants turns "no clip"    only the bugs of a file of rl/, or with a name
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ def test_texts_of_every_script_have_words(
 
 
 async def test_nothing_to_start_from_is_said() -> None:
-    with pytest.raises(ConfigError, match="nothing to start from"):
+    with pytest.raises(ConfigError, match="no source items"):
         await SelfInstruct(Scripted(["x"])).generate(1)
 
 

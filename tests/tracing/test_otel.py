@@ -174,7 +174,7 @@ def test_traces_are_held_within_bounds_and_go_on_counting(
     for trace in "abc":
         steps = [(item.step, item.action) for item in found if item.episode_id == trace]
         assert steps == [(n, f"{trace}{n}") for n in range(4)]
-    assert traces.counts.homeless == 1
+    assert traces.counts.unmatched == 1
     assert refused == []
 
 

@@ -1,4 +1,4 @@
-"""One model call is one item, however many spans tell of it; what is not read is reported."""
+"""One model call is one item, however many spans report it; unsupported forms are reported."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_first_span_of_a_stream_is_joined_to_the_one_with_the_answer(tmp_pat
     ended = call("ended", "root", 2, said="5")
     items = read_spans(tmp_path, begun, ended)
     assert actions(items) == ["5"]
-    assert "1 spans tell of a call" in check(tmp_path / "spans.json").notes[0]
+    assert "1 spans repeat a call" in check(tmp_path / "spans.json").notes[0]
     apart = read_spans(tmp_path, begun, call("ended", "elsewhere", 2, said="5"))
     assert actions(apart) == ["", "5"]
 
@@ -173,12 +173,12 @@ def test_an_answer_without_a_prompt_is_left_out_and_counted(tmp_path: Path) -> N
 def test_a_form_that_is_not_read_is_reported_by_name(
     attributes: dict[str, Any], form: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=rf"a form that is not read: .*{form}"):
+    with pytest.raises(DataError, match=rf"unsupported forms: .*{form}"):
         read_spans(tmp_path, span("a", **attributes))
     items = read_spans(tmp_path, call("b", said="5"), span("a", **attributes))
     assert actions(items) == ["5"]
     notes = check(tmp_path / "spans.json").notes
-    assert "1 spans hold a call in a form that is not read" in notes[0]
+    assert "1 spans hold a call in an unsupported form" in notes[0]
 
 
 def test_a_score_above_calls_is_the_reward_of_each_and_a_nearer_one_wins(tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ def test_the_task_that_the_root_span_names_is_the_task_of_each_step(file: str) -
 
 
 def test_two_instrumentations_of_one_call_and_spans_of_a_stream_are_joined() -> None:
-    assert "8 spans tell of a call that another span tells of too" in check(SAMPLES / BOTH).notes[0]
-    assert "6 spans tell of a call" in check(SAMPLES / "logfire.jsonl").notes[0]
+    assert "8 spans repeat a call that another span also reports" in check(SAMPLES / BOTH).notes[0]
+    assert "6 spans repeat a call" in check(SAMPLES / "logfire.jsonl").notes[0]
     for first, _ in episodes(BOTH):
         assert first.metadata["instrumentation"] == "pydantic-ai"
         assert first.agent == "forecaster"

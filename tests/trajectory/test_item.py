@@ -78,8 +78,8 @@ def test_a_reward_that_is_no_finite_number_is_refused(bad: object, message: str)
         ({"state": "x\ud83d"}, "state has half a surrogate pair at character 1"),
         ({"metadata": None}, "metadata must be a dict, got NoneType"),
         ({"metadata": {"a": {"b": [1, math.nan]}}}, r"metadata\['a'\]\['b'\]\[1\] must be finite"),
-        ({"metadata": {"a": object()}}, r"metadata\['a'\] must be something that JSON can hold"),
-        ({"metadata": {"a": {1, 2}}}, r"metadata\['a'\] must be something that JSON can hold"),
+        ({"metadata": {"a": object()}}, r"metadata\['a'\] must be a value that JSON can represent"),
+        ({"metadata": {"a": {1, 2}}}, r"metadata\['a'\] must be a value that JSON can represent"),
         ({"metadata": {1: "a"}}, "a key of metadata must be a str, got int 1"),
         ({"metadata": {"é\ud800": 1}}, "a key of metadata has half a surrogate pair"),
         ({"task_id": 7}, "task_id must be a str, got int 7"),
@@ -106,7 +106,7 @@ def test_a_field_that_no_file_could_hold_is_refused_by_name(
 def test_metadata_that_holds_itself_is_refused() -> None:
     loop: dict[str, object] = {}
     loop["loop"] = loop
-    with pytest.raises(DataError, match="nested too deep, or holds itself"):
+    with pytest.raises(DataError, match="nested too deep, or contains itself"):
         TrajectoryItem("s", "a", metadata=loop)
 
 

@@ -40,8 +40,8 @@ async def call(
     context variables are carried over. What a plain function returns may itself be awaitable.
 
     Raises:
-        TimeoutError: after `timeout_seconds`. A thread cannot be killed: a plain function that
-            that is abandoned keeps running in the background, and its result is discarded.
+        TimeoutError: after `timeout_seconds`. A thread cannot be killed: a plain function that is
+            abandoned keeps running in the background, and its result is discarded.
     """
     if timeout_seconds is None:
         return await prepare(fn)(*args)

@@ -2,9 +2,9 @@
 
 The process finds the policy in the environment variables that OpenAI's and Anthropic's clients
 read (`OPENAI_BASE_URL`, `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL`, `ANTHROPIC_API_KEY`), and its task
-on standard input and in `ORBITER_TASK`. It reports its answer, and if it likes its reward, in the
-last line that it prints: {"output": "42", "reward": 1.0}. Without such a line all that it prints is
-the answer. It may also post rewards to `$ORBITER_SESSION_URL/reward`.
+on standard input and in `ORBITER_TASK`. It reports its answer, and optionally its reward, in the
+last line that it prints: {"output": "42", "reward": 1.0}. Without such a line, everything that it
+prints is the answer. It may also post rewards to `$ORBITER_SESSION_URL/reward`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import encode_item
 
 OUTPUT_BYTES = 1 << 20
-"""What is read of the end of a process's output."""
+"""How much of the end of a process's output is read, in bytes."""
 ERROR_CHARS = 800
-"""What an error quotes of the end of its standard error."""
+"""How much of the end of its standard error a message quotes, in bytes."""
 LARGEST_VARIABLE = 100_000
 """Bytes of a task that fit into an environment variable; Linux allows 128 KiB."""
 KILL_AFTER_SECONDS = 2.0
@@ -43,7 +43,7 @@ KILL_AFTER_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """What a command reported; rewards get it as `result`."""
+    """The report of a command; rewards get it as `result`."""
 
     output: str
     """The answer."""
@@ -63,7 +63,7 @@ class CommandAgent:
         folder: str | os.PathLike[str] | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """Check the command; start nothing yet.
+        """Check the command; processes start with the episodes.
 
         Args:
             command: The program with its arguments, as a list or as a shell would split it. No
@@ -214,7 +214,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         _signal(process, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), KILL_AFTER_SECONDS)
-    # Also after a normal end: children that it left would go on asking the policy.
+    # Also after a normal end, because children left behind would keep calling the policy.
     _signal(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
     await process.wait()
 

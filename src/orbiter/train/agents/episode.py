@@ -1,4 +1,4 @@
-"""One episode: an agent's work on one task, with everything that training reads of it."""
+"""One episode: an agent's work on one task, with all data that training uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StopReason = Literal[
 FAILURES: tuple[StopReason, ...] = ("agent_error", "timeout", "no_calls")
 """Stop reasons that say nothing about the policy: such an episode is not trained on."""
 LIMITS: tuple[StopReason, ...] = ("max_turns", "max_tokens", "context")
-"""Stop reasons of an episode that ran into a limit before it was finished."""
+"""Stop reasons of an episode that reached a limit before it was finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +29,11 @@ class Episode:
     """One attempt of an agent at a task."""
 
     task: object
-    """What the agent was given."""
+    """The task, as passed to the agent."""
     attempt: int
     """0 for the first attempt at the task in this step."""
     result: object
-    """What the agent returned; None where it raised or was stopped."""
+    """The agent's result; None if it raised or was stopped."""
     output: str
     """The result as text; see `as_text`."""
     turns: tuple[Turn, ...]
@@ -41,16 +41,16 @@ class Episode:
     streams: tuple[Stream, ...]
     """The turns as token sequences to train on."""
     stop_reason: StopReason
-    """"done", or the limit that the agent ran into, or why the episode failed."""
+    """"done", the limit that the agent reached, or the reason why the episode failed."""
     error: str | None
-    """What the agent raised, where it raised."""
+    """The agent's exception, if it raised one."""
     step_rewards: tuple[float, ...]
-    """What `current_episode().step_reward` was called with."""
+    """The rewards passed to `current_episode().step_reward`."""
     step_reward_turns: tuple[int, ...] = ()
-    """The turn that each step reward is for: the last one that was answered before it."""
+    """The turn of each step reward: the last one answered before it."""
     seconds: float
     retries: int = 0
-    """How often it was played before because it had failed."""
+    """The number of earlier attempts, which failed."""
 
     @property
     def failed(self) -> bool:
@@ -59,7 +59,7 @@ class Episode:
 
     @property
     def truncated(self) -> bool:
-        """Whether it ran into `max_turns`, `max_episode_tokens` or the model's context."""
+        """Whether it reached `max_turns`, `max_episode_tokens` or the model's context."""
         return self.stop_reason in LIMITS
 
     @property
@@ -71,7 +71,8 @@ class Episode:
 class OpenEpisode:
     """An episode in progress, as the agent's own code reaches it: see `current_episode`.
 
-    It passes model calls on to the session, so that whoever has those calls has the episode too.
+    It passes model calls on to the session, so code that receives the calls also reaches the
+    episode.
     """
 
     def __init__(self, session: LiveSession, task: object, attempt: int) -> None:
@@ -96,7 +97,7 @@ class OpenEpisode:
         self.step_reward_turns.append(max(0, len(self._session.turns) - 1))
 
     def takes(self, method: str, path: str) -> bool:
-        """Say whether a request is a model call."""
+        """Return whether a request is a model call."""
         return self._session.takes(method, path)
 
     async def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
@@ -106,7 +107,7 @@ class OpenEpisode:
     def handle_blocking(
         self, path: str, headers: Mapping[str, str], body: bytes
     ) -> BlockingResponse:
-        """Answer a model call from a thread that may wait."""
+        """Answer a model call and block the calling thread meanwhile."""
         return self._session.handle_blocking(path, headers, body)
 
     def close(self) -> None:
@@ -135,7 +136,7 @@ def current_episode() -> OpenEpisode:
 
 
 def runs(agent: object) -> bool:
-    """Say whether an agent can be run: a function, or an object with `run`."""
+    """Return whether an agent can be run: it is a function, or an object with `run`."""
     return callable(agent) or callable(getattr(agent, "run", None))
 
 
@@ -160,10 +161,11 @@ def entry_of(agent: object) -> Callable[[object], object]:
 
 
 def as_text(result: object) -> str:
-    """Return what an agent returned as text: what rewards get as `output`.
+    """Convert an agent's result to text; rewards get it as `output`.
 
-    A text is itself and None is "". Of a framework's result object it is the text in `output`
-    (pydantic-ai) or `final_output` (openai-agents). Lists and dicts are written as JSON.
+    A string is returned unchanged, and None becomes "". Of a framework's result object it is the
+    text in `output` (pydantic-ai) or `final_output` (openai-agents). Lists and dicts are written as
+    JSON.
     """
     if result is None or isinstance(result, str):
         return result or ""

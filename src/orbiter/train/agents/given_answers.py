@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class GivenAnswers:
-    """Encodes items as prompts and answers; knows whose captured token ids can be used."""
+    """Encodes items as prompts and answers, by their captured token ids where these are usable."""
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class LoggedTurn(NamedTuple):
     prompt_token_ids: Sequence[int]
     token_ids: Sequence[int]
     logprobs: Sequence[float]
-    """0 where they were not captured."""
+    """0 if they were not captured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class LoggedEpisode:
 
     @property
     def task(self) -> str:
-        """What its group shares: the task's id, or else the first item's state."""
+        """The key of its group: the task's id, or else the first item's state."""
         first = self.items[0]
         return first.state if first.task_id is None else f"task_id {first.task_id}"
 
@@ -74,7 +74,8 @@ def by_episode(items: Sequence[TrajectoryItem]) -> list[list[int]]:
         key = position if item.episode_id is None else item.episode_id
         groups.setdefault(key, []).append(position)
     for positions in groups.values():
-        positions.sort(key=lambda position: items[position].step or 0)  # stable where none is set
+        # the sort is stable, so items without a step keep their order
+        positions.sort(key=lambda position: items[position].step or 0)
     return list(groups.values())
 
 
@@ -171,7 +172,8 @@ def _missing_words(item: TrajectoryItem, spelled: Sequence[str]) -> str:
     calls = item.tool_calls or ()
     content = content_of(item.action, calls)
     names = [name_of(call) for call in calls]
-    if calls and content == item.action:  # a call in a form that only the model's text has
+    if calls and content == item.action:
+        # the call is written in a form that only the model's own text has
         content = ""
     for words in (content.strip(), *names):
         if not any(words in text for text in spelled):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
-"""How long an agent may take to react to its cancellation before it is given up."""
+"""How long an agent may take to react to its cancellation before it is abandoned."""
 
 
 class _Outcome(NamedTuple):
@@ -46,19 +46,19 @@ async def run_episode(
     timeout_seconds: float | None = None,
     models: Sequence[str] | None = None,
 ) -> Episode:
-    """Let an agent work on a task; what goes wrong is in the episode's `stop_reason`.
+    """Let an agent work on a task; failures are recorded in the episode's `stop_reason`.
 
-    An agent that raises after it ran into a limit is counted by the limit: the refused call is
-    most likely why it raised.
+    If an agent raises after reaching a limit, the stop reason is the limit, because the refused
+    call most likely caused the error.
 
     Args:
         agent: A function of the task, sync or async, or an object with `run`. A plain function
             runs in a thread, which a time limit cannot stop: its later model calls get 410.
         task: Passed to the agent as it is.
         live: The policy that answers, open.
-        seed: Decides, with the prompts, what the policy draws.
+        seed: Determines the policy's answers, together with the prompts.
         attempt: Number of this attempt at the task, for the record.
-        max_turns: Answers of the policy at most; the next request gets a 400.
+        max_turns: The maximum number of answers; the next request gets a 400.
         max_episode_tokens: Tokens of the episode at most; see `LivePolicy.session`.
         timeout_seconds: Time limit of the whole episode.
         models: Only calls that name one of these models are answered by the policy, the others go
@@ -99,7 +99,7 @@ async def _outcome(
     timeout_seconds: float | None,
     close: Callable[[], None],
 ) -> _Outcome:
-    """Call the agent in a task, so that one that ignores its cancellation holds up nobody."""
+    """Call the agent in a separate task, so that ignoring its cancellation blocks nothing else."""
     working = asyncio.create_task(_guarded(run, task))
     try:
         await asyncio.wait({working}, timeout=timeout_seconds)
@@ -117,7 +117,7 @@ async def _outcome(
 
 
 async def _guarded(run: Callable[[object], object], task: object) -> _Outcome:
-    """Call the agent; what it raises is an outcome, `sys.exit()` included."""
+    """Call the agent; any exception, including that of `sys.exit()`, becomes an outcome."""
     try:
         return _Outcome(await call(cast("Callable[[object], Awaitable[object]]", run), task))
     except (Exception, SystemExit) as error:
@@ -129,8 +129,8 @@ async def _give_up(working: asyncio.Task[_Outcome]) -> None:
     await asyncio.wait({working}, timeout=GRACE_SECONDS)
     if not working.done():
         log.warning(
-            "an agent ignores its cancellation; it goes on in the background, and its model calls "
-            "are refused"
+            "an agent ignores its cancellation; it continues in the background, and its model "
+            "calls are refused"
         )
 
 

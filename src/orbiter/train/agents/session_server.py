@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 EXTRA = "capture"
 """The extra that installs the HTTP server."""
 LARGEST_BODY = 16 << 20
-"""Bytes of a request at most."""
+"""The largest accepted request body, in bytes."""
 CLOSING_SECONDS = 2.0
 """How long requests may take to end when the last episode has ended."""
 
 
 class SessionUrl(NamedTuple):
-    """Where an agent finds the policy for one episode."""
+    """The addresses of the policy for one episode."""
 
     base: str
     """For Anthropic's clients; `base + "/reward"` takes rewards."""
     token: str
-    """Also good as an API key, which clients ask for."""
+    """Clients may also pass it as their API key, which they require."""
 
     @property
     def openai(self) -> str:
@@ -54,7 +54,7 @@ class SessionServer:
     """Starts when the first episode opens, and ends with the last one."""
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Create a server that starts with the first episode."""
         self._episodes: dict[str, OpenEpisode] = {}
         self._users = 0
         self._running: asyncio.Task[_Running] | None = None
@@ -97,7 +97,7 @@ class SessionServer:
         require("starlette", extra=EXTRA)
         server = make_server(self._app(), extra=EXTRA, closing_seconds=CLOSING_SECONDS)
         listener = bind("127.0.0.1", 0)
-        server.capture_signals = contextlib.nullcontext  # Ctrl-C belongs to the run
+        server.capture_signals = contextlib.nullcontext  # the run handles Ctrl-C
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event
             await asyncio.sleep(0.001)
@@ -169,7 +169,7 @@ class _Running(NamedTuple):
 async def _stop(starting: asyncio.Task[_Running]) -> None:
     try:
         running = await starting
-    except (Exception, asyncio.CancelledError):  # raised where it was awaited first
+    except (Exception, asyncio.CancelledError):  # it was already raised where it was first awaited
         return
     running.server.should_exit = True
     await running.serving

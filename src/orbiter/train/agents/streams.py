@@ -14,13 +14,13 @@ from typing import Literal, Protocol, assert_never
 from orbiter.train.errors import ConfigError, DataError
 
 GIVEN = -1
-"""The turn of a token that no turn sampled: of a prompt, a tool result, a template."""
+"""Marks a token that no turn sampled: one of a prompt, a tool result, or a template."""
 
 Normalisation = Literal["token", "episode", "constant"]
 
 
 class AnsweredPrompt(Protocol):
-    """What is read of a turn; `serve.live.Turn` has it, and so has a captured item's record."""
+    """The attributes of a turn that are used here; `serve.live.Turn` has them."""
 
     @property
     def prompt_token_ids(self) -> Sequence[int]:
@@ -49,7 +49,7 @@ class Stream:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the first one that is trained here; all of them if none is."""
+        """The number of tokens before the first trained one; all of them if none is trained."""
         return self.mask.index(True) if True in self.mask else len(self.mask)
 
     def _append(self, token_ids: Sequence[int], turns: Sequence[int]) -> None:
@@ -193,7 +193,7 @@ def _longest_beginning(streams: Sequence[Stream], prompt: list[int]) -> Stream |
 def _sampled_by(streams: Sequence[Stream], prompt: list[int]) -> list[int]:
     """Return the turn that sampled each token of a prompt that branches off, else GIVEN.
 
-    A token is the same as an earlier one only where everything before it is the same too.
+    A token equals an earlier one only if all tokens before it are equal too.
     """
     turns = [GIVEN] * len(prompt)
     longest = 0

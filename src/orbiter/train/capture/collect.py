@@ -153,7 +153,7 @@ async def collect(
 async def _run_all(
     plan: _Plan[T], tasks: Sequence[T], concurrency: int, progress: bool | None
 ) -> list[Run[T]]:
-    """Work on all tasks, at most `concurrency` at once, and show how far it is."""
+    """Run all tasks, at most `concurrency` at once, and show the progress."""
     failed = 0
     with make_progress("episodes", len(tasks), shown=progress, every_seconds=LOG_SECONDS) as bar:
 
@@ -168,7 +168,7 @@ async def _run_all(
 
 
 async def _run(plan: _Plan[T], task: T) -> Run[T]:
-    """Work on one task until an attempt succeeds, or there are no more retries."""
+    """Run one task until an attempt succeeds, or there are no more retries."""
     run = Run(task=task, task_id=_task_id(task), episode_ids=())
     for _ in range(plan.retries + 1):
         run = await _attempt(plan, run)

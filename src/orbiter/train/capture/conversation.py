@@ -38,8 +38,8 @@ class Conversation(msgspec.Struct, kw_only=True):
     """Tool name by call id."""
     redacted: bool = False
     missing: str | None = None
-    """The server-side response or conversation that this continues, if it was not captured: then
-    messages are missing at the beginning."""
+    """The server-side response or conversation that this one continues, if that was not captured;
+    messages are then missing at the beginning."""
     tools: list[Message] | None = None
     params: dict[str, Json] = {}
 
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
     new: list[Json]
     """The pieces after `before`; the wire's `chat` turns them into messages."""
     fields: Fields | None
-    """The request's top level; None if everything but the conversation is as in `before`."""
+    """The request's top level; None if only the conversation differs from `before`."""
     kept_by_server: bool
     """Whether the request refers to `before` by id instead of repeating it."""
     named: str | None = None
@@ -188,7 +188,7 @@ class Conversations:
         return self._params[key]
 
     def _masked(self, value: Json) -> Json:
-        """Return settings or tools without secrets, whether known by name or by their looks."""
+        """Return settings or tools without secrets, recognised by their names or their format."""
         if self._secrets is None:
             self._secrets = secrets_of_the_environment()
         return mask_texts(mask_named(value), self._secrets)
@@ -203,12 +203,12 @@ def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> C
     return talk
 
 
-def _share(messages: list[Message], said: Reply) -> None:
-    """Make messages that repeat a reply share its texts and calls, to hold them in memory once."""
+def _share(messages: list[Message], reply: Reply) -> None:
+    """Make messages that repeat a reply share its texts and calls, to store them in memory once."""
     for message in messages:
         if message.get("role") != "assistant" or not isinstance(message, dict):
             continue
-        if said.text and message.get("content") == said.text:
-            message["content"] = said.text
-        if said.tool_calls and message.get("tool_calls") == said.tool_calls:
-            message["tool_calls"] = said.tool_calls
+        if reply.text and message.get("content") == reply.text:
+            message["content"] = reply.text
+        if reply.tool_calls and message.get("tool_calls") == reply.tool_calls:
+            message["tool_calls"] = reply.tool_calls

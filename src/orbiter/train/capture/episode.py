@@ -1,7 +1,6 @@
-"""An episode while it runs: its model calls become items, its outcome their reward.
+"""A running episode: its model calls become items, its outcome their reward.
 
-How calls are seen is in `transport.py` and `proxy.py`; when an episode begins and ends is in
-`record.py`.
+`transport.py` and `proxy.py` observe the calls; `record.py` begins and ends episodes.
 """
 
 from __future__ import annotations
@@ -208,7 +207,8 @@ class Episode:
             self._open.discard(exchange)
             try:
                 self._take(exchange, body, error)
-            except Exception as problem:  # our failure must not look like the model's
+            except Exception as problem:
+                # an error of ours must not reach the agent as if the model had failed
                 log.error("a call could not be captured: %s", problem)
                 self.errors.append(problem)
                 exchange.failure = problem
@@ -246,7 +246,7 @@ class Episode:
             self.dataset.assign_reward(self.id, self._final.reward, self._final.gamma)
 
     def abandon(self, error: str) -> None:
-        """Write on the latest step why the episode ended early."""
+        """Record on the latest step why the episode ended early."""
         with self._lock:
             self._joins.note(self._step - 1, {"episode_error": error})
 
@@ -295,15 +295,15 @@ class Episode:
         del self._background[exchange.retrieves or ""]
         talk, reply = self._cleaned(exchange, waiting.talk, reply)
         entries = metadata_of(exchange, talk, reply, []) | {"background": True}
-        made = item_of(talk, reply, episode_id=self.id, step=waiting.step, metadata=entries)
+        complete = item_of(talk, reply, episode_id=self.id, step=waiting.step, metadata=entries)
         self._join()
-        self.dataset.revise(self.id, waiting.step, lambda item: completed(item, made))
+        self.dataset.revise(self.id, waiting.step, lambda item: completed(item, complete))
         self._talks.answered(waiting.asked, talk, reply)
         self._joins.answered(waiting.step, reply.response_id, reply.tool_calls)
 
     def _fail(self, exchange: Exchange, error: str) -> None:
         clean = self._redactor.cleaner(exchange.secrets)
-        # Cleaned before it is cut: a secret that is cut in two would not be recognised.
+        # Remove secrets before shortening: half a secret would not be recognised.
         text = error if clean is None else clean(error).value
         shown = mask_text(text, secrets_of_the_environment())[:500]
         self._failed.append(Attempt(exchange.status, shown))
@@ -362,7 +362,7 @@ class Episode:
                 self.dataset.revise(self.id, step, change)
             except DataError:
                 log.warning(
-                    "episode %s: step %d has its reward, so it stays as it is", self.id, step
+                    "episode %s: step %d already has its reward and stays unchanged", self.id, step
                 )
 
 

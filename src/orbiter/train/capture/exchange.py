@@ -70,7 +70,7 @@ class Exchange:
         self._ending = b""
 
     def answered(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take the status and the headers of the response, as they are on the wire."""
+        """Receive the status and the headers of the response, as raw bytes."""
         self.status = status
         for name, value in headers:
             if len(name) in _LENGTHS:  # skips most header names cheaply
@@ -80,7 +80,7 @@ class Exchange:
                     self._decode = decoder(value.decode("latin-1"))
 
     def feed(self, chunk: bytes, *, decoded: bool = False) -> None:
-        """Take the next bytes of the response; store the call when they complete it.
+        """Receive the next bytes of the response; store the call when they complete it.
 
         Args:
             chunk: The next bytes.
@@ -119,7 +119,7 @@ class Exchange:
         if self._ending:
             self._ending += chunk
         else:
-            # A mark may be split between two chunks, so the end of the last one is kept.
+            # A mark may be split between two chunks, so the end of the previous chunk is kept.
             window = self._tail + chunk
             self._tail = window[-_LONGEST_MARK:]
             positions = [window.find(mark) for mark in self.wire.terminal]

@@ -54,7 +54,7 @@ class Answerer(Protocol):
         """Answer a request; works on any event loop."""
 
     def handle_blocking(self, path: str, headers: Mapping[str, str], body: bytes) -> BlockingAnswer:
-        """Answer a request while the calling thread, which may be any, waits."""
+        """Answer a request while the calling thread waits; any thread may call."""
 
 
 class Answering(NamedTuple):

@@ -78,17 +78,17 @@ def item_of(
     )  # fmt: skip
 
 
-def completed(waiting: TrajectoryItem, made: TrajectoryItem) -> TrajectoryItem:
+def completed(waiting: TrajectoryItem, complete: TrajectoryItem) -> TrajectoryItem:
     """Return the item of an incomplete response, with the complete answer filled in."""
     kept = {name: value for name, value in waiting.metadata.items() if name != "error"}
     return replace(
         waiting,
-        action=made.action,
-        tool_calls=made.tool_calls,
-        metadata={**kept, **made.metadata, "params": kept.get("params", {})},
-        prompt_token_ids=made.prompt_token_ids,
-        token_ids=made.token_ids,
-        logprobs=made.logprobs,
+        action=complete.action,
+        tool_calls=complete.tool_calls,
+        metadata={**kept, **complete.metadata, "params": kept.get("params", {})},
+        prompt_token_ids=complete.prompt_token_ids,
+        token_ids=complete.token_ids,
+        logprobs=complete.logprobs,
     )
 
 

@@ -69,7 +69,7 @@ def make_app(
 
     async def unknown(request: Request, _error: Exception) -> Response:
         where = "/s/SESSION/v1/..., where SESSION names the episode"
-        return _problem(404, f"{request.url.path} is not served here; the way is {where}")
+        return _problem(404, f"{request.url.path} is not served here; expected {where}")
 
     return Starlette(
         routes=[
@@ -93,7 +93,8 @@ class _Proxy:
         self._sessions = sessions
         self._token, self._api_key = token, api_key
         self._host = urlsplit(to).netloc.rpartition("@")[2].encode()
-        # The connection pool under httpx2: the client on top would double the cost per request.
+        # httpx2's connection pool, used directly: the client on top would double the cost per
+        # request.
         self._pool = httpcore2.AsyncConnectionPool(
             max_connections=None, max_keepalive_connections=256, keepalive_expiry=30.0, retries=1
         )
@@ -216,7 +217,7 @@ class _Call(Response):
             answering.result()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Make the call and pass its response on; whatever happens, the exchange is closed."""
+        """Make the call and pass its response on; the exchange is closed in every case."""
         why = "the client left before the end"
         try:
             response = await self._pool.handle_async_request(self._sent)
@@ -227,7 +228,8 @@ class _Call(Response):
         except _BROKEN as error:
             why = f"{type(error).__name__}: {error}"
             self._close(why)
-            if not self._begun:  # else returning now breaks the client's connection, as it should
+            if not self._begun:
+                # otherwise returning now breaks the client's connection, as intended
                 problem = _problem(502, mask_text(f"{self._model} did not answer: {why}"))
                 await problem(scope, receive, send)
         except StorageError as error:
@@ -241,31 +243,31 @@ class _Call(Response):
     """Whether the response has begun to be passed on."""
 
     async def _pass_on(self, response: httpcore2.Response, send: Send) -> None:
-        exchange, held = self._exchange, list[bytes]()
+        exchange, held_back = self._exchange, list[bytes]()
         if exchange is not None:
             exchange.answered(response.status, response.headers)
         async for chunk in response.aiter_stream():
-            held.append(chunk)
+            held_back.append(chunk)
             if exchange is not None:
                 exchange.feed(chunk)
                 _check_stored(exchange)
                 if not exchange.streamed:
                     continue
-            await self._send(response, send, held)
+            await self._send(response, send, held_back)
         if exchange is not None:
             exchange.close()
             _check_stored(exchange)
-        await self._send(response, send, held)
+        await self._send(response, send, held_back)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send(self, response: httpcore2.Response, send: Send, held: list[bytes]) -> None:
-        """Pass on what was held back, with the headers before the first of it."""
+    async def _send(self, response: httpcore2.Response, send: Send, held_back: list[bytes]) -> None:
+        """Pass on the chunks held back so far; the headers go before the first one."""
         if not self._begun:
             self._begun = True
             kept = [(n, v) for n, v in response.headers if n.lower() not in _NOT_PASSED]
             await send({"type": "http.response.start", "status": response.status, "headers": kept})
-        while held:
-            await send({"type": "http.response.body", "body": held.pop(0), "more_body": True})
+        while held_back:
+            await send({"type": "http.response.body", "body": held_back.pop(0), "more_body": True})
 
     def _close(self, why: str) -> None:
         if self._exchange is not None:

@@ -35,7 +35,7 @@ class Written:
         return self._parts
 
     def goes_on_in(self, wire: Wire, body: bytes) -> bool:
-        """Return whether another request may be this one with more messages at the end."""
+        """Return whether another request may extend this one by messages at the end."""
         return (
             body.startswith(self.head)
             and body.endswith(self.tail)
@@ -76,7 +76,7 @@ class Written:
 
 
 def written(wire: Wire, body: bytes, fields: Fields, *, may_grow: bool) -> Written:
-    """Wrap the request `body`, whose top level is `fields`."""
+    """Locate the end of the message list in the request `body`, whose top level is `fields`."""
     parts = wire.parts(fields)
     end = _end_of_list(body, fields, wire.turns) if may_grow and parts else -1
     return (
@@ -87,8 +87,8 @@ def written(wire: Wire, body: bytes, fields: Fields, *, may_grow: bool) -> Writt
 def _end_of_list(body: bytes, fields: Fields, name: str) -> int:
     """Return where a field's list ends, before its bracket; -1 if that cannot be determined.
 
-    The request is written again up to there, in the two usual styles of JSON spacing: if the body
-    begins with that text, the position is right.
+    The request is encoded again up to that point, in the two usual styles of JSON spacing: if the
+    body begins with that text, the position is right.
     """
     value = bytes(fields.get(name) or b"")
     if not value.endswith(b"]") or len(value) < len(b"[{}]"):

@@ -47,7 +47,9 @@ def record(
         StorageError: calls could not be written to disk.
     """
     if not isinstance(dataset, TrajectoryDataset):
-        raise ConfigError(f"record needs a TrajectoryDataset to fill, got {dataset!r:.60}")
+        raise ConfigError(
+            f"record needs a TrajectoryDataset to store the calls in, got {dataset!r:.60}"
+        )
     watch()
     follow_threads()
     outer = CURRENT.get()
@@ -82,7 +84,7 @@ def _leave(episode: Episode, outer: Episode | None) -> None:
 
 
 def _settle_beside(episode: Episode, error: BaseException) -> None:
-    """Assign the reward although the block raised; further errors become notes on that one."""
+    """Assign the reward although the block raised; further errors become notes on its exception."""
     try:
         if episode.calls:
             episode.settle()

@@ -40,7 +40,7 @@ class Redactor:
     """Removes secrets from texts: by the user's rule, and the keys of single requests."""
 
     def __init__(self, redact: Redact = None) -> None:
-        """Take the rule.
+        """Compile the user's rule.
 
         Raises:
             ConfigError: the rule is neither a function nor regular expressions.
@@ -88,10 +88,10 @@ class Redactor:
 
 def keys_in(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
     """Return the API keys in a request's raw headers."""
-    found = [value for name, value in headers if name.lower() in _KEY_HEADERS]
-    if not found:
+    values = [value for name, value in headers if name.lower() in _KEY_HEADERS]
+    if not values:
         return ()
-    keys = [value.decode("latin-1").rpartition(" ")[2] for value in found]
+    keys = [value.decode("latin-1").rpartition(" ")[2] for value in values]
     return tuple(key for key in keys if len(key) >= SHORTEST)
 
 

@@ -1,11 +1,11 @@
 """Token ids for episodes without retokenisation drift.
 
-The ids of one conversation form one stream: what the model read, what it sampled, what came in
-between, what it sampled next. Ids from the server are kept as they are. Without them only the new
-text of a turn is tokenised and appended to the previous turn's ids, because tokenising the whole
-text again could split it differently from what the model saw. A turn whose prompt does not continue
-the previous turn (a template that strips reasoning, a rewritten history) starts a new stream and is
-reported. It is up to the caller which model the ids belong to.
+The ids of one conversation form one stream: the prompt, the sampled answer, the text between that
+answer and the next, the next sampled answer, and so on. Ids from the server are kept as they are.
+Without them only the new text of a turn is tokenised and appended to the previous turn's ids,
+because tokenising the whole text again could split it differently from what the model saw. A turn
+whose prompt does not continue the previous turn (a template that strips reasoning, a rewritten
+history) starts a new stream and is reported. It is up to the caller which model the ids belong to.
 """
 
 from __future__ import annotations
@@ -68,27 +68,27 @@ def add_token_ids(
     """Return the items with token ids, and a report on the streams that they form.
 
     Args:
-        items: In the order of their steps within each episode, as a dataset yields them.
-        tokenizer: For turns without ids from a server; None leaves those without ids and only
-            checks.
+        items: The items, in the order of their steps within each episode, as a dataset yields them.
+        tokenizer: Tokenises turns without ids from a server; None leaves those turns without ids
+            and only checks the others.
 
     Raises:
         DataError: the tokenizer's template rejects a conversation.
     """
     given = list(items)
     done: dict[int, TrajectoryItem] = {}
-    found = _Found()
+    tally = _Found()
     for _, positions in sorted(_streams(given).items()):
         before: _Turn | None = None
         for position in positions:
-            before = _turn(given[position], before, tokenizer, found)
+            before = _turn(given[position], before, tokenizer, tally)
             done[position] = before.item
     report = TokenReport(
         turns=len(given),
-        from_server=found.from_server,
-        tokenised=found.tokenised,
-        unknown=len(given) - found.from_server - found.tokenised,
-        breaks=tuple(found.breaks),
+        from_server=tally.from_server,
+        tokenised=tally.tokenised,
+        unknown=len(given) - tally.from_server - tally.tokenised,
+        breaks=tuple(tally.breaks),
     )
     return Tokenised([done[position] for position in range(len(given))], report)
 
@@ -109,40 +109,40 @@ class _Turn(NamedTuple):
 
 
 def _streams(items: Sequence[TrajectoryItem]) -> dict[str, list[int]]:
-    """Return the positions of each episode's and agent's items by step; others are alone."""
-    found: dict[str, list[int]] = {}
+    """Group the positions of items by episode and agent, in step order; other items stay alone."""
+    streams: dict[str, list[int]] = {}
     for position, item in enumerate(items):
         name = f"{position}" if item.episode_id is None else f"{item.episode_id}/{item.agent}"
-        found.setdefault(name, []).append(position)
-    for positions in found.values():
+        streams.setdefault(name, []).append(position)
+    for positions in streams.values():
         positions.sort(key=lambda position: items[position].step or 0)
-    return found
+    return streams
 
 
 def _turn(
     item: TrajectoryItem,
     before: _Turn | None,
     tokenizer: PreTrainedTokenizerBase | None,
-    found: _Found,
+    tally: _Found,
 ) -> _Turn:
     if item.prompt_token_ids is not None and item.token_ids is not None:
-        found.from_server += 1
-        return _from_server(item, before, found)
+        tally.from_server += 1
+        return _from_server(item, before, tally)
     if tokenizer is None:
         return _Turn(item, None, None)
-    found.tokenised += 1
-    return _tokenised(item, before, tokenizer, found)
+    tally.tokenised += 1
+    return _tokenised(item, before, tokenizer, tally)
 
 
-def _from_server(item: TrajectoryItem, before: _Turn | None, found: _Found) -> _Turn:
+def _from_server(item: TrajectoryItem, before: _Turn | None, tally: _Found) -> _Turn:
     prompt, sampled = list(item.prompt_token_ids or ()), list(item.token_ids or ())
     if before is not None and before.stream is not None:
-        _note(item, before.stream, prompt, found)
+        _note(item, before.stream, prompt, tally)
     return _Turn(item, [*prompt, *sampled], None)
 
 
 def _tokenised(
-    item: TrajectoryItem, before: _Turn | None, tokenizer: PreTrainedTokenizerBase, found: _Found
+    item: TrajectoryItem, before: _Turn | None, tokenizer: PreTrainedTokenizerBase, tally: _Found
 ) -> _Turn:
     from orbiter.train.engine.encoding import encode, encode_after
     from orbiter.train.engine.prompt import render_text
@@ -156,7 +156,7 @@ def _tokenised(
             new = prompt_text[len(before.text) :]
             prompt = [*before.stream, *encode_after(tokenizer, before.text, new)]
         else:
-            _note(item, before.text, prompt_text, found)
+            _note(item, before.text, prompt_text, tally)
     if prompt is None:
         prompt = encode(tokenizer, prompt_text)
     answer = render_action(tokenizer, item)
@@ -168,13 +168,13 @@ def _note(
     item: TrajectoryItem,
     before: Sequence[int] | str,
     now: Sequence[int] | str,
-    found: _Found,
+    tally: _Found,
 ) -> None:
     """Report a turn that does not begin with all of the previous turn."""
     shared = 0
-    for one, other in zip(before, now, strict=False):
-        if one != other:
+    for old, new in zip(before, now, strict=False):
+        if old != new:
             break
         shared += 1
     if shared < len(before):
-        found.breaks.append(Break(item.episode_id, item.step, shared, len(before)))
+        tally.breaks.append(Break(item.episode_id, item.step, shared, len(before)))

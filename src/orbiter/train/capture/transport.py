@@ -29,7 +29,7 @@ LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "requests": ("requests_client", ("Session", "adapters")),
     "aiohttp": ("aiohttp_client", ("ClientSession", "BaseConnector", "client_proto")),
 }
-"""For each library, the file in `clients/` that wraps it, and what it must have for that."""
+"""For each library, the file in `clients/` that wraps it, and the attributes that it needs."""
 
 
 @contextmanager
@@ -78,7 +78,7 @@ class _WhenImported:
     ) -> ModuleSpec | None:
         if name not in self._waiting:
             return None
-        # Discarded first: find_spec below asks this finder again.
+        # Discarded first: find_spec below calls this finder again.
         self._waiting.discard(name)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:

@@ -218,10 +218,12 @@ def _checked(item: TrajectoryItem, messages: Sequence[Message]) -> list[Message]
 
 
 def _episodes(items: Iterable[TrajectoryItem]) -> Iterator[list[TrajectoryItem]]:
-    found: dict[object, list[TrajectoryItem]] = {}
+    episodes: dict[object, list[TrajectoryItem]] = {}
     for position, item in enumerate(items):
-        found.setdefault(position if item.episode_id is None else item.episode_id, []).append(item)
-    for steps in found.values():
+        episodes.setdefault(position if item.episode_id is None else item.episode_id, []).append(
+            item
+        )
+    for steps in episodes.values():
         if all(item.step is not None for item in steps):
             steps.sort(key=lambda item: item.step or 0)
         yield steps

@@ -45,7 +45,7 @@ def messages_from(value: object, *, role: str = "user") -> list[Message]:
 
 
 def joined(messages: Sequence[Message], *, pieces_only: bool = False) -> list[Message]:
-    """Return messages in which the pieces of one answer are one message.
+    """Merge messages that are pieces of one answer into one message.
 
     The Responses API, and the tracers that record it, make a message of each thought, text and call
     of an answer.
@@ -55,8 +55,8 @@ def joined(messages: Sequence[Message], *, pieces_only: bool = False) -> list[Me
         pieces_only: Whether texts that follow one another are answers, so that only thoughts
             and calls without a text are joined to their neighbours.
     """
-    said = [message.get("role") == "assistant" for message in messages]
-    if not any(map(and_, said, said[1:])):
+    from_assistant = [message.get("role") == "assistant" for message in messages]
+    if not any(map(and_, from_assistant, from_assistant[1:])):
         return list(messages)
     whole: list[Message] = []
     for message in messages:
@@ -70,7 +70,7 @@ def joined(messages: Sequence[Message], *, pieces_only: bool = False) -> list[Me
 
 
 def _apart(first: Message, second: Message) -> bool:
-    """Return whether two messages of the assistant are two answers, not pieces of one."""
+    """Return whether two assistant messages are separate answers, not pieces of one."""
     only_thought = not first.get("content") and not first.get("tool_calls")
     only_calls = not second.get("content") and bool(second.get("tool_calls"))
     return not (only_thought or only_calls)
@@ -97,7 +97,7 @@ def _join(first: Message, second: Message) -> Message:
 
 
 def _system_of(value: Mapping[str, Any]) -> list[Message]:
-    """Return the system prompt that a request has outside its messages."""
+    """Return a request's system prompt, if it is stored outside the messages."""
     for name, beside in (("instructions", "input"), ("system", "messages")):
         prompt = value.get(name)
         if beside in value and isinstance(prompt, str | list) and prompt:
@@ -164,7 +164,7 @@ def _is_bookkeeping(key: str, given: Mapping[str, Any]) -> bool:
 
 
 def _of_item(item: Mapping[str, Any]) -> Message:
-    """Return an item of the Responses API as a message."""
+    """Convert an item of the Responses API to a message."""
     kind = str(item["type"])
     if kind.endswith("_output"):
         content = result_content(item.get("output"))
@@ -197,8 +197,8 @@ def tools_from(value: object) -> list[Message] | None:
         given = [given]
     if not isinstance(given, Sequence) or isinstance(given, str):
         return None
-    found = [_tool(tool) for tool in given if isinstance(tool, str | Mapping)]
-    return found or None
+    tools = [_tool(tool) for tool in given if isinstance(tool, str | Mapping)]
+    return tools or None
 
 
 def _content(given: object, split: Split) -> object:
@@ -220,21 +220,21 @@ def _calls(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         calls = [function]
     if isinstance(calls, Mapping):
         calls = list(calls.values())
-    found = [*calls] if isinstance(calls, list) else []
+    found_calls = [*calls] if isinstance(calls, list) else []
     if isinstance(broken := given.get("invalid_tool_calls"), list):
-        found += broken  # LangChain's name for calls whose arguments are not JSON
-    return [call for call in found if isinstance(call, Mapping)]
+        found_calls += broken  # LangChain's name for calls whose arguments are not JSON
+    return [call for call in found_calls if isinstance(call, Mapping)]
 
 
 def _thought(given: Mapping[str, Any], split: Split) -> str:
     more = given.get("additional_kwargs")
-    told = (
+    parts = (
         given.get("reasoning_content"),
         given.get("reasoning"),
         more.get("reasoning_content") if isinstance(more, Mapping) else None,
     )
     return next(
-        (text for text in told if isinstance(text, str) and text), "\n".join(split.thoughts)
+        (text for text in parts if isinstance(text, str) and text), "\n".join(split.thoughts)
     )
 
 
@@ -276,7 +276,7 @@ def _is_message(value: Mapping[str, Any]) -> bool:
 
 
 def _is_item(value: object) -> bool:
-    """Return whether a value is an item of the Responses API that is not a message."""
+    """Return whether a value is a Responses API item other than a message."""
     if not isinstance(value, Mapping) or "role" in value:
         return False
     kind = value.get("type")

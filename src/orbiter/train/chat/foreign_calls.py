@@ -61,13 +61,13 @@ class OpenCalls:
 
     def give(self, calls: list[dict[str, Any]]) -> None:
         """Assign ids to calls; results answer calls in order."""
-        for call, made in zip(calls, self.coming(len(calls)), strict=True):
-            call.setdefault("id", made)
+        for call, new_id in zip(calls, self.coming(len(calls)), strict=True):
+            call.setdefault("id", new_id)
         self._count += len(calls)
         self._open = [(str(call["id"]), _name_in(call)) for call in calls]
 
     def add(self, calls: list[dict[str, Any]]) -> None:
-        """Assign ids to calls that are made beside those before."""
+        """Assign ids to calls that belong to the same answer as the calls before."""
         before = self._open
         self.give(calls)
         self._open = before + self._open
@@ -112,9 +112,9 @@ def call_in(call: object, name: str) -> dict[str, Any]:
         _named(custom, name)
         return {**given, "type": "custom"}
     if isinstance(given.get("name"), str) and kind in _FLAT:
-        made = function_call(None, _named(given, name), _arguments_in(given))
+        converted = function_call(None, _named(given, name), _arguments_in(given))
         call_id = given.get("call_id", given.get("id", given.get("tool_call_id")))
-        return {**({} if call_id is None else {"id": str(call_id)}), **_without_id(made)}
+        return {**({} if call_id is None else {"id": str(call_id)}), **_without_id(converted)}
     if isinstance(kind, str) and kind not in _FLAT and kind.endswith(_SERVER_CALLS):
         return given
     raise DataError(

@@ -1,4 +1,4 @@
-"""One message of a chat: the project's one message type, its checks, and its text.
+"""Defines the project's one message type, its checks, and its text.
 
 A message has the form of OpenAI's chat completions, whatever API or tool it came from;
 `dialects.py` turns the others into it. Its text form is in `transcript.py`, its calls are in

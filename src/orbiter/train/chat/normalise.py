@@ -18,7 +18,7 @@ from orbiter.train.errors import DataError, did_you_mean
 from orbiter.train.json_files import fields
 
 CALL = "call"
-"""What `SPEAKERS` says of a message whose content is a call, or a list of calls, as JSON."""
+"""The value in `SPEAKERS` for a message whose content is a call, or a list of calls, as JSON."""
 SPEAKERS: Mapping[str, str] = {
     "system": "system",
     "developer": "developer",
@@ -65,8 +65,8 @@ def role_of(speaker: object, name: str) -> str:
 def normal_messages(value: object, name: str = "messages") -> list[dict[str, Any]]:
     """Return the messages of a chat in OpenAI's form.
 
-    A message may become several, since a result inside it becomes a separate message; calls in
-    messages by themselves are joined to the assistant's text before them.
+    A message may become several, since a result inside it becomes a separate message; calls that
+    have a message to themselves are merged into the assistant's text before them.
 
     Args:
         value: A list of messages, as decoded from JSON.
@@ -95,7 +95,7 @@ class _Parts:
     results: list[dict[str, Any]] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     signed: list[Any] = field(default_factory=list)
-    """Blocks of reasoning that are more than their text: signed or encrypted."""
+    """Blocks of reasoning that text alone cannot represent: signed or encrypted."""
 
     def take(self, block: object, name: str) -> None:
         """Sort in one block."""
@@ -231,9 +231,9 @@ class _Chat:
             ]
         old = message.get("function_call")
         if old and old not in _CHOICES:
-            made = [call_in(old, f"{name}.function_call")]
-            self._open.give(made)
-            calls += made
+            old_calls = [call_in(old, f"{name}.function_call")]
+            self._open.give(old_calls)
+            calls += old_calls
         return calls
 
     def _add_all(self, messages: Sequence[dict[str, Any]]) -> None:
@@ -257,21 +257,23 @@ def _answer(
 ) -> dict[str, Any]:
     """Return a message of the assistant, with its calls and its reasoning."""
     given = {key: value for key, value in message.items() if value is not None}
-    made: dict[str, Any] = {"role": "assistant", "content": _content(content, parts)}
+    answer: dict[str, Any] = {"role": "assistant", "content": _content(content, parts)}
     if calls:
-        made["content"] = made["content"] or None
-        made["tool_calls"] = calls
-    taken = next((key for key in _REASONING if isinstance(given.get(key), str)), None)
-    if taken is not None or parts.thoughts:
-        made["reasoning_content"] = given[taken] if taken else "".join(parts.thoughts)
+        answer["content"] = answer["content"] or None
+        answer["tool_calls"] = calls
+    reasoning_key = next((key for key in _REASONING if isinstance(given.get(key), str)), None)
+    if reasoning_key is not None or parts.thoughts:
+        answer["reasoning_content"] = (
+            given[reasoning_key] if reasoning_key else "".join(parts.thoughts)
+        )
     if parts.signed:
-        made["thinking_blocks"] = parts.signed
-    rest = {key: given[key] for key in given if key not in _TAKEN and key != taken}
-    if made["content"] is None and len(made) == 2 and not rest.keys() - {"weight", "name"}:
+        answer["thinking_blocks"] = parts.signed
+    rest = {key: given[key] for key in given if key not in _TAKEN and key != reasoning_key}
+    if answer["content"] is None and len(answer) == 2 and not rest.keys() - {"weight", "name"}:
         if "content" not in message and "value" not in message:
             raise DataError(f"{name} has neither content nor calls")
-        made["content"] = ""
-    return made | rest
+        answer["content"] = ""
+    return answer | rest
 
 
 def _parts_of(content: object, name: str) -> _Parts:

@@ -57,25 +57,26 @@ class Split:
 def call_from(given: Mapping[str, Any]) -> Message:
     """Return one tool call in OpenAI's form, whichever form it has.
 
-    A call of a custom tool stays one, and a call that the API's server ran itself stays whole.
+    A call of a custom tool stays a custom call, and a call that the API's server ran itself is kept
+    unchanged.
     """
     kind = str(given.get("type"))
     identifier = given.get("call_id") or given.get("id")
     named = {"id": identifier} if isinstance(identifier, str) else {}
     custom = given.get("custom")
     if kind == "custom_tool_call" or isinstance(custom, Mapping):
-        told = custom if isinstance(custom, Mapping) else given
-        inner = {"name": str(told.get("name") or ""), "input": as_text(told.get("input"))}
+        body = custom if isinstance(custom, Mapping) else given
+        inner = {"name": str(body.get("name") or ""), "input": as_text(body.get("input"))}
         return {"type": "custom", **named, "custom": inner}
     if kind.endswith("_call") and kind not in _FUNCTION_CALLS:
         return {**given, **named}
     function = given.get("function")
-    told = function if isinstance(function, Mapping) else given
-    arguments: object = told.get("arguments", told.get("args", told.get("input", _NONE)))
-    if not arguments and isinstance(partial := told.get("partial_json"), str):
+    body = function if isinstance(function, Mapping) else given
+    arguments: object = body.get("arguments", body.get("args", body.get("input", _NONE)))
+    if not arguments and isinstance(partial := body.get("partial_json"), str):
         arguments = partial  # a streamed block of Anthropic's, as LangChain adds it up
     call: dict[str, Any] = {"type": "function", **named}
-    name = told.get("name")
+    name = body.get("name")
     call["function"] = {
         "name": name if isinstance(name, str) else "",
         "arguments": arguments if isinstance(arguments, str) else as_json(arguments),
@@ -84,14 +85,14 @@ def call_from(given: Mapping[str, Any]) -> Message:
 
 
 def as_text(value: object) -> str:
-    """Return text unchanged, and any other value as JSON."""
+    """Return a string unchanged, and any other value as JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else fields.encode(value).decode()
 
 
 def text_part(part: object) -> Message:
-    """Return a part that is a text in OpenAI's form, without what only says how it was sent."""
+    """Return a text part in OpenAI's form, without the fields about how it was sent."""
     if not isinstance(part, Mapping):
         return {"type": "text", "text": as_text(part)}
     text = part.get("text", part.get("content"))
@@ -116,7 +117,7 @@ def thought_in(part: Mapping[str, Any]) -> str:
 
 
 def result_content(value: object) -> object:
-    """Return the result of a tool: a text, or parts if not all of it is text."""
+    """Return the result of a tool: a string, or a list of parts if it holds more than text."""
     if isinstance(value, str) and value.startswith("[{"):
         try:
             inner = decode_json(value)
@@ -135,8 +136,8 @@ def result_content(value: object) -> object:
 
 
 def _result(part: Mapping[str, Any]) -> Message:
-    said = (part[key] for key in ("response", "result", "content") if key in part)
-    message: dict[str, Any] = {"role": "tool", "content": result_content(next(said, None))}
+    results = (part[key] for key in ("response", "result", "content") if key in part)
+    message: dict[str, Any] = {"role": "tool", "content": result_content(next(results, None))}
     identifier = part.get("id", part.get("tool_use_id"))
     if isinstance(identifier, str):
         message["tool_call_id"] = identifier
@@ -160,19 +161,19 @@ def _address_of(part: Mapping[str, Any]) -> str | None:
         url = part.get("image_url")
         return url if isinstance(url, str) else None
     if part.get("modality") == "image":  # OpenTelemetry
-        told, data, url = part, part.get("content"), part.get("uri")
+        body, data, url = part, part.get("content"), part.get("uri")
         if kind not in {"uri", "blob"}:
             return None
     elif kind == "image":  # Anthropic, or LangChain
-        told = source if isinstance(source, Mapping) else part
-        data, url = told.get("data", told.get("base64")), told.get("url")
+        body = source if isinstance(source, Mapping) else part
+        data, url = body.get("data", body.get("base64")), body.get("url")
     else:
         return None
     if isinstance(url, str):
         return url
     if not isinstance(data, str) or "REDACTED" in data:
         return None
-    media = told.get("media_type") or told.get("mime_type") or "application/octet-stream"
+    media = body.get("media_type") or body.get("mime_type") or "application/octet-stream"
     return f"data:{media};base64,{data}"
 
 

@@ -12,7 +12,7 @@ from orbiter.train.chat.message import Json, Message
 from orbiter.train.chat.tool_calls import input_of
 
 Fields = dict[str, msgspec.Raw]
-"""The top level of a request's body, each value as raw bytes."""
+"""The top-level fields of a request's body, with each value as raw bytes."""
 
 
 class Reply(msgspec.Struct, kw_only=True, gc=False):
@@ -74,7 +74,7 @@ class Reply(msgspec.Struct, kw_only=True, gc=False):
 
 
 class Unreadable(Exception):  # noqa: N818 - becomes a note in the episode and never leaves it
-    """A body that is not what its path promises."""
+    """The body of a request or response does not have the form that its URL path implies."""
 
 
 def decode(raw: bytes | msgspec.Raw) -> Json:
@@ -90,7 +90,7 @@ def decode(raw: bytes | msgspec.Raw) -> Json:
 
 
 def decode_fields(body: bytes) -> Fields:
-    """Return a request's top level.
+    """Return a request's top-level fields.
 
     Raises:
         Unreadable: it is not a JSON object.

@@ -1,4 +1,4 @@
-"""Tool calls as text: the one form in which calls are written, and the forms that are read.
+"""Writes tool calls as text in one form, and reads them in several.
 
 A call is written on one line, with its arguments as an object where they are a JSON object:
 
@@ -162,7 +162,7 @@ def _written(name: str, arguments: str) -> str:
 
 
 _written_again: Callable[[str, str], str] = lru_cache(maxsize=1 << 10)(_written)
-"""A call is written with its reply, and again in each later prompt."""
+"""Results are cached, because a call is written with its reply and again in each later prompt."""
 
 
 def _tagged(spoken: Mapping[str, object]) -> str:
@@ -275,8 +275,8 @@ def settled(text: str, names: Sequence[str]) -> int:
     opened = text.find(OPENING)
     if opened >= 0:
         return len(text[:opened].rstrip())
-    held = next((k for k in range(len(OPENING), 0, -1) if text.endswith(OPENING[:k])), 0)
-    return len(text[: len(text) - held].rstrip())
+    partial_mark = next((k for k in range(len(OPENING), 0, -1) if text.endswith(OPENING[:k])), 0)
+    return len(text[: len(text) - partial_mark].rstrip())
 
 
 def _in_json(text: str) -> list[Call]:
@@ -308,7 +308,8 @@ def _checked(name: object, arguments: object) -> Call:
 def _in_python(text: str) -> list[Call]:
     """Return the calls in `f(a=1)`, or in a list of such calls, with plain values by name."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # a model's odd escapes are not our users'
+        with warnings.catch_warnings(action="ignore"):
+            # invalid escapes in a model's text must not warn the user
             body = ast.parse(text, mode="eval").body
         written = body.elts if isinstance(body, ast.List) else [body]
         return [_python_call(each) for each in written]

@@ -70,14 +70,14 @@ def state_of(messages: Sequence[Message]) -> str:
 
 
 def lone_words(messages: Sequence[Message]) -> str | None:
-    """Return the text of a conversation that is one user message; None for any other."""
+    """Return the text of a conversation that is a single user message; None for any other."""
     if len(messages) != 1 or messages[0].get("role") != "user" or messages[0].get("tool_calls"):
         return None
     return text_of(messages[0].get("content"))
 
 
 def write_action(text: str, calls: Sequence[Message] | None) -> str:
-    """Return a reply as the model gave it: its text, then a line for each call."""
+    """Return a reply as text without escapes: its words, then a line for each call."""
     if not calls:
         return text
     return "\n".join(filter(None, [text, *map(write_call, calls)]))
@@ -98,7 +98,7 @@ class Transcript:
     """
 
     def __init__(self, names: dict[str, str] | None = None) -> None:
-        """Start empty, or with the tools' names by call id from the messages before."""
+        """Create an empty transcript; `names` are the tools' names by call id."""
         self.names: dict[str, str] = {} if names is None else names
         self._blocks: list[str] = []
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from orbiter.train.verl import VeRLTrainer
 
 KINDS = ("run", "command", "environment")
-"""The settings of [agent] of which one says what works on the tasks."""
+"""The settings of [agent] that name what works on the tasks; exactly one may be set."""
 TEXT_CHARS = 600
-"""Characters of a message that are shown."""
+"""The maximum number of characters shown of a message."""
 GIB = 1 << 30
 
 
@@ -121,7 +121,7 @@ async def rehearse(trainer: VeRLTrainer, tasks: Sequence[Any], output: Output) -
     played = [attempt.episode for attempt in rehearsal.attempts if attempt.episode is not None]
     if not trainer.rewards and not any(episode.step_rewards for episode in played):
         output.say(
-            "note: nothing gave a reward, so nothing could be learned; set [reward], or let the "
+            "note: no episode got a reward, so nothing could be learned; set [reward], or let the "
             "agent give one (see docs/guide/train_agent.md)"
         )
     cost = rehearsal.cost
@@ -142,7 +142,7 @@ def episode_lines(episode: Episode) -> Iterable[str]:
     """Return an episode turn by turn, as lines of text."""
     yield f"task      {_cut(str(episode.task))}"
     for number, turn in enumerate(episode.turns, start=1):
-        # What the turn shares with the one that it continues, and the answer to that, was shown.
+        # The part shared with the continued turn, and that turn's answer, were shown already.
         known = 0 if turn.continues is None else len(episode.turns[turn.continues].messages) + 1
         branch = ", a new conversation" if turn.continues is None and number > 1 else ""
         yield f"  turn {number}{branch}"

@@ -31,8 +31,8 @@ async def chat_model(settings: Settings, until: AsyncExitStack) -> ChatModel:
         raise ConfigError('there is no language model: set model = "..." under [llm]')
     parameters = {name: own[name] for name in ("max_tokens", "temperature") if name in own}
     price = _price(settings, own.get("price"))
-    if str(section.get("base_url")) in ("None", "none"):  # "none" on the command line
-        settings.build("llm", ClientConfig)  # for its checks
+    if str(section.get("base_url")) in ("None", "none"):  # "none" was given on the command line
+        settings.build("llm", ClientConfig)  # constructed only for its checks
         model = str(section["model"])
         _check_is_local(settings, model)
         return LocalChatModel(model, **parameters)  # type: ignore[arg-type] # checked by the model

@@ -1,4 +1,4 @@
-"""`orbiter-train doctor`: check the installation, and how to fix each problem."""
+"""`orbiter-train doctor`: check the installation, and show how to fix each problem."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Finding:
 
 @doctor_app.command()
 def doctor(*, as_json: JsonFlag = False) -> None:
-    """Report what is installed and what is missing, and how to fix it."""
+    """Report installed and missing parts, and how to fix problems."""
     output = Output(as_json=as_json)
     findings = [finding for look in LOOKS for finding in look()]
     output.table(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orbiter.train.verl.evaluate import Assessment, ScoredAttempt
 
 SHARE = 0.9
-"""Share of the attempts from which one action counts as winning everywhere."""
+"""Share of the attempts from which one action counts as the model's only one."""
 ENOUGH = 8
 """Fewest tasks for which that is worth a warning."""
 TEXT_CHARS = 60
@@ -62,7 +62,7 @@ def evaluate(
     models = model or [_model_of(settings, run)]
     path = data or settings.own("data").get("eval") or settings.own("data").get("train")
     if path is None:
-        raise ConfigError("there is nothing to evaluate on: give --data FILE, or set [data] eval")
+        raise ConfigError("there is no evaluation data: give --data FILE, or set [data] eval")
     agent = load_agent(settings)
     kind = settings.own("data").get("format") if data is None else None
     read: Callable[[str, str | None], Sequence[Any]] = read_tasks if agent else read_items
@@ -175,7 +175,7 @@ def rewards_by(attempts: Sequence[ScoredAttempt], field: str) -> dict[str, Inter
 
 
 def _fields(attempt: ScoredAttempt) -> Mapping[str, Any]:
-    """Return what a task says about itself, by name."""
+    """Return the fields of a task by name."""
     task = None if attempt.episode is None else attempt.episode.task
     if isinstance(task, Mapping):
         return task
@@ -190,7 +190,7 @@ def _value(attempt: ScoredAttempt, field: str) -> str | None:
 
 
 def one_sided(attempts: Sequence[ScoredAttempt], model: str) -> list[str]:
-    """Return a warning if the model does the same on nearly all tasks, whatever they ask.
+    """Return a warning if the model takes the same action on nearly all tasks.
 
     An agent that always takes the one safe action (escalate, refuse) can score well without having
     understood anything. An action is the last tool of an episode, or else the answer.
@@ -203,7 +203,7 @@ def one_sided(attempts: Sequence[ScoredAttempt], model: str) -> list[str]:
     if count < SHARE * len(actions):
         return []
     wanted = {attempt.item.action for attempt in attempts if attempt.item.action}
-    if len(wanted) == 1:  # the data themselves want one answer
+    if len(wanted) == 1:  # the data themselves have a single right answer
         return []
     shown = most if len(most) <= TEXT_CHARS else f"{most[:TEXT_CHARS]}..."
     return [

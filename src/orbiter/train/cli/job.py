@@ -47,9 +47,9 @@ class Job:
     """Items to answer; with an agent its tasks, which may also be dicts."""
     held_out: Sequence[Any] | None
     rewards: Sequence[RewardSpec]
-    """They score the answers; for imitation too, if the settings ask for it."""
+    """The functions that score answers; also used for imitation if the settings ask for it."""
     agent: AgentChoice | None = None
-    """What works on the tasks, if it is not the model alone."""
+    """The agent or environment that works on the tasks; None if the model answers alone."""
 
     @property
     def resume_command(self) -> str:
@@ -91,7 +91,7 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     items, held_out = _data(settings, with_agent=agent is not None)
     # An environment gives its own reward, and an agent may give rewards as it works.
     wanted = method == "train" and agent is None
-    # A reward model gives no answers that rewards could score.
+    # A reward model writes no answers, so there is nothing to score.
     useful = method != "reward-model" and "reward" in settings.values
     rewards = load_rewards(settings.values.get("reward")) if wanted or useful else []
     trainer = _trainer(method, settings, rewards, agent, fixed)

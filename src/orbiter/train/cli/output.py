@@ -105,14 +105,14 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def shown(value: object) -> str:
-    """Format a number for people; None is a dash."""
+    """Format a number for display; None becomes a dash."""
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:
-    """Format a time for people."""
+    """Format a duration for display."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -146,7 +146,8 @@ def resume(
 
 
 def _find(folder: Path) -> Found:
-    run, result = read_run(folder), _result(folder)  # the first checks where links lead
+    # the first read checks that links stay inside the folder
+    run, result = read_run(folder), _result(folder)
     if _is_held(folder):
         return Found(run, "running", result)
     return Found(run, "finished" if result.get("finished") else "stopped", result)
@@ -164,7 +165,8 @@ def _is_held(folder: Path) -> bool:
     from orbiter.train.storage import FileLock
 
     lock = folder / "metrics.jsonl.lock"
-    if lock.is_symlink() or not lock.is_file():  # never open what a foreign folder links to
+    if lock.is_symlink() or not lock.is_file():
+        # never open the target of a link in a foreign folder
         return False
     try:
         FileLock(lock).release()

@@ -41,12 +41,6 @@ from orbiter.train.verl.cluster.plan import Plan
 RESULT = "result.json"
 """File with the result of a finished run."""
 
-train_app = typer.Typer(rich_markup_mode=None)
-sft_app = typer.Typer(rich_markup_mode=None)
-offline_app = typer.Typer(rich_markup_mode=None)
-prefer_app = typer.Typer(rich_markup_mode=None)
-reward_model_app = typer.Typer(rich_markup_mode=None)
-
 PushToHub = Annotated[
     str | None,
     typer.Option(
@@ -57,108 +51,67 @@ PushToHub = Annotated[
 ]
 
 
-@train_app.command()
-def train(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
+def _command(method: Method, about: str) -> typer.Typer:
+    """Return the app of one command; all commands that train have the same options."""
+    app = typer.Typer(rich_markup_mode=None)
+
+    @app.command(method, help=about)
+    def start(
+        overrides: OverrideWords = None,
+        *,
+        config: ConfigFile = None,
+        out: Out = None,
+        resume: Resume = False,
+        dry_run: DryRun = False,
+        push_to_hub: PushToHub = None,
+        as_json: JsonFlag = False,
+    ) -> None:
+        settings = load(config, parse_overrides(overrides or ()))
+        asked = Asked(out, resume, dry_run, push_to_hub)
+        raise typer.Exit(run(method, settings, asked, Output(as_json=as_json)))
+
+    return app
+
+
+train_app = _command(
+    "train",
     """Improve a model by reward, with GRPO or PPO.
 
     The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
     your agent or environment; --dry-run then plays two episodes.
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("train", settings, asked, Output(as_json=as_json)))
-
-
-@sft_app.command()
-def sft(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
+    """,
+)
+sft_app = _command(
+    "sft",
     """Improve a model by imitating good answers.
 
     The settings are those of [sft] and [data].
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("sft", settings, asked, Output(as_json=as_json)))
-
-
-@offline_app.command()
-def offline(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
+    """,
+)
+offline_app = _command(
+    "offline",
     """Improve a model by logged episodes and their rewards, without running anything.
 
     The settings are those of [offline] and [data]. The data must have been captured with token
     ids.
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("offline", settings, asked, Output(as_json=as_json)))
-
-
-@prefer_app.command()
-def prefer(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
+    """,
+)
+prefer_app = _command(
+    "prefer",
     """Improve a model by preferences, with DPO, IPO, KTO, ORPO or SimPO.
 
     The settings are those of [prefer] and [data]. The data hold several answers to one prompt with
     rewards, several episodes of one task, or the pairs of TRL's and OpenAI's preference files.
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("prefer", settings, asked, Output(as_json=as_json)))
-
-
-@reward_model_app.command()
-def reward_model(
-    overrides: OverrideWords = None,
-    *,
-    config: ConfigFile = None,
-    out: Out = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    push_to_hub: PushToHub = None,
-    as_json: JsonFlag = False,
-) -> None:
+    """,
+)
+reward_model_app = _command(
+    "reward-model",
     """Train a reward model on preferences, to be used as a reward.
 
     The settings are those of [reward-model] and [data]; the data are those of `prefer`. In [reward]
     of another config, name = { model = "FOLDER/model" } uses the result.
-    """
-    settings = load(config, parse_overrides(overrides or ()))
-    asked = Asked(out, resume, dry_run, push_to_hub)
-    raise typer.Exit(run("reward-model", settings, asked, Output(as_json=as_json)))
+    """,
+)
 
 
 @dataclass(frozen=True, slots=True)

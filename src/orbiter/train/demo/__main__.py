@@ -88,7 +88,7 @@ def _plan(options: argparse.Namespace) -> DemoPlan:
 
 
 async def _run(plan: DemoPlan, folder: Path, account: Account) -> bool:
-    """Run the demo, and say whether it came to its end.
+    """Run the demo; return whether it finished.
 
     The first Ctrl-C lets the current step finish and writes a checkpoint; the second one ends the
     process at once.
@@ -105,7 +105,8 @@ async def _run(plan: DemoPlan, folder: Path, account: Account) -> bool:
         try:
             await job
         except (asyncio.CancelledError, TrainError):
-            # Ctrl-C also reaches a download's process; its failure is then no error to report.
+            # Ctrl-C also reaches a download's process, whose failure is then not an error to
+            # report.
             if not run.stopping:
                 raise
             return False

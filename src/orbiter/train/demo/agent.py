@@ -1,8 +1,8 @@
 """A scripted reference agent that answers the training requests, a quarter of them wrongly.
 
-It represents an agent whose traces one has: useful on the whole, but not reliable in every item.
+It represents an agent with recorded traces: useful on the whole, but not always right.
 It makes the mistakes that tool-calling agents make: the name of a similar function, an argument
-that is missing, invented or of the wrong type, a number that is off.
+that is missing, invented or of the wrong type, a wrong number.
 """
 
 from __future__ import annotations

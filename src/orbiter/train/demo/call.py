@@ -70,7 +70,8 @@ def parse_calls(reply: str) -> list[Call]:
     text = text if text.startswith("[") else "[" + text
     text = text if text.endswith("]") else text + "]"
     try:
-        with warnings.catch_warnings(action="ignore"):  # '\d' in a model's string is not our bug
+        with warnings.catch_warnings(action="ignore"):
+            # an invalid escape such as '\d' in a model's string must not warn the user
             body = ast.parse(text, mode="eval").body
         return [_call(node) for node in _elements(body)]
     except (SyntaxError, ValueError, TypeError, ArithmeticError) as error:

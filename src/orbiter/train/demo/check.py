@@ -2,7 +2,7 @@
 
 `verdict` agrees with the checker of the Berkeley Function-Calling Leaderboard (Python, one call)
 on every row of `tests/demo/verdicts.json.gz`, which `tests/demo/make_verdicts.py` writes by running
-that checker itself. Rules that look odd are that checker's; the comments mark them.
+that checker itself. Comments mark the rules that look odd but are that checker's.
 
 Several calls at once, Java and JavaScript are not supported.
 """

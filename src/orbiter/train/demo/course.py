@@ -1,4 +1,4 @@
-"""A course in two parts: imitate a few right episodes, then learn by doing; exams show the gain."""
+"""A course in two parts: imitation of a few right episodes, then training by reward, with exams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orbiter.train.verl import VeRLConfig, VeRLTrainer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """What is learned, and how long."""
+    """The content and the duration of a course."""
 
     title: str
     summary: str
@@ -34,11 +34,11 @@ class Course:
     lessons: Sequence[TrajectoryItem]
     """Every turn of right episodes, to imitate."""
     tasks: Sequence[Mapping[str, Any]]
-    """What is learned from by doing."""
+    """The tasks for training by reward."""
     held_out: Sequence[Mapping[str, Any]]
     """The exam's tasks, which are in no other part."""
     shown: Sequence[Task]
-    """The same as the report shows them."""
+    """The exam's tasks, in the form that the report shows."""
     attempts: int
     """Episodes of each task in an exam."""
     minutes: float
@@ -109,7 +109,7 @@ def _config(course: Course, start: Path, folder: Path, seed: int) -> VeRLConfig:
 
 
 def _keep(folder: Path, course: Course, before: Measured, after: Measured) -> None:
-    """Store what the report and scripts read."""
+    """Store the files that the report and scripts read."""
     exams = [
         Exam(name="before", note="after imitation", scores=before.scores, outputs=before.outputs),
         Exam(name="after", note="learned by doing", scores=after.scores, outputs=after.outputs),

@@ -1,4 +1,4 @@
-"""The results of a run: what the page shows and `result.json` keeps."""
+"""The results of a run: shown on the page and stored in `result.json`."""
 
 from __future__ import annotations
 

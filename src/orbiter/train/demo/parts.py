@@ -1,4 +1,4 @@
-"""Which request is used for what: the held-out part, the traces to imitate, the practice."""
+"""Divides the requests into a held-out part, traces to imitate, and practice."""
 
 from __future__ import annotations
 

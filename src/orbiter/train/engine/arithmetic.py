@@ -43,7 +43,7 @@ costs more."""
 PREPACK_ROWS = 32
 """Number of input rows that the layout is optimised for; typical of a sampling step."""
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-"""Environment variables that keep torch's libraries from using all the processor offers."""
+"""Environment variables that limit which instructions torch's libraries use."""
 
 
 class Processor(NamedTuple):
@@ -67,7 +67,7 @@ class Arithmetic(NamedTuple):
     reason: str
 
     def on(self, device: torch.device) -> str:
-        """Say in one line what computes, in which dtype, and why."""
+        """Return one line with the processor or accelerator, the dtype, and the reason for it."""
         name = str(processor()) if device.type == "cpu" else str(device)
         return f"{self.dtype} on {name} ({self.reason})"
 
@@ -213,7 +213,7 @@ def _works(kernel: str, trial: Callable[[], Tensor], expected: Tensor) -> bool:
         return False
     tolerance = 1e-4 if result.dtype == torch.float32 else 2e-2
     distance = float((result.float() - expected).abs().max() / expected.abs().max())
-    if not distance <= tolerance:  # also when it is NaN
+    if not distance <= tolerance:  # `not (x <= y)` is also true for NaN
         log.info("%s is wrong by %.1e here, using plain products instead", *(kernel, distance))
         return False
     return True

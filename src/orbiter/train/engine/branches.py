@@ -37,7 +37,7 @@ class Branches(NamedTuple):
         return table
 
     def only(self, samples: Bool[Tensor, "S"]) -> Branches:
-        """Keep only these samples; the rows of the others remain for now."""
+        """Keep only these samples; rows without samples are dropped later."""
         return Branches(self.branch[samples], self.place[samples], self.width)
 
     def grow(self, token_ids: Int[Tensor, "S"], *, rows: int) -> Growth:

@@ -1,6 +1,6 @@
-"""Turn text into token ids so that the seams between texts are as the model sees them.
+"""Turn text into token ids, so that texts joined later tokenise as the model would see them.
 
-A tokenizer may add tokens of its own at either end of a text: a beginning, an end, or the space
+A tokenizer may add tokens at either end of a text: a beginning, an end, or the space
 that SentencePiece puts before the first word. In the middle of a chat these must not appear.
 """
 
@@ -28,8 +28,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of a text that the model is to continue.
 
-    A token that the tokenizer puts at the beginning is kept. One at the end is not: after it there
-    is nothing left to say.
+    A token that the tokenizer puts at the beginning is kept. One at the end is removed, because it
+    would end the text before the answer.
     """
     token_ids: list[int] = tokenizer(text, verbose=False).input_ids
     plain = encode(tokenizer, text)
@@ -45,7 +45,7 @@ def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_after(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
     """Return the token ids of a text that follows another one, whose tokens are fixed by then.
 
-    Only a tokenizer that begins every text with a space needs what stands before. If a token would
+    Only a tokenizer that begins every text with a space needs the text before it. If a token would
     span the seam, the text is encoded as if it followed something else.
     """
     if not before or not _adds_space(tokenizer):

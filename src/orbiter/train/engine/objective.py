@@ -55,7 +55,8 @@ class PolicyObjective:
     vf_coef: float = 0.0
     """Weight of the value loss; with 0 the value function is not trained."""
     clip_range_value: float | None = None
-    """How far a value may move from its old value before the loss stops rewarding the move."""
+    """Clip range of the value: moving further from the old value than this no longer lowers the
+    loss."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
 

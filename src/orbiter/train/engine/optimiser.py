@@ -74,7 +74,7 @@ class Optimiser:
         for name, parameter in self.named.items():
             saved = {key: left.pop(f"{name}.{key}", None) for key in STATE}
             if any(tensor is None for tensor in saved.values()):
-                continue  # a parameter that has not had a gradient yet
+                continue  # this parameter has had no gradient so far
             self.adamw.state[parameter] = {
                 key: tensor.to(parameter.device, copy=True)
                 for key, tensor in saved.items()

@@ -1,4 +1,4 @@
-"""Turn items into token ids: the prompt that the model reads, and the answer it should give.
+"""Turn items into token ids: the model's prompt, and the answer it should give.
 
 If the tokenizer has a chat template, it is used; otherwise the text is encoded unchanged. Parts
 that a template does not support (a system turn, tools, calls) are written into the text instead,
@@ -79,7 +79,7 @@ class AnswerText(NamedTuple):
 
     prompt: str
     answer: str
-    """With whatever the template writes after it."""
+    """The answer, with the text that the template writes after it."""
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> AnswerText:

@@ -29,7 +29,8 @@ class Rollout:
     text: str = ""
     """The sampled tokens as text, without special tokens."""
     raw_text: str = ""
-    """The same with special tokens, such as `[TOOL_CALLS]`, but without the one that ended it."""
+    """The same text with special tokens such as `[TOOL_CALLS]`, but without the token that ended
+    it."""
     finish_reason: Literal["stop", "length", "given"] = "given"
     """How the answer ended: the model stopped, it reached the length limit, or it was not
     sampled."""

@@ -24,9 +24,12 @@ from orbiter.train.engine.checkpoint import Checkpoint, Checkpoints
 from orbiter.train.engine.config import EngineConfig, settings_of
 from orbiter.train.engine.optimiser import make_optimiser
 from orbiter.train.engine.policy import Policy
+from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.tasks import Tasks
+from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import Objective, update
 from orbiter.train.errors import DataError, StorageError, TrainingError
+from orbiter.train.progress import Progress
 from orbiter.train.runlog import RunLog
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -265,6 +268,21 @@ class Session:
         """Close the run's log and release its folder."""
         if self._log is not None:
             self._log.close()
+
+
+async def end_step(session: Session, progress: Progress, further: Mapping[str, float]) -> bool:
+    """Log and show the current step, and save if it is time; return whether the run must end.
+
+    Args:
+        session: The training.
+        progress: Shows the step.
+        further: Metrics of the step besides those of its updates, such as a validation's.
+    """
+    row = session.finish_step(further)
+    progress.update(session.position.step, line_of(row))
+    if session.save_due:
+        await work(session.save)
+    return session.out_of_time
 
 
 def require_finite(policy: Policy) -> None:

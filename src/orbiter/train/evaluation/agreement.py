@@ -12,7 +12,7 @@ from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation.judgement import Judgement
 
 Level = Literal["nominal", "ordinal", "interval"]
-"""How far apart two values are: equal or not; by rank; by their difference."""
+"""How the distance of two values is measured: equal or not, by rank, or by difference."""
 
 
 def krippendorff_alpha(
@@ -29,7 +29,7 @@ def krippendorff_alpha(
     values, v over their n values; d is 0 or 1 for nominal, and a squared distance otherwise.
 
     Args:
-        units: For each thing that was rated its values, one for each rater, None where missing.
+        units: The ratings of each unit, one per rater; None if missing.
         level: What the distance between two values means.
 
     Returns:
@@ -96,7 +96,7 @@ def _number(value: object) -> float:
 
 
 def _places(counts: Counter[float], level: Level) -> dict[float, float]:
-    """Return where each value lies: at its mean rank for ordinal, else where it is.
+    """Return each value's position: its mean rank for ordinal data, otherwise the value.
 
     With ranks, the distance of two values is the number of values between them, each end counted
     half, as Krippendorff's ordinal metric has it.

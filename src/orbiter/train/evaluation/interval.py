@@ -50,9 +50,9 @@ class Interval(NamedTuple):
 
     mean: float
     low: float
-    """Lower end; -inf for a single value, which says nothing about the spread."""
+    """Lower end; -inf for a single value, which has no spread."""
     high: float
-    """Upper end; inf for a single value, which says nothing about the spread."""
+    """Upper end; inf for a single value, which has no spread."""
     n: int
 
     def __str__(self) -> str:
@@ -64,8 +64,8 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95, seed: in
 
     The order of the values does not matter. Values that are all 0 or 1 are a share of passes, and
     so are values of which only two different ones occur. For a single value the interval is
-    infinite. If all values are equal and neither 0 nor 1 its width is zero: nothing shows what else
-    could have happened.
+    infinite. If all values are equal and neither 0 nor 1 its width is zero: the values show no
+    spread.
 
     Raises:
         DataError: there are no values, or one is not a finite number; the message names its index.
@@ -97,7 +97,7 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95, seed: in
 def paired_difference(
     a: Iterable[float], b: Iterable[float], *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return the mean of `a[i] - b[i]` with its interval: is `a` better than `b` on the same items?
+    """Return the mean of `a[i] - b[i]` with its interval: to see whether `a` is better than `b`.
 
     If the interval does not contain 0, the difference is significant at that confidence. Pairing
     removes the variance of the items' difficulty, so it finds differences that two separate

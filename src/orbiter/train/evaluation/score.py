@@ -1,7 +1,7 @@
 """Scores items concurrently with a user's function and returns the scores in input order.
 
-Partial results are not kept: the first failure stops the run and names the item's index, because
-a mean over the items that happened to work would be a mean over the easy ones.
+Partial results are not kept: the first failure stops the run and names the item's index, because a
+mean over the items that succeeded would favour the easy ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Improve the words: evolution of prompts, parameters, code and settings."""
+"""Evolution of prompts, parameters, code and settings."""
 
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.event import Event, EvolutionPhase

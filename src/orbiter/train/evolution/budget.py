@@ -27,7 +27,7 @@ class Budget:
         """Spent so far."""
 
     def refuses(self) -> StopReason | None:
-        """Return why no further evaluation may begin, or None if one may."""
+        """Return the reason why no further evaluation may begin, or None if one may."""
         config = self._config
         most = config.max_evaluations
         if most is not None and self.evaluations + self._confirm >= most:

@@ -24,21 +24,21 @@ class StopReason(StrEnum):
     COST = "max_cost"
     TIME = "max_seconds"
     STAGNANT = "stagnant"
-    """No candidate can be made that is not known already."""
+    """No new candidate can be made."""
     BUDGET = "budget"
     """The budget of a language model is spent."""
     FAILURES = "failures"
-    """Evaluations or mutations failed one after the other; `stop_cause` has the last reason."""
+    """Too many evaluations or mutations failed in a row; `stop_cause` has the last reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvolutionConfig:
-    """How long, how broadly and how hard an evolution searches."""
+    """The length, breadth and selection pressure of an evolution's search."""
 
     epochs: int = 10
     """Rounds of evaluation and selection; every candidate ever made is scored."""
     population_size: int = 20
-    """Candidates alive at once."""
+    """Size of the population."""
     selection_ratio: float = 0.5
     """Share that survives an epoch. In steady mode, 1 / the size of the tournament that picks
     parents."""
@@ -56,7 +56,8 @@ class EvolutionConfig:
     retries: int = 0
     """Further tries of an evaluation after an exception or a timeout; never after a NaN."""
     elite: int = 1
-    """Best members ever that survive whatever `select` returns; `result.best` is kept anyway."""
+    """The best members ever, which survive even if `select` drops them; `result.best` is always
+    kept."""
     cache: bool = True
     """Share one evaluation among equal candidates. False: each member is evaluated itself."""
     replicates: int = 1
@@ -109,7 +110,7 @@ class EvolutionConfig:
     def _check_together(self) -> None:
         if self.max_evaluations is not None and self.confirm >= self.max_evaluations:
             raise ConfigError(
-                f"confirm ({self.confirm}) leaves nothing of max_evaluations "
+                f"confirm ({self.confirm}) leaves no evaluation of max_evaluations "
                 f"({self.max_evaluations}) for the search"
             )
         if self.elite > self.population_size:

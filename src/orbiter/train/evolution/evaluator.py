@@ -68,7 +68,7 @@ class Evaluator(Generic[C]):
             del self._running[member.name]
 
     async def score_again(self, population: Sequence[Member[C]]) -> None:
-        """Evaluate the leading members once more and pool the scores, against lucky ones."""
+        """Evaluate the leading members once more and pool the scores, so that luck averages out."""
         leading = [m for m in ranked(population) if m.error is None and m.scores]
 
         async def again(member: Member[C]) -> None:
@@ -121,7 +121,7 @@ class Evaluator(Generic[C]):
     async def _run(self, member: Member[C], name: str, replicate: int) -> Trial | None:
         """Return a finished evaluation, from the journal if it is there.
 
-        None: the budget of a language model is spent, and `state.stop` says so.
+        None means that the budget of a language model is spent; `state.stop` is then set.
         """
         state = self.state
         state.budget.begin()
@@ -153,7 +153,7 @@ class Evaluator(Generic[C]):
             raise CallbackError(f"candidate {member.number}: {errors[0]}")
 
     def _errors(self, trial: Trial) -> list[str]:
-        """Return why the evaluation failed, or some of its instances."""
+        """Return the reasons why the evaluation, or some of its instances, failed."""
         if trial.score is None:
             return [trial.error or ""]
         failed = trial.score.failed or {}
@@ -222,4 +222,4 @@ class _Outcome(NamedTuple):
     score: Score | None
     error: str | None
     may_retry: bool
-    """Another try may help."""
+    """Whether another try may succeed."""

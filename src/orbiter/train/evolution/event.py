@@ -12,10 +12,10 @@ from orbiter.train.progress import make_progress
 
 
 class EvolutionPhase(StrEnum):
-    """What a pipeline is doing now."""
+    """The current phase of a pipeline."""
 
     INIT = "init"
-    """Made, not started."""
+    """Created, not started."""
     EVALUATING = "evaluating"
     """Scoring the new candidates."""
     SELECTING = "selecting"
@@ -49,7 +49,7 @@ class Listener(Protocol):
         """Receive an event."""
 
     def close(self) -> None:
-        """End: no further event comes."""
+        """Release resources; no further event follows."""
 
 
 class Caller:
@@ -80,7 +80,7 @@ class ProgressListener:
             self._progress.update(event.epoch, f"best {event.score:.4g}")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._progress.__exit__(None, None, None)
 
 

@@ -12,7 +12,8 @@ def newest_of_front(vectors: Sequence[Vector]) -> list[int]:
     """Return the indices of the vectors that no other vector dominates, the last of equal ones.
 
     A vector dominates another if it is at least as good on every instance and better on one. Being
-    best on an instance is not enough to stay: another may be as good there and better elsewhere.
+    best on one instance is not enough to stay: another vector may be as good there and better
+    elsewhere.
     """
     last = {vector: index for index, vector in enumerate(vectors)}
     front: list[Vector] = []

@@ -1,4 +1,4 @@
-"""The loop with epochs: evaluate what is new, select, fill the population with children.
+"""The loop with epochs: evaluate new members, select, fill the population with children.
 
 The result is the same at any concurrency, with the cache on or off, and after any interruption.
 """
@@ -24,7 +24,7 @@ async def run_generations(state: State[C], initial: Sequence[Member[C]]) -> list
     """Run until the budget or the epochs are used up; return the last population, best first."""
     evaluator, variation = Evaluator(state), Variation(state)
     parents = list(initial)
-    # A strategy that varies by score cannot fill the population before anything was scored.
+    # A strategy that varies by score cannot fill the population before some member has a score.
     free = 0 if state.strategy.needs_scores else state.config.population_size - len(parents)
     state.epoch = 1
     while True:

@@ -1,7 +1,7 @@
 """Records scores and children on disk as soon as they exist, one JSON line each.
 
-A run started again in the same folder repeats the same steps, and takes from the journal what it
-would otherwise have to evaluate or mutate again. Only results are taken: a failed evaluation is
+A run started again in the same folder repeats the same steps, and takes finished evaluations and
+mutations from the journal instead of repeating them. Only results are taken: a failed evaluation is
 tried again. The state of the loop is not recorded; it follows from the lines.
 """
 
@@ -28,14 +28,15 @@ SYNC_SECONDS = 1.0
 
 
 class Birth(NamedTuple):
-    """A child as `mutate` or `crossover` made it."""
+    """A child, as returned by `mutate` or `crossover`."""
 
     slot: int
     """Number of the slot that it was made for, counted over the run."""
     attempt: int
-    """0, or how many times the child was varied again because it was known already."""
+    """How many times the child was varied again because it equalled an earlier candidate; 0 if
+    never."""
     candidate: bytes
-    """As the codec wrote it."""
+    """The candidate, as the codec encoded it."""
     cost: float
     parents: tuple[str, ...] = ()
     """Names of the members it was made from."""
@@ -45,7 +46,7 @@ class Trial(NamedTuple):
     """A finished evaluation."""
 
     name: str
-    """Of the member."""
+    """The number of the member."""
     replicate: int
     score: Score | None
     error: str | None
@@ -53,7 +54,7 @@ class Trial(NamedTuple):
 
 
 class Journal:
-    """The journal of a run without a folder: it keeps nothing."""
+    """The journal of a run without a folder, which stores nothing."""
 
     trials: Mapping[tuple[str, int], Trial] = {}
     """Evaluations of earlier processes that need not be repeated."""
@@ -88,7 +89,7 @@ class FileJournal(Journal):
         fingerprint: Mapping[str, object],
         initial: Sequence[bytes | None] = (),
     ) -> None:
-        """Open the journal in `folder`, or begin one with the `initial` candidates as written.
+        """Open the journal in `folder`, or begin one with the encoded `initial` candidates.
 
         Raises:
             ConfigError: the folder holds the journal of another run; names what differs.
@@ -151,7 +152,7 @@ class FileJournal(Journal):
 
     @override
     def sync_now_and_then(self) -> None:
-        """Force all records onto the disk if the last time is a second ago."""
+        """Force all records onto the disk, if a second has passed since the last time."""
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._log.sync()
             self._synced = time.monotonic()
@@ -190,7 +191,8 @@ class FileJournal(Journal):
 
     def _take_trial(self, line: dict[str, Any]) -> None:
         key, cost = (line["m"], line["r"]), line.get("c", 0.0)
-        if "s" not in line:  # a failure is no result: it is tried again, though it was paid for
+        if "s" not in line:
+            # a failure is not a result: it is tried again, and its cost still counts
             self.lost_cost += cost
             return
         failed = line.get("e")
@@ -216,11 +218,12 @@ def _check_same_run(recorded: Mapping[str, object], fingerprint: Mapping[str, ob
     if changes:
         raise ConfigError(
             f"run_dir holds the journal of another run, whose scores do not apply here "
-            f"({'; '.join(changes)}): take a new folder, or restore what changed"
+            f"({'; '.join(changes)}): choose a new folder, or undo these changes"
         )
 
 
 def _change(name: str, before: object, now: object) -> str:
-    if name == "initial" or name.startswith("strategy."):  # digests, which say nothing
+    if name == "initial" or name.startswith("strategy."):
+        # digests, which would tell a reader nothing
         return f"{name} changed"
     return f"{name} was {before!r}, is {now!r}"

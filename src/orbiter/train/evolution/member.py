@@ -35,8 +35,8 @@ class Member(Generic[C]):
     tried: int = 0
     """Evaluations begun, including failed ones."""
     error: str | None = None
-    """Why it has no score, if its first evaluation failed. A later failure is counted, but does not
-    affect the scores that are there."""
+    """The reason why it has no score, if its first evaluation failed. A later failure is counted,
+    but does not affect the scores that are there."""
 
     @property
     def score(self) -> float:

@@ -53,9 +53,10 @@ class EvolutionPipeline(Generic[C]):
         """Set up an evolution.
 
         Args:
-            config: how long, how broadly and how hard to search.
+            config: the settings of the search.
             strategy: the user's `evaluate` and `mutate`.
-            holdout: scores the best candidate once, at the end, on data that the search never saw.
+            holdout: scores the best candidate once, at the end, on data that the search did not
+                use.
             baseline: a simpler search, `BestOfN` or `RandomSearch`, which is then run on the same
                 initial candidates for as many evaluations (and as much cost) as were used.
         """
@@ -71,7 +72,7 @@ class EvolutionPipeline(Generic[C]):
 
     @property
     def phase(self) -> EvolutionPhase:
-        """What the evolution is doing now."""
+        """The current phase of the evolution."""
         return EvolutionPhase.INIT if self._state is None else self._state.phase
 
     async def run(self, initial_population: Iterable[C]) -> EvolutionResult[C]:
@@ -79,9 +80,9 @@ class EvolutionPipeline(Generic[C]):
 
         If it is shorter than `population_size`, it is filled up with mutated children before the
         first epoch; if it is longer, all of it is evaluated once. With `run_dir`, an interrupted
-        run continues where it stopped: nothing that was evaluated or mutated is paid for again,
-        and what failed is tried again. A run that fails on the way, after a first success, ends
-        with its best candidate so far; `stop_reason` and `stop_cause` say why.
+        run continues where it stopped: finished evaluations and mutations are not paid for again,
+        and failed ones are tried again. A run that fails after a first success ends with its best
+        candidate so far; `stop_reason` and `stop_cause` say why.
 
         Raises:
             DataError: the population is empty, or holds None.
@@ -104,7 +105,7 @@ class EvolutionPipeline(Generic[C]):
             population = await self._evolve(state, initial)
             result = await self._result(state, initial, population)
         except BaseException:
-            self._state = None  # the pipeline can be run again, whatever ended this run
+            self._state = None  # the pipeline can be run again, however this run ended
             raise
         finally:
             state.journal.close()
@@ -143,7 +144,7 @@ class EvolutionPipeline(Generic[C]):
             key, _ = state.identify(candidate)
             members.append(state.add_member(candidate, key, origin="initial"))
         if not members:
-            raise DataError("the initial population is empty: there is nothing to evolve from")
+            raise DataError("the initial population is empty: pass at least one candidate")
         return members
 
     def _open_journal(self, state: State[C], initial: list[Member[C]]) -> None:
@@ -219,7 +220,7 @@ def _of_first_epoch(state: State[C]) -> Baseline:
 def _fingerprint(
     config: EvolutionConfig, strategy: EvolutionStrategy[C], initial: list[Member[C]]
 ) -> dict[str, Any]:
-    """Return what must be unchanged for a journal to belong to this run.
+    """Return the values that must be unchanged for a journal to belong to this run.
 
     Limits (epochs, target, budgets) and speed (concurrency, timeout) may change, so that a run
     can be extended or sped up.

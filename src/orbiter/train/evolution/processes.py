@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 class InProcess(Generic[C, R]):
-    """Turns a plain function into an async one that is really stopped by a timeout.
+    """Turns a plain function into an async one that a timeout actually stops.
 
     Example::
 
@@ -37,18 +37,18 @@ class InProcess(Generic[C, R]):
     """
 
     def __init__(self, fn: Callable[[C], R], *, workers: int | None = None) -> None:
-        """Set up; processes start when they are first needed.
+        """Store the settings; processes start when they are first needed.
 
         Args:
             fn: a function at the top of a module, so that a fresh process finds it.
-            workers: most calls at once; None: as many as the machine has cores.
+            workers: the maximum number of calls at once; None means the number of cores.
 
         Raises:
             ConfigError: a fresh process could not find the function.
         """
         try:
             ForkingPickler.dumps(fn)
-        except Exception as error:  # pickling raises whatever it meets
+        except Exception as error:  # pickling can raise any exception
             raise ConfigError(
                 f"{fn!r} cannot be sent to another process ({error}): define it at the top of a "
                 "module, with def"
@@ -121,7 +121,7 @@ def _serve(fn: Callable[[C], R], pipe: Connection) -> None:
             answer = _WorkerAnswer(None, f"{type(error).__name__}: {error}")
         try:
             pipe.send(answer)
-        except Exception as error:  # pickling raises whatever it meets
+        except Exception as error:  # pickling can raise any exception
             pipe.send(_WorkerAnswer(None, f"its answer cannot be sent back: {error}"))
 
 

@@ -53,7 +53,7 @@ class EvolutionResult(Generic[C]):
     bare number, which has no spread."""
     baseline: Baseline
     """The requested baseline, at as many evaluations; otherwise the best of the first epoch, which
-    is best-of-N for what that epoch spent."""
+    is best-of-N for the cost of that epoch."""
     initial_score: float
     """Best score among the initial candidates: the score without evolution."""
     epochs_completed: int
@@ -69,7 +69,7 @@ class EvolutionResult(Generic[C]):
     population: Sequence[C] = field(repr=False)
     """The candidates alive at the end, best first."""
     holdout_score: float | None
-    """The best candidate's score by `holdout`, which the search never saw; None without one."""
+    """The best candidate's score by `holdout`, which the search did not use; None without one."""
     members: Sequence[Member[C]] = field(repr=False)
     """All members ever made, in order of birth."""
 
@@ -154,7 +154,7 @@ def _is_mean_of_instances(instances: object, value: float) -> bool:
 def _diff(before: Member[C] | None, member: Member[C]) -> str:
     if before is None:
         return ""
-    import difflib  # takes 10 ms, which only a reader of diffs should pay
+    import difflib  # imported here because it takes 10 ms, which only readers of diffs should pay
 
     old, new = _lines(before.candidate), _lines(member.candidate)
     names = (f"candidate {before.number}", f"candidate {member.number}")

@@ -21,7 +21,7 @@ async def survivors(state: State[C], population: Sequence[Member[C]]) -> list[Me
         chosen = await _by_the_user(state, population)
     else:
         chosen = _best_share(state, population)
-    # The elite survives whatever the strategy chose, so that the best ever is never lost.
+    # The elite survives even if the strategy drops it, so that the best ever is never lost.
     elite = ranked(m for m in (*population, *_best_ever(state)) if m.error is None and m.scores)
     kept = list(dict.fromkeys([*elite[: state.config.elite], *chosen]))
     if not kept:
@@ -59,7 +59,7 @@ async def _by_the_user(state: State[C], population: Sequence[Member[C]]) -> list
         CURRENT.reset(token)
     chosen = _members_of(state, population, selected)
     if not chosen:
-        state.emit("warning", message="select returned nobody: only the elite survives")
+        state.emit("warning", message="select returned no candidate: only the elite survives")
     return chosen[: state.config.population_size]
 
 

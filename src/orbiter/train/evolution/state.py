@@ -65,7 +65,7 @@ class State(Generic[C]):
             self.emit("phase")
 
     def has_ended(self) -> bool:
-        """Return whether there is a reason to stop."""
+        """Return whether the run has a reason to stop."""
         return self.stop is not None
 
     def end(self, reason: StopReason, cause: str = "") -> None:
@@ -74,7 +74,7 @@ class State(Generic[C]):
             self.stop, self.stop_cause = reason, cause
 
     def count_outcome(self, error: str | None, *, at_once: int) -> None:
-        """Count a scored or failed member; end the run once nothing but failures comes.
+        """Count a scored or failed member; end the run after too many failures in a row.
 
         Args:
             error: why the evaluation failed; None if it did not.
@@ -93,7 +93,8 @@ class State(Generic[C]):
         if candidate is None:
             raise DataError("a candidate is None: return or pass a candidate")
         written = self.codec.write(candidate)
-        # The user's key wins, even where the content differs: it says what counts as equal.
+        # The user's key decides, even if the content differs: it defines which candidates are
+        # equal.
         own = self.strategy.key(candidate)
         if own is not None:
             return f"own:{own}", written
@@ -102,8 +103,8 @@ class State(Generic[C]):
         if not self.has_warned:
             self.has_warned = True
             warnings.warn(
-                f"candidates of type {type(candidate).__name__} have no content that can be "
-                "written down: define `key` on the strategy, or a resumed run makes them anew",
+                f"candidates of type {type(candidate).__name__} cannot be encoded as JSON: "
+                f"define `key` on the strategy, or a resumed run makes them anew",
                 stacklevel=2,
             )
         return fallback_key(candidate, len(self.members)), None
@@ -153,7 +154,7 @@ class State(Generic[C]):
         )
 
     def update_best(self, contestants: Iterable[Member[C]]) -> None:
-        """Make the best of the present best and the contestants the best of the run."""
+        """Update the best member of the run from the current best and the contestants."""
         scored = [member for member in contestants if member.error is None and member.scores]
         if not scored:
             return

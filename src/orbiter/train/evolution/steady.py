@@ -74,7 +74,7 @@ class _Stream(Generic[C]):
             self._running += 1
             try:
                 member = await self._next()
-                # No new child now; another worker may soon insert a parent that has some.
+                # No new child now, but another worker may soon insert a parent that yields one.
                 if member is None:
                     await self._nothing_new()
                     continue

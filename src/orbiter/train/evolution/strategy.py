@@ -31,9 +31,9 @@ class Score:
     instances: Mapping[str, float] | None = None
     """The score on each instance (a task, a question) by name, if there are several."""
     feedback: str | None = None
-    """Text on what went wrong; a reflective `mutate` reads it."""
+    """Text on the errors, for a reflective `mutate`."""
     traces: Mapping[str, str] | None = None
-    """Text on what happened, by instance; a reflective `mutate` reads it."""
+    """Text on the outcome, by instance, for a reflective `mutate`."""
     cost: float = 0.0
     """Cost of this evaluation, in the unit of `max_cost`."""
     failed: Mapping[str, str] | None = None
@@ -60,7 +60,7 @@ class EpochRecord:
 
 
 class Context:
-    """What a strategy knows about the current call; reached as `self.context`."""
+    """Information on the current call for a strategy, available as `self.context`."""
 
     __slots__ = (
         "_key",
@@ -123,7 +123,7 @@ class Context:
         self.scores = scores
         """In `select`: the population's scores in full, failed members with an empty one."""
         self.cost = 0.0
-        """Cost of the call, in the unit of `max_cost`; add to it where there is no `Score`."""
+        """Cost of the call, in the unit of `max_cost`; add to it if the call returns no `Score`."""
         self._seed, self._key = seed, key
         self._rng: random.Random | None = None
 
@@ -180,7 +180,7 @@ class EvolutionStrategy(ABC, Generic[C]):
         The default never compares candidates: of equal scores, the older candidate comes first.
         An override sees failed members with a score of minus infinity.
         """
-        raise StateError("the pipeline selects by itself where `select` is not overridden")
+        raise StateError("the pipeline selects by itself if `select` is not overridden")
 
     def selects(self) -> bool:
         """Return whether the strategy overrides `select`; if not, the pipeline selects."""
@@ -203,7 +203,7 @@ class EvolutionStrategy(ABC, Generic[C]):
         return None
 
     def fingerprint(self) -> Mapping[str, str]:
-        """Return what must be unchanged for a journal to be resumed: a digest for each part.
+        """Return a digest of each value that must be unchanged for a journal to be resumed.
 
         By default: the code of the class, and its attributes (tasks, functions, texts, numbers,
         models) except those that its methods change. Override it to decide yourself.
@@ -226,7 +226,7 @@ def as_score(answer: Any) -> Score:  # noqa: ANN401 - the user's own answer can 
     """Return what `evaluate` returned as a `Score`.
 
     Raises:
-        DataError: it is no number, or not a finite one.
+        DataError: it is not a number, or not finite.
     """
     if type(answer) is float and math.isfinite(answer):
         return Score(answer)

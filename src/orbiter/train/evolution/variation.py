@@ -24,7 +24,7 @@ from orbiter.train.seeding import sub_random
 C = TypeVar("C")
 
 ATTEMPTS = 8
-"""How many times a child that is known already is varied again."""
+"""How many times a child that equals an earlier candidate is varied again."""
 
 TRIES = 2
 """Calls of `mutate` before a mutation has failed; `retries` adds further ones."""
@@ -65,7 +65,7 @@ class Variation(Generic[C]):
     def __init__(self, state: State[C]) -> None:
         self.state = state
         self.slots = 0
-        """Slots handed out over the run."""
+        """The number of slots assigned over the run."""
         self._mutate: Callable[[C], Awaitable[C]] = prepare(state.strategy.mutate)
         self._crosses = isinstance(state.strategy, Crossing)
         kind = type(state.strategy)
@@ -76,8 +76,8 @@ class Variation(Generic[C]):
     async def fill(self, count: int, parents: Sequence[Member[C]]) -> list[Member[C]]:
         """Make `count` children, each parent in turn; fewer if no new ones can be made.
 
-        All slots are varied at once, then compared in their order, then those whose child is known
-        are varied again: the result does not depend on which call ended first.
+        All slots are varied at once, then compared in their order, then those whose child is not
+        new are varied again, so the result does not depend on which call ended first.
         """
         choose = self._chooser(parents)
         slots = [self._slot(choose(parents[i % len(parents)]), parents) for i in range(count)]
@@ -101,7 +101,7 @@ class Variation(Generic[C]):
         return [born[slot.number] for slot in slots if slot.number in born]
 
     async def one(self, population: Sequence[Member[C]]) -> Member[C] | None:
-        """Make one child of a parent that won a tournament; None if it cannot be new."""
+        """Make one child of a parent that won a tournament; None if no new child can be made."""
         config = self.state.config
         size = max(1, round(min(1 / config.selection_ratio, 1e9)))
         while not self.state.has_ended():
@@ -215,7 +215,7 @@ class Variation(Generic[C]):
     async def _make(self, slot: Slot[C], attempt: int) -> C | None:
         strategy = self.state.strategy
         source: C = slot.parents[0].candidate
-        # A child that is known already is varied further, not made again from its parent.
+        # A child that is not new is varied further, not made again from its parent.
         if attempt and slot.child is not None:
             source = slot.child
         elif slot.origin == "crossover":
@@ -243,7 +243,7 @@ class Variation(Generic[C]):
         return tuple(by_name[name] for name in names if name in by_name)
 
     def _count_outcome(self, slot: Slot[C], *, at_once: int) -> None:
-        """Count a success or a failure; end the run once nothing but failures comes.
+        """Count a success or a failure; end the run after too many failures in a row.
 
         Raises:
             CallbackError: no mutation ever succeeded, or one failed with on_error="raise".
@@ -262,7 +262,7 @@ class Variation(Generic[C]):
         cause = f"{self._failed_in_a_row} mutations failed in a row; the last: {error}"
         # Never a success and no language model involved: most likely a bug in the user's code.
         if not self._has_succeeded and not isinstance(error, ChatError):
-            raise CallbackError(cause) from error  # a mistake in `mutate`, not a bad day
+            raise CallbackError(cause) from error  # a mistake in `mutate`, not a temporary failure
         if state.best is not None:
             state.end(StopReason.FAILURES, cause)
 

@@ -1,4 +1,4 @@
-"""Reads Alpaca's rows, also those that LLaMA-Factory uses for preferences; only read.
+"""Reads Alpaca's rows, and LLaMA-Factory's variants of them for preferences; writes none.
 
     {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [[q, a]]}
     {"instruction": "...", "input": "...", "chosen": "...", "rejected": "..."}

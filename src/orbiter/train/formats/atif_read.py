@@ -1,14 +1,17 @@
-"""Converts trajectories of the Agent Trajectory Interchange Format (1.4 to 1.8) to items.
+"""Reads trajectories of the Agent Trajectory Interchange Format (ATIF) 1.4 to 1.8 as items.
 
-A step of the agent is an item, unless it is context copied from elsewhere or was made without a
-model (`llm_call_count` 0): then it is only part of the chat that later steps saw. Data that this
-package stored in `extra` is restored from there. Not here: the files (`atif.py`).
+A step of the agent becomes an item, unless it is context copied from elsewhere or was made without
+a model (`llm_call_count` 0): then it is only part of the chat that later steps saw. Data that this
+package stored in `extra` is restored from there. Not here: writing, and the format's entry in the
+table of formats (`atif.py`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from orbiter.train.chat.message import Message
@@ -16,6 +19,8 @@ from orbiter.train.chat.parts import as_text
 from orbiter.train.chat.tool_calls import as_json
 from orbiter.train.errors import DataError
 from orbiter.train.json_files import fields
+from orbiter.train.json_files.source import Source, reason_of
+from orbiter.train.json_files.walk import objects_in
 from orbiter.train.tracing.recorded import Recorder
 from orbiter.train.tracing.times import time_of
 from orbiter.train.trajectory import TrajectoryItem
@@ -29,6 +34,24 @@ SOURCES = {"system": "system", "user": "user", "agent": "assistant"}
 """The source of a step, and the role of its message."""
 
 Trajectory = Mapping[str, Any]
+
+
+def read(source: Source) -> Iterator[TrajectoryItem]:
+    """Yield the items of all trajectories in a file.
+
+    Raises:
+        DataError: a trajectory is wrong; the message names the line where it begins and the field.
+    """
+    for line, trajectory in objects_in(source):
+        try:
+            yield from items_in(trajectory)
+        except (DataError, RecursionError) as error:
+            source.refuse(line, reason_of(error), error)
+
+
+def detect(head: bytes, path: Path) -> float:  # noqa: ARG001 - the content says it
+    """Return the confidence, from 0 to 1, that a file with this head holds trajectories."""
+    return 1.0 if _VERSION.search(head) else 0.0
 
 
 def items_in(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
@@ -60,12 +83,12 @@ def message_of(step: Mapping[str, Any]) -> Message:
         raise DataError(
             f"field 'source': expected system, user or agent, got {fields.shown(source)}"
         )
-    said = step.get("message", "")
-    if not isinstance(said, str | list):
-        raise DataError(f"field 'message': expected text or parts, got {fields.shown(said)}")
-    message: dict[str, Any] = {"role": SOURCES[source], "content": said}
+    content = step.get("message", "")
+    if not isinstance(content, str | list):
+        raise DataError(f"field 'message': expected text or parts, got {fields.shown(content)}")
+    message: dict[str, Any] = {"role": SOURCES[source], "content": content}
     if calls := [call_of(call) for call in _objects(step, "tool_calls", "")]:
-        message["content"] = said or None
+        message["content"] = content or None
         message["tool_calls"] = calls
     if isinstance(thought := step.get("reasoning_content"), str):
         message["reasoning_content"] = thought
@@ -87,12 +110,12 @@ def result_of(result: Mapping[str, Any]) -> Message:
     """Return one result of an observation as a message, from the tool or the environment."""
     if isinstance(kept := _ours(result).get("message"), Mapping):
         return dict(kept)
-    content = result.get("content")
-    said = content if isinstance(content, str | list) else as_text(content)
+    raw = result.get("content")
+    text = raw if isinstance(raw, str | list) else as_text(raw)
     call = result.get("source_call_id")
     if isinstance(call, str):
-        return {"role": "tool", "tool_call_id": call, "content": said}
-    return {"role": "user", "content": said}
+        return {"role": "tool", "tool_call_id": call, "content": text}
+    return {"role": "user", "content": text}
 
 
 def _items(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
@@ -180,7 +203,7 @@ def _root_entries(trajectory: Trajectory) -> dict[str, Any]:
         "final_metrics": metrics,
         "continued": trajectory.get("continued_trajectory_ref"),
         "reward": extra.get("reward", _object(metrics, "extra").get("reward")),
-        "extra": {key: value for key, value in extra.items() if key not in _ROOT_TOLD},
+        "extra": {key: value for key, value in extra.items() if key not in _ROOT_FIELDS},
     }
     if OURS in extra:
         return {}
@@ -214,5 +237,6 @@ def _objects(holder: Mapping[str, Any], name: str, below: str) -> list[Mapping[s
     return value
 
 
+_VERSION = re.compile(rb'"schema_version"\s*:\s*"ATIF-v1\.')
 _TOKENS = frozenset({"prompt_token_ids", "completion_token_ids", "logprobs"})
-_ROOT_TOLD = frozenset({"task_id", "reward", OURS})
+_ROOT_FIELDS = frozenset({"task_id", "reward", OURS})

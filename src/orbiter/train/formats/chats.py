@@ -169,16 +169,16 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
     if role in ("assistant", CALL) and (thought := THOUGHT.match(value)):
         message["reasoning_content"], message["content"] = thought[1], value[thought.end() :]
     if role == CALL:
-        made = calls_in(message["content"], f"{name}.value")
-        calls.give(made)
-        message |= {"role": "assistant", "content": None, "tool_calls": calls_with_text(made)}
-    if role == "tool" and (taken := calls.take()):
-        message["tool_call_id"] = taken[0]
+        calls_made = calls_in(message["content"], f"{name}.value")
+        calls.give(calls_made)
+        message |= {"role": "assistant", "content": None, "tool_calls": calls_with_text(calls_made)}
+    if role == "tool" and (call_ids := calls.take()):
+        message["tool_call_id"] = call_ids[0]
     kept = {key: turn[key] for key in turn if key not in _TURN and turn[key] is not None}
-    said = {
+    result = {
         key: value for key, value in (message | kept).items() if value != "" or key == "content"
     }
-    return [said if turn.get("weight") is None else {**said, "weight": turn["weight"]}]
+    return [result if turn.get("weight") is None else {**result, "weight": turn["weight"]}]
 
 
 def _several(
@@ -304,7 +304,7 @@ def answered(
 
 
 def used(row: Row, messages: Sequence[Message], *columns: str) -> frozenset[str]:
-    """Return the columns that a chat came from, with `system` if its text is in the chat."""
+    """Return the columns that a chat was read from, including `system` if its text was used."""
     first = messages[0]
     is_in_chat = first["role"] == "system" and first["content"] == row.get("system")
     return frozenset((*columns, "system") if is_in_chat else columns)
@@ -343,12 +343,12 @@ def _system_in(row: Row, messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 def scalars_in(row: Row) -> dict[str, Any]:
     """Return the item fields in a row's columns, without columns whose value is invalid."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, check in _CHECKS.items():
         if row.get(name) is not None:
             with contextlib.suppress(DataError):
-                found[name] = check(name, row[name])
-    return found
+                values[name] = check(name, row[name])
+    return values
 
 
 def _results(
@@ -362,8 +362,8 @@ def _results(
     if not isinstance(contents, list) or len(contents) != len(several):
         raise DataError(f"{name}: value must be a list with a result for each of tool_call_ids")
     return [
-        {"role": "tool", "content": content, "tool_call_id": made}
-        for content, made in zip(contents, several, strict=True)
+        {"role": "tool", "content": content, "tool_call_id": call_id}
+        for content, call_id in zip(contents, several, strict=True)
     ]
 
 

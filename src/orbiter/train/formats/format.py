@@ -36,17 +36,17 @@ class ExportReport:
     left_out: Mapping[str, int]
     """For each field that the format cannot store, the number of items that had a value in it."""
     path: Path | None = None
-    """The file that was written; None for a result in memory."""
+    """The file that was written; None if the result is in memory."""
     details: Sequence[str] = ()
     """One line for each record that was left out as a whole, and why."""
 
     def __str__(self) -> str:
         where = f" to {self.path}" if self.path is not None else ""
-        said = f"{self.written} items written{where}"
+        summary = f"{self.written} items written{where}"
         if not self.left_out:
-            return f"{said}; nothing left out"
+            return f"{summary}; nothing left out"
         fields = ", ".join(f"{name} ({count})" for name, count in sorted(self.left_out.items()))
-        lines = [f"{said}; left out, with how many items had it: {fields}"]
+        lines = [f"{summary}; left out, with how many items had it: {fields}"]
         lines += [f"left out: {detail}" for detail in self.details[:_SHOWN]]
         if len(self.details) > _SHOWN:
             lines.append(f"and {len(self.details) - _SHOWN} more")
@@ -73,7 +73,8 @@ class Rows:
     """How one format maps objects to items and back."""
 
     claims: Callable[[Row], float]
-    """The confidence, from 0 to 1, that an object has this format; if cut off, values are None."""
+    """The confidence, from 0 to 1, that an object has this format; the values of a cut-off object
+    are None."""
     parse: Callable[[Row, str], Iterable[TrajectoryItem]]
     """Yields the items in an object; the text names its file and line. Raises DataError."""
     build: Callable[[Iterable[TrajectoryItem], Left], Iterator[Built]]

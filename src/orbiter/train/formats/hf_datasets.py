@@ -73,7 +73,7 @@ def _read(source: Source) -> Iterator[TrajectoryItem]:
         loaded = library.load_from_disk(source.path)
     except FOREIGN as error:
         raise DataError(
-            f"{source.path}:1: not a data set that can be read: {type(error).__name__}: {error}"
+            f"{source.path}:1: not a readable data set: {type(error).__name__}: {error}"
         ) from error
     return _items(loaded, source)
 
@@ -98,7 +98,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _described(path: Path) -> Mapping[str, Any]:
-    """Return what a JSON file of the data set describes; the library reports a damaged one."""
+    """Return the content of a JSON file; {} if it is damaged, which the library reports."""
     try:
         described = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -48,8 +48,8 @@ def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
     given = row.get("input")
     if not isinstance(given, Mapping):
         raise DataError(f"input must be an object with messages, got {fields.shown(given)}")
-    asked = normal_messages(given.get("messages"), "input.messages")
-    chat = [openai_message(message) for message in asked]
+    messages = normal_messages(given.get("messages"), "input.messages")
+    chat = [openai_message(message) for message in messages]
     prompt = Prompt(chat, frozenset())
     sides = [name for name in _SIDES if name in row]
     if [_SIDES[name] for name in sides] != [1.0, 0.0]:

@@ -31,7 +31,8 @@ def _read_csv(source: Source) -> Iterator[TrajectoryItem]:
 
 
 def _export_csv(items: Iterable[TrajectoryItem], path: Path) -> int:
-    return csv_files.export_csv(list(items), path)  # a list: the columns depend on all items
+    # All items at once, because the columns depend on every item.
+    return csv_files.export_csv(list(items), path)
 
 
 def _writer(

@@ -34,7 +34,7 @@ def _detect(head: bytes, path: Path) -> float:
         names = require("pyarrow.parquet", extra="parquet").read_schema(path).names
     except (*FOREIGN, MissingExtraError):
         names = []
-    return max(0.1, 0.8 * claim(names))  # claim it anyway: reading reports what is wrong
+    return max(0.1, 0.8 * claim(names))  # claim it anyway, because reading then reports the error
 
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:
@@ -79,7 +79,7 @@ def rows_of_table(source: Source, table: Any, batch: int) -> Iterator[Row]:  # n
 
 
 def _unreadable(source: Source, error: Exception) -> DataError:
-    return DataError(f"{source.path}:1: not Parquet that can be read: {error}")
+    return DataError(f"{source.path}:1: not a readable Parquet file: {error}")
 
 
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:

@@ -83,11 +83,11 @@ def widest_first(
         if negative == 0 or -negative < margin:
             return
         yield best[high], best[low]
-        for place in ((high, low - 1), (high + 1, low)):
-            if place not in seen and place[0] < place[1]:
-                seen.add(place)
-                wide = reward(best[place[1]]) - reward(best[place[0]])
-                heapq.heappush(border, (wide, *place))
+        for better, worse in ((high, low - 1), (high + 1, low)):
+            if (better, worse) not in seen and better < worse:
+                seen.add((better, worse))
+                negative = reward(best[worse]) - reward(best[better])
+                heapq.heappush(border, (negative, better, worse))
 
 
 def _by_state(items: Iterable[TrajectoryItem]) -> list[list[TrajectoryItem]]:

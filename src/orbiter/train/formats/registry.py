@@ -109,12 +109,12 @@ class CheckReport:
         return not self.problems
 
     def __str__(self) -> str:
-        found = (
+        summary = (
             f"{self.path}: {self.format}, {self.items} items in {self.episodes} episodes, "
             f"{self.with_reward} with a reward"
         )
         return "\n".join(
-            [f"{found}; {len(self.problems)} problems", *map(str, self.problems), *self.notes]
+            [f"{summary}; {len(self.problems)} problems", *map(str, self.problems), *self.notes]
         )
 
 
@@ -345,9 +345,9 @@ def _nothing(skipped: Sequence[Skipped]) -> str:
     )
 
 
-def _as_problem(path: str, said: str) -> Skipped:
+def _as_problem(path: str, message: str) -> Skipped:
     """Split an error that ended the reading into file, line and reason."""
-    line, mark, reason = said.removeprefix(f"{path}:").partition(": ")
+    line, mark, reason = message.removeprefix(f"{path}:").partition(": ")
     if mark and line.isdigit():
         return Skipped(path, int(line), reason)
-    return Skipped(path, 1, said)
+    return Skipped(path, 1, message)

@@ -49,7 +49,7 @@ _OUT_OF_TURN = {
     "observation": "a tool result after a user turn",
     **dict.fromkeys(("gpt", "function_call"), "two answers in a row"),
 }
-"""What is wrong if a turn follows one of its own kind, by its speaker."""
+"""The problem if a turn follows another of the same kind, by speaker."""
 
 
 def _claims(row: Row) -> float:
@@ -103,10 +103,10 @@ def _problem(chat: Conversation, turns: Sequence[Message]) -> str:
     """Return why LLaMA-Factory would skip a conversation; "" if it reads it."""
     if not chat.answers:
         return "no answer to learn"
-    asked = [turn["from"] for turn in turns]
-    if asked and asked[0] == "system":
-        asked = asked[1:]
-    for index, speaker in enumerate(asked):
+    speakers = [turn["from"] for turn in turns]
+    if speakers and speakers[0] == "system":
+        speakers = speakers[1:]
+    for index, speaker in enumerate(speakers):
         if speaker == "system":
             return "a system message that is not the first"
         if (speaker in _QUESTIONS) != (index % 2 == 0):
@@ -173,13 +173,17 @@ def _turn(messages: Sequence[Message], calls: OpenCalls) -> dict[str, Any]:
 
 
 def _single_turn(message: dict[str, Any], calls: OpenCalls) -> dict[str, Any]:
-    made = message.get("tool_calls") or []
+    calls_made = message.get("tool_calls") or []
     role = str(message["role"])
-    value = as_json(_spoken(made, calls)) if made else text_of(message.get("content"))
+    value = (
+        as_json(_calls_as_read(calls_made, calls))
+        if calls_made
+        else text_of(message.get("content"))
+    )
     thought = message.get("reasoning_content")
     if isinstance(thought, str) and "</think>" not in thought:
         value = f"<think>\n{thought}\n</think>\n\n{value}"
-    turn = {"from": "function_call" if made else _FROM.get(role, role), "value": value}
+    turn = {"from": "function_call" if calls_made else _FROM.get(role, role), "value": value}
     (back,) = turn_in(turn, calls, "turn")
     back = _tidy(back)
     turn.update({key: value for key, value in message.items() if back.get(key) != value})
@@ -187,17 +191,17 @@ def _single_turn(message: dict[str, Any], calls: OpenCalls) -> dict[str, Any]:
     return turn
 
 
-def _spoken(made: Sequence[Message], calls: OpenCalls) -> object:
+def _calls_as_read(calls_made: Sequence[Message], calls: OpenCalls) -> object:
     """Return calls as LLaMA-Factory reads them: each with a name and arguments."""
-    spoken = []
-    for call, coming in zip(made, calls.coming(len(made)), strict=True):
-        said = {
+    entries = []
+    for call, coming in zip(calls_made, calls.coming(len(calls_made)), strict=True):
+        entry = {
             "name": name_of(call) or str(call.get("type") or "tool"),
             "arguments": arguments_of(input_of(call)),
         }
         given = call.get("id")
-        spoken.append(said if given is None or given == coming else {**said, "id": given})
-    return spoken if len(spoken) > 1 else spoken[0]
+        entries.append(entry if given is None or given == coming else {**entry, "id": given})
+    return entries if len(entries) > 1 else entries[0]
 
 
 def _tidy(message: Message) -> dict[str, Any]:

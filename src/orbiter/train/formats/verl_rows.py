@@ -1,6 +1,6 @@
 """Reads and writes verl's rows: a Parquet file for its `RLHFDataset` and reward managers.
 
-    data_source   the origin of a row; a reward manager looks at it
+    data_source the origin of a row, which a reward manager reads
     prompt        the chat before the answer, as [{role, content}]
     reward_model  {style: "rule", ground_truth}
     extra_info    {index, item}: the row's number, and the whole item as JSON
@@ -58,8 +58,8 @@ def write_rows(
         DataError: the messages of an item are not a valid chat.
     """
     with atomic_write(path) as file:
-        made = partial(row, system=system, tools_as_text=tools_as_text)
-        return ExportReport(_write(items, file, made), {}, path)
+        make_row = partial(row, system=system, tools_as_text=tools_as_text)
+        return ExportReport(_write(items, file, make_row), {}, path)
 
 
 def _write(
@@ -69,11 +69,11 @@ def _write(
 ) -> int:
     arrow = require("pyarrow", extra="parquet")
     parquet = require("pyarrow.parquet", extra="parquet")
-    schema, rows, count = _schema(arrow), iter(items), 0
+    schema, remaining, count = _schema(arrow), iter(items), 0
     with parquet.ParquetWriter(file, schema) as writer:
-        while batch := list(islice(rows, ROWS_AT_ONCE)):
-            made = [row_of(item, count + place) for place, item in enumerate(batch)]
-            writer.write_table(arrow.Table.from_pylist(made, schema=schema))
+        while batch := list(islice(remaining, ROWS_AT_ONCE)):
+            rows = [row_of(item, count + offset) for offset, item in enumerate(batch)]
+            writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
             count += len(batch)
     return count
 

@@ -16,7 +16,7 @@ from orbiter.train.errors import DataError
 
 
 def text(name: str, value: object) -> str:
-    """Accept a string that UTF-8 can hold; an instance of a subclass becomes a plain `str`."""
+    """Accept a string that UTF-8 can encode; an instance of a subclass becomes a plain `str`."""
     if not isinstance(value, str):
         raise _wrong(name, "a str", value)
     try:
@@ -128,7 +128,7 @@ def _check_json(name: str, value: object) -> None:
         if not _is_json(value):
             _refuse(name, value)
     except RecursionError:
-        raise DataError(f"{name} is nested too deep, or holds itself") from None
+        raise DataError(f"{name} is nested too deep, or contains itself") from None
 
 
 def _is_flat(value: dict[object, object]) -> bool:
@@ -162,7 +162,7 @@ def _is_json(value: object) -> bool:
 
 
 def _refuse(name: str, value: object) -> None:
-    """Search again, tracking the path, and raise at the first value that JSON cannot hold."""
+    """Search again, tracking the path, and raise at the first value that JSON cannot represent."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if type(key) is not str:
@@ -177,7 +177,7 @@ def _refuse(name: str, value: object) -> None:
     elif isinstance(value, Real) and not math.isfinite(value):
         raise DataError(f"{name} must be finite, got {shown(value)}: JSON has no such number")
     elif value is not None and not isinstance(value, Real):
-        raise _wrong(name, "something that JSON can hold", value)
+        raise _wrong(name, "a value that JSON can represent", value)
 
 
 _ATOMS = frozenset((int, bool, type(None)))

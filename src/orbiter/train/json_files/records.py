@@ -102,15 +102,15 @@ def head_objects(head: bytes) -> list[dict[str, Any]]:
     """Return the complete objects in the first bytes of a file, for detection; never raises."""
     text = head.removeprefix(BOM).decode("utf-8", "ignore").lstrip()
     position = 1 if text.startswith("[") else 0
-    found: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
     while (start := _BETWEEN.match(text, position)) and start.end() < len(text):
         try:
             value, position = _DECODER.raw_decode(text, start.end())
         except (ValueError, RecursionError):
             break
         if isinstance(value, dict):
-            found.append(value)
-    return found
+            objects.append(value)
+    return objects
 
 
 def first_object(head: bytes) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def first_object(head: bytes) -> dict[str, Any]:
     If it is cut off, the result has the keys that were seen, all with None; {} if there is no
     object.
     """
-    found = head_objects(head)
-    return found[0] if found else dict.fromkeys(_first_keys(head))
+    objects = head_objects(head)
+    return objects[0] if objects else dict.fromkeys(_first_keys(head))
 
 
 def encode_record(value: Mapping[str, object]) -> bytes:
@@ -235,10 +235,10 @@ class _Text:
                 size *= 2  # doubling means that a long value is scanned only a few times
             else:
                 self.taken_at = self.line
-                taken = self._text[:end]
+                text = self._text[:end]
                 self._move(end)
                 try:
-                    refuse_repeated_keys(taken.encode("utf-8", "surrogateescape"), value)
+                    refuse_repeated_keys(text.encode("utf-8", "surrogateescape"), value)
                 except DataError as error:
                     raise _BadElementError(str(error)) from error
                 return value

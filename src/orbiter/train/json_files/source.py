@@ -101,3 +101,8 @@ class Source:
             raise DataError(str(skipped)) from cause
         log.warning("skipped %s", skipped)
         self.skipped.append(skipped)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason to give for a record that a reader could not convert."""
+    return "nested too deep" if isinstance(error, RecursionError) else str(error)

@@ -1,4 +1,4 @@
-"""Walks through a huge JSON document without loading it: into some values, past the others.
+"""Walks through a huge JSON document without loading it; the caller enters or skips each value.
 
 A window moves over the file. msgspec, which scans a gigabyte per second, finds the end of each
 value; only a value that it cannot read is scanned here, so that one bad element of an array does
@@ -74,7 +74,7 @@ class Walk:
             yield key
 
     def elements(self) -> Iterator[None]:
-        """Stop at each element of the array that begins here, so that it is taken or skipped."""
+        """Advance to each element of the array at the current position; take or skip each one."""
         return self._inside(b"[", b"]")
 
     def take(self, decoder: msgspec.json.Decoder[T], *, unique: bool = False) -> T:
@@ -134,9 +134,9 @@ class Walk:
             self._pass(b",")
 
     def _pass(self, expected: bytes) -> None:
-        found = self.peek()
-        if found != expected:
-            got = repr(found.decode("utf-8", "replace")) if found else "the end of the file"
+        next_byte = self.peek()
+        if next_byte != expected:
+            got = repr(next_byte.decode("utf-8", "replace")) if next_byte else "the end of the file"
             raise BrokenDocumentError(f"expected {expected.decode()!r}, got {got}")
         self._at += 1
 
@@ -150,7 +150,7 @@ class Walk:
                 raise BrokenDocumentError(f"a value of more than {LONGEST >> 20} MiB")
             if end is None and not self._more():
                 raise BrokenDocumentError(
-                    "the file ends in the middle of a value, or the value is no JSON"
+                    "the file ends in the middle of a value, or the value is not JSON"
                 )
 
     def _more(self) -> bool:
@@ -193,10 +193,10 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a file with their line numbers, from a sequence or an array."""
     with source.open() as file:
         walk = Walk(file, file.read(len(BOM)).removeprefix(BOM))
-        found = False
+        any_object = False
         try:
             while walk.peek():
-                found = True
+                any_object = True
                 for _ in walk.elements() if walk.peek() == b"[" else (None,):
                     line = walk.line
                     try:
@@ -210,7 +210,7 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
         except BrokenDocumentError as error:
             reason = f"{error} (byte {walk.byte}): the rest is not read"
             source.refuse(walk.line, reason, error)
-    if not found:
+    if not any_object:
         raise DataError(f"{source.path}:1: holds nothing")
 
 

@@ -129,7 +129,7 @@ class ResponseCache:
             raise self._failure(error) from error
 
     def _failure(self, error: sqlite3.Error) -> StorageError:
-        """Return an error that says what the disk said: SQLite words it in another way."""
+        """Return a storage error with the disk's own reason, which SQLite's message hides."""
         kind = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if kind == sqlite3.SQLITE_FULL or (
             kind == sqlite3.SQLITE_IOERR and free_bytes(self.path) < LEAST_FREE

@@ -62,7 +62,7 @@ class RemoteChatModel:
         api_key: str | None = None,
         cache: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Set up; the first call connects.
+        """Check the settings; the first call connects.
 
         Args:
             config: The endpoint and the request settings.
@@ -173,7 +173,7 @@ class RemoteChatModel:
     ) -> Answer:
         """Retry until there is an answer or a further attempt is pointless."""
         waiting_since, failures = time.monotonic(), 0
-        # What this endpoint cannot do is learned once and not tried again with every request.
+        # Remember that this endpoint rejects schemas, so that later requests do not try again.
         with_schema = schema if self._takes_schema else None
         while True:
             try:
@@ -216,7 +216,7 @@ class RemoteChatModel:
         name = f"{self.config.model}: {f'after {failures} requests: ' if failures > 1 else ''}"
         if failure.kind == "refused" or failures >= self.config.attempts:
             raise ChatError(f"{name}{failure}", kind=failure.kind) from None
-        # Full jitter: calls that failed together do not come back together.
+        # Full jitter: calls that failed together do not retry together.
         backoff = min(FIRST_BACKOFF * 2**failures, LONGEST_BACKOFF)
         wait = max(failure.retry_after or 0.0, self._jitter.uniform(0.0, backoff))
         if wait > self._gate.patience(waiting_since):
@@ -250,7 +250,7 @@ class RemoteChatModel:
                 raise
             self._gate.answered()
             bill.cost = self._cost(completion, bill.most)
-            # Kept before it is used, so that a process killed after this line pays nothing twice.
+            # Stored before it is used, so that a process killed after this line never pays twice.
             if self._cache is not None:
                 self._cache.put(request, raw, model=self.config.model, cost=bill.cost)
             return self._counted(completion, bill.cost)

@@ -15,7 +15,7 @@ class ChatError(CallbackError):
     """An endpoint gave no answer, after every sensible retry."""
 
     def __init__(self, message: str, *, kind: FailureKind) -> None:
-        """Describe the failure; `kind` is the last thing that went wrong."""
+        """Describe the failure; `kind` is the kind of the last failed attempt."""
         super().__init__(message)
         self.kind: FailureKind = kind
 

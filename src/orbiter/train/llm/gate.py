@@ -88,7 +88,7 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self, waiting_since: float) -> AsyncIterator[float]:
-        """Wait for a turn and hold it; yields its start time.
+        """Wait for a turn and hold it for the block; yields the start time.
 
         Raises:
             ChatError: the endpoint has answered no call for `give_up_seconds`.

@@ -3,8 +3,9 @@
 Until the first 429 only the concurrency limits the rate. A 429 marks a moment at which the server's
 allowance is used up; the number of requests accepted between two such moments, divided by the time
 between them, is the rate it allows. We stay a little below, and try a little more after a while:
-additive increase, multiplicative decrease, with the measured rate instead of a blind half (compare
-CUBIC, https://www.rfc-editor.org/rfc/rfc9438). Times are seconds of a monotonic clock, passed in.
+additive increase, multiplicative decrease, with the measured rate instead of a fixed halving
+(compare CUBIC, https://www.rfc-editor.org/rfc/rfc9438). Times are seconds of a monotonic clock,
+passed in.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class Pacer:
         self._next_at = self._grown_at = self._paused_until
 
     def _teaches(self, now: float) -> bool:
-        """Return whether to measure by this 429: not if no request was accepted before it."""
+        """Return whether this 429 allows a measurement: some request was accepted before it."""
         if self._event is None:
             return True
         return not self._barren and (self._events == 1 or now - self._event >= WINDOW)

@@ -1,4 +1,4 @@
-"""Ask for an answer as JSON of a given type, check it, and ask again with the objection.
+"""Ask for an answer as JSON of a given type, check it, and ask again if it does not fit.
 
     @dataclass
     class Verdict:

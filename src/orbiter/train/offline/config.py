@@ -26,7 +26,7 @@ class OfflineMethod(StrEnum):
 
     @property
     def needs_logprobs(self) -> bool:
-        """Whether it compares the policy with the one that sampled."""
+        """Whether the method compares the policy with the one that sampled."""
         return self in (OfflineMethod.TIS, OfflineMethod.TOPR)
 
 
@@ -57,7 +57,8 @@ class OfflineConfig(EngineConfig):
     )
     baseline: Literal["task", "dataset", "none"] = setting(
         "task",
-        "What the reward of an episode is compared with: the mean of its task's episodes, the mean "
+        "The baseline that an episode's reward is compared with: the mean of its task's "
+        "episodes, the mean "
         "of all episodes, or zero.",
         OneOf(("task", "dataset", "none")),
     )

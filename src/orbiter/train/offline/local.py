@@ -1,7 +1,7 @@
-"""The loop of learning from logged episodes: weight them, and take one update per batch of tasks.
+"""The training loop on logged episodes: weights them, and takes one update per batch of tasks.
 
 Each token of an episode gets a weight that is a constant of the update, so the loss is that of
-weighted imitation; what differs between methods is the weight. Loading, checks and the lifecycle
+weighted imitation; the methods differ only in the weight. Loading, checks and the lifecycle
 are in `trainer.py`, the formulas in `rl/off_policy.py` and `rl/advantage.py`.
 """
 
@@ -22,9 +22,8 @@ from orbiter.train.agents.streams import token_weights
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Session, end_step
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import logprob
@@ -54,9 +53,10 @@ class Log:
     """The episodes of each task, as positions in `episodes`."""
     episodes: Sequence[LoggedEpisode]
     advantage: Float[Tensor, "E"]
-    """Of each episode; its reward divided by the mean reward for method="imitate"."""
+    """The advantage of each episode; for method="imitate" its reward divided by the mean reward."""
     longest: int
-    """Most sampled tokens of an episode: the divisor of loss_aggregation="constant"."""
+    """The largest number of sampled tokens in an episode: the divisor of
+    loss_aggregation="constant"."""
 
     @property
     def order(self) -> Tasks:
@@ -156,12 +156,12 @@ def batch_of(log_: Log, chosen: Sequence[int], device: torch.device) -> LoggedBa
 
 
 class Weighted(NamedTuple):
-    """A batch that is ready for an update, and what its weights were."""
+    """A batch that is ready for an update, and statistics of its weights."""
 
     batch: Batch
     metrics: dict[str, float]
     effective_share: float
-    """Effective sample size as a share of the episodes; 1 where no ratio is used."""
+    """Effective sample size as a share of the episodes; 1 if no ratio is used."""
 
 
 def weighted(policy: Policy, config: OfflineConfig, log_: Log, logged: LoggedBatch) -> Weighted:
@@ -200,7 +200,7 @@ def _limit(config: OfflineConfig) -> float:
 
 
 def _log_ratio(policy: Policy, config: OfflineConfig, batch: Batch) -> Float[Tensor, "B T"]:
-    """Return log pi - log mu of every sampled token under the present policy."""
+    """Return log pi - log mu of every sampled token under the current policy."""
     now = logprob(
         policy,
         batch,
@@ -253,7 +253,7 @@ async def fit(job: Job) -> None:
     config, session, order = job.config, job.session, job.log.order
     objective = ImitationObjective()
     for step in range(session.position.step, session.steps):
-        if session.position.within == 0:  # else the run was cancelled after this step's update
+        if session.position.within == 0:  # otherwise the run was cancelled after this step's update
             groups = order.order(step, config.batch_size, seed=config.seed)
             chosen = [position for group in groups for position in job.log.groups[group]]
             ready = await work(_prepare, session.policy, config, job.log, chosen)
@@ -270,11 +270,7 @@ async def fit(job: Job) -> None:
                 "reward": _mean_reward(job.log, chosen),
             }
             await work(session.take, ready.batch, objective, temperature=config.temperature)
-        row = session.finish_step(await job.validate(step + 1))
-        job.progress.update(step + 1, line_of(row))
-        if session.save_due:
-            await work(session.save)
-        if session.out_of_time:
+        if await end_step(session, job.progress, await job.validate(step + 1)):
             break
 
 
@@ -292,7 +288,7 @@ class Measured(NamedTuple):
     loss: float
     """Negative log likelihood of the sampled tokens, in nats per token."""
     log_ratio: Float[Tensor, "E"] | None
-    """Of each episode; None without stored log probabilities."""
+    """The log ratio of each episode; None without stored log probabilities."""
 
 
 async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: bool) -> Measured:

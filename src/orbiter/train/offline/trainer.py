@@ -36,7 +36,7 @@ class OfflineTrainer(ModelTrainer):
     """Trains a language model on logged episodes and their rewards.
 
     `dataset` holds captured items with token ids; the items of an episode share an `episode_id`,
-    the attempts at a task a `task_id`. What the model sampled is read as it is: nothing is rendered
+    the attempts at a task a `task_id`. The recorded tokens are used unchanged: nothing is rendered
     again, and only sampled tokens are trained on.
     """
 
@@ -184,7 +184,7 @@ class OfflineTrainer(ModelTrainer):
     def _episodes(
         self, tokenizer: PreTrainedTokenizerBase, context: int, items: Sequence[TrajectoryItem]
     ) -> list[LoggedEpisode]:
-        """Read the episodes, and leave out or refuse those that do not fit the context."""
+        """Read the episodes; drop or refuse those that do not fit the context."""
         from orbiter.train.agents.logged import logged_episodes
 
         config = self.config
@@ -254,7 +254,7 @@ class OfflineTrainer(ModelTrainer):
 
 
 def _all_items(episodes: Log) -> Tasks:
-    """Return everything that is learned from, by which a resumed run recognises its data."""
+    """Return all training items, by which a resumed run recognises its data."""
     items = [item for episode in episodes.episodes for item in episode.items]
     return Tasks(items, [[]] * len(items))
 
@@ -278,12 +278,12 @@ def _effective_share(log_ratio: Tensor) -> float:
 
 
 def _score(measured: Mapping[str, float]) -> float:
-    """Return by what the best model is kept: the estimated reward, or else the likelihood."""
+    """Return the score that selects the best model: estimated reward, or else likelihood."""
     return measured.get("reward", -measured["loss"])
 
 
 def _warn_of_temperatures(items: Sequence[TrajectoryItem], expected: float) -> None:
-    """Warn of answers that were captured at another temperature than the config's."""
+    """Warn about answers that were captured at a different temperature than the config's."""
     seen: Counter[object] = Counter()
     for item in items:
         params = item.metadata.get("params")

@@ -13,8 +13,7 @@ from torch import nn
 
 from orbiter.train.engine.models.classifier import empty_classifier
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.progress import line_of
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Session, end_step
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.preference.bradley_terry import BradleyTerryObjective
@@ -80,11 +79,7 @@ async def fit(job: Job) -> None:
         if session.position.within == 0:  # else the run was cancelled after this step's update
             rows = order.order(step, config.batch_size, seed=config.seed)
             await work(_take, job, [job.pairs[row] for row in rows])
-        row = session.finish_step(await job.validate(step + 1))
-        job.progress.update(step + 1, line_of(row))
-        if session.save_due:
-            await work(session.save)
-        if session.out_of_time:
+        if await end_step(session, job.progress, await job.validate(step + 1)):
             break
 
 

@@ -1,8 +1,8 @@
 """The mathematics of learning by reward: pure functions of tensors, no files, no config.
 
-Every `[B, T]` argument is aligned with the token ids: entry t speaks of the token at t. Where
-`mask` is False the entries may hold anything, NaN included; none of it reaches a value or a
-gradient. The equations with their sources are in docs/algorithms.md.
+Every `[B, T]` argument is aligned with the token ids: entry t belongs to token t. Where `mask` is
+False, entries may hold anything, even NaN; it affects no value and no gradient. The equations with
+their sources are in docs/algorithms.md.
 """
 
 from orbiter.train.rl.advantage import (

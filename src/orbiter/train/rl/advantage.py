@@ -1,6 +1,6 @@
-"""Credit: how much better than expected an answer, or each of its tokens, turned out.
+"""Credit assignment: how much better than expected an answer, or each of its tokens, was.
 
-Left out: rewards themselves, which are the user's, and the losses that credit goes into.
+Not here: rewards, which the user defines, and the losses that use the advantages.
 """
 
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ def group_relative_advantage(
     scale: Literal["std", "none"] = "std",
     eps: float = 1e-6,
 ) -> Float[Tensor, "P G"]:
-    """Return how much better than its siblings each response did: GRPO's advantage.
+    """Return how much better each response did than the others of its group: GRPO's advantage.
 
         A_pg = (r_pg - mean_g r_p) / (std_g r_p + eps)      scale="std"
         A_pg =  r_pg - mean_g r_p                           scale="none"
@@ -28,16 +28,16 @@ def group_relative_advantage(
     Shao et al. 2024, section 4.1.2, https://arxiv.org/abs/2402.03300, with the sample standard
     deviation as verl takes it (the paper does not say); without the division it is Dr. GRPO, Liu
     et al. 2025, section 3, https://arxiv.org/abs/2503.20783. A group whose rewards are all equal
-    gets exactly zero: it has nothing to teach.
+    gets exactly zero: it carries no signal.
 
     Args:
         reward: One number a response, in groups that answer the same prompt.
-        valid: Responses that have a reward. The others count in no mean and get zero.
+        valid: Responses that have a reward. The others enter no mean and get zero.
         scale: Whether to divide by the group's standard deviation.
-        eps: Keeps groups that are almost flat from being blown up.
+        eps: Keeps the advantages of groups with almost equal rewards small.
 
     Raises:
-        DataError: a group of fewer than two, which has nobody to compare with.
+        DataError: a group has fewer than two responses.
     """
     if reward.shape[-1] < 2:
         raise DataError(f"a group needs at least 2 responses to compare, got {reward.shape[-1]}")
@@ -57,21 +57,21 @@ def token_reward(
     kl: Float[Tensor, "B T"] | None = None,
     kl_coef: float = 0.0,
 ) -> Float[Tensor, "B T"]:
-    """Spread one score a response over its tokens: all of it on the last, a penalty on each.
+    """Turn one score per response into token rewards: the score on the last, a KL penalty on each.
 
         r_t = score [t is the last trained token] - kl_coef * kl_t
 
     Ouyang et al. 2022, eq. 2, https://arxiv.org/abs/2203.02155, with `kl_k1` as the penalty. A
     row without a trained token gets zeros.
     """
-    # The last True is the only one that has none behind it.
+    # The last True is the only one with no True after it.
     last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
     reward = last * score.unsqueeze(-1)
     return reward if kl is None else reward - kl_coef * only(kl, mask)
 
 
 class Gae(NamedTuple):
-    """Credit for each token, and what its value should have been; zero where not trained."""
+    """The advantage and the return of each token; zero where not trained."""
 
     advantage: Tensor
     """[B, T], in units of reward."""
@@ -94,9 +94,9 @@ def gae(
         R_t     = A_t + V_t
 
     Schulman et al. 2015, eq. 16, https://arxiv.org/abs/1506.02438. V_t is the value before token
-    t is chosen; t + 1 is the next *trained* token, so that a tool's answer in between is passed
-    over, reward and value alike; after the last one V and A are 0: a response that was cut off
-    counts as finished. Not whitened (verl whitens in the same function): see `whiten`.
+    t is chosen; t + 1 is the next *trained* token, so a tool's answer in between is skipped, reward
+    and value alike. After the last one, V and A are 0: a truncated response counts as finished. Not
+    whitened (verl whitens in the same function): see `whiten`.
     """
     reward, value = only(reward, mask), only(value.detach(), mask)
     next_value = next_advantage = torch.zeros_like(value[:, 0])
@@ -104,7 +104,7 @@ def gae(
     for t in reversed(range(value.shape[1])):
         delta = reward[:, t] + gamma * next_value - value[:, t]
         credit = delta + gamma * gae_lambda * next_advantage
-        # A token that is not trained is passed over: credit comes from the next trained one.
+        # Skip tokens that are not trained: the recursion continues from the next trained one.
         trained = mask[:, t]
         advantage[:, t] = only(credit, trained)
         next_advantage = torch.where(trained, credit, next_advantage)
@@ -129,12 +129,12 @@ def whiten(
 def explained_variance(
     value: Float[Tensor, "B T"], return_: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
-    """Return the share of the returns' variance that the value function foresaw.
+    """Return the share of the returns' variance that the value function predicts.
 
         1 - var(R - V) / var(R)
 
-    1 is perfect foresight, 0 that of any constant, negative worse than a constant. Returns that
-    do not vary leave nothing to foresee: 0.
+    1 is a perfect prediction, 0 as good as a constant, negative worse than a constant. If the
+    returns do not vary, the result is 0.
     """
     total = masked_var(return_, mask)
     unexplained = masked_var(return_ - value, mask)

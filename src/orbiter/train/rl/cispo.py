@@ -28,7 +28,7 @@ def cispo_loss(
         L     = agg_t  -stop_gradient(clip(rho_t, 1 - clip_range, 1 + clip_range_high)) A_t log pi
 
     The paper sets no lower bound (clip_range near 1); verl has both, as here. The value of the loss
-    has no meaning; its gradient counts.
+    has no meaning, only its gradient.
     """
     logprob, old_logprob = only(logprob, mask), only(old_logprob.detach(), mask)
     advantage = only(advantage.detach(), mask)

@@ -1,8 +1,8 @@
-"""Three estimates, from the tokens that were sampled, of how far the policy is from a reference.
+"""Three estimates of the divergence between policy and reference, from the sampled tokens.
 
 With d = log pi_ref(y) - log pi(y) for a token y drawn from pi, the mean of each estimates
 KL(pi || pi_ref) in nats per token. Schulman 2020, http://joschu.net/blog/kl-approx.html.
-Left out: the exact divergence over the whole vocabulary, which needs both models' logits.
+Not here: the exact divergence over the whole vocabulary, which needs both models' logits.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,8 +47,8 @@ def kl_k3(
         k3 = exp(d) - 1 - d
 
     GRPO's penalty: Shao et al. 2024, eq. 4, https://arxiv.org/abs/2402.03300. verl clips d to
-    [-20, 20] and the result to [-10, 10]; here nothing is clipped, so a policy that has run away
-    shows as such.
+    [-20, 20] and the result to [-10, 10]; here nothing is clipped, so a diverged policy is visible
+    in the metric.
     """
     difference = -kl_k1(logprob, ref_logprob, mask)
     # expm1, because exp(d) - 1 loses all digits of a small d.

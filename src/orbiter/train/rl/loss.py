@@ -29,7 +29,7 @@ class PolicyLoss(NamedTuple):
 
 
 class ValueLoss(NamedTuple):
-    """The value function's loss, and how often the clip held it back."""
+    """The value function's loss, and how often the clip was active."""
 
     loss: Tensor
     """Scalar to minimise: half the mean squared error, in squared units of reward."""
@@ -49,7 +49,7 @@ def clipped_surrogate(
     max_length: int | None = None,
     ratio: Literal["token", "sequence"] = "token",
 ) -> PolicyLoss:
-    """Score a step of the policy, forbidding it to earn by going too far.
+    """Return PPO's clipped policy loss, which gives no gain for ratios outside the clip range.
 
         rho_t = exp(log pi(y_t) - log pi_old(y_t))
         L     = agg_t  -min(rho_t A_t, clip(rho_t, 1 - clip_range, 1 + clip_range_high) A_t)
@@ -63,8 +63,8 @@ def clipped_surrogate(
         old_logprob: Of the policy that sampled; a constant.
         advantage: Aligned with the tokens; a constant.
         mask: True on the tokens to train on.
-        clip_range: The ratio earns nothing below 1 - clip_range ...
-        clip_range_high: ... nor above 1 + clip_range_high; None for clip_range on both sides.
+        clip_range: Ratios below 1 - clip_range gain nothing.
+        clip_range_high: Nor do ratios above 1 + clip_range_high; None means clip_range.
         aggregation: See `aggregate`.
         max_length: See `aggregate`.
         ratio: "sequence" gives every token the geometric mean of its row's ratios: GSPO, Zheng et
@@ -99,7 +99,7 @@ def clipped_value_loss(
     aggregation: Aggregation = "token",
     max_length: int | None = None,
 ) -> ValueLoss:
-    """Score the value function, forbidding one update to move it further than `clip_range`.
+    """Return the value loss; moving a value further than `clip_range` in one update gains nothing.
 
         V_clip = clip(V, V_old - clip_range, V_old + clip_range)
         L      = agg_t  max((V - R)^2, (V_clip - R)^2) / 2
@@ -130,20 +130,20 @@ def aggregate(
     aggregation: Aggregation,
     max_length: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Turn one loss a token into one number.
+    """Reduce per-token losses to one number.
 
         "token"     sum over all tokens / number of trained tokens     DAPO, eq. 8; verl's default
         "sequence"  mean over rows of the mean over the row's tokens   GRPO, eq. 3
         "constant"  sum over all tokens / (rows * max_length)          Dr. GRPO, section 3
 
-    "sequence" lets a token of a short answer weigh more; "constant" lets no length matter. A row
-    without a trained token counts in none of them.
+    "sequence" gives a token of a short answer more weight; with "constant" the weight does not
+    depend on length. Rows without a trained token are left out of all three.
 
     Args:
-        per_token: Losses; what stands outside the mask is not looked at.
+        per_token: Losses; entries outside the mask are ignored.
         mask: True on the tokens to train on.
-        aggregation: Which of the three.
-        max_length: Tokens; the constant of "constant", the same for every batch of a run.
+        aggregation: Which of the three reductions.
+        max_length: The divisor of "constant", in tokens; the same for every batch of a run.
     """
     if aggregation == "token":
         return masked_mean(per_token, mask)
@@ -156,7 +156,7 @@ def aggregate(
 
 
 def entropy(logits: Float[Tensor, "*axes V"]) -> Float[Tensor, "*axes"]:
-    """Return how undecided each distribution is, in nats: 0 when certain, log V when uniform.
+    """Return the entropy of each distribution in nats: 0 if certain, log V if uniform.
 
     H = -sum_v p_v log p_v = logsumexp(z) - sum_v p_v z_v
     """

@@ -1,6 +1,6 @@
-"""Sums, means and variances over the entries that count.
+"""Sums, means and variances over the entries selected by a mask.
 
-Left out: anything about reinforcement learning.
+Not here: anything about reinforcement learning.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def only(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """Put zero where the mask is False, in the value and in the gradient, NaN or not.
+    """Set value and gradient to zero where the mask is False, even where the value is NaN.
 
     Applied to inputs rather than to results: zero times the gradient of a NaN is still NaN.
     """
@@ -26,7 +26,7 @@ def masked_sum(
 def masked_mean(
     x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"], *, dim: int | None = None
 ) -> Float[Tensor, "..."]:
-    """Average the entries whose mask is True; the average of none is 0."""
+    """Average the entries whose mask is True; 0 if no entry is selected."""
     return masked_sum(x, mask, dim=dim) / mask.sum(dim=dim).clamp(min=1)
 
 
@@ -35,7 +35,7 @@ def masked_var(
 ) -> Float[Tensor, "..."]:
     """Return the sample variance (divided by n - 1) of the entries whose mask is True.
 
-    The variance of fewer than two entries is 0: nothing is known of their spread.
+    The variance of fewer than two entries is 0.
     """
     x = only(x, mask)
     mean = masked_mean(x, mask, dim=dim)
@@ -45,7 +45,7 @@ def masked_var(
 
 
 def all_equal(x: Float[Tensor, "*axes N"], mask: Bool[Tensor, "*axes N"]) -> Bool[Tensor, "*axes"]:
-    """Say where no two entries of the last axis whose mask is True differ."""
+    """Return where all entries of the last axis whose mask is True are equal."""
     highest = x.masked_fill(~mask, -torch.inf).amax(dim=-1)
     lowest = x.masked_fill(~mask, torch.inf).amin(dim=-1)
     return highest <= lowest

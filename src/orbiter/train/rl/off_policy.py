@@ -20,13 +20,13 @@ def episode_log_ratio(
     *,
     episodes: int,
 ) -> Float[Tensor, "E"]:
-    """Return the log of how much likelier the present policy is to sample each episode.
+    """Return each episode's log probability under the current policy minus that under the sampler.
 
         log rho_e = sum over the sampled tokens t of e of  log pi(y_t) - log mu(y_t)
 
     Args:
-        logprob: Of the present policy pi.
-        old_logprob: Of the policy mu that sampled.
+        logprob: Log probabilities under the current policy pi.
+        old_logprob: Log probabilities under the policy mu that sampled.
         mask: True on the sampled tokens.
         episode: The episode that each row belongs to; an episode may have several rows.
         episodes: Number of episodes.
@@ -72,11 +72,11 @@ def awr_weight(
 
 
 def effective_sample_size(log_weight: Float[Tensor, "E"]) -> Float[Tensor, ""]:
-    """Return how many episodes of the present policy the weighted ones are worth.
+    """Return the number of episodes of the current policy that the weighted ones are worth.
 
         (sum_e w_e)^2 / sum_e w_e^2
 
-    Kong 1992. It is E for equal weights and 1 where one episode has all the weight. Computed from
+    Kong 1992. It is E for equal weights and 1 if one episode has all the weight. Computed from
     logarithms, so no ratio is too large or too small.
     """
     return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()

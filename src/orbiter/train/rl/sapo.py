@@ -1,4 +1,4 @@
-"""SAPO's policy loss: a smooth gate takes the place of the clip.
+"""SAPO's policy loss, which replaces the clip by a smooth gate.
 
 Gao et al. 2025, https://arxiv.org/abs/2511.20347.
 """

@@ -1,4 +1,4 @@
-"""Credit for each turn of an episode: what happened after it, compared with other episodes.
+"""Credit assignment for each turn of an episode: its later rewards, compared with other episodes.
 
 Axes: P tasks, G episodes of each, K turns of each. `valid` is False for turns that an episode does
 not have, and for episodes that do not count; those entries may hold anything.
@@ -52,15 +52,15 @@ def turn_advantage(
         compare="group"   the mean of G_hj over all turns j of the other episodes h
 
     "turn" is MT-GRPO, Zeng et al. 2025, https://arxiv.org/abs/2505.11821; "group" is
-    Kevin, Baronio et al. 2025, https://arxiv.org/abs/2507.11948. Both papers put the
-    episode itself into the mean. That is harmless where all episodes have equally many turns; where
-    the policy decides when to stop, it scales the gradient of a turn by the number of episodes that
-    got there, and lets a late turn pay for an early one. Here the baseline never depends on the
-    episode itself, so that without the division by the standard deviation the expected gradient is
-    exactly (n - 1) / n times that of the expected return. With one turn an episode both are GRPO.
+    Kevin, Baronio et al. 2025, https://arxiv.org/abs/2507.11948. Both papers include the episode
+    itself in the mean. That is harmless if all episodes have equally many turns; if the policy
+    decides when to stop, it scales the gradient of a turn by the number of episodes that reached
+    it, and lets a late turn pay for an early one. Here the baseline never depends on the episode
+    itself, so that without the division by the standard deviation the expected gradient is exactly
+    (n - 1) / n times that of the expected return. With one turn per episode both equal GRPO.
 
     Raises:
-        DataError: a group of fewer than two episodes.
+        DataError: a group has fewer than two episodes.
     """
     _check_group(return_)
     return_ = only(return_, valid)
@@ -87,7 +87,7 @@ def state_advantage(
     scale: Literal["std", "none"] = "std",
     eps: float = 1e-6,
 ) -> Float[Tensor, "P G K"]:
-    """Return how much better each turn's return is than those of turns in the same state.
+    """Return how much better each turn's return is than that of other turns in the same state.
 
         A^S_ek = (G_ek - mean of G over the group's turns in state s_ek) / (std of the same + eps)
 
@@ -99,7 +99,7 @@ def state_advantage(
         state: Equal numbers mean the same state, within a group.
         valid: See the head of this file.
         scale: Whether to divide by the standard deviation of the state's returns.
-        eps: Keeps states whose returns are almost equal from being blown up.
+        eps: Keeps the advantages of states with almost equal returns small.
     """
     axes = return_.shape
     returns, states, counted = only(return_, valid).flatten(1), state.flatten(1), valid.flatten(1)
@@ -153,7 +153,7 @@ def turn_gae(
 def _of_others(
     total: Float[Tensor, "P G *K"], count: Int[Tensor, "P G *K"], *, axis: int
 ) -> Float[Tensor, "P G *K"]:
-    """Return the mean over a group without each episode's own part; 0 where nothing is left."""
+    """Return the group's mean without each episode's own part; 0 if nothing else is left."""
     others = count.sum(dim=axis, keepdim=True) - count
     return (total.sum(dim=axis, keepdim=True) - total) / others.clamp(min=1)
 

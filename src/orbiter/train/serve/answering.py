@@ -1,7 +1,8 @@
-"""From a conversation to a queued reply: render and tokenise it, check that it fits, submit it.
+"""Turn a conversation into a queued reply: render it, tokenise it, check its length, submit it.
 
-Rendering and tokenising run on a thread beside the event loop, because a long prompt would keep
-every other client waiting; a text that cannot fit the model's context is refused before that.
+Rendering and tokenising run on a separate thread, off the event loop, because a long prompt
+would keep every other client waiting; a text that cannot fit the model's context is refused before
+that.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ R = TypeVar("R")
 
 
 class Answering:
-    """A model that answers conversations, for a server and for a policy in training alike."""
+    """A model that answers conversations; used by a server and by a policy in training."""
 
     def __init__(self, policy: Policy, batcher: Batcher) -> None:
-        """Take the model and its decode loop."""
+        """Answer with this model through its decode loop."""
         self.policy, self.batcher = policy, batcher
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orbiter-prompt")
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def beside(self, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run work on prompts beside the event loop."""
+        """Run work on prompts outside the event loop."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, functools.partial(fn, *args, **kwargs))
 
     async def prompt(self, request: ChatRequest) -> list[int]:
-        """Write the conversation as the model reads it, exactly as in training.
+        """Return the conversation as the model's prompt, exactly as in training.
 
         Raises:
-            Refusal: 400: it is too long, or the chat template does not take it.
+            Refusal: 400: it is too long, or the chat template rejects it.
         """
         self.check_length(request)
         return await self.beside(self.render, request.chat, request.offered)
@@ -63,7 +64,7 @@ class Answering:
         """Return a conversation as the chat template writes it.
 
         Raises:
-            Refusal: 400: there is no template, or it does not take this conversation.
+            Refusal: 400: there is no template, or it rejects this conversation.
         """
         tokenizer = self.policy.tokenizer
         if tokenizer.chat_template is None:
@@ -78,7 +79,7 @@ class Answering:
         except DataError as error:
             raise Refusal(400, str(error), param="messages") from error
         except Exception as error:
-            problem = f"the chat template does not take this conversation: {error!r:.200}"
+            problem = f"the chat template rejects this conversation: {error!r:.200}"
             raise Refusal(400, problem, param="messages") from error
 
     def check_length(self, request: ChatRequest) -> None:
@@ -97,7 +98,7 @@ class Answering:
         """Queue a request.
 
         Raises:
-            Refusal: 429: too many requests wait.
+            Refusal: 429: too many requests are waiting.
         """
         if self.batcher.full:
             raise Refusal(429, "too many requests are waiting; try again in a second")
@@ -116,7 +117,7 @@ def too_long(context: int, prompt_tokens: object, answer: int) -> Refusal:
 
 
 def as_refusal(error: Exception) -> Refusal:
-    """Turn what kept the model from answering into an answer."""
+    """Return the error response for an exception that kept the model from answering."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, StaleWeightsError):

@@ -1,6 +1,6 @@
-"""The routes: a request's way from its bytes to the answer's.
+"""The HTTP routes: parse a request, have it answered, and send the answer.
 
-Sockets and the life of the server are in `server.py`.
+Sockets, start and stop of the server are in `server.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orbiter.train.serve.stream import events
 from orbiter.train.serve.terms import Terms
 
 LARGEST_BODY = 16 << 20
-"""Bytes of a request at most."""
+"""The largest accepted request body, in bytes."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,7 +41,7 @@ class Endpoint:
     """Answers requests to one model, under one name."""
 
     def __init__(self, answering: Answering, terms: Terms) -> None:
-        """Take the model and what is offered."""
+        """Serve this model on these terms."""
         self._answering, self._policy = answering, answering.policy
         self._batcher, self._terms = answering.batcher, terms
         self._asked = 0
@@ -68,7 +68,7 @@ class Endpoint:
         return guarded
 
     async def health(self, _: Request) -> Response:
-        """Say that the server answers, and how busy it is; needs no token."""
+        """Report that the server is running and how busy it is; needs no token."""
         batcher = self._batcher
         return _json(
             {
@@ -93,7 +93,7 @@ class Endpoint:
         return _json(self._card())
 
     async def answer(self, dialect: Dialect, request: Request) -> Response:
-        """Answer a conversation, whole or in pieces."""
+        """Answer a conversation, in one piece or as a stream."""
         try:
             return await self._answer(dialect, request)
         except Refusal as refusal:
@@ -118,7 +118,7 @@ class Endpoint:
         return _json(writer.whole())
 
     def _sampling(self, asked: ChatRequest, prompt_tokens: int, number: int) -> Sampling:
-        """Check that the answer fits, and fill in what the request leaves open."""
+        """Check that the answer fits, and fill in the settings that the request does not give."""
         n, most = asked.n or 1, self._terms.max_rows
         if n > most:
             raise Refusal(400, f"n={n} is more than this server's {most}", param="n")
@@ -135,7 +135,7 @@ class Endpoint:
         )
 
     def _longest(self, asked: ChatRequest, prompt_tokens: int) -> int:
-        """Return the answer's length at most: as asked, or the server's default where it fits."""
+        """Return the answer's maximum length: as requested, or the server's default if it fits."""
         context = self._policy.context_length
         room = context - prompt_tokens
         longest = asked.longest or max(1, min(self._terms.max_tokens, room))
@@ -144,7 +144,7 @@ class Endpoint:
         return longest
 
     def _refusal(self, scope: Scope) -> Refusal | None:
-        """Say why a request may not come in; decided from the raw path and headers alone."""
+        """Return why a request is refused, judged by raw path and headers; None if it is not."""
         if self._terms.token is None:
             refused = refuse_web_pages(scope["headers"])
             return None if refused is None else Refusal(refused.status, refused.message)
@@ -184,13 +184,14 @@ async def _body(request: Request) -> bytes:
 
 
 async def _or_leave(reply: Reply, request: Request) -> None:
-    """Wait for the whole answer, unless the client goes away before.
+    """Wait for the whole answer, unless the client disconnects first.
 
     Raises:
         ClientDisconnect: it did; the answer's rows are dropped.
     """
     whole = asyncio.create_task(reply.finished())
-    gone = asyncio.ensure_future(request.receive())  # the body is read: only the end can come
+    # the body has been read, so the next message can only be a disconnect
+    gone = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait([whole, gone], return_when=asyncio.FIRST_COMPLETED)
         if not whole.done():

@@ -1,8 +1,8 @@
-"""A request to the model, whichever API it came through, and why a request may be refused.
+"""A request to the model in one form for all APIs, and the reasons to refuse a request.
 
 Each API's settings are an allow-list. A setting that is unknown, or known and not supported with a
-value that would change the answer, is refused in a server and dropped in training, where the
-trainer's settings count; it is never ignored in silence.
+value that would change the answer, is refused by a server, and dropped in training, where the
+trainer's settings apply; it is never silently ignored.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ MaxTokens = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
 
 SMALLEST = 1e-5
-"""Smallest temperature beside 0, and smallest top_p: float32 has no room for less."""
+"""Smallest temperature other than 0, and smallest top_p: float32 cannot represent the result of
+less."""
 MOST_STOPS = 64
-"""Stop texts of one request at most."""
+"""The maximum number of stop texts in a request."""
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream holds beside the answer."""
+    """What a stream contains in addition to the answer."""
 
     include_usage: bool | None = None
 
@@ -36,7 +37,7 @@ class StreamOptions(msgspec.Struct):
 class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
     """A conversation to answer, in the form of chat completions; the defaults are OpenAI's.
 
-    null is as good as absent.
+    null counts as absent.
     """
 
     model: str
@@ -65,7 +66,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def longest(self) -> int | None:
-        """The answer's length at most, under either name."""
+        """The maximum length of the answer, under either of its names."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -103,7 +104,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, in OpenAI's words
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
     ) -> None:
-        """Say what was wrong; `param` is the request's field."""
+        """Describe what was wrong; `param` is the request's field."""
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
@@ -120,7 +121,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, in OpenAI's words
         return kind or "invalid_request_error"
 
     def body(self) -> dict[str, object]:
-        """Return what is sent, in OpenAI's form."""
+        """Return the response body, in OpenAI's form."""
         detail = {
             "message": self.message,
             "type": self.kind,
@@ -153,7 +154,7 @@ def decode(body: bytes) -> dict[str, Any]:
 
 
 def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
-    """Read fields as a request.
+    """Convert fields to a request.
 
     Raises:
         Refusal: 400, with the field that is wrong.
@@ -170,12 +171,12 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
 def drop_unsupported(
     fields: dict[str, Any], allowed: Mapping[str, Sequence[object] | None], *, lenient: bool
 ) -> list[str]:
-    """Take out the settings that this server does not support, and return their names.
+    """Remove the settings that this server does not support, and return their names.
 
     Args:
         fields: The request.
-        allowed: The known fields. A list holds the values of an unsupported setting that ask for
-            nothing; None allows every value.
+        allowed: The known fields. A list holds the values of an unsupported setting that have no
+            effect; None allows every value.
         lenient: Drop what is not supported instead of refusing it.
 
     Raises:
@@ -196,7 +197,7 @@ def drop_unsupported(
 
 
 def check_request(request: ChatRequest) -> None:
-    """Check what the types alone do not say.
+    """Check the constraints that the types do not express.
 
     Raises:
         Refusal: 400, with the field that is wrong.
@@ -292,7 +293,7 @@ def _check_text(holder: Mapping[str, Any], name: str, place: str) -> None:
 
 
 class Finished(NamedTuple):
-    """A complete answer, taken apart."""
+    """A complete answer, split into text and calls."""
 
     content: str | None
     calls: list[Call]
@@ -300,7 +301,7 @@ class Finished(NamedTuple):
 
 
 def finished(choice: Choice, request: ChatRequest) -> Finished:
-    """Read an answer that is complete: its calls where tools were offered, else its text."""
+    """Split a complete answer into text and calls; without offered tools it is all text."""
     text, reason = choice.text.known, choice.finish_reason or "stop"
     if not request.offered:
         return Finished(text, [], reason)
@@ -312,7 +313,7 @@ def finished(choice: Choice, request: ChatRequest) -> Finished:
 
 
 class Sheet(NamedTuple):
-    """What every piece of an answer repeats: its key, its time, its model."""
+    """The fields that every piece of an answer repeats: key, time, and model."""
 
     key: str
     """Unique hexadecimal digits, from which the ids of the answer and of its calls are made."""
@@ -320,7 +321,7 @@ class Sheet(NamedTuple):
     model: str
 
     def call_id(self, index: int, place: int) -> str:
-        """Name a call; no other call has this id."""
+        """Return a unique id for a call."""
         return f"call_{self.key}_{index}_{place}"
 
 

@@ -1,4 +1,4 @@
-"""Concurrent requests on one model: rows join and leave at every step of the decode loop.
+"""Serve concurrent requests with one model: rows join and leave at every step of the decode loop.
 
 All state lives on the event loop; only the model's step runs on the engine's thread. What a row
 draws depends on its own seed and prompt, never on its neighbours. How rows are kept in the model is
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 JOIN_TOKENS = 4096
-"""New prompt tokens that join in one step at most, so that rows under way wait only briefly."""
+"""The maximum number of new prompt tokens that join in one step, so that active rows wait only
+briefly."""
 CACHE_BYTES = 1 << 30
-"""Memory for the keys and values of prefixes that were run before."""
+"""Memory for the keys and values of cached prefixes, in bytes."""
 
 
 class StaleWeightsError(StateError):
@@ -51,11 +52,11 @@ class Row:
     noise: list[float]
     """The uniform random number for each token to come."""
     recovered_at: int = -1
-    """Tokens that it had when the model last failed; -1 if it never did."""
+    """The number of its tokens when the model last failed; -1 if it never did."""
 
     @property
     def wanted(self) -> bool:
-        """Whether the answer is still under way and somebody waits for it."""
+        """Whether the answer is unfinished and a client still waits for it."""
         return self.choice.finish_reason is None and not self.reply.left
 
     def run_token_ids(self) -> list[int]:
@@ -75,15 +76,15 @@ class Batcher:
         cache_bytes: int = CACHE_BYTES,
         on_change: Literal["refresh", "refuse"] = "refresh",
     ) -> None:
-        """Take the policy; its weights are laid out for sampling when the loop begins.
+        """Decode with this policy; its weights are prepared for sampling when the loop begins.
 
         Args:
             policy: The model.
-            max_rows: Answers drawn at the same time at most.
-            max_waiting: Requests that may wait for a free row.
+            max_rows: The maximum number of answers drawn at the same time.
+            max_waiting: The maximum number of requests that wait for a free row.
             cache_bytes: Memory for prefixes that were run before; 0 turns reuse off.
-            on_change: What happens when the policy's weights have changed. "refresh": answers
-                under way end with the weights that they began with (where the model runs through
+            on_change: What happens when the policy's weights have changed. "refresh": active
+                answers end with the weights that they began with (where the model runs through
                 Hugging Face's forward, they fail), and later ones use the new weights. "refuse":
                 every answer fails with `StaleWeightsError` until `refresh` is called.
         """
@@ -96,16 +97,16 @@ class Batcher:
         self._refreshing: list[asyncio.Future[None]] = []
         self._earlier_asked = self._earlier_run = 0
         self.version = 0
-        """How often the weights were laid out anew since the loop began."""
+        """How often the weights were reloaded since the loop began."""
 
     @property
     def running(self) -> int:
-        """Answers that are being drawn."""
+        """The number of answers that are being drawn."""
         return len(self._rows)
 
     @property
     def waiting(self) -> int:
-        """Requests whose answers have not begun."""
+        """The number of requests whose answers have not begun."""
         return len(self._waiting)
 
     @property
@@ -115,16 +116,16 @@ class Batcher:
 
     @property
     def asked_tokens(self) -> int:
-        """Prompt tokens of all answers so far, each prompt as often as it was asked."""
+        """The prompt tokens of all answers so far, counting a repeated prompt each time."""
         return self._earlier_asked + self._decoding.asked_tokens
 
     @property
     def run_tokens(self) -> int:
-        """Prompt tokens that the model really ran for them."""
+        """The prompt tokens that the model actually processed for them."""
         return self._earlier_run + self._decoding.run_tokens
 
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
-        """Queue a request; its answers begin at the next step that has room for them."""
+        """Queue a request; its answers begin at the next step with free rows."""
         if self._closed:
             raise StateError("the server is closing")
         reply = Reply(prompt_ids, sampling, self._policy)
@@ -133,9 +134,9 @@ class Batcher:
         return reply
 
     async def refresh(self) -> None:
-        """Wait for the answers under way, then lay the policy's present weights out anew.
+        """Wait for the active answers to end, then load the policy's current weights.
 
-        Requests that wait begin after that, with the new weights.
+        Waiting requests begin after that, with the new weights.
         """
         done = asyncio.get_running_loop().create_future()
         self._refreshing.append(done)
@@ -143,13 +144,13 @@ class Batcher:
         await done
 
     async def __aenter__(self) -> Batcher:
-        """Begin."""
+        """Start the decode loop."""
         await self._lay_out()
         self._loop = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the loop; every request that still waits fails."""
+        """Stop the loop; every request that is still waiting fails."""
         self._closed = True
         self._loop.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -162,8 +163,8 @@ class Batcher:
                 done.set_exception(closed)
 
     async def _lay_out(self) -> None:
-        """Copy the present weights into a decoder without rows."""
-        # With a snapshot, answers under way end with the weights that they began with.
+        """Copy the current weights into a decoder without rows."""
+        # With a snapshot, active answers end with the weights that they began with.
         snapshot = self._on_change == "refresh"
 
         def make() -> tuple[Decoding, WeightsWatch]:
@@ -188,7 +189,7 @@ class Batcher:
                 self._wanted.clear()
 
     async def _refresh(self) -> None:
-        """Lay the weights out anew; no row is under way."""
+        """Load the current weights; no row is active."""
         asked, run = self.asked_tokens, self.run_tokens
         await self._lay_out()
         self._earlier_asked, self._earlier_run = asked, run
@@ -199,13 +200,13 @@ class Batcher:
                 done.set_result(None)
 
     async def _give_up(self, error: StaleWeightsError) -> None:
-        """Fail the answers under way, and without an automatic refresh those that wait as well."""
+        """Fail the active answers, and without an automatic refresh the waiting ones as well."""
         lost = [row.reply for row in self._rows]
         self._rows = []
         if self._on_change == "refuse":
             lost += self._waiting
             self._waiting.clear()
-            # The rows are gone, but the decoder still has them: start it anew at `refresh`.
+            # The rows were dropped, but the decoder still holds them: `refresh` makes a new one.
             await work(self._decoding.keep, [])
         else:
             await self._refresh()
@@ -213,11 +214,11 @@ class Batcher:
             reply.fail(error)
 
     async def _recover(self, error: Exception) -> None:
-        """After a failure of the model: begin anew with each row by itself, to find the culprit.
+        """After a failure of the model, restart each row by itself to find the one that causes it.
 
-        Rows that had tokens go on; only the requests that fail again when they are alone fail.
+        Rows that had tokens continue; only requests that fail again when run alone fail.
         """
-        log.warning("the model failed (%r); running each answer by itself to find out why", error)
+        log.warning("the model failed (%r); running each answer by itself to find the cause", error)
         rows, self._rows = self._rows, []
         asked, run = self.asked_tokens, self.run_tokens
         await self._lay_out()
@@ -253,7 +254,7 @@ class Batcher:
         self._rows.append(row)
 
     async def _alone(self, reply: Reply) -> None:
-        """Begin one request's answers while nobody else begins."""
+        """Begin the answers of one request, without any other request."""
         kept = self._rows
         new = _rows(reply)
         logits = await work(self._decoding.join, [reply.prompt_ids], [reply.sampling.n])
@@ -263,17 +264,17 @@ class Batcher:
             row.reply.take(row.choice, token)
 
     async def _step(self) -> None:
-        """Draw a token of every answer, those included that begin now."""
+        """Draw one token of every answer, including answers that begin now."""
         kept = _without([i for i, row in enumerate(self._rows) if not row.wanted], len(self._rows))
         old = [self._rows[place] for place in kept]
         moved = len(kept) < len(self._rows)
-        # While weights are to be replaced nobody joins, so that the present rows can run out.
+        # While weights wait to be replaced, no row joins, so that the active rows can finish.
         open_ = not self._refreshing and (self._decoding.continuous or not old)
         joining = self._admit(len(old)) if open_ else []
         new = [row for reply in joining for row in _rows(reply)]
         self._rows = old + new
         drawn = await work(self._advance, kept if moved else None, old, joining)
-        if drawn is None:  # the weights are new, and nobody has begun with the old ones
+        if drawn is None:  # the weights are new, and no answer has begun with the old ones
             self._rows = old
             self._waiting.extendleft(reversed(joining))
             self._refreshing.append(asyncio.get_running_loop().create_future())
@@ -282,13 +283,13 @@ class Batcher:
             row.reply.take(row.choice, token)
 
     def _admit(self, running: int) -> list[Reply]:
-        """Take requests off the queue for which there is room, in the order of their arrival."""
+        """Take as many requests off the queue as fit, in the order of their arrival."""
         joining: list[Reply] = []
         room, tokens = self._max_rows - running, JOIN_TOKENS
         while self._waiting:
             first = self._waiting[0]
             new = 0 if first.left else self._decoding.new_tokens(first.prompt_ids)
-            # The first that joins may be longer than the limit, or it would wait for ever.
+            # The first request may exceed the limit; otherwise it would wait forever.
             fits = first.sampling.n <= room and (not joining or new <= tokens)
             if not first.left and not fits:
                 break
@@ -301,7 +302,7 @@ class Batcher:
     def _advance(
         self, kept: Sequence[int] | None, old: Sequence[Row], joining: Sequence[Reply]
     ) -> list[Drawn] | None:
-        """Run the model, on the engine's thread; None where new weights must be laid out first."""
+        """Run the model on the engine's thread; None if new weights must be loaded first."""
         if kept is not None:
             self._decoding.keep(kept)
         if (old or joining) and self._watch.changed():
@@ -338,9 +339,9 @@ def _rows(reply: Reply) -> list[Row]:
 
 
 def _without(gone: Sequence[int], count: int) -> list[int]:
-    """List the rows that stay; the last row takes the place of one that goes, so few are moved."""
+    """List the remaining rows; the last row fills the gap of a removed one, so few rows move."""
     order = list(range(count))
-    # From the back, so that the places still to be filled keep their meaning.
+    # From the back, so that the positions still to be filled stay valid.
     for place in reversed(gone):
         order[place] = order[-1]
         order.pop()

@@ -1,4 +1,4 @@
-"""Chat completions on the wire: what a request may say, and the answer, whole or in pieces.
+"""Chat completions: reads requests, and writes answers in one piece or as a stream.
 
 Token ids come on request under vLLM's names.
 """
@@ -29,16 +29,16 @@ from orbiter.train.serve.stream import News, event
 DONE = b"data: [DONE]\n\n"
 
 ALLOWED: Mapping[str, Sequence[object] | None] = {
-    # Taken into account.
+    # Supported settings.
     **dict.fromkeys(ChatRequest.__struct_fields__),
-    # Change nothing about the answer.
+    # Settings that do not change the answer.
     **dict.fromkeys(
         (
             "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
             "prompt_cache_options", "prompt_cache_retention", "request_id", "priority",
         )
     ),
-    # Not supported, with the values that ask for nothing.
+    # Unsupported settings, with the values that have no effect.
     "frequency_penalty": [0],
     "presence_penalty": [0],
     "repetition_penalty": [1],
@@ -87,7 +87,7 @@ class ChatWriter:
     """Writes one reply as a chat completion, with the tokenizer's own pieces of text."""
 
     def __init__(self, reply: Reply, request: ChatRequest, sheet: Sheet, tokenizer: Any) -> None:  # noqa: ANN401 - Hugging Face's
-        """Nothing has gone out yet."""
+        """Create a writer that has sent nothing."""
         self._reply, self._request = reply, request
         self._sheet, self._tokenizer = sheet, tokenizer
         self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
@@ -102,14 +102,14 @@ class ChatWriter:
         return body
 
     def opening(self) -> list[bytes]:
-        """Begin every answer."""
+        """Write the pieces that begin every answer."""
         return [
             self._piece(choice, {"role": "assistant", "content": ""}, [], opening=True)
             for choice in self._reply.choices
         ]
 
     def news(self, news: News) -> list[bytes]:
-        """Write what is new of one answer; its tokens are in the first piece."""
+        """Write the new part of one answer; its tokens are in the first piece."""
         choice, deltas = news.choice, list[Message]()
         if news.text:
             deltas.append({"content": news.text})
@@ -128,7 +128,7 @@ class ChatWriter:
         return pieces
 
     def closing(self) -> list[bytes]:
-        """End the stream, with the number of tokens where the request asks for it."""
+        """End the stream, with the token counts if the request asks for them."""
         count = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
         return [event(count), DONE] if self._usage_wanted else [DONE]
 
@@ -163,7 +163,7 @@ class ChatWriter:
         }
 
     def _tokens(self, drawn: Sequence[Drawn]) -> dict[str, object]:
-        """Return what the request wants to know of these tokens: log probabilities, and ids."""
+        """Return the log probabilities and ids of these tokens, if the request asks for them."""
         wanted: dict[str, object] = {"logprobs": None}
         if self._request.logprobs:
             content = [
@@ -178,7 +178,7 @@ class ChatWriter:
 
     def _logprob(self, token_id: int, logprob: float) -> dict[str, object]:
         text = self._tokenizer.decode([token_id])
-        # A token that is part of a character has bytes, but no text to find them by.
+        # A token that is only part of a character has bytes but no text to derive them from.
         as_bytes = None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
         return {"token": text, "logprob": logprob, "bytes": as_bytes}
 
@@ -191,7 +191,7 @@ class ChatWriter:
         finish_reason: str | None = None,
         opening: bool = False,
     ) -> bytes:
-        """Write a piece, with the tokens drawn since the one before."""
+        """Write one piece of the stream, with the tokens drawn since the previous piece."""
         part = {"index": choice.index, "delta": delta, "finish_reason": finish_reason}
         part |= self._tokens(tokens)
         body = self._head("chat.completion.chunk") | {"choices": [part]}

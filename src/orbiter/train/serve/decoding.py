@@ -1,10 +1,10 @@
-"""Rows that join and leave while a model decodes, which is what continuous batching needs.
+"""Decode rows that join and leave at any step, which is continuous batching.
 
 `Slots` keeps each row's keys and values in its own slot, so that a row may join or leave at any
-step; it runs the engine's own layers, for the families that the fast forward knows. What a row
-shares with any prompt or answer that was run before is copied from a `PrefixStore` and not run
-again. `Windows` serves every other model through the engine's generic decoder, where rows join only
-when no other row is left, and nothing is reused. Sampling is in `batching.py`.
+step; it runs the engine's own layers, for the families that the fast forward knows. A prefix that
+an earlier prompt or answer already ran is copied from a `PrefixStore`, not run again. `Windows`
+serves every other model through the engine's generic decoder, where rows join only when no other
+row is left, and nothing is reused. Sampling is in `batching.py`.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
 
 FIRST_LENGTH = 256
-"""Tokens that a slot has room for at first; the room doubles."""
+"""The initial capacity of a slot in tokens; it doubles when needed."""
 KEPT_BYTES = 256 << 20
-"""Memory of empty slots that is kept for the next rows; more than this is given back."""
+"""Memory of empty slots that is kept for later rows; any more is released."""
 SHARED_TOKENS = 8
 """Prompts that join together wait for one another if they share at least this many new tokens."""
 
 
 class Decoding(Protocol):
-    """A model in the middle of drawing rows that do not begin and end together."""
+    """Rows of a model that are being decoded and do not begin or end together."""
 
     continuous: bool
-    """Whether rows may join others that are under way."""
+    """Whether rows may join while others are active."""
     snapshot: bool
-    """Whether rows under way do not see a change of the policy's weights."""
+    """Whether active rows are unaffected by a change of the policy's weights."""
     asked_tokens: int
-    """Prompt tokens of all rows that joined, each prompt as often as it was asked."""
+    """The prompt tokens of all rows that joined, counting a repeated prompt each time."""
     run_tokens: int
-    """Prompt tokens that the model really ran for them."""
+    """The prompt tokens that the model actually processed for them."""
 
     def new_tokens(self, prompt: Sequence[int]) -> int:
         """Count the tokens of a prompt that would have to be run."""
@@ -57,20 +57,20 @@ class Decoding(Protocol):
         """Run prompts, append `copies` rows for each, and return the logits of the next token."""
 
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
-        """Append one token to every row and return the logits of the next."""
+        """Append one token to every row and return the logits of the next token."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let row i be what row rows[i] is; forget the others."""
+        """Make row i the former row rows[i]; drop the others."""
 
 
 def decoding(policy: Policy, *, cache_bytes: int, snapshot: bool) -> Decoding:
-    """Lay the policy's present weights out so that rows can be drawn from them.
+    """Prepare the policy's current weights for decoding rows.
 
     Args:
         policy: The model.
         cache_bytes: Memory for prefixes that were run before; 0 runs every prompt anew.
         snapshot: Copy the embedding and the norms too, so that a change of the policy's weights
-            does not reach rows under way (on a CPU; see `Decoding.snapshot`).
+            does not affect active rows (on a CPU; see `Decoding.snapshot`).
     """
     if isinstance(policy.forward, FastForward):
         return Slots(policy.forward, cache_bytes=cache_bytes, snapshot=snapshot)
@@ -97,7 +97,7 @@ class Slots:
 
     @torch.inference_mode()
     def __init__(self, forward: FastForward, *, cache_bytes: int, snapshot: bool) -> None:
-        """Lay the weights out for sampling; the cache grows with what is asked."""
+        """Prepare the weights for sampling; the cache grows as rows need it."""
         body, shape = forward.body, forward.shape
         weight, norm = body.embed_tokens.weight, body.norm.weight
         self._forward = forward
@@ -122,7 +122,7 @@ class Slots:
 
     @torch.inference_mode()
     def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "R V"]:
-        """Run what is new of each distinct prompt once, and copy it to all its rows' slots."""
+        """Run the new part of each distinct prompt once, and copy it to all its rows' slots."""
         # One entry per row, so a prompt with n copies appears n times.
         of_row = list(chain.from_iterable(map(repeat, map(tuple, prompts), copies)))
         first = len(self._length)
@@ -168,7 +168,7 @@ class Slots:
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        """Move only the rows that change their place; what the others ran goes to the store."""
+        """Move only the rows that change position; dropped rows' prefixes go to the store."""
         stay = set(rows)
         for row, tokens in enumerate(self._tokens):
             if row not in stay:
@@ -188,7 +188,7 @@ class Slots:
     def _split(
         self, waiting: Sequence[tuple[int, ...]], leader: dict[tuple[int, ...], int]
     ) -> tuple[list[tuple[int, ...]], list[list[_Pending]]]:
-        """Choose the prompts that can run now: those that wait share a beginning with one of them.
+        """Choose the prompts to run now; others wait if they share a beginning with one of them.
 
         Prompts of similar length run together, so that little of the attention is padding.
         """
@@ -211,9 +211,9 @@ class Slots:
         return later, list(ready.values())
 
     def _prefill(self, ready: Sequence[_Pending]) -> Float[Tensor, "P V"]:
-        """Run the new tokens of these prompts in their leading rows, and remember them."""
+        """Run the new tokens of these prompts in their leading rows, and store their prefixes."""
         device = self._length.device
-        # Looked up again: a group that ran before this one may have pushed prefixes out.
+        # Looked up again, because an earlier group may have evicted prefixes.
         pending = [each._replace(path=self._path(each.token_ids)) for each in ready]
         for each in pending:
             self._recall(each)
@@ -228,7 +228,7 @@ class Slots:
         position = at[rectangle.real]
         row = rows[:, None].expand_as(rectangle.real)[rectangle.real]
         first, last = pending[0].row, pending[-1].row + 1
-        adjacent = last - first == len(pending)  # then their slots are a view, and not a copy
+        adjacent = last - first == len(pending)  # so that their slots are a view, not a copy
         slots: Any = slice(first, last) if adjacent else rows
 
         def prefill(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -266,12 +266,12 @@ class Slots:
                 cache[places, :, :longest] = cache[sources, :, :longest]
 
     def _remember(self, row: int, token_ids: Sequence[int]) -> None:
-        """Keep a row's keys and values for whatever begins with the same tokens."""
+        """Store a row's keys and values for later prompts that begin with the same tokens."""
         if self._store.limit:
             self._store.add(token_ids, [k[row] for k in self._k], [v[row] for v in self._v])
 
     def _reserve(self, rows: int, length: int) -> None:
-        """Make room for this many rows of this length; what is there moves into a larger cache."""
+        """Make room for this many rows of this length, if needed in a larger cache."""
         slots, heads, room, width = self._k[0].shape
         if rows <= slots and length <= room:
             return
@@ -280,13 +280,13 @@ class Slots:
         used = len(self._length)
         for caches in (self._k, self._v):
             for number, cache in enumerate(caches):
-                # Zeros: what a row does not see has weight 0, and 0 x NaN would still be NaN.
+                # Zeros, because masked cells get weight 0, and 0 x NaN would still be NaN.
                 larger = cache.new_zeros(slots, heads, larger_room, width)
                 larger[:used, :, :room] = cache[:used]
                 caches[number] = larger
 
     def _bias(self, seen: Tensor) -> Tensor:
-        """Turn "sees" into what is added to a score: 0, or minus infinity."""
+        """Convert a mask of visible cells to a bias on the scores: 0, or minus infinity."""
         blank = torch.zeros(seen.shape, dtype=self._forward.dtype, device=seen.device)
         return blank.masked_fill_(~seen, -math.inf)
 
@@ -307,13 +307,13 @@ class Slots:
 
 
 class Windows:
-    """Batches that begin together: for models that only Hugging Face's own forward can run."""
+    """Batches whose rows begin together, for models that need Hugging Face's own forward."""
 
     continuous = False
     snapshot = False
 
     def __init__(self, policy: Policy) -> None:
-        """Take the policy, whose weights are read when a batch begins."""
+        """Decode with this policy, whose weights are read when a batch begins."""
         self._policy = policy
         self._decoder: Decoder | None = None
         self.asked_tokens = self.run_tokens = 0
@@ -340,7 +340,7 @@ class Windows:
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these."""
+        """Keep only these rows."""
         assert self._decoder is not None, "rows have joined"
         if rows:
             self._decoder.keep(torch.tensor(list(rows), device=self._policy.device))

@@ -1,4 +1,4 @@
-"""The APIs that a model is asked through, found by a request's path."""
+"""The APIs that the server speaks, chosen by a request's path."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from orbiter.train.serve.stream import Writer
 
 
 class Parse(Protocol):
-    """Reads a request."""
+    """Parses a request."""
 
     def __call__(self, body: bytes, *, lenient: bool = False) -> Parsed:
-        """Read it, or refuse it; `lenient` drops settings that are not supported."""
+        """Parse or refuse it; `lenient` drops settings that are not supported."""
 
 
 class Dialect(NamedTuple):
     """How one API writes requests and answers."""
 
     path: str
-    """Where the server has it; clients of other providers may put anything before it."""
+    """The API's path on the server; clients of other providers may put any prefix before it."""
     parse: Parse
     writer: Callable[[Reply, ChatRequest, Sheet, Any], Writer]
     refused: Callable[[Refusal], dict[str, object]]

@@ -12,12 +12,12 @@
 A session is one episode of one agent. It answers chat completions, Responses and Anthropic
 messages, whole and streamed, and keeps every answer as a `Turn`. The trainer's sampling settings
 apply, not the agent's (`session.overridden` and `session.dropped` count the agent's settings that
-had no effect). What is drawn depends on the session's seed, on the prompt and on how often the same
-prompt was asked, so neither on the order of arrival nor on other sessions.
+had no effect). An answer depends only on the session's seed, the prompt, and how often that prompt
+was asked before, not on the order of arrival or on other sessions.
 
 Prompts keep the tokens that were sampled (`splice.py`), and only new tokens run (`prefix.py`).
-The weights are the policy's own. An update without `refresh` makes every later answer fail with
-`StaleWeightsError`; nothing is ever drawn from old weights unnoticed.
+The weights are the policy's own. After an update without `refresh`, every later answer fails with
+`StaleWeightsError`, so nothing is drawn from old weights unnoticed.
 
 The decode loop runs on its own thread, so a synchronous client may block the thread of the agent's
 event loop without a deadlock. `capture.transport.answered_by(session)` gives a session the calls
@@ -48,21 +48,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveStats:
-    """What a live policy has done since it was opened."""
+    """Counts of a live policy's work since it was opened."""
 
     turns: int
     spliced: int
     drifted: int
-    """Prompts that a re-rendering would have changed."""
+    """Prompts whose tokens a new rendering would have changed."""
     asked_tokens: int
     """Prompt tokens of all turns."""
     run_tokens: int
-    """Prompt tokens that the model really ran; the prefix cache held the others."""
+    """Prompt tokens that the model processed; the others came from the prefix cache."""
     drawn_tokens: int
 
     @property
     def run_share(self) -> float:
-        """Share of the prompt tokens that were really run."""
+        """Share of the prompt tokens that the model processed."""
         return self.run_tokens / self.asked_tokens if self.asked_tokens else 0.0
 
 
@@ -81,16 +81,16 @@ class LivePolicy:
         cache_bytes: int = CACHE_BYTES,
         return_token_ids: bool = False,
     ) -> None:
-        """Start nothing yet.
+        """Check the settings; entering the context starts the loop.
 
         Args:
             policy: The policy; its weights are shared with the trainer.
-            name: The model's name in `GET /v1/models`; answers repeat the name that was asked for.
-            max_rows: Answers drawn at the same time at most.
-            max_new_tokens: Length of an answer at most; an agent may ask for less.
-            temperature: In force for every answer, whatever the agent asks for.
-            top_p: In force for every answer; log probabilities stay those of the full softmax.
-            cache_bytes: Memory for prefixes that were run before; 0 runs every prompt anew.
+            name: The model's name in `GET /v1/models`; answers repeat the requested name.
+            max_rows: The maximum number of answers drawn at the same time.
+            max_new_tokens: The maximum length of an answer; an agent may ask for less.
+            temperature: Used for every answer; the agent's own setting is ignored.
+            top_p: Used for every answer; log probabilities stay those of the full softmax.
+            cache_bytes: Memory for cached prefixes; 0 runs every prompt anew.
             return_token_ids: Put token ids and log probabilities into chat completions, so that
                 `record` captures them too; the turns have them in any case.
         """
@@ -128,7 +128,7 @@ class LivePolicy:
 
     @property
     def stats(self) -> LiveStats:
-        """What was answered so far."""
+        """Counts of the answers so far."""
         return LiveStats(
             turns=self._turns,
             spliced=self._spliced,
@@ -144,8 +144,8 @@ class LivePolicy:
         """Open a session for one episode.
 
         Args:
-            seed: Decides, with the prompts, what is drawn.
-            max_turns: Answers at most; the next request gets a 400.
+            seed: Determines the answers, together with the prompts.
+            max_turns: The maximum number of answers; the next request gets a 400.
             max_episode_tokens: Tokens of the episode at most, prompts and answers, where what a
                 turn shares with the turn that it continues counts once.
         """
@@ -154,9 +154,9 @@ class LivePolicy:
         )
 
     async def refresh(self) -> None:
-        """Take over the policy's present weights: after every update, before the next answer.
+        """Load the policy's current weights; call it after every update, before the next answer.
 
-        Answers under way are waited for. Every kept key and value is forgotten.
+        It waits for active answers, and clears the prefix cache.
         """
         await asyncio.wrap_future(self.submit(self._batcher.refresh()))
 
@@ -171,7 +171,7 @@ class LivePolicy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop; whoever still waits for an answer gets an error."""
+        """Stop; clients that still wait for an answer get an error."""
         assert self._loop is not None
         assert self._thread is not None
         await asyncio.wrap_future(self.submit(self._batcher.__aexit__()))
@@ -202,7 +202,7 @@ class LivePolicy:
 
 
 async def _finish_tasks() -> None:
-    """Wait for whatever still runs on this loop."""
+    """Wait for the tasks that are still running on this loop."""
     tasks: Sequence[asyncio.Task[Any]] = [
         task for task in asyncio.all_tasks() if task is not asyncio.current_task()
     ]

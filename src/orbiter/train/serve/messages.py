@@ -1,4 +1,4 @@
-"""Anthropic's messages on the wire: a request as a conversation, and the answer to it."""
+"""Anthropic's messages: reads a request as a conversation, and writes the answer to it."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class MessagesRequest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 ALLOWED: Mapping[str, Sequence[object] | None] = {
-    # Taken into account.
+    # Supported settings.
     **dict.fromkeys(MessagesRequest.__struct_fields__),
-    # Change nothing about the answer.
+    # Settings that do not change the answer.
     **dict.fromkeys(("metadata", "service_tier", "cache_control", "inference_geo")),
-    # Not supported, with the values that ask for nothing.
+    # Unsupported settings, with the values that have no effect.
     "top_k": [-1, 0],
     "thinking": [{"type": "disabled"}],
 }
@@ -99,7 +99,7 @@ def error_body(refusal: Refusal) -> dict[str, object]:
 
 
 def _turned(message: Message, place: str) -> list[Message]:
-    """Return a message as chat completions have it: the results of tools first, each by itself."""
+    """Return a message in chat completions' form; tool results become messages before it."""
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant"):
         raise Refusal(400, f"role must be user or assistant, got {role!r:.80}", param=place)
@@ -118,7 +118,7 @@ def _turned(message: Message, place: str) -> list[Message]:
 
 
 def _block(block: object, place: str) -> Mapping[str, Any]:
-    """Check the kind of a block; thoughts belong to the answer that they came with."""
+    """Check the kind of a block; drop thoughts, which belong to the answer they came with."""
     kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
     known = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
     if not isinstance(block, Mapping) or kind not in known:
@@ -163,7 +163,7 @@ class MessagesWriter:
     """Writes one reply as a message."""
 
     def __init__(self, reply: Reply, request: ChatRequest, sheet: Sheet, tokenizer: Any) -> None:  # noqa: ANN401 - Hugging Face's
-        """Nothing has gone out yet."""
+        """Create a writer that has sent nothing."""
         del tokenizer  # ids and log probabilities are not part of this API here
         self._reply, self._request, self._sheet = reply, request, sheet
         self._text_open = False
@@ -180,12 +180,12 @@ class MessagesWriter:
         return self._body(content) | self._end(choice)
 
     def opening(self) -> list[bytes]:
-        """Begin the message."""
+        """Write the event that begins the message."""
         body = self._body([]) | {"stop_reason": None, "stop_sequence": None}
         return [_event("message_start", message=body)]
 
     def news(self, news: News) -> list[bytes]:
-        """Write what is new: text as it comes, calls at the end."""
+        """Write the new part: text as it arrives, calls at the end."""
         pieces = []
         wanted = news.text or (news.done is not None and not news.done.calls)
         if wanted and not self._text_open:
@@ -236,7 +236,7 @@ class MessagesWriter:
         return {"type": "tool_use", "id": self._sheet.call_id(0, place), "name": name}
 
     def _end(self, choice: Choice) -> dict[str, object]:
-        """Say why the answer ended."""
+        """Return why the answer ended, in Anthropic's words."""
         reason = finished(choice, self._request).finish_reason
         stop = choice.text.stopped_by
         reasons = {

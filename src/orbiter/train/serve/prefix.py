@@ -1,9 +1,9 @@
-"""Keys and values of token prefixes that were run before, so that no prompt runs twice.
+"""A cache of the keys and values of token prefixes, so that no prompt runs twice.
 
 The store is a tree of tokens: prompts that begin alike share their nodes, whichever turn, sibling,
 branch or task they belong to. Each node owns one row of a pool of keys and values, so a lookup
 costs one dictionary access a token and memory holds every distinct prefix once. When the pool is
-full, the prefixes that were used longest ago go first.
+full, the least recently used prefixes are evicted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 FIRST_TOKENS = 1024
-"""Tokens that the pool has room for at first; the room doubles up to the limit."""
+"""The initial capacity of the pool in tokens; it doubles up to the limit."""
 FREED_SHARE = 0.25
 """Share of the pool that one eviction frees, so that evictions are rare."""
 
@@ -24,12 +24,12 @@ class PrefixStore:
     """A token tree over a pool [tokens, kv_heads, D] of keys and of values for each layer."""
 
     def __init__(self, like: Tensor, layers: int, *, limit_bytes: int) -> None:
-        """Start empty; `like` [*, kv_heads, *, D] gives the pool's shape, type and device."""
+        """Create an empty store; `like` [*, kv_heads, *, D] gives shape, type and device."""
         _, heads, _, width = like.shape
         self._layers = layers
         self._token_bytes = 2 * layers * heads * width * like.element_size()
         self.limit = limit_bytes // self._token_bytes
-        """Tokens that the pool may hold at most."""
+        """The maximum number of tokens in the pool."""
         empty = like.new_empty(0, heads, width)
         self._k, self._v = [empty] * layers, [empty] * layers
         # A child is found by (parent, token). Node 0 is the root, which owns no keys or values.
@@ -87,7 +87,7 @@ class PrefixStore:
         k: Sequence[Float[Tensor, "kv_heads room D"]],
         v: Sequence[Float[Tensor, "kv_heads room D"]],
     ) -> None:
-        """Keep what is new of a row; `k` and `v` hold the whole row, from its first token on."""
+        """Store the new part of a row; `k` and `v` hold the whole row, from its first token on."""
         known = self.match(token_ids)
         new = min(len(token_ids), self.limit) - len(known)
         if new <= 0:
@@ -118,7 +118,7 @@ class PrefixStore:
         return node
 
     def _make_room(self, new: int) -> None:
-        """Grow the pool for new tokens, or forget old prefixes where it may not grow."""
+        """Grow the pool for new tokens, or evict old prefixes if it may not grow."""
         wanted = len(self._child) + new + 1
         if wanted > self.limit + 1:
             # More than is needed now, so that the next rows do not evict again.
@@ -136,7 +136,7 @@ class PrefixStore:
                 pool[layer] = grown
 
     def _evict(self, count: int) -> None:
-        """Forget the nodes used longest ago; the path in use now has the newest mark and stays."""
+        """Evict the least recently used nodes; the path in use has the newest mark and stays."""
         nodes = [n for n in self._child.values() if self._used[n] < self._clock]
         # A node is never used later than its parent; deepest first keeps every prefix whole.
         nodes.sort(key=lambda n: (self._used[n], -self._depth[n]))

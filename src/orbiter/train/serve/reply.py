@@ -1,4 +1,4 @@
-"""A request to the model and the answers to it, which grow token by token.
+"""Defines a request to the model and its answers, which grow token by token.
 
 `batching.py` draws the tokens; `stream.py` and the dialects send them.
 """
@@ -28,10 +28,10 @@ class Sampling:
     seed: int = 0
     """Answer g draws what answer g of `sample([prompt], seed=seed)` draws."""
     top_logprobs: int = 0
-    """How many of the likeliest tokens are reported at each place."""
+    """How many of the likeliest tokens are reported at each position."""
     stops: Sequence[str] = ()
     live: bool = False
-    """Whether the text is wanted while it grows."""
+    """Whether the text is needed while it grows."""
     limit: str | None = None
     """Which limit of the episode made `max_new_tokens` smaller than asked for, if any."""
 
@@ -43,12 +43,12 @@ class Drawn(NamedTuple):
     logprob: float
     """In nats, of the full softmax at the request's temperature; at temperature 0 as at 1."""
     top: list[tuple[int, float]]
-    """The likeliest tokens there, with their log probabilities."""
+    """The likeliest tokens at this position, with their log probabilities."""
 
 
 @dataclass(slots=True)
 class Choice:
-    """One answer, as far as it is drawn."""
+    """One answer, as far as it has been drawn."""
 
     index: int
     text: Text
@@ -58,14 +58,14 @@ class Choice:
 
 
 class Reply:
-    """The answers to one request, which grow by themselves; wait with `changed` or `finished`."""
+    """The growing answers to one request; wait for them with `changed` or `finished`."""
 
     def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, policy: Policy) -> None:
-        """Nothing is drawn yet."""
+        """Create empty answers."""
         self.prompt_ids, self.sampling = list(prompt_ids), sampling
         self.error: Exception | None = None
         self.left = False
-        """Whether nobody waits for it any more."""
+        """Whether no client waits for it any more."""
         self._policy, self._news = policy, asyncio.Event()
         self.choices = [
             Choice(index, Text(self._decode, sampling.stops)) for index in range(sampling.n)
@@ -73,11 +73,11 @@ class Reply:
 
     @property
     def done(self) -> bool:
-        """Whether every answer has come to its end."""
+        """Whether every answer is complete."""
         return all(choice.finish_reason for choice in self.choices)
 
     async def changed(self) -> None:
-        """Wait until there is more to see than at the last call.
+        """Wait until something has been added since the last call.
 
         Raises:
             Exception: the model could not answer.
@@ -98,16 +98,16 @@ class Reply:
             await self.changed()
 
     def leave(self) -> None:
-        """Give up: its rows are dropped before the next step."""
+        """Abandon the reply: its rows are dropped before the next step."""
         self.left = True
 
     def take(self, choice: Choice, drawn: Drawn) -> None:
-        """Add a token to an answer, and end the answer where that is its end."""
+        """Add a token to an answer, and end the answer if the token ends it."""
         sampling = self.sampling
         choice.tokens.append(drawn)
         ended = drawn.token_id in self._policy.stop_token_ids
         live = sampling.live or bool(sampling.stops)
-        # The token that ends the answer is no part of its text, even where it is not special.
+        # The token that ends the answer is not part of its text, even if it is not special.
         cut = not ended and self._spell(choice, drawn.token_id, live=live)
         full = len(choice.tokens) == sampling.max_new_tokens
         if not cut and (ended or full):
@@ -117,7 +117,7 @@ class Reply:
         self._news.set()
 
     def fail(self, error: Exception) -> None:
-        """End without an answer."""
+        """End the reply with an error."""
         self.error = error
         self._news.set()
 

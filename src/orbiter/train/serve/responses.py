@@ -1,4 +1,4 @@
-"""OpenAI's Responses on the wire: a request as a conversation, and the answer, whole or in pieces.
+"""OpenAI's Responses API: reads a request as a conversation; writes whole or streamed answers.
 
 Nothing is kept between requests, so `previous_response_id` and `conversation` are refused: a client
 sends the whole conversation, as it does with `store=False`.
@@ -49,16 +49,16 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 ALLOWED: Mapping[str, Sequence[object] | None] = {
-    # Taken into account.
+    # Supported settings.
     **dict.fromkeys(ResponsesRequest.__struct_fields__),
-    # Change nothing about the answer.
+    # Settings that do not change the answer.
     **dict.fromkeys(
         (
             "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
             "prompt_cache_options", "prompt_cache_retention", "include", "stream_options",
         )
     ),
-    # Not supported, with the values that ask for nothing.
+    # Unsupported settings, with the values that have no effect.
     "background": [False],
     "truncation": ["disabled"],
     "text": [{}, {"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}],
@@ -71,7 +71,7 @@ ALLOWED: Mapping[str, Sequence[object] | None] = {
 """The known settings, see `drop_unsupported`; any other is refused."""
 
 KEPT_ELSEWHERE = ("previous_response_id", "conversation", "prompt")
-"""Settings that stand for messages which only OpenAI's servers have: never dropped."""
+"""Settings that refer to messages stored on OpenAI's servers; they are refused, never dropped."""
 
 
 def parse(body: bytes, *, lenient: bool = False) -> Parsed:
@@ -84,7 +84,7 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
     for name in KEPT_ELSEWHERE:
         if fields.get(name) is not None:
             raise Refusal(
-                400, f"{name} is not supported: nothing is kept here, send the whole conversation",
+                400, f"{name} is not supported: send the whole conversation, none is stored here",
                 param=name,
             )  # fmt: skip
     dropped = drop_unsupported(fields, ALLOWED, lenient=lenient)
@@ -138,7 +138,7 @@ def _add(messages: list[dict[str, Any]], item: Item, place: str) -> None:
         output = item.get("output")
         result = {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
         messages.append(result)
-    elif kind != "reasoning":  # what a model thought belongs to the answer that it came with
+    elif kind != "reasoning":  # reasoning belongs only to the answer that it came with
         raise Refusal(400, f"an item of type {kind!r:.80} is not supported", param=f"{place}.type")
 
 
@@ -160,7 +160,7 @@ class ResponsesWriter:
     """Writes one reply as a response."""
 
     def __init__(self, reply: Reply, request: ChatRequest, sheet: Sheet, tokenizer: Any) -> None:  # noqa: ANN401 - Hugging Face's
-        """Nothing has gone out yet."""
+        """Create a writer that has sent nothing."""
         del tokenizer  # ids and log probabilities are not part of this API here
         self._reply, self._request, self._sheet = reply, request, sheet
         self._number = 0
@@ -190,7 +190,7 @@ class ResponsesWriter:
         return body
 
     def opening(self) -> list[bytes]:
-        """Begin the response."""
+        """Write the events that begin the response."""
         body = self._body("in_progress", [])
         return [
             self._event("response.created", response=body),
@@ -198,7 +198,7 @@ class ResponsesWriter:
         ]
 
     def news(self, news: News) -> list[bytes]:
-        """Write what is new."""
+        """Write the new part of the answer."""
         pieces = []
         wanted = news.text or (news.done is not None and not news.done.calls)
         if wanted and not self._opened:
@@ -295,7 +295,7 @@ class ResponsesWriter:
         }
 
     def _at(self) -> dict[str, Any]:
-        """Name the one part of text."""
+        """Return the fields that identify the answer's only text part."""
         return {"item_id": f"msg_{self._sheet.key}", "output_index": 0, "content_index": 0}
 
     def _event(self, kind: str, **fields: object) -> bytes:

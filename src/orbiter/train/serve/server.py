@@ -1,9 +1,9 @@
-"""A trained policy behind an OpenAI-compatible endpoint.
+"""Serve a trained policy behind an OpenAI-compatible endpoint.
 
     async with PolicyServer("runs/model", port=8000) as server:
         print(server.url)
 
-Routes are in `app.py`. TLS, several models and several machines are the work of a proxy in front.
+Routes are in `app.py`. For TLS, several models or several machines, put a proxy in front.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ class PolicyServer:
         return_token_ids: bool = False,
         seed: int = 0,
     ) -> None:
-        """Load nothing yet.
+        """Check the settings; the model is loaded when the server opens.
 
         Args:
             model: "smollm2-135m", "tiny", a folder, a name on the hub; or a policy in this process
                 (`await trainer.policy()`), whose updates later answers follow.
             host: Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for everybody.
             port: 0 takes a free one.
-            name: What clients call the model; absent means the folder's or the model's own name.
-            token: What clients must send as their API key. Where others can reach the host and
-                none is given, one is generated: see `token`.
+            name: The model's name for clients; by default the folder's or the model's own name.
+            token: The API key that clients must send. If other machines can reach the host and none
+                is given, one is generated; see `token`.
             dtype: Arithmetic of the products: "float32", "bfloat16", or "auto" for the faster one
                 on this machine.
             device: "cpu", "cuda", "mps", or "auto".
             max_rows: Answers drawn at the same time at most; more need more memory.
-            max_waiting: Requests that may wait for a place; a further one gets a 429.
-            max_tokens: Longest answer where the request sets no limit.
+            max_waiting: The maximum number of waiting requests; a further one gets a 429.
+            max_tokens: The longest answer if the request sets no limit.
             return_token_ids: Send token ids and log probabilities with every chat completion: for
                 capturing agents whose requests you cannot change.
-            seed: Decides what is drawn for requests without a seed, by their order.
+            seed: Determines the answers to requests without a seed, by their order.
         """
         check_port(port)
         if token is None and not is_loopback(host):
@@ -91,7 +91,7 @@ class PolicyServer:
 
     @property
     def token(self) -> str | None:
-        """The token that clients must send; None where only this machine can reach the server."""
+        """The token that clients must send; None if only this machine can reach the server."""
         return self._terms.token
 
     @property
@@ -106,7 +106,7 @@ class PolicyServer:
         return f"{http_address(self._host, self._port)}/v1"
 
     async def __aenter__(self) -> Self:
-        """Load the model and start to answer.
+        """Load the model and start answering.
 
         Raises:
             ConfigError: the address cannot be used.
@@ -137,7 +137,7 @@ class PolicyServer:
             await asyncio.shield(serving)
 
     async def _open(self, stack: AsyncExitStack, *, signals: bool) -> asyncio.Task[None]:
-        """Take the address, load the model, listen; the stack undoes all of it."""
+        """Bind the address, load the model, and listen; the stack undoes each step."""
         require("starlette", extra="serve")
         require("torch", extra="train")
         from orbiter.train.engine.thread import work
@@ -181,7 +181,7 @@ def run_server(
     seed: int = 0,
     on_ready: Callable[[PolicyServer], object] | None = None,
 ) -> None:
-    """Serve a model until Ctrl-C or SIGTERM: what `orbiter-train serve MODEL_DIR` runs."""
+    """Serve a model until Ctrl-C or SIGTERM: this is `orbiter-train serve MODEL_DIR`."""
     server = PolicyServer(
         model,
         host,
@@ -213,7 +213,7 @@ def _load(model: str | os.PathLike[str] | Policy, dtype: str, device: str) -> Po
 
 
 def _name(model: object) -> str:
-    """Name a model after its folder, or by the name that it was given."""
+    """Return a model's name: the one given, or its folder's."""
     if not isinstance(model, (str, os.PathLike)):
         return "policy"
     text = os.fspath(model)

@@ -1,4 +1,4 @@
-"""One episode of an agent on a live policy: its requests answered, and every answer recorded."""
+"""One episode of an agent on a live policy: answers its requests and records every answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orbiter.train.serve.stream import Writer, events
 
 T = TypeVar("T")
 END = None
-"""What a stream of chunks ends with, on its way between threads."""
+"""Marks the end of a stream of chunks that is passed between threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +40,16 @@ class Turn:
     tools: list[dict[str, Any]] | None
     prompt_token_ids: list[int]
     token_ids: list[int]
-    """What was drawn, with the token that ended it."""
+    """The drawn tokens, including the one that ended the answer."""
     logprobs: list[float]
     """Log probability of each drawn token in nats, of the full softmax at the temperature."""
     finish_reason: str
-    """"stop", "length", or "cancelled" where the agent left before the end."""
+    """"stop", "length", or "cancelled" if the agent disconnected before the end."""
     weights_version: int
     reply: Message
     """The answer as a message, with its calls."""
     continues: int | None
-    """The turn whose tokens the prompt begins with; None where a new stream begins."""
+    """The turn whose tokens the prompt begins with; None if a new stream begins."""
     drift: bool
     """Whether a re-rendering of the conversation would have given other prompt tokens."""
     temperature: float
@@ -65,7 +65,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer over HTTP, without HTTP."""
+    """An HTTP response that is passed in memory."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -82,7 +82,7 @@ class BlockingResponse:
 
 
 class Host(Protocol):
-    """What a session needs of its `LivePolicy`."""
+    """What a session needs from its `LivePolicy`."""
 
     max_new_tokens: int
     temperature: float
@@ -116,13 +116,14 @@ class LiveSession:
         self.seed, self.max_turns, self.max_episode_tokens = seed, max_turns, max_episode_tokens
         self.turns: list[Turn] = []
         self.stop_reason: str | None = None
-        """Which limit the agent ran into: "max_turns", "max_tokens" or "context"; else None."""
+        """The limit that the agent reached: "max_turns", "max_tokens" or "context"; None if
+        none."""
         self.tokens = 0
         """Tokens of the episode so far, each once."""
         self.dropped: Counter[str] = Counter()
-        """Settings that requests named and that are not supported, by name."""
+        """Unsupported settings that requests contained, by name."""
         self.overridden: Counter[str] = Counter()
-        """Sampling settings that requests named and that the trainer decides, by name."""
+        """Sampling settings in requests that the trainer's settings replaced, by name."""
         self._live = live
         self._splicer = Splicer(live.answering)
         self._replies: set[Reply] = set()
@@ -154,7 +155,7 @@ class LiveSession:
     def handle_blocking(
         self, path: str, headers: Mapping[str, str], body: bytes
     ) -> BlockingResponse:
-        """Answer a request from a thread that may wait."""
+        """Answer a request and block the calling thread meanwhile."""
         answered = self._live.submit(self._answer(path, headers, body)).result()
 
         def chunks() -> Iterator[bytes]:
@@ -167,19 +168,19 @@ class LiveSession:
         return BlockingResponse(answered.status, answered.headers, chunks())
 
     def close(self) -> None:
-        """End the episode: answers under way are dropped, later requests get 410."""
+        """End the episode: active answers are dropped, and later requests get 410."""
         self._closed = True
         for reply in tuple(self._replies):
             reply.leave()
 
     def _leave(self, chunks: AsyncIterator[bytes]) -> None:
-        """Tell the decode loop that nobody listens any more."""
+        """Inform the decode loop that the client has left."""
         with contextlib.suppress(StateError):  # it has been closed meanwhile
             self._live.submit(_close(chunks))
 
     async def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Answer on the decode loop's thread."""
-        del headers  # who asks does not matter here
+        del headers  # all callers are treated alike here
         dialect = dialect_of(path)
         if dialect is None:
             return _json(404, Refusal(404, f"{path}: no such route").body())
@@ -232,7 +233,7 @@ class LiveSession:
         return Refusal(400, message, code=reason)
 
     def _sampling(self, request: ChatRequest, prompt: Prompt) -> Sampling:
-        """Put the trainer's settings in force, and the limits of the episode."""
+        """Apply the trainer's settings and the limits of the episode."""
         live = self._live
         n = request.n or 1
         room = live.answering.policy.context_length - len(prompt.token_ids)
@@ -266,14 +267,14 @@ class LiveSession:
         )
 
     def _new_tokens(self, prompt: Prompt) -> int:
-        """Count the tokens of a prompt that no earlier turn of its stream has."""
+        """Count the tokens of a prompt that its stream does not already contain."""
         if prompt.continues is None:
             return len(prompt.token_ids)
         before = self.turns[prompt.continues]
         return len(prompt.token_ids) - len(before.prompt_token_ids) - len(before.token_ids)
 
     def add(self, turn: Turn, prompt: Prompt, limit: str | None) -> None:
-        """Keep a turn that has ended."""
+        """Record a turn that has ended."""
         self.turns.append(turn)
         self.tokens += self._new_tokens(prompt) + len(turn.token_ids)
         if turn.finish_reason == "length" and limit is not None:
@@ -295,7 +296,7 @@ class LiveSession:
 
 @dataclass(slots=True)
 class _Recording:
-    """Turns the answers of one reply into turns of the session, once."""
+    """Records the answers of one reply as turns of the session, each once."""
 
     session: LiveSession
     reply: Reply
@@ -307,7 +308,7 @@ class _Recording:
     over: bool = False
 
     def end(self) -> None:
-        """Record what was drawn, whole or not."""
+        """Record the drawn tokens, whether the answer is complete or not."""
         if self.over:
             return
         self.over = True
@@ -349,7 +350,8 @@ def _json(status: int, body: object) -> Response:
 
     headers = [("content-type", "application/json"), ("content-length", str(len(encoded)))]
     if status >= 400:
-        headers.append(("x-should-retry", "false"))  # OpenAI's and Anthropic's clients heed it
+        # OpenAI's and Anthropic's clients obey this header
+        headers.append(("x-should-retry", "false"))
     return Response(status, headers, chunks())
 
 

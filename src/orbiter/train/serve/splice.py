@@ -1,14 +1,14 @@
-"""Prompts of a session that keep what was sampled: a splice instead of a re-rendering.
+"""Build prompts that reuse the sampled tokens of earlier answers instead of rendering them again.
 
-A client sends the whole conversation at each turn, as messages. To render it anew would not give
+A client sends the whole conversation at each turn, as messages. Rendering it again would not give
 the tokens that the model drew: JSON is written with other spaces, a call's form is normalised, a
-word is cut into other tokens. So a conversation that continues an earlier answer of the session
-gets that answer's prompt and tokens as they were, and only what is new is rendered and tokenised.
+word is split into other tokens. So a conversation that continues an earlier answer of the session
+gets that answer's prompt and tokens unchanged, and only the new part is rendered and tokenised.
 
 A conversation continues an answer if its messages up to there are the same, compared by role, text,
-call ids and parsed arguments (clients rewrite JSON, and send "" for None). Otherwise, or where the
-chat template itself rewrites what was said before (most drop earlier thoughts), a new stream
-begins: the conversation is rendered as a whole.
+call ids and parsed arguments (clients rewrite JSON, and send "" for None). Otherwise, or if the
+chat template itself rewrites earlier messages (most drop earlier thoughts), a new stream begins:
+the conversation is rendered as a whole.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from orbiter.train.engine.encoding import encode, encode_after, special_ids
 from orbiter.train.engine.prompt import ROLES
 
 _PROBE = "orbiter-probe"
-"""An answer whose end is easy to find in what a template makes of it."""
+"""An answer that is easy to find in the output of a template."""
 
 
 class Renderer(Protocol):
-    """What a splice needs of `Answering`."""
+    """What a splice needs from `Answering`."""
 
     @property
     def policy(self) -> object:
@@ -46,7 +46,7 @@ class Prompt(NamedTuple):
     text: str
     """The conversation as the template writes it now."""
     continues: int | None
-    """The turn whose tokens it begins with; None where a new stream begins."""
+    """The turn whose tokens it begins with; None if a new stream begins."""
     drift: bool
     """Whether a re-rendering of the same conversation would have given other token ids."""
 
@@ -64,7 +64,7 @@ class Splicer:
     """The answers of one session, found by the conversations that lead to them."""
 
     def __init__(self, renderer: Renderer) -> None:
-        """Begin without answers."""
+        """Create a splicer without answers."""
         self._renderer = renderer
         policy = renderer.policy
         self._tokenizer, self._stops = policy.tokenizer, policy.stop_token_ids  # type: ignore[attr-defined]
@@ -108,7 +108,7 @@ class Splicer:
         answer: _Answer,
         text: str,
     ) -> list[int] | None:
-        """Return the tokens that follow the answer at `place`; None where history was rewritten."""
+        """Return the tokens after the answer at `place`; None if the history was rewritten."""
         said = self._renderer.text(messages[: place + 1], tools, open_turn=False)
         if not said.startswith(answer.prompt_text) or not text.startswith(said):
             return None
@@ -130,14 +130,14 @@ class Splicer:
         return {*special_ids(self._tokenizer), *self._stops}
 
     def _closing(self, written: str) -> str | None:
-        """Return what the template writes after the words of an answer."""
+        """Return the text that the template writes after an answer."""
         if self._usual is None:
             chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
             said = self._renderer.text(chat, (), open_turn=False)
             self._usual = said.partition(_PROBE)[2]
         if self._usual and written.endswith(self._usual):
             return self._usual
-        # Some templates end calls with another mark than words: the last one there is.
+        # Some templates end calls with another mark than text, so take the last mark.
         marks = [*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()]
         place = max((written.rfind(mark) for mark in marks), default=-1)
         return written[place:] if place >= 0 else None
@@ -159,7 +159,7 @@ def _digest(before: bytes, value: object) -> bytes:
 
 
 def _essence(message: Message) -> list[object]:
-    """Return what a message says, however its sender writes JSON and nothing."""
+    """Return a message's content, normalised for how senders write JSON and empty values."""
     calls = [
         [call.get("id"), call["function"]["name"], _parsed(call["function"].get("arguments"))]
         for call in message.get("tool_calls") or ()

@@ -1,8 +1,7 @@
-"""An answer while it grows: what is new of it and may be sent, whichever API it is sent through.
+"""Stream a growing answer: yields the new parts that may be sent, whichever API sends them.
 
-Text goes out as soon as nothing can take it back: a character is whole, and neither a stop text nor
-a tool call may have begun in it. Calls are sent when they are complete. Every token that was drawn
-is in exactly one piece of news.
+Text is sent as soon as it is final: its characters are complete, and no stop text or tool call can
+have begun in it. Calls are sent when they are complete. Every drawn token is in exactly one piece.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from orbiter.train.serve.reply import Choice, Drawn, Reply
 
 
 class News(NamedTuple):
-    """What is new of one answer."""
+    """The new part of one answer."""
 
     choice: Choice
     text: str
     tokens: list[Drawn]
-    """The tokens drawn since the last news."""
+    """The tokens drawn since the previous piece."""
     done: Finished | None
-    """The whole answer, where this is its end."""
+    """The whole answer if this is the last piece; otherwise None."""
 
 
 class Writer(Protocol):
@@ -39,7 +38,7 @@ class Writer(Protocol):
         """Begin a stream."""
 
     def news(self, news: News) -> list[bytes]:
-        """Write what is new of an answer."""
+        """Write the new part of an answer."""
 
     def closing(self) -> list[bytes]:
         """End a stream."""
@@ -50,7 +49,7 @@ class Writer(Protocol):
 
 @dataclass(slots=True)
 class _Sent:
-    """How much of an answer has gone out."""
+    """How much of an answer has been sent."""
 
     characters: int = 0
     tokens: int = 0
@@ -65,9 +64,9 @@ async def events(
     refusal: Callable[[Exception], Refusal],
     at_end: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[bytes]:
-    """Yield the stream until the answer is complete or nobody listens; errors are events too.
+    """Yield the stream until the answer is complete or the client leaves; errors are events too.
 
-    `at_end` is called once or twice: before the last piece goes out, and when the stream is left.
+    `at_end` is called once or twice: before the last piece is sent, and when the stream ends.
     """
     sent = [_Sent() for _ in reply.choices]
     try:
@@ -83,7 +82,8 @@ async def events(
                 yield piece
         for piece in writer.closing():
             yield piece
-    except Exception as error:  # the status has gone out, so the stream itself must say it
+    except Exception as error:
+        # the status has been sent already, so the stream itself must carry the error
         for piece in writer.failed(refusal(error)):
             yield piece
     finally:
@@ -107,7 +107,7 @@ def _pieces(
 
 
 def _news(choice: Choice, sent: _Sent, request: ChatRequest) -> News | None:
-    """Take what may go out of an answer and has not; None where there is nothing."""
+    """Return the unsent part of an answer that may be sent now; None if it is empty."""
     if sent.over:
         return None
     done = None

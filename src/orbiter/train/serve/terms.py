@@ -1,4 +1,4 @@
-"""The settings of a server that its requests meet, checked before anything is loaded."""
+"""The server settings that apply to requests, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orbiter.train.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """The settings of a server that its requests meet; `PolicyServer` explains each of them."""
+    """The server settings that apply to requests; `PolicyServer` explains each of them."""
 
     name: str
     token: str | None
@@ -20,7 +20,7 @@ class Terms:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse values that make no sense."""
+        """Refuse invalid values."""
         for field in ("max_rows", "max_waiting", "max_tokens"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")

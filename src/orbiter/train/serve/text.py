@@ -1,24 +1,24 @@
-"""From token ids to text while they are still coming: whole characters only, up to a stop text."""
+"""Decode token ids to text as they arrive: whole characters only, up to a stop text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer writes for bytes that are not a character, or not one yet."""
+"""The character that a tokenizer writes for bytes that are not a complete character."""
 
 Decode = Callable[[Sequence[int]], str]
-"""From token ids to their text, without special tokens."""
+"""Decodes token ids to text, without special tokens."""
 
 
 class Text:
     """The text of an answer, as far as it is known.
 
-    A character whose bytes are spread over several tokens appears when the last of them has come.
+    A character whose bytes are spread over several tokens appears with the last of them.
     """
 
     def __init__(self, decode: Decode, stops: Sequence[str] = ()) -> None:
-        """Begin with nothing; `stops` are the texts that end the answer, and stay out of it."""
+        """Create an empty text; `stops` are texts that end the answer and are no part of it."""
         self._decode, self._stops = decode, tuple(stops)
         self._token_ids: list[int] = []
         self._anchor, self._read, self._head = 0, 0, ""
@@ -28,22 +28,22 @@ class Text:
         """The stop text that ended the answer, if one did."""
 
     def note(self, token_id: int) -> None:
-        """Take a token whose text is not wanted before the end."""
+        """Add a token whose text is not needed before the end."""
         self._token_ids.append(token_id)
 
     def push(self, token_id: int) -> bool:
-        """Take a token; True when the text has reached a stop text, before which it then ends."""
+        """Add a token; return whether the text reached a stop text, before which it then ends."""
         self.note(token_id)
         fresh = self._fresh()
         return bool(fresh) and not fresh.endswith(BROKEN) and self._grow(fresh)
 
     def finish(self) -> bool:
-        """Take what is left, whole or not; True when that reached a stop text."""
+        """Add the remaining bytes, complete or not; return whether that reached a stop text."""
         fresh = self._fresh()
         return bool(fresh) and self._grow(fresh)
 
     def settled(self) -> int:
-        """Count the characters that no stop text can take back."""
+        """Count the characters that cannot become part of a stop text."""
         longest = max(map(len, self._stops), default=1) - 1
         for held in range(min(longest, len(self.known)), 0, -1):
             if any(stop.startswith(self.known[-held:]) for stop in self._stops):
@@ -51,7 +51,7 @@ class Text:
         return len(self.known)
 
     def _fresh(self) -> str:
-        """Decode what is new after a little that is known, on which its spelling may depend."""
+        """Decode the new tokens after a few known ones, on which their spelling may depend."""
         return self._decode(self._token_ids[self._anchor :])[len(self._head) :]
 
     def _grow(self, fresh: str) -> bool:

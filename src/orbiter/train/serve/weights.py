@@ -1,4 +1,4 @@
-"""Notice that a policy's weights have changed since they were laid out for sampling."""
+"""Detect that a policy's weights have changed since they were prepared for sampling."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PROBED = 4
 
 
 class WeightsWatch:
-    """A few elements of every weight as they were, to compare with what they are.
+    """A few remembered elements of every weight, to compare with the current ones.
 
     PyTorch's own version counters do not help: fused optimisers do not raise them.
     """
 
     @torch.inference_mode()
     def __init__(self, policy: Policy) -> None:
-        """Remember the present weights."""
+        """Remember the current weights."""
         self._parameters = list(policy.model.parameters())
         self._memory = [parameter.data_ptr() for parameter in self._parameters]
         self._views = [parameter.detach().flatten()[:PROBED] for parameter in self._parameters]
@@ -30,10 +30,10 @@ class WeightsWatch:
 
     @torch.inference_mode()
     def changed(self) -> bool:
-        """Say whether any weight differs from what was remembered."""
+        """Return whether any weight differs from the remembered one."""
         memory = [parameter.data_ptr() for parameter in self._parameters]
         return memory != self._memory or not torch.equal(self._now(), self._values)
 
     def _now(self) -> Tensor:
-        # NaN differs from itself; weights that are NaN are no news.
+        # NaN differs from itself, but weights that were NaN before have not changed.
         return torch.cat([view.float() for view in self._views]).nan_to_num_(nan=0.0)

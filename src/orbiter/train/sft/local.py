@@ -14,9 +14,8 @@ import torch
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Session, end_step
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import split_rows
 from orbiter.train.progress import Progress
@@ -64,15 +63,11 @@ async def fit(job: Job) -> None:
     config, session, tasks = job.config, job.session, job.lessons.order
     objective = ImitationObjective()
     for step in range(session.position.step, session.steps):
-        if session.position.within == 0:  # else the run was cancelled after this step's update
+        if session.position.within == 0:  # otherwise the run was cancelled after this step's update
             rows = tasks.order(step, config.batch_size, seed=config.seed)
             batch = await work(batch_of, job.lessons, rows, session.policy.device)
             await work(session.take, batch, objective)
-        row = session.finish_step(await job.validate(step + 1))
-        job.progress.update(step + 1, line_of(row))
-        if session.save_due:
-            await work(session.save)
-        if session.out_of_time:
+        if await end_step(session, job.progress, await job.validate(step + 1)):
             break
 
 

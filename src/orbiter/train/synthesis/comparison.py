@@ -35,7 +35,7 @@ from orbiter.train.synthesis.similarity import Measure, ties
 from orbiter.train.trajectory import TrajectoryItem
 
 Unit: TypeAlias = Literal["episode", "step", "text"]
-"""What is compared and kept or dropped as a whole."""
+"""The rows that are compared, and kept or dropped, as a whole."""
 UNITS: tuple[Unit, ...] = ("episode", "step", "text")
 
 SAME_INSTRUCTIONS = 0.7
@@ -52,7 +52,7 @@ class Turn(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one row adds."""
+    """The text that one row adds."""
 
     row: int
     state: str
@@ -65,11 +65,11 @@ class Units(NamedTuple):
     members: Sequence[Sequence[int]]
     """The rows of each unit, first step first."""
     texts: list[str]
-    """What its steps add to state and action."""
+    """The text that its steps add to state and action."""
     states: list[str]
-    """What its steps add to the states alone."""
+    """The text that its steps add to the states alone."""
     openings: list[str]
-    """What its first step adds to the state: the task of an episode."""
+    """The text that its first step adds to the state: the task of an episode."""
     contexts: list[int]
     """Number of its instructions; only units of the same number are compared."""
 
@@ -82,7 +82,7 @@ def units_of(rows: Sequence[Row], unit: Unit, *, reference: int = 0) -> Units:
     states = [row.state if isinstance(row, TrajectoryItem) else state_of(row) for row in rows]
     actions = [row.action if isinstance(row, TrajectoryItem) else action_of(row) for row in rows]
     special = set() if unit == "text" else {n for n, row in enumerate(rows) if _may_share(row)}
-    if not special:  # most data sets of single turns, a million rows of them included
+    if not special:  # a fast path for most data sets of single turns
         texts = [f"{state}\n{action}" for state, action in zip(states, actions, strict=True)]
         return Units(list(zip(range(len(rows)))), texts, states, states, [0] * len(rows))
     whole = list(map(Part, range(len(rows)), states, actions))
@@ -110,7 +110,7 @@ def units_of(rows: Sequence[Row], unit: Unit, *, reference: int = 0) -> Units:
 def text_alone(row: Row) -> tuple[str, str]:
     """Return the long instructions of a row, or "", and its text without them.
 
-    For rows that arrive one at a time, so that it is not known what they share with later ones.
+    For rows that arrive one at a time, so that the text they share with later rows is unknown.
     """
     units = units_of([row], "step")
     if not units.contexts[0]:
@@ -157,7 +157,7 @@ def _texts(row: Row) -> tuple[str, str]:
 
 
 def _may_share(row: Row) -> bool:
-    """Say whether a row can share text with others: it is a chat, or a step of an episode."""
+    """Return whether a row can share text with others: it is a chat, or a step of an episode."""
     if isinstance(row, TrajectoryItem):
         return bool(row.messages) or row.episode_id is not None or row.state.startswith("[")
     return (
@@ -168,7 +168,7 @@ def _may_share(row: Row) -> bool:
 
 
 def _episodes(rows: Sequence[Row], chosen: set[int], reference: int) -> list[list[int]]:
-    """Group rows by task and episode; steps are in the order of `step` where all have one."""
+    """Group rows by task and episode; steps are in the order of `step` if all have one."""
     groups: dict[Hashable, list[int]] = {}
     for index in sorted(chosen):
         episode = value_of(rows[index], "episode_id")
@@ -226,7 +226,7 @@ def _added(
     whole: Sequence[Part],
     instructions: Sequence[Turn],
 ) -> Iterable[Part]:
-    """Yield what each step adds to the steps before it; `instructions` are left out of all."""
+    """Yield the text that each step adds to the steps before it; `instructions` are left out."""
     known = Counter(instructions)
     earlier: list[Part] = []
     for place, index in enumerate(episode):
@@ -260,7 +260,7 @@ def _tail(state: str, earlier: Sequence[Part]) -> str:
 
 
 def _instructions(turns: Sequence[Turn], leads: Counter[tuple[Turn, ...]]) -> list[Turn]:
-    """Return the turns of a first step that only tell the agent what to do."""
+    """Return the turns of a first step that only instruct the agent."""
     lead = _lead(turns)
     shared = set(lead) if leads[lead] > 1 else set()
     return [turn for turn in turns if turn.role in _SYSTEM or turn in shared]
@@ -289,14 +289,14 @@ def _shared_leads(
 
 @dataclass(slots=True)
 class Compared:
-    """A unit in the making: what each of its steps adds, and under which instructions."""
+    """A unit under construction: the text that each step adds, and the instructions."""
 
     parts: list[Part]
     instructions: str = ""
     context: int = 0
     """Number of its instructions; units are only compared with units of the same number."""
     residue: str = ""
-    """The words of its instructions that are not shared."""
+    """The words of its instructions that other units do not share."""
 
     def joined(self, texts: Iterable[str]) -> str:
         """Return the texts of its steps as one, after the words of its instructions to compare."""
@@ -328,7 +328,7 @@ def _number_contexts(units: Sequence[Compared]) -> None:
 
 
 def _not_common(words: Mapping[str, list[str]], ngram: int) -> dict[str, str]:
-    """Return, for similar texts, the words that most of the texts do not have in that place."""
+    """Return, for similar texts, the words that most of the texts do not have at that position."""
     often = Counter(
         gram for text in words.values() for gram in set(_grams(text, ngram))
     )  # in how many of the texts each n-gram occurs
@@ -353,4 +353,4 @@ _ROLE = re.compile(
     r"(?:\A|(?<=\n\n))\[(system|developer|user|assistant|tool(?: [^\]\n]*)?)\](?:\n|\Z)"
 )
 _LABEL_LENGTH = 40
-"""Characters of a role's label that may stand before an earlier action."""
+"""The maximum length of a role's label before an earlier action, in characters."""

@@ -185,9 +185,9 @@ def deduplicate(
     Two units are near-duplicates if the sets of their word n-grams have a Jaccard similarity of
     `threshold` or more. Before that, compatibility forms and case are folded (NFKC, `casefold`)
     and the text is split at white space; in scripts without spaces each character is a word. A
-    text of fewer than n words is one n-gram. What of a row is compared, and which rows are kept or
-    dropped together, is defined in `comparison.py`: by default an episode by what its steps add,
-    without shared system prompts and repeated history.
+    text of fewer than n words is one n-gram. `comparison.py` defines which text of a row is
+    compared and which rows are kept or dropped together: by default whole episodes, compared by the
+    text that their steps add, without shared system prompts and repeated history.
 
     The answer is exact: no two kept units reach the threshold, and each dropped one reaches it with
     a kept one, which the report names. Similarity is not transitive here: if A is like B and B is
@@ -195,7 +195,7 @@ def deduplicate(
 
     Args:
         data: a `TrajectoryDataset`, a list of `TrajectoryItem` or a list of mappings.
-        threshold: in (0, 1], the decimal as written; 1.0 asks for the same set of n-grams.
+        threshold: in (0, 1], the decimal as written; 1.0 requires the same set of n-grams.
         unit: "episode" keeps or drops whole episodes, "step" single rows by what they add, "text"
             single rows by their whole state and action.
         ngram: words in an n-gram.

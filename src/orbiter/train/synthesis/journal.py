@@ -1,9 +1,9 @@
 """Writes the paid answers and scores of a synthesis run to JSON lines before they are used.
 
 A run that is resumed from a journal repeats the same steps, but reads its answers here instead of
-asking again; decisions about them are recomputed. Only results are read back: what failed is asked
-for again, and so is what had not arrived when the process was killed. Scores count only for the
-scorer that gave them.
+asking again; decisions about them are recomputed. Only results are read back: failed requests, and
+those still open when the process was killed, are sent again. Scores count only for the scorer that
+gave them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FILE_NAME = "synthesis.jsonl"
 
 
 class Refused(NamedTuple):
-    """A candidate that a step turned down, or that it could not make."""
+    """A candidate that a step rejected, or could not make."""
 
     rejection: Rejection
     step: int
@@ -34,7 +34,7 @@ class Refused(NamedTuple):
 
     @property
     def can_be_retried(self) -> bool:
-        """Whether the step failed, so that asking again may help."""
+        """Whether the step failed, so that asking again may succeed."""
         return self.rejection.reason in ("failed", "budget") and self.rejection.item is not None
 
     @property
@@ -58,7 +58,7 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
     by_step: list[int]
     cost: float = 0.0
     failure: str | None = None
-    """Why there are no candidates: a step raised."""
+    """The error, if a step raised and there are no candidates."""
 
     @classmethod
     def of(
@@ -87,7 +87,7 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
         }
 
     def unpacked(self) -> list[Candidate]:
-        """Return the candidates; an item comes out as a file gives it back."""
+        """Return the candidates; items are as read back from a file."""
         return [_unpacked(raw) for raw in self.candidates]
 
 
@@ -124,7 +124,7 @@ class Journal(Protocol):
     """A store for answers."""
 
     def plan(self, batch: int) -> Plan | None:
-        """Return what an earlier process asked for in a batch."""
+        """Return the request that an earlier process made for a batch."""
 
     def made(self, batch: int) -> Made | None:
         """Return the answer to a batch that an earlier process had."""
@@ -144,7 +144,7 @@ class Journal(Protocol):
 
 
 class NoJournal:
-    """Keeps nothing: a run in memory."""
+    """The journal of a run in memory, which stores nothing."""
 
     cost = 0.0
 
@@ -158,7 +158,7 @@ class NoJournal:
         """Return None: there was no earlier process."""
 
     def keep(self, answer: Made | Scored) -> None:
-        """Keep nothing."""
+        """Store nothing."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -172,7 +172,7 @@ class FileJournal:
     ) -> None:
         """Open or begin the journal of the run that `run` describes.
 
-        A journal without a single answer belongs to no run yet, so it is begun anew.
+        A journal without any answer belongs to no run yet, so it is started again.
 
         Raises:
             ConfigError: the folder belongs to a run with other settings; the message lists them.
@@ -201,7 +201,7 @@ class FileJournal:
             raise
 
     def plan(self, batch: int) -> Plan | None:
-        """Return what an earlier process asked for in a batch."""
+        """Return the request that an earlier process made for a batch."""
         return self._plans.get(batch)
 
     def made(self, batch: int) -> Made | None:
@@ -217,7 +217,7 @@ class FileJournal:
         self._log.append(_ENCODER.encode(answer))
 
     def close(self) -> None:
-        """Let go of the file and its lock."""
+        """Release the file and its lock."""
         self._log.close()
 
     def _holds_answers(self) -> bool:
@@ -239,7 +239,7 @@ class FileJournal:
                     f"{path}:{number} is not a record of a synthesis run: {error}"
                 ) from error
             if number == 1 and not isinstance(record, _Began):
-                raise StorageError(f"{path}:1 is not the beginning of a synthesis run's journal")
+                raise StorageError(f"{path}:1 is not the first line of a synthesis run's journal")
             self._take(path, record, scorer)
         return self._recorded_run
 
@@ -261,7 +261,7 @@ class FileJournal:
                 self._made[record.batch] = record
         else:
             self.cost += record.cost
-            # A failure or a missing score is no result: the scorer is asked again.
+            # A failure or a missing score is not a result: the scorer is asked again.
             if self._recorded_scorer == scorer and record.score is not None:
                 self._scored[record.batch, record.place] = record
 

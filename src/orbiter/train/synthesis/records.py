@@ -26,7 +26,7 @@ Data: TypeAlias = TrajectoryDataset | Sequence[TrajectoryItem] | Sequence[Mappin
 """Many examples, in any of the three kinds."""
 
 D = TypeVar("D", bound=Data)
-"""The kind of the data: what a curation function takes is what it gives back."""
+"""The kind of the data: a curation function returns the kind that it is given."""
 
 
 class Form(NamedTuple):

@@ -19,7 +19,7 @@ class Dropped:
     reason: str
     """One word to count by, such as "score" or "duplicate"."""
     detail: str
-    """One sentence for a person."""
+    """One sentence for the user."""
     witness: int | None = None
     """For a duplicate: the index of the kept row that it is similar to."""
     similarity: float | None = None

@@ -101,8 +101,8 @@ class TemplateSynthesiser(DataSynthesiser):
         if self._by_hand.round > 0 and not self._warned:
             self._warned = True
             warnings.warn(
-                f"all {self.capacity} renderings have been used and come again; give more values, "
-                "or unique=True to stop there",
+                f"all {self.capacity} renderings have been used and will repeat; give more "
+                f"values, or unique=True to stop there",
                 stacklevel=3,
             )
         return renderings
@@ -192,8 +192,8 @@ class _Walk:
 def _deal(size: int, rng: random.Random) -> Iterator[int]:
     """Yield the numbers below `size` in random order, each once.
 
-    Fisher and Yates' shuffle that remembers only the places it has touched: memory grows with what
-    is dealt, not with `size`.
+    Fisher and Yates' shuffle that stores only the positions it has touched: memory grows with the
+    numbers dealt, not with `size`.
     """
     moved: dict[int, int] = {}
     for last in range(size - 1, -1, -1):
@@ -246,13 +246,13 @@ def _field_name(source: str, match: re.Match[str]) -> str:
     name = match.group(1)
     if name is None:
         raise ConfigError(
-            f"template {source!r} has a lone {match.group()!r} at character {match.start()}; write "
-            "it twice where it belongs to the text"
+            f"template {source!r} has a lone {match.group()!r} at character {match.start()}; "
+            f"double it if it is part of the text"
         )
     if not name.isidentifier():
         raise ConfigError(
             f"template {source!r}: a field is one name in braces, got {match.group()!r}; "
-            "attributes, indices, conversions and formats are not understood"
+            "attributes, indices, conversions and formats are not supported"
         )
     return name
 

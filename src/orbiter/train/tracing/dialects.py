@@ -10,7 +10,7 @@
                                    (OpenInference without messages: input.value, output.value)
 
 Not here: everything else about a call (`facts.py`).
-A new dialect also needs `is_call` and `_TELLING` in `facts.py`, and `_TOLD` in `span.py`.
+A new dialect also needs `is_call` and `_RELEVANT` in `facts.py`, and `_IN_FIELDS` in `span.py`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ CHATS = 8
 Known = dict[tuple[object, ...], list[Message]]
 """The messages of a trace, keyed by the attributes they were read from."""
 Chats = tuple[list[Message], list[Message]]
-"""The prompt of the model, and its answers."""
+"""The messages of the prompt, and the messages of the answers."""
 
 
-class Said(NamedTuple):
+class CallContent(NamedTuple):
     """The content of one model call."""
 
     prompt: list[Message]
@@ -78,7 +78,7 @@ class Memory:
         return messages
 
 
-def said_in(span: Span, memory: Memory) -> Said | None:
+def content_of_call(span: Span, memory: Memory) -> CallContent | None:
     """Return the content of a model call; None if the tracer did not record it.
 
     Args:
@@ -92,10 +92,10 @@ def said_in(span: Span, memory: Memory) -> Said | None:
     if "gen_ai.input.messages" in attributes or "gen_ai.output.messages" in attributes:
         return _opentelemetry(attributes, memory)
     if "gen_ai.prompt." in spread or "gen_ai.completion." in spread:
-        return Said(*openllmetry_chats(span, memory.known), openllmetry_tools(span))
+        return CallContent(*openllmetry_chats(span, memory.known), openllmetry_tools(span))
     if "llm.input_messages." in spread or "llm.output_messages." in spread:
         prompt, answers = openinference_chats(span, memory.known)
-        return Said(
+        return CallContent(
             joined(prompt, pieces_only=True),
             _answers(answers, attributes),
             openinference_tools(span),
@@ -107,22 +107,26 @@ def said_in(span: Span, memory: Memory) -> Said | None:
     return _from_events(attributes, span.events)
 
 
-def _opentelemetry(attributes: Attributes, memory: Memory) -> Said:
+def _opentelemetry(attributes: Attributes, memory: Memory) -> CallContent:
     prompt: list[Message] = []
     if (system := _read(attributes, "gen_ai.system_instructions")) is not None:
         parts = system if isinstance(system, list) else [system]
         prompt += message_from({"role": "system", "parts": parts})
-    told = attributes.get("gen_ai.input.messages")
+    input_messages = attributes.get("gen_ai.input.messages")
     try:
-        prompt += memory.chat(told) if isinstance(told, str) else _as_messages(told, "user")
+        prompt += (
+            memory.chat(input_messages)
+            if isinstance(input_messages, str)
+            else _as_messages(input_messages, "user")
+        )
     except DataError as error:
         raise _named("gen_ai.input.messages", error) from error
-    said = _read(attributes, "gen_ai.output.messages")
+    output_messages = _read(attributes, "gen_ai.output.messages")
     try:
-        answers = _as_messages(said, "assistant")
+        answers = _as_messages(output_messages, "assistant")
     except DataError as error:
         raise _named("gen_ai.output.messages", error) from error
-    return Said(
+    return CallContent(
         joined(prompt, pieces_only=True),
         _answers(answers, attributes),
         tools_from(_read(attributes, "gen_ai.tool.definitions")),
@@ -130,7 +134,7 @@ def _opentelemetry(attributes: Attributes, memory: Memory) -> Said:
 
 
 def _answers(messages: list[Message], attributes: Attributes) -> list[Message]:
-    """Return one message per choice; a tracer may have made several of one answer."""
+    """Return one message per choice; some tracers split one answer into several messages."""
     if len(messages) < 2 or _choices(attributes) > 1:
         return messages
     whole = attributes.get("output.value")
@@ -142,52 +146,54 @@ def _choices(attributes: Attributes) -> int:
     """Return the number of choices that a call asked for."""
     count = attributes.get("gen_ai.request.choice.count")
     if count is None:
-        asked = _read_if_json(attributes.get("llm.invocation_parameters"))
-        count = asked.get("n") if isinstance(asked, Mapping) else None
+        parameters = _read_if_json(attributes.get("llm.invocation_parameters"))
+        count = parameters.get("n") if isinstance(parameters, Mapping) else None
     return count if isinstance(count, int) else 1
 
 
-def _whole_values(attributes: Attributes, before: str, after: str = "") -> Said:
+def _whole_values(attributes: Attributes, before: str, after: str = "") -> CallContent:
     """Read a call with one attribute for its input and one for its output, in a vendor's form."""
-    told = _read_if_json(attributes.get(f"{before}input{after}"))
-    tools = told.get("tools") if isinstance(told, dict) else None
+    request = _read_if_json(attributes.get(f"{before}input{after}"))
+    tools = request.get("tools") if isinstance(request, dict) else None
     answer = _read_if_json(attributes.get(f"{before}output{after}"))
-    return Said(messages_from(told), messages_from(answer, role="assistant"), tools_from(tools))
+    return CallContent(
+        messages_from(request), messages_from(answer, role="assistant"), tools_from(tools)
+    )
 
 
-def _from_events(attributes: Attributes, events: Sequence[SpanEvent]) -> Said | None:
+def _from_events(attributes: Attributes, events: Sequence[SpanEvent]) -> CallContent | None:
     prompt: list[Message] = []
     answers: list[Message] = []
-    found = False
+    has_messages = False
     for event in events:
-        told = event.attributes
+        body = event.attributes
         if event.name == "gen_ai.client.inference.operation.details":
-            return _opentelemetry({**attributes, **told}, Memory())
+            return _opentelemetry({**attributes, **body}, Memory())
         if event.name == "gen_ai.choice":
-            made = _message_of_event(_read_if_json(told.get("message", told)), "assistant")
-            reason = {"finish_reason": told["finish_reason"]} if "finish_reason" in told else {}
-            answers += [{**message, **reason} for message in made]
+            messages = _message_of_event(_read_if_json(body.get("message", body)), "assistant")
+            reason = {"finish_reason": body["finish_reason"]} if "finish_reason" in body else {}
+            answers += [{**message, **reason} for message in messages]
         elif event.name in _MESSAGE_EVENTS:
-            prompt += _message_of_event(told, _MESSAGE_EVENTS[event.name])
+            prompt += _message_of_event(body, _MESSAGE_EVENTS[event.name])
         elif event.name == "gen_ai.content.prompt":
-            prompt += messages_from(_read_if_json(told.get("gen_ai.prompt")))
+            prompt += messages_from(_read_if_json(body.get("gen_ai.prompt")))
         elif event.name == "gen_ai.content.completion":
-            said = _read_if_json(told.get("gen_ai.completion"))
-            answers += messages_from(said, role="assistant")
+            completion = _read_if_json(body.get("gen_ai.completion"))
+            answers += messages_from(completion, role="assistant")
         else:
             continue
-        found = True
+        has_messages = True
     tools = tools_from(_read(attributes, "gen_ai.tool.definitions"))
-    return Said(prompt, answers, tools) if found else None
+    return CallContent(prompt, answers, tools) if has_messages else None
 
 
-def _message_of_event(told: object, role: str) -> list[Message]:
-    if not isinstance(told, Mapping):
-        return messages_from(told, role=role)
-    given = {key: _read_if_json(value) for key, value in told.items() if key in _EVENT_FIELDS}
-    if isinstance(content := told.get("content"), str):
+def _message_of_event(body: object, role: str) -> list[Message]:
+    if not isinstance(body, Mapping):
+        return messages_from(body, role=role)
+    given = {key: _read_if_json(value) for key, value in body.items() if key in _EVENT_FIELDS}
+    if isinstance(content := body.get("content"), str):
         given["content"] = content
-    if role == "tool" and isinstance(identifier := told.get("id"), str):
+    if role == "tool" and isinstance(identifier := body.get("id"), str):
         given["tool_call_id"] = identifier
     calls = given.get("tool_calls")
     if isinstance(calls, list):
@@ -200,7 +206,7 @@ def _as_messages(given: object, role: str) -> list[Message]:
         return []
     if not isinstance(given, list) or not all(isinstance(message, dict) for message in given):
         raise DataError(f"expected messages, got {fields.shown(given)}")
-    return [message for one in given for message in message_from(one, role=role)]
+    return [message for entry in given for message in message_from(entry, role=role)]
 
 
 def _read(attributes: Attributes, name: str) -> Any:  # noqa: ANN401 - any JSON
@@ -273,8 +279,8 @@ def openinference_chats(span: Span, known: Known) -> Chats:
 
 def openinference_tools(span: Span) -> list[Message] | None:
     """Return the tools below `llm.tools.`."""
-    found = [_below(_nested(piece.rows), "tool") for piece in span.numbered("llm.tools.")]
-    return tools_from([tool["json_schema"] for tool in found if "json_schema" in tool])
+    definitions = [_below(_nested(piece.rows), "tool") for piece in span.numbered("llm.tools.")]
+    return tools_from([tool["json_schema"] for tool in definitions if "json_schema" in tool])
 
 
 def openinference_scores(span: Span) -> Iterator[dict[str, Any]]:
@@ -292,15 +298,15 @@ def _messages(
     role: str,
 ) -> list[Message]:
     """Return messages; one that occurred in an earlier call of the trace is the same object."""
-    found: list[Message] = []
+    messages: list[Message] = []
     for piece in pieces:
-        if piece.said is None:
-            piece.said = _said(piece.rows, known, read, role)
-        found += piece.said
-    return found
+        if piece.messages is None:
+            piece.messages = _messages_of(piece.rows, known, read, role)
+        messages += piece.messages
+    return messages
 
 
-def _said(
+def _messages_of(
     rows: Rows, known: Known, read: Callable[[dict[str, Any]], Mapping[str, Any]], role: str
 ) -> list[Message]:
     # The default role is part of the key only if the message does not name its role.
@@ -315,45 +321,45 @@ def _said(
 
 
 def _nested(rows: Rows) -> dict[str, Any]:
-    """Nest attributes by the dots in their names.
+    """Build nested objects from attributes whose names contain dots.
 
     Raises:
         DataError: a name is both a value and a prefix of another name.
     """
-    found: dict[str, Any] = {}
+    root: dict[str, Any] = {}
     for key, value in rows.items():
-        way = _way(key)
-        if len(way) == 1:
-            found[key] = value
+        path = _path(key)
+        if len(path) == 1:
+            root[key] = value
             continue
-        place = found
-        *above, last = way
-        for step in above:
-            place = place.setdefault(step, {})
-            if not isinstance(place, dict):
+        node = root
+        *above, last = path
+        for name in above:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
                 raise DataError(f"a prefix of attribute {key!r} is also an attribute with a value")
-        place[last] = value
-    return found
+        node[last] = value
+    return root
 
 
 @lru_cache(maxsize=1 << 12)
-def _way(name: str) -> tuple[str, ...]:
+def _path(name: str) -> tuple[str, ...]:
     return tuple(name.split("."))
 
 
-def _in_order(found: Mapping[str, Any]) -> list[Any]:
-    places = [key for key in found if key.isascii() and key.isdigit() and len(key) < 10]
-    return [found[key] for key in sorted(places, key=int)]
+def _in_order(by_number: Mapping[str, Any]) -> list[Any]:
+    numbers = [key for key in by_number if key.isascii() and key.isdigit() and len(key) < 10]
+    return [by_number[key] for key in sorted(numbers, key=int)]
 
 
 def _openllmetry(given: dict[str, Any]) -> dict[str, Any]:
-    told = dict(given)
-    if isinstance(calls := told.pop("tool_calls", None), dict):
-        told["tool_calls"] = _in_order(calls)
+    message = dict(given)
+    if isinstance(calls := message.pop("tool_calls", None), dict):
+        message["tool_calls"] = _in_order(calls)
     content = given.get("content")
     if isinstance(content, str) and content.startswith('[{"'):
-        told["content"] = _parts(content)
-    return told
+        message["content"] = _parts(content)
+    return message
 
 
 def _parts(content: str) -> object:
@@ -368,16 +374,16 @@ def _parts(content: str) -> object:
 
 def _openinference(message: dict[str, Any]) -> dict[str, Any]:
     given = _below(message, "message")
-    told = {key: given[key] for key in given if key not in {"contents", "tool_calls"}}
+    converted = {key: given[key] for key in given if key not in {"contents", "tool_calls"}}
     contents, calls = given.get("contents"), given.get("tool_calls")
     if isinstance(contents, dict):
-        told["content"] = list(map(_openinference_part, _in_order(contents)))
+        converted["content"] = list(map(_openinference_part, _in_order(contents)))
     if isinstance(calls, dict):
-        told["tool_calls"] = [_below(call, "tool_call") for call in _in_order(calls)]
-    if isinstance(name := told.pop("function_call_name", None), str):
-        arguments = told.pop("function_call_arguments_json", "{}")
-        told["function_call"] = {"name": name, "arguments": arguments}
-    return told
+        converted["tool_calls"] = [_below(call, "tool_call") for call in _in_order(calls)]
+    if isinstance(name := converted.pop("function_call_name", None), str):
+        arguments = converted.pop("function_call_arguments_json", "{}")
+        converted["function_call"] = {"name": name, "arguments": arguments}
+    return converted
 
 
 def _openinference_part(given: object) -> dict[str, Any]:
@@ -393,8 +399,8 @@ def _openinference_part(given: object) -> dict[str, Any]:
     if part.get("type") == "image" and "url" in image:
         return {"type": "image_url", "image_url": {"url": image["url"]}}
     if "type" not in part:
-        found = ", ".join(sorted(given)) if isinstance(given, dict) else fields.shown(given)
-        raise DataError(f"a part of 'message.contents' has no type that is known: it has {found}")
+        names = ", ".join(sorted(given)) if isinstance(given, dict) else fields.shown(given)
+        raise DataError(f"a part of 'message.contents' has no known type; its fields are: {names}")
     return part
 
 

@@ -23,18 +23,18 @@ class SpanScore(NamedTuple):
     response_id: str | None
     """The id of the answer that was evaluated, if it is given."""
     entry: dict[str, Any]
-    """Those of name, score, label and explanation that are given."""
+    """Whichever of name, score, label and explanation are given."""
 
 
-def says_something(span: Span) -> bool:
+def is_relevant(span: Span) -> bool:
     """Say whether a span may be a call or a tool run, or name an agent or a score."""
-    return bool(span.events or span.spread) or not _TELLING.isdisjoint(span.attributes)
+    return bool(span.events or span.spread) or not _RELEVANT.isdisjoint(span.attributes)
 
 
 def unknown_form(span: Span) -> str | None:
-    """Return how a span holds a model call that no dialect here reads; None if it seems to be none.
+    """Name the unsupported form of a span's model call; None if it seems to hold no call.
 
-    A span of a known kind whose messages are missing is asked as well.
+    Also called for a span of a known kind whose messages are missing.
     """
     for key, tool in _FOREIGN.items():
         if key in span.attributes:
@@ -47,32 +47,32 @@ def unknown_form(span: Span) -> str | None:
 
 def is_call(span: Span) -> bool:
     """Say whether a span is one model call (and not one of an agent, a tool or an embedding)."""
-    told = span.attributes
-    operation = told.get("gen_ai.operation.name")
+    attributes = span.attributes
+    operation = attributes.get("gen_ai.operation.name")
     if isinstance(operation, str):
         return operation in _CALLS
     return (
-        told.get("openinference.span.kind") == "LLM"
-        or str(told.get("llm.request.type")) in _CALLS
-        or told.get("langfuse.observation.type") == "generation"
-        or not _first_names(span, "gen_ai.prompt.").isdisjoint(_SPOKEN)
-        or not _first_names(span, "gen_ai.completion.").isdisjoint(_SPOKEN)
+        attributes.get("openinference.span.kind") == "LLM"
+        or str(attributes.get("llm.request.type")) in _CALLS
+        or attributes.get("langfuse.observation.type") == "generation"
+        or not _first_names(span, "gen_ai.prompt.").isdisjoint(_ROLE)
+        or not _first_names(span, "gen_ai.completion.").isdisjoint(_ROLE)
     )
 
 
 def is_tool_run(span: Span) -> bool:
     """Say whether a span is one tool run."""
-    told = span.attributes
+    attributes = span.attributes
     return (
-        told.get("gen_ai.operation.name") == "execute_tool"
-        or told.get("openinference.span.kind") == "TOOL"
-        or told.get("traceloop.span.kind") == "tool"
-        or told.get("langfuse.observation.type") == "tool"
+        attributes.get("gen_ai.operation.name") == "execute_tool"
+        or attributes.get("openinference.span.kind") == "TOOL"
+        or attributes.get("traceloop.span.kind") == "tool"
+        or attributes.get("langfuse.observation.type") == "tool"
     )
 
 
 def task_of(span: Span) -> str | None:
-    """Return the task that a span names, for itself and what is below it."""
+    """Return the task that a span names; it applies to the span and its descendants."""
     for key in _TASKS:
         value = span.attributes.get(key)
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
@@ -91,7 +91,7 @@ def agent_of(span: Span) -> str | None:
 def facts_of(span: Span) -> dict[str, Any]:
     """Return the facts about a call as metadata entries, including unknown attributes."""
     groups: dict[str, dict[str, Any]] = {
-        "entries": {}, "params": {}, "usage": {}, "attributes": {}, "told": {}
+        "entries": {}, "params": {}, "usage": {}, "attributes": {}, "in_fields": {}
     }  # fmt: skip
     for key, value in _with_details(span.attributes):
         group, _, name = place_of(key)
@@ -115,7 +115,7 @@ def facts_of(span: Span) -> dict[str, Any]:
 
 
 def _with_details(attributes: Attributes) -> Iterator[tuple[str, Any]]:
-    """Yield attributes, with those of Langfuse that are JSON as if they were spread."""
+    """Yield attributes; Langfuse's JSON objects are split into one attribute per field."""
     for key, value in attributes.items():
         prefix = _DETAILS.get(key)
         inner = _object_in(value) if prefix else None
@@ -142,28 +142,28 @@ def _without_stack(error: str) -> str:
 
 def tool_run_of(span: Span) -> dict[str, Any]:
     """Return the facts about a tool run: call, name, arguments, result, error, seconds."""
-    told = span.attributes
-    found: dict[str, Any] = {}
+    attributes = span.attributes
+    run: dict[str, Any] = {}
     for name, keys in _TOOL.items():
         for key in keys:
-            if (value := told.get(key)) is not None:
-                found[name] = value
+            if (value := attributes.get(key)) is not None:
+                run[name] = value
                 break
-    found.setdefault("name", span.name)
+    run.setdefault("name", span.name)
     if span.error:
-        found["error"] = span.error
+        run["error"] = span.error
     if seconds := _seconds(span):
-        found["seconds"] = seconds
-    return found
+        run["seconds"] = seconds
+    return run
 
 
 def scores_of(span: Span) -> Iterator[SpanScore]:
     """Yield the results of evaluations, recorded on the span itself or in its events."""
-    told = span.attributes
-    if "gen_ai.evaluation.name" in told or "gen_ai.evaluation.score.value" in told:
+    attributes = span.attributes
+    if "gen_ai.evaluation.name" in attributes or "gen_ai.evaluation.score.value" in attributes:
         # The span of an evaluation is a child of the span that it evaluates.
         above = span.span_id if is_call(span) else span.parent_id or span.span_id
-        yield SpanScore(above, _response(told), _gen_ai_score(told))
+        yield SpanScore(above, _response(attributes), _gen_ai_score(attributes))
     for event in span.events:
         if (score := score_in(event, span.span_id)) is not None:
             yield score
@@ -179,10 +179,10 @@ def score_in(event: SpanEvent, span_id: str) -> SpanScore | None:
     """Return the result of an evaluation in an event of a span; None if it is another event."""
     if event.name not in {"gen_ai.evaluation.result", "gen_ai.evaluation"}:
         return None
-    said = event.attributes
-    target = said.get("span_id")
+    attributes = event.attributes
+    target = attributes.get("span_id")
     span_id = target if isinstance(target, str) else span_id
-    return SpanScore(span_id, _response(said), _gen_ai_score(said))
+    return SpanScore(span_id, _response(attributes), _gen_ai_score(attributes))
 
 
 def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None:
@@ -207,14 +207,14 @@ def _first_names(span: Span, group: str) -> set[str]:
     return set(first.rows) if first is not None else set()
 
 
-def _response(told: Attributes) -> str | None:
-    value = told.get("gen_ai.response.id")
+def _response(attributes: Attributes) -> str | None:
+    value = attributes.get("gen_ai.response.id")
     return value if isinstance(value, str) else None
 
 
-def _gen_ai_score(told: Attributes) -> dict[str, Any]:
-    found = {name: told.get(f"gen_ai.evaluation.{key}") for name, key in _SCORE.items()}
-    return {name: value for name, value in found.items() if value is not None}
+def _gen_ai_score(attributes: Attributes) -> dict[str, Any]:
+    entry = {name: attributes.get(f"gen_ai.evaluation.{key}") for name, key in _SCORE.items()}
+    return {name: value for name, value in entry.items() if value is not None}
 
 
 def _seconds(span: Span) -> float:
@@ -249,7 +249,7 @@ _FOREIGN = {
     "gen_ai.prompt": "prompt as one attribute",
     "gen_ai.completion": "completion as one attribute",
 }
-"""Attributes with the content of a call in forms that are not read, and whose they are."""
+"""Attributes that hold a call's content in unsupported forms, each with the tool that writes it."""
 _NO_CALLS = frozenset(
     {
         "embeddings",
@@ -267,7 +267,7 @@ _NO_CALLS = frozenset(
         "evaluate",
     }
 )
-"""Operations of spans that are no calls of a model."""
+"""Operations of spans that are not model calls."""
 _CALLS = frozenset({"chat", "generate_content", "text_completion", "completion"})
 _SCORE = {
     "name": "name",
@@ -275,14 +275,14 @@ _SCORE = {
     "label": "score.label",
     "explanation": "explanation",
 }
-_SPOKEN = frozenset({"role"})
+_ROLE = frozenset({"role"})
 _SCORED = frozenset(
     f"{group}.{name}"
     for group in ("evaluation", "annotation")
     for name in _SCORE
     if name != "explanation"
 )
-_TELLING = frozenset(
+_RELEVANT = frozenset(
     {
         "gen_ai.operation.name",
         "openinference.span.kind",
@@ -297,7 +297,7 @@ _TELLING = frozenset(
         *_FOREIGN,
     }
 )
-"""Attributes by which a span is more than a link between other spans."""
+"""A span with none of these attributes only links other spans, and is not examined further."""
 _TOOL = {
     "tool_call_id": ("gen_ai.tool.call.id", "tool_call.id", "tool.id"),
     "name": ("gen_ai.tool.name", "tool.name", "traceloop.entity.name"),

@@ -59,9 +59,13 @@ def _spans(value: Mapping[str, Any], line: int) -> Iterator[Span]:
     trace = inner if isinstance(inner, Mapping) else value
     rows = next(
         (
-            found
-            for found in (value.get("data"), value.get("observations"), trace.get("observations"))
-            if isinstance(found, list)
+            candidate
+            for candidate in (
+                value.get("data"),
+                value.get("observations"),
+                trace.get("observations"),
+            )
+            if isinstance(candidate, list)
         ),
         None,
     )
@@ -88,7 +92,7 @@ def _span(row: Mapping[str, Any], line: int) -> Span:
     if not kind or _get(row, "id") is None:
         raise DataError("not an observation: it has no type or no id")
     scores = row.get("scores")
-    events = [score_event(one) for one in _scores(scores)]
+    events = [score_event(score) for score in _scores(scores)]
     failed = str(row.get("level") or "").upper() == "ERROR"
     return Span(
         str(_get(row, "traceId") or ""),
@@ -106,26 +110,28 @@ def _span(row: Mapping[str, Any], line: int) -> Span:
 
 def _attributes(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the data of an observation under the attribute names of Langfuse's SDK."""
-    told: dict[str, Any] = {"langfuse.observation.type": kind}
+    attributes: dict[str, Any] = {"langfuse.observation.type": kind}
     for name, attribute in _NAMES.items():
         if (value := _get(row, name)) not in (None, "", {}, []):
-            told[attribute] = value
+            attributes[attribute] = value
     for name, prefix in (("modelParameters", "gen_ai.request."), ("usageDetails", _USAGE)):
         value = _as_object(_get(row, name))
-        told |= {f"{prefix}{_USAGE_NAMES.get(key, key)}": inner for key, inner in value.items()}
+        attributes |= {
+            f"{prefix}{_USAGE_NAMES.get(key, key)}": inner for key, inner in value.items()
+        }
     metadata = _as_object(_get(row, "metadata"))
     if isinstance(task := metadata.get("task_id", metadata.get("task.id")), str):
-        told["task.id"] = task
+        attributes["task.id"] = task
     if kind == "agent" and row.get("name"):
-        told["gen_ai.agent.name"] = row["name"]
-    return told
+        attributes["gen_ai.agent.name"] = row["name"]
+    return attributes
 
 
 def _get(row: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 - any JSON
     """Return a field by its name in camel case, or in snake case."""
     if name in row:
         return row[name]
-    return row.get("".join(f"_{one.lower()}" if one.isupper() else one for one in name))
+    return row.get("".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name))
 
 
 def _as_object(value: object) -> Mapping[str, Any]:

@@ -77,22 +77,25 @@ def _span(run: Mapping[str, Any], line: int) -> Span:
 def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the data of a run under the attribute names of spans."""
     extra = _object(run, "extra")
-    asked, about = dict(_object(extra, "invocation_params")), dict(_object(extra, "metadata"))
+    parameters, metadata = (
+        dict(_object(extra, "invocation_params")),
+        dict(_object(extra, "metadata")),
+    )
     inputs, outputs = _object(run, "inputs"), _object(run, "outputs")
-    tools = asked.pop("tools", None) or inputs.get("tools")
+    tools = parameters.pop("tools", None) or inputs.get("tools")
     answer = _answer_in(outputs) if kind == "llm" else {}
     usage, about_answer = _object(answer, "usage_metadata"), _object(answer, "response_metadata")
-    told: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "openinference.span.kind": {"llm": "LLM", "tool": "TOOL"}.get(kind, kind),
         "input.value": {**inputs, **({"tools": tools} if tools else {})} or None,
         "output.value": outputs or None,
         "tool_call.id": _tool_call_id(outputs) if kind == "tool" else None,
         "tool.name": run.get("name") if kind == "tool" else None,
-        "gen_ai.response.model": about.pop("ls_model_name", None) or asked.get("model"),
-        "gen_ai.provider.name": about.pop("ls_provider", None),
-        "session.id": next((about.pop(key) for key in _THREADS if about.get(key)), None),
-        "gen_ai.agent.name": about.get("lc_agent_name"),
-        "task.id": about.get("task_id"),
+        "gen_ai.response.model": metadata.pop("ls_model_name", None) or parameters.get("model"),
+        "gen_ai.provider.name": metadata.pop("ls_provider", None),
+        "session.id": next((metadata.pop(key) for key in _THREADS if metadata.get(key)), None),
+        "gen_ai.agent.name": metadata.get("lc_agent_name"),
+        "task.id": metadata.get("task_id"),
         "gen_ai.response.id": about_answer.get("id"),
         "gen_ai.response.finish_reasons": about_answer.get(
             "finish_reason", about_answer.get("stop_reason")
@@ -106,14 +109,14 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
         "langsmith.session_id": run.get("session_id"),
         "langsmith.reference_example_id": run.get("reference_example_id"),
         "langsmith.tags": run.get("tags") or None,
-        "langsmith.metadata": about or None,
-        **{f"gen_ai.request.{name}": value for name, value in asked.items()},
+        "langsmith.metadata": metadata or None,
+        **{f"gen_ai.request.{name}": value for name, value in parameters.items()},
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _answer_in(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields of the message that LangChain made of a model's answer; {} without it."""
+    """Return the fields of LangChain's message for a model's answer; {} without a message."""
     value: object = outputs.get("generations")
     while isinstance(value, list) and value:
         value = value[0]
@@ -123,12 +126,12 @@ def _answer_in(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tool_call_id(outputs: Mapping[str, Any]) -> str | None:
-    """Return the id of the call that a tool run answers, from the message that LangChain made."""
+    """Return the id of the call that a tool run answers, read from LangChain's message."""
     message = outputs.get("output")
-    told = message if isinstance(message, Mapping) else {}
-    inner = told.get("kwargs", told.get("data", told))
-    found = inner.get("tool_call_id") if isinstance(inner, Mapping) else None
-    return found if isinstance(found, str) else None
+    fields = message if isinstance(message, Mapping) else {}
+    inner = fields.get("kwargs", fields.get("data", fields))
+    call_id = inner.get("tool_call_id") if isinstance(inner, Mapping) else None
+    return call_id if isinstance(call_id, str) else None
 
 
 def _feedback(stats: Mapping[str, Any]) -> Iterator[SpanEvent]:

@@ -64,10 +64,10 @@ class SpanCapture(SpanProcessor):
         """Add a span; if it is the root of its trace, capture the calls of the trace."""
         with self._lock:
             try:
-                told = span_of(span)
-                self._capture(self._traces.add(told))
-                if told.parent_id is None or _is_remote(span):
-                    self._capture(self._traces.finish(told.trace_id))
+                converted = span_of(span)
+                self._capture(self._traces.add(converted))
+                if converted.parent_id is None or _is_remote(span):
+                    self._capture(self._traces.finish(converted.trace_id))
             except TrainError as error:
                 self._refuse(0, str(error), error)
 
@@ -78,19 +78,19 @@ class SpanCapture(SpanProcessor):
         return True
 
     def shutdown(self) -> None:
-        """Capture what is left, and log a warning if nothing was captured at all."""
+        """Capture the remaining calls, and log a warning if nothing was captured at all."""
         self.force_flush()
         counts = self.counts
-        if counts.calls == counts.silent:
+        if counts.calls == counts.without_messages:
             log.warning(
                 "nothing was captured: of %d spans, %d were model calls, and %d of these had no "
                 "messages",
                 counts.spans,
                 counts.calls,
-                counts.silent,
+                counts.without_messages,
             )
-        if counts.homeless:
-            log.warning("%d scores or tool runs belonged to no call", counts.homeless)
+        if counts.unmatched:
+            log.warning("%d scores or tool runs belonged to no call", counts.unmatched)
 
     def _capture(self, items: Iterable[TrajectoryItem]) -> None:
         for item in items:

@@ -34,24 +34,24 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
     """
     traces = Traces(source.refuse, make=decoded_item, reward=reward)
     known = AttributeReader()
-    for found in read_spans(source):
+    for record in read_spans(source):
         try:
-            if isinstance(found, FoundLog):
-                yield from traces.add_log(*_event_of(found))
+            if isinstance(record, FoundLog):
+                yield from traces.add_log(*_event_of(record))
                 continue
-            span = span_of(found, known)
+            span = span_of(record, known)
         except DataError as error:
-            named = found.log if isinstance(found, FoundLog) else found.span
-            source.refuse(found.line, f"span {named.span_id!r}: {error}", error)
+            wire = record.log if isinstance(record, FoundLog) else record.span
+            source.refuse(record.line, f"span {wire.span_id!r}: {error}", error)
         else:
             yield from traces.add(span)
     yield from traces.finish()
     _check(source, traces.counts)
 
 
-def _event_of(found: FoundLog) -> tuple[str, str, SpanEvent]:
+def _event_of(record: FoundLog) -> tuple[str, str, SpanEvent]:
     """Return the event in a log record, with the trace and the span that it belongs to."""
-    log = found.log
+    log = record.log
     attributes = attributes_of(log.attributes)
     name = log.event_name or str(attributes.pop("event.name", ""))
     body = plain(log.body)
@@ -70,17 +70,17 @@ def detect(head: bytes, path: Path) -> float:
     return 1.0 if _OPENS.match(start) else 0.5 if path.suffix in SUFFIXES else 0.3
 
 
-def span_of(found: FoundSpan, known: AttributeReader) -> Span:
+def span_of(record: FoundSpan, known: AttributeReader) -> Span:
     """Convert a span of a file.
 
     Args:
-        found: The span.
+        record: The span, as read from the file.
         known: The cache of attributes from earlier spans.
 
     Raises:
         DataError: an attribute or a number is malformed.
     """
-    span, origin, line = found
+    span, origin, line = record
     sheet = known.read(span.attributes, span.trace_id, span.name)
     return Span(
         span.trace_id,
@@ -114,7 +114,7 @@ def _check(source: Source, counts: Counts) -> None:
             f"{source.path}:1: holds {counts.logs} log records and no span: the calls are in the "
             "file of spans; write both into one file"
         )
-    forms = f"; a form that is not read: {', '.join(sorted(counts.unknown))}"
+    forms = f"; unsupported forms: {', '.join(sorted(counts.unknown))}"
     unknown = forms if counts.unknown else ""
     if counts.calls == 0:
         raise DataError(
@@ -122,7 +122,7 @@ def _check(source: Source, counts: Counts) -> None:
             "gen_ai.operation.name, gen_ai.prompt.0.role, openinference.span.kind or their like"
             f"{unknown}"
         )
-    if counts.silent == counts.calls:
+    if counts.without_messages == counts.calls:
         raise DataError(
             f"{source.path}:1: its {counts.calls} calls of a model have no messages: the tracer "
             "did not record content, which most do only when asked to "

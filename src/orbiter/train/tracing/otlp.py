@@ -318,7 +318,7 @@ def _read_scope(source: Source, walk: Walk, service: str | None) -> Iterator[Fou
 
 
 def _elements(source: Source, walk: Walk, key: str) -> Iterator[None]:
-    """Stop at each element of a list; a value that is neither a list nor null is refused."""
+    """Advance to each element of a list in turn; refuse a value that is neither a list nor null."""
     if walk.peek() == b"[":
         yield from walk.elements()
         return
@@ -334,7 +334,7 @@ def _taken(
     take: Callable[[msgspec.json.Decoder[T | None]], T | None],
     decoder: msgspec.json.Decoder[T | None],
 ) -> T | None:
-    """Return the value that begins here; refuse it and return None if it has the wrong form."""
+    """Return the next value; refuse it and return None if it has the wrong form."""
     line, byte = walk.line, walk.byte
     try:
         return take(decoder)

@@ -31,7 +31,7 @@ class Recorder:
     """Makes the items of calls whose chats extend one another, rendering each message once."""
 
     def __init__(self, make: Maker = TrajectoryItem) -> None:
-        """Start without chats.
+        """Create a recorder that has seen no chat yet.
 
         Args:
             make: `decoded_item` if all values were decoded from JSON by msgspec.
@@ -55,7 +55,7 @@ class Recorder:
         content = answer.get("content")
         if thought := answer.get("reasoning_content"):
             metadata[REASONING] = thought
-        rest = {key: answer[key] for key in answer if key not in _TOLD}
+        rest = {key: answer[key] for key in answer if key not in _IN_FIELDS}
         if isinstance(content, list):
             rest["content"] = content
         if rest:
@@ -89,11 +89,11 @@ def decoded_item(state: str, action: str, **known: Any) -> TrajectoryItem:  # no
 
 
 def _is_plain(prompt: Sequence[Mapping[str, object]]) -> bool:
-    """Say whether a chat is one plain user message, so that its text is enough."""
+    """Return whether a chat is one plain user message, which its text represents completely."""
     if len(prompt) != 1 or prompt[0].keys() != {"role", "content"}:
         return False
     return prompt[0]["role"] == "user" and isinstance(prompt[0]["content"], str)
 
 
-_TOLD = frozenset({"role", "content", "tool_calls", "reasoning_content"})
+_IN_FIELDS = frozenset({"role", "content", "tool_calls", "reasoning_content"})
 """Fields of an answer that an item stores in other fields."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from orbiter.train.errors import DataError
-from orbiter.train.json_files.source import Source
+from orbiter.train.json_files.source import Source, reason_of
 from orbiter.train.tracing.span import Span, SpanEvent
 from orbiter.train.tracing.times import time_of
 from orbiter.train.tracing.traces import Counts, Traces
@@ -37,7 +37,7 @@ def items_from(
             try:
                 span = next(row.spans, None)
             except (DataError, RecursionError) as error:
-                source.refuse(row.line, _reason(error), error)
+                source.refuse(row.line, reason_of(error), error)
                 break
             if span is None:
                 break
@@ -63,7 +63,7 @@ def nanoseconds_of(text: object) -> int:
 def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> SpanEvent:
     """Return a score as an OpenTelemetry evaluation event."""
     value = given.get("value", given.get("score"))
-    told = {
+    fields = {
         "gen_ai.evaluation.name": given.get("name"),
         "gen_ai.evaluation.score.value": value if isinstance(value, int | float) else None,
         "gen_ai.evaluation.score.label": given.get("stringValue", given.get("string_value"))
@@ -71,19 +71,15 @@ def score_event(given: Mapping[str, Any], *, span_id: str | None = None) -> Span
         "gen_ai.evaluation.explanation": given.get("comment"),
         "span_id": span_id,
     }
-    found = {name: one for name, one in told.items() if one is not None}
-    return SpanEvent("gen_ai.evaluation.result", found)
+    attributes = {name: value for name, value in fields.items() if value is not None}
+    return SpanEvent("gen_ai.evaluation.result", attributes)
 
 
 def _check(source: Source, counts: Counts, what: str) -> None:
-    if counts.calls == counts.silent:
+    if counts.calls == counts.without_messages:
         raise DataError(f"{source.path}:1: holds no {what} among its {counts.spans} rows")
     for note in counts.notes():
         source.note(note)
-
-
-def _reason(error: Exception) -> str:
-    return "nested too deep" if isinstance(error, RecursionError) else str(error)
 
 
 _MILLISECONDS = 1e11

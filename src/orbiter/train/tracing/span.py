@@ -1,9 +1,9 @@
-"""A span and its attributes: the type shared by file import and live capture, and its reading.
+"""Defines a span and reads its attributes, for file import and live capture alike.
 
-Each call of an agent repeats the chat so far, so most of a span's content was already read in an
-earlier span. `AttributeReader` therefore compares the bytes of the attributes with those of the
-last span of the same name in the trace, and continues where the two differ. Each attribute name is
-parsed only once, since most spans of a file have the same names. Not here: what the values mean.
+Each call of an agent repeats the chat so far, so an earlier span already held most of its content.
+`AttributeReader` therefore compares the bytes of the attributes with those of the last span of the
+same name in the trace, and continues where the two differ. Each attribute name is parsed only once,
+since most spans of a file have the same names. Not here: what the values mean.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Piece:
     """One message or tool that is spread over attributes; spans with a common start share it."""
 
     rows: Rows
-    said: list[Message] | None = None
+    messages: list[Message] | None = None
     """Its messages, once they were read."""
 
 
@@ -79,16 +79,16 @@ class Span:
 
     def numbered(self, group: str) -> list[Piece]:
         """Return the pieces of a group's messages or tools, in the order of their numbers."""
-        found = self.spread.get(group)
-        return [found[number] for number in sorted(found)] if found else []
+        pieces = self.spread.get(group)
+        return [pieces[number] for number in sorted(pieces)] if pieces else []
 
     def weight(self) -> int:
         """Return the size of the attributes: bytes in the file, otherwise characters of text."""
         if self.size:
             return self.size
         rows = [piece.rows for pieces in self.spread.values() for piece in pieces.values()]
-        told = (value for row in (self.attributes, *rows) for value in row.values())
-        return sum(len(value) for value in told if isinstance(value, str))
+        values = (value for row in (self.attributes, *rows) for value in row.values())
+        return sum(len(value) for value in values if isinstance(value, str))
 
 
 class Sheet(NamedTuple):
@@ -111,7 +111,7 @@ class Draft:
     __slots__ = ("count", "runs", "single")
 
     def __init__(self) -> None:
-        """Start without attributes."""
+        """Create an empty draft."""
         self.count = 0
         self.single: list[tuple[int, str, Any]] = []
         self.runs: list[Run] = []
@@ -136,10 +136,10 @@ class Draft:
         return self
 
     def begun(self, count: int) -> Draft:
-        """Return a draft of the first `count` attributes."""
+        """Return a copy of this draft with only the first `count` attributes."""
         draft = Draft()
         draft.count = count
-        draft.single = [one for one in self.single if one[0] < count]
+        draft.single = [entry for entry in self.single if entry[0] < count]
         draft.runs = [run for run in self.runs if run[0] < count]
         if draft.runs:
             first, group, number, piece = draft.runs[-1]
@@ -153,7 +153,7 @@ class Draft:
         return self.count == len(self.single) + sum([len(run[3].rows) for run in self.runs])
 
     def sheet(self) -> Sheet:
-        """Return the attributes that were read."""
+        """Return the attributes read so far."""
         spread: dict[str, dict[int, Piece]] = {}
         at, places = "", dict[int, Piece]()
         for _, group, number, piece in self.runs:
@@ -177,7 +177,7 @@ class AttributeReader:
     """Reads attributes, caching those of the last large span of each name in each trace."""
 
     def __init__(self, room: int = ROOM) -> None:
-        """Start with an empty cache of `room` bytes."""
+        """Create a reader with an empty cache of `room` bytes."""
         self._room = room
         self._last: OrderedDict[tuple[str, str], tuple[bytes, Draft]] = OrderedDict()
 
@@ -192,7 +192,7 @@ class AttributeReader:
             return sheet_of(attributes_of(_pairs(data, data)))
         before, known = self._last.pop((trace_id, name), (b"", _NOTHING))
         self._room += len(before)
-        # Read on from the attribute in which this span differs from the one before it.
+        # Continue at the first attribute in which this span differs from the one before it.
         at = _parting(before, data)
         # A key occurs only at the start of an attribute, so counting keys counts attributes.
         draft = known.begun(known.count - before.count(_NAME, at))
@@ -225,7 +225,7 @@ def _named(pairs: Sequence[KeyValue] | None) -> Iterator[tuple[str, Any]]:
 
 
 def _parting(before: bytes, data: bytes) -> int:
-    """Return the start of the first attribute that differs; 0 if no attribute is shared."""
+    """Return the offset of the first attribute that differs; 0 if no attribute is shared."""
     at, size = 0, 1 << 10
     end = min(len(before), len(data))
     while size:
@@ -253,7 +253,7 @@ _IN_PLACE = msgspec.json.Decoder(AttributesOnly)
 
 
 class AttributePlace(NamedTuple):
-    """The place of an attribute in an item."""
+    """Which part of an item an attribute belongs to."""
 
     group: str
     number: int | None
@@ -264,11 +264,11 @@ class AttributePlace(NamedTuple):
 
 @lru_cache(maxsize=1 << 14)
 def place_of(key: str) -> AttributePlace:
-    """Return the place of an attribute, given its name."""
+    """Return which part of an item an attribute belongs to, given its name."""
     if key in ENTRIES:
         return AttributePlace("entries", None, ENTRIES[key])
-    if key in _TOLD:
-        return AttributePlace("told", None, key)
+    if key in _IN_FIELDS:
+        return AttributePlace("in_fields", None, key)
     for prefix, group in _GROUPS.items():
         if key.startswith(prefix):
             return AttributePlace(group, None, key[len(prefix) :])
@@ -325,7 +325,7 @@ ENTRIES = {
     "error.type": "error_type",
 }
 """Attributes that become an entry of an item's metadata, with the name of the entry."""
-_TOLD = frozenset(
+_IN_FIELDS = frozenset(
     {
         "gen_ai.input.messages",
         "gen_ai.output.messages",

@@ -2,10 +2,10 @@
 
 A trace is held until the window is full and then released as a whole: its calls by their start,
 with the scores of evaluations, the runs of the tools that they called, and the names of the agents
-and tasks above them. A call that two spans tell of, because two instrumentations saw it, is one
-item (`same_calls.py`). The window is bounded, and so is memory. Therefore a trace whose spans are
-further apart than the window is released in several parts, in order. A score or tool run that
-arrives in a later part than its call is left out and counted in a warning.
+and tasks above them. A call that two instrumentations recorded as two spans becomes one item
+(`same_calls.py`). The window is bounded, and so is memory. Therefore a trace that does not fit into
+the window is released in several parts, in order. A score or tool run that arrives in a later part
+than its call is left out and counted in a warning.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from typing import Any
 from orbiter.train.chat.tool_calls import name_of
 from orbiter.train.errors import DataError
 from orbiter.train.json_files.records import decode_json
-from orbiter.train.tracing.dialects import Memory, said_in
+from orbiter.train.json_files.source import reason_of
+from orbiter.train.tracing.dialects import Memory, content_of_call
 from orbiter.train.tracing.facts import (
     SpanScore,
     agent_of,
     facts_of,
     is_call,
+    is_relevant,
     is_tool_run,
     reward_of,
-    says_something,
     score_in,
     scores_of,
     task_of,
@@ -72,36 +73,36 @@ class Counts:
     spans: int = 0
     calls: int = 0
     logs: int = 0
-    silent: int = 0
+    without_messages: int = 0
     """Calls of a model whose messages were not recorded."""
-    promptless: int = 0
+    without_prompt: int = 0
     """Calls whose answer was recorded, but not the prompt."""
     repeated: int = 0
-    """Spans of calls that another span tells of too."""
+    """Spans that repeat a call which another span also reports."""
     unknown: Counter[str] = field(default_factory=Counter[str])
-    """Spans that seem to hold a model call in a form that is not known, by the form."""
-    homeless: int = 0
+    """Spans that seem to hold a model call in an unsupported form, by the form."""
+    unmatched: int = 0
     """Scores and tool runs whose call was released before they arrived, or does not exist."""
 
     def notes(self) -> list[str]:
-        """Say what was left out although nothing is wrong with it."""
+        """Describe the valid data that was left out."""
         counted = {
-            "calls have no messages and are left out": self.silent,
-            "calls have an answer but no prompt and are left out": (self.promptless),
-            "spans tell of a call that another span tells of too and are joined to it": (
+            "calls have no messages and are left out": self.without_messages,
+            "calls have an answer but no prompt and are left out": self.without_prompt,
+            "spans repeat a call that another span also reports, and are merged with it": (
                 self.repeated
             ),
-            "scores or tool runs belong to no call and are left out": self.homeless,
+            "scores or tool runs belong to no call and are left out": self.unmatched,
         }
         notes = [f"{count} {what}" for what, count in counted.items() if count]
         return notes + [
-            f"{count} spans hold a call in a form that is not read: {form}"
+            f"{count} spans hold a call in an unsupported form: {form}"
             for form, count in sorted(self.unknown.items())
         ]
 
 
 class Traces:
-    """The window: takes spans and yields items."""
+    """A bounded window of open traces: takes spans and yields items."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Traces:
         reward: str | None = None,
         window: int = WINDOW,
     ) -> None:
-        """Start empty.
+        """Create an empty window.
 
         Args:
             refuse: Called for every bad span with its line and the reason.
@@ -121,7 +122,7 @@ class Traces:
             window: The largest total size of the traces held, in the unit of `WINDOW`.
         """
         self.counts = Counts()
-        self._told = refuse
+        self._on_bad_span = refuse
         self._make = make
         self._reward = reward
         self._window = window
@@ -130,16 +131,16 @@ class Traces:
         self._steps: OrderedDict[str, int] = OrderedDict()
 
     def add(self, span: Span) -> Iterator[TrajectoryItem]:
-        """Add a span; yield the items of the traces that have to leave the window for it."""
+        """Add a span; yield the items of the traces that must be released to make room."""
         try:
-            weight = self._take_in(span)
+            weight = self._accept(span)
         except (DataError, RecursionError) as error:
             self._refuse(span, error)
             return
         yield from self._make_room(weight)
 
     def add_log(self, trace_id: str, span_id: str, event: SpanEvent) -> Iterator[TrajectoryItem]:
-        """Add an event of a span that is in a log record; yield what has to leave for it."""
+        """Add a span's event from a log record; yield the items released to make room."""
         self.counts.logs += 1
         trace = self._trace(trace_id)
         if (score := score_in(event, span_id)) is not None:
@@ -156,36 +157,36 @@ class Traces:
     def finish(self, trace_id: str | None = None) -> Iterator[TrajectoryItem]:
         """Yield the items of one trace that is still held, or of all traces."""
         if trace_id is None:
-            for held in list(self._held):
-                yield from self._give_out(held)
+            for held_id in list(self._held):
+                yield from self._release(held_id)
         elif trace_id in self._held:
-            yield from self._give_out(trace_id)
+            yield from self._release(trace_id)
 
     def _make_room(self, weight: int) -> Iterator[TrajectoryItem]:
         self._weight += weight
         while self._weight > self._window:
-            yield from self._give_out(next(iter(self._held)))
+            yield from self._release(next(iter(self._held)))
 
     def _trace(self, trace_id: str) -> _Trace:
-        """Return the trace of an id, which is now the one seen last."""
+        """Return the trace with an id, and mark it as the most recently used."""
         trace = self._held.get(trace_id)
         if trace is None:
             trace = self._held[trace_id] = _Trace()
         self._held.move_to_end(trace_id)
         return trace
 
-    def _take_in(self, span: Span) -> int:
+    def _accept(self, span: Span) -> int:
         self.counts.spans += 1
-        says = says_something(span)
-        scores = list(scores_of(span)) if says else []
+        relevant = is_relevant(span)
+        scores = list(scores_of(span)) if relevant else []
         trace = self._trace(span.trace_id)
         trace.parents[span.span_id] = span.parent_id
-        weight = SPAN_COST + (self._told_in(span, trace) if says else 0)
+        weight = SPAN_COST + (self._store(span, trace) if relevant else 0)
         trace.scores += scores
         trace.weight += weight
         return weight
 
-    def _told_in(self, span: Span, trace: _Trace) -> int:
+    def _store(self, span: Span, trace: _Trace) -> int:
         """Store a span that is more than a link between others; return the size of its text."""
         if (agent := agent_of(span)) is not None:
             trace.agents[span.span_id] = agent
@@ -202,10 +203,10 @@ class Traces:
             self.counts.unknown[form] += 1
         return 0
 
-    def _give_out(self, trace_id: str) -> Iterator[TrajectoryItem]:
+    def _release(self, trace_id: str) -> Iterator[TrajectoryItem]:
         trace = self._held.pop(trace_id)
         self._weight -= trace.weight
-        calls = self._understood(trace)
+        calls = self._recorded_calls(trace)
         runs = self._runs_by_call(trace, calls)
         scores = self._scores_by_call(trace, calls)
         recorder = Recorder(self._make)
@@ -230,7 +231,7 @@ class Traces:
             if len(self._steps) > TRACES:
                 self._steps.popitem(last=False)
 
-    def _understood(self, trace: _Trace) -> list[ModelCall]:
+    def _recorded_calls(self, trace: _Trace) -> list[ModelCall]:
         """Return the calls whose messages were recorded, each once, in the order of their start."""
         calls = []
         memory = Memory()
@@ -238,28 +239,27 @@ class Traces:
             if logged := trace.logs.get(span.span_id):
                 span.events = [*span.events, *logged]
             try:
-                said = said_in(span, memory)
-                if said is not None:
-                    check_names(said.answers)
+                content = content_of_call(span, memory)
+                if content is not None:
+                    check_names(content.answers)
             except (DataError, RecursionError) as error:
                 self._refuse(span, error)
                 continue
-            if said is None or not (said.prompt or said.answers):
-                self.counts.silent += 1
+            if content is None or not (content.prompt or content.answers):
+                self.counts.without_messages += 1
                 if (form := unknown_form(span)) is not None:
                     self.counts.unknown[form] += 1
             else:
-                calls.append(ModelCall(span, said))
+                calls.append(ModelCall(span, content))
         dividing = {span.span_id for span in trace.runs} | trace.agents.keys()
         once = one_per_call(calls, trace.parents, dividing)
         self.counts.repeated += len(calls) - len(once)
-        whole = [call for call in once if call.said.prompt]
-        self.counts.promptless += len(once) - len(whole)
+        whole = [call for call in once if call.content.prompt]
+        self.counts.without_prompt += len(once) - len(whole)
         return whole
 
     def _refuse(self, span: Span, error: Exception) -> None:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
-        self._told(span.line, f"span {span.span_id!r}: {reason}", error)
+        self._on_bad_span(span.line, f"span {span.span_id!r}: {reason_of(error)}", error)
 
     def _runs_by_call(self, trace: _Trace, calls: list[ModelCall]) -> list[list[dict[str, Any]]]:
         """Return for each call the tool runs that it requested.
@@ -267,39 +267,39 @@ class Traces:
         They are matched by the id of the tool call. A run without an id belongs to the latest call
         before it that requested a tool of that name.
         """
-        asked: dict[str, int] = {}
-        named: dict[str, list[int]] = {}
+        by_call_id: dict[str, int] = {}
+        by_tool: dict[str, list[int]] = {}
         for number, call in enumerate(calls if trace.runs else ()):
-            for answer in call.said.answers:
+            for answer in call.content.answers:
                 for tool_call in answer.get("tool_calls") or ():
-                    asked[tool_call.get("id", "")] = number
-                    named.setdefault(name_of(tool_call), []).append(number)
-        found: list[list[dict[str, Any]]] = [[] for _ in calls]
+                    by_call_id[tool_call.get("id", "")] = number
+                    by_tool.setdefault(name_of(tool_call), []).append(number)
+        runs: list[list[dict[str, Any]]] = [[] for _ in calls]
         for span in sorted(trace.runs, key=attrgetter("start")):
             run = tool_run_of(span)
             before = [
                 number
-                for number in named.get(str(run["name"]), ())
+                for number in by_tool.get(str(run["name"]), ())
                 if calls[number].span.start <= span.start
             ]
-            place = asked.get(str(run.get("tool_call_id")), before[-1] if before else None)
-            if place is None:
-                self.counts.homeless += 1
+            index = by_call_id.get(str(run.get("tool_call_id")), before[-1] if before else None)
+            if index is None:
+                self.counts.unmatched += 1
             else:
-                found[place].append(run)
-        return found
+                runs[index].append(run)
+        return runs
 
     def _scores_by_call(self, trace: _Trace, calls: list[ModelCall]) -> list[_Scores]:
-        """Return the scores of each call; that of a span above calls is one of each of them."""
-        found = [_Scores() for _ in calls]
+        """Return the scores of each call; an enclosing span's score counts for every call in it."""
+        scores = [_Scores() for _ in calls]
         above = [list(_above(trace, call.span)) for call in calls]
         for score in trace.scores:
             scored = _scored(calls, above, score)
             if not scored:
-                self.counts.homeless += 1
-            for place, distance in scored:
-                found[place].by_distance.setdefault(distance, []).append(score.entry)
-        return found
+                self.counts.unmatched += 1
+            for index, distance in scored:
+                scores[index].by_distance.setdefault(distance, []).append(score.entry)
+        return scores
 
 
 @dataclass(slots=True)
@@ -315,7 +315,7 @@ class _Scores:
         ]
 
     def reward(self, wanted: str | None) -> float | None:
-        """Return the reward: of the scores that say it, those of the nearest span."""
+        """Return the reward: the one given by the scores of the nearest span."""
         for distance in sorted(self.by_distance):
             if (reward := reward_of(self.by_distance[distance], wanted)) is not None:
                 return reward
@@ -330,29 +330,29 @@ def _item(
     scores: list[dict[str, Any]],
     **known: Any,  # noqa: ANN401 - further fields of the item
 ) -> TrajectoryItem:
-    span, said = call.span, call.said
+    span, content = call.span, call.content
     entries = facts_of(span)
     for other in call.also:
         for name, fact in facts_of(other).items():
             if name not in _OF_SPAN:
                 entries.setdefault(name, fact)
-    reasons = [answer.get("finish_reason") for answer in said.answers]
+    reasons = [answer.get("finish_reason") for answer in content.answers]
     reason = _reason_in(entries.pop("finish_reason", reasons))
     if isinstance(reason, list):  # one per choice
         reason = next(filter(None, reason), None)
     if reason is not None:
         entries["finish_reason"] = reason
     answers = [
-        {name: told for name, told in answer.items() if name != "finish_reason"}
-        for answer in said.answers
+        {name: value for name, value in answer.items() if name != "finish_reason"}
+        for answer in content.answers
     ]
     lists = {"tool_runs": runs, "evaluations": scores, "other_answers": answers[1:]}
-    entries.update({name: found for name, found in lists.items() if found})
+    entries.update({name: entry for name, entry in lists.items() if entry})
     return recorder.item(
-        said.prompt,
+        content.prompt,
         answers[0] if answers else NO_ANSWER,
         entries,
-        tools=said.tools,
+        tools=content.tools,
         timestamp=span.start / 1e9 if span.start else None,
         **known,
     )
@@ -372,25 +372,25 @@ def _scored(
     calls: list[ModelCall], above: list[list[str]], score: SpanScore
 ) -> list[tuple[int, int]]:
     """Return the indices of the calls that a score is about, with their distance to its span."""
-    for place, call in enumerate(calls):
+    for index, call in enumerate(calls):
         if score.span_id in {call.span.span_id, *(span.span_id for span in call.also)}:
-            return [(place, 0)]
+            return [(index, 0)]
         if score.response_id is not None and (
             call.span.attributes.get("gen_ai.response.id") == score.response_id
         ):
-            return [(place, 0)]
+            return [(index, 0)]
     if score.response_id is not None:
         return []
     below = [
-        (place, above[place].index(score.span_id) + 1)
-        for place in range(len(calls))
-        if score.span_id in above[place]
+        (index, above[index].index(score.span_id) + 1)
+        for index in range(len(calls))
+        if score.span_id in above[index]
     ]
-    return below or [(place, len(above[place]) + 1) for place in range(len(calls))]
+    return below or [(index, len(above[index]) + 1) for index in range(len(calls))]
 
 
 def _task(trace: _Trace, span: Span) -> str | None:
-    """Return the task of a call: named by a span above it, or by the only one that names any."""
+    """Return the task of a call, named by a span above it or by the trace's only task name."""
     task = _named_above(trace, trace.tasks, span)
     named = set(trace.tasks.values())
     return named.pop() if task is None and len(named) == 1 else task
@@ -400,8 +400,8 @@ def _named_above(trace: _Trace, names: dict[str, str], span: Span) -> str | None
     """Return the name that a span or the nearest one above it has."""
     if not names:
         return None
-    found = (names.get(span_id) for span_id in (span.span_id, *_above(trace, span)))
-    return next(filter(None, found), None)
+    candidates = (names.get(span_id) for span_id in (span.span_id, *_above(trace, span)))
+    return next(filter(None, candidates), None)
 
 
 def _above(trace: _Trace, span: Span) -> Iterable[str]:
@@ -417,4 +417,4 @@ def _above(trace: _Trace, span: Span) -> Iterable[str]:
 _OF_SPAN = frozenset(
     {"span_id", "parent_span_id", "instrumentation", "attributes", "error", "seconds"}
 )
-"""Facts about a span that are no facts about the call that it tells of."""
+"""Facts about a span itself, which say nothing about the call that it reports."""

@@ -132,7 +132,7 @@ def _wrong_field(message: str) -> DataError:
             '(extra="metadata" keeps unknown fields in metadata)'
         )
     if missing := re.search(r"missing required field `(.*?)`", message):
-        hint = "; write null where it is not known yet" if missing[1] == "reward" else ""
+        hint = "; write null if it is not known yet" if missing[1] == "reward" else ""
         return DataError(f"field {missing[1]!r}: missing{hint}")
     what, _, where = message.replace("`", "").partition(" - at ")
     what = what[:1].lower() + what[1:]
@@ -151,8 +151,8 @@ def _not_unicode(line: bytes) -> DataError:
 def _malformed(line: bytes, message: str) -> DataError:
     if "truncated" in message:
         return DataError(f"{_field_before(line)}ends in the middle of an item")
-    found = re.search(r"\(byte (\d+)\)", message)
-    at = int(found[1]) if found else len(line)
+    match = re.search(r"\(byte (\d+)\)", message)
+    at = int(match[1]) if match else len(line)
     place = _field_before(line[:at])
     if re.match(rb"-?(NaN|Inf)", line[at:]):
         return DataError(f"{place}expected a finite number, got {_excerpt(line, at)}")

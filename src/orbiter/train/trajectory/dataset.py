@@ -147,7 +147,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
 
     @property
     def items(self) -> ItemsView:
-        """The kept items: a live, read-only view."""
+        """The kept items, as a live, read-only view."""
         return ItemsView(self._store.kept)
 
     @property
@@ -162,14 +162,14 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         Otherwise they stay in the order they were captured. Episodes are in the order of their
         first item; items without an episode are left out.
         """
-        found: dict[str, list[TrajectoryItem]] = {}
+        episodes: dict[str, list[TrajectoryItem]] = {}
         for item in self:
             if item.episode_id is not None:
-                found.setdefault(item.episode_id, []).append(item)
-        for steps in found.values():
+                episodes.setdefault(item.episode_id, []).append(item)
+        for steps in episodes.values():
             if all(item.step is not None for item in steps):
                 steps.sort(key=lambda item: item.step or 0)
-        return found
+        return episodes
 
     def summary(self) -> summary.Summary:
         """Return counts, and mean rewards with 95 % intervals: overall, per agent and per task."""
@@ -251,7 +251,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
 
     @property
     def recovery(self) -> Recovery | None:
-        """What opening the journal found; None for a data set in memory."""
+        """The result of opening the journal; None for a data set in memory."""
         journal = self._ledger.journal
         return journal.recovery if journal is not None else None
 

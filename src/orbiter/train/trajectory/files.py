@@ -103,7 +103,7 @@ def _write_chunks(file: IO[bytes], lines: Iterator[bytes], between: bytes, after
 
 
 def _read_broken_array(source: Source, data: bytes) -> Iterator[TrajectoryItem]:
-    """Read as much as possible: a bad element does not hide the elements after it."""
+    """Read as many elements as possible: a bad element does not hide those after it."""
     text = data.decode("utf-8", "surrogateescape")
     position = _end_of_space(text, 0) + 1
     line, counted = 1, 0

@@ -124,7 +124,7 @@ class Journal:
         self._doubtful = True
 
     def close(self) -> None:
-        """Sync if the durability asks for it, and let another process write."""
+        """Sync if the durability requires it, and let another process write."""
         self._log.close()
 
     def _append(self, record: bytes) -> None:
@@ -157,7 +157,7 @@ def read_journal(source: Source) -> Iterator[TrajectoryItem]:
         StorageError: the file cannot be read.
     """
     path, store = Path(source.path), Store()
-    source.open().close()  # says why a file cannot be read
+    source.open().close()  # opening the file first gives a clear error if it cannot be read
     try:
         _refuse_foreign(path)
         _replay(path, store, _Checksums())

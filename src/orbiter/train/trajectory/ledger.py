@@ -32,7 +32,7 @@ class Ledger:
             self.journal.write_entry(place, item)
             self.store.add(place, item)
         except StorageError:
-            raise  # refused as a whole: file and memory still agree
+            raise  # The journal refused the whole record, so file and memory still agree.
         except BaseException:
             self.journal.doubt()
             raise

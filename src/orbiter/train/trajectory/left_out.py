@@ -12,7 +12,7 @@ class Left(Counter[str]):
     """For each field that an export cannot store, the number of items that had a value in it."""
 
     def __init__(self) -> None:
-        """Start with nothing left out."""
+        """Create an empty count."""
         super().__init__()
         self.details: list[str] = []
         """One line for each record that was left out as a whole, and why."""

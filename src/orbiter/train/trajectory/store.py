@@ -46,7 +46,7 @@ class Store:
         return _placed(shorten(item, self.waiting[number]), number)
 
     def add(self, place: Place, item: TrajectoryItem) -> None:
-        """Add `item`, stored as `place` says: kept if it has a reward, otherwise waiting."""
+        """Add `item`, stored in the form of `place`: kept if it has a reward, otherwise waiting."""
         number = self.entries
         self.entries += 1
         if item.reward is None:
@@ -98,7 +98,8 @@ class Store:
             if not left:
                 del self._waiting_of[episode_id]
                 for key in [key for key in self._recent if key[0] == episode_id]:
-                    del self._recent[key]  # the episode has ended, or nearly
+                    # the episode has ended, or nearly
+                    del self._recent[key]
 
 
 class ItemsView(Sequence[TrajectoryItem]):

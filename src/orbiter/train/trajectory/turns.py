@@ -59,7 +59,7 @@ _METADATA = NAMES.index("metadata")
 
 
 def shorten(item: TrajectoryItem, previous: Stored, whole: Values | None = None) -> Stored:
-    """Return `item` without the prefixes it shares with `previous`, or whole if they are short.
+    """Return `item` without the prefixes it shares with `previous`; unchanged if they are short.
 
     `whole` is `previous` in full, if the caller still has it.
     """

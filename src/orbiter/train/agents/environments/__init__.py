@@ -1,4 +1,4 @@
-"""Environments that the policy acts in, in place of an agent: classes, tools, other packages'."""
+"""Environments in which the policy acts itself, instead of an agent that calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environments that can be played: what a class must have, and how a task reaches it.
+"""Checks environment classes and tool functions, and passes tasks to them.
 
     class Safe:
         def reset(self, code: str) -> str | None:
@@ -14,10 +14,9 @@
             return float(self._open)
 
 `reset` gets the fields of the task that it names, and returns the observation that the model reads
-first. Every other public method is a tool. Some
-names are reserved and no tools: `reset`, `get_reward`, `on_answer(text)` (gets an answer without a
-call; returns what the model reads next, or None to end), `close`, and the attribute `done` (true
-ends the episode).
+first. Every other public method is a tool. Some names are reserved and are not tools: `reset`,
+`get_reward`, `on_answer(text)` (gets an answer without a call; returns what the model reads next,
+or None to end), `close`, and the attribute `done` (true ends the episode).
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.trajectory import TrajectoryItem
 
 RESERVED = ("reset", "get_reward", "on_answer", "close")
-"""Public methods that are no tools."""
+"""Public methods that are not tools."""
 
 
 @runtime_checkable
 class OffersTools(Protocol):
-    """An environment that says itself which tools it has, such as an adapter."""
+    """An environment that lists its tools itself, such as an adapter."""
 
     def offered_tools(self) -> Sequence[Tool]:
         """Return the tools; called after `reset`."""
@@ -46,15 +45,15 @@ class OffersTools(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """An environment as it was given, checked."""
+    """An environment that has been checked."""
 
     name: str
     make: Callable[[], object]
     """Returns a fresh environment, one for each episode."""
     has_reward: bool | None
-    """None where only the environment that `make` returns shows it."""
+    """None if that is only known from the environment that `make` returns."""
     functions: tuple[Tool, ...] = ()
-    """The tools where the environment is a list of functions."""
+    """The tools, if the environment is a list of functions."""
 
 
 def kind_of(environment: object) -> Kind:
@@ -153,7 +152,7 @@ def _parameters(environment: type) -> list[inspect.Parameter]:
 
 
 def _without_self(environment: type, method: str) -> Callable[..., object]:
-    """Return a method as its instances have it, to read its signature before there is one."""
+    """Return a method without `self`, to read its signature before there is an instance."""
     raw = inspect.getattr_static(environment, method)
     if isinstance(raw, staticmethod | classmethod):
         return cast("Callable[..., object]", getattr(environment, method))
@@ -235,7 +234,7 @@ def first_messages(
     It is the task's `prompt`, a text or a list of messages, followed by what `reset` returned.
 
     Raises:
-        DataError: there is nothing for the model to read, or something else than text.
+        DataError: there is nothing for the model to read, or something other than text.
     """
     if observation is not None and not isinstance(observation, str):
         raise DataError(f"reset() must return a text or None, got {shown(observation)}")

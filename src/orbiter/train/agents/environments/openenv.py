@@ -73,8 +73,9 @@ class OpenEnvEpisode:
     """One episode with one client."""
 
     def __init__(self, client: Foreign, action: type | None, show: Callable[[Any], str]) -> None:
-        """Take a client that is not connected yet; made by `openenv`."""
-        self._client: Foreign = getattr(client, "_async", client)  # what a blocking client wraps
+        """Wrap a client that is not connected yet; created by `openenv`."""
+        # a blocking client wraps this async one
+        self._client: Foreign = getattr(client, "_async", client)
         self._show = show
         self._action: Foreign = action or _action_of(type(self._client))
         self._tools: list[Tool] = []
@@ -90,7 +91,7 @@ class OpenEnvEpisode:
             self._tools = [self._step_tool()]
             return observation
         listed = await _awaited(self._client.list_tools())
-        if not listed:  # the client also returns none where the server could not be asked
+        if not listed:  # the client also returns no tools if the server could not be reached
             raise CallbackError(f"the server of {type(self._client).__name__} lists no MCP tools")
         call_action = import_module("openenv.core.env_server.mcp_types").CallToolAction
         self._tools = [self._listed_tool(each, call_action) for each in listed]
@@ -148,7 +149,7 @@ class OpenEnvEpisode:
         return Tool(name=name, description=str(listed.description), parameters=schema, run=run)
 
     def _seen(self, result: Foreign) -> str:
-        """Take note of a step's reward and end; return its observation as text."""
+        """Record a step's reward and end; return its observation as text."""
         self._count(result.reward)
         self.done = bool(result.done)
         return self._show(result.observation)
@@ -174,7 +175,7 @@ def show_observation(observation: Foreign) -> str:
 
 
 def _tool_answer(observation: Foreign) -> str:
-    """Return what an MCP tool answered as text.
+    """Return the answer of an MCP tool as text.
 
     Raises:
         ToolError: the tool failed; its message is for the model.

@@ -33,30 +33,30 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """What the player returns for an episode; rewards get it as `result`."""
+    """The result of a played episode; rewards get it as `result`."""
 
     output: str
     """The text of the last answer; "" if the policy gave none."""
     reward: float | None
-    """What `get_reward` returned; None where the environment has none."""
+    """The value of `get_reward`; None if the environment does not define it."""
     messages: tuple[dict[str, Any], ...]
     """The whole conversation, tool results included."""
     environment: object
     """The environment, as the episode left it; None for a list of functions."""
     calls: int
-    """Tool calls that were asked for."""
+    """The number of requested tool calls."""
     invalid_calls: int
     """Tool calls that could not be read, or named no tool, or had wrong arguments."""
 
 
 class EnvironmentAgent:
-    """An agent that plays an environment: what `VeRLTrainer(environment=...)` runs.
+    """An agent that plays an environment; `VeRLTrainer(environment=...)` runs it.
 
     It works wherever an agent does: `run_episode(EnvironmentAgent(Safe), task, live, seed=0)`.
     """
 
     def __init__(self, environment: object, *, system_prompt: str | None = None) -> None:
-        """Check the environment; make none yet.
+        """Check the environment; one is made for each episode.
 
         Args:
             environment: A class with `reset` and `get_reward` whose other public methods are
@@ -64,14 +64,14 @@ class EnvironmentAgent:
             system_prompt: Put before the conversation, unless the task brings one.
 
         Raises:
-            ConfigError: the environment cannot be played; says what is missing.
+            ConfigError: the environment cannot be played; the message names what is missing.
         """
         self.kind: Kind = kind_of(environment)
         self.system_prompt = system_prompt
 
     @property
     def has_reward(self) -> bool | None:
-        """Whether the environment gives a reward itself; None where only playing it shows."""
+        """Whether the environment gives a reward itself; None if only playing it shows that."""
         return self.kind.has_reward
 
     async def run(self, task: object) -> Played:
@@ -79,7 +79,7 @@ class EnvironmentAgent:
 
         Raises:
             CallbackError: the environment itself raised, or its reward is not a number.
-            DataError: the task lacks what `reset` asks for.
+            DataError: the task lacks a field that `reset` asks for.
         """
         with boundary(f"making {self.kind.name}"):
             environment = await call(self.kind.make)
@@ -166,7 +166,7 @@ class _Play:
         return bool(done) and not callable(done)
 
     async def _ask(self, episode: OpenEpisode) -> dict[str, Any] | None:
-        """Return the policy's message; None where a limit of the episode has been reached."""
+        """Return the policy's message; None if a limit of the episode has been reached."""
         request: dict[str, Any] = {"model": "policy", "messages": self._messages}
         if self._tools:
             request["tools"] = [tool.described() for tool in self._tools.values()]
@@ -191,7 +191,8 @@ class _Play:
             self.invalid += 1
             text = f"Error: {error}"
         except TrainError:
-            raise  # ours, such as StateError after the episode's end: not the model's business
+            # a package error, such as StateError after the episode, is not for the model
+            raise
         except Exception as error:  # the user's tool: the model may react to it
             text = f"Error: {type(error).__name__}: {error}"
         self._messages.append(
@@ -206,7 +207,7 @@ class _Play:
         return await self._tools[name].run(arguments)
 
     async def _answered(self, text: str) -> str | None:
-        """Hand an answer without a call to the environment; None ends the episode."""
+        """Pass an answer without a call to the environment; None ends the episode."""
         hook = getattr(self._environment, "on_answer", None)
         if not callable(hook):
             return None

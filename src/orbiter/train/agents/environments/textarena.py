@@ -3,8 +3,9 @@
     VeRLTrainer(config, environment=textarena_game("GuessTheNumber-v0"))
     await trainer.train([{"seed": seed} for seed in range(64)])
 
-Tested with textarena 0.7.4. Same seed, same game: textarena draws from Python's global random
-numbers, which are swapped for the game's own while it moves, so games can be played side by side.
+Tested with textarena 0.7.4. Equal seeds give equal games: textarena uses Python's global random
+generator, whose state is swapped for the game's own during each move, so games can run
+concurrently.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from orbiter.train.errors import CallbackError, ConfigError, did_you_mean, requi
 Foreign = Any
 """An object of textarena, which need not be installed."""
 Opponent = Callable[[str], str]
-"""Returns a move, given what the player has seen since its last one."""
+"""Returns a move, given the observations since the player's last move."""
 
 _RANDOM = threading.Lock()
-"""Held while the global random numbers are those of a game."""
+"""Held while the global random generator has the state of a game."""
 
 
 def textarena_game(
@@ -80,14 +81,14 @@ class TextArenaGame:
     def __init__(
         self, game: Foreign, *, player: int, opponents: Mapping[int, Opponent], unfinished: float
     ) -> None:
-        """Take a game of textarena without wrappers; made by `textarena_game`."""
+        """Wrap a bare game of textarena; created by `textarena_game`."""
         self._game, self._player, self._opponents = game, player, opponents
         self._unfinished = unfinished
         self._random = random.Random().getstate()
         self.done = False
 
     def reset(self, seed: int | None = None) -> str:
-        """Begin; return the rules."""
+        """Begin the game; return the rules."""
         self._random = random.Random(seed).getstate()
         with self._own_random():
             self._game.reset(num_players=len(self._opponents) + 1, seed=seed)
@@ -95,7 +96,7 @@ class TextArenaGame:
         return self._observation()
 
     def on_answer(self, text: str) -> str | None:
-        """Move; return what happened until the policy moves again, or None after the end."""
+        """Make a move; return the events until the policy's next move, or None after the end."""
         self._move(text)
         self._let_others_move()
         return None if self.done else self._observation()
@@ -120,7 +121,7 @@ class TextArenaGame:
             self.done, _ = self._game.step(action=text)
 
     def _observation(self) -> str:
-        """Return what the present player has not seen yet, its own moves left out."""
+        """Return the events that the current player has not seen yet, without its own moves."""
         reader, seen = self._game.get_observation()
         lines = [
             text if sender < 0 else f"[Player {sender}] {text}"

@@ -34,8 +34,8 @@ class Tool:
     parameters: dict[str, Any]
     """JSON schema of the arguments."""
     run: Callable[[str], Awaitable[str]]
-    """Takes the arguments in JSON and returns the result as text; raises a `ToolError` where the
-    arguments are wrong, and whatever the function raises."""
+    """Takes the arguments in JSON and returns the result as text; raises a `ToolError` if the
+    arguments are wrong, and any error of the function itself."""
 
     def described(self) -> dict[str, Any]:
         """Return the tool as chat completions describe it."""
@@ -105,7 +105,7 @@ def decode_arguments(arguments: str, kind: type[T], name: str) -> T:
 
 
 def tool_text(result: object) -> str:
-    """Return what a tool returned as the text that the model reads; None is the empty text."""
+    """Convert a tool's return value to the text that the model reads; None becomes ""."""
     if result is None or isinstance(result, str):
         return result or ""
     try:
@@ -161,7 +161,7 @@ def _schema(
         schemas, definitions = msgspec.json.schema_components(
             [struct], ref_template="#/$defs/{name}"
         )
-        msgspec.json.Decoder(struct)  # refuses unions that JSON could not tell apart
+        msgspec.json.Decoder(struct)  # msgspec refuses unions whose members JSON cannot distinguish
     except (TypeError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
         raise ConfigError(f"{where} has a type hint that JSON cannot express: {first}") from error

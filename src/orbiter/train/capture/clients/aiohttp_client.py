@@ -148,11 +148,11 @@ class _Content:
         return b"".join(pieces)
 
     async def readany(self) -> bytes:
-        """Read what is at hand."""
+        """Read the bytes that have arrived."""
         return await self._taken(self._content.readany())
 
     async def readexactly(self, n: int) -> bytes:
-        """Read a number of bytes, neither more nor fewer."""
+        """Read exactly `n` bytes."""
         return await self._taken(self._content.readexactly(n))
 
     async def readline(self, **limits: Foreign) -> bytes:
@@ -176,7 +176,7 @@ class _Content:
         return await self._taken(piece()), ends
 
     def read_nowait(self, n: int = -1) -> bytes:
-        """Read what is at hand without waiting."""
+        """Read the bytes that have arrived, without waiting."""
         piece: bytes = self._content.read_nowait(n)
         self._took(piece)
         return piece
@@ -239,7 +239,7 @@ def _connected(
 
 
 class _Memory(asyncio.Transport):
-    """A connection to an answerer: what is written is known already, what is read is its answer."""
+    """A connection in memory: ignores the request, which the answerer has, and sends the answer."""
 
     def __init__(self, protocol: Foreign, request: Foreign, pending: _Pending) -> None:
         super().__init__()
@@ -272,11 +272,11 @@ class _Memory(asyncio.Transport):
         """Ignore the request, whose body the answerer gets as it was given."""
 
     def pause_reading(self) -> None:
-        """Hold the answer back."""
+        """Pause the answer."""
         self._ready.clear()
 
     def resume_reading(self) -> None:
-        """Let the answer go on."""
+        """Resume the answer."""
         self._ready.set()
 
     def is_closing(self) -> bool:
@@ -299,9 +299,9 @@ class _Memory(asyncio.Transport):
     def _lost(self, error: Exception | None) -> None:
         if not self._closed:
             self._closed = True
-            # Not at once: the protocol may be in the middle of what it was handed last.
+            # Deferred, because the protocol may still be processing the data passed to it last.
             asyncio.get_running_loop().call_soon(self._protocol.connection_lost, error)
 
 
 _FRAMING = frozenset({"content-length", "transfer-encoding", "connection"})
-"""Headers that say how a body is framed, which is decided here."""
+"""Headers about how a body is framed; they are dropped because this file decides the framing."""

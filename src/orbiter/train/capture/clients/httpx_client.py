@@ -1,4 +1,4 @@
-"""Wrap httpx and httpx2: the clients' `send` is where a request goes out."""
+"""Wrap httpx and httpx2 at the clients' `send`, which every request passes through."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _begin(recognised: Recognised, request: Foreign, body: bytes) -> Exchange:
 def _carried(
     exchange: Exchange, response: Foreign, stream: Callable[[Foreign, Exchange], Foreign]
 ) -> Foreign:
-    """Give the exchange the whole response, or arrange that it sees the stream."""
+    """Pass the whole response to the exchange, or attach the exchange to the stream."""
     exchange.answered(response.status_code, response.headers.raw)
     if response.is_stream_consumed or response.is_closed:
         exchange.feed(response.content, decoded=True)

@@ -1,4 +1,4 @@
-"""Wrap requests: `Session.send` is where a prepared request goes out.
+"""Wrap requests at `Session.send`, which every prepared request passes through.
 
 A redirect is followed inside `send`, so only the outermost call counts. A streamed response is
 captured as its bytes are read from `Response.raw`.
@@ -147,7 +147,7 @@ class _Raw:
         return self._taken(self._raw.read, amt, *args, **kwargs)
 
     def read1(self, amt: int | None = None, *args: Foreign, **kwargs: Foreign) -> bytes:
-        """Read what is at hand."""
+        """Read the bytes that have arrived."""
         return self._taken(self._raw.read1, amt, *args, **kwargs)
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class _Raw:
         self._raw.close()
 
     def release_conn(self) -> None:
-        """Give the connection back."""
+        """Return the connection to its pool."""
         self._exchange.close(LEFT)
         self._raw.release_conn()
 
@@ -214,7 +214,7 @@ def _adapter(library: ModuleType) -> Callable[[Answerer], Foreign]:
 
 
 class _Headers(dict[str, str]):
-    """Request headers, found whatever their case."""
+    """Request headers, looked up without regard to case."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         super().__init__({name.lower(): value for name, value in headers.items()})
@@ -243,7 +243,7 @@ class _Answer:
         self.closed = False
 
     def stream(self, *_: Foreign, **__: Foreign) -> Iterator[bytes]:
-        """Yield the body as it comes."""
+        """Yield the body as it arrives."""
         if self._rest:
             yield self._rest
             self._rest = b""
@@ -256,13 +256,13 @@ class _Answer:
     def read(self, amt: int | None = None, *_: Foreign, **__: Foreign) -> bytes:
         """Read some bytes, or all that are left."""
         while amt is None or len(self._rest) < amt:
-            piece = next(self._chunks, b"")
-            if not piece:
+            chunk = next(self._chunks, b"")
+            if not chunk:
                 break
-            self._rest += piece
-        taken = self._rest if amt is None else self._rest[:amt]
-        self._rest = self._rest[len(taken) :]
-        return taken
+            self._rest += chunk
+        piece = self._rest if amt is None else self._rest[:amt]
+        self._rest = self._rest[len(piece) :]
+        return piece
 
     read1 = read
     read_chunked = stream

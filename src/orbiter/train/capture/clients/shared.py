@@ -1,4 +1,4 @@
-"""What all wrapped HTTP libraries do with a request to a model: capture it, or answer it here."""
+"""Shared by the wrapped HTTP libraries: capture a request to a model, or answer it here."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def raw_headers(headers: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what an item says of an error that ended a call."""
+    """Return the text in which an item records the error that ended a call."""
     return f"{type(error).__name__}: {error}"
 
 

@@ -22,15 +22,15 @@ def on_step(step: Foreign, agent: Foreign) -> None:
     episode = CURRENT.get()
     if episode is None:
         return
-    said = step.model_output_message
-    raw = said.raw if said is not None else None
+    output = step.model_output_message
+    raw = output.raw if output is not None else None
     response_id = getattr(raw, "id", None)
     branch = {"step": step.step_number}
     episode.called_by(response_id, agent.name or type(agent).__name__, branch)
     for call in step.tool_calls or ():
         episode.tool_ran(_run(step, call.id, call.name))
-    if not step.tool_calls and said is not None:  # a failed step no longer lists its calls
-        for call in said.tool_calls or ():
+    if not step.tool_calls and output is not None:  # a failed step no longer lists its calls
+        for call in output.tool_calls or ():
             episode.tool_ran(_run(step, call.id, call.function.name))
 
 

@@ -59,7 +59,7 @@ MESSAGES = Wire(
 NO_PARAMETERS = frozenset(
     ("messages", "input", "instructions", "system", "tools", "previous_response_id", "conversation")
 )
-"""Request fields that the item stores elsewhere than among its parameters."""
+"""Request fields that the item does not store among its parameters."""
 
 _BY_END = {"responses": RESPONSES, "messages": MESSAGES}
 _MODEL_HOSTS = ("api.openai.com", "api.anthropic.com", ".openai.azure.com", "openrouter.ai")

@@ -109,13 +109,18 @@ def message_in_openai_form(message: Json) -> list[Message]:
         {"type": "text", "text": block} if isinstance(block, str) else block for block in content
     ]
     results: list[Message] = [_result(block) for block in _of(blocks, "tool_result")]
-    # Reasoning belongs to the reply it came with. All else stays, unknown kinds included.
-    said = [b for b in blocks if b.get("type") not in ("tool_result", "tool_use", *_THOUGHTS)]
+    # Reasoning belongs to the reply it came with. Every other block stays, unknown kinds included.
+    content_blocks = [
+        b for b in blocks if b.get("type") not in ("tool_result", "tool_use", *_THOUGHTS)
+    ]
     calls = _calls(blocks)
-    if not said and not calls:
+    if not content_blocks and not calls:
         return results
-    plain = all(block.get("type") == "text" for block in said)
-    turned: dict[str, Any] = {"role": role, "content": text_of(said) if plain else said}
+    plain = all(block.get("type") == "text" for block in content_blocks)
+    turned: dict[str, Any] = {
+        "role": role,
+        "content": text_of(content_blocks) if plain else content_blocks,
+    }
     if calls:
         turned |= {"content": turned["content"] or None, "tool_calls": calls}
     return [*results, turned]

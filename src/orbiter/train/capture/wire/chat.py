@@ -111,8 +111,8 @@ def _modern(message: dict[str, Any]) -> Message:
     if isinstance(given, dict):
         rest = {name: value for name, value in message.items() if name != "function_call"}
         name = given.get("name")
-        made = function_call(name, name, given.get("arguments"))
-        return {**rest, "tool_calls": [*(rest.get("tool_calls") or ()), made]}
+        call = function_call(name, name, given.get("arguments"))
+        return {**rest, "tool_calls": [*(rest.get("tool_calls") or ()), call]}
     if message.get("role") == "function":
         return {**message, "role": "tool", "tool_call_id": str(message.get("name") or "")}
     return message
@@ -125,11 +125,11 @@ def _take_head(answer: Reply, body: Json) -> None:
 
 
 def _choice(choice: Json, message: Json) -> Reply:
-    said, calls = _modern(message).get, _modern(message).get("tool_calls")
+    field, calls = _modern(message).get, _modern(message).get("tool_calls")
     answer = Reply(
-        text=text_of(said("content")) or text_of(said("refusal")),
+        text=text_of(field("content")) or text_of(field("refusal")),
         tool_calls=[_call(call) for call in calls if isinstance(call, dict)] if calls else [],
-        reasoning=text_of(said("reasoning_content") or said("reasoning")),
+        reasoning=text_of(field("reasoning_content") or field("reasoning")),
         finish_reason=choice.get("finish_reason"),
         token_ids=whole_numbers(choice.get("token_ids")),
     )
@@ -268,7 +268,8 @@ def _joined(known: dict[str, Any], piece: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given, str):
             grown[name] = grown.get(name, "") + given
         elif given is not None:
-            grown[name] = given  # a server that sends arguments as an object sends them only once
+            # a server that sends arguments as an object sends them whole, in one delta
+            grown[name] = given
     return grown
 
 

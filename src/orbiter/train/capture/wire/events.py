@@ -26,7 +26,7 @@ def events(body: bytes) -> Iterator[dict[str, Any]]:
         Unreadable: a complete event begins like a JSON object but is not valid JSON.
     """
     data: list[bytes] = []
-    # The protocol knows only these three line ends; `splitlines` accepts more.
+    # The protocol defines only these three line ends; `splitlines` accepts more.
     for line in re.split(rb"\r\n|\n|\r", body.removeprefix(b"\xef\xbb\xbf")):
         if line.startswith(b"data:"):
             data.append(line[5:].strip())

@@ -47,16 +47,16 @@ def accepts(fields: Fields, *, certain: bool) -> bool:
 
 def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
     """Return the conversation of a request, item by item, the instructions first."""
-    found: list[msgspec.Raw | bytes] = []
+    pieces: list[msgspec.Raw | bytes] = []
     instructions = fields.get("instructions")
     if instructions is not None and bytes(instructions) != b"null":
-        found.append(b'{"role":"system","content":%b}' % bytes(instructions))
+        pieces.append(b'{"role":"system","content":%b}' % bytes(instructions))
     given = fields.get("input")
     if given is None or bytes(given) == b"null":
-        return found
+        return pieces
     if bytes(given).lstrip()[:1] == b"[":
-        return [*found, *_LIST.decode(given)]
-    return [*found, b'{"role":"user","content":%b}' % bytes(given)]
+        return [*pieces, *_LIST.decode(given)]
+    return [*pieces, b'{"role":"user","content":%b}' % bytes(given)]
 
 
 def chat(items: list[Json]) -> list[Message]:
@@ -87,9 +87,9 @@ def reply(body: Json) -> Reply:
     if not isinstance(output, list):
         raise Unreadable(f"not a response: {str(body)[:120]}")
     output = [item for item in output if isinstance(item, dict)]
-    said = [part for item in _of(output, "message") for part in _parts_of(item)]
+    text_parts = [part for item in _of(output, "message") for part in _parts_of(item)]
     answer = Reply(
-        text=text_of(said),
+        text=text_of(text_parts),
         tool_calls=[call for item in output if (call := _call(item)) is not None],
         server_calls=[_server_call(item) for item in output if _is_server_call(item)],
         reasoning="\n".join([_thought(item) for item in _of(output, "reasoning")]),
@@ -101,7 +101,10 @@ def reply(body: Json) -> Reply:
         pending=status in _PENDING,
     )
     logprobs = [
-        entry for part in said if isinstance(part, dict) for entry in part.get("logprobs") or ()
+        entry
+        for part in text_parts
+        if isinstance(part, dict)
+        for entry in part.get("logprobs") or ()
     ]
     if logprobs:
         answer.logprobs = [float(entry["logprob"]) for entry in logprobs]
@@ -220,11 +223,16 @@ _FIELD_ENDS = {kind.removesuffix("delta") + "done": found for kind, found in _FI
 def _grow_text(item: dict[str, Any], holder: str, part_type: str, event: Json) -> None:
     parts = item[holder] = list(item.get(holder) or ())
     index = event.get("content_index", event.get("summary_index"))
-    place = index if isinstance(index, int) and 0 <= index <= len(parts) else max(len(parts) - 1, 0)
+    position = (
+        index if isinstance(index, int) and 0 <= index <= len(parts) else max(len(parts) - 1, 0)
+    )
     field = "refusal" if part_type == "refusal" else "text"
-    if place == len(parts):
+    if position == len(parts):
         parts.append({"type": part_type, field: ""})
-    parts[place] = {**parts[place], field: (parts[place].get(field) or "") + event["delta"]}
+    parts[position] = {
+        **parts[position],
+        field: (parts[position].get(field) or "") + event["delta"],
+    }
 
 
 def _add(messages: list[dict[str, Any]], item: Json) -> None:

@@ -205,7 +205,7 @@ class Setting:
     help: str
     check: Check | None
     path: str | None
-    """What kind of path it is: "file", "code" (file.py:name), "model" or None."""
+    """The kind of path: "file", "code" (file.py:name), "model" or None."""
     own: bool
     """Whether it belongs to the command line rather than the config class."""
 

@@ -24,7 +24,7 @@ PACKAGE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code"
 WITHOUT_STATE = ("MathAPI",)
 """Classes that do not begin with a state."""
 MEMORY_BYTES = 2 << 30
-"""Address space of the process at most."""
+"""The maximum address space of the process, in bytes."""
 
 
 class World:
@@ -39,7 +39,7 @@ class World:
         self._called = False
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Call a method; what it raises is the result."""
+        """Call a method; if it raises, the result is the error."""
         self._called = True
         self._results.append(_result(self.methods, name, (), arguments))
         return self._results[-1]
@@ -86,7 +86,7 @@ def _result(
     methods: Mapping[str, Any], name: str, args: Sequence[Any], named: Mapping[str, Any]
 ) -> str:
     try:
-        # Stops prints of the tools from becoming answers of this process.
+        # Keeps the tools' own printing out of the answers of this process.
         with contextlib.redirect_stdout(sys.stderr):
             result = methods[name](*args, **named)
         if isinstance(result, str):
@@ -97,7 +97,7 @@ def _result(
             return json.dumps(result)
         except (TypeError, ValueError):
             return str(result)
-    except Exception as error:  # what a tool raises is what the model reads
+    except Exception as error:  # the model reads the tool's error as its result
         return f"Error during execution: {error}"
 
 
@@ -110,7 +110,7 @@ def _equal(mine: object, right: object) -> bool:
 
 
 def _limit_memory() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not available on every platform
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

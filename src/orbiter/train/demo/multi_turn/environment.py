@@ -19,7 +19,8 @@ from orbiter.train.errors import CallbackError, StateError
 SECONDS = 20.0
 """How long a call may take before its process is killed."""
 CALLS = 20
-"""Calls in one turn of the user at most; the leaderboard stops a model after as many steps."""
+"""The maximum number of calls in one user turn; the leaderboard stops a model after as many
+steps."""
 LINE_BYTES = 64 << 20
 """Longest answer of the child process."""
 
@@ -33,7 +34,7 @@ class MultiTurn:
     """
 
     def __init__(self, wheel: Path | None = None) -> None:
-        """Start nothing yet.
+        """Store the arguments; the process starts with `reset`.
 
         Args:
             wheel: The leaderboard's wheel; None means the cached one, which pip fetches once.
@@ -62,7 +63,7 @@ class MultiTurn:
 
     async def on_answer(self, text: str) -> str | None:
         """End a turn of the user: check it, and return the next request; None after the last."""
-        del text  # the leaderboard judges what was done, not what was said
+        del text  # the leaderboard judges the state, not the text of the answer
         task, child = self._begun()
         right = await child.check(task.right[self._turn])
         self._wrong |= not right
@@ -154,7 +155,7 @@ class _Child:
         return str((await self._ask({"call": name, "arguments": arguments}))["result"])
 
     async def check(self, right: Sequence[Sequence[Any]]) -> bool:
-        """Say whether the turn that ends now was right."""
+        """Return whether the turn that is ending was right."""
         return bool((await self._ask({"check": right}))["right"])
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The conversations of `multi_turn_base`: what the user asks, the tools, the right calls."""
+"""The conversations of `multi_turn_base`: the user's requests, the tools, the right calls."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ MODULES = {
 }
 """The classes whose methods are the tools, and the module of each."""
 JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
-"""The leaderboard's names of types that JSON schema calls otherwise."""
+"""The leaderboard's type names that differ from those of JSON schema."""
 PURPOSE = "Tool description: "
-"""What precedes the description of a tool, after that of its class."""
+"""The text between the description of a tool's class and that of the tool."""
 
 
 class RightCall(NamedTuple):
@@ -49,7 +49,7 @@ class MultiTurnTask:
 
     task_id: str
     questions: tuple[str, ...]
-    """What the user says, a text for each turn."""
+    """The user's messages, one for each turn."""
     classes: tuple[str, ...]
     """The classes whose methods are the tools."""
     start: Mapping[str, Any]

@@ -37,7 +37,7 @@ class LoadedClassifier(NamedTuple):
     """A sequence classifier as the engine uses it."""
 
     model: Any
-    """A causal language model with the classifier's body; its vocabulary head means nothing."""
+    """A causal language model with the classifier's body; its vocabulary head is unused."""
     tokenizer: Any
     head: nn.Linear
     pad_token_id: int | None

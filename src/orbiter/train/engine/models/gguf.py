@@ -48,7 +48,7 @@ CACHED = f"{SMOLLM2}-1"
 
 
 class Source(NamedTuple):
-    """The place that the small model can be loaded from."""
+    """A folder from which the small model can be loaded."""
 
     folder: Path
     story: str

@@ -136,7 +136,7 @@ def is_path(name: str) -> bool:
 
 
 def find_base(folder: Path, name: str, adapters: tuple[Path, ...] = ()) -> str:
-    """Return the name of an adapter's base model; `adapters` are those it is itself the base of.
+    """Return the name of an adapter's base model; `adapters` lists the adapters built on this one.
 
     A relative path is one beside the adapter, or else one in the current folder.
 
@@ -144,7 +144,7 @@ def find_base(folder: Path, name: str, adapters: tuple[Path, ...] = ()) -> str:
         StorageError: there is no such folder, or the adapters form a ring.
     """
     path = folder / ADAPTER_CONFIG
-    if (folder / BASE / CONFIG).is_file():  # wherever the folder has been moved since
+    if (folder / BASE / CONFIG).is_file():  # so that the pair still loads after it was moved
         return str(folder / BASE)
     if folder.resolve() in adapters:
         raise StorageError(f"{path} names a base model that is built on this adapter itself")
@@ -162,7 +162,7 @@ def find_base(folder: Path, name: str, adapters: tuple[Path, ...] = ()) -> str:
 
 @contextlib.contextmanager
 def base_model_of(adapter: Path, base: str) -> Iterator[None]:
-    """Add to errors inside the block that they concern the base model of an adapter."""
+    """State in errors raised inside the block that they concern an adapter's base model."""
     try:
         yield
     except StorageError as error:

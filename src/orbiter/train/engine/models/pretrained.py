@@ -1,4 +1,4 @@
-"""Load models, tokenizers and adapters through Transformers and PEFT: the only place that does.
+"""Load models, tokenizers and adapters through Transformers and PEFT; no other file does.
 
 Two rules hold here. Python code that comes with a model is not run unless the config says
 `trust_remote_code = true`: it is never asked for on standard input, which is what Transformers
@@ -196,7 +196,7 @@ def merge_adapter(folder: Path, model: Any) -> Any:  # noqa: ANN401 - transforme
     for name in stored:
         if name not in tensors and ("lora_" in name or "lokr_" in name or "loha_" in name):
             raise StorageError(
-                f"{path}: tensor {name!r} has no place in the base model; the adapter belongs to "
+                f"{path}: tensor {name!r} does not exist in the base model; the adapter belongs to "
                 "another one"
             )
     _check_finite(tensors, dict.fromkeys(tensors, path), path)

@@ -34,9 +34,9 @@ JSON_FILES = (
 READ = (".json", ".safetensors", ".model", ".jinja", ".txt")
 """Suffixes of the files that loading a model may read."""
 LARGEST_HEADER = 100 << 20
-"""Bytes of the header of a weight file at most; the format's own limit."""
+"""The largest header of a weight file, in bytes; the format's limit."""
 LARGEST_JSON = 16 << 20
-"""Bytes of a configuration file at most; real ones have a few thousand."""
+"""The largest configuration file, in bytes; real ones have a few thousand."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -45,7 +45,7 @@ BITS = {
 }  # fmt: skip
 """Bits of one number by the format's name of its type."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types in which weights can be stored without a quantisation that says what they mean."""
+"""Types of weights that need no quantisation settings to be read."""
 
 
 class StoredTensor(NamedTuple):
@@ -180,7 +180,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(LARGEST_HEADER, size - 8):
                 raise StorageError(
-                    f"{path} is truncated or no safetensors file: it has {size:,} bytes, and its "
+                    f"{path} is truncated or not a safetensors file: it has {size:,} bytes, and "
+                    f"its "
                     f"header alone should have {length:,}; save or download it again"
                 )
             header = json.loads(file.read(length))

@@ -36,7 +36,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
 
     The first generation is the initial population; the search starts from its best. An epoch is a
     generation, so `mode` must be "generation". `mutation_rate` has no effect above 0: the step
-    size adapts itself. A search that has converged starts again from a random point.
+    size adapts itself. A search that has converged restarts from a random point.
     """
 
     renews: ClassVar[bool] = True
@@ -127,7 +127,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
             "popsize": size,
             "verbose": -9,
             "verb_log": 0,
-            "seed": math.nan,  # leave numpy's global generator alone
+            "seed": math.nan,  # leaves numpy's global generator unchanged
             "randn": lambda *shape: random_.standard_normal(shape),
         }
         shares = [knob.share(_number(start[name])) for name, knob in self._knobs.items()]
@@ -152,7 +152,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
 
 def _library() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that matplotlib is missing
+        warnings.simplefilter("ignore")  # cma warns if matplotlib is missing
         return require("cma", extra="cma")
 
 

@@ -61,7 +61,7 @@ class NumericEvolution(EvolutionStrategy[Settings]):
             evaluate: scores settings, {name: value}; plain or async; higher is better.
 
         Raises:
-            ConfigError: the space is empty, or holds something else than knobs.
+            ConfigError: the space is empty, or holds something other than knobs.
         """
         check_space(space)
         self.space = dict(space)

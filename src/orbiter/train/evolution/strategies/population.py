@@ -152,7 +152,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
 
     @override
     def choose_parent(self, population: Sequence[Trainee], scores: Sequence[Score]) -> int | None:
-        """Return who continues in the next seat: its holder, or, at the bottom, one of the top.
+        """Return the next slot's parent: its member, or one of the top if it is at the bottom.
 
         A member without a checkpoint is never copied.
         """
@@ -170,7 +170,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
 
     @override
     async def mutate(self, candidate: Trainee) -> Trainee:
-        """Continue with the same settings, or, in a copied seat, with perturbed ones."""
+        """Continue with the same settings, or with perturbed ones in a copied slot."""
         plan = self._plan.get(self.context.child)
         if plan is None:  # before the first stretch: there is no checkpoint yet
             return replace(candidate, settings=self._explored(candidate.settings))

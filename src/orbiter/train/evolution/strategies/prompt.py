@@ -1,7 +1,7 @@
 """Evolution of an agent's prompts by reflection: a model reads the failures and rewrites the text.
 
 A child is first tried on the failures of its parent that the model was shown, then on the instances
-that it could lose; it is given up once it falls too far below its parent's cached scores. Parents
+that it could lose; it is abandoned once it falls too far below its parent's cached scores. Parents
 are taken from the Pareto front over instances, the newest of equals first: a rewriting that changed
 no score yet may be the first half of one that does. Reflection with a front per instance is GEPA's
 idea, Agrawal et al. 2025, https://arxiv.org/abs/2507.19457. Unlike there, parents are not run
@@ -43,7 +43,7 @@ class Verdict:
 
     score: float
     feedback: str = ""
-    """Text on what was right or wrong: the reflecting model reads it."""
+    """Text on what was right or wrong, for the reflecting model."""
 
 
 class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
@@ -128,9 +128,9 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         """Try a candidate on the instances, against its parent's scores if it has a parent.
 
         Instances run concurrently, in waves that double: a child that is given up has cost little.
-        A child that is no better, on what the model was shown and on what it could lose, is not
-        tried on the parent's other failures: they still count as failed, so that its score is at
-        most its parent's and never the best of a run. An instance that raises counts as `worst`.
+        A child that is no better on the shown failures and on the instances that it could lose is
+        not tried on the parent's other failures: these still count as failed, so that its score is
+        at most its parent's and never the best of a run. An instance that raises counts as `worst`.
         """
         _texts_of(candidate)
         parent = self._parent()
@@ -141,7 +141,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             return self._scored(trial, parent)
         race = Race(parent, self._perfect, self._slack)
         # The first wave holds the failures that the model has just read: a child that does not even
-        # mend these is given up cheaply.
+        # solve these is abandoned cheaply.
         for done, wave in _waves(sure, len(self._shown())):
             await self._try_all(candidate, wave, trial)
             for name in wave:
@@ -230,8 +230,8 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
     def _order(self, parent: Mapping[str, float]) -> tuple[list[str], list[str]]:
         """Return the instances to try first, and those to try only after a gain on the first.
 
-        First come those that the model was shown, then those that could be lost. The parent's
-        other failures are doubtful.
+        First come those that the model was shown, then those that could be lost. The parent's other
+        failures are tried only after a gain.
         """
         order = list(self.instances)
         self.context.rng.shuffle(order)
@@ -256,8 +256,8 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         """Run a candidate on instances at once, within the limit of `concurrency`.
 
         Raises:
-            CallbackError: every instance of the candidate raised so far: it is the candidate, or
-                the endpoint, that fails.
+            CallbackError: every instance of the candidate raised so far: the candidate or the
+                endpoint is broken.
         """
         limiter = self.context.limiter
         self._take_earlier(names, trial)
@@ -281,7 +281,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             raise CallbackError(next(iter(trial.failed.values())))
 
     def _take_earlier(self, names: Sequence[str], trial: _Trial) -> None:
-        """Take what a former process measured before the run was resumed, except failures."""
+        """Reuse the results that an earlier process measured before the resume, except failures."""
         earlier = self.context.earlier
         if earlier is None:
             return
@@ -316,14 +316,14 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         return _Attempt(score, self._trace(name, output, feedback))
 
     def _given_up(self, trial: _Trial) -> Score:
-        """Return the score of a child that was given up: untried instances count as `worst`."""
+        """Return the score of an abandoned child: untried instances count as `worst`."""
         untried = len(self.instances) - len(trial.scores)
         value = sum(trial.scores.values()) + untried * self._worst
         note = f"given up with {untried} instances untried"
         return self._score(value, trial, trial.scores, note)
 
     def _scored(self, trial: _Trial, parent: Mapping[str, float]) -> Score:
-        """Return the score of a child that kept up: untried instances count as its parent's."""
+        """Return the score of a child that kept up: untried instances get the parent's score."""
         scores = {name: trial.scores.get(name, parent.get(name, 0.0)) for name in self.instances}
         inherited = len(scores) - len(trial.scores)
         before = (self.context.parent_score and self.context.parent_score.traces) or {}
@@ -373,7 +373,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
 
 @dataclass(slots=True)
 class _Trial:
-    """What trying a candidate has shown so far."""
+    """The results of trying a candidate so far."""
 
     scores: dict[str, float] = field(default_factory=dict[str, float])
     traces: dict[str, str] = field(default_factory=dict[str, str])
@@ -383,7 +383,7 @@ class _Trial:
 
 
 class _Attempt(NamedTuple):
-    """One instance, tried."""
+    """The result of trying one instance."""
 
     score: float
     trace: str = ""

@@ -1,6 +1,6 @@
-"""Asks a language model for better instructions, and checks what it wrote.
+"""Asks a language model for better instructions, and checks its answer.
 
-The model is shown the present text and what happened on some tasks that went wrong. It must mark
+The model is shown the current text and the results on some failed tasks. It must mark
 the new text, which must be complete, of bounded length, and must copy nothing from the tasks:
 instructions that quote the training set score well on it and nowhere else.
 """
@@ -43,11 +43,11 @@ class Limits:
     """This many words in a row from a task are a copy."""
 
     def objection(self, text: str, before: str, tasks: Iterable[str]) -> str | None:
-        """Return what is wrong with a text, or None."""
+        """Return the problem with a text, or None."""
         if not text:
             return "the instructions are empty"
         if len(text) > self.max_chars:
-            return f"{len(text)} characters are too long: {self.max_chars} at most"
+            return f"{len(text)} characters are too long; the limit is {self.max_chars}"
         new = _runs(text, self.copied_words) - _runs(before, self.copied_words)
         for task in tasks if new else ():
             copied = new & _runs(task, self.copied_words)

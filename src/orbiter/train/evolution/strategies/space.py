@@ -99,7 +99,7 @@ def draw(knob: Knob, random_: random.Random) -> Value:
 
 
 def check_space(space: Space) -> None:
-    """Refuse a space without knobs, or with something else in it."""
+    """Refuse a space without knobs, or with something other than knobs in it."""
     if not space:
         raise ConfigError("the space is empty: name at least one Float, Int or Choice")
     for name, knob in space.items():
@@ -124,7 +124,7 @@ def check_settings(space: Space, settings: Mapping[str, Value]) -> None:
             else isinstance(value, int | float) and knob.low <= value <= knob.high
         )
         if not inside:
-            raise DataError(f"{name}={value!r} lies outside of {knob}")
+            raise DataError(f"{name}={value!r} is outside of {knob}")
 
 
 def _check_bounds(low: float, high: float, *, log: bool) -> None:

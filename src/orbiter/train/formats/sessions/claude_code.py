@@ -67,7 +67,7 @@ class _Reading:
     """For each sidechain record without an agent id, by uuid, the key of its chat."""
 
     def take(self, row: Mapping[str, Any], agent: str | None) -> None:
-        """Take in one record.
+        """Process one record.
 
         Args:
             row: The record.
@@ -125,7 +125,7 @@ class _Reading:
                 chain.chat.say(with_plain_text(part), time)
 
     def _go_back(self, chain: _Chain, row: Mapping[str, Any], parent: str) -> None:
-        """Continue where a user's message does: after an earlier one if the user went back."""
+        """Move to the parent of a user's message, which is an earlier one if the user went back."""
         chat = chain.chat
         if not parent:
             if not row.get("logicalParentUuid") and chat.tail is not None and "parentUuid" in row:
@@ -208,8 +208,8 @@ def _session_of(source: Source) -> str:
     with source.open() as file:
         for line in islice(file, _HEAD):
             try:
-                if found := decode_object(line).get("sessionId"):
-                    return str(found)
+                if session_id := decode_object(line).get("sessionId"):
+                    return str(session_id)
             except DataError:
                 continue
     return path.stem
@@ -344,7 +344,7 @@ _NOT_CHAT = frozenset(
         "worktree-state",
     }
 )
-"""Types of records that are no messages of the conversation."""
+"""Types of records that are not messages of the conversation."""
 
 FORMAT = session_format(
     "claude-code",

@@ -53,16 +53,16 @@ class _Reading:
     open: LoggedAnswer | None = None
     """The answer that further items of the same response belong to."""
     thoughts: list[str] = field(default_factory=list[str])
-    """Thoughts that no item of their response has followed yet."""
+    """Thoughts whose response has had no other item yet."""
     turns: list[Node | None] = field(default_factory=list["Node | None"])
     """For each message of the user, the last message before it."""
     context: Facts = field(default_factory=Facts)
-    """What the current turn's context says: the model and its effort."""
+    """The model and reasoning effort that the current turn's context names."""
     parent: str | None = None
     """The thread that started this one, if it is a sub-agent's."""
 
     def take(self, row: Mapping[str, Any]) -> None:
-        """Take in one line.
+        """Process one line.
 
         Raises:
             DataError: it does not have the form of its type.
@@ -100,7 +100,7 @@ class _Reading:
             self.tally.unknown[kind] += 1
 
     def _begin(self, meta: Mapping[str, Any]) -> None:
-        """Take in what a session says about itself; a forked one repeats that of its parent."""
+        """Process a session's description; a forked session repeats that of its parent."""
         if "cwd" in self.session.facts or self.chat.tail is not None:
             self.tally.known["session_meta of a parent"] += 1
             return
@@ -215,7 +215,7 @@ class _Reading:
                 self.chat.answers[-1].facts |= {
                     entry: usage.get(name) for name, entry in _USAGE.items()
                 }
-            self.open = None  # the counts end a response
+            self.open = None  # token counts mark the end of a response
         elif kind == "thread_rolled_back":
             count = event.get("num_turns")
             if isinstance(count, int) and 0 < count <= len(self.turns):

@@ -1,4 +1,4 @@
-"""Makes a format out of an agent's session reader: one file or a folder, counts and redaction.
+"""Turns an agent's session reader into a format that reads one file or a folder, with redaction.
 
 Not here: the records of a particular agent, and the conversion to items (`log.py`).
 """
@@ -37,13 +37,13 @@ class Tally:
     unknown: Counter[str] = field(default_factory=Counter[str])
     """Records of types that this package does not know, by type."""
     remarks: Counter[str] = field(default_factory=Counter[str])
-    """Anything else worth a word in the report."""
+    """Other remarks for the report."""
 
     def report(self, source: Source) -> None:
         """Add what was counted to the notes of the source."""
         for counter, what in (
             (self.unknown, "left out records of unknown types"),
-            (self.known, "left out records that are no part of a conversation"),
+            (self.known, "left out records that are not part of a conversation"),
         ):
             if counter:
                 names = ", ".join(f"{name} ({count})" for name, count in sorted(counter.items()))
@@ -194,8 +194,8 @@ def _files(folder: Path, patterns: Sequence[str], limit: int | None = None) -> I
     entries: Iterable[Path] = folder.rglob("*")
     if limit is not None:
         entries = islice(entries, limit)
-    found = [path for path in entries if any(path.match(pattern) for pattern in patterns)]
-    yield from sorted(path for path in found if path.is_file())
+    matching = [path for path in entries if any(path.match(pattern) for pattern in patterns)]
+    yield from sorted(path for path in matching if path.is_file())
 
 
 def _head(file: Path) -> bytes:

@@ -75,7 +75,7 @@ class _Log:
     compactions: int = 0
 
     def take(self, number: int, value: Mapping[str, Any], tally: Tally) -> None:
-        """Take in one object of the file.
+        """Process one object of the file.
 
         Raises:
             DataError: it is from a file of another kind.
@@ -95,7 +95,7 @@ class _Log:
             tally.unknown["object with " + (", ".join(sorted(value)) or "no field")] += 1
 
     def _change(self, number: int, changes: Mapping[str, Any]) -> None:
-        """Take in facts about the session; messages among them replace those before."""
+        """Process facts about the session; messages among them replace the earlier messages."""
         if isinstance(messages := changes.get("messages"), list):
             self.compactions += bool(self.lines)
             self.lines = _by_id(number, messages)
@@ -131,9 +131,9 @@ def _read(source: Source, tally: Tally) -> tuple[LoggedSession, Source]:
 
 def _by_id(number: int, messages: Sequence[object]) -> dict[str, _Line]:
     lines = {}
-    for place, message in enumerate(messages):
+    for position, message in enumerate(messages):
         value = as_object(message)
-        lines[str(value.get("id") or f"line {number}, message {place}")] = _Line(number, value)
+        lines[str(value.get("id") or f"line {number}, message {position}")] = _Line(number, value)
     return lines
 
 
@@ -204,8 +204,8 @@ def _result(result: object) -> tuple[object, bool]:
         response = as_object(as_object(part).get("functionResponse")).get("response")
         if isinstance(response, dict):
             failed = failed or "error" in response
-            said = response.get("error", response.get("output", response))
-            content.append({"type": "text", "text": as_text(said)})
+            output = response.get("error", response.get("output", response))
+            content.append({"type": "text", "text": as_text(output)})
         else:
             content += _parts(part)
     message: Message = with_plain_text({"content": content})

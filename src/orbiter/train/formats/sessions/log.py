@@ -1,7 +1,7 @@
 """Holds one agent session as a tree of messages, and converts it to items.
 
 A session log is not a list of messages: users go back and try again, agents compact their context,
-and sub-agents have chats that run beside the main one. So each message is a node that knows the
+and sub-agents have chats parallel to the main one. So each message is a node that links to the
 message before it, and the prompt of an answer is the path from the first message to it.
 
 Not here: the records of a particular agent (`claude_code.py`, `codex.py`, ...).
@@ -90,7 +90,7 @@ class Chat:
         return answer
 
     def note_calls(self, answer: LoggedAnswer) -> None:
-        """Remember which calls an answer made; to be called again if calls are added to it."""
+        """Record which calls an answer made; call this again after adding calls to it."""
         for call in answer.node.message.get("tool_calls") or ():
             self._asked[str(call.get("id"))] = answer
 
@@ -165,7 +165,7 @@ def items_of_session(
         session: The session; all its chats form one episode.
         redact: Whether to mask secrets, e-mail addresses and home paths.
         seen: The ids of answers that were already yielded from another file. Those are left out,
-            because a resumed session repeats what came before; new ones are added.
+            because a resumed session repeats the earlier answers; the ids of new ones are added.
     """
     if redact:
         for chat in session.chats:
@@ -213,9 +213,9 @@ def _in_order(chats: Sequence[Chat]) -> list[Step]:
     keyed: list[tuple[float, int, int, Step]] = []
     for number, chat in enumerate(chats):
         latest = 0.0
-        for place, answer in enumerate(chat.answers):
+        for position, answer in enumerate(chat.answers):
             latest = max(latest, answer.node.time or 0.0)
-            keyed.append((latest, number, place, Step(chat, answer)))
+            keyed.append((latest, number, position, Step(chat, answer)))
     keyed.sort(key=lambda entry: entry[:3])
     return [entry[3] for entry in keyed]
 
@@ -239,8 +239,8 @@ def _facts(session: LoggedSession, answer: LoggedAnswer, *, abandoned: bool) -> 
 def _messages_after(chat: Chat, answer: LoggedAnswer) -> list[Message]:
     """Return the messages that follow an answer up to the end of its chat."""
     nodes = chat.tail.path() if chat.tail is not None else []
-    place = next((place for place, node in enumerate(nodes) if node is answer.node), None)
-    return [] if place is None else [node.message for node in nodes[place + 1 :]]
+    position = next((position for position, node in enumerate(nodes) if node is answer.node), None)
+    return [] if position is None else [node.message for node in nodes[position + 1 :]]
 
 
 def _redact(chat: Chat) -> None:

@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class _Stored:
-    """One session: what is known about it, its messages, and the file that each came from."""
+    """One session: its description, its messages, and the file that each came from."""
 
     info: Row
     source: Source
@@ -46,7 +46,7 @@ class _Stored:
 
 @dataclass(slots=True)
 class _Store:
-    """What the files hold."""
+    """The content of the files."""
 
     sessions: dict[str, _Stored] = field(default_factory=dict[str, _Stored])
     messages: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
@@ -55,7 +55,7 @@ class _Store:
     """The parts in files, by message."""
 
     def take(self, source: Source, value: Row, tally: Tally) -> None:
-        """Take in one object of a file.
+        """Process one object of a file.
 
         Raises:
             DataError: it is not from a session.
@@ -183,7 +183,7 @@ def _take(
 
 
 def _take_prompt(chat: Chat, parts: Sequence[Row], time: float | None, tally: Tally) -> None:
-    content = [made for part in parts if (made := _content_of(part)) is not None]
+    content = [entry for part in parts if (entry := _content_of(part)) is not None]
     for part in parts:
         if (kind := kind_of(part)) not in _READ:
             counter = tally.known if kind in _NOT_CHAT else tally.unknown
@@ -215,11 +215,11 @@ def _take_answer(
         }
         time = seconds_of(_begun(step) or times.get("created"))
         identifier = f"{message.get('id')}/{number}" if message.get("id") else None
-        made = chat.answer(with_plain_text(answer), time, facts, identifier)
+        answered = chat.answer(with_plain_text(answer), time, facts, identifier)
         if message.get("summary") is True:
-            # A summary replaces the context; the request for it stays in front.
-            request = made.node.parent.message if made.node.parent is not None else None
-            kept = [made.node.message] if request is None else [request, made.node.message]
+            # A summary replaces the context, after the request that asked for it.
+            request = answered.node.parent.message if answered.node.parent is not None else None
+            kept = [answered.node.message] if request is None else [request, answered.node.message]
             chat.start_again(kept, time)
         for part in results:
             _take_result(chat, part, calls)
@@ -230,7 +230,7 @@ def _steps(parts: Sequence[Row]) -> list[list[Row]]:
     steps: list[list[Row]] = [[]]
     for part in parts:
         if part.get("type") == "step-start" and any(
-            held.get("type") in ("text", "tool", "reasoning") for held in steps[-1]
+            earlier.get("type") in ("text", "tool", "reasoning") for earlier in steps[-1]
         ):
             steps.append([])
         steps[-1].append(part)
@@ -238,10 +238,10 @@ def _steps(parts: Sequence[Row]) -> list[list[Row]]:
 
 
 def _step_of(parts: Sequence[Row], tally: Tally) -> tuple[Row, list[Row], Facts]:
-    """Return the answer of one step, its tool parts and what its end says about it."""
+    """Return the answer of one step, its tool parts, and the facts in its end marker."""
     tools = [part for part in parts if part.get("type") == "tool"]
     thoughts = [str(part.get("text") or "") for part in parts if part.get("type") == "reasoning"]
-    content = [made for part in parts if (made := _content_of(part)) is not None]
+    content = [entry for part in parts if (entry := _content_of(part)) is not None]
     facts: Facts = {}
     for part in parts:
         kind = kind_of(part)
@@ -284,9 +284,9 @@ def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
         calls[below] = call_id
     if status not in {"completed", "error"}:
         return  # the session ended before the tool did
-    said = state.get("error") if status == "error" else state.get("output")
+    output = state.get("error") if status == "error" else state.get("output")
     attached = [_file(as_object(file)) for file in array_in(state, "attachments")]
-    content: object = as_text(said)
+    content: object = as_text(output)
     if attached:
         content = [{"type": "text", "text": content}, *attached]
     message: Row = {"role": "tool", "tool_call_id": call_id, "content": content}
@@ -296,7 +296,7 @@ def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
     known = begun is not None and ended is not None
     run = {
         "seconds": round((ended or 0) - (begun or 0), 6) if known else None,
-        "error": as_text(said)[:200] if status == "error" else None,
+        "error": as_text(output)[:200] if status == "error" else None,
     }
     chat.result(message, ended, run)
 
@@ -346,7 +346,7 @@ def _claims(rows: list[dict[str, Any]]) -> float:
 _IDS = ("id", "sessionID")
 _READ = frozenset({"compaction", "file", "reasoning", "step-finish", "step-start", "text", "tool"})
 _NOT_CHAT = frozenset({"agent", "patch", "retry", "snapshot", "subtask"})
-"""Types of parts that are no content of a message."""
+"""Types of parts that are not content of a message."""
 
 FORMAT = session_format(
     "opencode",

@@ -1,7 +1,7 @@
 """Imports the session logs of Pi and of agents built on it: `~/.pi/agent/sessions/PATH/*.jsonl`.
 
 The first line is about the session; each other line is an entry that names the one before it
-(`parentId`), so that the entries form a tree. The last entry is where the session is.
+(`parentId`), so that the entries form a tree. The last entry is the session's current position.
 
 Not in the logs: the system prompt and the definitions of the tools.
 """
@@ -41,7 +41,7 @@ class _Reading:
     """For each entry, by id, the last message up to it."""
 
     def take(self, row: Row) -> None:
-        """Take in one line.
+        """Process one line.
 
         Raises:
             DataError: it does not have the form of its type.
@@ -67,7 +67,7 @@ class _Reading:
         self.nodes[str(row.get("id"))] = self.chat.tail
 
     def _go_back(self, row: Row) -> None:
-        """Continue after the entry that this one names; version 1 has no such names."""
+        """Continue after this entry's parent; version 1 does not record parents."""
         if "parentId" not in row or not self.nodes:
             return
         parent = row["parentId"]
@@ -108,7 +108,7 @@ class _Reading:
             self.tally.unknown[f"message/{role}"] += 1
 
     def _take_command(self, message: Row, time: float | None) -> None:
-        """Take in a command that the user ran, which the model sees as words of the user."""
+        """Process a command that the user ran, which the model sees as a user message."""
         if message.get("excludeFromContext"):
             self.tally.known["message/bashExecution (outside the context)"] += 1
             return
@@ -121,10 +121,12 @@ class _Reading:
         """Replace the context by the summary and the entries that the compaction kept."""
         path = self.chat.tail.path() if self.chat.tail is not None else []
         first = self.nodes.get(str(row.get("firstKeptEntryId")))
-        place = next((place for place, node in enumerate(path) if node is first), len(path))
+        position = next(
+            (position for position, node in enumerate(path) if node is first), len(path)
+        )
         summary: Message = {"role": "user", "content": str(row.get("summary") or "")}
         self.chat.start_again([summary], time)
-        for node in path[place:]:
+        for node in path[position:]:
             self.chat.say(node.message, node.time)
 
     def _say(self, role: str, content: object, time: float | None) -> None:

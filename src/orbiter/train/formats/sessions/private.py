@@ -42,7 +42,7 @@ def _masked_field(name: str, value: Any) -> Any:  # noqa: ANN401 - any JSON
             masked = _masked(mask_named(arguments))
             return value if masked == arguments else as_json(masked)
     if name == "data" and isinstance(value, str) and len(value) > _LONG and " " not in value:
-        return value  # the bytes of an image
+        return value  # image data, which no pattern may change
     return _masked(value)
 
 

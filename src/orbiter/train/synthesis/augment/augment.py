@@ -29,7 +29,7 @@ def augment_add_noise(
     ops: Sequence[NoiseOp] = ALL_OPS,
     protect: Sequence[str] = (),
 ) -> D:
-    """Return the rows with typing noise in their state; action and reward stay as they are.
+    """Return the rows with typing noise in their state; action and reward are unchanged.
 
     `noise_level` is the expected character error rate: the Levenshtein distance to the original,
     divided by the number of characters that noise may touch. Code, JSON, calls, tags, URLs, paths,
@@ -38,8 +38,8 @@ def augment_add_noise(
     are of the script around them; marks stay on their letters and emoji sequences whole.
 
     In a chat only the user's turns get noise; `messages` are kept and agree with the state. A text
-    gets the same noise whatever else is in the data. A row without anything to change comes back as
-    it is.
+    gets the same noise whatever else is in the data. A row with nothing to change is returned
+    unchanged.
 
     Args:
         data: A `TrajectoryDataset`, a list of items, or a list of mappings.
@@ -90,7 +90,7 @@ def _noisy_chat(row: Row, state: str, spoil: Callable[[str], str]) -> dict[str, 
         fresh, replaced = _noisy_message(message, spoil)
         for old, new in replaced:
             position = state.find(old, at)
-            if position < 0:  # the state does not show this message as it is
+            if position < 0:  # the state does not contain this message verbatim
                 continue
             pieces += [state[at:position], new]
             at = position + len(old)
@@ -199,7 +199,7 @@ def _around_answer(mode: str, template: str | None) -> tuple[str, str]:
         raise ConfigError(f"mode must be 'swap' or 'inverse_prompt', got {mode!r}")
     if mode == "swap":
         if template is not None:
-            raise ConfigError("template is for mode='inverse_prompt'; a swap adds no words")
+            raise ConfigError("template applies to mode='inverse_prompt' only; a swap adds no text")
         return "", ""
     words = INVERSE_PROMPT if template is None else template
     if words.count("{answer}") != 1:
@@ -214,4 +214,4 @@ def _compiled(patterns: Sequence[str]) -> list[re.Pattern[str]]:
     try:
         return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
-        raise ConfigError(f"protect holds no regular expression: {error}") from error
+        raise ConfigError(f"protect holds an invalid regular expression: {error}") from error

@@ -1,8 +1,8 @@
-"""Typing noise whose strength means something: an expected character error rate.
+"""Typing noise whose strength is an expected character error rate.
 
 The character error rate of a noisy text is its Levenshtein distance to the original over the
-number of characters that noise may touch (`augment_protect.free_spans`). Left out: the noise of
-speech or of scanning, whose errors follow other laws.
+number of characters that noise may touch (`augment_protect.free_spans`). Not supported: noise of
+speech recognition or scanning, which makes other kinds of errors.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from orbiter.train.errors import ConfigError
 from orbiter.train.synthesis.augment.protect import Span
 
 NoiseOp = Literal["insert", "delete", "substitute", "swap"]
-"""A slip of the finger; "swap" exchanges two neighbours."""
+"""A typing error; "swap" exchanges two neighbours."""
 
 ALL_OPS: tuple[NoiseOp, ...] = get_args(NoiseOp)
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """A strength of noise, ready to be put on many texts."""
+    """Noise of one strength, ready to be applied to many texts."""
 
     ops: tuple[NoiseOp, ...]
     rate: float
@@ -58,10 +58,10 @@ class Noise:
         return cls(tuple(ops), rate, _geometric(rate))
 
     def apply(self, text: str, free: Sequence[Span], key: str) -> str:
-        """Return `text` with slips inside the spans of `free`, the same whenever `key` is the same.
+        """Return `text` with errors inside the spans of `free`; equal keys give equal errors.
 
-        The draws come from SHAKE-128 of the key and the text, so they depend on nothing else:
-        neither on the process nor on what else is in the batch.
+        The draws come from SHAKE-128 of the key and the text, so they depend on nothing else, not
+        on the process or on the rest of the batch.
         """
         size = sum(end - start for start, end in free)
         edits = size * self.rate
@@ -76,7 +76,7 @@ class Noise:
         return noisy
 
     def _edit(self, text: Sequence[str], free: Sequence[Span], draws: Sequence[int]) -> str | None:
-        """Return the noisy text, or None where `draws` are too few to reach its end.
+        """Return the noisy text, or None if there are too few `draws` to reach its end.
 
         `text` holds characters, or the clusters of a text in which some characters belong together.
         """
@@ -103,14 +103,14 @@ class Noise:
 def _slip(
     text: Sequence[str], at: int, end: int, ops: Sequence[NoiseOp], draw: int
 ) -> tuple[str, int]:
-    """Return what replaces the character at `at` (for a swap: the two), and where to go on."""
+    """Return the replacement of the character at `at` (a swap: of two), and the next position."""
     char, op = text[at], ops[draw % len(ops)]
     if op == "delete":
         return "", at + 1
     if op == "swap" and at + 1 < end and text[at + 1] != char:
         return text[at + 1] + char, at + 2
     letter = _letter(text, at, draw // len(ops))
-    if letter == char:  # a text without letters: there is nothing else to write
+    if letter == char:  # a text without letters: there is no other letter to insert
         return ("", at + 1) if op == "substitute" else (char, at + 1)
     return char + letter if op == "insert" else letter, at + 1
 
@@ -147,7 +147,7 @@ def _script_near(text: Sequence[str], at: int) -> str:
 
 @lru_cache(maxsize=4096)
 def _script(cluster: str) -> str:
-    """Return the script of a letter, such as "LATIN" or "CJK"; "" for what is no letter."""
+    """Return the script of a letter, such as "LATIN" or "CJK"; "" if it is not a letter."""
     char = cluster[:1]
     if not char.isalpha():
         return ""
@@ -169,13 +169,13 @@ def clusters(text: str) -> list[str]:
 
 
 def _belongs(before: str, char: str) -> bool:
-    """Say whether `char` goes on the cluster `before`."""
+    """Return whether `char` continues the cluster `before`."""
     if char.isascii():
         return before == "\r" and char == "\n"
     last = before[-1]
-    if last == _JOINER:  # what it joins is no letter: an emoji sequence goes on
+    if last == _JOINER:  # it joins something other than a letter, so an emoji sequence continues
         return not char.isalpha()
-    if _FLAG_LETTER.match(char):  # two of them make a flag
+    if _FLAG_LETTER.match(char):  # two regional indicators form a flag
         return len(before) == 1 and _FLAG_LETTER.match(before) is not None
     if _KOREAN_REST.match(char):
         return _KOREAN_START.match(last) is not None
@@ -183,7 +183,7 @@ def _belongs(before: str, char: str) -> bool:
 
 
 def _in_units(pieces: Sequence[str], free: Sequence[Span]) -> list[Span]:
-    """Return spans of characters as spans of clusters, without those that a span's end cuts."""
+    """Convert spans of characters to spans of clusters, without clusters that a span's end cuts."""
     ends = list(accumulate(map(len, pieces)))
     spans: list[Span] = []
     for start, end in free:
@@ -213,15 +213,16 @@ _OVERLAP: dict[frozenset[str], float] = {
     frozenset({"substitute", "swap"}): 0.23,
     frozenset({"swap"}): 0.26,
 }
-"""How much of the distance two kinds of edits lose by meeting, measured on English text: with
-edits worth x per character, the distance is x - c x^2, c the mean of these over pairs of edits."""
+"""How much of the distance two kinds of edits lose when they are adjacent, measured on English
+text: with edits worth x per character, the distance is x - c x^2, c the mean of these over pairs of
+edits."""
 
 
 def _rate(level: float, ops: tuple[NoiseOp, ...]) -> float:
     """Solve level = x - c x^2 for the edits' worth x per character; return edits per character."""
     pairs = [_OVERLAP.get(frozenset({one, other}), 0.0) for one in ops for other in ops]
     c = sum(pairs) / len(pairs)
-    # The same root as (1 - sqrt(...)) / 2c, in the form that holds for c = 0.
+    # The same root as (1 - sqrt(...)) / 2c, in a form that also works for c = 0.
     worth = 2 * level / (1 + math.sqrt(max(0.0, 1 - 4 * c * level)))
     if worth == 0:
         return 0.0

@@ -1,9 +1,9 @@
-"""Where noise must not go: the spans of a text that a machine reads, or that carry a value.
+"""Finds the spans of a text that noise must not touch: text that programs read, and values.
 
-Code (fenced, inline, indented, or a line that can be nothing else), JSON and dicts, calls such as
+Code (fenced, inline, indented, or a line that can only be code), JSON and dicts, calls such as
 `search(query="x")`, XML tags and tool-call blocks, special tokens, placeholders, URLs, paths,
-addresses, identifiers and numbers. One character on each side of a span belongs to it, so that
-nothing can grow onto it. Left out: recognising code in the middle of a sentence without any mark.
+addresses, identifiers and numbers. A span includes one character on each side, so that no inserted
+character extends it. Not supported: recognising code in the middle of a sentence without any mark.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def free_spans(
 ) -> list[Span]:
     """Return the parts of `text` that noise may change, in order.
 
-    `extra` are patterns, `names` texts that must stay as they are; upper and lower case are alike.
+    `extra` are patterns and `names` texts that must not change; case is ignored.
     """
     if not extra and not names and _is_prose(text):
         return [(0, len(text))]
@@ -49,7 +49,7 @@ def free_spans(
 
 
 def _is_prose(text: str) -> bool:
-    """Say quickly that nothing needs protection; False means only that it is not certain."""
+    """Return whether certainly nothing needs protection; a fast path."""
     if not text.isascii() or text.encode("ascii").translate(None, _PLAIN) or "www." in text:
         return False
     if _may_hold_name(text):
@@ -65,7 +65,7 @@ _CODE_STARTS = (
 
 
 def _may_hold_name(text: str) -> bool:
-    """Say quickly whether text of letters and ordinary punctuation can match `_NAME`."""
+    """Return whether text of letters and ordinary punctuation can match `_NAME`; a fast path."""
     return bool(
         ("." in text and _INNER_DOT.search(text))
         or ("-" in text and _NAME.search(text))
@@ -84,7 +84,7 @@ def _matches(text: str, patterns: Sequence[re.Pattern[str]]) -> Iterator[Span]:
 
 
 def _occurrences(text: str, names: Sequence[str]) -> Iterator[Span]:
-    """Yield where the names occur as whole words, whatever their case."""
+    """Yield the spans where the names occur as whole words, in any case."""
     folded = text.casefold()
     lowered = folded if len(folded) == len(text) else text
     for name in names:
@@ -98,24 +98,24 @@ def _occurrences(text: str, names: Sequence[str]) -> Iterator[Span]:
 
 
 def _inside_word(text: str, left: int, right: int) -> bool:
-    """Say whether a boundary between two characters lies within a word of a spaced script."""
+    """Return whether a boundary between two characters is inside a word of a script with spaces."""
     if left < 0 or right >= len(text):
         return False
     return _spaced_letter(text[left]) and _spaced_letter(text[right])
 
 
 def _spaced_letter(char: str) -> bool:
-    """Say whether a character is a letter or digit of a script that has spaces between words."""
+    """Return whether a character is a letter or digit of a script with spaces between words."""
     if char.isascii():
         return char.isalnum() or char == "_"
     return char.isalnum() and _UNSPACED.match(char) is None
 
 
 def names_in_calls(action: str, calls: Sequence[Mapping[str, object]] | None) -> list[str]:
-    """Return the names and values that an action uses, which its state must go on naming.
+    """Return the names and values that an action uses, which must remain readable in its state.
 
     Those are the values in the arguments of its calls (of `calls`, or of calls and JSON within
-    the text), whole and word for word, and the words of the action that are no ordinary words.
+    the text), whole and word for word, and the words of the action that are not ordinary words.
     """
     names: set[str] = set()
     for call in calls or ():
@@ -153,7 +153,7 @@ def _values(value: object) -> Iterator[str]:
 
 
 def _worth_keeping(word: str) -> bool:
-    """Say whether a word of a value is a name rather than a word like "the" or "of"."""
+    """Return whether a word of a value is a name rather than a word like "the" or "of"."""
     return len(word) > 3 or not word.islower()
 
 
@@ -190,7 +190,7 @@ def _code_lines(text: str) -> Iterator[Span]:
 
 
 def _marked(text: str) -> Iterator[Span]:
-    """Yield the spans that some special character gives away, left to right, not overlapping."""
+    """Yield the spans that contain a special character, left to right, not overlapping."""
     at = 0
     while (match := _SPECIAL.search(text, at)) is not None:
         position = match.start()
@@ -291,7 +291,7 @@ def _word(text: str, position: int, least: int) -> Span | None:
 
 
 def _in_token(text: str, position: int) -> bool:
-    """Say whether a character belongs to the token around it; joints need a letter on each side."""
+    """Return whether a character belongs to the token around it; joints need letters around."""
     char = text[position]
     if _spaced_letter(char):
         return True
@@ -326,7 +326,7 @@ _READERS: dict[str, Callable[[str, int, int], Span | None]] = {
     "$": _dollar,
     "%": _percent,
 }
-"""Each takes the text, the place of its character, and how far to the left it may reach."""
+"""Each function takes the text, the position of its character, and the leftmost allowed start."""
 
 _JOINTS = "._-:/+#@,'\u2010\u2011\u2013"
 

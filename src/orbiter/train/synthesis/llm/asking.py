@@ -106,8 +106,8 @@ class ChatSynthesiser(DataSynthesiser):
             return list(context.items)[:count]
         if not context.seeds:
             raise ConfigError(
-                f"{type(self).__name__} has nothing to start from: give the pipeline seed data, or "
-                "put a step before it"
+                f"{type(self).__name__} has no source items: give the pipeline seed data, or put "
+                f"a step before it"
             )
         if self.finite:
             return list(context.seeds[context.offset : context.offset + count])
@@ -131,7 +131,7 @@ def new_task(source: TrajectoryItem, answer: Answer, op: str, seed: int, **chang
     if text is None or is_cut_off(answer):
         return Rejection(source, "invalid", f"{op}: the answer was cut off: {answer.text!r:.60}")
     if not text:
-        return Rejection(source, "invalid", f"{op}: the model answered with nothing")
+        return Rejection(source, "invalid", f"{op}: the model's answer is empty")
     return derived(source, {"state": text, **changes}, op, seed, {TASK_REASONING: answer.reasoning})
 
 
@@ -176,7 +176,7 @@ def derived(
     seed: int,
     notes: Mapping[str, str],
 ) -> TrajectoryItem:
-    """Return the item with some fields changed, its lineage recorded and its reward open.
+    """Return the item with some fields changed, its lineage recorded and its reward removed.
 
     `notes` are further entries of its metadata; empty ones are left out.
     """

@@ -4,10 +4,10 @@
     pipeline = SynthesisPipeline(config, scorer=Judge(teacher, "Is the answer right and short?"))
     pipeline.add_step(SelfInstruct(teacher)).add_step(Respond(teacher))
 
-Any `ChatModel` will do. What is asked depends only on the context that a pipeline gives, so a
-killed run asks the same again and finds it in the model's cache. A candidate that a step itself
-turns down (it repeats the pool, no answer passed the verifier) is a `Rejection`, and is counted.
-Conversations of several turns and answers that call tools are not supported.
+Any `ChatModel` will do. The questions depend only on the context that a pipeline gives, so a killed
+run asks the same questions again and finds the answers in the model's cache. A candidate that a
+step itself rejects (it repeats the pool, no answer passed the verifier) is a `Rejection`, and is
+counted. Conversations of several turns and answers that call tools are not supported.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ASKED_FOR = (
 
 
 class SelfInstruct(ChatSynthesiser):
-    """Makes new tasks on the pattern of old ones, but different from all existing ones.
+    """Makes new tasks modelled on existing ones, but different from all of them.
 
     Wang et al. 2023, section 3, https://arxiv.org/abs/2212.10560: the model sees a few tasks of the
     pool (seeds and accepted items) and writes another one; it is rejected if it is too similar to
@@ -174,7 +174,7 @@ class BackTranslate(ChatSynthesiser):
         """Ask for the question to one answer."""
         shown = strip_reasoning(source.action).strip()
         if not shown:
-            return Rejection(source, "invalid", "there is no answer to find the question of")
+            return Rejection(source, "invalid", "there is no answer to write a question for")
         seed = sub_seed(context.seed, "back-translate", place)
         question = self.instruction.replace("{action}", shown)
         answer = await self.ask(question, sample_index(seed), context)
@@ -185,7 +185,7 @@ class Respond(ChatSynthesiser):
     """Answers tasks; with a verifier, takes the first of k answers that passes.
 
     Samples are drawn one after another, so that none is paid for after one has passed. An answer
-    that was cut off does not count. The reward stays open for the pipeline's scorer.
+    that was cut off does not count. The reward is left to the pipeline's scorer.
     """
 
     finite = True

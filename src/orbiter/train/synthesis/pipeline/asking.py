@@ -1,4 +1,4 @@
-"""Answers batches: calls the steps, checks and scores what they made, and writes to the journal.
+"""Answers batches: calls the steps, checks and scores the candidates, and writes to the journal.
 
 Several batches may be in progress at once. Whatever depends on the order of the batches
 (repetitions, the target) is in `run.py`.
@@ -44,7 +44,7 @@ Validator: TypeAlias = Callable[[TrajectoryItem], bool | Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One call of the first step, and what the later steps make of its answer."""
+    """One call of the first step, and the later steps' processing of its answer."""
 
     number: int
     count: int
@@ -62,7 +62,7 @@ class Answered(NamedTuple):
 
 @dataclass(slots=True)
 class Desk:
-    """Answers batches, each only once even if the process is killed in between."""
+    """Answers batches, each only once, even if the process is killed meanwhile."""
 
     config: SynthesisConfig
     steps: Sequence[DataSynthesiser]
@@ -83,7 +83,7 @@ class Desk:
 
     @property
     def broke(self) -> bool:
-        """Whether no more may be spent."""
+        """Whether the budget is spent."""
         most = self.config.max_cost
         return bool(self.spent_budget) or (most is not None and self.cost >= most)
 
@@ -155,7 +155,7 @@ class Desk:
         return made
 
     async def _chain(self, batch: Batch, failed: Mapping[int, Refused], outcome: _Outcome) -> None:
-        """Call the steps in order; what failed before enters again at the step that failed."""
+        """Call the steps in order; earlier failures enter again at the step that failed."""
         items: list[TrajectoryItem] = []
         refused: list[Candidate] = []
         again = ("again",) if failed else ()
@@ -224,7 +224,7 @@ class Desk:
 
 @dataclass(slots=True)
 class _Outcome:
-    """What one pass through the steps has made and cost so far."""
+    """The output and the cost of one pass through the steps so far."""
 
     desk: Desk
     candidates: list[Candidate] = field(default_factory=list[Candidate])
@@ -260,7 +260,7 @@ class _Outcome:
 def _replaced(
     kept: list[Candidate], places: Sequence[int], retried: Sequence[Candidate]
 ) -> list[Candidate]:
-    """Put the retried candidates where the failed ones were, so that no other place changes."""
+    """Put the retried candidates at the positions of the failed ones; the others do not move."""
     for place, candidate in zip(places, retried, strict=False):
         kept[place] = candidate
     return [*kept, *retried[len(places) :]]

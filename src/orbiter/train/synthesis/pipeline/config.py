@@ -1,4 +1,4 @@
-"""The goal of a synthesis run, and the limits at which it gives up."""
+"""The goal of a synthesis run, and the limits at which it stops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orbiter.train.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SynthesisConfig:
-    """The goal of a synthesis run, and the limits at which it gives up."""
+    """The goal of a synthesis run, and the limits at which it stops."""
 
     target_size: int = setting(
         100,

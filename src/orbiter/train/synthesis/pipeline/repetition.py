@@ -1,7 +1,7 @@
 """Find candidates that repeat a seed or an accepted item, by the rules of `comparison.py`.
 
 Instructions that a whole run shares, such as a long system prompt, are not compared: they would
-make all items alike. Items under different instructions are never alike.
+make all items similar. Items under different instructions are never similar.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orbiter.train.trajectory import TrajectoryItem
 
 
 class Repeats(NamedTuple):
-    """What a candidate repeats."""
+    """The item that a candidate repeats."""
 
     similarity: float
     seed: int | None
@@ -23,10 +23,10 @@ class Repeats(NamedTuple):
 
 
 class Repetitions:
-    """The seeds and accepted items of a run, ready to be compared with candidates."""
+    """An index of a run's seeds and accepted items, to compare candidates with."""
 
     def __init__(self, threshold: float, seeds: Sequence[TrajectoryItem]) -> None:
-        """Start with the seeds; `threshold` is the similarity from which two texts are alike."""
+        """Index the seeds; `threshold` is the similarity from which a text repeats another."""
         self._threshold = threshold
         self._indexes: dict[int, NearDuplicateIndex] = {}
         self._seeds: dict[int, list[int]] = {}
@@ -41,7 +41,7 @@ class Repetitions:
             self._seeds.setdefault(context, []).append(number)
 
     def admit(self, candidates: Sequence[TrajectoryItem]) -> list[Repeats | None]:
-        """Return what each candidate repeats; the others are compared with from now on."""
+        """Return what each candidate repeats; add those that repeat nothing to the index."""
         found: list[Repeats | None] = [None] * len(candidates)
         places = [self._place(candidate) for candidate in candidates]
         for context in dict.fromkeys(context for context, _ in places):

@@ -11,7 +11,7 @@ from orbiter.train.trajectory import TrajectoryItem
 
 StopReason = Literal["target", "exhausted", "max_candidates", "budget", "failures", "cancelled"]
 """Why a run ended: the target was reached; no new items came; the limit on candidates or on cost
-was reached; nothing but failures came; it was stopped."""
+was reached; only failures came; it was stopped."""
 
 RejectReason = Literal[
     "invalid", "failed", "budget", "unscored", "score", "duplicate_of_seed", "duplicate"
@@ -28,7 +28,7 @@ class Rejection(NamedTuple):
     """The candidate, or the item it was to be made from; None if there is neither."""
     reason: RejectReason
     detail: str
-    """One sentence for a person."""
+    """One sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

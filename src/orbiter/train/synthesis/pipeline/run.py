@@ -28,9 +28,9 @@ from orbiter.train.synthesis.pipeline.result import (
 from orbiter.train.trajectory import TrajectoryItem
 
 _AHEAD = 8
-"""Most batches, per concurrent call, that may be ahead of the one that is decided next."""
+"""The maximum number of batches per concurrent call that may be ahead of the next one to decide."""
 _MOST_FAILURES = 64
-"""A run ends after this many failures in a row; fewer do if a whole round brings nothing else."""
+"""A run ends after this many failures in a row, or earlier if a whole round fails."""
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Run:
             await self._settle()
 
     def stop(self) -> None:
-        """Let the run end with what it has; batches under way are given up."""
+        """End the run with the items accepted so far; active batches are abandoned."""
         self._stopping = True
         for task in self._tasks:
             task.cancel()
@@ -226,7 +226,7 @@ class Run:
 
     @property
     def _unscored(self) -> str:
-        """What happens to candidates without a score; without a scorer none could have one."""
+        """How to treat candidates without a score; without a scorer, none can have one."""
         default = "keep" if self.desk.scorer is None else "drop"
         return self.desk.config.unscored or default
 
@@ -250,7 +250,7 @@ class Run:
         return candidate.reward is None and wants_scores
 
     def _warn_of_unscored(self) -> None:
-        """Warn once, unless the config says what happens to candidates without a score."""
+        """Warn once, unless the config sets how to treat candidates without a score."""
         if self._has_warned or self.desk.config.unscored is not None:
             return
         self._has_warned = True
@@ -279,7 +279,7 @@ class Run:
         self.rejections.append(rejection)
 
     async def _settle(self) -> None:
-        """Abandon what is in progress; what was answered but not decided counts as trimmed."""
+        """Abandon active batches; answered candidates that are not decided count as trimmed."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -35,7 +35,7 @@ class Candidates(NamedTuple):
 
     sets: Sets
     members: Int64s
-    """Which text each set is."""
+    """The text that each set belongs to."""
 
 
 def hash_texts(texts: Sequence[str], measure: Measure, salt: int) -> Iterator[Hashed]:
@@ -67,7 +67,7 @@ def _lay_out(texts: Sequence[str], length: Int64s) -> tuple[Uint64s, Int64s]:
 def _encode(text: str) -> bytes:
     if text.isascii():
         return text.encode("ascii")
-    # Split here, where white space beyond ASCII is known, and set apart by what the loop knows.
+    # Split here, because Python knows non-ASCII white space, and join with ASCII for the loop.
     return " ".join(normalise(text).split()).encode("utf-8", "surrogatepass")
 
 
@@ -141,7 +141,7 @@ def arrange(sets: Sets, order: Order) -> None:
 
 
 def join_of(sets: Sets, measure: Measure) -> Join:
-    """Set up a join of `sets`, which are all there are, with an empty index."""
+    """Set up a join of `sets`, which must be all sets, with an empty index."""
     limit = limits(measure, int(sets.size.max(initial=0)))
     join = Join(sets, limit, postings(0), np.full(len(sets.size), -1, np.int32), ONCE)
     return join._replace(postings=postings(probing.prefix_total(join, 0)))
@@ -185,7 +185,7 @@ def ties(texts: Sequence[str], measure: Measure, *, salt: int = 0) -> list[tuple
 def crossing(
     texts: Sequence[str], sides: Sequence[int], measure: Measure, *, salt: int = 0
 ) -> dict[int, Match]:
-    """Find every text that is close to one on a side with a lower number."""
+    """Find every text that is similar to a text on a side with a lower number."""
     sets, members = candidates(texts, measure, salt)
     join = join_of(sets, measure)
     side_of = np.asarray(sides)[members]
@@ -198,7 +198,7 @@ def crossing(
 
 
 def matches(found: Int64s, numbers: Int64s, owners: Int64s) -> dict[int, Match]:
-    """Read what `look_up` or `admit` found: which text is close to which, by their numbers."""
+    """Convert the result of `look_up` or `admit` to matches between text numbers."""
     hits = np.flatnonzero(found[:, 0] >= 0)
     listed = _listed(owners[found[hits, 0]], found[hits, 1], found[hits, 2])
     return dict(zip(numbers[hits].tolist(), listed, strict=True))

@@ -30,8 +30,8 @@ S = TypeVar("S", bound=np.generic)
 class CompiledEngine:
     """The engine of a large `NearDuplicateIndex`.
 
-    Later texts are unknown, so no token is skipped, and the order of the tokens is learnt again
-    whenever the index has doubled. Any order gives the same answers; a good one is faster.
+    Later texts are unknown, so no token is skipped, and the order of the tokens is recomputed
+    whenever the index has doubled. Any order gives the same results; a good one is faster.
     """
 
     def __init__(self, measure: Measure, salt: int = 0) -> None:
@@ -48,13 +48,13 @@ class CompiledEngine:
         self._learnt = 0
 
     def extend(self, texts: Mapping[int, str]) -> None:
-        """Take all texts in under their numbers."""
+        """Add all texts under their numbers."""
         rows = self._append(texts)
         probing.enter(self._join, rows)
         self._kept.extend(rows)
 
     def admit(self, texts: Mapping[int, str]) -> dict[int, Match]:
-        """Take in what is close to nothing; return a match for each of the others."""
+        """Add the texts that are similar to none; return a match for each of the others."""
         rows = self._append(texts)
         found = probing.admit(self._join, rows)
         self._kept.extend(rows[found[:, 0] < 0])
@@ -88,7 +88,7 @@ class CompiledEngine:
         return np.arange(first, len(self._size))
 
     def _learn_anew(self, fresh: int) -> Int64s:
-        """Let go of the texts that were refused, and bring all others into an order learnt anew."""
+        """Drop the refused texts, and bring all others into a recomputed order."""
         last = len(self._size)
         stay = np.concatenate([self._kept.values, np.arange(last - fresh, last)])
         size = self._size.values[stay]
@@ -134,7 +134,7 @@ class Column(Generic[S]):
 
     @property
     def values(self) -> NDArray[S]:
-        """Return what is in the column, without a copy."""
+        """Return the content of the column, without a copy."""
         return self._room[: self._length]
 
     def extend(self, values: NDArray[Any]) -> None:
@@ -148,5 +148,5 @@ class Column(Generic[S]):
         self._length = length
 
     def replace(self, values: NDArray[Any]) -> None:
-        """Let `values` stand for all that was there."""
+        """Replace the content by `values`."""
         self._room, self._length = values.astype(self._room.dtype), len(values)

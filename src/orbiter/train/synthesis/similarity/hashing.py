@@ -53,7 +53,7 @@ def _shingle_one(
     salt: np.uint64,
     output: tuple[Uint64s, int],
 ) -> int:
-    """Hash one text's n-grams as its words go by, and return where the next text's go."""
+    """Hash one text's n-grams word by word, and return where the next text's hashes go."""
     out, written = output
     ngram = recent.shape[0]
     outgoing = _U(1)
@@ -81,7 +81,7 @@ def _shingle_one(
 
 @inlined
 def _next_word(data: Uint64s, at: int, end: int, salt: np.uint64) -> tuple[np.uint64, int]:
-    """Hash the next word from `at` on; return the hash and where to go on, or 0 for no more."""
+    """Hash the next word from `at` on; return the hash and the next position, or 0 at the end."""
     hashed, inside = salt, False
     while at < end:
         block = _eight_bytes(data, at)
@@ -143,7 +143,7 @@ def note_repeats(tokens: Uint64s, seen: Bytes, shift: np.uint64) -> None:
 def matchable(
     tokens: Uint64s, begin: Int64s, seen: Bytes, shift: np.uint64, partner: Int64s
 ) -> NDArray[np.bool_]:
-    """Say of every set whether enough of its tokens occur anywhere else for it to have a match."""
+    """Return for every set whether enough of its tokens occur elsewhere for a match."""
     answer = np.empty(begin.shape[0] - 1, np.bool_)
     for one in range(answer.shape[0]):
         size = begin[one + 1] - begin[one]
@@ -177,7 +177,7 @@ def count_hashes(tokens: Uint64s, counts: NDArray[np.uint16], shift: np.uint64) 
 
 @inlined
 def _rank(count: int) -> np.uint64:
-    """Squeeze a count into 8 bits, keeping the order: exact below 16, then 8 steps an octave."""
+    """Compress a count into 8 bits, preserving order: exact below 16, then 8 steps an octave."""
     octave = 0
     while count >= 16:
         count >>= 1

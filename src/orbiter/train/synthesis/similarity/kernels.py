@@ -22,14 +22,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 ODD = np.uint64(0x9E3779B97F4A7C15)
 """A multiplier that spreads bits: 2^64 over the golden ratio."""
 ONES = np.uint64(0x0101010101010101)
-"""A one in every byte."""
+"""The value 1 in every byte."""
 
 
 def compiled(function: F) -> F:
     """Compile `function`, keeping the machine code on disk where any folder can be written."""
     try:
         return cast("F", numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # neither the package's folder nor the user's own takes a cache
+    except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
         return cast("F", numba.njit(nogil=True)(function))
 
 
@@ -40,7 +40,7 @@ def inlined(function: F) -> F:
 
 @inlined
 def signed(number: int | np.generic) -> int:
-    """Make a signed 64-bit number: unsigned ones turn to floats when they meet it."""
+    """Make a signed 64-bit number: mixing it with unsigned numbers would give floats."""
     return np.int64(number)  # type: ignore[return-value]  # an int to the compiled code
 
 

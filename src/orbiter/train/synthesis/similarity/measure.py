@@ -35,7 +35,7 @@ _UNSPACED = re.compile(
 
 
 class Match(NamedTuple):
-    """Why a text is a near-duplicate."""
+    """The evidence that a text is a near-duplicate."""
 
     witness: int
     """Number of the most similar text; the earliest of those, if there are several."""
@@ -51,7 +51,7 @@ class Match(NamedTuple):
 
 
 def normalise(text: str) -> str:
-    """Return `text` as it is compared: words separated by white space, with case and form folded.
+    """Return `text` normalised for comparison: words split by white space, case and form folded.
 
     In a script that puts no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
     Tibetan) each character, with the marks that belong to it, is a word.

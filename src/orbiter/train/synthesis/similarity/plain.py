@@ -29,7 +29,7 @@ class PlainIndex:
         return len(self._sets)
 
     def learn(self, sets: Iterable[frozenset[Shingle]]) -> None:
-        """Learn which shingles are rare, from what is indexed and from `sets` to come."""
+        """Compute which shingles are rare, from the indexed sets and the coming `sets`."""
         often = Counter(chain.from_iterable(chain(self._sets.values(), sets)))
         self._rank = {
             shingle: (count << 40) | number for number, (shingle, count) in enumerate(often.items())
@@ -123,7 +123,7 @@ def ties(texts: Sequence[str], measure: Measure) -> list[tuple[int, int]]:
 
 
 def crossing(texts: Sequence[str], sides: Sequence[int], measure: Measure) -> dict[int, Match]:
-    """Find every text that is close to one on a side with a lower number."""
+    """Find every text that is similar to a text on a side with a lower number."""
     sets = [measure.shingles(text) for text in texts]
     index = PlainIndex(measure)
     index.learn(sets)

@@ -32,7 +32,7 @@ _U = np.uint64
 
 
 class Limits(NamedTuple):
-    """A threshold as two tables, so that the loops never divide."""
+    """A similarity threshold as two tables, so that the loops never divide."""
 
     partner: Int64s
     """For each set size, the least size of a similar set."""
@@ -58,7 +58,7 @@ class Postings(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Everything that a probe needs."""
+    """The data that a probe needs."""
 
     sets: Sets
     limits: Limits
@@ -122,7 +122,7 @@ def admit(join: Join, chosen: Int64s) -> Int64s:
 
 @compiled
 def connect(join: Join, parent: Int64s) -> Int64s:
-    """Unite every two sets that are close enough, in `parent`; return the ties that did it.
+    """Unite, in `parent`, every two sets that are similar enough; return the ties used.
 
     A tie is a row of two sets and what they share.
     """
@@ -294,7 +294,7 @@ def _shared(sets: Sets, one: int, other: int, places: tuple[int, int], least: in
     left_end, right_end = sets.start[one] + sets.size[one], sets.start[other] + sets.size[other]
     shared = 1
     while left < left_end and right < right_end:
-        # Even if all remaining tokens matched, it would be too few.
+        # Even if all remaining tokens matched, they would be too few.
         if shared + min(left_end - left, right_end - right) < least:
             return 0
         mine, its = sets.tokens[left], sets.tokens[right]
