@@ -317,7 +317,7 @@ async def test_one_answer_that_does_not_fit_fails_alone(likes_length: Path) -> N
     with pytest.raises(DataError, match="does not fit"):
         await ask_rewards(["e" * 5000], [item], [RewardSpec("model", fn=model)])
     shortened = RewardModel(likes_length, on_long_prompt="truncate-left")
-    long = TrajectoryItem("Say." * 1000, "")
+    long = TrajectoryItem("Say." * 2000, "")
     assert isinstance(await shortened("e", long), float)
 
 
@@ -394,12 +394,6 @@ def test_a_folder_without_a_reward_model_is_refused_at_once(tmp_path: Path) -> N
     load_model("tiny").model.save_pretrained(tmp_path / "lm")
     with pytest.raises(StorageError, match="is not a reward model"):
         RewardModel(tmp_path / "lm")
-
-
-async def test_a_reward_model_is_no_policy(likes_length: Path) -> None:
-    policy = VeRLTrainer(VeRLConfig(model=str(likes_length)), [RewardSpec("none", fn=len)])
-    with pytest.raises(StorageError, match="scores answers and gives none"):
-        await policy.generate(["hello"])
 
 
 async def test_a_classifier_with_two_labels_is_refused(tmp_path: Path) -> None:

@@ -128,11 +128,6 @@ class RewardModel:
         answer = output if raw_output is None else raw_output
         return await self._score_with_others(_of_answer(item, answer))
 
-    async def load(self) -> RewardModel:
-        """Load the model now instead of at the first call, whose time limit may be short."""
-        await work(self.loaded)
-        return self
-
     async def score(self, dataset: object, *, whole_episodes: bool = False) -> list[float]:
         """Return the score of each item's action, in order.
 
@@ -195,16 +190,18 @@ class RewardModel:
             from orbiter.train.engine.policy import make_policy
             from orbiter.train.preference.reward_model_rows import Scorer
 
-            found = load_classifier(self.model, device=self._device, trust_remote_code=self._trust)
+            classifier = load_classifier(
+                self.model, device=self._device, trust_remote_code=self._trust
+            )
             policy = make_policy(
-                found.model,
-                found.tokenizer,
-                value_head=found.head,
-                device=str(found.model.device),
+                classifier.model,
+                classifier.tokenizer,
+                value_head=classifier.head,
+                device=str(classifier.model.device),
                 dtype=self._dtype,
             )
             policy.model.requires_grad_(False)
-            self._scorer = Scorer(policy=policy, pad_token_id=found.pad_token_id)
+            self._scorer = Scorer(policy=policy, pad_token_id=classifier.pad_token_id)
         return self._scorer
 
     def _scores(self, attempts: Sequence[Attempt], first: int) -> list[float]:
@@ -233,17 +230,17 @@ class RewardModel:
         )
         answers: list[float | TrainError] = []
         rows = {}
-        for place, turn in enumerate(readable):
+        for index, turn in enumerate(readable):
             try:
-                encoded = encoder.encode([turn], f"answer {first + place}")
+                encoded = encoder.encode([turn], f"answer {first + index}")
                 if encoded is None:
                     raise DataError(
-                        f"answer {first + place} does not fit the reward model's context of "
+                        f"answer {first + index} does not fit the reward model's context of "
                         f"{context} tokens"
                         + (" even without its prompt" if cuts else "; ")
                         + ("" if cuts else "RewardModel(on_long_prompt='truncate-left') cuts it")
                     )
-                rows[place] = score_row(encoded[0], scorer.pad_token_id)
+                rows[index] = score_row(encoded[0], scorer.pad_token_id)
                 answers.append(0.0)
             except TrainError as error:
                 answers.append(error)
@@ -251,8 +248,8 @@ class RewardModel:
             scores = scores_of(
                 scorer.policy, list(rows.values()), micro_batch_tokens=self._micro_batch_tokens
             )
-            for place, score in zip(rows, scores, strict=True):
-                answers[place] = score
+            for index, score in zip(rows, scores, strict=True):
+                answers[index] = score
         return answers
 
     async def _score_with_others(self, item: TrajectoryItem) -> float:
@@ -270,29 +267,25 @@ class RewardModel:
     async def _score_waiting(self, waiting: list[_Call]) -> None:
         """Score the waiting calls, once no more arrive, until none is left."""
         while waiting:
-            await _settled(waiting)
+            known, quiet = len(waiting), 0
+            while quiet < SETTLE_ROUNDS:
+                await asyncio.sleep(0)
+                known, quiet = (known, quiet + 1) if len(waiting) == known else (len(waiting), 0)
             calls = [call for call in waiting if not call.score.done()]  # done: cancelled
-            answers: Sequence[float | Exception]
             try:
                 answers = await work(self._try_scores, [call.attempt for call in calls])
-            except asyncio.CancelledError:  # the event loop is ending
-                for call in waiting:
-                    call.score.cancel()
-                raise
-            except Exception as error:  # whatever it is, it belongs to the callers
-                answers = [error] * len(calls)
+            except BaseException as error:
+                failure = error if isinstance(error, Exception) else asyncio.CancelledError()
+                answers = [failure] * len(calls)  # type: ignore[list-item] # whatever it was
+            taken = set(map(id, calls))
+            waiting[:] = [c for c in waiting if id(c) not in taken and not c.score.done()]
             for call, answer in zip(calls, answers, strict=True):
-                call.take(answer)
-            waiting[:] = [call for call in waiting if not call.score.done()]
-
-
-async def _settled(waiting: list[_Call]) -> None:
-    """Return once no more calls arrive for a few rounds of the event loop."""
-    known, quiet = len(waiting), 0
-    while quiet < SETTLE_ROUNDS:
-        await asyncio.sleep(0)
-        quiet = quiet + 1 if len(waiting) == known else 0
-        known = len(waiting)
+                if call.score.done():
+                    continue
+                if isinstance(answer, BaseException):
+                    call.score.set_exception(answer)
+                else:
+                    call.score.set_result(answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,15 +294,6 @@ class _Call:
 
     attempt: Attempt
     score: asyncio.Future[float]
-
-    def take(self, answer: float | Exception) -> None:
-        """Hand the answer to the caller, if it still waits."""
-        if self.score.done():
-            return
-        if isinstance(answer, Exception):
-            self.score.set_exception(answer)
-        else:
-            self.score.set_result(answer)
 
 
 def _of_answer(item: TrajectoryItem, answer: str) -> TrajectoryItem:

@@ -25,7 +25,6 @@ from orbiter.train.engine.models.saved_files import (
     check_model_files,
     check_plain_files,
     layer_number,
-    names_classifier,
     read_header,
     read_object,
 )
@@ -65,11 +64,6 @@ def load_pretrained(
         StorageError: a file is missing or damaged, or the files do not belong together.
     """
     stored = check_model_files(folder)
-    if auto_class == "AutoModelForCausalLM" and names_classifier(read_object(folder / CONFIG)):
-        raise StorageError(
-            f"{folder} is a reward model (or another sequence classifier): it scores answers and "
-            "gives none; use it as RewardModel, or name a language model here"
-        )
     config = load_config(folder, trust_remote_code=trust_remote_code)
     transformers = require("transformers", extra="train")
     with readable(folder):
