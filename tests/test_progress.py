@@ -1,8 +1,11 @@
 import logging
+import re
+import time
+from collections.abc import Callable
 
 import pytest
 
-from orbiter.train.progress import FittingPieces, Progress, ProgressBar, make_progress
+from orbiter.train.progress import FittingPieces, Progress, ProgressBar, make_progress, working
 
 
 def test_without_a_terminal_an_update_is_one_line_in_the_log(
@@ -70,3 +73,77 @@ def test_plain_lines_replace_the_bar_where_they_are_asked_for(
     assert type(make_progress("x", 1)) is ProgressBar
     monkeypatch.setenv(name, value)
     assert type(make_progress("x", 1)) is Progress
+
+
+def test_one_slow_unit_is_logged_while_it_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orbiter.train.progress.LOG_SECONDS", 0.02)
+    with caplog.at_level(logging.INFO), make_progress("evolving", 2, shown=False) as progress:
+        progress.update(1, "best 3")
+        wait_for(lambda: len(caplog.messages) >= 3)
+    assert caplog.messages[0] == "evolving 1/2  best 3"
+    assert caplog.messages[1] == "evolving 1/2  0 s so far  best 3"
+    ended = len(caplog.messages)
+    time.sleep(0.06)
+    assert len(caplog.messages) == ended
+
+
+def test_work_of_unknown_length_is_logged_at_intervals(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orbiter.train.progress.LOG_SECONDS", 0.02)
+    with caplog.at_level(logging.INFO), working("reading {x}.jsonl") as count:
+        wait_for(lambda: bool(caplog.messages))
+        count(7)
+        wait_for(lambda: caplog.messages[-1] == "reading {x}.jsonl: 7 items, 0 s")
+    assert caplog.messages[0] == "reading {x}.jsonl: 0 s"
+
+
+def test_quick_work_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with caplog.at_level(logging.INFO):
+        for is_terminal in (True, False):
+            monkeypatch.setattr("sys.stderr.isatty", lambda shown=is_terminal: shown)
+            with working("reading x") as count:
+                count(1)
+    assert (*capsys.readouterr(), caplog.messages) == ("", "", [])
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_work_of_unknown_length_moves_a_bar_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("orbiter.train.progress.FIRST_SECONDS", 0.0)
+    shown = ""
+    with working("reading " + "long/" * 30 + "[red]{x}.jsonl") as count:
+        count(7)
+        for _ in range(1000):
+            shown += capsys.readouterr().err
+            if "7 items" in shown:
+                break
+            time.sleep(0.01)
+    shown += capsys.readouterr().err
+    assert "read" in shown
+    assert "jsonl" in shown
+    assert "7 items" in shown
+    assert "0:00:0" in shown
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= columns
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within 10 seconds")

@@ -101,6 +101,12 @@ async def forever(task: str) -> str:
         messages += [await ask(messages), HELLO[0]]
 
 
+async def forever_at_length(task: str) -> str:
+    messages = list(HELLO)
+    while True:
+        messages += [await ask(messages), {"role": "user", "content": "More? " * 300}]
+
+
 async def forever_politely(task: str) -> str:
     try:
         return await forever(task)
@@ -120,13 +126,13 @@ async def forever_politely(task: str) -> str:
         (forever, {"max_turns": 3}, "max_turns", "400"),
         (forever_politely, {"max_turns": 3}, "max_turns", None),
         (forever, {"max_episode_tokens": 60}, "max_tokens", "400"),
-        (forever, {}, "context", "400"),
+        (forever_at_length, {}, "context", "400"),
     ],
 )
 async def test_how_an_episode_ended_has_a_name(
     live: LivePolicy, agent: object, limits: dict[str, Any], reason: str, words: str | None
 ) -> None:
-    live.max_new_tokens = 200 if reason == "context" else 6
+    live.max_new_tokens = 6
     episode = await run_episode(agent, "task", live, seed=0, **limits)
     assert episode.stop_reason == reason
     assert episode.failed == (reason in ("agent_error", "timeout", "no_calls"))

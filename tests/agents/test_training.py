@@ -285,7 +285,7 @@ async def test_an_agent_that_runs_is_run_even_if_it_has_instructions() -> None:
         ({"system_prompt": "x"}, two_turns, "system_prompt has no effect"),
         ({}, WithInstructions, "is the class WithInstructions"),
         ({"eval_every": 1}, two_turns, "needs eval_dataset="),
-        ({"backend": "verl"}, two_turns, "backend='verl' cannot run agents"),
+        ({"backend": "verl", "ratio": "sequence"}, two_turns, "ratio='sequence'"),
     ],
 )
 async def test_what_does_not_go_with_an_agent_is_refused(

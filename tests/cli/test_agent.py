@@ -227,3 +227,31 @@ def test_one_action_that_wins_everywhere_is_a_warning() -> None:
     assert one_sided(attempts(*mixed[:8], Case("other", 0, "a"), Case("b", 0, "a")), "m") == []
     same = [Case("escalate", 1.0, "a") for _ in range(10)]
     assert one_sided(attempts(*same), "m") == []  # the data want nothing else
+
+
+def test_imitation_ignores_a_reward_that_judges_episodes(run: Run, agents: Path) -> None:
+    item = {"state": "[user]\nWhere is it?", "action": "Here.", "reward": 1.0}
+    (agents / "good.jsonl").write_text(json.dumps(item) + "\n")
+    (agents / "judge.py").write_text("def judge(result):\n    return float(result.solved)\n")
+    words = ["-c", "config.toml", "data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny"]
+    asked = [*words, 'agent.run="my_agent.py:agent"', "reward=judge.py:judge"]
+    ran = run("sft", *asked, "--dry-run")
+    assert ran.code == 0, ran.err
+    without = run("sft", *words, "reward=judge.py:judge", "--dry-run")
+    assert (without.code, "judge" in without.err) == (Code.CALLBACK, True)
+
+
+@pytest.mark.slow
+def test_imitation_without_rewards_tells_the_loss_on_the_held_out_items(
+    run: Run, agents: Path
+) -> None:
+    item = {"state": "[user]\nWhere is it?", "action": "Here.", "reward": 1.0}
+    (agents / "good.jsonl").write_text(json.dumps(item) + "\n")
+    words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "sft.epochs=1"]
+    ran = run("sft", *words, "--out", "runs/sft")
+    assert ran.code == 0, ran.err
+    told = [line for line in ran.out.splitlines() if line.startswith("held out  loss ")]
+    assert len(told) == 1
+    result = json.loads((agents / "runs/sft/result.json").read_text())
+    assert 0 < result["held_out"]["loss"] < 6
+    assert told[0].endswith(f"{result['held_out']['loss']:.4g}")

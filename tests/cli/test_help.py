@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from orbiter.train.cli.app import COMMANDS
+from orbiter.train.cli.settings.catalogue import SECTIONS
 from tests.children import run_child
 from tests.cli.conftest import Run
 
@@ -77,3 +79,10 @@ def test_the_version_is_the_package_s(run: Run) -> None:
     ran = run("--version")
     assert ran.code == 0
     assert ran.out.startswith("orbiter-train ")
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "reward"])
+def test_the_listed_settings_say_in_words_what_they_accept(run: Run, section: str) -> None:
+    listed = json.loads(run("settings", section, "--json").out)
+    assert listed
+    assert not [name for name, each in listed.items() if "<function" in each["check"]]

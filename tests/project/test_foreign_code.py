@@ -24,7 +24,7 @@ UNSAFE_METHODS = {
 IMPORTS_BY_NAME = {
     "__init__.py", "errors.py", "cli/app.py", "formats/registry.py", "runlog/trackers.py",
     "cli/settings/catalogue.py", "capture/encoding.py",  # names of this package's own tables
-    "cli/code.py", "verl/cluster/inside/reward.py",  # the user's own functions, by their config
+    "cli/code.py", "verl/cluster/inside/shipment.py",  # the user's own functions, by their config
     "capture/transport.py",  # wraps the loader of a module that the user imports
     "verl/cluster/inside/check.py",  # verl's own modules
     "demo/multi_turn/apis.py",  # our table's names, in the wheel whose checksum the demo verifies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -28,6 +29,20 @@ DIALECT = {
     r"\bwho deserves what\b": "credit assignment",
     r"\bcomes? out even\b": "divides evenly",
     r"\b(?:is|are|can be|could be) had\b": "is available",
+    r"\btell(?:s|ing)? of\b": "report",
+    r"\bunder way\b": "active, in progress",
+    r"\bin the making\b": "under construction",
+    r"\bin force\b": "applied",
+    r"\blaid? out anew\b|\b(?:begun?|learnt|run|drawn) anew\b": "again",
+    r"\bturned down\b": "rejected",
+    r"\b(?:gives?|gave) away\b": "reveals",
+    r"\bgiven up\b": "abandoned",
+    r"\blet go of\b": "release",
+    r"\bwhoever\b": "the client that",
+    r"\bkeeps? nothing\b": "stores nothing",
+    r"\bread on\b": "continue",
+    r"^\s*(?:\"\"\")?Say (?:whether|why|where|what|that|of)\b": "Return whether, Describe",
+    r"\b(?:is|are) no (?:part|item|call|stream|letter|number|result)\b": "is not a",
 }
 """Each pattern with what to write instead."""
 
@@ -66,3 +81,34 @@ def test_no_word_of_the_dialect_is_left() -> None:
 )
 def test_the_dialect_is_recognised(line: str) -> None:
     assert findings(line, "example")
+
+
+SAYS_NOTHING = frozenset({"told", "found", "said"})
+"""Names of variables that do not say what they hold."""
+
+
+def empty_names(text: str, name: str) -> list[str]:
+    tree = ast.parse(text)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    # A field's name may be a key of JSON that other programs read.
+    fields = {
+        id(line.target) for each in classes for line in each.body if isinstance(line, ast.AnnAssign)
+    }
+    bound = (
+        (node.id if isinstance(node, ast.Name) else node.arg, node.lineno)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.arg)
+        or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        if id(node) not in fields
+    )
+    return [f"{name}:{line}: {held}" for held, line in bound if held in SAYS_NOTHING]
+
+
+def test_variables_are_named_after_what_they_hold() -> None:
+    sources = sorted((ROOT / "src").rglob("*.py"))
+    assert [
+        finding
+        for source in sources
+        for finding in empty_names(source.read_text("utf-8"), str(source.relative_to(ROOT)))
+    ] == []
+    assert empty_names("def f(told):\n    said = [found for found in told]", "example")

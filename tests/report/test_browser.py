@@ -318,3 +318,65 @@ def test_the_page_of_200_steps_can_be_used_within_a_second(open_page: Opener, re
         for _ in range(5)
     ]
     assert statistics.median(ready) < 5_000  # on a machine shared with other tests
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_bars_of_advantages_are_drawn_on_both_sides(
+    open_page: Opener, report: Path, width: int
+) -> None:
+    page = open_page(report, viewport={"width": width, "height": 900})
+    drawn = page.evaluate(
+        """() => [...document.querySelectorAll("#samples-0-detail svg.lean")].map((svg) => {
+            const bar = svg.querySelector("rect"), frame = svg.getBoundingClientRect();
+            const box = bar.getBoundingClientRect();
+            return {side: svg.classList.contains("more") ? "more" : "less", width: box.width,
+                    inside: box.left >= frame.left - 0.5 && box.right <= frame.right + 0.5,
+                    right: box.left >= (frame.left + frame.right) / 2 - 1,
+                    tall: box.height > 1, color: getComputedStyle(bar).fill};
+        })"""
+    )
+    assert {bar["side"] for bar in drawn} == {"more", "less"}
+    for bar in drawn:
+        assert bar["width"] > 1, bar
+        assert bar["tall"], bar
+        assert bar["inside"], bar
+        assert bar["right"] == (bar["side"] == "more"), bar
+        assert bar["color"] != "none"
+    assert len({bar["color"] for bar in drawn}) == 2
+
+
+def test_at_390_pixels_every_value_of_the_result_is_within_the_screen(
+    open_page: Opener, report: Path
+) -> None:
+    page = open_page(report, viewport={"width": 390, "height": 900})
+    cells = page.evaluate(
+        """() => [...document.querySelectorAll("#result :is(td, th)")]
+            .filter((cell) => cell.offsetParent !== null)
+            .map((cell) => [cell.innerText, cell.getBoundingClientRect().right])"""
+    )
+    assert any("+55.0" in text for text, _ in cells)
+    assert max(right for _, right in cells) <= 390
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_answers_to_few_tasks_fill_their_section(
+    open_page: Opener, tmp_path: Path, tasks: int
+) -> None:
+    training(tmp_path, steps=2)
+    keep_story(
+        tmp_path,
+        Story(
+            tasks=[Task(prompt=f"Say {number}.") for number in range(tasks)],
+            exams=[
+                Exam(name="before", scores=[0.0] * tasks, outputs=["one"] * tasks),
+                Exam(name="after", scores=[1.0] * tasks, outputs=["two"] * tasks),
+            ],
+        ),
+    )
+    page = open_page(write_report(tmp_path))
+    section = page.locator("#answers").bounding_box()
+    assert section is not None
+    detail = page.locator("#answers .outputs li").last.bounding_box()
+    assert detail is not None
+    blank = section["y"] + section["height"] - (detail["y"] + detail["height"])
+    assert blank < 150, f"{blank} pixels below the last answer are blank"

@@ -246,7 +246,7 @@ async def test_limits_say_which_one_it_was(caller: Policy) -> None:
         assert tokens.stop_reason == "max_tokens"
         assert tokens.tokens <= 40
         context = live.session(seed=0)
-        answer = await ask(context, [{"role": "user", "content": "x" * 1020}])
+        answer = await ask(context, [{"role": "user", "content": "x" * 4100}])
         assert answer["error"]["code"] == "context_length_exceeded"
         assert context.stop_reason == "context"
         context.close()

@@ -214,7 +214,7 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
         "a function with a name",
     ),
     ({"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content", "must be text"),
-    ({"messages": [{"role": "user", "content": "x" * 2000}]}, 400, "messages", "1024 tokens"),
+    ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "messages", "4096 tokens"),
     ({"max_tokens": 1020}, 400, "messages", "1024 tokens"),
     ({"max_tokens": 0}, 400, "max_tokens", ">= 1"),
     ({"temperature": -1}, 400, "temperature", ">= 0"),

@@ -177,13 +177,13 @@ async def test_evaluation_is_in_nats_a_token() -> None:
 
 
 async def test_an_item_too_long_for_the_context_is_never_silent() -> None:
-    long = TrajectoryItem(state="x" * 1200, action="y")
+    long = TrajectoryItem(state="x" * 4300, action="y")
     with pytest.raises(DataError, match="the prompt of item 1 has"):
         await sft(epochs=1).train([ITEMS[0], long])
     dropping = sft(epochs=1, on_long_prompt="drop", batch_size=1)
     await dropping.train([ITEMS[0], long])
     assert len(dropping.history) == 1
-    answer_too_long = TrajectoryItem(state="x", action="y" * 1200)
+    answer_too_long = TrajectoryItem(state="x", action="y" * 4300)
     cutting = sft(epochs=1, on_long_prompt="truncate-left", batch_size=1)
     await cutting.train([ITEMS[0], long, answer_too_long])
     assert len(cutting.history) == 2

@@ -150,7 +150,7 @@ def test_values_need_not_be_text_and_repeated_ones_count_once() -> None:
     ],
 )
 def test_format_tricks_are_refused_at_construction(template: str) -> None:
-    with pytest.raises(ConfigError, match=r"template .* (not understood|lone)"):
+    with pytest.raises(ConfigError, match=r"template .* (not supported|lone)"):
         TemplateSynthesiser([template], {"x": ["1"], "y": ["2"]})
 
 

@@ -154,6 +154,7 @@ def test_every_field_that_verl_knows_nothing_of_is_the_trainers_own() -> None:
         *("system_prompt", "on_long_prompt", "progress", "trackers", "vf_coef"),
         *("reward_timeout_seconds", "reward_concurrency", "max_flat_steps", "backend"),
         *("max_turns", "max_episode_tokens", "episode_timeout_seconds", "max_failed_share"),
-        *("policy_models",),  # of agents, which backend="verl" refuses
+        *("policy_models", "episode_retries", "episode_concurrency", "on_truncation"),
+        *("environment_variables",),
         *("ray_address", "verl_overrides", "verl_python", "step_timeout_seconds"),
     }

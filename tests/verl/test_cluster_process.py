@@ -168,7 +168,7 @@ PYTHON_WITHOUT_VERL = (
     "import json, sys\n"
     "sys.stdin.read()\n"
     "print(json.dumps({{'version': {version!r}, 'devices': 0, 'refusals': [], 'composed': {{}},"
-    " 'missing': {{}}}}))\n"
+    " 'missing': {{}}, 'notes': []}}))\n"
 )
 
 
@@ -249,7 +249,7 @@ import json, os, pathlib, sys, time
 if "orbiter.train.verl.cluster.inside.check" in sys.argv:
     sys.stdin.read()
     print(json.dumps({{"version": "0.9.1", "devices": 0, "refusals": [], "composed": {{}},
-                       "missing": {{}}}}))
+                       "missing": {{}}, "notes": []}}))
 elif "verl.trainer.main_ppo" in sys.argv:
     print("the job begins", flush=True)
     with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as file:

@@ -15,7 +15,8 @@ from orbiter.train.errors import CallbackError, ConfigError
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import encode_item
 from orbiter.train.verl import RewardSpec
-from orbiter.train.verl.cluster.inside.reward import FAULTS, SHIPMENT, ComputeScore, load
+from orbiter.train.verl.cluster.inside.reward import SHIPMENT, ComputeScore, load
+from orbiter.train.verl.cluster.inside.shipment import FAULTS
 from orbiter.train.verl.cluster.rewards import MODULE, Shipped, ship
 from tests.children import run_child
 

@@ -276,9 +276,9 @@ async def test_a_prompt_that_does_not_fit_is_never_silent(caplog: pytest.LogCapt
 
 async def test_lengths_beyond_the_context_are_explained() -> None:
     with pytest.raises(
-        ConfigError, match=r"max_prompt_length=1020 \+ max_response_length=6 = 1026"
+        ConfigError, match=r"max_prompt_length=4092 \+ max_response_length=6 = 4098"
     ):
-        await trainer(max_prompt_length=1020).train(PROMPTS)
+        await trainer(max_prompt_length=4092).train(PROMPTS)
 
 
 async def test_the_event_loop_stays_responsive_and_a_cancelled_run_can_start_again() -> None:

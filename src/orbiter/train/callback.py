@@ -80,7 +80,7 @@ async def in_thread(fn: Callable[..., R], *args: object) -> R:
             renamed = RuntimeError(f"StopIteration: {error}")
             renamed.__cause__ = error
             _post(loop, future, None, renamed)
-        except BaseException as error:  # it belongs to whoever awaits the call
+        except BaseException as error:  # raised where the call is awaited
             _post(loop, future, None, error)
         else:
             _post(loop, future, result, None)

@@ -33,7 +33,7 @@ class Refused(NamedTuple):
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach the host, given as a name or as an address."""
+    """Return whether only this machine can reach the host, given as a name or as an address."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -83,7 +83,7 @@ def http_address(host: str, port: int) -> str:
 
 
 def refuse_web_pages(headers: Headers) -> Refused | None:
-    """Say why a request without a token may not come in, or None if it may.
+    """Return why a request without a token may not come in, or None if it may.
 
     Served are requests whose Host is this machine's loopback name or address, and whose Origin, if
     a browser sent one, is a page of this machine too.
@@ -120,7 +120,7 @@ def bearer_token(headers: Headers) -> bytes:
 
 
 def _is_own(host: str) -> bool:
-    """Say whether a Host header (or an origin after its scheme) names this machine."""
+    """Return whether a Host header (or an origin after its scheme) names this machine."""
     parts = _HOST.fullmatch(host)
     return parts is not None and int(parts[2] or 0) <= 65535 and is_loopback(parts[1].strip("[]"))
 

@@ -152,8 +152,8 @@ def logged_episodes(
             episodes.append(LoggedEpisode(items=steps, streams=streams, reward=reward))
     _refuse(faults, len(items))
     if not episodes:
-        reasons_told = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise DataError(f"no logged episode is left to learn from: {reasons_told}")
+        counted = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise DataError(f"no logged episode is left to learn from: {counted}")
     return Logged(episodes, dict(left_out))
 
 

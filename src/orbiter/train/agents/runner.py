@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 from orbiter.train.agents.episode import Episode, OpenEpisode, StopReason, as_text, entry_of
 from orbiter.train.agents.streams import turns_to_streams
@@ -18,12 +19,25 @@ from orbiter.train.callback import call
 from orbiter.train.capture.transport import answered_by
 
 if TYPE_CHECKING:
-    from orbiter.train.serve.live import LivePolicy
+    from orbiter.train.serve.session import LiveSession
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """How long an agent may take to react to its cancellation before it is abandoned."""
+
+
+class AgentModel(Protocol):
+    """A policy that answers agents: a `LivePolicy`, or a `RemotePolicy` sampled elsewhere."""
+
+    def session(
+        self, *, seed: int, max_turns: int | None = None, max_episode_tokens: int | None = None
+    ) -> LiveSession:
+        """Open a session for one episode."""
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine where requests are answered."""
 
 
 class _Outcome(NamedTuple):
@@ -37,7 +51,7 @@ class _Outcome(NamedTuple):
 async def run_episode(
     agent: object,
     task: object,
-    live: LivePolicy,
+    live: AgentModel,
     *,
     seed: int,
     attempt: int = 0,

@@ -48,7 +48,7 @@ class Answerer(Protocol):
     """Answers model requests, as a `LiveSession` does."""
 
     def takes(self, method: str, path: str) -> bool:
-        """Say whether this request can be answered."""
+        """Return whether this request can be answered."""
 
     def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Awaitable[Answer]:
         """Answer a request; works on any event loop."""

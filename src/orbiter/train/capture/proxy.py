@@ -3,8 +3,8 @@
     base_url = http://127.0.0.1:8787/s/SESSION/v1      for OpenAI's clients
     base_url = http://127.0.0.1:8787/s/SESSION         for Anthropic's
 
-Each session is an episode; whoever runs the agent chooses its name. Requests and responses pass
-through unchanged, streams chunk by chunk. The proxy adds these paths to the model's own:
+Each session is an episode; the program that runs the agent chooses its name. Requests and responses
+pass through unchanged, streams chunk by chunk. The proxy adds these paths to the model's own:
 
     POST /s/SESSION                {"agent": ..., "task_id": ...}      both optional, before a call
     POST /s/SESSION/reward         {"reward": 1.0, "gamma": 1.0}       ends the episode

@@ -188,9 +188,9 @@ class _Proxy:
 class _Call(Response):
     """One call to the model: its response is passed on byte for byte as it arrives.
 
-    A captured reply that is no stream is held back until its record is on disk, and so is the event
-    that ends a stream: what the agent has seen in full is never lost. If the agent leaves, the call
-    to the model is cancelled.
+    A captured reply that is not a stream is held back until its record is on disk, and so is the
+    event that ends a stream, so a reply that the agent has seen in full is never lost. If the agent
+    leaves, the call to the model is cancelled.
     """
 
     def __init__(

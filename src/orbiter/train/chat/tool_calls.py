@@ -251,10 +251,12 @@ def parse_calls(text: str, names: Sequence[str]) -> Parsed:
     tagged = [(match, _in_json(match[1])) for match in _TAGGED.finditer(text)]
     if any(calls for _, calls in tagged):
         content = text
+        # From the end, so that the positions of earlier matches stay valid.
         for match, calls in reversed(tagged):
             if calls:
                 content = content[: match.start()] + content[match.end() :]
         return Parsed(content.rstrip(), [call for _, calls in tagged for call in calls])
+    # Without tags, JSON or code may be an ordinary answer, so every name must be an offered tool.
     fenced = _FENCED.match(text.strip())
     whole = fenced[1].strip() if fenced else text.strip()
     calls = _in_json(whole)

@@ -164,6 +164,7 @@ def _read_message(header: re.Match[str], body: str) -> dict[str, Any]:
     if header["tool"] is not None:
         message["name"] = _unquoted(header["tool"])
     lines = body.split("\n")[1:]
+    # Calls end a message. Lines of its text that look like calls were marked by the writer.
     first_call = len(lines)
     while first_call and is_call_line(lines[first_call - 1]):
         first_call -= 1

@@ -162,8 +162,8 @@ def _message_lines(message: Mapping[str, Any], note: str = "") -> Iterable[str]:
     text = text_of(message.get("content"))
     lines = [(str(message.get("role", "")), text)] if text or not calls else []
     lines += [("calls", f"{name_of(call)} {input_of(call)}") for call in calls]
-    for place, (label, shown_text) in enumerate(lines):
-        yield f"    {label:<10}{_cut(shown_text)}{'' if place else note}"
+    for index, (label, shown_text) in enumerate(lines):
+        yield f"    {label:<10}{_cut(shown_text)}{'' if index else note}"
 
 
 def _cut(text: str) -> str:

@@ -65,7 +65,7 @@ def _by_name(module: str, what: str) -> ModuleType:
         raise ConfigError(f"{what}: there is no module {module!r} ({error})") from error
 
 
-def load_rewards(told: object) -> list[RewardSpec]:
+def load_rewards(setting: object) -> list[RewardSpec]:
     """Return the rewards of a config: one "file.py:name", or a table with one entry per reward.
 
     Raises:
@@ -73,28 +73,28 @@ def load_rewards(told: object) -> list[RewardSpec]:
     """
     from orbiter.train.verl import RewardSpec
 
-    if isinstance(told, str):
-        name = told.rpartition(":")[2]
-        return [RewardSpec(name, fn=load_object(told, what="reward"))]
-    if not isinstance(told, Mapping) or not told:
+    if isinstance(setting, str):
+        name = setting.rpartition(":")[2]
+        return [RewardSpec(name, fn=load_object(setting, what="reward"))]
+    if not isinstance(setting, Mapping) or not setting:
         raise ConfigError(
             'there is no reward: set reward = "rewards.py:name", or a [reward] table with '
             'name = "rewards.py:name" for each'
         )
-    return [_reward(name, inner) for name, inner in told.items()]
+    return [_reward(name, inner) for name, inner in setting.items()]
 
 
-def _reward(name: str, told: object) -> RewardSpec:
+def _reward(name: str, setting: object) -> RewardSpec:
     from orbiter.train.verl import RewardSpec
 
-    entry: dict[str, Any] = dict(told) if isinstance(told, Mapping) else {"fn": told}
+    entry: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {"fn": setting}
     known = ("fn", "model", "weight")
     unknown = [key for key in entry if key not in known]
     given = [entry[key] for key in ("fn", "model") if key in entry]
     if unknown or len(given) != 1 or not isinstance(given[0], str):
         raise ConfigError(
             f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}} '
-            f'or {{model = "folder of a reward model", weight = 1.0}}, got {told!r}'
+            f'or {{model = "folder of a reward model", weight = 1.0}}, got {setting!r}'
             + (did_you_mean(unknown[0], known) if unknown else "")
         )
     if "model" in entry:

@@ -18,6 +18,7 @@ import typer
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import TrainError
+from orbiter.train.progress import working
 
 doctor_app = typer.Typer(rich_markup_mode=None)
 
@@ -52,7 +53,8 @@ class Finding:
 def doctor(*, as_json: JsonFlag = False) -> None:
     """Report installed and missing parts, and how to fix problems."""
     output = Output(as_json=as_json)
-    findings = [finding for look in LOOKS for finding in look()]
+    with working("checking", "checks"):
+        findings = [finding for look in LOOKS for finding in look()]
     output.table(
         ("", "what", "found", "what to do"),
         [(each.level, each.what, each.found, each.remedy) for each in findings],
@@ -80,9 +82,9 @@ def _python() -> Iterator[Finding]:
 def _packages() -> Iterator[Finding]:
     for extra, modules in EXTRAS.items():
         absent = [package for module, package in modules if not importlib.util.find_spec(module)]
-        told = ", ".join(f"{p} {_version(p)}" for _, p in modules if p not in absent)
+        versions = ", ".join(f"{p} {_version(p)}" for _, p in modules if p not in absent)
         if not absent:
-            yield Finding(what=f"extra {extra}", level="ok", found=told)
+            yield Finding(what=f"extra {extra}", level="ok", found=versions)
             continue
         yield Finding(
             what=f"extra {extra}",
@@ -143,8 +145,8 @@ def _available() -> int:
     if not facts.exists():
         return 0
     lines = facts.read_text(encoding="ascii").splitlines()
-    told = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), "0")
-    return int(told) * 1024
+    kibibytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable")), "0")
+    return int(kibibytes) * 1024
 
 
 def _disk() -> Iterator[Finding]:

@@ -17,7 +17,9 @@ from orbiter.train.cli.code import load_rewards
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
+from orbiter.train.cli.settings.measuring import measuring_config
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.comparison.slices import task_fields
 from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_mean
 from orbiter.train.evaluation import Interval, mean_interval
@@ -69,14 +71,16 @@ def evaluate(
     items = read(str(path), None if kind is None else str(kind))
     output = Output(as_json=as_json)
     by = settings.own("eval").get("by")
-    found = {name: asyncio.run(_measure(settings, agent, name, items)) for name in models}
+    assessments = {name: asyncio.run(_measure(settings, agent, name, items)) for name in models}
     output.say(f"{len(items)} {'tasks' if agent else 'items'} of {path}")
-    measured = {name: each.metrics.measured() for name, each in found.items()}
+    measured = {name: each.metrics.measured() for name, each in assessments.items()}
     _print(measured, output)
     result: dict[str, object] = {"items": len(items), "data": str(path), "models": measured}
     if by is not None:
-        result["by"] = {"field": by, "models": _print_slices(found, str(by), output)}
-    warnings = [line for name, each in found.items() for line in one_sided(each.attempts, name)]
+        result["by"] = {"field": by, "models": _print_slices(assessments, str(by), output)}
+    warnings = [
+        line for name, each in assessments.items() for line in one_sided(each.attempts, name)
+    ]
     for line in warnings:
         output.say(f"warning: {line}")
     output.result(result | {"warnings": warnings})
@@ -89,10 +93,10 @@ def _print(measured: Mapping[str, Mapping[str, float]], output: Output) -> None:
 
 
 def _print_slices(
-    found: Mapping[str, Assessment], by: str, output: Output
+    assessments: Mapping[str, Assessment], by: str, output: Output
 ) -> dict[str, dict[str, dict[str, float | int]]]:
     """Print each model's reward for each value of a field; return the numbers."""
-    slices = {name: rewards_by(each.attempts, by) for name, each in found.items()}
+    slices = {name: rewards_by(each.attempts, by) for name, each in assessments.items()}
     values = sorted({value for each in slices.values() for value in each})
     rows = [
         [value, *(str(each[value]) if value in each else "-" for each in slices.values())]
@@ -124,27 +128,24 @@ def _model_of(settings: Settings, run: Path | None) -> str:
             raise StorageError(f"{run} has no model yet; give one with --model")
         return str(run / "model")
     sections = ("train", "sft", "offline", "prefer")
-    told = next(
+    model = next(
         (named for name in sections if (named := settings.section(name).get("model"))), None
     )
-    if told is None:
+    if model is None:
         raise ConfigError("there is no model: give --model, or set it under [train]")
-    return str(told)
+    return str(model)
 
 
 async def _measure(
     settings: Settings, agent: AgentChoice | None, model: str, items: Sequence[Any]
 ) -> Assessment:
-    from orbiter.train.verl import VeRLConfig, VeRLTrainer
+    from orbiter.train.verl import VeRLTrainer
 
     own: dict[str, Any] = settings.own("eval")
     samples, success = own.get("samples", 0), own.get("success", 1.0)
-    config = settings.build(
-        "train", VeRLConfig, model=model, output_dir=None, resume=False, save_every=0, trackers=(),
-        eval_every=None,
-    )  # fmt: skip
-    told = settings.values.get("reward")
-    rewards = [] if agent is not None and told is None else load_rewards(told)
+    config = measuring_config(settings, model=model)
+    reward = settings.values.get("reward")
+    rewards = [] if agent is not None and reward is None else load_rewards(reward)
     choice = agent or AgentChoice()
     trainer = VeRLTrainer(config, rewards, agent=choice.agent, environment=choice.environment)
     return await trainer.assess(items, samples=samples, success=success)
@@ -177,11 +178,7 @@ def rewards_by(attempts: Sequence[ScoredAttempt], field: str) -> dict[str, Inter
 def _fields(attempt: ScoredAttempt) -> Mapping[str, Any]:
     """Return the fields of a task by name."""
     task = None if attempt.episode is None else attempt.episode.task
-    if isinstance(task, Mapping):
-        return task
-    item = attempt.item
-    own = {"action": item.action, "agent": item.agent, "task_id": item.task_id}
-    return {**own, **(item.metadata or {})}
+    return task_fields(task if isinstance(task, Mapping) else attempt.item)
 
 
 def _value(attempt: ScoredAttempt, field: str) -> str | None:

@@ -19,7 +19,7 @@ from orbiter.train.callback import map_bounded
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
-from orbiter.train.cli.output import JsonFlag, Output, is_plain, shown
+from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import ConfigError, boundary
@@ -31,8 +31,10 @@ from orbiter.train.evolution import (
     PromptEvolution,
     StopReason,
 )
-from orbiter.train.llm import ChatModel, ask
+from orbiter.train.llm import ChatModel, RemoteChatModel, ask
+from orbiter.train.progress import LOG_SECONDS, is_plain, make_progress, working
 from orbiter.train.report.write import write_report
+from orbiter.train.runlog.cost import Cost, keep_cost, kept_cost
 from orbiter.train.trajectory import TrajectoryItem
 
 evolve_app = typer.Typer(rich_markup_mode=None)
@@ -61,7 +63,8 @@ def evolve(
     except (KeyboardInterrupt, asyncio.CancelledError):
         output.say(f"stopped; everything so far is kept. Continue with: {again}")
         raise typer.Exit(Code.INTERRUPTED) from None
-    page = write_report(folder)
+    with working(f"drawing {folder}"):
+        page = write_report(folder)
     _show(result, output)
     if result.stop_reason in (StopReason.FAILURES, StopReason.BUDGET):
         output.say(f"\nended early: {result.stop_cause}\nContinue with: {again}")
@@ -120,6 +123,8 @@ def _as_json(result: EvolutionResult[Any], folder: Path, page: Path) -> dict[str
 class _Search(NamedTuple):
     strategy: EvolutionStrategy[Any]
     holdout: Callable[[Any], Awaitable[float]] | None = None
+    model: ChatModel | None = None
+    """The model of [llm], if it is asked."""
 
 
 async def _evolve(settings: Settings, folder: Path, output: Output) -> EvolutionResult[Any]:
@@ -132,7 +137,22 @@ async def _evolve(settings: Settings, folder: Path, output: Output) -> Evolution
         config = settings.build("evolve", EvolutionConfig, run_dir=folder)
         pipeline = EvolutionPipeline(config, search.strategy, holdout=search.holdout)
         output.say(f"run folder {folder}")
-        return await pipeline.run(first)
+        try:
+            return await pipeline.run(first)
+        finally:
+            _keep_cost(folder, search.model)
+
+
+def _keep_cost(folder: Path, model: ChatModel | None) -> None:
+    """Add what this process has used of an endpoint to the cost in the run's folder."""
+    if isinstance(model, RemoteChatModel) and folder.is_dir():
+        used = model.usage
+        cost = Cost(
+            endpoint_calls=used.answers,
+            endpoint_tokens=used.prompt_tokens + used.completion_tokens,
+            money=used.cost + used.unsure_cost,
+        )
+        keep_cost(folder, kept_cost(folder) + cost)
 
 
 async def _search(settings: Settings, until: AsyncExitStack) -> _Search:
@@ -188,10 +208,13 @@ def _by_reward(
 
     async def holdout(prompt: Any) -> float:  # noqa: ANN401 - likewise
         async def one(item: TrajectoryItem) -> float:
-            return await metric(item, (await answer_to(prompt, item))[0])
+            value = await metric(item, (await answer_to(prompt, item))[0])
+            bar.update(bar.done + 1)
+            return value
 
         concurrency = settings.build("evolve", EvolutionConfig).concurrency
-        scores = await map_bounded(held_out, one, concurrency=concurrency)
+        with make_progress("held-out", len(held_out), every_seconds=LOG_SECONDS) as bar:
+            scores = await map_bounded(held_out, one, concurrency=concurrency)
         return math.fsum(scores) / len(scores)
 
     best = sum(max(0.0, reward.weight) for reward in rewards)
@@ -199,4 +222,4 @@ def _by_reward(
     strategy = PromptEvolution(
         agent, items, metric, model, perfect=best or 1.0, price=0.0 if has_price else None
     )
-    return _Search(strategy, holdout if held_out else None)
+    return _Search(strategy, holdout if held_out else None, model)

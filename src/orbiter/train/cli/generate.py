@@ -46,10 +46,10 @@ def generate(
     for prompt, group in zip(asked, groups, strict=True):
         for answer in group:
             output.say(f"{prompt}\t{answer}" if len(asked) > 1 else answer)
-    told = [
+    records = [
         {"prompt": prompt, "answers": group} for prompt, group in zip(asked, groups, strict=True)
     ]
-    output.result({"model": model, "answers": told})
+    output.result({"model": model, "answers": records})
 
 
 def _read(prompts: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.options import RUNS, read_items
-from orbiter.train.cli.output import command, duration, is_plain
+from orbiter.train.cli.output import command, duration
 from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.trainer import ModelTrainer
@@ -28,6 +28,7 @@ from orbiter.train.preference import (
     RewardModelConfig,
     RewardModelTrainer,
 )
+from orbiter.train.progress import is_plain
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
@@ -64,9 +65,9 @@ class Job:
         values["data"] = self.settings.section("data")
         if self.agent is not None:
             values["agent"] = self.agent.settings
-        told = all_settings(self.trainer.config, self.method)
-        told["trackers"] = self.settings.section(self.method).get("trackers", [])
-        kept = {k: v for k, v in told.items() if k not in ("output_dir", "resume", "progress")}
+        own = all_settings(self.trainer.config, self.method)
+        own["trackers"] = self.settings.section(self.method).get("trackers", [])
+        kept = {k: v for k, v in own.items() if k not in ("output_dir", "resume", "progress")}
         values[self.method] = kept
         return values
 
@@ -79,20 +80,22 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
         DataError: the data cannot be read.
         CallbackError: the user's file of rewards raised.
     """
-    told = settings.section(method)
-    folder = out or Path(str(told.get("output_dir") or RUNS / f"{method}-{_now()}"))
+    section = settings.section(method)
+    folder = out or Path(str(section.get("output_dir") or RUNS / f"{method}-{_now()}"))
     fixed: dict[str, object] = {
         "output_dir": folder,
-        "resume": resume or told.get("resume", False),
-        "progress": told.get("progress", True) and not is_plain(sys.stderr),
-        "trackers": [_tracker(name) for name in _listed(told.get("trackers", []))],
+        "resume": resume or section.get("resume", False),
+        "progress": section.get("progress", True) and not is_plain(sys.stderr),
+        "trackers": [_tracker(name) for name in _listed(section.get("trackers", []))],
     }
     agent = load_agent(settings) if method == "train" else None
     items, held_out = _data(settings, with_agent=agent is not None)
-    # An environment gives its own reward, and an agent may give rewards as it works.
+    # An environment gives its own reward, and an agent may give rewards as it works. The other
+    # methods run no agent, and a reward that judges episodes cannot judge their single answers.
+    judges_episodes = method != "train" and bool(settings.section("agent"))
     wanted = method == "train" and agent is None
     # A reward model writes no answers, so there is nothing to score.
-    useful = method != "reward-model" and "reward" in settings.values
+    useful = method != "reward-model" and "reward" in settings.values and not judges_episodes
     rewards = load_rewards(settings.values.get("reward")) if wanted or useful else []
     trainer = _trainer(method, settings, rewards, agent, fixed)
     trainer.dataset, trainer.eval_dataset = items, held_out

@@ -11,6 +11,7 @@ import typer
 
 from orbiter.train.disk import disk_errors
 from orbiter.train.errors import DataError, StorageError
+from orbiter.train.progress import working
 from orbiter.train.trajectory import TrajectoryItem
 
 RUNS = Path("runs")
@@ -46,9 +47,10 @@ def read_items(path: str | Path, format_name: str | None = None) -> list[Traject
         DataError: names the file, the line and the field.
         StorageError: the file cannot be read.
     """
-    from orbiter.train.formats.registry import read
+    from orbiter.train.formats.registry import counted, read
 
-    items = list(read(path, format_name))
+    with working(f"reading {path}") as count:
+        items = list(counted(read(path, format_name), count))
     if not items:
         raise DataError(f"{path} holds no items")
     return items
@@ -74,8 +76,9 @@ def check_target(path: Path) -> None:
 
 def write_items(items: Iterable[TrajectoryItem], path: Path) -> int:
     """Write items in the format of the suffix (.jsonl, .json, .csv, .parquet); return the count."""
-    from orbiter.train.formats.registry import write
+    from orbiter.train.formats.registry import counted, write
 
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return write(items, path).written
+    with working(f"writing {path}") as count:
+        return write(counted(items, count), path).written

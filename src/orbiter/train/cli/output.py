@@ -1,7 +1,7 @@
 """Write a command's output: a table on a terminal, plain lines in a pipe, or one JSON object.
 
-Plain lines are used if the output is not a terminal or NO_COLOR is set. With --json the result is
-one object on standard output, and all messages go to standard error.
+Plain lines are used if the output is not a terminal, TERM is dumb, or NO_COLOR is set. With --json
+the result is one object on standard output, and all messages go to standard error.
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
+from orbiter.train.progress import is_plain
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-
-
-def is_plain(stream: TextIO) -> bool:
-    """Return whether to write plain lines to a stream."""
-    return bool(os.environ.get("NO_COLOR")) or not stream.isatty()
 
 
 class Output:

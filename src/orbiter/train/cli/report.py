@@ -10,6 +10,7 @@ import typer
 from orbiter.train.cli.options import RUNS, Host, read_items
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import ConfigError, StorageError
+from orbiter.train.progress import working
 
 report_app = typer.Typer(rich_markup_mode=None)
 
@@ -46,12 +47,15 @@ def report(
     if run.is_file():
         if live:
             raise ConfigError(f"--live follows a run's folder, and {run} is a file")
-        page = write_traces(run, read_items(run), out)
+        items = read_items(run)
+        with working(f"drawing {run}"):
+            page = write_traces(run, items, out)
         output.say(f"wrote {page}")
         output.result({"report": str(page)})
         return
     if not live:
-        page = write_report(run, out)
+        with working(f"drawing {run}"):
+            page = write_report(run, out)
         output.say(f"wrote {page}")
         output.result({"report": str(page)})
         return
@@ -69,7 +73,7 @@ def _latest() -> Path:
     Raises:
         StorageError: there are no runs.
     """
-    found = sorted(RUNS.glob("**/run.json"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    runs = sorted(RUNS.glob("**/run.json"), key=lambda file: file.stat().st_mtime)
+    if not runs:
         raise StorageError(f"there are no runs in {RUNS}; name a run's folder")
-    return found[-1].parent
+    return runs[-1].parent

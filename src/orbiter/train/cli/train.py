@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from orbiter.train.cli.agent import rehearse
+from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
@@ -32,8 +33,10 @@ from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.preference import RewardModelTrainer
+from orbiter.train.progress import working
 from orbiter.train.report.story import Exam
 from orbiter.train.runlog import read_run
+from orbiter.train.sft import SFTTrainer
 from orbiter.train.storage import write_file
 from orbiter.train.verl import VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.plan import Plan
@@ -52,7 +55,7 @@ PushToHub = Annotated[
 
 
 def _command(method: Method, about: str) -> typer.Typer:
-    """Return the app of one command; all commands that train have the same options."""
+    """Return the app of one command; all commands but `train` have the same options."""
     app = typer.Typer(rich_markup_mode=None)
 
     @app.command(method, help=about)
@@ -73,14 +76,7 @@ def _command(method: Method, about: str) -> typer.Typer:
     return app
 
 
-train_app = _command(
-    "train",
-    """Improve a model by reward, with GRPO or PPO.
-
-    The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
-    your agent or environment; --dry-run then plays two episodes.
-    """,
-)
+train_app = typer.Typer(rich_markup_mode=None)
 sft_app = _command(
     "sft",
     """Improve a model by imitating good answers.
@@ -112,6 +108,33 @@ reward_model_app = _command(
     of another config, name = { model = "FOLDER/model" } uses the result.
     """,
 )
+
+
+@train_app.command("train")
+def train(
+    overrides: OverrideWords = None,
+    *,
+    config: ConfigFile = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    emit_for: Emit = None,
+    image: Image = "",
+    claim: Claim = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Improve a model by reward, with GRPO or PPO.
+
+    The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
+    your agent or environment; --dry-run then plays two episodes.
+    """
+    settings = load(config, parse_overrides(overrides or ()))
+    asked, output = Asked(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
+    if emit_for is not None:
+        job = make_job("train", settings, out=out)
+        raise typer.Exit(emit(job, emit_for, output, image=image, claim=claim))
+    raise typer.Exit(run("train", settings, asked, output))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +176,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
 async def _plan(job: Job) -> TrainPlan | Plan:
     """Return the plan of a run; with an agent it has no tokens and no time."""
     trainer = job.trainer
-    if job.agent is None:
+    if job.agent is None or getattr(trainer.config, "backend", "local") == "verl":
         return await trainer.plan()
     await trainer.validate()
     config, count = trainer.config, len(job.items)
@@ -270,19 +293,21 @@ class Course:
         self._training = False
         if trainer.stopped and self._asked:
             return None
-        found: dict[str, Any] = {"training": metrics.measured()}
+        result: dict[str, Any] = {"training": metrics.measured()}
         if before is not None and job.held_out is not None:
             after = await examine(trainer, "after", job.held_out, job.rewards)
             keep_exams(job.folder, job.held_out, [before, after])
-            found["before"] = interval(before)._asdict()
-            found["after"] = interval(after)._asdict()
-            found["gain"] = gain(before, after)._asdict()
+            result["before"] = interval(before)._asdict()
+            result["after"] = interval(after)._asdict()
+            result["gain"] = gain(before, after)._asdict()
         if isinstance(trainer, RewardModelTrainer) and job.held_out is not None:
             quality = await trainer.quality(job.held_out)
-            found["quality"] = quality.measured()
+            result["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
-        found["model"] = str(await trainer.save(job.folder / "model"))
-        return found
+        if isinstance(trainer, SFTTrainer) and before is None and job.held_out is not None:
+            result["held_out"] = (await trainer.evaluate(job.held_out)).measured()
+        result["model"] = str(await trainer.save(job.folder / "model"))
+        return result
 
     async def _before(self) -> Exam | None:
         """Examine the untrained model, or read the stored exam of an earlier process."""
@@ -297,9 +322,9 @@ class Course:
         return exam
 
 
-def write_result(folder: Path, found: dict[str, Any]) -> None:
+def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Store the results next to the run's metrics."""
-    write_file(folder / RESULT, json.dumps(found, indent=2, default=str).encode() + b"\n")
+    write_file(folder / RESULT, json.dumps(result, indent=2, default=str).encode() + b"\n")
 
 
 def _stopped(job: Job, number: int, output: Output) -> Code:
@@ -328,7 +353,8 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
     write_result(folder, result)
     _tell(result, output)
     output.say(f"model     {result['model']}")
-    page = write_report(folder)
+    with working(f"drawing {folder}"):
+        page = write_report(folder)
     output.say(f"report    {page}")
     if asked.push_to_hub is not None:
         from orbiter.train.engine.models.export import push_to_hub
@@ -365,6 +391,8 @@ def _tell(result: dict[str, Any], output: Output) -> None:
         return
     name = "reward" if result["method"] == "train" else "loss"
     output.say(f"training  {name} {shown(result['training'].get(name))} over the last epoch")
+    if "held_out" in result:
+        output.say(f"held out  {name} {shown(result['held_out'].get(name))}")
 
 
 def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:

@@ -1,5 +1,4 @@
-"""`python -m orbiter.train.demo.by_doing`: an agent with a tool learns by reward; `make
-demo-agent`.
+"""`python -m orbiter.train.demo.by_doing`: an agent with a tool learns by reward.
 
 The task: "In which room does Ada Brandt's team meet?" The tool `look_up` knows the team of each
 person and the room of each team, so the agent has to look twice and then say the room. The model
@@ -95,8 +94,8 @@ class Directory:
 
     def get_reward(self) -> float:
         """Return 1 if the answer is the room; a room named in a sentence counts half."""
-        said = self._said.strip().rstrip(".")
-        return 1.0 if said == self._room else 0.5 * float(self._room in said.split())
+        answer = self._said.strip().rstrip(".")
+        return 1.0 if answer == self._room else 0.5 * float(self._room in answer.split())
 
 
 def question(person: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -109,14 +109,14 @@ class Session:
 
     def _open(self, folder: Path) -> None:
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=self.config.keep_checkpoints)
-        found = self._checkpoints.latest()
-        if not self.config.resume and (found or (folder / "metrics.jsonl").exists()):
+        checkpoint = self._checkpoints.latest()
+        if not self.config.resume and (checkpoint or (folder / "metrics.jsonl").exists()):
             raise StorageError(
                 f"{folder} holds a run already; set resume=True to continue it, "
                 "or choose another output_dir"
             )
-        if found:
-            self._restore(found)
+        if checkpoint:
+            self._restore(checkpoint)
         self._log = RunLog(
             folder,
             settings_of(self.config) | {"dtype": self.policy.dtype},  # the one chosen, not "auto"
@@ -125,24 +125,24 @@ class Session:
             environment=self.policy.environment(),
         )
 
-    def _restore(self, found: Checkpoint) -> None:
-        state = found.state
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
         # Compared before anything is loaded: the position counts items of this very data.
         if state["data"] != self._data:
             raise DataError(
                 f"the run in {self.config.output_dir} learned from other data; resume needs the "
                 "same items in the same order"
             )
-        self.policy.load_trainable(found.tensors["weights"])
-        self.optimiser.load_state(found.tensors.get("optimiser", {}))
+        self.policy.load_trainable(checkpoint.tensors["weights"])
+        self.optimiser.load_state(checkpoint.tensors.get("optimiser", {}))
         self.position = Position(**state["position"])
         self._saved = (self.position.step, self.position.update)
-        if "buffer" in found.tensors:
-            self.batch = Batch(**found.tensors["buffer"]).to(self.policy.device)
+        if "buffer" in checkpoint.tensors:
+            self.batch = Batch(**checkpoint.tensors["buffer"]).to(self.policy.device)
         # The engine draws from seeds, but the user's rewards may use the global generators.
         version, internal, gauss = state["random"]
         random.setstate((version, tuple(internal), gauss))
-        torch.set_rng_state(found.tensors["rng"]["torch"])
+        torch.set_rng_state(checkpoint.tensors["rng"]["torch"])
         log.info("resuming at step %d, update %d", self.position.step, self.position.update)
 
     def take(self, batch: Batch, objective: Objective, *, temperature: float = 1.0) -> None:
@@ -270,19 +270,23 @@ class Session:
             self._log.close()
 
 
-async def end_step(session: Session, progress: Progress, further: Mapping[str, float]) -> bool:
-    """Log and show the current step, and save if it is time; return whether the run must end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """The parts that every training loop needs; each method adds its data."""
 
-    Args:
-        session: The training.
-        progress: Shows the step.
-        further: Metrics of the step besides those of its updates, such as a validation's.
-    """
-    row = session.finish_step(further)
-    progress.update(session.position.step, line_of(row))
-    if session.save_due:
-        await work(session.save)
-    return session.out_of_time
+    session: Session
+    progress: Progress
+    validate: Callable[[int], Awaitable[Mapping[str, float]]]
+    """Called with the number of finished steps; returns a validation's metrics, or nothing."""
+
+    async def end_step(self) -> bool:
+        """Validate, log and show the current step; save if it is time; return whether to stop."""
+        session = self.session
+        row = session.finish_step(await self.validate(session.position.step + 1))
+        self.progress.update(session.position.step, line_of(row))
+        if session.save_due:
+            await work(session.save)
+        return session.out_of_time
 
 
 def require_finite(policy: Policy) -> None:
@@ -295,8 +299,8 @@ def require_finite(policy: Policy) -> None:
     # A sum is NaN or infinite if any element is, and costs one number per tensor.
     sums = torch.stack([p.detach().sum() for p in named.values()])
     if not bool(torch.isfinite(sums).all()):
-        place = int((~torch.isfinite(sums)).nonzero()[0])
-        raise TrainingError(f"the weights {list(named)[place]} are no longer finite")
+        index = int((~torch.isfinite(sums)).nonzero()[0])
+        raise TrainingError(f"the weights {list(named)[index]} are no longer finite")
 
 
 def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
-from orbiter.train.progress import Progress, make_progress
+from orbiter.train.progress import Progress, make_progress, working
 from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -264,15 +264,16 @@ class ModelTrainer(Trainer):
 
     def _loaded(self) -> Policy:
         """Load the model at the first call; runs on the engine's thread, so it loads only once."""
-        from orbiter.train.engine.models.load import load_model
-        from orbiter.train.engine.policy import make_policy
-
+        config = self.config
         if self._policy is None:
-            config = self.config
+            with working(f"loading {config.model}", shown=config.progress):  # imports torch, too
+                from orbiter.train.engine.models.load import load_model
+                from orbiter.train.engine.policy import make_policy
+
+                loaded = load_model(
+                    config.model, device=config.device, trust_remote_code=config.trust_remote_code
+                )
             dtype = recorded_dtype(config) or config.dtype
-            loaded = load_model(
-                config.model, device=config.device, trust_remote_code=config.trust_remote_code
-            )
             self._policy = make_policy(
                 loaded.model,
                 loaded.tokenizer,

@@ -136,13 +136,13 @@ class _Mark(NamedTuple):
 def _closing_marks(answer: str, marks: Mapping[str, int]) -> list[_Mark]:
     """Return the marks at the end of an answer, in order; white space may be between them."""
     texts = tuple(mark for mark in marks if mark.strip())
-    found: list[_Mark] = []
+    closing: list[_Mark] = []
     rest = answer.rstrip()
     while rest.endswith(texts):
         last = max((text for text in texts if rest.endswith(text)), key=len)
-        found.append(_Mark(len(rest) - len(last), len(rest), marks[last]))
+        closing.append(_Mark(len(rest) - len(last), len(rest), marks[last]))
         rest = rest[: -len(last)].rstrip()
-    return found[::-1]
+    return closing[::-1]
 
 
 @functools.lru_cache(maxsize=16)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation.share import Ends, exact_share, paired_share_difference
+from orbiter.train.evaluation.student import student_quantile
 
 if TYPE_CHECKING:
     from statistics import NormalDist
@@ -135,6 +136,11 @@ def finite_values(values: Iterable[float], name: str = "values") -> list[float]:
     return numbers
 
 
+def takes_two_values(a: list[float], b: list[float]) -> bool:
+    """Return whether a and b are passes and failures, or take the same two values throughout."""
+    return _two_outcomes(a, b) is not None
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence must lie in (0, 1), got {confidence!r}")
@@ -187,7 +193,7 @@ def _ends(ordered: list[float], confidence: float, seed: int) -> Ends:
     if n >= LARGE:
         mean, half = values.mean(), -_normal().inv_cdf(tail) * values.std(ddof=1) / math.sqrt(n)
         return Ends(float(max(mean - half, ordered[0])), float(min(mean + half, ordered[-1])))
-    expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * _student_quantile(1 - tail, n - 1))
+    expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * student_quantile(1 - tail, n - 1))
     low, high = np.quantile(_resampled_means(values, seed), [expanded, 1 - expanded])
     return Ends(float(low), float(high))
 
@@ -203,16 +209,3 @@ def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float
         for start in range(0, RESAMPLES, rows)
     ]
     return np.concatenate(means)
-
-
-def _student_quantile(probability: float, degrees: int) -> float:
-    """Return a quantile of Student's t (Cornish-Fisher expansion; Abramowitz and Stegun, 26.7.5).
-
-    Below 3 degrees of freedom the result is too small, but there the interval spans all means in
-    any case.
-    """
-    z = _normal().inv_cdf(probability)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3

@@ -110,7 +110,7 @@ class EvolutionConfig:
     def _check_together(self) -> None:
         if self.max_evaluations is not None and self.confirm >= self.max_evaluations:
             raise ConfigError(
-                f"confirm ({self.confirm}) leaves no evaluation of max_evaluations "
+                f"confirm ({self.confirm}) leaves nothing of max_evaluations "
                 f"({self.max_evaluations}) for the search"
             )
         if self.elite > self.population_size:

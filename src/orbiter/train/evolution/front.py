@@ -35,7 +35,7 @@ class Race:
     parent: Mapping[str, float]
     perfect: float
     slack: float
-    """How far a child's summed score may fall below its parent's before it is given up."""
+    """How far a child's summed score may fall below its parent's before it is abandoned."""
     lead: float = 0.0
     """Sum of the differences so far, child minus parent."""
 

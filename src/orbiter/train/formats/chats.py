@@ -156,7 +156,7 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
         DataError: the turn is wrong; the message begins with `name`.
     """
     if "from" not in turn and "role" in turn:
-        return [dict(turn)]
+        return [dict(turn)]  # already a message: some files mix both forms
     value = turn.get("value", turn.get("content"))
     if "from" not in turn:
         raise DataError(f"{name} must have a speaker in 'from', got {fields.shown(turn)}")
@@ -175,6 +175,7 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
     if role == "tool" and (call_ids := calls.take()):
         message["tool_call_id"] = call_ids[0]
     kept = {key: turn[key] for key in turn if key not in _TURN and turn[key] is not None}
+    # Our writer marks a field that the message does not have by "" (see `sharegpt.py`).
     result = {
         key: value for key, value in (message | kept).items() if value != "" or key == "content"
     }

@@ -235,6 +235,7 @@ def convert(
     to_format: str | None = None,
     on_error: OnError = "raise",
     redact: bool = True,
+    on_count: Callable[[int], None] | None = None,
 ) -> ConvertReport:
     """Read a file in one format and write it in another.
 
@@ -245,6 +246,7 @@ def convert(
         to_format: The name of the format to write; None means the one that the suffix names.
         on_error: What to do with a bad record: "raise" stops, "skip" leaves it out and reports it.
         redact: As for `read`.
+        on_count: Called after each item with the number of items read so far, to show progress.
 
     Raises:
         DataError: a record is wrong, or the file has no records; the message names file and line.
@@ -256,7 +258,7 @@ def convert(
     source = format_of(from_format) if from_format is not None else detect(in_path)
     skipped: list[Skipped] = []
     opened = _Reported(in_path, on_error, "error", skipped, redact=redact)
-    items = _reader(source)(opened)
+    items = counted(_reader(source)(opened), on_count)
     first = next(items, None)
     if first is None:
         raise DataError(f"{os.fspath(in_path)}:1: {_nothing(skipped)}")
@@ -265,8 +267,12 @@ def convert(
     return ConvertReport(source.name, target, export, skipped, opened.notes)
 
 
-def check(path: PathLike, format: str | None = None) -> CheckReport:
+def check(
+    path: PathLike, format: str | None = None, *, on_count: Callable[[int], None] | None = None
+) -> CheckReport:
     """Read a whole file and report its content and every problem, without changing anything.
+
+    `on_count` is called after each item with the number of items read so far, to show progress.
 
     Raises:
         DataError: no format recognises the file.
@@ -279,7 +285,7 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
     items = with_reward = 0
     episodes: set[object] = set()
     try:
-        for item in _reader(kind)(source):
+        for item in counted(_reader(kind)(source), on_count):
             episodes.add(items if item.episode_id is None else item.episode_id)
             with_reward += item.reward is not None
             items += 1
@@ -290,6 +296,16 @@ def check(path: PathLike, format: str | None = None) -> CheckReport:
     return CheckReport(
         os.fspath(path), kind.name, items, len(episodes), with_reward, problems, source.notes
     )
+
+
+def counted(
+    items: Iterable[TrajectoryItem], on_count: Callable[[int], None] | None
+) -> Iterator[TrajectoryItem]:
+    """Yield the items, and call `on_count` with the number of items so far."""
+    for number, item in enumerate(items, 1):
+        if on_count is not None:
+            on_count(number)
+        yield item
 
 
 class _Reported(Source):

@@ -44,6 +44,7 @@ def write_rows(
     *,
     system: str | None = None,
     tools_as_text: bool = False,
+    tasks: Sequence[str | None] | None = None,
 ) -> ExportReport:
     """Write one row per item.
 
@@ -52,24 +53,27 @@ def write_rows(
         path: The file to write, atomically.
         system: Replaces the system message of every prompt; a prompt without one gets it added.
         tools_as_text: Write the tools of an item into its system message.
+        tasks: What an agent gets for each item, as JSON; it goes into `extra_info`.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
         DataError: the messages of an item are not a valid chat.
     """
     with atomic_write(path) as file:
-        make_row = partial(row, system=system, tools_as_text=tools_as_text)
-        return ExportReport(_write(items, file, make_row), {}, path)
+        make_row = partial(row, system=system, tools_as_text=tools_as_text, tasks=tasks)
+        return ExportReport(_write(items, file, make_row, tasks=tasks is not None), {}, path)
 
 
 def _write(
     items: Iterable[TrajectoryItem],
     file: IO[bytes],
     row_of: Callable[[TrajectoryItem, int], dict[str, Any]],
+    *,
+    tasks: bool,
 ) -> int:
     arrow = require("pyarrow", extra="parquet")
     parquet = require("pyarrow.parquet", extra="parquet")
-    schema, remaining, count = _schema(arrow), iter(items), 0
+    schema, remaining, count = _schema(arrow, tasks=tasks), iter(items), 0
     with parquet.ParquetWriter(file, schema) as writer:
         while batch := list(islice(remaining, ROWS_AT_ONCE)):
             rows = [row_of(item, count + offset) for offset, item in enumerate(batch)]
@@ -78,29 +82,36 @@ def _write(
     return count
 
 
-def _schema(arrow: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped here
+def _schema(arrow: Any, *, tasks: bool) -> Any:  # noqa: ANN401 - pyarrow is untyped here
     text = arrow.string()
+    extra = {"index": arrow.int64(), "item": text} | ({"task": text} if tasks else {})
     turn = arrow.struct({"role": text, "content": text})
     return arrow.schema(
         {
             "data_source": text,
             "prompt": arrow.list_(turn),
             "reward_model": arrow.struct({"style": text, "ground_truth": text}),
-            "extra_info": arrow.struct({"index": arrow.int64(), "item": text}),
+            "extra_info": arrow.struct(extra),
         }
     )
 
 
 def row(
-    item: TrajectoryItem, index: int, *, system: str | None = None, tools_as_text: bool = False
+    item: TrajectoryItem,
+    index: int,
+    *,
+    system: str | None = None,
+    tools_as_text: bool = False,
+    tasks: Sequence[str | None] | None = None,
 ) -> dict[str, Any]:
     """Return the row of an item."""
     truth = item.metadata.get(TRUTH, item.action)
+    task = {} if tasks is None else {"task": tasks[index]}
     return {
         "data_source": str(item.metadata.get("data_source", DATA_SOURCE)),
         "prompt": prompt_of(item, system=system, tools_as_text=tools_as_text),
         "reward_model": {"style": "rule", "ground_truth": str(truth)},
-        "extra_info": {"index": index, "item": encode_item(item).decode()},
+        "extra_info": {"index": index, "item": encode_item(item).decode(), **task},
     }
 
 

@@ -132,7 +132,7 @@ def _check_json(name: str, value: object) -> None:
 
 
 def _is_flat(value: dict[object, object]) -> bool:
-    """Say whether a dict certainly holds only plain values; a fast path for most metadata."""
+    """Return whether a dict certainly holds only plain values; a fast path for most metadata."""
     for key, inner in value.items():
         if type(key) is not str or not key.isascii():
             return False
@@ -145,7 +145,7 @@ def _is_flat(value: dict[object, object]) -> bool:
 
 
 def _is_json(value: object) -> bool:
-    """Say whether a value is certainly valid; fast, because every captured message is checked."""
+    """Return whether a value is certainly valid; fast, since every captured message is checked."""
     kind = type(value)
     if kind is dict:
         for key, inner in cast("dict[object, object]", value).items():

@@ -254,7 +254,7 @@ class _Text:
 
 
 def _certain(error: ValueError, length: int) -> bool:
-    """Say whether a value is really malformed, and not just cut off at the end of the window."""
+    """Return whether a value is really malformed, and not just cut off at the end of the window."""
     if not isinstance(error, json.JSONDecodeError):
         return True
     return error.pos < length - 32 and not error.msg.startswith("Unterminated string")

@@ -32,7 +32,7 @@ MOST_REASKS = 2
 """Maximum number of repeated questions after answers that do not fit."""
 
 MOST_FAILURES = 5_000
-"""Opening brackets that may turn out not to start JSON before a long broken answer is given up."""
+"""Opening brackets that may turn out not to start JSON before a long broken answer is abandoned."""
 
 _FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")

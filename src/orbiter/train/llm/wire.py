@@ -97,17 +97,17 @@ def read_completion(raw: bytes) -> Completion:
         )
     message = _field(choice, "message")
     message = message if isinstance(message, dict) else {"content": choice.get("text")}
-    said = _read_message(message)
+    content = _read_message(message)
     finish = choice.get("finish_reason")
-    if said.text is None:
-        raise _without_text(message, finish, said.reasoning)
-    if not said.text and finish == "content_filter":
+    if content.text is None:
+        raise _without_text(message, finish, content.reasoning)
+    if not content.text and finish == "content_filter":
         raise _refused("the endpoint's content filter removed the answer")
-    split = split_reasoning(said.text)
+    split = split_reasoning(content.text)
     usage = _field(body, "usage")
     return Completion(
         split.text,
-        "\n\n".join(part for part in (said.reasoning, split.reasoning) if part),
+        "\n\n".join(part for part in (content.reasoning, split.reasoning) if part),
         finish if isinstance(finish, str) else None,
         _count(_field(usage, "prompt_tokens")),
         _count(_field(usage, "completion_tokens")),
@@ -115,7 +115,7 @@ def read_completion(raw: bytes) -> Completion:
 
 
 @dataclass(slots=True)
-class _Said:
+class _Content:
     """The content of a message, or of a stream's deltas so far."""
 
     text: str | None = None
@@ -141,7 +141,7 @@ class _Said:
         elif isinstance(content, dict):
             thought = content.get("thinking") or content.get("reasoning")
             if thought or "think" in str(content.get("type")) or content.get("type") == "reasoning":
-                inner = _Said()
+                inner = _Content()
                 inner.add_content(thought or content.get("text"))
                 self.reasoning += inner.text or ""
                 return
@@ -149,11 +149,11 @@ class _Said:
             self.add_content(text.get("value") if isinstance(text, dict) else text)
 
 
-def _read_message(message: Json) -> _Said:
-    said = _Said()
-    said.add(message)
-    said.reasoning = said.reasoning.strip()
-    return said
+def _read_message(message: Json) -> _Content:
+    content = _Content()
+    content.add(message)
+    content.reasoning = content.reasoning.strip()
+    return content
 
 
 def _without_text(message: Mapping[str, Json], finish: Json, reasoning: str) -> RequestFailed:
@@ -287,7 +287,7 @@ class Wire:
         self, messages: list[Any], extra: dict[str, object], alive: Callable[[], None]
     ) -> bytes:
         """Join the chunks into the body that an unstreamed answer would have."""
-        said, finish, usage = _Said(), None, None
+        content, finish, usage = _Content(), None, None
         try:
             stream = await self._client.chat.completions.create(
                 model=self._config.model,
@@ -301,16 +301,16 @@ class Wire:
                     usage = _field(piece, "usage") or usage
                     choices = _field(piece, "choices")
                     choice = choices[0] if isinstance(choices, list) and choices else None
-                    said.add(_field(choice, "delta"))
-                    if said.text is None:  # a last chunk may contain the whole message instead
-                        said.add(_field(choice, "message"))
+                    content.add(_field(choice, "delta"))
+                    if content.text is None:  # a last chunk may contain the whole message instead
+                        content.add(_field(choice, "message"))
                     finish = _field(choice, "finish_reason") or finish
         # openai does not validate chunks
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise _unreadable(f"a piece of the stream is broken: {error}") from None
         if finish is None:
             raise RequestFailed("the stream broke off", "connection", maybe_paid=True)
-        message = {"content": said.text, "reasoning_content": said.reasoning}
+        message = {"content": content.text, "reasoning_content": content.reasoning}
         counts = {n: _count(_field(usage, n)) for n in ("prompt_tokens", "completion_tokens")}
         choices = [{"message": message, "finish_reason": str(finish)}]
         return msgspec.json.encode({"choices": choices, "usage": counts})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,13 +23,12 @@ from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session, end_step
+from orbiter.train.engine.session import TrainingJob
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import logprob
 from orbiter.train.errors import DataError
 from orbiter.train.offline.config import OfflineConfig, OfflineMethod
-from orbiter.train.progress import Progress
 from orbiter.train.rl.advantage import group_relative_advantage
 from orbiter.train.rl.off_policy import (
     awr_weight,
@@ -233,15 +232,11 @@ def _shares(log_: Log, logged: LoggedBatch, config: OfflineConfig) -> Float[Tens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(TrainingJob):
     """Everything that a run on logged episodes needs."""
 
     config: OfflineConfig
     log: Log
-    session: Session
-    progress: Progress
-    validate: Callable[[int], Awaitable[Mapping[str, float]]]
-    """Called with the number of finished steps; returns a validation's metrics, or nothing."""
 
 
 async def fit(job: Job) -> None:
@@ -270,7 +265,7 @@ async def fit(job: Job) -> None:
                 "reward": _mean_reward(job.log, chosen),
             }
             await work(session.take, ready.batch, objective, temperature=config.temperature)
-        if await end_step(session, job.progress, await job.validate(step + 1)):
+        if await job.end_step():
             break
 
 
@@ -294,7 +289,7 @@ class Measured(NamedTuple):
 async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: bool) -> Measured:
     """Compute the likelihood of logged episodes under the policy."""
     total, tokens = 0.0, 0
-    found: list[Tensor] = []
+    log_ratios: list[Tensor] = []
     for first in range(0, len(log_.episodes), EPISODES_AT_ONCE):
         chosen = range(first, min(first + EPISODES_AT_ONCE, len(log_.episodes)))
         logged = await work(batch_of, log_, chosen, policy.device)
@@ -310,7 +305,7 @@ async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: b
         tokens += int(mask.sum())
         if ratios:
             sampled = logged.batch.sampled_logprob
-            found.append(
+            log_ratios.append(
                 episode_log_ratio(now, sampled, mask, logged.episode, episodes=len(chosen)).cpu()
             )
-    return Measured(total / tokens, torch.cat(found) if found else None)
+    return Measured(total / tokens, torch.cat(log_ratios) if log_ratios else None)

@@ -251,11 +251,11 @@ def batch_of(
     unit: list[int] = []
     side: list[int] = []
     for number, attempts in enumerate(units):
-        for place, encoded in enumerate(attempts):
+        for index, encoded in enumerate(attempts):
             for rollout in _rows(encoded):
                 rows.append(rollout)
                 unit.append(number)
-                side.append(place)
+                side.append(index)
     batch = collate(rows, device=device)
     place_of = batch.token_ids.device
     parts = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}

@@ -6,7 +6,7 @@ Loading, checks and the lifecycle are in `trainer.py`, the losses in `methods/`.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.session import Session, end_step
+from orbiter.train.engine.session import TrainingJob
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import logprob
 from orbiter.train.evaluation import Interval, mean_interval
@@ -34,7 +34,6 @@ from orbiter.train.preference.objective import (
     verdict_metrics,
 )
 from orbiter.train.preference.reference import ReferenceLogprobs
-from orbiter.train.progress import Progress
 
 UNITS_AT_ONCE = 64
 """Pairs or answers that are measured between two checks for cancellation."""
@@ -61,14 +60,10 @@ class Preferences:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(TrainingJob):
     """Everything that a run needs."""
 
     preferences: Preferences
-    session: Session
-    progress: Progress
-    validate: Callable[[int], Awaitable[Mapping[str, float]]]
-    """Called with the number of finished steps; returns a validation's metrics, or nothing."""
 
 
 async def fit(job: Job) -> None:
@@ -82,7 +77,7 @@ async def fit(job: Job) -> None:
         if session.position.within == 0:  # else the run was cancelled after this step's update
             rows = order.order(step, config.batch_size, seed=config.seed)
             await work(_take, job, rows)
-        if await end_step(session, job.progress, await job.validate(step + 1)):
+        if await job.end_step():
             break
 
 
@@ -121,11 +116,11 @@ class Measured(NamedTuple):
 
     def metrics(self) -> dict[str, float]:
         """Return them by name; an end that a single task does not determine is left out."""
-        found = {"loss": self.loss, "accuracy": self.accuracy.mean, "margin": self.margin.mean}
+        values = {"loss": self.loss, "accuracy": self.accuracy.mean, "margin": self.margin.mean}
         for name, interval in (("accuracy", self.accuracy), ("margin", self.margin)):
             ends = {f"{name}_low": interval.low, f"{name}_high": interval.high}
-            found |= {end: value for end, value in ends.items() if math.isfinite(value)}
-        return found
+            values |= {end: value for end, value in ends.items() if math.isfinite(value)}
+        return values
 
 
 async def measure(policy: Policy, preferences: Preferences) -> Measured:

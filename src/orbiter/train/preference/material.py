@@ -198,7 +198,7 @@ def _mismatched(attempts: Sequence[EncodedAttempt], context: int) -> list[Encode
         DataError: all prompts are the same.
     """
     prompts = [attempt.prompt for attempt in attempts]
-    changes = [place for place in range(len(prompts)) if prompts[place] != prompts[place - 1]]
+    changes = [index for index in range(len(prompts)) if prompts[index] != prompts[index - 1]]
     if not changes:
         raise DataError(
             "method='kto' estimates the KL divergence from answers to other prompts, and all "

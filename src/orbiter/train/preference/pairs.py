@@ -129,8 +129,8 @@ def given_pairs(dataset: object) -> list[Pair] | None:
 
 def read_attempts(items: Sequence[TrajectoryItem], *, whole_episodes: bool) -> list[Attempt]:
     """Return the attempts in the order of their first items."""
-    groups = by_episode(items) if whole_episodes else [[place] for place in range(len(items))]
-    return [_attempt([items[place] for place in places]) for places in groups]
+    groups = by_episode(items) if whole_episodes else [[index] for index in range(len(items))]
+    return [_attempt([items[index] for index in places]) for places in groups]
 
 
 def _attempt(items: Sequence[TrajectoryItem]) -> Attempt:
@@ -198,7 +198,7 @@ def _of_group(
     if per_task is None:
         best = sorted(group, key=_reward, reverse=True)
         half = len(best) // 2
-        facing: list[Sides] = [(best[place], best[-1 - place]) for place in range(half)]
+        facing: list[Sides] = [(best[index], best[-1 - index]) for index in range(half)]
         gaps = [_reward(better) - _reward(worse) for better, worse in facing]
         differing = [p for p, gap in zip(facing, gaps, strict=True) if gap > 0 and gap >= margin]
     else:

@@ -54,7 +54,7 @@ class ReferenceLogprobs:
         """Read a run's file, and yield a function like `add` that also writes to it.
 
         Args:
-            folder: The run's folder; None keeps nothing on disk.
+            folder: The run's folder; None stores nothing on disk.
             about: What the numbers depend on besides the answer.
             is_new_run: Whether numbers of another model are discarded, instead of refused.
 

@@ -5,7 +5,7 @@ Loading, checks and the lifecycle are in `reward_model_trainer.py`, the loss in 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +13,13 @@ from torch import nn
 
 from orbiter.train.engine.models.classifier import empty_classifier
 from orbiter.train.engine.policy import Policy
-from orbiter.train.engine.session import Session, end_step
+from orbiter.train.engine.session import TrainingJob
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.preference.bradley_terry import BradleyTerryObjective
 from orbiter.train.preference.encoding import EncodedPair
 from orbiter.train.preference.reward_model_config import RewardModelConfig
 from orbiter.train.preference.reward_model_rows import Scorer, score_batch, score_row
-from orbiter.train.progress import Progress
 from orbiter.train.seeding import sub_seed
 
 HEAD_STD = 0.02
@@ -56,16 +55,12 @@ def new_head(policy: Policy, seed: int) -> nn.Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(TrainingJob):
     """Everything that a run needs."""
 
     config: RewardModelConfig
     pairs: Sequence[EncodedPair]
     scorer: Scorer
-    session: Session
-    progress: Progress
-    validate: Callable[[int], Awaitable[Mapping[str, float]]]
-    """Called with the number of finished steps; returns a validation's metrics, or nothing."""
 
 
 async def fit(job: Job) -> None:
@@ -79,7 +74,7 @@ async def fit(job: Job) -> None:
         if session.position.within == 0:  # else the run was cancelled after this step's update
             rows = order.order(step, config.batch_size, seed=config.seed)
             await work(_take, job, [job.pairs[row] for row in rows])
-        if await end_step(session, job.progress, await job.validate(step + 1)):
+        if await job.end_step():
             break
 
 

@@ -176,8 +176,8 @@ def _agreement(group: Sequence[ScoredPair]) -> float:
         (a_score > b_score) - (a_score < b_score)
         if a_reward > b_reward
         else (a_score < b_score) - (a_score > b_score)
-        for place, (a_score, a_reward) in enumerate(listed)
-        for b_score, b_reward in listed[:place]
+        for index, (a_score, a_reward) in enumerate(listed)
+        for b_score, b_reward in listed[:index]
         if a_reward != b_reward
     ]
     return fmean(signs)

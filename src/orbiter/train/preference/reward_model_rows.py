@@ -152,7 +152,7 @@ async def score_pairs(
         rows = [score_row(side, scorer.pad_token_id) for pair in part for side in pair.sides]
         scores = await work(scores_of, scorer.policy, rows, micro_batch_tokens=micro_batch_tokens)
         scored += [
-            _scored(pair, *scores[2 * place : 2 * place + 2]) for place, pair in enumerate(part)
+            _scored(pair, *scores[2 * index : 2 * index + 2]) for index, pair in enumerate(part)
         ]
     return scored
 

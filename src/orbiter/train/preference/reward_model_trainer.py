@@ -256,18 +256,18 @@ class RewardModelTrainer(ModelTrainer):
         from orbiter.train.engine.policy import make_policy
 
         config = self.config
-        found = load_classifier(
+        classifier = load_classifier(
             config.model, device=config.device, trust_remote_code=config.trust_remote_code
         )
-        self._pad_token_id = found.pad_token_id
+        self._pad_token_id = classifier.pad_token_id
         return make_policy(
-            found.model,
-            found.tokenizer,
-            value_head=found.head,
+            classifier.model,
+            classifier.tokenizer,
+            value_head=classifier.head,
             lora_rank=config.lora_rank,
             lora_alpha=config.lora_alpha,
             dtype=recorded_dtype(config) or config.dtype,
-            device=str(found.model.device),
+            device=str(classifier.model.device),
             seed=config.seed,
         )
 

@@ -17,11 +17,13 @@ from orbiter.train.contained import check_contained
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import mean_interval, paired_difference
 from orbiter.train.redact import mask_texts, secrets_of_the_environment
+from orbiter.train.report.compared import read_comparison
 from orbiter.train.report.ledger import ledger_of
 from orbiter.train.report.lineage import read_lineage
 from orbiter.train.report.shown import OUTPUT_CHARS, PROMPT_CHARS, cut
 from orbiter.train.report.story import STORY_FILE, Story, paired, read_story
 from orbiter.train.report.training import Training, interval, short
+from orbiter.train.runlog.cost import cost_of_run
 
 FORMAT = 1
 TASKS = 300
@@ -64,9 +66,9 @@ class Source:
         Raises:
             StorageError: a file of the run is damaged.
         """
-        found = [*self._found()]
+        paths = [*self._found()]
         story = read_story(self.folder)
-        trainings = self._ordered([path.parent for path in found if path.name == "run.json"])
+        trainings = self._ordered([path.parent for path in paths if path.name == "run.json"])
         with_samples = sum((t.folder / "samples.jsonl").is_file() for t in trainings)
         room = int(share * SAMPLE_BYTES / max(1, with_samples))
         document = {
@@ -77,13 +79,15 @@ class Source:
             "trainings": [training.document(max_bytes=room) for training in trainings],
             "evolutions": [
                 read_lineage(path, self._name(path.parent))
-                for path in found
+                for path in paths
                 if path.name == "evolution.jsonl"
             ],
             "exams": exams(story),
             "tasks": tasks(story, max_bytes=int(share * TASK_BYTES)),
             "tasks_in_all": len(story.tasks),
             "ledger": ledger_of(story, self.folder),
+            "cost": cost_of_run(self.folder, [training.folder for training in trainings]).as_dict(),
+            "comparison": read_comparison(self.folder),
         }
         return dict(mask_texts(document, secrets_of_the_environment()))
 
@@ -172,9 +176,9 @@ def _task(story: Story, at: int) -> Doc:
         }
         for e in story.exams
     ]
-    told: Mapping[str, str] = {
+    texts: Mapping[str, str] = {
         "name": cut(task.name, 200),
         "expected": cut(task.expected, OUTPUT_CHARS),
     }
-    kept = {name: text for name, text in told.items() if text}
+    kept = {name: text for name, text in texts.items() if text}
     return {"prompt": cut(task.prompt, PROMPT_CHARS), "answers": answers, **kept}

@@ -117,7 +117,7 @@ def read_lineage(path: Path, name: str) -> dict[str, Any]:
             raise StorageError(f"{path}:{number}: not a line of an evolution: {error}") from error
     best = family.winner()
     members = _chosen(family, best)
-    places = {member["name"]: place for place, member in enumerate(members)}
+    places = {member["name"]: index for index, member in enumerate(members)}
     for member in members:
         member["parents"] = [places[name] for name in member["parents"] if name in places]
     return {
@@ -187,15 +187,15 @@ def changes(before: str, after: str) -> list[list[str]]:
     ]
     last = len(pieces) - 1
     return [
-        [kind, _shortened(text, place, last) if kind == "=" else text]
-        for place, (kind, text) in enumerate(pieces)
+        [kind, _shortened(text, index, last) if kind == "=" else text]
+        for index, (kind, text) in enumerate(pieces)
     ]
 
 
 def _alike(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the length of the common prefix, in tokens."""
     pairs = enumerate(zip(a, b, strict=False))
-    return next((place for place, (x, y) in pairs if x != y), min(len(a), len(b)))
+    return next((index for index, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _changed(old: Sequence[str], new: Sequence[str]) -> Iterator[list[str]]:

@@ -75,16 +75,16 @@ def choose(
     """
     shown: dict[int, Group] = {}
     room = max_bytes
-    for place, why in by_turns(facts):
-        if place in shown:
-            shown[place]["why"].append(why)
+    for index, why in by_turns(facts):
+        if index in shown:
+            shown[index]["why"].append(why)
             continue
-        group = as_shown(read(place)) | {"why": [why]}
+        group = as_shown(read(index)) | {"why": [why]}
         room -= len(json.dumps(group))
         if (room < 0 and shown) or len(shown) == SHOWN:
             break
-        shown[place] = group
-    return [shown[place] for place in sorted(shown)]
+        shown[index] = group
+    return [shown[index] for index in sorted(shown)]
 
 
 def fact_of(record: Mapping[str, Any], start: int) -> Fact:

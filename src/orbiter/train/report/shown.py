@@ -74,14 +74,14 @@ def _changed(facts: Sequence[Fact], known: Sequence[int]) -> list[int]:
     """Return the first and last group of every repeated prompt, the largest change first."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
-    for place in known:
-        first.setdefault(facts[place].prompt, place)
-        last[facts[place].prompt] = place
+    for index in known:
+        first.setdefault(facts[index].prompt, index)
+        last[facts[index].prompt] = index
     pairs = [(first[prompt], last[prompt]) for prompt in first if first[prompt] != last[prompt]]
     changes = {
         pair: abs((facts[pair[1]].reward or 0) - (facts[pair[0]].reward or 0)) for pair in pairs
     }
-    return [place for pair in sorted(pairs, key=lambda pair: -changes[pair]) for place in pair]
+    return [index for pair in sorted(pairs, key=lambda pair: -changes[pair]) for index in pair]
 
 
 def _evenly(count: int) -> Iterator[int]:

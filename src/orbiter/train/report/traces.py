@@ -72,14 +72,16 @@ def traces_document(name: str, items: Iterable[TrajectoryItem]) -> Doc:
         "tasks": [],
         "tasks_in_all": 0,
         "ledger": [],
+        "cost": {},
+        "comparison": None,
     }
 
 
 def group_records(items: Iterable[TrajectoryItem]) -> list[dict[str, Any]]:
     """Return a record for each task, in the form of a run's samples, with its episodes."""
     episodes: dict[object, list[TrajectoryItem]] = {}
-    for place, item in enumerate(items):
-        episodes.setdefault(item.episode_id or place, []).append(item)
+    for index, item in enumerate(items):
+        episodes.setdefault(item.episode_id or index, []).append(item)
     groups: dict[str, dict[str, Any]] = {}
     for name, steps in episodes.items():
         if all(item.step is not None for item in steps):
@@ -110,7 +112,7 @@ def _episode(name: str, steps: Sequence[TrajectoryItem]) -> dict[str, Any]:
         "reward": known[-1] if known else None,
         "rewards": {},
         "error": None if error is None else str(error),
-        "turns": [_turn(steps, place) for place in range(len(steps))],
+        "turns": [_turn(steps, index) for index in range(len(steps))],
     }
 
 
@@ -134,7 +136,7 @@ def _turn(steps: Sequence[TrajectoryItem], place: int) -> dict[str, Any]:
 def _begins_with(
     messages: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Say whether a conversation continues another one, judged by roles and plain texts."""
+    """Return whether a conversation continues another one, judged by roles and plain texts."""
     if len(messages) < len(before):
         return False
     return all(

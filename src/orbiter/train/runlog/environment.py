@@ -31,7 +31,7 @@ def keep_environment(folder: Path, further: Mapping[str, object]) -> None:
 
 def environment() -> Mapping[str, object]:
     """Return the relevant facts about this machine and this process."""
-    found: dict[str, object] = {
+    facts: dict[str, object] = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
@@ -40,10 +40,10 @@ def environment() -> Mapping[str, object]:
     }
     torch: Any = sys.modules.get("torch")  # used only if already loaded: this package stays light
     if torch is not None:
-        found["threads"] = torch.get_num_threads()
+        facts["threads"] = torch.get_num_threads()
         if torch.cuda.is_available():
-            found["accelerator"] = torch.cuda.get_device_name()
-    return found | {"packages": {name: v for name in PACKAGES if (v := _version(name))}}
+            facts["accelerator"] = torch.cuda.get_device_name()
+    return facts | {"packages": {name: v for name in PACKAGES if (v := _version(name))}}
 
 
 def _version(name: str) -> str | None:

@@ -157,16 +157,16 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     Raises:
         StorageError: there is no run in `folder`, or a line of it is damaged.
     """
-    place = Path(folder)
-    check_contained(place)
+    path = Path(folder)
+    check_contained(path)
     return Run(
-        folder=place,
-        config=read_config(place),
-        metrics=read_numbers(place / METRICS_FILE),
+        folder=path,
+        config=read_config(path),
+        metrics=read_numbers(path / METRICS_FILE),
         samples=tuple(
-            row for _, row in _rows(place / SAMPLES_FILE, read_journal(place / SAMPLES_FILE))
+            row for _, row in _rows(path / SAMPLES_FILE, read_journal(path / SAMPLES_FILE))
         ),
-        times=read_numbers(place / TIMES_FILE),
+        times=read_numbers(path / TIMES_FILE),
     )
 
 
@@ -176,11 +176,11 @@ def read_config(folder: str | os.PathLike[str]) -> Mapping[str, object]:
     Raises:
         StorageError: there is no run in `folder`, or its description is damaged.
     """
-    place = Path(folder)
-    check_contained(place)
-    if not (place / RUN_FILE).is_file():
-        raise StorageError(f"{place} holds no run: {RUN_FILE} is missing")
-    return _config_in(place / RUN_FILE)
+    path = Path(folder)
+    check_contained(path)
+    if not (path / RUN_FILE).is_file():
+        raise StorageError(f"{path} holds no run: {RUN_FILE} is missing")
+    return _config_in(path / RUN_FILE)
 
 
 def read_numbers(path: str | os.PathLike[str]) -> tuple[Mapping[str, float], ...]:

@@ -97,17 +97,17 @@ class Mlflow:
         self._client: Any = mlflow.MlflowClient()
         experiment = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
         tag = "orbiter-train.run"
-        found = self._client.search_runs(
+        earlier = self._client.search_runs(
             [experiment.experiment_id], filter_string=f"tags.`{tag}` = '{run.id}'", max_results=1
         )
-        if found:
-            self._id = found[0].info.run_id
+        if earlier:
+            self._id = earlier[0].info.run_id
             self._client.set_terminated(self._id, status="RUNNING")
             return
-        made = self._client.create_run(
+        created = self._client.create_run(
             experiment.experiment_id, run_name=run.name, tags={tag: run.id}
         )
-        self._id = made.info.run_id
+        self._id = created.info.run_id
         for name, value in run.config.items():
             self._client.log_param(self._id, self._accepted(name), str(value)[:500])
 

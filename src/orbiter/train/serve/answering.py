@@ -11,27 +11,38 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from orbiter.train.chat.message import Message
 from orbiter.train.engine.encoding import encode
 from orbiter.train.engine.prompt import chat_text
 from orbiter.train.errors import DataError
 from orbiter.train.serve.asked import ChatRequest, Refusal
-from orbiter.train.serve.batching import Batcher, StaleWeightsError
-from orbiter.train.serve.reply import Reply, Sampling
-
-if TYPE_CHECKING:
-    from orbiter.train.engine.policy import Policy
+from orbiter.train.serve.batching import StaleWeightsError
+from orbiter.train.serve.reply import ChatModel, Reply, Sampling
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Answering:
+class RequestQueue(Protocol):
+    """Draws the answers to prompts; `Batcher` does it here."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the next request should be refused."""
+
+    def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
+        """Queue a request."""
+
+
+Q = TypeVar("Q", bound=RequestQueue)
+
+
+class Answering(Generic[Q]):
     """A model that answers conversations; used by a server and by a policy in training."""
 
-    def __init__(self, policy: Policy, batcher: Batcher) -> None:
+    def __init__(self, policy: ChatModel, batcher: Q) -> None:
         """Answer with this model through its decode loop."""
         self.policy, self.batcher = policy, batcher
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orbiter-prompt")

@@ -24,6 +24,7 @@ from orbiter.train.net import bearer_token, refuse_web_pages, same_secret
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.answering import Answering, as_refusal, too_long
 from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet
+from orbiter.train.serve.batching import Batcher
 from orbiter.train.serve.dialects import DIALECTS, Dialect
 from orbiter.train.serve.reply import Reply, Sampling
 from orbiter.train.serve.stream import events
@@ -40,7 +41,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class Endpoint:
     """Answers requests to one model, under one name."""
 
-    def __init__(self, answering: Answering, terms: Terms) -> None:
+    def __init__(self, answering: Answering[Batcher], terms: Terms) -> None:
         """Serve this model on these terms."""
         self._answering, self._policy = answering, answering.policy
         self._batcher, self._terms = answering.batcher, terms

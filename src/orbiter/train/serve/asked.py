@@ -330,7 +330,8 @@ def as_message(done: Finished, sheet: Sheet, index: int) -> Message:
     message: dict[str, Any] = {"role": "assistant", "content": done.content}
     if done.calls:
         message["tool_calls"] = [
-            wire_call(call, sheet.call_id(index, place)) for place, call in enumerate(done.calls)
+            wire_call(call, sheet.call_id(index, position))
+            for position, call in enumerate(done.calls)
         ]
     return message
 

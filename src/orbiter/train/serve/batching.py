@@ -266,7 +266,7 @@ class Batcher:
     async def _step(self) -> None:
         """Draw one token of every answer, including answers that begin now."""
         kept = _without([i for i, row in enumerate(self._rows) if not row.wanted], len(self._rows))
-        old = [self._rows[place] for place in kept]
+        old = [self._rows[index] for index in kept]
         moved = len(kept) < len(self._rows)
         # While weights wait to be replaced, no row joins, so that the active rows can finish.
         open_ = not self._refreshing and (self._decoding.continuous or not old)
@@ -311,6 +311,8 @@ class Batcher:
                     "the policy's weights were changed while it was being served: call "
                     "`await live.refresh()` after an update and before the next answer"
                 )
+            # Without a snapshot the active rows would continue with weights that they did not
+            # begin with, and their log probabilities would belong to neither policy.
             if old and not self._decoding.snapshot:
                 raise StaleWeightsError(
                     "the model was updated while this answer was drawn; ask again"
@@ -342,8 +344,8 @@ def _without(gone: Sequence[int], count: int) -> list[int]:
     """List the remaining rows; the last row fills the gap of a removed one, so few rows move."""
     order = list(range(count))
     # From the back, so that the positions still to be filled stay valid.
-    for place in reversed(gone):
-        order[place] = order[-1]
+    for index in reversed(gone):
+        order[index] = order[-1]
         order.pop()
     return order
 
@@ -353,20 +355,20 @@ def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[Drawn]:
     """Draw every row's token with the settings of its request."""
     # Rows with equal settings are drawn together: one softmax a setting instead of one a row.
     alike: dict[tuple[float, float], list[int]] = {}
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         sampling = row.reply.sampling
-        alike.setdefault((sampling.temperature, sampling.top_p), []).append(place)
+        alike.setdefault((sampling.temperature, sampling.top_p), []).append(index)
     drawn: dict[int, Drawn] = {}
     for (temperature, top_p), places in alike.items():
         part = logits if len(alike) == 1 else logits[places]
-        noise = [rows[place].noise[len(rows[place].choice.tokens)] for place in places]
+        noise = [rows[index].noise[len(rows[index].choice.tokens)] for index in places]
         uniform = torch.tensor(noise, device=part.device)
         chosen = choose(part, uniform, temperature=temperature, top_p=top_p)
         of_tokens = zip(chosen.token_ids.tolist(), chosen.logprob.tolist(), strict=True)
-        for place, (token_id, logprob) in zip(places, of_tokens, strict=True):
-            top = _top(logits[place], rows[place].reply.sampling)
-            drawn[place] = Drawn(token_id, logprob, top)
-    return [drawn[place] for place in range(len(rows))]
+        for index, (token_id, logprob) in zip(places, of_tokens, strict=True):
+            top = _top(logits[index], rows[index].reply.sampling)
+            drawn[index] = Drawn(token_id, logprob, top)
+    return [drawn[index] for index in range(len(rows))]
 
 
 def _top(logits: Float[Tensor, "V"], sampling: Sampling) -> list[tuple[int, float]]:

@@ -115,8 +115,8 @@ class ChatWriter:
             deltas.append({"content": news.text})
         if news.done is not None:
             message = as_message(news.done, self._sheet, choice.index)
-            for place, call in enumerate(message.get("tool_calls", ())):
-                deltas.append({"tool_calls": [{"index": place, **call}]})
+            for index, call in enumerate(message.get("tool_calls", ())):
+                deltas.append({"tool_calls": [{"index": index, **call}]})
         tokens = news.tokens
         pieces = []
         for delta in deltas:

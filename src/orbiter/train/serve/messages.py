@@ -64,14 +64,14 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
     messages: list[Message] = []
     if asked.system:
         messages.append({"role": "system", "content": asked.system})
-    for place, message in enumerate(asked.messages):
-        messages += _turned(message, f"messages[{place}]")
+    for index, message in enumerate(asked.messages):
+        messages += _turned(message, f"messages[{index}]")
     tools = []
-    for place, tool in enumerate(asked.tools or ()):
+    for index, tool in enumerate(asked.tools or ()):
         if "input_schema" not in tool and lenient:
             dropped.append(f"tools.{tool.get('type')}")
         else:
-            tools.append(_tool(tool, f"tools[{place}]"))
+            tools.append(_tool(tool, f"tools[{index}]"))
     choice = asked.tool_choice or {}
     request = convert(
         {
@@ -175,8 +175,8 @@ class MessagesWriter:
         content: list[dict[str, object]] = []
         if done.content or not done.calls:
             content.append({"type": "text", "text": done.content or ""})
-        for place, call in enumerate(done.calls):
-            content.append(self._call(place, call.name) | {"input": call.arguments})
+        for index, call in enumerate(done.calls):
+            content.append(self._call(index, call.name) | {"input": call.arguments})
         return self._body(content) | self._end(choice)
 
     def opening(self) -> list[bytes]:
@@ -199,9 +199,9 @@ class MessagesWriter:
             return pieces
         if self._text_open:
             pieces.append(_event("content_block_stop", index=0))
-        for place, call in enumerate(news.done.calls):
-            index = place + self._text_open
-            begun = self._call(place, call.name) | {"input": {}}
+        for position, call in enumerate(news.done.calls):
+            index = position + self._text_open
+            begun = self._call(position, call.name) | {"input": {}}
             delta = {"type": "input_json_delta", "partial_json": call.arguments_text()}
             pieces += [
                 _event("content_block_start", index=index, content_block=begun),

@@ -67,10 +67,10 @@ class PrefixStore:
     def known(self, token_ids: Sequence[int]) -> int:
         """Count the tokens of the longest known prefix, without marking it as used."""
         at = 0
-        for place, token_id in enumerate(token_ids):
+        for index, token_id in enumerate(token_ids):
             following = self._child.get((at, token_id))
             if following is None:
-                return place
+                return index
             at = following
         return len(token_ids)
 
@@ -92,6 +92,7 @@ class PrefixStore:
         new = min(len(token_ids), self.limit) - len(known)
         if new <= 0:
             return
+        # `match` has marked the known nodes as just used, so making room cannot evict them.
         self._make_room(new)
         first = len(known)
         at, nodes = (known[-1] if known else 0), []

@@ -8,12 +8,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from orbiter.train.serve.text import Text
 
-if TYPE_CHECKING:
-    from orbiter.train.engine.policy import Policy
+
+class ChatModel(Protocol):
+    """What is read of a model to write its prompts and to read its answers; `Policy` has it."""
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401 - Hugging Face's
+        """The tokenizer, with its chat template."""
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a prompt and its answer at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +73,7 @@ class Choice:
 class Reply:
     """The growing answers to one request; wait for them with `changed` or `finished`."""
 
-    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, policy: Policy) -> None:
+    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, policy: ChatModel) -> None:
         """Create empty answers."""
         self.prompt_ids, self.sampling = list(prompt_ids), sampling
         self.error: Exception | None = None
@@ -114,6 +127,14 @@ class Reply:
             cut = choice.text.finish()
         if ended or cut or full:
             choice.finish_reason = "stop" if ended or cut else "length"
+        self._news.set()
+
+    def end(self, choice: Choice) -> None:
+        """End an answer that gets no more tokens, for a reason that its tokens do not show."""
+        if choice.finish_reason is None:
+            full = len(choice.tokens) >= self.sampling.max_new_tokens
+            choice.text.finish()
+            choice.finish_reason = "length" if full else "stop"
         self._news.set()
 
     def fail(self, error: Exception) -> None:

@@ -90,11 +90,11 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
     dropped = drop_unsupported(fields, ALLOWED, lenient=lenient)
     asked = convert(fields, ResponsesRequest)
     tools = []
-    for place, tool in enumerate(asked.tools or ()):
+    for index, tool in enumerate(asked.tools or ()):
         if tool.get("type") != "function" and lenient:
             dropped.append(f"tools.{tool.get('type')}")
         else:
-            tools.append(_tool(tool, f"tools[{place}]"))
+            tools.append(_tool(tool, f"tools[{index}]"))
     fields = {
         "model": asked.model,
         "messages": _messages(asked),
@@ -118,8 +118,8 @@ def _messages(asked: ResponsesRequest) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": asked.instructions})
     if isinstance(asked.input, str):
         return [*messages, {"role": "user", "content": asked.input}]
-    for place, item in enumerate(asked.input):
-        _add(messages, item, f"input[{place}]")
+    for index, item in enumerate(asked.input):
+        _add(messages, item, f"input[{index}]")
     return messages
 
 
@@ -174,8 +174,8 @@ class ResponsesWriter:
         output: list[Item] = []
         if done.content or not done.calls:
             output.append(self._message(done.content or "", "incomplete" if cut else "completed"))
-        for place, call in enumerate(done.calls):
-            output.append(self._call(place, call.name, call.arguments_text()))
+        for index, call in enumerate(done.calls):
+            output.append(self._call(index, call.name, call.arguments_text()))
         body = self._body("incomplete" if cut else "completed", output)
         if cut:
             body["incomplete_details"] = {"reason": "max_output_tokens"}

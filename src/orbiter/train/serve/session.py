@@ -88,7 +88,7 @@ class Host(Protocol):
     temperature: float
     top_p: float
     return_token_ids: bool
-    answering: Answering
+    answering: Answering[Any]
 
     @property
     def version(self) -> int:
@@ -132,7 +132,7 @@ class LiveSession:
         self._closed = False
 
     def takes(self, method: str, path: str) -> bool:
-        """Say whether a request is one that `handle` answers."""
+        """Return whether a request is one that `handle` answers."""
         return method == "POST" and dialect_of(path) is not None
 
     async def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:

@@ -76,10 +76,10 @@ class Splicer:
         text = self._renderer.text(messages, tools, open_turn=True)
         rendered = encode(self._tokenizer, text)
         keys = _keys(messages, tools)
-        for place in range(len(messages) - 1, -1, -1):
-            answer = self._answers.get(keys[place])
+        for index in range(len(messages) - 1, -1, -1):
+            answer = self._answers.get(keys[index])
             if answer is not None:
-                tail = self._tail(messages, tools, place, answer, text)
+                tail = self._tail(messages, tools, index, answer, text)
                 if tail is not None:
                     spliced = answer.token_ids + tail
                     return Prompt(spliced, text, answer.turn, drift=spliced != rendered)
@@ -109,17 +109,17 @@ class Splicer:
         text: str,
     ) -> list[int] | None:
         """Return the tokens after the answer at `place`; None if the history was rewritten."""
-        said = self._renderer.text(messages[: place + 1], tools, open_turn=False)
-        if not said.startswith(answer.prompt_text) or not text.startswith(said):
+        rendered = self._renderer.text(messages[: place + 1], tools, open_turn=False)
+        if not rendered.startswith(answer.prompt_text) or not text.startswith(rendered):
             return None
-        written = said[len(answer.prompt_text) :]
+        written = rendered[len(answer.prompt_text) :]
         if _words(messages[place]) not in written:
             return None
         closing = self._closing(written)
         if closing is None:
             return None
-        before = said.removesuffix(closing)
-        tail = encode_after(self._tokenizer, before, closing + text[len(said) :])
+        before = rendered.removesuffix(closing)
+        tail = encode_after(self._tokenizer, before, closing + text[len(rendered) :])
         # The mark that ends the turn was sampled, unless the answer was cut off.
         if tail and answer.token_ids[-1] in self._stops and tail[0] in self._special:
             del tail[0]
@@ -133,8 +133,8 @@ class Splicer:
         """Return the text that the template writes after an answer."""
         if self._usual is None:
             chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-            said = self._renderer.text(chat, (), open_turn=False)
-            self._usual = said.partition(_PROBE)[2]
+            rendered = self._renderer.text(chat, (), open_turn=False)
+            self._usual = rendered.partition(_PROBE)[2]
         if self._usual and written.endswith(self._usual):
             return self._usual
         # Some templates end calls with another mark than text, so take the last mark.

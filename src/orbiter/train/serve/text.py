@@ -18,7 +18,7 @@ class Text:
     """
 
     def __init__(self, decode: Decode, stops: Sequence[str] = ()) -> None:
-        """Create an empty text; `stops` are texts that end the answer and are no part of it."""
+        """Create an empty text; `stops` are texts that end the answer and are not part of it."""
         self._decode, self._stops = decode, tuple(stops)
         self._token_ids: list[int] = []
         self._anchor, self._read, self._head = 0, 0, ""

@@ -99,6 +99,7 @@ def _as_lessons(tasks: Tasks, answers: Sequence[list[int]], config: SFTConfig) -
             first.append(tasks.items[positions[0]])
             if rewards is not None:
                 each = [rewards[position] for position in positions]
+                # Tokens of prompts and tool results belong to no turn and are not trained on.
                 weights.append([0.0 if turn == GIVEN else each[turn] for turn in stream.turn])
     return Lessons(
         items=tasks,

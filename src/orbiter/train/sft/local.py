@@ -5,7 +5,7 @@ The sequences are made in `lessons.py`; loading, checks and the lifecycle are in
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,10 +15,9 @@ from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.objective import ImitationObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session, end_step
+from orbiter.train.engine.session import TrainingJob
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import split_rows
-from orbiter.train.progress import Progress
 from orbiter.train.sft.config import SFTConfig
 from orbiter.train.sft.lessons import Lessons
 
@@ -36,22 +35,18 @@ def batch_of(lessons: Lessons, rows: Sequence[int], device: torch.device) -> Bat
     if lessons.weights is None:
         return batch
     weight = torch.zeros(batch.mask.shape, device=device)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         of_row = torch.tensor(lessons.weights[row], device=device)
-        weight[place, : len(of_row)] = of_row
+        weight[index, : len(of_row)] = of_row
     return replace(batch, weight=weight * batch.mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(TrainingJob):
     """Everything that a fine-tuning run needs."""
 
     config: SFTConfig
     lessons: Lessons
-    session: Session
-    progress: Progress
-    validate: Callable[[int], Awaitable[Mapping[str, float]]]
-    """Called with the number of finished steps; returns a validation's metrics, or nothing."""
 
 
 async def fit(job: Job) -> None:
@@ -67,7 +62,7 @@ async def fit(job: Job) -> None:
             rows = tasks.order(step, config.batch_size, seed=config.seed)
             batch = await work(batch_of, job.lessons, rows, session.policy.device)
             await work(session.take, batch, objective)
-        if await end_step(session, job.progress, await job.validate(step + 1)):
+        if await job.end_step():
             break
 
 

@@ -229,16 +229,18 @@ def _added(
     """Yield the text that each step adds to the steps before it; `instructions` are left out."""
     known = Counter(instructions)
     earlier: list[Part] = []
-    for place, index in enumerate(episode):
+    for position, index in enumerate(episode):
         mine = turns[index]
         left = Counter(known)
         fresh: list[Turn] = []
         for turn in mine:
             if left[turn] > 0:
                 left[turn] -= 1
-            elif not (place and turn.role == "assistant"):  # an earlier answer of the agent itself
+            elif not (
+                position and turn.role == "assistant"
+            ):  # an earlier answer of the agent itself
                 fresh.append(turn)
-        if place and len(mine) == 1 and not mine[0].role:
+        if position and len(mine) == 1 and not mine[0].role:
             state = _tail(whole[index].state, earlier)
         elif len(fresh) == len(mine):
             state = whole[index].state

@@ -119,13 +119,13 @@ def _scores(
         return records.scores()
     if isinstance(key, RowScorer):
         with boundary("key"):
-            found: list[object] = list(key.score_rows(records.rows))
-        if len(found) != len(records.rows):
-            raise DataError(f"key gave {len(found)} scores for {len(records.rows)} rows")
+            values: list[object] = list(key.score_rows(records.rows))
+        if len(values) != len(records.rows):
+            raise DataError(f"key gave {len(values)} scores for {len(records.rows)} rows")
     else:
-        found = [_by_key(row, key) for row in records.rows]
+        values = [_by_key(row, key) for row in records.rows]
     scores: list[float | None] = []
-    for index, value in enumerate(found):
+    for index, value in enumerate(values):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise DataError(f"row {index}: a score must be a number or None, got {value!r:.60}")
         scores.append(value)
@@ -253,8 +253,8 @@ def _matches(
         while fixed < len(numbers) and units.members[numbers[fixed]][0] < reference:
             fixed += 1
         close = near_duplicates([units.texts[n] for n in numbers], measure, reference=fixed)
-        for place, match in close.items():
-            matches[numbers[place]] = match._replace(witness=numbers[match.witness])
+        for index, match in close.items():
+            matches[numbers[index]] = match._replace(witness=numbers[match.witness])
     return matches
 
 

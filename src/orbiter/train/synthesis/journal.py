@@ -76,13 +76,13 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
     def failed(self) -> dict[int, Refused]:
         """Return the candidates that failed and can be retried, by their place in the batch."""
         refused = {
-            place: _unpacked(raw)
-            for place, raw in enumerate(self.candidates)
+            index: _unpacked(raw)
+            for index, raw in enumerate(self.candidates)
             if bytes(raw).startswith(b"[")
         }
         return {
-            place: each
-            for place, each in refused.items()
+            index: each
+            for index, each in refused.items()
             if isinstance(each, Refused) and each.can_be_retried
         }
 

@@ -409,7 +409,7 @@ def _fill(
 def _leaks(part_of: Sequence[int], keys: Sequence[Sequence[Hashable]]) -> int:
     """Count the values that occur in more than one part."""
     pairs = [set(zip(values, part_of, strict=True)) for values in keys]
-    per_value = [Counter(value for value, _ in found if value is not None) for found in pairs]
+    per_value = [Counter(value for value, _ in of_parts if value is not None) for of_parts in pairs]
     return sum(parts > 1 for counter in per_value for parts in counter.values())
 
 

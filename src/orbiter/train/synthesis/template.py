@@ -173,8 +173,11 @@ class _Walk:
     def _one_round(self) -> Iterator[_Rendering]:
         seen: set[str] = set()
         decks = [
-            (template, _deal(template.capacity, sub_random(self._seed, "deal", self.round, place)))
-            for place, template in enumerate(self._templates)
+            (
+                template,
+                _deal(template.capacity, sub_random(self._seed, "deal", self.round, position)),
+            )
+            for position, template in enumerate(self._templates)
         ]
         while decks:
             for deck in tuple(decks):

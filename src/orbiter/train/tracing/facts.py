@@ -27,7 +27,7 @@ class SpanScore(NamedTuple):
 
 
 def is_relevant(span: Span) -> bool:
-    """Say whether a span may be a call or a tool run, or name an agent or a score."""
+    """Return whether a span may be a call or a tool run, or name an agent or a score."""
     return bool(span.events or span.spread) or not _RELEVANT.isdisjoint(span.attributes)
 
 
@@ -46,7 +46,7 @@ def unknown_form(span: Span) -> str | None:
 
 
 def is_call(span: Span) -> bool:
-    """Say whether a span is one model call (and not one of an agent, a tool or an embedding)."""
+    """Return whether a span is one model call (and not one of an agent, a tool or an embedding)."""
     attributes = span.attributes
     operation = attributes.get("gen_ai.operation.name")
     if isinstance(operation, str):
@@ -61,7 +61,7 @@ def is_call(span: Span) -> bool:
 
 
 def is_tool_run(span: Span) -> bool:
-    """Say whether a span is one tool run."""
+    """Return whether a span is one tool run."""
     attributes = span.attributes
     return (
         attributes.get("gen_ai.operation.name") == "execute_tool"

@@ -102,6 +102,8 @@ def _join_nested(kept: dict[int, ModelCall], outer: int, inner: Sequence[int]) -
     call = kept[outer]
     answered = [index for index in inner if kept[index].content.answers]
     if call.content.answers and call.content.prompt:
+        # An inner span without an answer is the same call, recorded by a tracer that does not store
+        # content. Several different answers are separate calls, made by an outer span of an agent.
         for index in inner:
             content = kept[index].content
             unanswered = not content.answers and kept[index].span.error is None
@@ -112,6 +114,7 @@ def _join_nested(kept: dict[int, ModelCall], outer: int, inner: Sequence[int]) -
             ):
                 kept[outer] = call = _joined(call, kept.pop(index))
     elif answered:
+        # The outer span has no content itself: it describes the last inner call.
         last = answered[-1]
         kept[last] = _joined(kept[last], kept.pop(outer))
 

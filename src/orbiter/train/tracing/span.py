@@ -149,7 +149,7 @@ class Draft:
         return draft
 
     def is_plain(self) -> bool:
-        """Say whether no attribute of a piece occurs twice, so that counting them is reliable."""
+        """Return whether no attribute of a piece occurs twice, so that counting is reliable."""
         return self.count == len(self.single) + sum([len(run[3].rows) for run in self.runs])
 
     def sheet(self) -> Sheet:

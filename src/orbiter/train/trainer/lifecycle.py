@@ -99,7 +99,7 @@ class Lifecycle:
     @contextmanager
     def _doing(self, what: str, state: TrainerState, done: TrainerState) -> Iterator[None]:
         self.refuse_unless_idle(what)
-        found, outside = self.state, _INSIDE.get()
+        earlier, outside = self.state, _INSIDE.get()
         self._work = object()
         _INSIDE.set((*outside, self._work))
         try:
@@ -111,7 +111,7 @@ class Lifecycle:
             self._end(TrainerState.ERROR, error)
             raise
         except BaseException as stopped:  # cancelled, or Ctrl-C: nothing is wrong with the trainer
-            self._end(found, stopped)
+            self._end(earlier, stopped)
             raise
         finally:
             self._work = None

@@ -75,7 +75,7 @@ def values_in(line: Line) -> Values:
 
 
 def _may_repeat_a_key(line: bytes, decoded: Line) -> bool:
-    """Say whether a key may occur twice, so that the second one hides the first.
+    """Return whether a key may occur twice, so that the second one hides the first.
 
     Decoding drops repeated keys, so encoding the result gives fewer colons than the line has. Only
     a colon written as an escape can hide that, so a line with one counts as suspicious too.

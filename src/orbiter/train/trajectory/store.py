@@ -146,7 +146,7 @@ _STEP = NAMES.index("step")
 
 
 def _is_long(item: TrajectoryItem) -> bool:
-    """Say whether an item is long enough to look for prefixes; comparing short ones costs more."""
+    """Return whether an item is long enough that looking for prefixes pays off."""
     return (
         item.tools is not None
         or len(item.state) >= 512

@@ -66,11 +66,11 @@ def shorten(item: TrajectoryItem, previous: Stored, whole: Values | None = None)
     values, before = packed(item), whole or _values(previous)
     # Compared with the whole previous turn, stored as lengths into the chain of turns.
     cut, tail = [0] * len(SHARED), list(values)
-    for index, place in enumerate(SHARED):
-        was, now = before[place], values[place]
+    for index, position in enumerate(SHARED):
+        was, now = before[position], values[position]
         if was and now:
             cut[index] = length = _common_length(was, now)
-            tail[place] = now[length:] if length else now
+            tail[position] = now[length:] if length else now
     return Turn(tuple(tail), tuple(cut), previous) if any(cut) else values
 
 
@@ -105,9 +105,9 @@ def _values(stored: Stored) -> Values:
     if not isinstance(stored, Turn):
         return stored
     values = list(stored.tail)
-    for index, place in enumerate(SHARED):
+    for index, position in enumerate(SHARED):
         if stored.cut[index]:
-            values[place] = _whole(stored, index, place)
+            values[position] = _whole(stored, index, position)
     return tuple(values)
 
 

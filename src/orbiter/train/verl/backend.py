@@ -143,7 +143,7 @@ class LocalBackend(Backend):
         return trainer.results()
 
     def _opening_of_agent(self, policy: Policy, tasks: int, total: int) -> list[str]:
-        """Return what a run with an agent says first."""
+        """Return the lines shown at the start of a run with an agent."""
         from orbiter.train.engine.memory import memory_estimate
 
         config = self.config
@@ -161,7 +161,7 @@ class LocalBackend(Backend):
             f"{self.trainer.method} of {config.model} with an agent: {tasks} tasks, {total} steps "
             f"of {at_once} tasks x {config.group_size} episodes"
         )
-        longest = f"memory if every episode were as long as it may be: {estimate}"
+        longest = f"memory if every episode had the maximum length: {estimate}"
         return [size, longest, *ALGORITHMS[config.algorithm].opening()]
 
     def _opening(self, policy: Policy, tasks: Tasks, total: int) -> list[str]:

@@ -27,13 +27,13 @@ from orbiter.train.verl.reward import OnRewardError
 
 __all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
-NO_AGENTS = "backend='verl' cannot run agents"
 NO_POOLS = "verl asks every prompt equally often"
 OVERLONG = "reward.reward_kwargs.overlong_buffer_cfg"
 """The part of verl's configuration that holds DAPO's penalty for long answers."""
 
 
 def _check_algorithm(_: str, value: object) -> None:
+    """Accept the name of an algorithm, such as 'grpo' or 'ppo'."""
     names = [str(algorithm) for algorithm in VeRLAlgorithm]
     if not isinstance(value, str) or value not in names:
         listed = " or ".join([", ".join(map(repr, names[:-1])), repr(names[-1])])
@@ -42,6 +42,7 @@ def _check_algorithm(_: str, value: object) -> None:
 
 
 def _check_on_reward_error(name: str, value: object) -> None:
+    """Accept 'raise', 'skip' or a number."""
     if isinstance(value, str):
         if value not in ("raise", "skip"):
             raise ConfigError(f"{name} must be 'raise', 'skip' or a number, got {value!r}")
@@ -50,6 +51,7 @@ def _check_on_reward_error(name: str, value: object) -> None:
 
 
 def _check_on_truncation(name: str, value: object) -> None:
+    """Accept 'score', 'mask' or a number."""
     if isinstance(value, str):
         if value not in ("score", "mask"):
             raise ConfigError(f"{name} must be 'score', 'mask' or a number, got {value!r}")
@@ -58,6 +60,7 @@ def _check_on_truncation(name: str, value: object) -> None:
 
 
 def _check_overrides(name: str, value: object) -> None:
+    """Accept a table of verl's keys and their values."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} must map verl's keys to values, got {shown(value)}")
     for key, each in value.items():
@@ -70,9 +73,22 @@ def _check_overrides(name: str, value: object) -> None:
 
 
 def _check_models(name: str, value: object) -> None:
+    """Accept a list of model names, or none."""
     texts = isinstance(value, list | tuple) and all(isinstance(v, str) and v for v in value)
     if value is not None and not (texts and value):
         raise ConfigError(f"{name} must be a list of model names or None, got {shown(value)}")
+
+
+def _check_variables(name: str, value: object) -> None:
+    texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    if not isinstance(value, list | tuple) or not texts:
+        raise ConfigError(f"{name} must be a list of names, got {shown(value)}")
+    for each in value:
+        if not each or "=" in each:
+            raise ConfigError(
+                f"{name} must name variables, without their values; got the name "
+                f"{each.partition('=')[0]!r}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +156,6 @@ class VeRLConfig(AlgorithmConfig):
         "With agent=: how often an episode that failed is played again, with the same seed, so "
         "that a retry does not select what is drawn.",
         WholeNumber(at_least=0),
-        verl=NotInVerl(NO_AGENTS),
     )
     episode_concurrency: int = setting(
         64,
@@ -148,21 +163,19 @@ class VeRLConfig(AlgorithmConfig):
         "wait. Memory for what they keep cached grows with it.",
         WholeNumber(at_least=1),
         may_change=True,
-        verl=NotInVerl(NO_AGENTS),
     )
     on_truncation: Literal["score", "mask"] | float = setting(
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
         '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
         _check_on_truncation,
-        verl=NotInVerl(NO_AGENTS),
     )
     max_extra_groups: int = setting(
         0,
         "With agent=: groups that a step plays at most to replace those whose episodes all got the "
         "same reward, which teach nothing (DAPO's dynamic sampling).",
         WholeNumber(at_least=0),
-        verl=NotInVerl(NO_AGENTS),
+        verl=NotInVerl("verl's steps play the same number of groups"),
     )
     solved_rate: float = setting(
         1.0,
@@ -244,6 +257,13 @@ class VeRLConfig(AlgorithmConfig):
         dict,
         "Further keys of verl's configuration, as verl names them; they override ours.",
         _check_overrides,
+    )
+    environment_variables: Sequence[str] = setting(
+        (),
+        "Names of environment variables of this process that the workers get too, such as the key "
+        "of a service that an agent calls; their values are in no file.",
+        _check_variables,
+        may_change=True,
     )
     verl_python: str | os.PathLike[str] | None = setting(
         None,
@@ -342,8 +362,6 @@ def _check_for_verl(config: VeRLConfig) -> None:
         ConfigError: names the setting, its value and what to do instead.
     """
     _check_place(config)
-    if config.loss_aggregation == "episode":
-        raise ConfigError("loss_aggregation='episode' needs agent=, which backend='verl' lacks")
     for declared in fields(config):
         keys, value = declared.metadata.get("verl"), getattr(config, declared.name)
         if not isinstance(keys, NotInVerl):
@@ -377,8 +395,8 @@ def _check_place(config: VeRLConfig) -> None:
         )
     if (config.rollout_name == "transformers") != (config.device == "cpu"):
         raise ConfigError(
-            f"rollout={config.rollout!r} does not go with device={config.device!r}: transformers "
-            "samples in a rehearsal on 'cpu', and nothing else does"
+            f"rollout={config.rollout!r} does not go with device={config.device!r}: a rehearsal "
+            f"on 'cpu' samples with transformers, and only that"
         )
     if config.device == "cpu" and config.tensor_parallel > 1:
         raise ConfigError(

@@ -29,7 +29,7 @@ def credit(
 ) -> Credited:
     """Turn rewards into an advantage for every token, by the algorithm of the config.
 
-    Skipped samples are in no batch and in no mean.
+    Skipped samples are left out of the batch and of all means.
     """
     reward, valid = grouped(scores.total, config.group_size)
     kept = valid.flatten().nonzero()[:, 0].tolist()
@@ -40,7 +40,7 @@ def credit(
 
 
 class Rows(NamedTuple):
-    """What is trained on: token sequences, and the sample that each belongs to."""
+    """The rows to train on: token sequences, and the sample that each belongs to."""
 
     rollouts: Sequence[Rollout]
     sample: Sequence[int]
@@ -71,8 +71,8 @@ def _with_old_policies(policy: Policy, config: VeRLConfig, batch: Batch) -> Batc
     A single update does not need the sampling policy's: they equal the current ones, and the ratio
     is exactly 1.
     """
-    # After the first update the policy has moved. The sampler's own log probabilities would do but
-    # for rounding, which the ratio would pick up.
+    # After the first update the policy has moved. The sampler's own log probabilities differ by
+    # rounding, which would disturb the ratio.
     several = config.ppo_epochs > 1 or 0 < config.minibatch_size < len(batch.length)
     if several or ALGORITHMS[config.algorithm].needs_old_logprob(config):
         old = logprob(

@@ -1,9 +1,9 @@
 """Training on whole episodes of an agent: draw a step's episodes, give every token its advantage.
 
 The unit is the episode. A group holds the attempts at one task; the advantage of an episode, or of
-one of its turns, reaches every token that the policy sampled in it, whichever stream it is in.
-Episodes that failed for a reason that says nothing about the policy are in no batch and in no mean.
-Playing them is in `play.py`, the loop in `local.py`.
+one of its turns, reaches every token that the policy sampled in it, in any stream. Episodes that
+failed for a reason unrelated to the policy are left out of the batch and of all means. Playing them
+is in `play.py`, the loop in `local.py`.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ async def playing(setting: Setting, tasks: AgentTasks) -> AsyncIterator[Episodes
 
 
 def objective_of(config: VeRLConfig) -> PolicyObjective:
-    """Return what an update minimises: a mean over tokens, whose weights `_weighted` decides."""
+    """Return the objective of an update: a mean over tokens, with the weights of `_weighted`."""
     return ALGORITHMS[config.algorithm].objective(replace(config, loss_aggregation="token"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episodes(Source):
-    """Episodes of an agent, which rewards score."""
+    """Episodes of an agent, scored by rewards."""
 
     setting: Setting
     tasks: AgentTasks
@@ -108,10 +108,10 @@ class Episodes(Source):
         config = self.setting.config
         seeds = [
             [
-                sub_seed(config.seed, "episode", step, offset + place, attempt)
+                sub_seed(config.seed, "episode", step, offset + index, attempt)
                 for attempt in range(config.group_size)
             ]
-            for place in range(len(places))
+            for index in range(len(places))
         ]
         tasks = self.tasks.select(places)
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
@@ -120,7 +120,7 @@ class Episodes(Source):
     async def _without_flat(
         self, position: Position, step: int, drawn: Drawn, journal: EpisodeJournal | None
     ) -> tuple[Drawn, dict[str, float]]:
-        """Replace groups that teach nothing by further ones, up to `max_extra_groups`.
+        """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
 
         The further tasks are drawn from those that the step does not have, as far as there are
         any. The metrics of the step stay those of its own tasks: groups that were chosen because
@@ -152,7 +152,7 @@ class Episodes(Source):
 
     @override
     async def refresh(self) -> None:
-        """Serve the new weights from now on."""
+        """Load the new weights for the next episodes."""
         await self.live.refresh()
 
 
@@ -202,7 +202,7 @@ def flat_groups(drawn: Drawn, config: VeRLConfig) -> list[int]:
 def with_truncation(
     scores: Scores, episodes: Sequence[Episode], on_truncation: str | float
 ) -> Scores:
-    """Return the scores that training takes of episodes that ran into a limit."""
+    """Return the scores with `on_truncation` applied to episodes that reached a limit."""
     if on_truncation == "score":
         return scores
 
@@ -220,9 +220,10 @@ class CreditedEpisodes(NamedTuple):
 
     credited: Credited
     advantages: list[float | None]
-    """Of each episode: the mean over its tokens, before `loss_aggregation` weights them."""
+    """The advantage of each episode: the mean over its tokens, before `loss_aggregation` weights
+    them."""
     by_turn: list[list[float] | None]
-    """Of each turn of each episode."""
+    """The advantage of each turn of each episode."""
 
 
 def credit_episodes(
@@ -273,9 +274,11 @@ def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Tu
             continue
         valid[i, : len(episode.turns)] = True
         for k, turn in enumerate(episode.turns):
+            # Turns are in the same state if their prompts are equal, token by token.
             state[i, k] = states.setdefault(tuple(turn.prompt_token_ids), len(states))
         for k, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
             reward[i, k] += given
+        # The total includes the step rewards, which must not count twice.
         reward[i, len(episode.turns) - 1] += total - math.fsum(episode.step_rewards)
         of_token += [
             [t if trains else -1 for t, trains in zip(stream.turn, stream.mask, strict=True)]
@@ -304,6 +307,7 @@ def _recorded(
     by_turn: list[list[float] | None] = [None] * len(episodes)
     for i, turns_sums in zip(kept, sums, strict=True):
         by_turn[i] = [round(total / max(1, count), 6) for total, count in turns_sums]
+        # The mean over tokens, not over turns: a long turn counts more, as it does in the loss.
         tokens = sum(count for _, count in turns_sums)
         means[i] = round(math.fsum(t for t, _ in turns_sums) / tokens, 6) if tokens else None
     return means, by_turn
@@ -312,7 +316,7 @@ def _recorded(
 def _weighted(
     batch: Batch, config: VeRLConfig, episodes: Sequence[Episode], kept: Sequence[int]
 ) -> Tensor | None:
-    """Scale the advantages so that the mean over tokens becomes the aggregation asked for.
+    """Scale the advantages so that the mean over tokens equals the configured aggregation.
 
     Every surrogate is linear in a positive factor of the advantage, its clip included, so the
     weight of a token's loss can be put there.
@@ -330,6 +334,6 @@ def _weighted(
 
 
 def _run_share(before: LiveStats, after: LiveStats) -> dict[str, float]:
-    """Return the share of the prompt tokens that were run; the prefix cache held the others."""
+    """Return the share of the prompt tokens that were run; the prefix cache had the others."""
     asked = after.asked_tokens - before.asked_tokens
     return {"prompt_run_share": (after.run_tokens - before.run_tokens) / asked} if asked else {}

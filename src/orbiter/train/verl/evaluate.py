@@ -34,7 +34,7 @@ class ScoredAttempt(NamedTuple):
     """The item, or the agent's task described as one."""
     output: str
     reward: float | None
-    """The total; None for a failed episode, and where a reward failed and was skipped."""
+    """The total; None for a failed episode, or if a failed reward was skipped."""
     rewards: dict[str, float | None]
     """Each reward by its name."""
     episode: Episode | None = None
@@ -42,7 +42,7 @@ class ScoredAttempt(NamedTuple):
 
 
 class Assessment(NamedTuple):
-    """What `VeRLTrainer.assess` returns."""
+    """The result of `VeRLTrainer.assess`."""
 
     metrics: TrainMetrics
     attempts: list[ScoredAttempt]
@@ -107,7 +107,7 @@ async def ask_rewards(
 def attempts_of(
     items: Sequence[TrajectoryItem], outputs: Sequence[str], scores: Scores
 ) -> list[ScoredAttempt]:
-    """Return the attempts, which come in groups, one group for each item."""
+    """Return the attempts; the samples come in groups, one group for each item."""
     group_size = len(outputs) // len(items)
     return [
         ScoredAttempt(

@@ -1,7 +1,7 @@
-"""Warnings about a policy that collapses: no more tools, one action that ends all, no difference.
+"""Warnings about a collapsing policy: no tool calls, one action only, no difference in reward.
 
 The means of a run's latest steps are compared with those of its first ones. A warning is logged
-when it begins to hold, and again if it comes back later.
+when its condition becomes true, and again if it returns later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WATCHED = ("reward", "flat_groups", "tool_calls", "bad_calls", "turns", "length"
 
 
 def watch(position: Position, row: Mapping[str, float]) -> None:
-    """Take note of a step's metrics, and log the warnings that begin to hold."""
+    """Record a step's metrics, and log the warnings whose condition became true."""
     for name in WATCHED:
         if name in row:
             values = position.watched.setdefault(name, [])
@@ -37,7 +37,7 @@ def watch(position: Position, row: Mapping[str, float]) -> None:
 
 
 def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """Return the warnings that hold, by name.
+    """Return the current warnings by name.
 
     Args:
         watched: The first and the latest values of each metric, `WINDOW` of each at most.
@@ -81,7 +81,8 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
     if "flat_groups" in last and last["flat_groups"] > 0.9 > first["flat_groups"]:
         holding["flat_groups"] = (
             f"in almost every group all episodes got the same reward ({reward}), so there is "
-            "little to learn from. Use harder or easier tasks, a reward that tells episodes apart, "
+            "little to learn from. Use harder or easier tasks, a reward that distinguishes "
+            "episodes, "
             "a larger group_size, or max_extra_groups"
         )
     return holding
@@ -99,7 +100,7 @@ def call_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _bad_calls(episode: Episode) -> int:
-    """Count calls of tools that are not offered, without JSON arguments, or made before.
+    """Count calls of tools that are not offered, calls without JSON arguments, and repeated calls.
 
     A reply that contains the mark of a call but cannot be parsed as one counts as a call.
     """
@@ -117,7 +118,7 @@ def _bad_calls(episode: Episode) -> int:
 
 
 def _arguments(call: Mapping[str, object]) -> str | None:
-    """Return a call's arguments in one spelling; None where they are not a JSON object."""
+    """Return a call's arguments in one spelling; None if they are not a JSON object."""
     function = call.get("function")
     if not isinstance(function, Mapping):  # a custom tool takes any text
         return json.dumps(call, sort_keys=True, default=str)

@@ -35,7 +35,7 @@ FOLDER = "episodes"
 
 
 class EpisodeAttempt(NamedTuple):
-    """Which episode of a step is meant."""
+    """Identifies one episode of a step."""
 
     place: int
     """Number of the task in the step."""
@@ -53,7 +53,8 @@ class EpisodeJournal:
         Raises:
             StorageError: another process writes it, or it cannot be read.
         """
-        self._log = ResumeJournal(path)  # first: nobody else's journal may be discarded
+        # lock first, so that another process's journal is not discarded
+        self._log = ResumeJournal(path)
         try:
             self._known = _read(path, header)
         except BaseException:
@@ -71,7 +72,7 @@ class EpisodeJournal:
         return None if record is None else _restored(task, attempt, record)
 
     def add(self, attempt: EpisodeAttempt, episode: Episode, scores: Scores) -> None:
-        """Keep a finished episode; one with contents that JSON cannot hold is left out."""
+        """Store a finished episode; one with contents that JSON cannot represent is left out."""
         record = {
             "place": attempt.place,
             "number": attempt.number,
@@ -165,7 +166,7 @@ def _restored(
     episode = Episode(
         task=task,
         attempt=attempt.number,
-        result=None,  # only rewards look at it, and they have
+        result=None,  # only rewards use the result, and they have run already
         output=record["output"],
         turns=turns,
         streams=tuple(turns_to_streams(turns)),

@@ -1,4 +1,4 @@
-"""The training loop in this process: sample, score, assign credit, update, step after step.
+"""The training loop in this process: each step samples, scores, assigns credit and updates.
 
 `fit` is the loop; where its samples come from is a `Source`: answers to prompts here, episodes of
 an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit assignment
@@ -8,7 +8,7 @@ in `credit.py` and `algorithms/`, every formula in `rl/`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -19,11 +19,10 @@ from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Session, TrainingJob
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.errors import TrainingError
-from orbiter.train.progress import Progress
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.algorithms.base import Credited
@@ -39,18 +38,18 @@ log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Where the samples of a step come from."""
+    """A source of the samples of a step."""
 
     async def draw(self, session: Session, step: int) -> None:
         """Put the credited samples of a step into the session, with their metrics."""
 
     async def refresh(self) -> None:
-        """Take notice of new weights, after the updates of a step."""
+        """Use the new weights, after the updates of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts(Source):
-    """Answers to prompts, which rewards score."""
+    """Answers to prompts, scored by rewards."""
 
     config: VeRLConfig
     rewards: Sequence[RewardSpec]
@@ -81,21 +80,17 @@ class Prompts(Source):
 
     @override
     async def refresh(self) -> None:
-        """Do nothing: `sample` reads the weights anew."""
+        """Do nothing: `sample` reads the current weights each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Everything that a run by reward needs."""
+class Job(TrainingJob):
+    """The parts that a run by reward needs."""
 
     config: VeRLConfig
     source: Source
     objective: PolicyObjective
     """What an update minimises."""
-    session: Session
-    progress: Progress
-    validate: Callable[[int], Awaitable[Mapping[str, float]]]
-    """Called with the number of finished steps; returns the metrics of a validation, or none."""
 
 
 async def fit(job: Job) -> None:
@@ -153,7 +148,7 @@ def note(
     metrics: dict[str, float],
     records: list[dict[str, Any]],
 ) -> None:
-    """Put the credited samples into the session, with their metrics and what is kept of them."""
+    """Put the credited samples into the session, with their metrics and records."""
     position = session.position
     session.batch = credited.batch
     position.flat_steps = position.flat_steps + 1 if credited.flat else 0
@@ -219,6 +214,7 @@ def stop_without_signal(session: Session, row: Mapping[str, float]) -> None:
     raise TrainingError(
         f"nothing can be learned: in all {steps} steps so far every sample of a prompt got the "
         f"same reward (most recently {reward}), so every advantage is zero. Use a reward that "
-        "tells better from worse (partial credit), sample more (group_size, temperature), start "
+        f"distinguishes better from worse answers (partial credit), sample more (group_size, "
+        f"temperature), start "
         "with easier prompts or with SFT; max_flat_steps sets the number of such steps"
     )

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from orbiter.train.agents.episode import FAILURES, LIMITS, Episode
-from orbiter.train.agents.runner import run_episode
+from orbiter.train.agents.runner import AgentModel, run_episode
 from orbiter.train.callback import map_bounded
 from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import CallbackError
@@ -29,11 +29,11 @@ from orbiter.train.verl.reward import RewardSpec, Scores, score
 from orbiter.train.verl.tasks import AgentTasks
 
 EXAMPLES = 3
-"""Failed episodes that an error quotes."""
+"""The number of failed episodes that an error quotes."""
 
 
 class Setting(NamedTuple):
-    """What does not change over a run."""
+    """The parts of a run that do not change."""
 
     policy: Policy
     config: VeRLConfig
@@ -42,7 +42,7 @@ class Setting(NamedTuple):
 
 
 def open_live(setting: Setting, *, temperature: float) -> LivePolicy:
-    """Return the policy as an agent's model, to be opened."""
+    """Return an unopened live policy that serves as the agent's model."""
     return LivePolicy(
         setting.policy,
         name=setting.config.model,
@@ -73,7 +73,7 @@ async def play(
     Args:
         setting: Policy, config, agent and rewards.
         live: The policy that answers, open.
-        tasks: What the agent works on.
+        tasks: The agent's tasks.
         seeds: For each task, one for each episode.
         journal: Holds episodes that finished before an interruption, and gets those that finish.
         offset: Number of the first task in the step, for the journal.
@@ -89,9 +89,11 @@ async def play(
         known = journal.find(tasks.tasks[place], key) if journal else None
         if known is not None:
             return known
-        episode = await _episode(setting, live, tasks.tasks[place], key)
+        episode = await play_one(setting.config, setting.agent, live, tasks.tasks[place], key)
         async with rating:
-            scores = await _rate(setting, tasks.items[place], episode, offset + place)
+            scores = await rate(
+                setting.config, setting.rewards, tasks.items[place], episode, offset + place
+            )
         if journal is not None and scores is not None:
             await asyncio.to_thread(journal.add, key, episode, scores)
         return episode, scores
@@ -99,22 +101,21 @@ async def play(
     attempts = [(task, number) for task, row in enumerate(seeds) for number in range(len(row))]
     played = await map_bounded(attempts, one, concurrency=setting.config.episode_concurrency)
     _refuse_too_many_failures([episode for episode, _ in played], setting.config)
-    return _together(played)
+    return together(played)
 
 
-async def _episode(
-    setting: Setting, live: LivePolicy, task: object, key: EpisodeAttempt
+async def play_one(
+    config: VeRLConfig, agent: object, live: AgentModel, task: object, key: EpisodeAttempt
 ) -> Episode:
     """Play an episode, again if it fails and `episode_retries` is set.
 
-    A retry has the same seed. With another one, episodes whose draws make the agent fail would be
-    replaced by others, and the gradient would be that of a selection.
+    A retry has the same seed. With another seed, episodes whose samples make the agent fail would
+    be replaced by others, which would bias the gradient.
     """
-    config = setting.config
     retries = 0
     while True:
         episode = await run_episode(
-            setting.agent,
+            agent,
             task,
             live,
             seed=key.seed,
@@ -130,36 +131,47 @@ async def _episode(
 
 
 def _refuse_too_many_failures(episodes: Sequence[Episode], config: VeRLConfig) -> None:
-    failed = [episode for episode in episodes if episode.failed]
-    if len(failed) <= config.max_failed_share * len(episodes):
-        return
-    limit = f"no end within {config.episode_timeout_seconds:g} s"
+    failed = [describe_failure(episode, config) for episode in episodes if episode.failed]
+    refuse_failures(failed, len(episodes), config.max_failed_share)
+
+
+def describe_failure(episode: Episode, config: VeRLConfig) -> str:
+    """Return the task of a failed episode, and why it failed."""
     reasons = {
-        "timeout": limit,
+        "timeout": f"no end within {config.episode_timeout_seconds:g} s",
         "no_calls": "it called no model that the policy answers (see policy_models)",
     }
-    examples = "; ".join(
-        f"task {str(episode.task)[:60]!r}: {episode.stop_reason}, "
-        f"{reasons.get(episode.stop_reason, episode.error)}"
-        for episode in failed[:EXAMPLES]
-    )
-    raise CallbackError(
-        f"{len(failed)} of {len(episodes)} episodes failed, more than max_failed_share="
-        f"{config.max_failed_share:g} allows: {examples}"
-    )
+    reason = reasons.get(episode.stop_reason, episode.error)
+    return f"task {str(episode.task)[:60]!r}: {episode.stop_reason}, {reason}"
 
 
-async def _rate(
-    setting: Setting, item: TrajectoryItem, episode: Episode, place: int
+def refuse_failures(failed: Sequence[str], episodes: int, max_failed_share: float) -> None:
+    """Refuse a step of which too many episodes failed.
+
+    Raises:
+        CallbackError: it has more of them than `max_failed_share`; quotes some.
+    """
+    if len(failed) > max_failed_share * episodes:
+        raise CallbackError(
+            f"{len(failed)} of {episodes} episodes failed, more than max_failed_share="
+            f"{max_failed_share:g} allows: {'; '.join(failed[:EXAMPLES])}"
+        )
+
+
+async def rate(
+    config: VeRLConfig,
+    rewards: Sequence[RewardSpec],
+    item: TrajectoryItem,
+    episode: Episode,
+    place: int,
 ) -> Scores | None:
-    """Ask the rewards about one episode; a failed one is not scored."""
-    config = setting.config
+    """Compute the rewards of one episode; a failed one is not scored."""
     if episode.failed:
         return None
     return await score(
         [episode.output],
         [item],
-        setting.rewards,
+        rewards,
         on_error=config.on_reward_error,
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
@@ -168,10 +180,10 @@ async def _rate(
     )
 
 
-def _together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
+def together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
     """Join the scores of single episodes.
 
-    The total is the weighted sum of the rewards, and of the step rewards as they are.
+    The total is the weighted sum of the rewards, and the unweighted step rewards.
     """
     names = dict.fromkeys(name for _, each in played if each for name in each.by_name)
     by_name = {name: [each and each.by_name[name][0] for _, each in played] for name in names}
@@ -186,7 +198,7 @@ def _together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return lengths of the episodes that did not fail, and how many ended for which reason."""
+    """Return lengths of episodes that did not fail, and numbers of episodes by stop reason."""
     kept = [episode for episode in episodes if not episode.failed]
     reasons = Counter(episode.stop_reason for episode in episodes)
     metrics = {f"failed/{kind}": float(reasons[kind]) for kind in FAILURES if reasons[kind]}

@@ -1,4 +1,4 @@
-"""Play a few episodes before a run, and estimate what a step of it will cost."""
+"""Play a few episodes before a run, and estimate the cost of a step."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ EPISODES = 2
 
 
 class StepCost(NamedTuple):
-    """What a step takes if its episodes are like the ones that were played."""
+    """The cost of a step, if its episodes are like those played."""
 
     episodes: int
     sampled_tokens: int
     """Tokens that the policy draws in a step."""
     trained_tokens: int
-    """Tokens of all streams, context included: what an update reads."""
+    """Tokens of all streams, context included, which an update reads."""
     longest_stream: int
     """Tokens of the longest stream, context included."""
     seconds: float
@@ -44,7 +44,7 @@ class Rehearsal(NamedTuple):
 
     attempts: list[ScoredAttempt]
     cost: StepCost | None
-    """None where every episode failed."""
+    """None if every episode failed."""
 
 
 async def rehearse(setting: Setting, tasks: AgentTasks) -> Rehearsal:
@@ -63,7 +63,7 @@ async def plan_agent(
     """Play an episode of each of the first tasks, and estimate a whole run from them.
 
     Raises:
-        CallbackError: every episode failed; quotes them.
+        CallbackError: every episode failed; the message quotes them.
     """
     config = setting.config
     chosen = tasks.select(range(min(EPISODES, len(tasks))))

@@ -43,11 +43,11 @@ class RewardSpec:
     name: str
     weight: float = 1.0
     fn: RewardFn = None  # type: ignore[assignment] # refused below; weight may thus be left out
-    """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and with it the
-    truth to compare with, and one named `raw_output` the output with its special tokens, such as
+    """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and so the
+    reference answer, and one named `raw_output` the output with its special tokens, such as
     `[TOOL_CALLS]`. With an agent, `task` gets the task, `result` what the agent returned and
-    `episode` the whole Episode; `output` may then be left out, and is the result as text.
-    May be async. A plain one runs in a worker thread, several at once."""
+    `episode` the whole Episode; `output` may then be left out, and is the result as text. May be
+    async. A plain one runs in a worker thread, several at once."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -64,20 +64,21 @@ class RewardSpec:
         _check_signature(self.name, self.fn)
 
     def bound(self, output: str, known: Mapping[str, object]) -> Callable[[], object]:
-        """Return a call of `fn` with the output and whatever of `known` it asks for by name."""
+        """Return a call of `fn` with the output and the entries of `known` that it names."""
         named = {name: known[name] for name in NAMED if name in known and self.asks_for(name)}
-        if _binds(self.fn, output=output, **named):  # wherever it is among the parameters
+        if _binds(self.fn, output=output, **named):
+            # `output` may be at any position among the parameters
             return functools.partial(self.fn, output=output, **named)
         if _binds(self.fn, "output", **named):
             return functools.partial(self.fn, output, **named)
         return functools.partial(self.fn, **named)
 
     def asks_for(self, name: str) -> bool:
-        """Say whether `fn` has a parameter of this name."""
+        """Return whether `fn` has a parameter of this name."""
         return name in _parameters(self.fn)
 
     def requires(self, name: str) -> bool:
-        """Say whether `fn` has a parameter of this name without a default."""
+        """Return whether `fn` has a parameter of this name without a default."""
         if not self.asks_for(name):
             return False
         return inspect.signature(self.fn).parameters[name].default is inspect.Parameter.empty
@@ -112,8 +113,8 @@ async def score(
 ) -> Scores:
     """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
-    Error messages number the items starting from `first_index`. `known[i]` holds what rewards may
-    ask for by name besides `item`.
+    Error messages number the items starting from `first_index`. `known[i]` holds further arguments
+    that rewards may ask for by name, besides `item`.
 
     Raises:
         CallbackError: with `on_error="raise"`, at the first fault: a function that raised, took
@@ -213,10 +214,10 @@ def _parameters(fn: RewardFn) -> frozenset[str]:
 
 
 def _binds(fn: RewardFn, *args: object, **named: object) -> bool:
-    """Say whether a function can be called with these arguments."""
+    """Return whether a function can be called with these arguments."""
     try:
         inspect.signature(fn).bind(*args, **named)
-    except ValueError:  # a few built-ins do not tell theirs
+    except ValueError:  # a few built-ins do not reveal their signature
         return True
     except TypeError:
         return False
@@ -230,13 +231,13 @@ def _asked(fn: RewardFn, names: Sequence[str]) -> dict[str, None]:
 
 
 def _takes_answers(fn: RewardFn) -> bool:
-    """Say whether a function can be called with what an answer to a prompt has."""
+    """Return whether a function can be called with the arguments available for an answer."""
     named = _asked(fn, OF_ANSWERS)
     return _binds_output(fn, named) or ("raw_output" in named and _binds(fn, **named))
 
 
 def _binds_output(fn: RewardFn, named: Mapping[str, object]) -> bool:
-    """Say whether a function takes the output, first or by name, beside what it names."""
+    """Return whether a function takes the output, first or by name, besides its named arguments."""
     return _binds(fn, "output", **named) or _binds(fn, output="output", **named)
 
 

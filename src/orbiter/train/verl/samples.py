@@ -4,12 +4,13 @@
      "rewards": {"call": 1.0}, "advantage": 0.7, "tokens": 21, "cut_off": false}, ...]}
 
 A skipped sample has the reward and the advantage null. An episode also has its `stop_reason`, its
-`error`, and under `turns` what each turn asked and answered. Left out: token ids and logprobs.
+`error`, and, in `turns`, the new prompt part and the answer of each turn. Not stored: token ids and
+logprobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orbiter.train.agents.episode import Episode
@@ -92,25 +93,43 @@ def episode_records(
         group: dict[str, Any] = {} if item.task_id is None else {"task": item.task_id}
         group["prompt"] = item.state
         group["outputs"] = [
-            {
-                "text": episodes[row].output,
-                "reward": scores.total[row],
-                "rewards": {name: answers[row] for name, answers in scores.by_name.items()},
-                "advantage": advantages[row],
-                "tokens": episodes[row].sampled_tokens,
-                "cut_off": episodes[row].truncated,
-                "stop_reason": episodes[row].stop_reason,
-                "error": episodes[row].error,
-                "turns": _turns(episodes[row], by_turn[row]),
-            }
+            episode_output(
+                episodes[row],
+                scores.total[row],
+                {name: answers[row] for name, answers in scores.by_name.items()},
+                advantage=advantages[row],
+                by_turn=by_turn[row],
+            )
             for row in range(place * size, (place + 1) * size)
         ]
         records.append(group)
     return records
 
 
+def episode_output(
+    episode: Episode,
+    total: float | None,
+    by_name: Mapping[str, float | None],
+    *,
+    advantage: float | None = None,
+    by_turn: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Return the record of one episode in its group."""
+    return {
+        "text": episode.output,
+        "reward": total,
+        "rewards": dict(by_name),
+        "advantage": advantage,
+        "tokens": episode.sampled_tokens,
+        "cut_off": episode.truncated,
+        "stop_reason": episode.stop_reason,
+        "error": episode.error,
+        "turns": _turns(episode, by_turn),
+    }
+
+
 def _turns(episode: Episode, advantages: Sequence[float] | None) -> list[dict[str, Any]]:
-    """Return the turns, each with its step rewards and its advantage where it has any."""
+    """Return the turns, each with its step rewards and its advantage, if any."""
     records = [_turn(episode, turn) for turn in episode.turns]
     for turn, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
         if turn < len(records):
@@ -121,7 +140,7 @@ def _turns(episode: Episode, advantages: Sequence[float] | None) -> list[dict[st
 
 
 def _turn(episode: Episode, turn: Turn) -> dict[str, Any]:
-    """Return what was new in a turn's prompt, and the policy's answer."""
+    """Return the new part of a turn's prompt, and the policy's answer."""
     known = 0
     if turn.continues is not None:
         known = len(episode.turns[turn.continues].messages) + 1  # with the answer to them

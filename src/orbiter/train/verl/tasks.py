@@ -1,4 +1,4 @@
-"""The tasks of an agent: anything that it takes, in the order of a run. Loads no torch."""
+"""Reads the tasks of an agent, which may be any objects. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orbiter.train.trajectory import TrajectoryItem
 
 @dataclass(frozen=True, slots=True)
 class AgentTasks(Tasks):
-    """Tasks as the agent gets them, each with an item for rewards and for the run's folder."""
+    """Tasks in the form that the agent gets, each with an item for rewards and the run's folder."""
 
     tasks: Sequence[object] = ()
 
@@ -26,14 +26,14 @@ class AgentTasks(Tasks):
 
 
 def as_tasks(dataset: object) -> AgentTasks:
-    """Return what an agent is to work on.
+    """Return the tasks that an agent works on.
 
     Raises:
-        DataError: nothing to iterate over, or nothing in it.
+        DataError: the data set is not iterable, or is empty.
     """
     if isinstance(dataset, str | bytes | Mapping) or not isinstance(dataset, Iterable):
         raise DataError(
-            "the tasks of an agent must be a list of whatever it takes, or a TrajectoryDataset, "
+            "the tasks of an agent must be a list of its inputs, or a TrajectoryDataset, "
             f"got {type(dataset).__name__}"
         )
     tasks = list(dataset)
@@ -43,7 +43,7 @@ def as_tasks(dataset: object) -> AgentTasks:
 
 
 def _as_item(task: object) -> TrajectoryItem:
-    """Describe a task by an item; a resumed run knows its tasks by it."""
+    """Describe a task by an item; a resumed run identifies its tasks by it."""
     if isinstance(task, TrajectoryItem):
         return task
     task_id = task.get("task_id") if isinstance(task, Mapping) else None

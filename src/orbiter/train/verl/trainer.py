@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from orbiter.train.agents.environments.player import EnvironmentAgent, Played
+from orbiter.train.agents.environments.player import EnvironmentAgent
 from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
@@ -26,6 +26,7 @@ from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend, LocalBackend
 from orbiter.train.verl.cluster.backend import ClusterBackend
 from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.environments import reward_of
 from orbiter.train.verl.reward import OF_EPISODES, RewardSpec
 from orbiter.train.verl.tasks import as_tasks
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from orbiter.train.verl.evaluate import Assessment
     from orbiter.train.verl.rehearsal import Rehearsal
 
-ENVIRONMENT = "environment"
-"""Name of the reward that an environment gives itself."""
 BACKENDS: dict[str, type[Backend]] = {"local": LocalBackend, "verl": ClusterBackend}
 
 
@@ -67,11 +66,11 @@ class VeRLTrainer(ModelTrainer):
             dataset: The tasks; may also be passed to `train()`.
             eval_dataset: Held-out tasks, for `eval_every` and `evaluate()`.
             agent: A function of a task, sync or async, or an object with `run`: the policy is its
-                model, and its whole episodes are what is trained on. Or an object that does not
-                run and whose `instructions` become the system prompt.
-            environment: What the policy acts in, in place of an agent: a class with `reset` and
-                `get_reward` whose other public methods are tools, a function that makes such an
-                object, or a list of tool functions (`agents/environments/`).
+                model, and training uses its whole episodes. Alternatively an object without `run`
+                whose `instructions` become the system prompt.
+            environment: An environment that the policy acts in, instead of an agent: a class with
+                `reset` and `get_reward` whose other public methods are tools, a function that makes
+                such an object, or a list of tool functions (`agents/environments/`).
             on_state_change: Called with the old and the new state of the lifecycle.
 
         Raises:
@@ -82,7 +81,7 @@ class VeRLTrainer(ModelTrainer):
             if agent is not None:
                 raise ConfigError("give agent= or environment=, not both")
             agent = EnvironmentAgent(environment, system_prompt=config.system_prompt)
-            rewards = [*rewards, *_reward_of(agent, rewards)]
+            rewards = [*rewards, *reward_of(agent, rewards)]
         super().__init__(
             config,
             dataset=dataset,
@@ -129,7 +128,7 @@ class VeRLTrainer(ModelTrainer):
     @property
     @override
     def running_agent(self) -> object:
-        """The agent whose episodes are trained on; None where `agent` is absent or does not run."""
+        """The agent whose episodes are trained on; None if `agent` is absent or does not run."""
         return self.agent if runs(self.agent) else None
 
     @property
@@ -146,16 +145,11 @@ class VeRLTrainer(ModelTrainer):
         if self.running_agent is None:
             return await super().check_agent()
         entry_of(self.agent)
-        if self.config.backend != "local":
-            raise ConfigError(
-                f"backend={self.config.backend!r} cannot run agents; use backend='local' with "
-                "agent="
-            )
         return True
 
     @override
     async def check_dataset(self) -> bool:
-        """Make sure that there is data; the tasks of an agent may be anything it takes."""
+        """Make sure that there is data; the tasks of an agent may be any objects."""
         if self.running_agent is None or self.dataset is None:
             return await super().check_dataset()
         self.dataset, self.eval_dataset = read_once(self.dataset), read_once(self.eval_dataset)
@@ -183,6 +177,11 @@ class VeRLTrainer(ModelTrainer):
             raise ConfigError(
                 f"overlong_buffer={config.overlong_buffer} is for answers to prompts, and agent= "
                 "plays episodes; on_truncation handles those that ran into a limit"
+            )
+        if config.backend == "verl" and getattr(config, "ratio", "token") == "sequence":
+            raise ConfigError(
+                "ratio='sequence' with agent= on verl would count an episode once for each of its "
+                "streams; use ratio='token', or backend='local'"
             )
         if config.system_prompt is not None and not isinstance(self.agent, EnvironmentAgent):
             raise ConfigError("system_prompt has no effect with agent=, which writes its prompts")
@@ -243,7 +242,7 @@ class VeRLTrainer(ModelTrainer):
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
         )
         if chosen is None:
-            raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+            raise DataError("there is no data to evaluate on; give evaluate() a data set")
         await self.check_reward()
         if self.running_agent is not None:
             return await self._assess_agent(chosen, samples=samples, success=success)
@@ -323,28 +322,3 @@ class VeRLTrainer(ModelTrainer):
             updates=self.config.updates_per_step,
             **self._policy_parts(),
         )
-
-
-def _reward_of(agent: EnvironmentAgent, rewards: Sequence[RewardSpec]) -> list[RewardSpec]:
-    """Return the environment's own reward, which is added to the others.
-
-    Raises:
-        ConfigError: it has none, and there are no others.
-    """
-    name, alone = agent.kind.name, not rewards
-
-    def reward(result: Played) -> float:
-        if result.reward is None and alone:
-            raise ConfigError(f"{name} made an environment without get_reward(), and rewards=[]")
-        return result.reward or 0.0
-
-    if agent.has_reward is not False:
-        return [RewardSpec(ENVIRONMENT, fn=reward)]
-    if alone:
-        raise ConfigError(
-            "tool functions give no reward; give at least one RewardSpec(name=..., fn=...)"
-            if agent.kind.functions
-            else f"{name} has no get_reward(), and there are no rewards; write "
-            "`def get_reward(self) -> float`, or give RewardSpec(name=..., fn=...)"
-        )
-    return []

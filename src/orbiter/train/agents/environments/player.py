@@ -66,6 +66,7 @@ class EnvironmentAgent:
         Raises:
             ConfigError: the environment cannot be played; the message names what is missing.
         """
+        self.environment = environment
         self.kind: Kind = kind_of(environment)
         self.system_prompt = system_prompt
 

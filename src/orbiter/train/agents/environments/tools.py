@@ -166,15 +166,15 @@ def _schema(
         first = str(error).partition("\n")[0]
         raise ConfigError(f"{where} has a type hint that JSON cannot express: {first}") from error
     reference = str(schemas[0].get("$ref", "")).removeprefix("#/$defs/")
-    found = dict(definitions.pop(reference, schemas[0]))
+    merged = dict(definitions.pop(reference, schemas[0]))
     properties = {
         name: {**schema, **_description(of_parameters.get(name))}
-        for name, schema in found.get("properties", {}).items()
+        for name, schema in merged.get("properties", {}).items()
     }
     schema = {
         "type": "object",
         "properties": properties,
-        "required": found.get("required", []),
+        "required": merged.get("required", []),
         "additionalProperties": False,
     }
     return {**schema, "$defs": definitions} if definitions else schema

@@ -43,7 +43,7 @@ def wrap(library: ModuleType) -> None:
     """Wrap the sessions of aiohttp."""
     session, connector = library.ClientSession, library.BaseConnector
     connector.connect = _connected(library, connector.connect)
-    # Capture is outermost: it sees a call the same way, whoever answers it.
+    # Capture is outermost: it sees a call the same way, whatever answers it.
     session._request = _captured(_answered(library, session._request))
 
 

@@ -24,7 +24,7 @@ from orbiter.train.capture.wire import Recognised
 
 def wrap(library: ModuleType) -> None:
     """Wrap the clients of httpx or httpx2."""
-    # Capture is outermost: it sees a call the same way, whoever answers it.
+    # Capture is outermost: it sees a call the same way, whatever answers it.
     answered, answered_async = library.Client.send, library.AsyncClient.send
     library.Client.send = _captured(library, _answered(library, answered))
     library.AsyncClient.send = _captured_async(library, _answered_async(library, answered_async))

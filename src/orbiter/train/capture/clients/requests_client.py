@@ -43,7 +43,7 @@ def wrap(library: ModuleType) -> None:
         return get_adapter(client, *args, **kwargs) if answerer is None else adapter(answerer)
 
     session.get_adapter = adapter_here
-    # Capture is outermost: it sees a call the same way, whoever answers it.
+    # Capture is outermost: it sees a call the same way, whatever answers it.
     session.send = _captured(_answered(session.send))
 
 

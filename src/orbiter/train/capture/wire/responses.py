@@ -217,7 +217,9 @@ _FIELD_DELTAS = {
     "response.mcp_call_arguments.delta": ("mcp_call", "arguments"),
     "response.code_interpreter_call_code.delta": ("code_interpreter_call", "code"),
 }
-_FIELD_ENDS = {kind.removesuffix("delta") + "done": found for kind, found in _FIELD_DELTAS.items()}
+_FIELD_ENDS = {
+    kind.removesuffix("delta") + "done": fields for kind, fields in _FIELD_DELTAS.items()
+}
 
 
 def _grow_text(item: dict[str, Any], holder: str, part_type: str, event: Json) -> None:

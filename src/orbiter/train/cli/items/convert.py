@@ -10,6 +10,7 @@ import typer
 from orbiter.train.cli.items.data import check
 from orbiter.train.cli.options import DataFile
 from orbiter.train.cli.output import JsonFlag, Output
+from orbiter.train.progress import working
 
 convert_app = typer.Typer(rich_markup_mode=None)
 
@@ -49,14 +50,16 @@ def convert(
     if target is None:
         raise typer.BadParameter("name the file to write, or give --check")
     output = Output(as_json=as_json)
-    report = convert_file(
-        source,
-        target,
-        from_format=from_format,
-        to_format=to_format,
-        on_error="skip" if skip_bad else "raise",
-        redact=redact,
-    )
+    with working(f"converting {source}") as count:
+        report = convert_file(
+            source,
+            target,
+            from_format=from_format,
+            to_format=to_format,
+            on_error="skip" if skip_bad else "raise",
+            redact=redact,
+            on_count=count,
+        )
     output.say(str(report))
     output.result(
         {

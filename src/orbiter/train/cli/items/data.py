@@ -13,6 +13,7 @@ from orbiter.train.cli.items.rows import filter_items, merge, show
 from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import ConfigError, StorageError
+from orbiter.train.progress import working
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.summary import Summary, summarise
 
@@ -50,7 +51,8 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
     from orbiter.train.formats.registry import check as check_file
 
     output = Output(as_json=as_json)
-    report = check_file(file, format)
+    with working(f"reading {file}") as count:
+        report = check_file(file, format, on_count=count)
     output.say(
         f"{file}: {report.format}, {report.items} items in {report.episodes} episodes, "
         f"{report.with_reward} with a reward"
@@ -125,7 +127,8 @@ def dedup(
     output, report = Output(as_json=as_json), CurationReport()
     items = read_items(file, format)
     _require_other(file, out)
-    kept = deduplicate(items, threshold, keep=keep, unit=unit, key=key, report=report)  # type: ignore[arg-type] # deduplicate refuses other words
+    with working(f"comparing {len(items)} items"):
+        kept = deduplicate(items, threshold, keep=keep, unit=unit, key=key, report=report)  # type: ignore[arg-type] # deduplicate refuses other words
     for drop in report.dropped[:PROBLEMS_SHOWN]:
         output.say(f"  row {drop.index} {drop.detail}")
     output.say(f"{len(items)} items, {len(report.dropped)} left out, {len(kept)} kept in {out}")
@@ -170,15 +173,16 @@ def split(
     for target in targets:
         if target.exists():
             raise StorageError(f"{target} is there already; choose another folder")
-    parts = split_dataset(
-        items,
-        shares,
-        seed=seed,
-        group_by=[name.strip() for name in group_by.split(",") if name.strip()],
-        near_duplicates=_similarity(near_duplicates),
-        unit=unit,  # type: ignore[arg-type]  # split_dataset refuses other words
-        report=report,
-    )
+    with working(f"splitting {len(items)} items"):
+        parts = split_dataset(
+            items,
+            shares,
+            seed=seed,
+            group_by=[name.strip() for name in group_by.split(",") if name.strip()],
+            near_duplicates=_similarity(near_duplicates),
+            unit=unit,  # type: ignore[arg-type]  # split_dataset refuses other words
+            report=report,
+        )
     for target, part in zip(targets, parts, strict=True):
         write_items(part, target)
         output.say(f"{len(part):6} items in {target}")

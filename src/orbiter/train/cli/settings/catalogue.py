@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from importlib import import_module
+from types import FunctionType
 from typing import Any
 
 from orbiter.train.checks import (
@@ -215,16 +216,30 @@ class Setting:
         return "None" in self.type
 
 
+def must_be(check: Check | None) -> str:
+    """Return what a check accepts, in words; a function says it in its docstring."""
+    if check is None:
+        return ""
+    if isinstance(check, FunctionType):
+        return (check.__doc__ or "").partition("\n")[0].removeprefix("Accept ").rstrip(".")
+    return str(check)
+
+
 def settings_of_section(section: str) -> dict[str, Setting]:
     """Return all settings of a section by name; `reward` has none, since its names are free."""
     known: dict[str, Setting] = {}
     if section in CONFIGS:
-        module, name = CONFIGS[section]
-        config = getattr(import_module(f"orbiter.train.{module}"), name)
-        known |= {f.name: _setting(section, f, own=False) for f in fields(config) if _settable(f)}
+        declared = fields(config_class(section))
+        known |= {f.name: _setting(section, f, own=False) for f in declared if _settable(f)}
     if section in OWN:
         known |= {f.name: _setting(section, f, own=True) for f in fields(OWN[section])}
     return known
+
+
+def config_class(section: str) -> Any:  # noqa: ANN401 - the classes have no common base
+    """Return the config class of a section, which is imported now."""
+    module, name = CONFIGS[section]
+    return getattr(import_module(f"orbiter.train.{module}"), name)
 
 
 def _settable(field: Field[Any]) -> bool:

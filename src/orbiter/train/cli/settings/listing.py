@@ -7,7 +7,12 @@ from typing import Annotated
 import typer
 
 from orbiter.train.cli.output import JsonFlag, Output
-from orbiter.train.cli.settings.catalogue import SECTIONS, Setting, settings_of_section
+from orbiter.train.cli.settings.catalogue import (
+    SECTIONS,
+    Setting,
+    must_be,
+    settings_of_section,
+)
 from orbiter.train.errors import ConfigError, did_you_mean
 
 settings_app = typer.Typer(rich_markup_mode=None)
@@ -39,7 +44,7 @@ def settings(
     output = Output(as_json=as_json)
     output.table(
         ("setting", "default", "must be", "meaning"),
-        [(each.name, written(each.default), str(each.check or ""), each.help) for each in listed],
+        [(each.name, written(each.default), must_be(each.check), each.help) for each in listed],
     )
     output.result({each.name: _record(each) for each in listed})
 
@@ -60,6 +65,6 @@ def _record(setting: Setting) -> dict[str, object]:
     return {
         "default": list(default) if isinstance(default, tuple) else default,
         "type": setting.type,
-        "check": "" if setting.check is None else str(setting.check),
+        "check": must_be(setting.check),
         "help": setting.help,
     }

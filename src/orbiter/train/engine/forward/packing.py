@@ -4,7 +4,9 @@ Rows of a group share their prompt, and often the beginning of their answers: ca
 function all start with its name, and a trained policy repeats itself. Positions with identical
 preceding tokens have identical hidden states, so every distinct prefix runs once, however many rows
 share it. A row that is a prefix of another adds no cost. Sums are taken over the same terms as in
-the padded batch, in a different order. Prefixes shared by different prompts are not merged.
+the padded batch, in a different order. Prefixes shared by different prompts are not merged;
+episodes, whose prompts often begin with the same tools, choose their prompts accordingly
+(`shared_beginnings` in `agents/streams.py`).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from orbiter.train.engine.models.folder import (
     sweep_partials,
     verify_folder,
 )
+from orbiter.train.engine.models.gguf_names import INSIDE, OUTSIDE
 from orbiter.train.errors import StorageError, require
 
 if TYPE_CHECKING:
@@ -236,18 +237,8 @@ def _split_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows, columns)
 
 
-_OUTSIDE = {"token_embd": "embed_tokens", "output_norm": "norm"}
-_INSIDE = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_OUTSIDE = {theirs: ours for ours, theirs in OUTSIDE.items()}
+_INSIDE = {theirs: ours for ours, theirs in INSIDE.items()}
 
 
 def _hugging_face_name(name: str) -> str:

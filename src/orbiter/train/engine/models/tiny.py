@@ -19,7 +19,7 @@ BYTES = 256
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")
 """The tokens after the bytes: ids 256, 257 and 258."""
 VOCABULARY = BYTES + len(SPECIAL_TOKENS)
-CONTEXT = 1024
+CONTEXT = 4096
 """Context length of the tiny model, in tokens."""
 INIT_STD = 0.02
 """Standard deviation of the untrained weights, small enough that all bytes start about equally

@@ -100,7 +100,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
             space: the settings that evolve.
             folder: where the checkpoints are kept.
             truncation: the share at the bottom that copies an equal share at the top.
-            resample: how often a copied setting is drawn anew instead of perturbed.
+            resample: how often a copied setting is drawn at random instead of perturbed.
 
         Raises:
             ConfigError: the space is empty, or a share is out of range.

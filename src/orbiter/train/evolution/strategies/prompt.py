@@ -87,9 +87,9 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             metric: scores an output, between `worst` and `perfect`; a `Verdict` gives a reason.
             model: rewrites; any async callable from messages to text.
             minibatch: failures that the model is shown at once, and a child is tried on first.
-            slack: how many instances a child may fall below its parent before it is given up.
+            slack: how many instances a child may fall below its parent before it is abandoned.
             perfect: the score of an instance with nothing left to improve.
-            worst: the score of an instance that raised, or that a child was given up before.
+            worst: the score of an instance that raised, or that an abandoned child never tried.
             max_chars: the longest text allowed.
             copied_words: a text that copies this many words in a row from an instance is refused.
             trace_chars: how much of an input, an output, a feedback the model is shown.
@@ -127,7 +127,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
     async def evaluate(self, candidate: Texts) -> Score:
         """Try a candidate on the instances, against its parent's scores if it has a parent.
 
-        Instances run concurrently, in waves that double: a child that is given up has cost little.
+        Instances run concurrently, in waves that double: an abandoned child has cost little.
         A child that is no better on the shown failures and on the instances that it could lose is
         not tried on the parent's other failures: these still count as failed, so that its score is
         at most its parent's and never the best of a run. An instance that raises counts as `worst`.
@@ -147,7 +147,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             for name in wave:
                 race.record(name, trial.scores[name])
             if race.is_lost([*sure[done:], *doubtful]):
-                return self._given_up(trial)
+                return self._abandoned(trial)
         # Only a child that gained something is worth the rollouts on its parent's other failures.
         if race.lead > 0:
             await self._try_all(candidate, doubtful, trial)
@@ -315,11 +315,11 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         feedback = verdict.feedback or f"score {score:g} of {self._perfect:g}"
         return _Attempt(score, self._trace(name, output, feedback))
 
-    def _given_up(self, trial: _Trial) -> Score:
+    def _abandoned(self, trial: _Trial) -> Score:
         """Return the score of an abandoned child: untried instances count as `worst`."""
         untried = len(self.instances) - len(trial.scores)
         value = sum(trial.scores.values()) + untried * self._worst
-        note = f"given up with {untried} instances untried"
+        note = f"abandoned with {untried} instances untried"
         return self._score(value, trial, trial.scores, note)
 
     def _scored(self, trial: _Trial, parent: Mapping[str, float]) -> Score:

@@ -149,12 +149,12 @@ def instructions_in(answer: str) -> str | None:
     that begins a line is preferred to one in a sentence, which may only mention the marks.
     """
     text = strip_reasoning(answer)
-    found = [(_begins_line(text, match.start()), match) for match in _MARKED.finditer(text)]
-    if not found:
+    marks = [(_begins_line(text, match.start()), match) for match in _MARKED.finditer(text)]
+    if not marks:
         return None
-    last = [match for begins, match in found if begins] or [match for _, match in found]
-    for opened in re.finditer(_OPEN, text[found[-1][1].end() :]):
-        if _begins_line(text, found[-1][1].end() + opened.start()):
+    last = [match for begins, match in marks if begins] or [match for _, match in marks]
+    for opened in re.finditer(_OPEN, text[marks[-1][1].end() :]):
+        if _begins_line(text, marks[-1][1].end() + opened.start()):
             return None
     return last[-1][1].strip()
 

@@ -124,7 +124,7 @@ def check_settings(space: Space, settings: Mapping[str, Value]) -> None:
             else isinstance(value, int | float) and knob.low <= value <= knob.high
         )
         if not inside:
-            raise DataError(f"{name}={value!r} is outside of {knob}")
+            raise DataError(f"{name}={value!r} lies outside of {knob}")
 
 
 def _check_bounds(low: float, high: float, *, log: bool) -> None:

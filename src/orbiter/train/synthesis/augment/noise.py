@@ -139,8 +139,8 @@ def _latin(char: str, draw: int) -> str:
 def _script_near(text: Sequence[str], at: int) -> str:
     """Return the script of the letter at `at`, or of the nearest one before or after it."""
     for distance in range(len(text)):
-        for place in (at - distance, at + distance):
-            if 0 <= place < len(text) and (script := _script(text[place])):
+        for index in (at - distance, at + distance):
+            if 0 <= index < len(text) and (script := _script(text[index])):
                 return script
     return ""
 
@@ -159,13 +159,13 @@ def clusters(text: str) -> list[str]:
 
     A short form of the extended grapheme clusters of Unicode Standard Annex 29.
     """
-    found: list[str] = []
+    result: list[str] = []
     for char in text:
-        if found and _belongs(found[-1], char):
-            found[-1] += char
+        if result and _belongs(result[-1], char):
+            result[-1] += char
         else:
-            found.append(char)
-    return found
+            result.append(char)
+    return result
 
 
 def _belongs(before: str, char: str) -> bool:

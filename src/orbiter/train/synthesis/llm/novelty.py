@@ -57,8 +57,8 @@ def _rouge_l(first: list[str], second: list[str]) -> float:
     row = [0] * (len(second) + 1)
     for word in first:
         diagonal = 0
-        for place, other in enumerate(second, start=1):
-            above = row[place]
-            row[place] = diagonal + 1 if word == other else max(above, row[place - 1])
+        for index, other in enumerate(second, start=1):
+            above = row[index]
+            row[index] = diagonal + 1 if word == other else max(above, row[index - 1])
             diagonal = above
     return 2 * row[-1] / (len(first) + len(second))

@@ -159,22 +159,22 @@ class Desk:
         items: list[TrajectoryItem] = []
         refused: list[Candidate] = []
         again = ("again",) if failed else ()
-        for place, step in enumerate(self.steps):
-            items += [each.source for each in failed.values() if each.step == place]
+        for index, step in enumerate(self.steps):
+            items += [each.source for each in failed.values() if each.step == index]
             context = SynthesisContext(
                 seeds=self.seeds,
                 accepted=batch.accepted,
                 items=items,
                 round=batch.round,
                 offset=batch.offset,
-                seed=sub_seed(self.config.seed, "step", place, batch.number, *again),
+                seed=sub_seed(self.config.seed, "step", index, batch.number, *again),
                 spend=outcome.spend,
                 report_failure=outcome.report_failure,
             )
-            count = len(items) if place or failed else batch.count
+            count = len(items) if index or failed else batch.count
             answer = await _generate(step, count, context) if count else ()
             outcome.by_step.append(len(answer))
-            made = [_as_candidate(each, place) for each in answer]
+            made = [_as_candidate(each, index) for each in answer]
             items = [each for each in made if isinstance(each, TrajectoryItem)]
             outcome.candidates = [*made, *refused]
             refused += [each for each in made if not isinstance(each, TrajectoryItem)]
@@ -261,8 +261,8 @@ def _replaced(
     kept: list[Candidate], places: Sequence[int], retried: Sequence[Candidate]
 ) -> list[Candidate]:
     """Put the retried candidates at the positions of the failed ones; the others do not move."""
-    for place, candidate in zip(places, retried, strict=False):
-        kept[place] = candidate
+    for index, candidate in zip(places, retried, strict=False):
+        kept[index] = candidate
     return [*kept, *retried[len(places) :]]
 
 

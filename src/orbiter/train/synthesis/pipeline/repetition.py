@@ -42,17 +42,17 @@ class Repetitions:
 
     def admit(self, candidates: Sequence[TrajectoryItem]) -> list[Repeats | None]:
         """Return what each candidate repeats; add those that repeat nothing to the index."""
-        found: list[Repeats | None] = [None] * len(candidates)
+        repeated: list[Repeats | None] = [None] * len(candidates)
         places = [self._place(candidate) for candidate in candidates]
         for context in dict.fromkeys(context for context, _ in places):
-            mine = [number for number, place in enumerate(places) if place[0] == context]
+            mine = [number for number, index in enumerate(places) if index[0] == context]
             seeds = self._seeds.get(context, [])
             matches = self._index(context).admit([places[number][1] for number in mine])
             for number, match in zip(mine, matches, strict=True):
                 if match is not None:
                     seed = seeds[match.witness] if match.witness < len(seeds) else None
-                    found[number] = Repeats(match.similarity, seed)
-        return found
+                    repeated[number] = Repeats(match.similarity, seed)
+        return repeated
 
     def _place(self, item: TrajectoryItem) -> tuple[int, str]:
         """Return the number of an item's instructions, and its text without them."""

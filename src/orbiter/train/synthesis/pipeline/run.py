@@ -119,7 +119,7 @@ class Run:
 
     def result(self) -> SynthesisResult:
         """Return the result so far."""
-        names = [f"{place}:{type(step).__name__}" for place, step in enumerate(self.desk.steps)]
+        names = [f"{index}:{type(step).__name__}" for index, step in enumerate(self.desk.steps)]
         return SynthesisResult(
             items=self.accepted,
             stop_reason=self.stop_reason,
@@ -201,8 +201,8 @@ class Run:
 
     def _count(self, answered: Answered) -> None:
         self.generated += len(answered.candidates)
-        for place, made in enumerate(answered.made.by_step):
-            self._made_by_step[place] += made
+        for index, made in enumerate(answered.made.by_step):
+            self._made_by_step[index] += made
         if answered.made.failure is not None:
             self._failures.append(answered.made.failure)
             self._failed_in_a_row += answered.made.asked
@@ -236,8 +236,8 @@ class Run:
         if self._repetitions is None:
             yield from candidates
             return
-        found = self._repetitions.admit(candidates)
-        for candidate, repeats in zip(candidates, found, strict=True):
+        repeated = self._repetitions.admit(candidates)
+        for candidate, repeats in zip(candidates, repeated, strict=True):
             if repeats is None:
                 yield candidate
                 continue

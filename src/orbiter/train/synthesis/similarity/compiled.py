@@ -178,8 +178,8 @@ def ties(texts: Sequence[str], measure: Measure, *, salt: int = 0) -> list[tuple
     sets, members = candidates(texts, measure, salt)
     tied = probing.connect(join_of(sets, measure), np.arange(len(members)))
     union = sets.size[tied[:, 0]] + sets.size[tied[:, 1]] - tied[:, 2]
-    found = _listed(members[tied[:, 1]], tied[:, 2], union)
-    return list(zip(members[tied[:, 0]].tolist(), found, strict=True))
+    listed = _listed(members[tied[:, 1]], tied[:, 2], union)
+    return list(zip(members[tied[:, 0]].tolist(), listed, strict=True))
 
 
 def crossing(
@@ -189,18 +189,18 @@ def crossing(
     sets, members = candidates(texts, measure, salt)
     join = join_of(sets, measure)
     side_of = np.asarray(sides)[members]
-    found: dict[int, Match] = {}
+    match_of: dict[int, Match] = {}
     for side in np.unique(side_of):
         rows = np.flatnonzero(side_of == side)
-        found |= matches(probing.look_up(join, rows), members[rows], members)
+        match_of |= matches(probing.look_up(join, rows), members[rows], members)
         probing.enter(join, rows)
-    return found
+    return match_of
 
 
-def matches(found: Int64s, numbers: Int64s, owners: Int64s) -> dict[int, Match]:
+def matches(result: Int64s, numbers: Int64s, owners: Int64s) -> dict[int, Match]:
     """Convert the result of `look_up` or `admit` to matches between text numbers."""
-    hits = np.flatnonzero(found[:, 0] >= 0)
-    listed = _listed(owners[found[hits, 0]], found[hits, 1], found[hits, 2])
+    hits = np.flatnonzero(result[:, 0] >= 0)
+    listed = _listed(owners[result[hits, 0]], result[hits, 1], result[hits, 2])
     return dict(zip(numbers[hits].tolist(), listed, strict=True))
 
 

@@ -56,9 +56,9 @@ class CompiledEngine:
     def admit(self, texts: Mapping[int, str]) -> dict[int, Match]:
         """Add the texts that are similar to none; return a match for each of the others."""
         rows = self._append(texts)
-        found = probing.admit(self._join, rows)
-        self._kept.extend(rows[found[:, 0] < 0])
-        return matches(found, self._number.values[rows], self._number.values)
+        result = probing.admit(self._join, rows)
+        self._kept.extend(rows[result[:, 0] < 0])
+        return matches(result, self._number.values[rows], self._number.values)
 
     @property
     def _sets(self) -> Sets:

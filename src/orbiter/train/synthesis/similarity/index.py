@@ -46,13 +46,13 @@ class NearDuplicateIndex:
         The witness is the number of a text: 0 is the first one ever passed in.
         """
         numbered = self._number(texts)
-        found = self._engine.admit(numbered)
-        while not self._all_true(numbered, found):
+        match_of = self._engine.admit(numbered)
+        while not self._all_true(numbered, match_of):
             self._salt += 1
             self._compile()
-            found = self._engine.admit(numbered)
-        self._kept |= {number: numbered[number] for number in numbered.keys() - found.keys()}
-        return [found.get(number) for number in numbered]
+            match_of = self._engine.admit(numbered)
+        self._kept |= {number: numbered[number] for number in numbered.keys() - match_of.keys()}
+        return [match_of.get(number) for number in numbered]
 
     def _number(self, texts: Sequence[str]) -> dict[int, str]:
         numbered = dict(enumerate(texts, start=self._received))
@@ -67,11 +67,11 @@ class NearDuplicateIndex:
         self._engine = CompiledEngine(self._measure, self._salt)
         self._engine.extend(self._kept)
 
-    def _all_true(self, fresh: Mapping[int, str], found: Mapping[int, Match]) -> bool:
+    def _all_true(self, fresh: Mapping[int, str], match_of: Mapping[int, Match]) -> bool:
         texts = ChainMap(dict(fresh), self._kept)
         return all(
             is_true(self._measure, fresh[number], texts[match.witness], match)
-            for number, match in found.items()
+            for number, match in match_of.items()
         )
 
 

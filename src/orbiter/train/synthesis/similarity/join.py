@@ -34,11 +34,11 @@ def near_duplicates(
     from orbiter.train.synthesis.similarity import compiled
 
     for salt in count():
-        found = compiled.near_duplicates(texts, measure, reference=reference, salt=salt)
-        pairs = ((texts[number], texts[match.witness], match) for number, match in found.items())
+        match_of = compiled.near_duplicates(texts, measure, reference=reference, salt=salt)
+        pairs = ((texts[number], texts[match.witness], match) for number, match in match_of.items())
         if all(is_true(measure, *pair) for pair in pairs):
             break
-    return found
+    return match_of
 
 
 def ties(texts: Sequence[str], measure: Measure) -> list[tuple[int, int]]:
@@ -48,10 +48,12 @@ def ties(texts: Sequence[str], measure: Measure) -> list[tuple[int, int]]:
     from orbiter.train.synthesis.similarity import compiled
 
     for salt in count():
-        found = compiled.ties(texts, measure, salt=salt)
-        if all(is_true(measure, texts[one], texts[match.witness], match) for one, match in found):
+        tied = compiled.ties(texts, measure, salt=salt)
+        if all(
+            is_true(measure, texts[number], texts[match.witness], match) for number, match in tied
+        ):
             break
-    return [(one, match.witness) for one, match in found]
+    return [(number, match.witness) for number, match in tied]
 
 
 def crossing(texts: Sequence[str], sides: Sequence[int], measure: Measure) -> int:
@@ -61,11 +63,11 @@ def crossing(texts: Sequence[str], sides: Sequence[int], measure: Measure) -> in
     from orbiter.train.synthesis.similarity import compiled
 
     for salt in count():
-        found = compiled.crossing(texts, sides, measure, salt=salt)
-        pairs = ((texts[number], texts[match.witness], match) for number, match in found.items())
+        match_of = compiled.crossing(texts, sides, measure, salt=salt)
+        pairs = ((texts[number], texts[match.witness], match) for number, match in match_of.items())
         if all(is_true(measure, *pair) for pair in pairs):
             break
-    return len(found)
+    return len(match_of)
 
 
 def is_true(measure: Measure, text: str, witness: str, match: Match) -> bool:

@@ -83,14 +83,14 @@ class PlainEngine:
 
     def admit(self, texts: Mapping[int, str]) -> dict[int, Match]:
         """Index the texts that are similar to none; return a match for each of the others."""
-        found: dict[int, Match] = {}
+        match_of: dict[int, Match] = {}
         for number, shingles in self._prepare(texts).items():
             match = self._index.closest(shingles)
             if match is None:
                 self._index.enter(number, shingles)
             else:
-                found[number] = match
-        return found
+                match_of[number] = match
+        return match_of
 
     def _prepare(self, texts: Mapping[int, str]) -> dict[int, frozenset[Shingle]]:
         sets = {number: self._measure.shingles(text) for number, text in texts.items()}
@@ -127,14 +127,14 @@ def crossing(texts: Sequence[str], sides: Sequence[int], measure: Measure) -> di
     sets = [measure.shingles(text) for text in texts]
     index = PlainIndex(measure)
     index.learn(sets)
-    found: dict[int, Match] = {}
+    match_of: dict[int, Match] = {}
     for side in sorted(set(sides)):
         here = [number for number, its in enumerate(sides) if its == side]
         close = {number: index.closest(sets[number]) for number in here}
-        found |= {number: match for number, match in close.items() if match is not None}
+        match_of |= {number: match for number, match in close.items() if match is not None}
         for number in here:
             index.enter(number, sets[number])
-    return found
+    return match_of
 
 
 def _closest_first(match: Match) -> tuple[float, int]:

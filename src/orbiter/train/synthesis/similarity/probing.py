@@ -86,8 +86,8 @@ def prefix_total(join: Join, first: int) -> int:
     """Count the index entries that the sets from `first` on can need."""
     total = 0
     for one in range(first, join.sets.size.shape[0]):
-        for place in range(_prefix(join, one)):
-            total += _rank(_token(join, one, place)) > join.skip
+        for index in range(_prefix(join, one)):
+            total += _rank(_token(join, one, index)) > join.skip
     return total
 
 
@@ -101,23 +101,23 @@ def enter(join: Join, chosen: Int64s) -> None:
 @compiled
 def look_up(join: Join, chosen: Int64s) -> Int64s:
     """Find each chosen set's closest indexed one; rows of owner (-1: none), shared, union."""
-    found = np.empty((chosen.shape[0], 3), np.int64)
+    result = np.empty((chosen.shape[0], 3), np.int64)
     for row in range(chosen.shape[0]):
         best = _closest(join, chosen[row])
-        found[row, 0], found[row, 1], found[row, 2] = best.owner, best.shared, best.union
-    return found
+        result[row, 0], result[row, 1], result[row, 2] = best.owner, best.shared, best.union
+    return result
 
 
 @compiled
 def admit(join: Join, chosen: Int64s) -> Int64s:
     """Like `look_up`, but a set without a match enters the index before the next one is tried."""
-    found = np.empty((chosen.shape[0], 3), np.int64)
+    result = np.empty((chosen.shape[0], 3), np.int64)
     for row in range(chosen.shape[0]):
         best = _closest(join, chosen[row])
-        found[row, 0], found[row, 1], found[row, 2] = best.owner, best.shared, best.union
+        result[row, 0], result[row, 1], result[row, 2] = best.owner, best.shared, best.union
         if best.owner < 0:
             _enter(join, chosen[row])
-    return found
+    return result
 
 
 @compiled
@@ -130,15 +130,15 @@ def connect(join: Join, parent: Int64s) -> Int64s:
     count = 0
     for one in range(join.sets.size.shape[0]):
         short = _short_prefix(join, one)
-        for place in range(_prefix(join, one)):
-            token = _token(join, one, place)
+        for index in range(_prefix(join, one)):
+            token = _token(join, one, index)
             if _rank(token) <= join.skip:
                 continue
             slot = _slot(join.postings.key, token)
-            visit = (one, place, join.postings.short_head[slot])
+            visit = (one, index, join.postings.short_head[slot])
             count = _tie(join, visit, parent, ties, count)
-            if place < short:
-                visit = (one, place, join.postings.long_head[slot])
+            if index < short:
+                visit = (one, index, join.postings.long_head[slot])
                 count = _tie(join, visit, parent, ties, count)
         _enter(join, one)
     return ties[:count]
@@ -149,14 +149,14 @@ def _closest(join: Join, one: int) -> Found:
     """Return the indexed set most similar to one set."""
     best = Found(signed(-1), signed(0), signed(1))
     short = _short_prefix(join, one)
-    for place in range(_prefix(join, one)):
-        token = _token(join, one, place)
+    for index in range(_prefix(join, one)):
+        token = _token(join, one, index)
         if _rank(token) <= join.skip:
             continue
         slot = _slot(join.postings.key, token)
-        best = _walk(join, (one, place, join.postings.short_head[slot]), best)
-        if place < short:
-            best = _walk(join, (one, place, join.postings.long_head[slot]), best)
+        best = _walk(join, (one, index, join.postings.short_head[slot]), best)
+        if index < short:
+            best = _walk(join, (one, index, join.postings.long_head[slot]), best)
     return best
 
 
@@ -210,16 +210,16 @@ def _enter(join: Join, one: int) -> None:
     """Put one set's prefix into the index."""
     postings = join.postings
     short = _short_prefix(join, one)
-    for place in range(_prefix(join, one)):
-        token = _token(join, one, place)
+    for index in range(_prefix(join, one)):
+        token = _token(join, one, index)
         if _rank(token) <= join.skip:
             continue
         slot = _slot(postings.key, token)
         entry = postings.used[0]
         postings.used[0] = entry + 1
         postings.key[slot] = token
-        postings.owner[entry], postings.place[entry] = one, place
-        head = postings.short_head if place < short else postings.long_head
+        postings.owner[entry], postings.place[entry] = one, index
+        head = postings.short_head if index < short else postings.long_head
         postings.next[entry] = head[slot]
         head[slot] = entry
 

@@ -31,7 +31,7 @@ KL_NAMES: Mapping[str, str] = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
 
 KlEstimator = Literal["k1", "k2", "k3"]
 Credit = Literal["episode", "turn", "returns", "gigpo"]
-"""What the credit of an agent's tokens is computed for; see docs/algorithms.md."""
+"""The unit that credit is assigned to in an agent's episodes; see docs/algorithms.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class RewardConfig(EngineConfig):
         "returns of the same turn (MT-GRPO), or for PPO goes by turn; returns compares the returns "
         "of all turns (Kevin); gigpo also compares turns with the same prompt.",
         OneOf(("episode", "turn", "returns", "gigpo")),
-        verl=NotInVerl("verl gives an answer one advantage"),
+        verl=NotInVerl("its estimators give an episode one advantage; use credit='episode'"),
     )
     gigpo_weight: float = setting(
         1.0,
@@ -176,18 +176,18 @@ class Credited(NamedTuple):
     """None if every sample was skipped."""
     metrics: dict[str, float]
     flat: bool
-    """Whether every sample got the same reward as those it is compared with."""
+    """Whether all samples that are compared with each other got the same reward."""
 
 
 class Turns(NamedTuple):
     """The turns of a step's episodes."""
 
     of_token: Int[Tensor, "B T"]
-    """Which turn of its episode sampled each trained token; -1 where not trained."""
+    """The turn of its episode that sampled each trained token; -1 if not trained."""
     reward: Float[Tensor, "P G K"]
     """Step rewards of each turn, and the reward of the outcome in the last one; in float64."""
     valid: Bool[Tensor, "P G K"]
-    """Which turns there are, in episodes that have a reward."""
+    """True for turns that exist, in episodes that have a reward."""
     state: Int[Tensor, "P G K"]
     """A number for each prompt; turns of a group with exactly the same prompt share it."""
 
@@ -201,15 +201,15 @@ class Samples(NamedTuple):
 
     policy: Policy
     batch: Batch
-    """One row for each sample that has a reward; for each of its streams where it is an episode."""
+    """One row for each sample that has a reward, or for each stream if samples are episodes."""
     reward: Float[Tensor, "P G"]
     """Rewards by prompt, in float64; 0 for a skipped sample."""
     valid: Bool[Tensor, "P G"]
-    """Which samples have a reward."""
+    """True for samples that have a reward."""
     sample_of_row: Int[Tensor, "B"]
-    """Which of the samples that have a reward each row belongs to."""
+    """The index, among the samples with a reward, that each row belongs to."""
     turns: Turns | None = None
-    """None where samples are answers to prompts."""
+    """None if the samples are answers to prompts."""
 
 
 C_contra = TypeVar("C_contra", bound=RewardConfig, contravariant=True)
@@ -230,12 +230,12 @@ class Algorithm(ABC, Generic[C_contra]):
     value_head: ClassVar[bool] = False
     """Whether it needs a value function: a head on the policy here, a critic in verl."""
     least_group: ClassVar[int] = 1
-    """The smallest `group_size` it can work with."""
+    """The smallest `group_size` it supports."""
     verl_kl: ClassVar[str] = "actor/kl_loss"
     """verl's metric for the KL from the reference."""
 
     def check(self, config: C_contra) -> None:
-        """Refuse settings that make no sense for this algorithm.
+        """Refuse settings that this algorithm cannot use.
 
         Raises:
             ConfigError: names the settings and their values.
@@ -282,7 +282,7 @@ class Algorithm(ABC, Generic[C_contra]):
 
     @abstractmethod
     def is_flat(self, metrics: Mapping[str, float]) -> bool:
-        """Return whether a step's metrics on verl show that there was nothing to learn."""
+        """Return whether a step's metrics on verl show that all compared rewards were equal."""
 
 
 def loss_settings(config: RewardConfig) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Grpo(Algorithm[GrpoConfig]):
     def credit(self, config: GrpoConfig, samples: Samples) -> Credited:
         """Give all tokens of a sample its advantage over the other samples of its prompt.
 
-        Where credit goes by turn, the tokens of a turn share the advantage of the turn.
+        If credit is assigned by turn, the tokens of a turn share its advantage.
         """
         from orbiter.train.rl import group_relative_advantage
 

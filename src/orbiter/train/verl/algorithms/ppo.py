@@ -151,7 +151,7 @@ def _of_answers(config: PpoConfig, samples: Samples, old_value: Tensor, kl: Tens
 
 
 def _of_episodes(config: PpoConfig, samples: Samples, old_value: Tensor, kl: Tensor | None) -> Gae:
-    """Estimate the advantages over whole episodes, whatever streams their turns are in.
+    """Estimate the advantages over whole episodes, whose turns may be in several streams.
 
     The tokens of an episode are put in the order of its turns; each turn has its rewards on its
     last token.
@@ -164,6 +164,7 @@ def _of_episodes(config: PpoConfig, samples: Samples, old_value: Tensor, kl: Ten
     tokens = tokens_by_episode(samples)
     reward = turn_rewards(samples, tokens)
     if kl is not None:
+        # Outside the mask the KL may be NaN, and 0 * NaN would still be NaN.
         reward = reward - config.kl_coef * tokens.gather(only(kl, samples.batch.mask))
     value = tokens.gather(old_value)
     discounts = {"gamma": config.gamma, "gae_lambda": config.gae_lambda}

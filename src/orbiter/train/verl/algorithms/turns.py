@@ -1,4 +1,4 @@
-"""The trained tokens of each episode in the order of its turns, whatever streams they are in."""
+"""Arrange the trained tokens of each episode in the order of its turns, across its streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class EpisodeTokens(NamedTuple):
-    """Where the trained tokens of each episode are in a batch; L tokens of each of E episodes."""
+    """The positions in a batch of the trained tokens of E episodes, up to L tokens each."""
 
     position: Int[Tensor, "E L"]
     """Position in the batch's tensors, flattened; 0 after the end of an episode."""
@@ -26,7 +26,7 @@ class EpisodeTokens(NamedTuple):
         return x.flatten()[self.position].masked_fill(~self.mask, 0.0)
 
     def scatter(self, x: Float[Tensor, "E L"], shape: tuple[int, ...]) -> Float[Tensor, "B T"]:
-        """Put entries back to their places in a tensor of the batch; 0 everywhere else."""
+        """Put entries back at their positions in a tensor of the batch; 0 everywhere else."""
         spread = x.new_zeros(shape).flatten()
         spread[self.position[self.mask]] = x[self.mask]
         return spread.view(shape)

@@ -51,8 +51,9 @@ class ClusterBackend(Backend):
             self._scratch = TemporaryDirectory(prefix="orbiter-verl-")
             folder = self._scratch.name
         run = await self._prepare(Path(folder))
+        kind = "tasks" if run.layout.agent else "prompts"
         with (
-            trainer.running_elsewhere(run, run.history, data=f"{run.layout.prompts} prompts"),
+            trainer.running_elsewhere(run, run.history, data=f"{run.layout.prompts} {kind}"),
             make_progress(
                 trainer.method,
                 run.plan.steps,
@@ -70,8 +71,8 @@ class ClusterBackend(Backend):
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.cluster.run import prepare
 
-        prepared = await work(prepare, self.config, self.rewards, folder)
         trainer = self.trainer
+        prepared = await work(prepare, self.config, self.rewards, folder, trainer.running_agent)
         return await prepared.run(trainer.dataset, trainer.eval_dataset, trainer.system_prompt)
 
     @override

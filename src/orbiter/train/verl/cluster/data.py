@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,13 +26,29 @@ from orbiter.train.errors import ConfigError, DataError, require
 from orbiter.train.formats.verl_rows import prompt_of, write_rows
 from orbiter.train.storage import write_file
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.verl.cluster.inside.reward import FAULTS, SHIPMENT
+from orbiter.train.verl.cluster.agents import ShippedAgent, written_tasks
+from orbiter.train.verl.cluster.inside.reward import SHIPMENT
+from orbiter.train.verl.cluster.inside.shipment import FAULTS, AgentShipment
 from orbiter.train.verl.cluster.layout import Layout
+from orbiter.train.verl.cluster.overrides import AGENT_LOOP
 from orbiter.train.verl.cluster.rewards import MODULE, Shipped
 from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.tasks import as_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+LOOP = "orbiter.train.verl.cluster.inside.agent_loop.EpisodeLoop"
+"""The agent loop that verl makes for each episode."""
+SENT = (
+    *("algorithm", "batch_size", "group_size", "minibatch_size", "loss_aggregation"),
+    *("max_response_length", "temperature", "max_turns", "max_episode_tokens"),
+    *("episode_timeout_seconds", "episode_retries", "max_failed_share", "on_truncation"),
+    *("on_reward_error", "reward_timeout_seconds", "reward_concurrency", "policy_models"),
+    "episode_concurrency",
+)
+"""Settings that the workers of an agent need."""
 
 
 class ModelFiles(NamedTuple):
@@ -45,6 +61,8 @@ class ModelFiles(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     context: int
     """Context length of the model, in tokens."""
+    stops: frozenset[int]
+    """Tokens that end an answer."""
 
 
 def model_files(name: str, folder: Path) -> ModelFiles:
@@ -56,13 +74,15 @@ def model_files(name: str, folder: Path) -> ModelFiles:
     """
     path = Path(name).expanduser()
     if name == TINY:
-        files = ModelFiles(str(folder), True, tiny_tokenizer(), CONTEXT)
+        tokenizer = tiny_tokenizer()
+        files = ModelFiles(str(folder), True, tokenizer, CONTEXT, stop_token_ids(tokenizer))
     elif name == SMOLLM2:
         files = _described(ensure_smollm2().folder)
     elif is_path(name) and saved_kind(path) == "adapter":
         loaded = load_model(name, device="cpu")
         context = context_of(loaded.model.config)
-        files = ModelFiles(str(folder), True, loaded.tokenizer, context)
+        stops = configured_stops(loaded.model) | stop_token_ids(loaded.tokenizer)
+        files = ModelFiles(str(folder), True, loaded.tokenizer, context, stops)
     else:
         files = _described(path.resolve()) if is_path(name) else _described(hub_folder(name), name)
     if files.tokenizer.chat_template is None:
@@ -75,8 +95,19 @@ def model_files(name: str, folder: Path) -> ModelFiles:
 def _described(folder: Path, name: str | None = None) -> ModelFiles:
     """Describe a model that verl loads itself: from `folder`, or by its `name` on the hub."""
     check_model_files(folder)
-    context = context_of(load_config(folder))
-    return ModelFiles(name or str(folder), False, load_tokenizer(folder), context)
+    context, tokenizer = context_of(load_config(folder)), load_tokenizer(folder)
+    stops = stops_of_folder(folder) | stop_token_ids(tokenizer)
+    return ModelFiles(name or str(folder), False, tokenizer, context, stops)
+
+
+def stops_of_folder(folder: Path) -> frozenset[int]:
+    """Return the tokens that end an answer by the generation configuration of a saved model."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    known = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    listed = known if isinstance(known, list) else [known]
+    return frozenset(token_id for token_id in listed if isinstance(token_id, int))
 
 
 def write_model(name: str, files: ModelFiles) -> None:
@@ -115,6 +146,9 @@ class Prompts:
     longest: int
     """Length of the longest prompt, in tokens."""
     system: str | None
+    tasks: Sequence[str | None] | None = None
+    """For an agent: its tasks as JSON; None for a task that is its item."""
+    held_out_tasks: Sequence[str | None] | None = None
 
 
 def make_prompts(
@@ -142,6 +176,34 @@ def make_prompts(
     evaluated, longest_evaluated = ([], 0) if held_out is None else fitting(held_out)
     return Prompts(
         items=items, held_out=evaluated, longest=max(longest, longest_evaluated), system=system
+    )
+
+
+def make_agent_tasks(
+    config: VeRLConfig, files: ModelFiles, dataset: object, held_out: object
+) -> Prompts:
+    """Return the tasks of an agent; how long its prompts are shows only when it runs.
+
+    Raises:
+        DataError: a task cannot be written as JSON.
+        ConfigError: an answer leaves no room for a prompt.
+    """
+    tasks = as_tasks(dataset)
+    evaluated = None if held_out is None else as_tasks(held_out)
+    context = min(files.context, config.max_episode_tokens or files.context)
+    if config.max_response_length >= context:
+        raise ConfigError(
+            f"max_response_length={config.max_response_length} leaves no room for a prompt: an "
+            f"episode of {config.model} may have {context} tokens; lower it, or raise "
+            "max_episode_tokens"
+        )
+    return Prompts(
+        items=tasks.items,
+        held_out=[] if evaluated is None else evaluated.items,
+        longest=context - config.max_response_length,
+        system=None,
+        tasks=written_tasks(tasks.tasks),
+        held_out_tasks=None if evaluated is None else written_tasks(evaluated.tasks),
     )
 
 
@@ -183,6 +245,7 @@ class Inputs(NamedTuple):
     model: ModelFiles
     prompts: Prompts
     rewards: Sequence[Shipped]
+    agent: ShippedAgent | None
     plan: str
     """The plan as text, which is stored with the files."""
 
@@ -201,16 +264,45 @@ def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
     prompts = inputs.prompts
     with disk_errors(Path(inputs.model.path)):
         write_model(config.model, inputs.model)
-    write_rows(prompts.items, layout.train_file, system=prompts.system, tools_as_text=True)
+    write_rows(
+        prompts.items,
+        layout.train_file,
+        system=prompts.system,
+        tools_as_text=True,
+        tasks=prompts.tasks,
+    )
     if layout.validates:
         write_rows(
-            prompts.held_out, layout.held_out_file, system=prompts.system, tools_as_text=True
+            prompts.held_out,
+            layout.held_out_file,
+            system=prompts.system,
+            tools_as_text=True,
+            tasks=prompts.held_out_tasks,
         )
     files = {layout.reward_file.name: MODULE, SHIPMENT: _shipment(config, inputs.rewards)}
     files |= {str(each.file): each.source or "" for each in inputs.rewards if each.file}
+    if inputs.agent is not None:
+        files |= _agent_files(config, layout, inputs.model, inputs.agent)
     files["plan.txt"] = f"{inputs.plan}\n"
     for name, text in files.items():
         write_file(layout.folder / name, text.encode())
+
+
+def _agent_files(
+    config: VeRLConfig, layout: Layout, model: ModelFiles, agent: ShippedAgent
+) -> dict[str, str]:
+    """Return the files from which verl's workers make the agent, by name."""
+    shipment = AgentShipment(
+        agent=agent.described(),
+        settings={name: getattr(config, name) for name in SENT},
+        stop_token_ids=sorted(model.stops),
+        context_length=layout.longest_prompt + config.max_response_length,
+        workers=config.nodes * config.gpus_per_node,
+    )
+    loop = {"name": AGENT_LOOP, "_target_": LOOP, "shipment": str(layout.agent_file)}
+    files = {each.file: each.source or "" for each in agent.code if each.file}
+    files[layout.agent_file.name] = json.dumps(asdict(shipment), indent=2)
+    return files | {layout.loop_file.name: json.dumps([loop], indent=2)}  # JSON is YAML
 
 
 def _shipment(config: VeRLConfig, rewards: Sequence[Shipped]) -> str:

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from orbiter.train.verl.algorithms import ALGORITHMS, VeRLAlgorithm
+from orbiter.train.verl.cluster.inside.batches import METRIC
 
 NAMES: Mapping[str, str] = {
     "reward": "critic/score/mean",
@@ -87,6 +88,11 @@ def groups_of(dump: Path) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def episode_groups(dump: Path) -> list[dict[str, Any]]:
+    """Read a step's episodes as the sampler wrote them, one record per task."""
+    return [json.loads(line) for line in dump.read_bytes().splitlines()]
+
+
 class StepRow(NamedTuple):
     """The metrics and the timings of one step."""
 
@@ -102,8 +108,12 @@ def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> StepRow:
     if kl in numbers:
         named["kl"] = numbers[kl]
     named |= {k: v for k, v in numbers.items() if k.startswith("reward/")}
+    of_episodes = {k: v for k, v in numbers.items() if k.startswith(METRIC)}
+    if of_episodes:  # they count episodes; verl counts rows
+        named.pop("cut_off", None)
+        named |= {k.removeprefix(METRIC): v for k, v in of_episodes.items()}
     named |= _validated(numbers)
-    taken = {*NAMES.values(), *named}
+    taken = {*NAMES.values(), *named, *of_episodes}
     clock = {OWN + k: v for k, v in numbers.items() if k.startswith(CLOCK)}
     others = {OWN + k: v for k, v in numbers.items() if not k.startswith(CLOCK) and k not in taken}
     seconds = numbers.get("timing_s/step", 0.0)

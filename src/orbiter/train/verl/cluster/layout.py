@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from orbiter.train.verl.cluster.inside.shipment import AGENT
 from orbiter.train.verl.config import VeRLConfig
 
 
@@ -21,6 +22,8 @@ class Layout:
     """Length of the longest prompt, in tokens."""
     validates: bool
     """Whether there is held-out data."""
+    agent: bool = False
+    """Whether an agent's episodes are trained on, not single answers."""
     start: int = 0
     """Steps finished before this start."""
 
@@ -38,6 +41,16 @@ class Layout:
     def reward_file(self) -> Path:
         """The module with the rewards."""
         return self.folder / "rewards.py"
+
+    @property
+    def agent_file(self) -> Path:
+        """The agent, as the workers read it."""
+        return self.folder / AGENT
+
+    @property
+    def loop_file(self) -> Path:
+        """The list of agent loops that verl reads, with ours."""
+        return self.folder / "agent_loop.yaml"
 
     @property
     def checkpoints(self) -> Path:

@@ -29,6 +29,9 @@ CPUS_A_WORKER = 4
 FURTHER_CPUS = 12
 """Logical CPUs for the other Ray actors: trainer, storage, rewards, agent loops."""
 
+AGENT_LOOP = "orbiter_episode"
+"""The name under which verl knows our agent loop."""
+SAMPLER = "trainer.v1.sampler.custom_sampler"
 ROLL, REF, MODEL = (f"actor_rollout_ref.{part}" for part in ("rollout", "ref", "model"))
 
 
@@ -53,9 +56,32 @@ def make_overrides(config: VeRLConfig, layout: Layout) -> Overrides:
     if in_float32(config):
         parts.append(_float32(config))
     made: Overrides = {}
-    for part in [*parts, config.verl_overrides]:
+    for part in parts:
         made |= part
-    return made
+    if layout.agent:
+        made = _with_episodes(config, layout, made)
+    return made | dict(config.verl_overrides)
+
+
+def _with_episodes(config: VeRLConfig, layout: Layout, made: Overrides) -> Overrides:
+    """Return the overrides with those of an agent's episodes.
+
+    `inside/batches.py` gives the tokens their weights, so verl takes the mean over tokens; and it
+    makes RLOO's advantages from GRPO's, since verl's own RLOO would count rows as samples.
+    """
+    made = made | {
+        f"{ROLL}.agent.default_agent_loop": AGENT_LOOP,
+        f"{ROLL}.agent.agent_loop_config_path": layout.loop_file,
+        f"{ACTOR}.loss_agg_mode": "token-mean",
+        f"{SAMPLER}.path": "pkg://orbiter.train.verl.cluster.inside.episodes",
+        f"{SAMPLER}.name": "EpisodeBatches",
+        "+trainer.v1.sampler.sampler_kwargs.shipment": layout.agent_file,
+    }
+    if config.algorithm == "rloo":
+        made["algorithm.adv_estimator"] = "grpo"
+        made["algorithm.norm_adv_by_std_in_grpo"] = False
+    unused = ("trainer.rollout_data_dir", f"{ACTOR}.loss_scale_factor")
+    return {key: value for key, value in made.items() if key not in unused}
 
 
 def in_float32(config: VeRLConfig) -> bool:
@@ -72,6 +98,8 @@ def _declared(config: VeRLConfig) -> Overrides:
         if not isinstance(mapped, VerlKeys) or not mapped.written:
             continue
         if mapped.values is not None:
+            if value not in mapped.values:
+                continue  # computed elsewhere
             value = mapped.values[value]
         elif mapped.off is not None and not value:
             value = mapped.off
@@ -162,8 +190,8 @@ def _run(config: VeRLConfig, layout: Layout) -> Overrides:
         "trainer.project_name": "orbiter-train",
         "trainer.experiment_name": layout.folder.parent.name,
         "trainer.rollout_data_dir": layout.samples,
-        "trainer.v1.sampler.custom_sampler.path": "pkg://orbiter.train.verl.cluster.inside.sampler",
-        "trainer.v1.sampler.custom_sampler.name": "NamedRewards",
+        f"{SAMPLER}.path": "pkg://orbiter.train.verl.cluster.inside.sampler",
+        f"{SAMPLER}.name": "NamedRewards",
     }
 
 
@@ -185,8 +213,8 @@ def _float32(config: VeRLConfig) -> Overrides:
     if ALGORITHMS[config.algorithm].value_head:
         places.append("critic.fsdp")
     mixed = {
-        f"+{place}.mixed_precision.{kind}_dtype": "fp32"
-        for place in places
+        f"+{index}.mixed_precision.{kind}_dtype": "fp32"
+        for index in places
         for kind in ("param", "reduce")
     }
     return {**mixed, f"{ROLL}.dtype": "float32"}
@@ -211,7 +239,7 @@ def _cpu(config: VeRLConfig) -> Overrides:
     models = [MODEL] + (["critic.model"] if ALGORITHMS[config.algorithm].value_head else [])
     made: Overrides = {
         "trainer.device": "cpu",
-        f"{ROLL}.agent.num_workers": 1,
+        f"{ROLL}.agent.num_workers": config.nodes,
         "reward.num_workers": 1,
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
         "data.dataloader_num_workers": 0,

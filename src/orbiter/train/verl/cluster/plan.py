@@ -15,6 +15,7 @@ from typing import Any
 
 from orbiter.train.errors import ConfigError, MissingExtraError
 from orbiter.train.verl.algorithms import ALGORITHMS
+from orbiter.train.verl.cluster.agents import ShippedAgent
 from orbiter.train.verl.cluster.layout import Layout, steps_per_epoch
 from orbiter.train.verl.cluster.overrides import (
     as_arguments,
@@ -81,7 +82,12 @@ class Plan:
 
 
 async def make_plan(
-    config: VeRLConfig, layout: Layout, rewards: Sequence[Shipped], *, described: str
+    config: VeRLConfig,
+    layout: Layout,
+    rewards: Sequence[Shipped],
+    *,
+    agent: ShippedAgent | None = None,
+    described: str,
 ) -> Plan:
     """Make the plan of a run, and let verl compose and validate it.
 
@@ -92,15 +98,19 @@ async def make_plan(
         MissingExtraError: the interpreter does not have verl; says what to install.
     """
     overrides = make_overrides(config, layout)
-    environment = job_environment(config, layout, rewards)
+    environment = job_environment(config, layout, rewards, agent)
     asked = {k: described if v == layout.model else v for k, v in overrides.items()}
     request = {
         "overrides": as_arguments(asked),
         "tested": TESTED,
         "modules": sorted({each.module for each in rewards if each.file is None}),
+        "agent_modules": [] if agent is None else agent.modules,
+        "packages": {} if agent is None else dict(agent.packages),
     }
     answer = await _ask_verl(config, environment, request)
     refusals = [*_too_few(config, layout), *answer["refusals"], *_absent(rewards, answer)]
+    if agent is not None:
+        refusals += [*answer["agent"], *_unset(config)]
     if config.device != "cpu" and config.ray_address is None:
         refusals += _without_gpus(config, answer["devices"])
     if refusals:
@@ -109,7 +119,7 @@ async def make_plan(
     return Plan(
         overrides=overrides,
         composed={k: layout.model if v == described else v for k, v in answer["composed"].items()},
-        files=_files(layout, rewards),
+        files=_files(layout, rewards, agent),
         command=command,
         environment=environment,
         nodes=config.nodes,
@@ -118,7 +128,7 @@ async def make_plan(
         where=config.ray_address or "a local Ray",
         steps=config.epochs * steps_per_epoch(config, layout.prompts),
         verl=answer["version"],
-        notes=_notes(config, layout),
+        notes=[*_notes(config, layout), *answer["notes"]],
     )
 
 
@@ -128,10 +138,14 @@ def interpreter(config: VeRLConfig) -> str:
 
 
 def job_environment(
-    config: VeRLConfig, layout: Layout, rewards: Sequence[Shipped]
+    config: VeRLConfig,
+    layout: Layout,
+    rewards: Sequence[Shipped],
+    agent: ShippedAgent | None = None,
 ) -> dict[str, str]:
     """Return the variables that the job needs."""
     roots = dict.fromkeys(shipped.root for shipped in rewards if shipped.root is not None)
+    roots |= dict.fromkeys([] if agent is None else agent.roots)
     made = {
         "VERL_FILE_LOGGER_PATH": str(layout.metrics_file),
         "HYDRA_FULL_ERROR": "1",
@@ -147,11 +161,25 @@ def job_environment(
             "VERL_ENGINE_DEVICE": "cuda",
             "ORBITER_VERL_POLL_SECONDS": str(POLL_SECONDS),
             "OMP_NUM_THREADS": "1",
-            "RAY_memory_monitor_refresh_ms": "0",  # Ray would kill workers for others' memory use
+            # Ray would kill workers because of other processes' memory use
+            "RAY_memory_monitor_refresh_ms": "0",
             "RAY_prestart_worker_first_driver": "0",  # one worker per logical CPU, none needed
             "RAY_enable_worker_prestart": "0",
         }
     return made
+
+
+def named_variables(config: VeRLConfig) -> dict[str, str]:
+    """Return the variables of this process that the workers get too; in no file and no plan."""
+    return {name: os.environ[name] for name in config.environment_variables if name in os.environ}
+
+
+def _unset(config: VeRLConfig) -> list[str]:
+    return [
+        f"environment_variables names {name}, which is not set in this process"
+        for name in config.environment_variables
+        if name not in os.environ
+    ]
 
 
 async def _ask_verl(
@@ -160,7 +188,7 @@ async def _ask_verl(
     """Let the interpreter that has verl compose and check the overrides."""
     python = interpreter(config)
     try:
-        said = await ask(
+        finished = await ask(
             [python, "-m", "orbiter.train.verl.cluster.inside.check"],
             environment={**os.environ, **environment},
             stdin=json.dumps(request, default=str),
@@ -168,12 +196,12 @@ async def _ask_verl(
         )
     except OSError as error:
         raise ConfigError(f"verl_python={python!r} cannot be run: {error.strerror}") from error
-    if said.code:
-        lines = said.errors.strip().splitlines() or ["no reason given"]
+    if finished.code:
+        lines = finished.errors.strip().splitlines() or ["no reason given"]
         raise MissingExtraError(
             f"{python} cannot check a plan for verl ({lines[-1]}); run: {install_command(python)}"
         )
-    answer: dict[str, Any] = json.loads(said.output.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(finished.output.splitlines()[-1])
     if answer["version"] is None:
         raise MissingExtraError(
             f"verl is not installed for {python}; run: {install_command(python)}, or name the "
@@ -189,7 +217,7 @@ def _too_few(config: VeRLConfig, layout: Layout) -> list[str]:
         return []
     return [
         f"batch_size={config.batch_size} prompts per step, but there are only {layout.prompts}: "
-        "verl drops an incomplete batch, so nothing would be left; lower batch_size"
+        "verl drops an incomplete batch, so no batch would remain; lower batch_size"
     ]
 
 
@@ -211,7 +239,9 @@ def _without_gpus(config: VeRLConfig, devices: int) -> list[str]:
     ]
 
 
-def _files(layout: Layout, rewards: Sequence[Shipped]) -> dict[str, str]:
+def _files(
+    layout: Layout, rewards: Sequence[Shipped], agent: ShippedAgent | None
+) -> dict[str, str]:
     made = {layout.train_file: f"{layout.prompts} rows to train on"}
     if layout.validates:
         made[layout.held_out_file] = "rows to validate on"
@@ -221,6 +251,10 @@ def _files(layout: Layout, rewards: Sequence[Shipped]) -> dict[str, str]:
         for each in rewards
         if each.file is not None
     }
+    if agent is not None:
+        made[layout.agent_file] = "the agent and the settings of its episodes"
+        made[layout.loop_file] = "the agent loop that verl makes for each episode"
+        made |= {layout.folder / str(c.file): "source of the agent" for c in agent.code if c.file}
     made[layout.metrics_file] = "verl's metrics, one line per step"
     made[layout.samples] = "the samples of the last step"
     made[layout.checkpoints] = "verl's checkpoints"
@@ -244,6 +278,8 @@ def _notes(config: VeRLConfig, layout: Layout) -> list[str]:
         "a prompt that is too long loses its first tokens, the marker of its turn included": (
             config.on_long_prompt == "truncate-left"
         ),
+        "an episode that branches is several rows with its advantage and its weight: verl's row "
+        "counts are of rows, ours of episodes": layout.agent,
         "the trained model is written in bfloat16, as verl's merger does": in_float32(config),
     }
     applying = [note for note, applies in notes.items() if applies]

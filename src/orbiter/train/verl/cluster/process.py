@@ -128,8 +128,8 @@ def last_lines(log: Path) -> str:
     except OSError:
         return "(no output)"
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if not any(word in line for word in NOISE)]
-    return "\n".join(told[-LAST_LINES:]) or "(no output)"
+    useful = [line for line in lines if not any(word in line for word in NOISE)]
+    return "\n".join(useful[-LAST_LINES:]) or "(no output)"
 
 
 class Finished(NamedTuple):

@@ -26,19 +26,29 @@ from orbiter.train.errors import CallbackError, StorageError, TrainingError
 from orbiter.train.progress import Progress
 from orbiter.train.runlog import RunLog, read_run
 from orbiter.train.verl.algorithms import ALGORITHMS
+from orbiter.train.verl.cluster.agents import ShippedAgent, sendable_rewards, ship_agent
 from orbiter.train.verl.cluster.data import (
     Inputs,
     ModelFiles,
     describe_model,
+    make_agent_tasks,
     make_prompts,
     model_files,
     write_files,
 )
-from orbiter.train.verl.cluster.follow import OWN, Step, Tail, as_row, first_fault, groups_of
-from orbiter.train.verl.cluster.inside.reward import FAULTS
+from orbiter.train.verl.cluster.follow import (
+    OWN,
+    Step,
+    Tail,
+    as_row,
+    episode_groups,
+    first_fault,
+    groups_of,
+)
+from orbiter.train.verl.cluster.inside.shipment import FAULTS
 from orbiter.train.verl.cluster.layout import Layout
 from orbiter.train.verl.cluster.merge import last_checkpoint, merge
-from orbiter.train.verl.cluster.plan import Plan, interpreter, make_plan
+from orbiter.train.verl.cluster.plan import Plan, interpreter, make_plan, named_variables
 from orbiter.train.verl.cluster.process import Child, last_lines
 from orbiter.train.verl.cluster.rewards import Shipped, ship
 from orbiter.train.verl.config import VeRLConfig
@@ -133,7 +143,7 @@ class ClusterRun:
             "address": self.config.ray_address,
             "submission_id": f"orbiter-{uuid.uuid4().hex[:12]}",
             "command": shlex.join(["python", *command[1:]]),
-            "environment": dict(self.plan.environment),
+            "environment": {**self.plan.environment, **named_variables(self.config)},
         }
         return Child(
             [interpreter(self.config), "-m", "orbiter.train.verl.cluster.inside.submit"],
@@ -193,7 +203,8 @@ class ClusterRun:
         for number in range(max(self._sampled, self.layout.start) + 1, before):
             dump = self.layout.samples / f"{number}.jsonl"
             if dump.exists():
-                for group in groups_of(dump)[:GROUPS_KEPT]:
+                read = episode_groups if self.layout.agent else groups_of
+                for group in read(dump)[:GROUPS_KEPT]:
                     run_log.sample(number, group)
                 dump.unlink()
             self._sampled = number
@@ -205,13 +216,16 @@ class ClusterRun:
             TrainingError: for `max_flat_steps` steps all samples of a prompt got the same reward.
         """
         flat = ALGORITHMS[self.config.algorithm].is_flat(metrics)
+        if self.layout.agent:
+            flat = metrics.get("flat_groups") == 1
         self.flat_steps = self.flat_steps + 1 if flat else 0
         self.has_taught |= not flat
         if self.flat_steps >= self.config.max_flat_steps and not self.has_taught:
             raise TrainingError(
                 f"nothing can be learned: in all {self.flat_steps} steps so far every sample of a "
                 f"prompt got the same reward (most recently {metrics.get('reward', 0.0):.4g}). Use "
-                "a reward that tells better from worse, sample more (group_size, temperature), or "
+                "a reward that distinguishes better from worse answers, sample more (group_size, "
+                "temperature), or "
                 "start with easier prompts; max_flat_steps sets the number of such steps"
             )
 
@@ -223,6 +237,7 @@ class Prepared(NamedTuple):
     folder: Path
     model: ModelFiles
     rewards: list[Shipped]
+    agent: ShippedAgent | None
     start: int
 
     async def run(self, dataset: object, held_out: object, system: str | None) -> ClusterRun:
@@ -233,27 +248,35 @@ class Prepared(NamedTuple):
             DataError: a prompt is too long, and `on_long_prompt` is "error".
         """
         config = self.config
-        prompts = await work(make_prompts, config, self.model, dataset, held_out, system)
+        if self.agent is None:
+            prompts = await work(make_prompts, config, self.model, dataset, held_out, system)
+        else:
+            prompts = await work(make_agent_tasks, config, self.model, dataset, held_out)
         layout = Layout(
             folder=self.folder / FOLDER,
             model=self.model.path,
             prompts=len(prompts.items),
             longest_prompt=prompts.longest,
             validates=bool(prompts.held_out),
+            agent=self.agent is not None,
             start=self.start,
         )
         with TemporaryDirectory(prefix="orbiter-verl-") as folder:
             described = await work(describe_model, config.model, self.model, Path(folder))
-            plan = await make_plan(config, layout, self.rewards, described=described)
-        inputs = Inputs(self.model, prompts, self.rewards, str(plan))
+            plan = await make_plan(
+                config, layout, self.rewards, agent=self.agent, described=described
+            )
+        inputs = Inputs(self.model, prompts, self.rewards, self.agent, str(plan))
         return ClusterRun(config, layout, plan, inputs)
 
 
-def prepare(config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path) -> Prepared:
+def prepare(
+    config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path, agent: object = None
+) -> Prepared:
     """Collect everything that a run needs, without writing anything.
 
     Raises:
-        ConfigError: a reward cannot be sent to verl's workers.
+        ConfigError: a reward or the agent cannot be sent to verl's workers.
         StorageError: the model does not exist, or the folder already holds a run.
     """
     folder = place.absolute()
@@ -261,7 +284,8 @@ def prepare(config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path) -> P
         config,
         folder,
         model_files(config.model, folder / FOLDER / "model"),
-        ship(rewards),
+        ship(sendable_rewards(agent, rewards)),
+        None if agent is None else ship_agent(agent),
         start_of(config, folder),
     )
 

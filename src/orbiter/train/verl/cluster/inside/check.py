@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import Any
 
 from orbiter.train.errors import did_you_mean
@@ -31,6 +32,10 @@ class CheckAnswer:
     """Problems of the plan; empty if there is no problem."""
     composed: dict[str, Any] = field(default_factory=dict[str, Any])
     """verl's configuration with the overrides applied, by dotted key."""
+    agent: list[str] = field(default_factory=list[str])
+    """Why the agent cannot run here."""
+    notes: list[str] = field(default_factory=list[str])
+    """What differs here from the process that asks."""
     missing: dict[str, str] = field(default_factory=dict[str, str])
     """Requested modules that cannot be imported here, with the reason."""
 
@@ -48,6 +53,7 @@ def check(request: Mapping[str, Any]) -> CheckAnswer:
 
     answer.devices = torch.cuda.device_count()
     answer.missing = dict(_missing(request["modules"]))
+    _check_agent(answer, request.get("agent_modules", []), request.get("packages", {}))
     known = _leaves(_config(["actor_rollout_ref.rollout.name=vllm"]), inner=True)
     answer.refusals = list(_unknown_keys(request["overrides"], known))
     if not answer.refusals:
@@ -55,6 +61,30 @@ def check(request: Mapping[str, Any]) -> CheckAnswer:
     if answer.composed:
         answer.refusals += _no_numbers(answer.composed, known)
     return answer
+
+
+def _check_agent(
+    answer: CheckAnswer, modules: list[str], packages: Mapping[str, str | None]
+) -> None:
+    """Look for what an agent imports, and compare the versions with those of the asking process."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if absent:
+        answer.agent = [
+            f"the agent imports {', '.join(absent)}, which is not installed for {sys.executable}; "
+            "install it there and on every node"
+        ]
+        return
+    answer.agent = [
+        f"the agent's module {name} cannot be imported by {sys.executable} ({why})"
+        for name, why in _missing(modules)
+    ]
+    distributions = packages_distributions()
+    for name, wanted in packages.items():
+        versions = {version(each) for each in distributions.get(name, [])}
+        if wanted is not None and len(versions) == 1 and versions != {wanted}:
+            answer.notes.append(
+                f"the agent's {name} is {versions.pop()} in verl's interpreter and {wanted} here"
+            )
 
 
 def _missing(modules: list[str]) -> Iterator[tuple[str, str]]:
@@ -94,16 +124,16 @@ def _leaves(config: Any, prefix: str = "", *, inner: bool = False) -> dict[str, 
     """Return the values by dotted key; with `inner`, the sections too."""
     from omegaconf import DictConfig, OmegaConf
 
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name in config:
         value = OmegaConf.select(config, name, default=None, throw_on_missing=False)
         key = f"{prefix}{name}"
         if isinstance(value, DictConfig) and len(value):
-            found |= {key: None} if inner else {}
-            found |= _leaves(value, f"{key}.", inner=inner)
+            leaves |= {key: None} if inner else {}
+            leaves |= _leaves(value, f"{key}.", inner=inner)
         else:
-            found[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return found
+            leaves[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return leaves
 
 
 def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
@@ -122,8 +152,8 @@ def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
                 use_critic=need_critic(config),
             )
     except Exception as error:
-        said = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        answer.refusals = [f"verl refuses the configuration: {' '.join(said[:3])}"]
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        answer.refusals = [f"verl refuses the configuration: {' '.join(lines[:3])}"]
         return
     answer.composed = _leaves(config)
     answer.refusals = [*_unknown_names(config), *_uneven_sizes(config, critic=need_critic(config))]

@@ -8,23 +8,21 @@ continue training. This file needs neither verl nor Ray.
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import json
-import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orbiter.train.errors import CallbackError, TrainError
+from orbiter.train.errors import TrainError
 from orbiter.train.storage import write_file
 from orbiter.train.trajectory.codec import decode_item
-from orbiter.train.verl.reward import OnRewardError, RewardFn, RewardSpec, score
+from orbiter.train.verl.cluster.inside.shipment import FAULTS, REWARDS, spec_of
+from orbiter.train.verl.reward import OnRewardError, RewardSpec, score
 
-SHIPMENT, FAULTS = "rewards.json", "faults"
-"""The list of rewards, and the folder for faults, both next to the reward module."""
+SHIPMENT = REWARDS
+"""The list of rewards, next to the reward module."""
 PREFIX = "reward/"
 """Prefix of a reward's name, in the values returned to verl and in metrics."""
 
@@ -54,14 +52,14 @@ def load(module: str) -> ComputeScore:
     ) -> dict[str, float]:
         try:
             if not specs:
-                specs.extend(_spec(folder, each) for each in shipment.rewards)
+                specs.extend(spec_of(folder, each) for each in shipment.rewards)
             gate = gates.setdefault(
                 asyncio.get_running_loop(), asyncio.Semaphore(shipment.concurrency)
             )
             async with gate:
                 return await _score(shipment, specs, solution_str, extra_info)
         except TrainError as error:
-            _note(folder / FAULTS, error)
+            note_fault(folder / FAULTS, error)
             raise
 
     return compute_score
@@ -84,41 +82,6 @@ async def _score(
     return {"score": scores.total[0] or 0.0, **named, "reward_faults": float(scores.faults)}
 
 
-def _spec(folder: Path, shipped: Mapping[str, Any]) -> RewardSpec:
-    """Make a reward from its description in the JSON file.
-
-    Raises:
-        CallbackError: its function is not available in this process; says why.
-    """
-    where = shipped["module"]
-    try:
-        if shipped["file"]:
-            found: Any = _module_at(folder / shipped["file"])
-        else:
-            found = importlib.import_module(where)
-        for name in shipped["function"].split("."):
-            found = getattr(found, name)
-    except Exception as error:
-        raise CallbackError(
-            f"reward {shipped['name']!r}: {where}.{shipped['function']} cannot be loaded in verl's "
-            f"worker ({type(error).__name__}: {error}); its module, and what that imports, must be "
-            "installed in verl's interpreter, on every node"
-        ) from error
-    fn: RewardFn = found
-    return RewardSpec(shipped["name"], shipped["weight"], fn)
-
-
-def _module_at(path: Path) -> object:
-    name = f"orbiter_shipped_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _note(folder: Path, error: TrainError) -> None:
+def note_fault(folder: Path, error: TrainError) -> None:
     """Write the fault to the folder that the process that started the job reads."""
     write_file(folder / f"{uuid.uuid4().hex}.json", json.dumps({"fault": str(error)}).encode())
