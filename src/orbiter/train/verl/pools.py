@@ -83,7 +83,7 @@ def update_pools(
         config: The settings.
         position: Where the run is; its pools are changed.
         places: The task of each group.
-        totals: The rewards of the samples, those of a group adjacent; None where there is none.
+        totals: The rewards of the samples, those of a group adjacent; None for a sample without one.
     """
     if not config.has_pools:
         return
