@@ -64,6 +64,10 @@ class Position:
     """The best validation result so far."""
     watched: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Metrics of the first and of the latest steps, for the warnings of `verl/guard.py`."""
+    pools: dict[str, str] = field(default_factory=dict[str, str])
+    """The tasks that all samples solved or failed at last, by number; see `verl/pools.py`."""
+    cursor: int = 0
+    """Turns of tasks that have been given out, where there are pools."""
     warned: list[str] = field(default_factory=list[str])
     """The warnings that hold at present."""
     gold: list[list[Any]] = field(default_factory=list[list[Any]])

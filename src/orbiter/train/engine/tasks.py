@@ -79,7 +79,7 @@ class Tasks:
         Each epoch has a different shuffle; its last batch may be smaller.
         """
         epoch, place = divmod(step, self.steps_per_epoch(size))
-        return _shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
+        return shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
 
     def steps_per_epoch(self, size: int) -> int:
         """Return the number of batches of `size` that cover every task once."""
@@ -87,7 +87,7 @@ class Tasks:
 
 
 @functools.lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     """Return an epoch's order; cached, since every step of the epoch takes a part of it."""
     order = list(range(count))
     sub_random(seed, "order", epoch).shuffle(order)

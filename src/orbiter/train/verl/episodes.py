@@ -24,7 +24,7 @@ from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Position, Session
 from orbiter.train.engine.thread import work
 from orbiter.train.seeding import sub_random, sub_seed
 from orbiter.train.serve.live import LivePolicy, LiveStats
@@ -37,6 +37,7 @@ from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.journal import EpisodeJournal, open_journal
 from orbiter.train.verl.local import Source, note
 from orbiter.train.verl.play import Setting, episode_metrics, open_live, play
+from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import Scores, weights_of
 from orbiter.train.verl.samples import episode_records
 from orbiter.train.verl.tasks import AgentTasks
@@ -70,9 +71,9 @@ class Episodes(Source):
         before = self.live.stats
         journal = await open_journal(session, step)
         try:
-            first = self.tasks.order(step, config.batch_size, seed=config.seed)
-            drawn = await self._play(step, first, 0, journal)
-            chosen, extra = await self._without_flat(step, first, drawn, journal)
+            turn = choose(config, session.position, step, len(self.tasks))
+            drawn = await self._play(step, turn.places, 0, journal)
+            chosen, extra = await self._without_flat(session.position, step, drawn, journal)
         finally:
             if journal is not None:
                 journal.close()
@@ -84,7 +85,10 @@ class Episodes(Source):
             chosen.episodes,
             with_truncation(chosen.scores, chosen.episodes, config.on_truncation),
         )
+        session.position.cursor = turn.cursor
+        update_pools(config, session.position, drawn.places, drawn.scores.total)
         metrics = {
+            **pool_metrics(config, session.position, turn, len(self.tasks)),
             **reward_metrics(drawn.scores),
             **credited.credited.metrics,
             **episode_metrics(drawn.episodes),
@@ -120,7 +124,7 @@ class Episodes(Source):
         return Drawn(list(places), *played)
 
     async def _without_flat(
-        self, step: int, first: Sequence[int], drawn: Drawn, journal: EpisodeJournal | None
+        self, position: Position, step: int, drawn: Drawn, journal: EpisodeJournal | None
     ) -> tuple[Drawn, dict[str, float]]:
         """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
 
@@ -129,13 +133,13 @@ class Episodes(Source):
         their rewards differ would say nothing about the policy.
         """
         config = self.setting.config
-        chosen, extra = drawn, 0
+        chosen, extra, first = drawn, 0, drawn.places
         while extra < config.max_extra_groups:
             flat = flat_groups(chosen, config)
             count = min(len(flat), config.max_extra_groups - extra)
             if count == 0:
                 break
-            places = self._further(step, first, extra, count)
+            places = self._further(position, step, first, extra, count)
             more = await self._play(step, places, len(first) + extra, journal)
             extra += count
             useful = set(range(count)) - set(flat_groups(more, config))
@@ -143,10 +147,13 @@ class Episodes(Source):
                 chosen = chosen.replaced(old, more, new, config.group_size)
         return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
 
-    def _further(self, step: int, first: Sequence[int], done: int, count: int) -> list[int]:
-        """Return the next tasks that a step takes beyond its own."""
+    def _further(
+        self, position: Position, step: int, first: Sequence[int], done: int, count: int
+    ) -> list[int]:
+        """Return the next tasks that a step takes beyond its own; those in no pool come first."""
         others = sorted(set(range(len(self.tasks))) - set(first)) or sorted(set(first))
         sub_random(self.setting.config.seed, "extra groups", step).shuffle(others)
+        others.sort(key=lambda task: str(task) in position.pools)
         return [others[at % len(others)] for at in range(done, done + count)]
 
     @override

@@ -30,6 +30,8 @@ from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
 from orbiter.train.verl.guard import signs, watch
+from orbiter.train.verl.overlong import with_overlong_penalty
+from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import RewardSpec, Scores, weights_of
 from orbiter.train.verl.samples import as_records
 
@@ -56,8 +58,9 @@ class Prompts(Source):
 
     @override
     async def draw(self, session: Session, step: int) -> None:
-        config, tasks = self.config, self.tasks
-        chosen = tasks.select(tasks.order(step, config.batch_size, seed=config.seed))
+        config, tasks, position = self.config, self.tasks, session.position
+        turn = choose(config, position, step, len(tasks))
+        chosen = tasks.select(turn.places)
         rollouts = await work(
             sample,
             session.policy,
@@ -68,9 +71,14 @@ class Prompts(Source):
             seed=sub_seed(config.seed, "sample", step),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        credited = await work(credit, session.policy, config, rollouts, scores)
+        shaped = with_overlong_penalty(config, scores, rollouts)
+        credited = await work(credit, session.policy, config, rollouts, shaped.scores)
+        position.cursor = turn.cursor
+        update_pools(config, position, turn.places, scores.total)
+        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
         drawn = Drawn(chosen.items, rollouts, scores)
-        await work(_note_answers, session, drawn, credited, weights_of(self.rewards))
+        weights = weights_of(self.rewards)
+        await work(_note_answers, session, drawn, credited, extra, weights)
 
     @override
     async def refresh(self) -> None:
@@ -125,12 +133,17 @@ class Drawn(NamedTuple):
 
 
 def _note_answers(
-    session: Session, drawn: Drawn, credited: Credited, weights: Mapping[str, float]
+    session: Session,
+    drawn: Drawn,
+    credited: Credited,
+    extra: Mapping[str, float],
+    weights: Mapping[str, float],
 ) -> None:
     metrics = {
         **reward_metrics(drawn.scores),
         **credited.metrics,
         **length_metrics(drawn.rollouts),
+        **extra,
     }
     hints = signs(
         [rollout.text for rollout in drawn.rollouts],

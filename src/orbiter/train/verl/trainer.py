@@ -241,6 +241,11 @@ class VeRLTrainer(ModelTrainer):
                 "loss_aggregation='sequence' would count an episode once for each of its streams; "
                 "use 'episode', 'token' or 'constant'"
             )
+        if config.overlong_buffer:
+            raise ConfigError(
+                f"overlong_buffer={config.overlong_buffer} is for answers to prompts, and agent= "
+                "plays episodes; on_truncation handles those that ran into a limit"
+            )
         if config.backend == "verl" and getattr(config, "ratio", "token") == "sequence":
             raise ConfigError(
                 "ratio='sequence' with agent= on verl would count an episode once for each of its "
