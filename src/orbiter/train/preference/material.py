@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def about_held_out_data() -> Iterator[None]:
+    """Let a `DataError` from inside say that the held-out data caused it, and what to do."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            f"in the held-out data (eval_dataset, or [data] eval): {error}. Leave them out, or "
+            "give them attempts to compare as well"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
