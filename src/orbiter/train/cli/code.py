@@ -127,7 +127,11 @@ def _reward(name: str, setting: object, settings: Settings | None) -> RewardSpec
         raise ConfigError(
             f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}}, '
             f'{{model = "folder of a reward model"}} or {{judge = "rubric"}}, got {setting!r}'
-            + (did_you_mean(unknown[0], known) if unknown else "")
+            + (
+                did_you_mean(unknown[0], {*known, *(key for kind in KINDS for key in kind)})
+                if unknown
+                else ""
+            )
         )
     weight = entry.get("weight", 1.0)
     if "fn" in entry:
