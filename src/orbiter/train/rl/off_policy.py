@@ -31,6 +31,8 @@ def episode_log_ratio(
         episode: The episode that each row belongs to; an episode may have several rows.
         episodes: Number of episodes.
     """
+    # Masked before the sum: prompt tokens have log probability 0 in the record but not in the
+    # model.
     of_row = masked_sum(logprob.detach() - old_logprob, mask, dim=-1)
     return of_row.new_zeros(episodes).index_add_(0, episode, of_row)
 
@@ -44,6 +46,7 @@ def truncated_weight(log_ratio: Float[Tensor, "*axes"], *, limit: float) -> Floa
     """
     if not limit > 0:
         raise ConfigError(f"limit must be above 0, got {limit}")
+    # exp may overflow to infinity, which the clamp turns into the limit.
     return log_ratio.exp().clamp(max=limit)
 
 
@@ -55,6 +58,7 @@ def topr_weight(log_ratio: Float[Tensor, "E"], advantage: Float[Tensor, "E"]) ->
 
     Le Roux et al. 2025, eq. 6 with the bounds of section 3.2, https://arxiv.org/abs/2503.14286.
     """
+    # `where` is safe here: both branches are finite, so no NaN gradient hides in the other one.
     return torch.where(advantage < 0, log_ratio.exp().clamp(max=1.0), torch.ones_like(log_ratio))
 
 
@@ -79,4 +83,5 @@ def effective_sample_size(log_weight: Float[Tensor, "E"]) -> Float[Tensor, ""]:
     Kong 1992. It is E for equal weights and 1 if one episode has all the weight. Computed from
     logarithms, so no ratio is too large or too small.
     """
+    # logsumexp of doubled logarithms is the sum of squares.
     return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()

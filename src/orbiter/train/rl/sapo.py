@@ -34,9 +34,11 @@ def sapo_loss(
     """
     logprob, old_logprob = only(logprob, mask), only(old_logprob.detach(), mask)
     advantage = only(advantage.detach(), mask)
+    # No clip of the log ratio: the sigmoid saturates, so its gradient goes to 0 by itself.
     rho = (logprob - old_logprob).exp()
     positive, negative = rho.new_tensor(tau_positive), rho.new_tensor(tau_negative)
     tau = torch.where(advantage > 0, positive, negative)
+    # 4 / tau makes the slope 1 at rho = 1: the sigmoid's own slope there is tau / 4.
     per_token = -(4 / tau) * torch.sigmoid(tau * (rho - 1)) * advantage
     return PolicyLoss(
         aggregate(per_token, mask, aggregation=aggregation, max_length=max_length),

@@ -82,6 +82,7 @@ class EnvironmentAgent:
             CallbackError: the environment itself raised, or its reward is not a number.
             DataError: the task lacks a field that `reset` asks for.
         """
+        # Boundaries mark errors of the user's code as such.
         with boundary(f"making {self.kind.name}"):
             environment = await call(self.kind.make)
         try:
@@ -93,6 +94,7 @@ class EnvironmentAgent:
             await play.to_the_end(current_episode())
             return Played(
                 output=play.output,
+                # Read after the last action and before `close`.
                 reward=await self._reward(environment),
                 messages=tuple(messages),
                 environment=environment,
@@ -143,6 +145,7 @@ class _Play:
 
         The limits on turns and tokens are those of the session that answers.
         """
+        # Checked before each turn: a reset may already have ended the episode.
         while not self._done():
             reply = await self._ask(episode)
             if reply is None:
@@ -164,6 +167,7 @@ class _Play:
 
     def _done(self) -> bool:
         done = getattr(self._environment, "done", False)
+        # A method named done is a tool, not a flag.
         return bool(done) and not callable(done)
 
     async def _ask(self, episode: OpenEpisode) -> dict[str, Any] | None:
@@ -172,12 +176,15 @@ class _Play:
         if self._tools:
             request["tools"] = [tool.described() for tool in self._tools.values()]
         response = await episode.handle(
+            # Asked in process, through the same handler as over HTTP, so that the episode is
+            # recorded alike.
             "/v1/chat/completions", {}, json.dumps(request, default=str).encode()
         )
         body = json.loads(b"".join([chunk async for chunk in response.chunks]))
         if response.status == 200:
             return cast("dict[str, Any]", body["choices"][0]["message"])
         error = body.get("error") or {}
+        # A limit is the normal end of an episode that is too long, not an error.
         if response.status == 400 and error.get("code") in LIMITS:
             return None
         raise CallbackError(f"the policy refused the call: {error.get('message') or body}")
@@ -201,6 +208,7 @@ class _Play:
         )
 
     async def _result(self, name: str, arguments: str) -> str:
+        # The message lists the tools, so the model can correct itself.
         if name not in self._tools:
             known = ", ".join(self._tools) or "none"
             hint = did_you_mean(name, self._tools)

@@ -240,6 +240,8 @@ class Algorithm(ABC, Generic[C_contra]):
         Raises:
             ConfigError: names the settings and their values.
         """
+        # Checked before training, since the comparison would only fail in the first credit
+        # assignment.
         if config.group_size < self.least_group:
             raise ConfigError(
                 f"group_size={config.group_size}: {self.title} compares the samples of one prompt "
@@ -247,6 +249,7 @@ class Algorithm(ABC, Generic[C_contra]):
                 "PPO works with 1"
             )
         if config.kl_estimator == "k1" and not self.value_head:
+            # k1's gradient is grad log pi, whose expectation under pi is zero.
             raise ConfigError(
                 f"kl_estimator='k1' cannot be {self.title}'s loss term: its gradient is zero on "
                 "average; use 'k2' or 'k3'"
@@ -287,6 +290,7 @@ class Algorithm(ABC, Generic[C_contra]):
 
 def loss_settings(config: RewardConfig) -> dict[str, Any]:
     """Return the arguments of `PolicyObjective` that every algorithm takes from the config."""
+    # The assertion documents an order: `objective_of` has replaced "episode" by "token" before.
     assert config.loss_aggregation != "episode", "verl/episodes.py puts it into the advantages"
     return {
         "clip_range": config.clip_range,
