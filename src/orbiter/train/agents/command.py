@@ -121,7 +121,7 @@ class CommandAgent:
             stderr=errors,
             cwd=self.folder,
             env=self._environment(text, url),
-            # A process group of its own lets `_end` reach children that the command started.
+            # A separate process group lets `_end` reach children that the command started.
             start_new_session=sys.platform != "win32",
         )
         try:

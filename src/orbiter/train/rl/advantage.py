@@ -128,7 +128,7 @@ def whiten(
     """
     x = only(x, mask)
     centred = x - masked_mean(x, mask)
-    # eps is inside the root, where it also bounds the gradient for a variance near 0.
+    # eps is inside the root, as in verl.
     return only(centred * (masked_var(x, mask) + eps).rsqrt(), mask)
 
 
@@ -144,6 +144,5 @@ def explained_variance(
     """
     total = masked_var(return_, mask)
     unexplained = masked_var(return_ - value, mask)
-    # The clamp only avoids 0 / 0 in the branch that `where` discards, which would still warn as
-    # NaN in gradients.
+    # The clamp avoids 0 / 0 in the branch that `where` discards.
     return torch.where(total > 0, 1 - unexplained / total.clamp(min=1e-30), 0.0)

@@ -36,7 +36,7 @@ def kl_k2(
 
     As a loss it has the divergence's own gradient on average, as long as y is drawn from pi.
     """
-    # Its gradient is d * grad log pi, which equals that of the KL in expectation under pi.
+    # Its gradient is -d * grad log pi, which equals that of the KL in expectation under pi.
     return kl_k1(logprob, ref_logprob, mask).square() / 2
 
 

@@ -31,8 +31,7 @@ def episode_log_ratio(
         episode: The episode that each row belongs to; an episode may have several rows.
         episodes: Number of episodes.
     """
-    # Masked before the sum: prompt tokens have log probability 0 in the record but not in the
-    # model.
+    # Masked before the sum, since entries outside the mask may hold anything.
     of_row = masked_sum(logprob.detach() - old_logprob, mask, dim=-1)
     return of_row.new_zeros(episodes).index_add_(0, episode, of_row)
 
@@ -58,7 +57,6 @@ def topr_weight(log_ratio: Float[Tensor, "E"], advantage: Float[Tensor, "E"]) ->
 
     Le Roux et al. 2025, eq. 6 with the bounds of section 3.2, https://arxiv.org/abs/2503.14286.
     """
-    # `where` is safe here: both branches are finite, so no NaN gradient hides in the other one.
     return torch.where(advantage < 0, log_ratio.exp().clamp(max=1.0), torch.ones_like(log_ratio))
 
 

@@ -34,7 +34,6 @@ def sapo_loss(
     """
     logprob, old_logprob = only(logprob, mask), only(old_logprob.detach(), mask)
     advantage = only(advantage.detach(), mask)
-    # No clip of the log ratio: the sigmoid saturates, so its gradient goes to 0 by itself.
     rho = (logprob - old_logprob).exp()
     positive, negative = rho.new_tensor(tau_positive), rho.new_tensor(tau_negative)
     tau = torch.where(advantage > 0, positive, negative)

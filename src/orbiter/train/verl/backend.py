@@ -144,7 +144,6 @@ class LocalBackend(Backend):
         gold, config = self.gold, self.config
         if gold is None:
             return validate
-        # Imported here, since it is only needed with a gold reward.
         from orbiter.train.verl.gold import GoldWatch
 
         places = sorted(

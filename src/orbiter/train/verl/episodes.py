@@ -85,7 +85,7 @@ class Episodes(Source):
             setting.policy,
             config,
             chosen.episodes,
-            # Truncation is applied after the metrics' scores, so they show what the rewards gave.
+            # The metrics below use the scores before truncation.
             with_truncation(chosen.scores, chosen.episodes, config.on_truncation),
         )
         # The position changes only once the whole step has been played and credited.
@@ -142,7 +142,6 @@ class Episodes(Source):
         config = self.setting.config
         chosen, extra, first = drawn, 0, drawn.places
         while extra < config.max_extra_groups:
-            # Extra groups must be new tasks, so the step's own list is kept as it was.
             flat = flat_groups(chosen, config)
             count = min(len(flat), config.max_extra_groups - extra)
             if count == 0:
@@ -257,8 +256,6 @@ def credit_episodes(
         return CreditedEpisodes(Credited(None, {}, flat=True), [*empty], [*empty])
     flat = [stream for of_episode in streams for stream in of_episode]
     rows = Rows(
-        # The stream's prompt may contain earlier sampled turns; only tokens the mask marks are
-        # trained.
         [
             Rollout(
                 token_ids=stream.token_ids,

@@ -78,7 +78,7 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
         return f"{last[name]:.3g}, at first {first[name]:.3g}; {reward}"
 
     holding: dict[str, str] = {}
-    # 4 * 0.05: a policy that hardly called tools at the start cannot lose the habit.
+    # A policy that hardly called tools at the start cannot lose the habit.
     if "tool_calls" in last and last["tool_calls"] < first["tool_calls"] / 4 > 0.05:
         holding["lost_tool_use"] = (
             f"the policy hardly calls tools any more (an episode: {became('tool_calls')}). Make "

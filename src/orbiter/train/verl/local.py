@@ -114,7 +114,8 @@ async def fit(job: Job) -> None:
         # `next` runs the generator's body, which touches tensors, so it runs on the engine's
         # thread.
         while (minibatch := await work(next, updates, None)) is not None:
-            # Before the update: the checkpoint then holds the minibatch's position exactly.
+            # Inside a step too: the checkpoint has the samples, so a resumed run continues with
+            # this minibatch.
             if session.save_due:
                 await work(session.save)
             await work(session.take, minibatch, job.objective, temperature=config.temperature)

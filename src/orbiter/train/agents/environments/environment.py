@@ -67,7 +67,6 @@ def kind_of(environment: object) -> Kind:
     """
     if isinstance(environment, list | tuple):
         return _of_functions(environment)
-    # They have `reset` and would pass the checks below.
     _refuse_verifiers(environment)
     if isinstance(environment, type):
         return _of_class(environment)

@@ -75,7 +75,6 @@ class OpenEnvEpisode:
     def __init__(self, client: Foreign, action: type | None, show: Callable[[Any], str]) -> None:
         """Wrap a client that is not connected yet; created by `openenv`."""
         # a blocking client wraps this async one
-        # The async client is used directly, because the blocking one runs an event loop itself.
         self._client: Foreign = getattr(client, "_async", client)
         self._show = show
         self._action: Foreign = action or _action_of(type(self._client))
@@ -118,7 +117,6 @@ class OpenEnvEpisode:
                 "openenv(connect, EchoAction)"
             )
         schema = kind.model_json_schema()
-        # metadata is for the server's own bookkeeping, not for the policy.
         schema.get("properties", {}).pop("metadata", None)
         description = (inspect.getdoc(kind) or "").strip() or "Act in the environment."
 

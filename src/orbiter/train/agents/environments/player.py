@@ -176,15 +176,12 @@ class _Play:
         if self._tools:
             request["tools"] = [tool.described() for tool in self._tools.values()]
         response = await episode.handle(
-            # Asked in process, through the same handler as over HTTP, so that the episode is
-            # recorded alike.
             "/v1/chat/completions", {}, json.dumps(request, default=str).encode()
         )
         body = json.loads(b"".join([chunk async for chunk in response.chunks]))
         if response.status == 200:
             return cast("dict[str, Any]", body["choices"][0]["message"])
         error = body.get("error") or {}
-        # A limit is the normal end of an episode that is too long, not an error.
         if response.status == 400 and error.get("code") in LIMITS:
             return None
         raise CallbackError(f"the policy refused the call: {error.get('message') or body}")
@@ -208,7 +205,6 @@ class _Play:
         )
 
     async def _result(self, name: str, arguments: str) -> str:
-        # The message lists the tools, so the model can correct itself.
         if name not in self._tools:
             known = ", ".join(self._tools) or "none"
             hint = did_you_mean(name, self._tools)

@@ -57,7 +57,6 @@ def textarena_game(
     if game not in known:
         raise ConfigError(f"textarena has no game {game!r}{did_you_mean(game, known)}")
     others = dict(opponents or {})
-    # textarena numbers its players from 0 without gaps.
     if sorted([player, *others]) != list(range(len(others) + 1)):
         raise ConfigError(
             f"the players must be numbered from 0, got player={player} and opponents for "

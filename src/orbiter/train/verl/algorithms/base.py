@@ -249,7 +249,6 @@ class Algorithm(ABC, Generic[C_contra]):
                 "PPO works with 1"
             )
         if config.kl_estimator == "k1" and not self.value_head:
-            # k1's gradient is grad log pi, whose expectation under pi is zero.
             raise ConfigError(
                 f"kl_estimator='k1' cannot be {self.title}'s loss term: its gradient is zero on "
                 "average; use 'k2' or 'k3'"
