@@ -38,7 +38,6 @@ def check_contained(folder: str | os.PathLike[str], *, to_write: bool = False) -
     """
     try:
         with os.scandir(folder) as listed:
-            # The folder itself may be missing, which is no danger.
             opened = [e for e in listed if e.name in ENTERED or e.name.endswith(OPENED)]
     except FileNotFoundError:
         return

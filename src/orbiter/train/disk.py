@@ -33,7 +33,7 @@ def disk_errors(target: Path, *, needed: int | None = None) -> Iterator[None]:
 
 def is_disk_error(error: Exception, target: Path) -> bool:
     """Return whether the system refused to write `target`, a folder above it, or a file for it."""
-    # These are subclasses of OSError that have nothing to do with a disk.
+    # Connection errors and timeouts are OSErrors that have nothing to do with a disk.
     if isinstance(error, TrainError | ConnectionError | TimeoutError):
         return False
     if not isinstance(error, OSError):

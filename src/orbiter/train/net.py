@@ -38,7 +38,7 @@ def is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host.lower() == "localhost"
-    # ::ffff:127.0.0.1 reaches loopback too, but Python does not count it as such.
+    # ::ffff:127.0.0.1 reaches loopback too, but older versions of Python do not count it as such.
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
 

@@ -41,8 +41,6 @@ class ResumeJournal:
     """The only writer of a journal: replays what earlier processes wrote, then appends."""
 
     def __init__(self, path: str | os.PathLike[str], *, durability: Durability = "process") -> None:
-        # AppendLog takes the lock before it looks at the file, so nobody else changes it from
-        # here on.
         """Open or create the journal at `path`; an unfinished last line is moved aside.
 
         Raises:

@@ -126,7 +126,6 @@ def current_episode() -> OpenEpisode:
     Raises:
         StateError: no episode is in progress here.
     """
-    # Imported late, since this file is also read where nothing is captured.
     from orbiter.train.capture.in_process import ANSWERING
 
     answering = ANSWERING.get()

@@ -233,7 +233,6 @@ def _apply(record: Record, store: Store, entries: list[Stored]) -> None:
     for outcome in outcomes:
         if outcome.entry is not None:
             _add(outcome.entry, store, entries)
-    # After the outcomes were added, since they may refer to the waiting entries as their base.
     store.stop_waiting(outcome.number for outcome in outcomes)
 
 
@@ -262,7 +261,6 @@ def _refuse_foreign(path: Path) -> None:
 
 def _checked_records(path: Path, checksums: _Checksums) -> Iterator[bytes]:
     for number, line in enumerate(read_records(path), start=1):
-        # Eight digits and a space.
         record = line[9:]
         if number == 1:
             # The version decides how all checksums of the file are computed, that of the header

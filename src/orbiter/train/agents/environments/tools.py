@@ -73,7 +73,6 @@ def make_tool(fn: Callable[..., object], *, owner: str = "") -> Tool:
         )
     struct, by_name = _argument_type(fn, name, where)
 
-    # msgspec checks types, missing and unknown fields in one pass.
     async def run(arguments: str) -> str:
         checked = decode_arguments(arguments, struct, name)
         given = {

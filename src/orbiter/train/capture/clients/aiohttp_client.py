@@ -86,7 +86,6 @@ def _answered(
         if answerer is None or not is_answered(body):
             return await send(session, method, url, **kwargs)
         # An answer that is computed here may take longer than a provider's.
-        # The time limit would start now, but the answer waits for other episodes in the batch.
         kwargs["timeout"] = library.ClientTimeout(total=None)
         token = _PENDING.set(_Pending(answerer, body))
         try:
