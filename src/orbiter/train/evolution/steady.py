@@ -53,6 +53,7 @@ class _Stream(Generic[C]):
         self._ranks: list[tuple[float, int]] = []
         """Sort keys of the population; computing them from the members each time costs more."""
         self._evaluator, self._variation = Evaluator(state), Variation(state)
+        # Reversed, because workers pop from the end.
         self._waiting = list(reversed(initial))
         self._changed = asyncio.Event()
         self._own_select = state.strategy.selects()
@@ -60,6 +61,7 @@ class _Stream(Generic[C]):
         self._fruitless = 0
         self._closing = asyncio.Lock()  # two workers may end an epoch at once
         self._epoch_finished = 0
+        # A separate count: an epoch that failed as a whole has no best to continue with.
         self._epoch_failed = 0
 
     async def work(self) -> None:
@@ -69,6 +71,8 @@ class _Stream(Generic[C]):
             if not self._waiting and not self.population:
                 if not self._running:
                     return
+                # Set by a worker that has finished, which may have put a parent into the
+                # population.
                 await self._change()
                 continue
             self._running += 1
@@ -81,7 +85,9 @@ class _Stream(Generic[C]):
                 await self._evaluator.score_one(member)
             finally:
                 self._running -= 1
+                # Set after every candidate, so that waiting workers look again.
                 self._changed.set()
+            # Neither means that the budget did not allow the evaluation.
             if member.scores or member.error is not None:
                 await self._put(member)
 
@@ -96,12 +102,14 @@ class _Stream(Generic[C]):
         """End the run once a whole population of slots got no new child and no other is running."""
         self._fruitless += 1
         hopeless = self.state.config.mutation_rate == 0
+        # This worker still counts as running, hence 1.
         if self._running > 1:
             await self._change()
         elif hopeless or self._fruitless >= self.state.config.population_size:
             self.state.end(StopReason.STAGNANT)
 
     async def _change(self) -> None:
+        # Cleared before the wait; only this thread runs between the two.
         self._changed.clear()
         await self._changed.wait()
 
@@ -120,6 +128,7 @@ class _Stream(Generic[C]):
             if self._epoch_failed == self._epoch_finished and state.best is None:
                 raise TrainingError(
                     f"all {self._epoch_finished} evaluations of epoch {state.epoch} failed; the "
+                    # Reset before the await, since other workers finish evaluations meanwhile.
                     f"last: {member.error}"
                 )
             self._epoch_finished = self._epoch_failed = 0
@@ -129,12 +138,15 @@ class _Stream(Generic[C]):
             await self._end_epoch()
 
     def _insert(self, member: Member[C]) -> None:
+        # Negative scores sort the best first; the number keeps equal ones in the order of birth.
         rank = (-member.score, member.number)
         index = bisect.bisect(self._ranks, rank)
         self._ranks.insert(index, rank)
         self.population.insert(index, member)
         if not self._own_select:
             size = self.state.config.population_size
+            # The worst member leaves; with an own `select` the strategy decides at the end of the
+            # epoch.
             del self.population[size:], self._ranks[size:]
 
     def _rank(self, population: Iterable[Member[C]]) -> None:
@@ -148,6 +160,7 @@ class _Stream(Generic[C]):
             state.update_best(self.population)
             self._rank(self.population)
         if self._own_select:
+            # A copy: workers go on inserting while `select` runs.
             seen = list(self.population)
             kept = await survivors(state, seen)
             # Members that were inserted while `select` ran.

@@ -32,7 +32,7 @@ class Budget:
         # fsum: after many small costs the sum must not drift past the limit.
         # A loop, because another waiter may have taken the room in the meantime.
         while self.spent + math.fsum(self._reserved) + most > self.limit:
-            # Nothing in flight can be cheaper than reserved, so waiting would never end.
+            # Nothing in flight can free a part of its reservation, so waiting would never end.
             if not self._reserved:
                 raise BudgetError(
                     f"the next request may cost {most:.6g}, and {self.spent:.6g} of the budget of "

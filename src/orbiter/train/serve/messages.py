@@ -96,7 +96,7 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
 
 def error_body(refusal: Refusal) -> dict[str, object]:
     """Return the body of an error, in Anthropic's form."""
-    # Anthropic's clients decide by the type of the error whether to retry.
+    # Anthropic names a server's error api_error, whatever kind it has here.
     kind = "api_error" if refusal.status >= 500 else refusal.kind
     return {"type": "error", "error": {"type": kind, "message": refusal.message}}
 

@@ -81,7 +81,6 @@ class LoopThread:
 
     def close(self) -> None:
         """Stop the thread; unfinished work is dropped."""
-        # Callbacks that were submitted before still run; stop takes effect after them.
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

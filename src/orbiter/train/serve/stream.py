@@ -129,6 +129,6 @@ def _news(choice: Choice, sent: _Sent, request: ChatRequest) -> News | None:
             return None
         sent.characters = end
     tokens = choice.tokens[sent.tokens :]
-    # Tokens whose text is held back go into the next piece.
+    # Tokens drawn while text was held back go out with the next text.
     sent.tokens = len(choice.tokens)
     return News(choice, fresh, tokens, done)
