@@ -45,7 +45,6 @@ def krippendorff_alpha(
     counts = Counter(value for unit in rated for value in unit)
     place = _places(counts, level)
     if len(counts) < 2:
-        # Left out before the counts, because a lone value has no other to agree with.
         return None
     expected = _pair_distances(counts, place, level)
     # A unit counts by its number of values, not by its number of pairs.

@@ -151,7 +151,7 @@ def corrected_mean(
     weight = min(1.0, max(0.0, covariance / ((1 + n / more) * spread))) if spread > 0 else 0.0
     residuals = [y - weight * f for y, f in zip(known, scores, strict=True)]
     mean = weight * fmean(unlabelled) + fmean(residuals)
-    # With equal labels there is no range; their size stands in for it, or 1.
+    # With equal labels there is no range, so their size is used, or 1.
     reach = max(known) - min(known) or max(map(abs, known)) or 1.0
     # The two pseudo-residuals add 2 reach^2 to the sum of squares, and 2 to the count.
     squares = _variance(residuals) * (n - 1) + 2 * reach**2

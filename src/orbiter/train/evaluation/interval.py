@@ -121,7 +121,7 @@ def paired_difference(
     if outcomes is not None and len(first) > 1:
         return _paired_shares(first, second, outcomes, confidence)
     differences = [x - y for x, y in zip(first, second, strict=True)]
-    # Equal differences show no spread, and 0 and 1 are no shares here.
+    # mean_interval would take differences that are all 0 or all 1 for a share of passes.
     if min(differences) == max(differences) and len(differences) > 1:
         return Interval(differences[0], differences[0], differences[0], len(differences))
     return mean_interval(differences, confidence=confidence, seed=seed)

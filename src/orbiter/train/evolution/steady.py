@@ -61,7 +61,6 @@ class _Stream(Generic[C]):
         self._fruitless = 0
         self._closing = asyncio.Lock()  # two workers may end an epoch at once
         self._epoch_finished = 0
-        # A separate count: an epoch that failed as a whole has no best to continue with.
         self._epoch_failed = 0
 
     async def work(self) -> None:
@@ -109,7 +108,8 @@ class _Stream(Generic[C]):
             self.state.end(StopReason.STAGNANT)
 
     async def _change(self) -> None:
-        # Cleared before the wait; only this thread runs between the two.
+        # No other task runs between these two lines, since neither gives up control before the
+        # wait.
         self._changed.clear()
         await self._changed.wait()
 
@@ -128,7 +128,6 @@ class _Stream(Generic[C]):
             if self._epoch_failed == self._epoch_finished and state.best is None:
                 raise TrainingError(
                     f"all {self._epoch_finished} evaluations of epoch {state.epoch} failed; the "
-                    # Reset before the await, since other workers finish evaluations meanwhile.
                     f"last: {member.error}"
                 )
             self._epoch_finished = self._epoch_failed = 0

@@ -232,7 +232,6 @@ class Variation(Generic[C]):
                 # In the event loop's thread: a crossover is quick, and a thread would cost more.
                 crossed = await call_here(crossover, source, slot.parents[1].candidate)
             if crossed is None:
-                # These two cannot be crossed, so the first is mutated.
                 slot.parents, slot.origin = slot.parents[:1], "mutate"
             elif not strategy.mutates_crossed:
                 return crossed

@@ -51,7 +51,7 @@ class Row:
     choice: Choice
     noise: list[float]
     """The uniform random number for each token to come."""
-    # A row may fail once for another row's fault; twice at the same token is its own.
+    # A row may fail once because of another row; twice at the same token means it is the cause.
     recovered_at: int = -1
     """The number of its tokens when the model last failed; -1 if it never did."""
 

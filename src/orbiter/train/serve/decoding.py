@@ -121,7 +121,6 @@ class Slots:
 
     def new_tokens(self, prompt: Sequence[int]) -> int:
         """Count the tokens of a prompt that would have to be run; the last one always is."""
-        # The last token is run even if known, because its logits are needed.
         return max(1, len(prompt) - self._store.known(prompt))
 
     @torch.inference_mode()
@@ -176,7 +175,6 @@ class Slots:
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        # The set is for the test of membership; the order of `rows` gives the new places.
         """Move only the rows that change position; dropped rows' prefixes go to the store."""
         stay = set(rows)
         for row, tokens in enumerate(self._tokens):
@@ -214,7 +212,6 @@ class Slots:
             # Of prompts with a long common beginning one runs first, and the others find it in the
             # store in the next round.
             if end < len(token_ids) and self._store.limit > end:
-                # The prefix that they share must be new, and worth a round of its own.
                 if token_ids[:end] in begun:
                     later.append(token_ids)
                     continue
@@ -248,7 +245,6 @@ class Slots:
 
         def prefill(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._k[number], self._v[number]
-            # All layers write at the same positions, so the slots are filled layer by layer.
             keys[row, :, position], values[row, :, position] = k, v
             seen = (keys[slots, :, :longest], values[slots, :, :longest])
             return rectangle.pack(attend(rectangle.pad(q), *seen, bias))

@@ -167,7 +167,7 @@ class LivePolicy:
             target=self._loop.run_forever, name="orbiter-live", daemon=True
         )
         self._thread.start()
-        # The batcher lives on this loop alone; all its methods are called there.
+        # The batcher lives on this loop alone; its coroutines run there.
         await asyncio.wrap_future(self.submit(self._batcher.__aenter__()))
         return self
 
