@@ -277,7 +277,6 @@ def _answer(
         answer["thinking_blocks"] = parts.signed
     rest = {key: given[key] for key in given if key not in _TAKEN and key != reasoning_key}
     # An explicit null is an empty answer; a message without the field is a mistake in the file.
-    # A message with nothing in it is either an empty answer or a mistake.
     if answer["content"] is None and len(answer) == 2 and not rest.keys() - {"weight", "name"}:
         if "content" not in message and "value" not in message:
             raise DataError(f"{name} has neither content nor calls")

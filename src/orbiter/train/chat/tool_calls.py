@@ -64,7 +64,6 @@ def read_call(text: str) -> dict[str, Any]:
     Raises:
         DataError: the text is not a call in this form.
     """
-    # Both tags may be missing: a line may have been cut.
     inner = text.removeprefix(OPENING).removesuffix(CLOSING)
     try:
         value = json.loads(inner)
@@ -144,7 +143,6 @@ def input_of(call: Message) -> str:
     custom = call.get("custom")
     if isinstance(custom, Mapping):
         return str(custom.get("input") or "")
-    # Looked up in the order of how common the forms are.
     function = call.get("function")
     holder = function if isinstance(function, Mapping) else call
     return arguments_text(holder.get("arguments", holder.get("input")))
@@ -192,7 +190,7 @@ def _object_in(text: str) -> dict[str, Any] | None:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
-    # A dict would silently keep the last value, which the model did not write alone.
+    # A dict would silently keep only the last value.
     if len(value) != len(pairs):
         raise ValueError("a key is repeated")
     return value

@@ -115,7 +115,6 @@ class Transcript:
 
     def with_roles(self, messages: Sequence[Message], end: int) -> str:
         """Return the text of the first `end` messages, each with its role."""
-        # Each message is written once, however often the text is asked for.
         self._blocks += self.blocks(messages[len(self._blocks) : end])
         return "\n\n".join(self._blocks)
 

@@ -315,7 +315,6 @@ def _position_bias(swapped: Sequence[tuple[float | None, float | None]]) -> Posi
     # won more often if the first answer did better as it is than swapped.
     first = [float(a > b) for a, b in swapped if a is not None and b is not None and a != b]
     return PositionBias(
-        # A single value has no interval.
         len(swapped), mean_interval(changed), mean_interval(first) if len(first) > 1 else None
     )
 

@@ -100,7 +100,6 @@ class RemoteChatModel:
 
     @property
     def fingerprint(self) -> str:
-        # The address is left out: the same model behind another address gives the same answers.
         """Identifies what determines the answers: model and parameters, but not the address."""
         return repr((self.config.model, sorted(self.config.parameters.items())))
 
@@ -188,7 +187,6 @@ class RemoteChatModel:
         # Failures are counted per call; the gate counts them for the endpoint.
         waiting_since, failures = time.monotonic(), 0
         # Remember that this endpoint rejects schemas, so that later requests do not try again.
-        # The first request of a new endpoint tries the schema, even if others are under way.
         with_schema = schema if self._takes_schema else None
         while True:
             try:

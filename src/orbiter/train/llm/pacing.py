@@ -96,7 +96,7 @@ class Pacer:
                 self._paused_until = max(self._paused_until, now + retry_after)
             return
         since = self._burst_until
-        # Nothing was accepted since the last 429, so the pause doubles.
+        # If nothing was accepted since the last 429, the pause doubles.
         self._barren = 0 if self._count(since, now) else self._barren + 1
         pause = min(FIRST_PAUSE * 2**self._barren, LONGEST_PAUSE)
         pause = pause if retry_after is None else retry_after

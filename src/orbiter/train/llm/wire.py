@@ -267,7 +267,6 @@ class Wire:
         except (openai.APIConnectionError, httpx.HTTPError, httpx.StreamError) as error:
             cause = type(error.__cause__ or error).__name__
             raise RequestFailed(
-                # Without a connection nothing was sent, so nothing can be charged.
                 f"the connection failed ({cause})", "connection", maybe_paid=cause != "ConnectError"
             ) from None
         except openai.APIError as error:

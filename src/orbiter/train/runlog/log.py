@@ -72,7 +72,7 @@ class RunLog:
         described = None if config is None else plain(config, "config", self._secrets)
         check_contained(self.folder, to_write=True)
         with contextlib.ExitStack() as opened:
-            # The metrics' journal is opened first, since its lock stands for the whole folder.
+            # The metrics' journal is opened first, since its lock protects the whole folder.
             metrics = ResumeJournal(self.folder / METRICS_FILE, durability=durability)
             opened.callback(metrics.close)
             _settle(self.folder / RUN_FILE, described)  # while holding the lock of the log above

@@ -117,7 +117,6 @@ def message_in_openai_form(message: Json) -> list[Message]:
         b for b in blocks if b.get("type") not in ("tool_result", "tool_use", *_THOUGHTS)
     ]
     calls = _calls(blocks)
-    # A message of results only, which came before it.
     if not content_blocks and not calls:
         return results
     plain = all(block.get("type") == "text" for block in content_blocks)

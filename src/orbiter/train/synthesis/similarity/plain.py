@@ -32,6 +32,7 @@ class PlainIndex:
         """Compute which shingles are rare, from the indexed sets and the coming `sets`."""
         often = Counter(chain.from_iterable(chain(self._sets.values(), sets)))
         self._rank = {
+            # Rarest first; the number breaks ties, so the order is total.
             shingle: (count << 40) | number for number, (shingle, count) in enumerate(often.items())
         }
         indexed, self._sets, self._owners = self._sets, {}, {}
@@ -55,6 +56,7 @@ class PlainIndex:
             other = self._sets[number]
             total = len(shingles) + len(other)
             shared = len(shingles & other)
+            # The exact test in whole numbers; no rounding decides.
             if shared >= self.measure.least_shared(total):
                 yield Match(number, shared, total - shared)
 
@@ -64,6 +66,7 @@ class PlainIndex:
         return nsmallest(count, shingles, key=self._order)
 
     def _order(self, shingle: Shingle) -> int:
+        # A shingle that was never counted is rarer than all others.
         return self._rank.setdefault(shingle, len(self._rank))
 
 
@@ -94,6 +97,7 @@ class PlainEngine:
 
     def _prepare(self, texts: Mapping[int, str]) -> dict[int, frozenset[Shingle]]:
         sets = {number: self._measure.shingles(text) for number, text in texts.items()}
+        # Learned anew whenever the index has doubled, so the cost stays proportional.
         if len(self._index) + len(sets) > 2 * self._learnt:
             self._index.learn(sets.values())
             self._learnt = len(self._index) + len(sets)

@@ -120,7 +120,6 @@ class ClusterRun:
     def means(self) -> dict[str, float]:
         """Return the mean of every metric over the last epoch."""
         per_epoch = max(1, self.plan.steps // self.config.epochs)
-        # Epochs count from the step after the last one finished.
         begun = (self.steps_done - 1) // per_epoch * per_epoch
         rows = [row for row in self.history if row["step"] > begun]
         names = dict.fromkeys(name for row in rows for name in row)
@@ -199,7 +198,6 @@ class ClusterRun:
     def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
         """Write one step to the run's folder, the history and the progress bar."""
         row = as_row(step.data, self.config.algorithm)
-        # Metrics before times and samples: `steps_done` follows the metrics.
         run_log.write(step.number, row.metrics)
         run_log.time(step.number, row.clock)
         self._note_samples(run_log, step.number)
@@ -215,8 +213,6 @@ class ClusterRun:
                 read = episode_groups if self.layout.agent else groups_of
                 for group in read(dump)[:GROUPS_KEPT]:
                     run_log.sample(number, group)
-                # Removed once it is in the log, since verl's dumps repeat the prompts and grow
-                # large.
                 dump.unlink()
             self._sampled = number
 
@@ -321,5 +317,4 @@ def _earlier(folder: Path, start: int) -> list[dict[str, float]]:
     """Return the metrics of the steps that a resumed run does not repeat."""
     if not start:
         return []
-    # Steps after the checkpoint are repeated, so their records are left out.
     return [dict(row) for row in read_run(folder).metrics if row["step"] <= start]
