@@ -42,7 +42,7 @@ class Breaker:
         """Return the seconds that the next request must wait; 0 or less means it may go."""
         if not self.open:
             return 0.0
-        # While a probe is under way its outcome is checked often.
+        # While a probe is in progress its outcome is checked often.
         return PROBE_POLL if self._probing else self._retry_at - now
 
     def sent(self) -> bool:

@@ -156,7 +156,7 @@ def plain(value: AnyValue | None) -> Any:  # noqa: ANN401 - any JSON
     # Checked first, since most attributes are texts.
     if value is None or value.string_value is not None:
         return value and value.string_value
-    # Before the others: OTLP JSON writes 64-bit integers as text.
+    # OTLP JSON writes 64-bit integers as text, so this is an int or a text.
     if value.int_value is not None:
         return _whole(value.int_value)
     if value.array_value is not None:

@@ -233,7 +233,6 @@ def _parting(before: bytes, data: bytes) -> int:
     end = min(len(before), len(data))
     while size:
         while at + size <= end and before[at : at + size] == data[at : at + size]:
-            # Steps get smaller by four until the first differing byte is found.
             at += size
         size //= 4
     # Back to the beginning of the attribute that contains the difference.

@@ -32,7 +32,6 @@ class PlainIndex:
         """Compute which shingles are rare, from the indexed sets and the coming `sets`."""
         often = Counter(chain.from_iterable(chain(self._sets.values(), sets)))
         self._rank = {
-            # Rarest first; the number breaks ties, so the order is total.
             shingle: (count << 40) | number for number, (shingle, count) in enumerate(often.items())
         }
         indexed, self._sets, self._owners = self._sets, {}, {}

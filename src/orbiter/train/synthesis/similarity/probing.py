@@ -285,7 +285,7 @@ def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
 @inlined
 def _differing(left: np.uint64, right: np.uint64) -> int:
     bits = left ^ right
-    # Counts the set bits in parallel, as there is no instruction for it here.
+    # Counts the set bits in parallel, within ever wider fields.
     bits -= (bits >> _U(1)) & _U(0x5555555555555555)
     bits = (bits & _U(0x3333333333333333)) + ((bits >> _U(2)) & _U(0x3333333333333333))
     bits = (bits + (bits >> _U(4))) & _U(0x0F0F0F0F0F0F0F0F)
