@@ -93,6 +93,7 @@ class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
 
     @override
     def ray_resource_name(self) -> str:
+        # Ray schedules verl's workers by GPUs, so each counts as one logical GPU.
         return "GPU"
 
     @override
@@ -114,6 +115,7 @@ def _load_replica() -> type[Any]:
     return TransformersReplica
 
 
+# The patches below are only known to be right for these versions.
 if verl.__version__ not in TESTED:
     raise ImportError(untested(verl.__version__))
 platform_manager.set_platform(CPUPlatform())
