@@ -80,7 +80,6 @@ class Episode:
         self.calls = 0
         """Items captured, including those of nested episodes."""
         self._redactor = redactor or Redactor()
-        # Reentrant, because closing an exchange inside `leave` takes the lock again.
         self._lock = threading.RLock()
         self._step = first_step
         self._open: set[Exchange] = set()
@@ -116,7 +115,7 @@ class Episode:
         with self._lock:
             if not self._step:
                 raise DataError("there is no step to reward yet: no call was captured")
-            # First, so that what hooks reported is not lost when the item is replaced.
+            # First: a step that has its reward cannot be changed any more.
             self._join()
             return self.dataset.revise(
                 self.id, self._step - 1, lambda item: replace(item, reward=reward)

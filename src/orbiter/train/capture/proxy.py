@@ -71,7 +71,6 @@ def run_proxy(
         )
     with bind(host, port) as listener, TrajectoryDataset(path=path) as dataset:
         app = proxy_app(to, dataset, token=token, api_key=api_key, redact=redact)
-        # Before the application starts, so that early clients wait instead of failing.
         listener.listen(MOST_CONNECTIONS)  # clients may connect from here on, and wait
         if on_ready is not None:
             on_ready(http_address(host, listener.getsockname()[1]))

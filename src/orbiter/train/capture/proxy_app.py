@@ -244,7 +244,6 @@ class _Call(Response):
                 problem = _problem(502, mask_text(f"{self._model} did not answer: {why}"))
                 await problem(scope, receive, send)
         except StorageError as error:
-            # 507 means that there is no room, so the client does not retry at once.
             if not self._begun:
                 problem = _problem(507, f"the call could not be captured: {error}")
                 await problem(scope, receive, send)

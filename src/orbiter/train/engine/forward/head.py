@@ -87,7 +87,7 @@ class _TokenScores(torch.autograd.Function):
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Score chunk by chunk; keep the softmax if a gradient will be needed."""
-        # Cast once for all chunks; autograd casts the gradient of the weight back below.
+        # Cast once for all chunks; `backward` casts the weight's gradient back.
         narrow = weight.to(hidden.dtype)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         wanted = any(ctx.needs_input_grad[:2])

@@ -54,7 +54,6 @@ def _critic_attention() -> None:
             local_path,
             dtype=torch_dtype,
             config=model_config,
-            # verl passes "flash_attention_2" instead of what the configuration says.
             attn_implementation=model_config._attn_implementation,
             trust_remote_code=False,
         )

@@ -93,7 +93,6 @@ class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
 
     @override
     def ray_resource_name(self) -> str:
-        # Ray schedules verl's workers by GPUs, so each counts as one logical GPU.
         return "GPU"
 
     @override

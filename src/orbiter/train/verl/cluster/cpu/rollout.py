@@ -259,7 +259,6 @@ class WeightAdapter(BaseRollout):  # type: ignore[misc] # verl is untyped here
                 "the transformers rollout takes whole weights: model.lora.merge=True, "
                 f"got wire format {wire_format!r}"
             )
-        # Cloned, since verl reuses the memory of the gathered weights.
         state = {name: value.detach().to("cpu", torch.float32).clone() for name, value in weights}
         if self.leads:
             server = ray.get_actor(_name(self.replica_rank))
