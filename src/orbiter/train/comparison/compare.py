@@ -154,6 +154,7 @@ def _contestants(
 def _shuffled(items: Sequence[object], seed: int) -> list[object]:
     """Return the items in a random order, since files are often sorted by type."""
     tasks = list(items)
+    # Seeded, so that a second comparison sees the items in the same order.
     sub_random(seed, "compare").shuffle(tasks)
     return tasks
 
@@ -186,6 +187,7 @@ class _State:
         first, second = sides
         begun = 0
         for look, size in enumerate(self.plan.looks.sizes):
+            # Only the items that this look adds; answers of earlier looks are kept.
             part = self.tasks[begun:size]
             done[0].extend(await first.outcomes(part))
             if len(self.plan.looks.sizes) == 1:
@@ -213,6 +215,7 @@ class _State:
         of_a: list[Outcome], of_b: list[Outcome],
     ) -> Comparison:  # fmt: skip
         looks = self.plan.looks
+        # The tail that the plan gives this look, so that looking early is not free.
         tail = looks.tails[look]
         values = {name: _paired(of_a, of_b, name) for name in _names(of_a, of_b)}
         differences = {
@@ -223,6 +226,7 @@ class _State:
         if TOTAL not in differences:
             raise DataError("no item has a reward from both models: every pair lacks one of them")
         sides = [_side(each, done, looks.confidence) for each, done in ((a, of_a), (b, of_b))]
+        # Failed items leave the pairs, so failing on hard ones could look like progress.
         more_failed = sides[1].failed > sides[0].failed
         return Comparison(
             a=sides[0],
@@ -247,6 +251,7 @@ class _State:
         if self.plan.by is None:
             return []
         every = slices_of(self.tasks, self.plan.by)
+        # Bonferroni: among many slices, one differs by chance.
         tail = self.plan.looks.corrected(len(every))[look]
         parts = []
         for value, indices in every.items():
@@ -306,5 +311,6 @@ def _side(contestant: Contestant, outcomes: Sequence[Outcome], confidence: float
 def _detectable(looks: Looks, pairs: Sequence[tuple[float, float]]) -> float | None:
     if len(pairs) < ENOUGH_FOR_SPREAD:
         return None
+    # pstdev with Bessel's correction, for a sample.
     spread = pstdev([y - x for x, y in pairs]) * math.sqrt(len(pairs) / (len(pairs) - 1))
     return detectable_difference(looks, spread) if spread else None

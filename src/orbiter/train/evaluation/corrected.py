@@ -78,6 +78,7 @@ def corrected_rate(
             f"a corrected rate needs labels of both kinds, got {confusion.right} right and "
             f"{confusion.wrong} wrong answers; label some of the missing kind"
         )
+    # One pseudo-count for each outcome of the labels, and z^2 / 2 for the judged share.
     n_right, n_wrong, n_judged = confusion.right + 2, confusion.wrong + 2, n + z * z
     sensitivity = (confusion.true_pass + 1) / n_right
     specificity = (confusion.true_fail + 1) / n_wrong
@@ -89,12 +90,14 @@ def corrected_rate(
     if power <= z * math.sqrt(var_right + var_wrong):
         return Interval(_within(0.5 if power <= 0 else (judged + specificity - 1) / power), 0, 1, n)
     rate = (judged + specificity - 1) / power
+    # Lang and Reiczigel's shift of the centre, which the skew of the quotient needs.
     shift = 2 * z * z * (rate * var_right - (1 - rate) * var_wrong)
     spread = math.sqrt(
         judged * (1 - judged) / n_judged + rate**2 * var_right + (1 - rate) ** 2 * var_wrong
     )
     low, high = rate + shift - z * spread / power, rate + shift + z * spread / power
     plain = _plain_rate(passed / n, confusion)
+    # The estimate is the plain one, moved into the interval if the shift left it outside.
     estimate = min(max(_within(plain), _within(low)), _within(high))
     return Interval(estimate, _within(low), _within(high), n)
 
@@ -144,10 +147,13 @@ def corrected_mean(
         (y - mean_label) * (f - mean_score) for y, f in zip(known, scores, strict=True)
     ) / (n - 1)
     spread = _variance([*scores, *unlabelled])
+    # PPI++'s optimal weight: the regression of labels on scores, shrunk by n / N.
     weight = min(1.0, max(0.0, covariance / ((1 + n / more) * spread))) if spread > 0 else 0.0
     residuals = [y - weight * f for y, f in zip(known, scores, strict=True)]
     mean = weight * fmean(unlabelled) + fmean(residuals)
+    # With equal labels there is no range, so their size is used, or 1.
     reach = max(known) - min(known) or max(map(abs, known)) or 1.0
+    # The two pseudo-residuals add 2 reach^2 to the sum of squares, and 2 to the count.
     squares = _variance(residuals) * (n - 1) + 2 * reach**2
     error = math.sqrt(weight**2 * _variance(unlabelled) / more + squares / (n + 1) / n)
     half = student_quantile((1 + confidence) / 2, n - 1) * error

@@ -73,6 +73,7 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95, seed: in
         ConfigError: `confidence` is outside (0, 1).
     """
     _check_confidence(confidence)
+    # Sorted, so that the result does not depend on the order of the values.
     ordered = sorted(finite_values(values))
     n = len(ordered)
     if n == 1:
@@ -89,6 +90,7 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95, seed: in
     )
     return Interval(
         math.ldexp(mean, exponent),
+        # Rounding may put an end on the wrong side of the mean.
         math.ldexp(min(low, mean), exponent),
         math.ldexp(max(high, mean), exponent),
         n,
@@ -119,6 +121,7 @@ def paired_difference(
     if outcomes is not None and len(first) > 1:
         return _paired_shares(first, second, outcomes, confidence)
     differences = [x - y for x, y in zip(first, second, strict=True)]
+    # mean_interval would take differences that are all 0 or all 1 for a share of passes.
     if min(differences) == max(differences) and len(differences) > 1:
         return Interval(differences[0], differences[0], differences[0], len(differences))
     return mean_interval(differences, confidence=confidence, seed=seed)
@@ -159,6 +162,7 @@ def _ends_of_two_values(ordered: list[float], confidence: float) -> Ends:
     least, greatest = ordered[0], ordered[-1]
     share = exact_share(ordered.count(greatest), len(ordered), confidence)
     width = greatest - least
+    # Rounding must not leave the range of the values.
     return Ends(max(least, least + width * share.low), min(greatest, least + width * share.high))
 
 
@@ -192,6 +196,7 @@ def _ends(ordered: list[float], confidence: float, seed: int) -> Ends:
     n, tail = len(ordered), (1 - confidence) / 2
     if n >= LARGE:
         mean, half = values.mean(), -_normal().inv_cdf(tail) * values.std(ddof=1) / math.sqrt(n)
+        # A mean cannot lie outside the values.
         return Ends(float(max(mean - half, ordered[0])), float(min(mean + half, ordered[-1])))
     expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * student_quantile(1 - tail, n - 1))
     low, high = np.quantile(_resampled_means(values, seed), [expanded, 1 - expanded])
@@ -205,6 +210,7 @@ def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float
     n = len(values)
     rows = max(1, _CHUNK // n)
     means = [
+        # In chunks, so that memory does not grow with the number of resamples.
         values[generator.integers(0, n, (min(rows, RESAMPLES - start), n))].mean(axis=1)
         for start in range(0, RESAMPLES, rows)
     ]

@@ -68,6 +68,7 @@ class Looks:
         """Return the tails that hold for several comparisons at once (Bonferroni)."""
         most = self.sizes[-1]
         shares = tuple(size / most for size in self.sizes)
+        # Both sides together may err with 1 - confidence, hence the 2.
         return _tails(shares, (1 - self.confidence) / 2 / comparisons)
 
 
@@ -99,6 +100,7 @@ def interval_at(a: Iterable[float], b: Iterable[float], *, tail: float, seed: in
         DataError: `a` and `b` differ in length, are empty, or contain a value that is not finite.
     """
     first, second = finite_values(a, "a"), finite_values(b, "b")
+    # Unequal lengths are refused by paired_difference below.
     differences = [x - y for x, y in zip(first, second, strict=False)]
     if (
         tail * RESAMPLES >= RESOLVED
@@ -127,6 +129,7 @@ def _tails(shares: tuple[float, ...], alpha: float) -> tuple[float, ...]:
 
 def spent(share: float, alpha: float) -> float:
     """Return the error rate of one side that may be spent when `share` of the data is seen."""
+    # 2 - 2 Phi(x) = erfc(x / sqrt(2)).
     return math.erfc(normal_quantile(1 - alpha / 2) / math.sqrt(2 * share))
 
 
@@ -147,9 +150,12 @@ def boundaries(shares: Sequence[float], alpha: float) -> list[float]:
     before = already = 0.0
     limits = []
     for share in shares:
+        # Brownian motion: increments are normal, with the share of new data as their variance.
         step = math.sqrt(share - before)
+        # The error rate that this look adds to what earlier looks have spent.
         wanted = spent(share, alpha) - already
         low, high = -REACH * math.sqrt(share), REACH * 2 * math.sqrt(share)
+        # Bisection; 60 halvings reach the precision of a float.
         for _ in range(60):
             middle = (low + high) / 2
             beyond = sum(
@@ -157,8 +163,10 @@ def boundaries(shares: Sequence[float], alpha: float) -> list[float]:
                 for place, weight in zip(places.tolist(), weights.tolist(), strict=True)
             )
             low, high = (middle, high) if beyond > wanted else (low, middle)
+        # Back to a z value: the sum divided by its standard deviation.
         limits.append(high / math.sqrt(share))
         new = np.linspace(-REACH * math.sqrt(share), high, GRID + 1)
+        # Only paths that have not crossed a boundary yet continue to the next look.
         density = np.exp(-0.5 * ((new[:, None] - places[None, :]) / step) ** 2)
         density = density @ weights / (step * math.sqrt(2 * math.pi))
         places, weights = new, density * _simpson(GRID + 1) * (new[1] - new[0])

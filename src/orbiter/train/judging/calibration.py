@@ -220,6 +220,7 @@ async def _of_answers(
 ) -> Calibration:
     groups: dict[str, list[Judgement]] = {}
     for place, label in enumerate(labels):
+        # A group judge needs the answers of a task together; any other judge rates each alone.
         groups.setdefault(label.task if judge.relative else str(place), []).append(label)
     if judge.relative and not any(len(group) > 1 for group in groups.values()):
         raise DataError(
@@ -231,6 +232,7 @@ async def _of_answers(
         return await judge.rule_on([Attempt(label.task, label.answers[0]) for label in group])
 
     rulings = await map_bounded(list(groups.values()), ask, concurrency=concurrency)
+    # In the order of the groups, as the rulings are.
     ordered = [label for group in groups.values() for label in group]
     flat = [ruling for group in rulings for ruling in group]
     pairs = [
@@ -242,6 +244,7 @@ async def _of_answers(
         raise DataError(f"the judge gave no readable verdict on any label: {flat[0].reason}")
     values, scores = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     is_rating = labels[0].kind == "rating"
+    # The score must reach the threshold, as in `rate`.
     passed = [float(score >= threshold) for score in scores]
     verdicts = list(zip(values, passed, strict=True))
     units = list(zip(values, scores, strict=True)) if is_rating else verdicts
@@ -260,6 +263,7 @@ async def _of_answers(
 
 def _confusion(verdicts: Sequence[tuple[float, float]]) -> Confusion:
     """Return the counts of (label, verdict)."""
+    # The order of Confusion's fields: the label first, then the verdict.
     return Confusion(*(verdicts.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))))
 
 
@@ -269,12 +273,14 @@ async def _of_pairs(
     async def ask(label: Judgement) -> list[float | None]:
         attempts = [Attempt(label.task, answer) for answer in label.answers]
         if isinstance(judge, GroupJudge):
+            # Both orders, so that a preference for a side can be seen.
             asked = [await judge.compare(attempts, orders=[order]) for order in ([0, 1], [1, 0])]
         else:
             asked = [await judge.rule_on(attempts)]
         return [_winner(*rulings) for rulings in asked]
 
     answers = await map_bounded(labels, ask, concurrency=concurrency)
+    # A pair counts only if both orders gave a verdict.
     readable = [(label, a) for label, a in zip(labels, answers, strict=True) if None not in a]
     if not readable:
         raise DataError("the judge gave no readable verdict on any pair")

@@ -95,10 +95,13 @@ class GroupJudge(BaseJudge):
             BudgetError: a limit of the judge's calls was reached.
         """
         shown = shown_once(attempts)
+        # Equal texts get equal scores, so they are shown once.
         distinct = list(dict.fromkeys(shown.rest))
         if len(distinct) < 2:
             cause = "alone" if len(attempts) < 2 else "identical"
             return [Ruling(None, "there is nothing to compare", cause=cause)] * len(attempts)
+        # The order is drawn from the contents, so the same group gets the same order after a
+        # restart.
         chosen = self._orders(shown, len(distinct)) if orders is None else orders
         votes = await map_bounded(
             list(enumerate(chosen)),
@@ -111,6 +114,7 @@ class GroupJudge(BaseJudge):
         orders = []
         for vote in range(self.votes):
             order = list(range(count))
+            # Sorted, so that the order of arrival of the attempts does not matter.
             sub_random(self.seed, "order", shown.shared, *sorted(shown.rest), vote).shuffle(order)
             orders.append(order)
         return orders
@@ -120,12 +124,14 @@ class GroupJudge(BaseJudge):
     ) -> _Vote:
         texts = [distinct[at] for at in order]
         asked: list[Message] = [{"role": "user", "content": self._question(shared, texts)}]
+        # Each vote has its own cache entry, or all votes would be the same answer.
         model = sample_of(self._calls, index)
         try:
             answer = await ask_for(model, asked, _scores_of(len(texts)), reasks=RETRIES)
         except UnfitAnswersError as error:
             return _Vote(None, (), str(error), error.cost)
         scores = [getattr(answer.value, _field(place)) for place in range(len(texts))]
+        # Back from the order shown to the order of the attempts.
         by_attempt = tuple(scores[order.index(at)] for at in range(len(texts)))
         places = tuple(order.index(at) / (len(texts) - 1) for at in range(len(texts)))
         return _Vote(by_attempt, places, answer.value.reason, answer.cost)
@@ -185,6 +191,7 @@ def _rest(attempt: Attempt, shared: int) -> str:
 
 def _ruling(votes: Sequence[_Vote], at: int, size: int) -> Ruling:
     usable = [vote for vote in votes if vote.scores is not None]
+    # The cost of a vote is divided among the attempts it scored.
     cost = sum(vote.cost for vote in votes) / size
     if not usable:
         reason = f"the judge gave no usable scores: {votes[0].reason}"

@@ -81,6 +81,7 @@ class LocalBackend(Backend):
         groups = plan.steps * min(config.batch_size, plan.items)
         calls = groups * sum(judge.calls_for(config.group_size) for judge in judges.values())
         limits = [judge.max_cost for judge in judges.values()]
+        # One judge without a limit makes the total unknown.
         cost = None if None in limits else math.fsum(limit for limit in limits if limit is not None)
         return replace(plan, judge_calls=calls, judge_max_cost=cost)
 
@@ -146,11 +147,15 @@ class LocalBackend(Backend):
         from orbiter.train.verl.gold import GoldWatch
 
         places = sorted(
+            # Drawn from the seed, so that every measurement and every resumed run uses the same
+            # slice.
             sub_random(config.seed, "gold").sample(
                 range(len(tasks)), min(len(tasks), config.gold_tasks)
             )
         )
         chosen = tasks.select(places)
+        # A relative reward compares samples, so it needs a whole group; others are measured
+        # greedily.
         samples = config.group_size if any(reward.relative for reward in self.rewards) else 0
         scorers = [*self.rewards, replace(gold, weight=0.0)]  # measured, but not in the total
         watch = GoldWatch(
@@ -181,6 +186,8 @@ class LocalBackend(Backend):
         opening = self._opening(policy, tasks, config.epochs * per_epoch)
         session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
         session.also_timed = partial(usage, judges_of(self._scorers))
+        # A relative reward has no meaning for a single greedy answer, so validation leaves it
+        # out.
         absolute = [reward for reward in self.rewards if not reward.relative]
 
         async def measure() -> Mapping[str, float]:
@@ -195,6 +202,8 @@ class LocalBackend(Backend):
             return attempts_of(chosen.items, outputs, judged.scores)
 
         validate = trainer.validation(session, measure, lambda result: result["reward"])
+        # Entered in this order: the judges' files are closed before the session, which saves
+        # last.
         async with (
             trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress,
             self._judging(),
@@ -255,6 +264,7 @@ class LocalBackend(Backend):
                 validate=self._watched(session, validate, held_out, measure_gold),
             )
             await fit(job)
+            # Only after the loop, when the last checkpoint is known to cover these steps.
             remove_covered(session)
         return trainer.results()
 
@@ -269,6 +279,8 @@ class LocalBackend(Backend):
             policy,
             prompts=at_once,
             n=config.group_size,
+            # Prompts and answers of an episode grow into one sequence, so all of it counts as
+            # sampled.
             prompt_tokens=1,
             new_tokens=min(config.max_episode_tokens or context, context) - 1,
             micro_batch_tokens=config.micro_batch_tokens,

@@ -54,6 +54,7 @@ async def playing(setting: Setting, tasks: AgentTasks) -> AsyncIterator[Episodes
 
 def objective_of(config: VeRLConfig) -> PolicyObjective:
     """Return the objective of an update: a mean over tokens, with the weights of `_weighted`."""
+    # One mean over tokens in the loss; the weights already contain every other aggregation.
     return ALGORITHMS[config.algorithm].objective(replace(config, loss_aggregation="token"))
 
 
@@ -68,6 +69,7 @@ class Episodes(Source):
     @override
     async def draw(self, session: Session, step: int) -> None:
         setting, config = self.setting, self.setting.config
+        # Taken as a difference, since the counters run for as long as the server lives.
         before = self.live.stats
         journal = await open_journal(session, step)
         try:
@@ -83,8 +85,10 @@ class Episodes(Source):
             setting.policy,
             config,
             chosen.episodes,
+            # The metrics below use the scores before truncation.
             with_truncation(chosen.scores, chosen.episodes, config.on_truncation),
         )
+        # The position changes only once the whole step has been played and credited.
         session.position.cursor = turn.cursor
         update_pools(config, session.position, drawn.places, drawn.scores.total)
         metrics = {
@@ -114,12 +118,15 @@ class Episodes(Source):
         config = self.setting.config
         seeds = [
             [
+                # The seed names step, group and attempt, so a journal's episode can be
+                # recognised.
                 sub_seed(config.seed, "episode", step, offset + index, attempt)
                 for attempt in range(config.group_size)
             ]
             for index in range(len(places))
         ]
         tasks = self.tasks.select(places)
+        # `offset` keeps extra groups apart from the step's own in the journal.
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
         return Drawn(list(places), *played)
 
@@ -151,6 +158,7 @@ class Episodes(Source):
         self, position: Position, step: int, first: Sequence[int], done: int, count: int
     ) -> list[int]:
         """Return the next tasks that a step takes beyond its own; those in no pool come first."""
+        # A data set smaller than a step has no others, so its tasks are played again.
         others = sorted(set(range(len(self.tasks))) - set(first)) or sorted(set(first))
         sub_random(self.setting.config.seed, "extra groups", step).shuffle(others)
         others.sort(key=lambda task: str(task) in position.pools)
@@ -204,6 +212,7 @@ def flat_groups(drawn: Drawn, config: VeRLConfig) -> list[int]:
     scores = with_truncation(drawn.scores, drawn.episodes, config.on_truncation)
     size = config.group_size
     groups = [scores.total[at : at + size] for at in range(0, len(scores.total), size)]
+    # Fewer than two rewards leave nothing to compare.
     return [i for i, group in enumerate(groups) if len({t for t in group if t is not None}) < 2]
 
 
@@ -240,6 +249,7 @@ def credit_episodes(
     """Give every token that the policy sampled in the episodes its advantage."""
     reward, valid = grouped(scores.total, config.group_size)
     kept = valid.flatten().nonzero()[:, 0].tolist()
+    # Episodes without a reward are left out here, so the rows hold only the others.
     streams = [episodes[i].streams for i in kept]
     if not any(streams):
         empty = [None] * len(episodes)
@@ -276,6 +286,7 @@ def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Tu
     valid = torch.zeros(len(episodes), longest, dtype=torch.bool)
     state = torch.zeros(len(episodes), longest, dtype=torch.long)
     states: dict[tuple[int, ...], int] = {}
+    # Rows of all kept episodes, in the order in which `credit_episodes` flattens the streams.
     of_token: list[list[int]] = []
     for i, (episode, total) in enumerate(zip(episodes, scores.total, strict=True)):
         if total is None or not episode.turns:
@@ -287,6 +298,7 @@ def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Tu
         for k, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
             reward[i, k] += given
         # The total includes the step rewards, which must not count twice.
+        # fsum, so that step rewards that sum to the total leave exactly 0.
         reward[i, len(episode.turns) - 1] += total - math.fsum(episode.step_rewards)
         of_token += [
             [t if trains else -1 for t, trains in zip(stream.turn, stream.mask, strict=True)]
@@ -314,6 +326,7 @@ def _recorded(
     means: list[float | None] = [None] * len(episodes)
     by_turn: list[list[float] | None] = [None] * len(episodes)
     for i, turns_sums in zip(kept, sums, strict=True):
+        # Rounded for the log only; the batch keeps the exact advantages.
         by_turn[i] = [round(total / max(1, count), 6) for total, count in turns_sums]
         # The mean over tokens, not over turns: a long turn counts more, as it does in the loss.
         tokens = sum(count for _, count in turns_sums)
@@ -332,12 +345,14 @@ def _weighted(
     aggregation, advantage = config.loss_aggregation, batch.advantage
     if aggregation not in ("episode", "constant") or advantage is None:
         return advantage
+    # The divisor of "constant" must not depend on the batch.
     longest = config.max_episode_tokens or config.max_turns * config.max_response_length
     shares = token_weights([episodes[i].streams for i in kept], aggregation, max_tokens=longest)
     trained = int(batch.mask.sum())
     weight = torch.zeros(advantage.shape, dtype=advantage.dtype)
     for row, of_row in enumerate(share for of_episode in shares for share in of_episode):
         weight[row, : len(of_row)] = torch.tensor(of_row, dtype=advantage.dtype)
+    # The loss divides by the number of trained tokens, so that factor is multiplied back in.
     return advantage * (weight.to(advantage.device) * trained)
 
 

@@ -48,8 +48,10 @@ def watch(position: Position, row: Mapping[str, float], weights: Mapping[str, fl
         if name in WATCHED or name.startswith(WATCHED_KINDS)
     }
     for name, value in signed.items():
+        # Kept in the position, so that a resumed run compares with the same first steps.
         values = position.watched.setdefault(name, [])
         values.append(value)
+        # Keeps the first WINDOW values and the latest ones; the slice between them is removed.
         del values[WINDOW:-WINDOW]
     holding = warnings(position.watched)
     for name, message in holding.items():
@@ -64,6 +66,7 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
     Args:
         watched: The first and the latest values of each metric, `WINDOW` of each at most.
     """
+    # Only once the first and the latest steps do not overlap.
     full = {name: values for name, values in watched.items() if len(values) >= 2 * WINDOW}
     first = {name: fmean(values[:WINDOW]) for name, values in full.items()}
     last = {name: fmean(values[-WINDOW:]) for name, values in full.items()}
@@ -75,6 +78,7 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
         return f"{last[name]:.3g}, at first {first[name]:.3g}; {reward}"
 
     holding: dict[str, str] = {}
+    # A policy that hardly called tools at the start cannot lose the habit.
     if "tool_calls" in last and last["tool_calls"] < first["tool_calls"] / 4 > 0.05:
         holding["lost_tool_use"] = (
             f"the policy hardly calls tools any more (an episode: {became('tool_calls')}). Make "
@@ -100,6 +104,7 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
             f"outputs have become very long (sampled tokens: {became('length')}). Lower "
             "max_response_length or max_episode_tokens, and penalise truncation (on_truncation)"
         )
+    # A task set that was flat from the start is another problem, with its own message.
     if "flat_groups" in last and last["flat_groups"] > 0.9 > first["flat_groups"]:
         holding["flat_groups"] = (
             f"in almost every group all samples got the same reward ({reward}), so there is "
@@ -147,6 +152,7 @@ def _gaming(
                 )
     for name in (name for name in last if name.startswith("order_effect/")):
         effect = fmean(values[name])
+        # Four standard errors, and at least 0.3, so that chance over many steps raises no alarm.
         if abs(effect) > max(0.3, 4 * stdev(values[name]) / math.sqrt(len(values[name]))):
             holding[name] = (
                 f"the scores of judge {name.removeprefix('order_effect/')!r} follow the order in "
@@ -158,6 +164,7 @@ def _gaming(
 
 def _moved(values: Sequence[float]) -> bool:
     """Return whether the first and the latest values differ by more than their scatter explains."""
+    # stdev, not pstdev: with five values the difference matters.
     early, late = values[:WINDOW], values[-WINDOW:]
     scatter = math.sqrt((stdev(early) ** 2 + stdev(late) ** 2) / WINDOW)
     return abs(fmean(late) - fmean(early)) > 4 * scatter
@@ -179,6 +186,7 @@ def signs(
     """
     share = [sum(not (c.isalnum() or c.isspace()) for c in o) / max(1, len(o)) for o in outputs]
     kept = [i for i, total in enumerate(totals) if total is not None]
+    # Skipped samples have no reward to correlate with.
     measured = {MARKUP: fmean(share[i] for i in kept)} if kept else {}
     for name, values in ((LENGTH_EFFECT, lengths), (MARKUP_EFFECT, share)):
         effect = correlation_within(
@@ -209,9 +217,11 @@ def _bad_calls(episode: Episode) -> int:
     for turn in episode.turns:
         calls = turn.reply.get("tool_calls") or ()
         offered = {name_of(tool) for tool in turn.tools or ()}
+        # The template's mark without a parsed call means that the model tried to call and failed.
         bad += not calls and OPENING in str(turn.reply.get("content") or "")
         for call in calls:
             name, arguments = name_of(call), _arguments(call)
+            # A repeated call with equal arguments is a loop in most environments.
             again = (name, arguments or "") in made
             bad += name not in offered or arguments is None or again
             made.add((name, arguments or ""))

@@ -46,6 +46,7 @@ def choose(config: VeRLConfig, position: Position, step: int, count: int) -> Tur
     size = min(config.batch_size, count)
     if not config.has_pools:
         epoch, place = divmod(step, -(-count // config.batch_size))
+        # The same shuffle that `Tasks.order` uses, so runs with and without pools start alike.
         order = shuffled(count, config.seed, epoch)
         first = place * config.batch_size
         return Turn(order[first : first + config.batch_size], 0, 0)
@@ -53,6 +54,7 @@ def choose(config: VeRLConfig, position: Position, step: int, count: int) -> Tur
     chosen: dict[int, None] = {}
     waiting: dict[int, None] = {}
     cursor = position.cursor
+    # At most one whole epoch beyond the step, so that rates of 0 cannot loop for ever.
     while len(chosen) < size and cursor - position.cursor < count + size:
         epoch, place = divmod(cursor, count)
         task = shuffled(count, config.seed, epoch)[place]
@@ -88,6 +90,7 @@ def update_pools(
     if not config.has_pools:
         return
     size = config.group_size
+    # The groups come in the order of `places`.
     for number, task in enumerate(places):
         known = [t for t in totals[number * size : (number + 1) * size] if t is not None]
         if len(known) < 2:

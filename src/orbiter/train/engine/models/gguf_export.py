@@ -99,6 +99,8 @@ def export_loaded(
             f"{', '.join(FAMILIES)}; llama.cpp's convert_hf_to_gguf.py has further architectures"
         )
     architecture = FAMILIES[kind]
+    # The tokens that end a turn may be named by the configuration, the tokenizer, or only the
+    # template.
     stops = stop_token_ids(tokenizer) | configured_stops(model)
     metadata: dict[str, Value] = {
         "general.architecture": architecture,
@@ -119,6 +121,7 @@ def _sizes(config: Any, architecture: str) -> dict[str, Value]:  # noqa: ANN401 
             "sliding-window attention cannot be written as GGUF for this architecture"
         )
     heads = config.num_attention_heads
+    # llama.cpp cannot derive a head size that differs from hidden_size / heads.
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     sizes: dict[str, Value] = {
         "vocab_size": config.vocab_size,
@@ -149,6 +152,7 @@ def _rope(config: Any) -> dict[str, Value]:  # noqa: ANN401 - transformers'
     if kind == "linear":
         return {**base, "rope.scaling.type": kind, "rope.scaling.factor": float(rope["factor"])}
     known = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
+    # Further YaRN parameters would be dropped silently and change every position.
     further = sorted(k for k, v in rope.items() if k not in known and v not in (None, 1.0, True))
     if kind == "yarn" and not further:
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -193,6 +197,7 @@ def llama3_factors(rope: Mapping[str, Any], head: int) -> list[float]:
     factor, length = float(rope["factor"]), float(rope["original_max_position_embeddings"])
     factors = []
     for pair in range(0, head, 2):
+        # Wavelength of this pair in tokens, as in transformers' _compute_llama3_parameters.
         wave = 2 * math.pi * float(rope["rope_theta"]) ** (pair / head)
         if wave < length / high:
             factors.append(1.0)
@@ -214,6 +219,7 @@ def _tensors(model: Any, architecture: str, matrix: QuantType) -> Iterator[Tenso
     }
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and tied:
+            # llama.cpp takes the embedding as the head if the file has no output.weight.
             continue
         theirs, part = _name(name)
         permuted = heads.get(part) if architecture == "llama" else None
@@ -221,6 +227,7 @@ def _tensors(model: Any, architecture: str, matrix: QuantType) -> Iterator[Tenso
         if kind == "Q8_0" and weight.shape[-1] % BLOCK:
             kind = "F16"  # its rows are no whole number of blocks
 
+        # Bound as defaults: a closure would see the loop's last values, since it is called later.
         def make(
             weight: torch.Tensor = weight,
             permuted: int | None = permuted,
@@ -258,6 +265,7 @@ def _numbers(
     numbers: NDArray[np.float32] = weight.detach().float().cpu().numpy()
     # Also the scale of a block of Q8_0 is a 16-bit number.
     largest = float(np.abs(numbers).max(initial=0.0))
+    # 65504 is the largest finite float16; a block of Q8_0 stores its largest value / 127.
     limit = {"F32": math.inf, "F16": 65504.0, "Q8_0": 65504.0 * 127}[kind]
     if not largest <= limit or math.isinf(largest):
         raise TrainingError(f"{name} holds {largest}, which cannot be written as {kind}")

@@ -72,6 +72,7 @@ class Tensor:
         for axis in self.shape:
             count *= axis
         layout = _LAYOUTS[self.kind]
+        # A tensor whose last axis is no whole number of blocks is never given this kind.
         return count // layout.numbers * layout.size
 
 
@@ -97,6 +98,8 @@ def write_gguf(
 
 def _write_tensor(file: IO[bytes], tensor: Tensor) -> None:
     content = encoded(tensor.make(), tensor.kind)
+    # The offsets in the header were computed from `bytes`, so a difference would shift all
+    # tensors.
     assert len(content) == tensor.bytes, tensor.name
     file.write(content)
     file.write(bytes(_padded(len(content)) - len(content)))
@@ -116,6 +119,7 @@ def _q8_0(numbers: NDArray[np.float32]) -> bytes:
     blocks = numbers.astype(np.float32).reshape(-1, BLOCK)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     with np.errstate(divide="ignore"):
+        # A block of zeros has the scale 0; its quotients are 0, not NaN.
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
     scaled = blocks * inverse
     # Halves are rounded away from zero, as C's roundf does.
@@ -131,6 +135,7 @@ def _head(metadata: Mapping[str, Value], tensors: Sequence[Tensor]) -> bytes:
         parts += [_text(name), _value(value)]
     offset = 0
     for tensor in tensors:
+        # GGUF lists the axes from the fastest to the slowest, the reverse of NumPy.
         axes = tensor.shape[::-1]
         parts += [_text(tensor.name), struct.pack(f"<I{len(axes)}Q", len(axes), *axes)]
         parts.append(struct.pack("<IQ", _LAYOUTS[tensor.kind].code, offset))
@@ -140,6 +145,7 @@ def _head(metadata: Mapping[str, Value], tensors: Sequence[Tensor]) -> bytes:
 
 
 def _value(value: Value) -> bytes:
+    # First, because a bool is also an int in Python.
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):

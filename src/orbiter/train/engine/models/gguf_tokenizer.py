@@ -49,12 +49,14 @@ def tokenizer_metadata(
         )
     spec = json.loads(core.to_str())
     model = spec["model"]
+    # Byte fallback marks SentencePiece's BPE, whose merges have other rules.
     if model["type"] != "BPE" or model.get("byte_fallback") or not _is_byte_level(spec):
         kind = "SentencePiece BPE" if model.get("byte_fallback") else model["type"]
         raise ConfigError(
             f"a {kind} tokenizer cannot be written as GGUF, only byte-level BPE as in Llama 3, "
             "SmolLM and Qwen; llama.cpp's convert_hf_to_gguf.py has further kinds"
         )
+    # Older tokenizer.json files hold a merge as one string, newer ones as a pair.
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     metadata: dict[str, Value] = {
         "tokenizer.ggml.model": "gpt2",
@@ -76,6 +78,7 @@ def pre_tokenizer_name(spec: Mapping[str, Any]) -> str:
         ConfigError: it has none that is known here.
     """
     normalizer = spec.get("normalizer")
+    # NFC leaves ordinary text as it is; other normalisers change what the model reads.
     if normalizer is not None and normalizer.get("type") != "NFC":
         raise ConfigError(
             f"the tokenizer's normaliser {normalizer.get('type')} cannot be written as GGUF: "
@@ -91,6 +94,7 @@ def pre_tokenizer_name(spec: Mapping[str, Any]) -> str:
         pattern = steps[0]["pattern"].get("Regex")
         if pattern in PATTERNS and steps[0]["behavior"] == "Isolated":
             return PATTERNS[pattern]
+    # A wrong name would load without an error and split text differently from training.
     raise ConfigError(
         f"the tokenizer splits text by {' and '.join(kinds) or 'nothing'} in a way that has no "
         f"name in GGUF here; known are {', '.join(KNOWN)}"
@@ -111,6 +115,7 @@ def _steps(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _tokens(spec: Mapping[str, Any], vocabulary: int) -> dict[str, Value]:
+    # The embedding may have more rows than the vocabulary, rounded up for the hardware.
     tokens = [f"[PAD{place}]" for place in range(vocabulary)]
     kinds = [UNUSED] * vocabulary
     for text, place in spec["model"]["vocab"].items():
@@ -144,6 +149,7 @@ def _special(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> dict[
         metadata["tokenizer.ggml.eos_token_id"] = further.pop(0)
     if further:  # one more token that ends a turn; llama.cpp knows others by their text
         metadata["tokenizer.ggml.eot_token_id"] = further[0]
+    # Find out by trying whether texts begin with bos: the setting has other names in each class.
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a")["input_ids"]
     metadata["tokenizer.ggml.add_bos_token"] = ids[: len(ids) - len(plain)] == [
