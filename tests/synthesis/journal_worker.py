@@ -6,10 +6,8 @@ python journal_worker.py RUN_DIR ASKED_FILE
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import sys
-from pathlib import Path
 
 from typing_extensions import override
 
@@ -26,7 +24,7 @@ from orbiter.train.trajectory import TrajectoryItem
 class Noted(DataSynthesiser):
     """Writes down what it is asked for before it answers."""
 
-    def __init__(self, asked: io.RawIOBase) -> None:
+    def __init__(self, asked: int) -> None:
         self.asked = asked
 
     @property
@@ -40,7 +38,7 @@ class Noted(DataSynthesiser):
         self, count: int, *, context: SynthesisContext | None = None
     ) -> list[TrajectoryItem]:
         assert context is not None
-        self.asked.write(f"batch {context.offset}\n".encode())
+        os.write(self.asked, f"batch {context.offset}\n".encode())
         rng = context.rng
         await asyncio.sleep(0.008 * rng.random())
         made = []
@@ -55,18 +53,19 @@ class Noted(DataSynthesiser):
 
 async def run(run_dir: str, asked_file: str) -> SynthesisResult:
     """Make 600 items, noting every ask."""
-    # The scorer refers to an object and not to a file's number: a whole number counts as a setting,
-    # and another one in a resumed run would have everything scored again.
-    with Path(asked_file).open("ab", buffering=0) as asked:  # noqa: ASYNC230 - never blocks
+    asked = os.open(asked_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-        async def scorer(item: TrajectoryItem) -> float:
-            asked.write(f"score {item.metadata['n']}\n".encode())
-            await asyncio.sleep(0.004)
-            return len(item.state) % 7 / 7
+    async def scorer(item: TrajectoryItem) -> float:
+        os.write(asked, f"score {item.metadata['n']}\n".encode())
+        await asyncio.sleep(0.004)
+        return len(item.state) % 7 / 7
 
-        config = SynthesisConfig(target_size=600, min_score=0.4, batch_size=8, concurrency=4)
-        pipeline = SynthesisPipeline(config, scorer=scorer, run_dir=run_dir).add_step(Noted(asked))
+    config = SynthesisConfig(target_size=600, min_score=0.4, batch_size=8, concurrency=4)
+    pipeline = SynthesisPipeline(config, scorer=scorer, run_dir=run_dir).add_step(Noted(asked))
+    try:
         return await pipeline.run([TrajectoryItem("a seed", "an answer")])
+    finally:
+        os.close(asked)
 
 
 if __name__ == "__main__":
