@@ -2,7 +2,7 @@
 
     python examples/19_judge.py
 
-A scripted endpoint stands in for the judge model: it likes long answers, a little too much. Give
+A scripted endpoint replaces the judge model: it likes long answers a little too much. Give
 `base_url` your own endpoint, and `calibrate` labels that `orbiter-train label` has written. Prints
 what the judge gets wrong, what the run cost, and whether the alarm went off.
 """

@@ -25,7 +25,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.llm.budget import Budget
 from orbiter.train.llm.cache import Request, ResponseCache, request_of
-from orbiter.train.llm.chat import Answer, ChatModel
+from orbiter.train.llm.chat import Answer, ChatModel, Sample
 from orbiter.train.llm.config import ClientConfig, Usage
 from orbiter.train.llm.failure import ChatError
 from orbiter.train.llm.gate import Gate
@@ -121,7 +121,7 @@ class RemoteChatModel:
 
     def sample(self, index: int) -> ChatModel:
         """Return the model whose answers are the `index`-th sample, from 0."""
-        return _Sample(self, index, None)
+        return Sample(self, index, None)
 
     def shaped(self, schema: Schema) -> ChatModel:
         """Return the model that asks the endpoint for JSON of this schema.
@@ -129,7 +129,7 @@ class RemoteChatModel:
         If the endpoint rejects a schema, later requests are sent without one, so the messages
         should state the schema too (`ask_for` does).
         """
-        return _Sample(self, 0, schema)
+        return Sample(self, 0, schema)
 
     async def answer(
         self, messages: Sequence[Message], *, index: int, schema: Schema | None
@@ -370,28 +370,6 @@ class _Bill:
     most: float
     cost: float = 0.0
     unsure: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The model with a fixed sample index and optionally a schema."""
-
-    model: RemoteChatModel
-    index: int
-    schema: Schema | None
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    async def __call__(self, messages: Sequence[Message], /) -> Answer:
-        return await self.model.answer(messages, index=self.index, schema=self.schema)
-
-    def sample(self, index: int) -> ChatModel:
-        return _Sample(self.model, index, self.schema)
-
-    def shaped(self, schema: Schema) -> ChatModel:
-        return _Sample(self.model, self.index, schema)
 
 
 def _as_answer(completion: Completion, *, cost: float, cached: bool) -> Answer:

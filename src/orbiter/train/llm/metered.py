@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 from weakref import WeakValueDictionary
 
@@ -21,7 +21,7 @@ from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.fingerprint import settings_text
 from orbiter.train.llm.budget import Budget
 from orbiter.train.llm.cache import Request, ResponseCache, request_of
-from orbiter.train.llm.chat import Answer, ChatModel, Shaping, ask, name_of, sample_of
+from orbiter.train.llm.chat import Answer, ChatModel, Sample, Shaping, ask, name_of, sample_of
 from orbiter.train.llm.failure import BudgetError
 
 Schema = Mapping[str, object]
@@ -130,11 +130,11 @@ class MeteredModel:
 
     def sample(self, index: int) -> ChatModel:
         """Return the model whose answers are the `index`-th sample, from 0."""
-        return _Sample(self, index, None)
+        return Sample(self, index, None)
 
     def shaped(self, schema: Schema) -> ChatModel:
         """Return the model that asks for JSON of this schema."""
-        return _Sample(self, 0, schema)
+        return Sample(self, 0, schema)
 
     async def answer(
         self, messages: Sequence[Message], *, index: int, schema: Schema | None
@@ -203,28 +203,6 @@ class MeteredModel:
         most = max(self._dearest, known or 0.0)
         await self._budget.reserve(most)
         return most
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The model with a fixed sample index and optionally a schema."""
-
-    model: MeteredModel
-    index: int
-    schema: Schema | None
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    async def __call__(self, messages: Sequence[Message], /) -> Answer:
-        return await self.model.answer(messages, index=self.index, schema=self.schema)
-
-    def sample(self, index: int) -> ChatModel:
-        return _Sample(self.model, index, self.schema)
-
-    def shaped(self, schema: Schema) -> ChatModel:
-        return _Sample(self.model, self.index, schema)
 
 
 def _identity(model: ChatModel) -> str:
