@@ -2,17 +2,20 @@
 
     python benchmarks/agents.py                     # every case, 4 steps, the first dropped
     python benchmarks/agents.py --cases tiny-4 tiny-8
+    python benchmarks/agents.py --client            # also our engine with an openai client
     python benchmarks/agents.py --linear            # ours alone: 4, 8, 16 and 32 turns
+    python benchmarks/agents.py --curves --steps 40 # rewards over the steps of 3 seeds
 
 A step plays a few episodes of each of 2 tasks and takes one update, without KL. Both engines play
 the same environment class (TRL's `environment_factory`, our `environment=`), from the same model
-with the same chat template, so prompts, tool results, turns and lengths are alike. An untrained
-model writes no calls, so in both each answer counts as a call of the tool: TRL's parser of answers
-is replaced for that, and ours ends in `on_answer`. Each runs in its own process, only when it is
-its turn. TRL gets its fastest settings here: no gradient checkpointing, all episodes in one pass of
-the update, and an answer may not take more tokens than the case says. TRL is the `bench` extra
-(trl==1.16.0).
-CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
+with the same chat template, so prompts, tool results and turns are alike. An answer has the same
+number of tokens in both: no token ends it early. An untrained model writes no calls, so in both
+each answer counts as a call of the tool: TRL's parser of answers is replaced for that, and ours
+ends in `on_answer`. With `--client`, a function with an openai client plays the same episodes, as
+an unchanged agent would. Each engine runs in its own process, only when it is its turn. TRL gets
+its fastest settings here: no gradient checkpointing, and all episodes in one pass of the update.
+TRL is the `bench` extra (trl==1.16.0).
+CPU seconds are printed beside wall seconds: on a shared machine they are the steadier of the two.
 """
 
 # ruff: noqa: ANN401 - what TRL, torch and a JSON line hand over has no types
@@ -22,8 +25,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +68,8 @@ class Case:
     threads: int = 1
     target: float = 0.0
     """How many times TRL's episodes a second are asked for."""
+    learning_rate: float = 1e-6
+    seed: int = 0
 
 
 SMOL = "smollm2-135m"
@@ -73,29 +79,84 @@ CASES = {
     "smol-4": Case(SMOL, "bfloat16", 4, 24, group=4, target=8.0),
     "smol-8": Case(SMOL, "bfloat16", 8, 24, group=4, target=12.0),
 }
-LINEAR = {f"linear-{turns}": Case(SMOL, "bfloat16", turns, 24, group=4) for turns in (4, 8, 16, 32)}
-CASES_OF_WORKERS = CASES | LINEAR
+LINEAR = {
+    f"linear-{model}-{turns}": replace(CASES[like], turns=turns, target=0.0)
+    for model, like in (("tiny", "tiny-4"), (SMOL, "smol-4"))
+    for turns in (4, 8, 16, 32)
+}
+CURVES = {
+    f"curve-{seed}": Case("tiny", "float32", 3, 8, learning_rate=2e-3, seed=seed)
+    for seed in range(3)
+}
+CASES_OF_WORKERS = CASES | LINEAR | CURVES
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments.add_argument("--steps", type=int, default=4)
-    arguments.add_argument("--linear", action="store_true")
+    arguments.add_argument("--linear", nargs="?", const="tiny", choices=["tiny", SMOL])
+    arguments.add_argument("--curves", action="store_true")
+    arguments.add_argument("--client", action="store_true")
+    arguments.add_argument("--threads", type=int, default=1, help="threads of each engine")
     arguments.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.worker:
         engine, name = options.worker
-        {"ours": work_ours, "trl": work_trl}[engine](CASES_OF_WORKERS[name], options.steps)
+        WORKERS[engine](CASES_OF_WORKERS[name], options.steps)
         return
     print(f"{machine()}, {versions()}")
-    names = list(LINEAR) if options.linear else options.cases
-    for name in names:
-        case = CASES_OF_WORKERS[name]
+    if options.linear:
+        measure_linear(options.linear, options.threads, options.steps)
+        return
+    if options.curves:
+        measure_curves(options.steps)
+        return
+    for name in options.cases:
+        case = replace(CASES[name], threads=options.threads)
         model_folder(case.model)
-        parts = (case.threads, case.dtype, case.target, "samples")
-        engines = ("ours",) if options.linear else ("trl", "ours")
-        race(Race(__file__, name, f"{name}: {case}", *parts, engines=engines), options.steps)
+        engines = ("trl", "ours", "client") if options.client else ("trl", "ours")
+        race(race_of(name, case, engines), options.steps)
+
+
+def race_of(name: str, case: Case, engines: tuple[str, ...]) -> Race:
+    """Return a case as a race of these engines."""
+    parts = (case.threads, case.dtype, case.target, "samples")
+    return Race(__file__, name, f"{name}: {case}", *parts, engines=engines)
+
+
+def measure_linear(model: str, threads: int, steps: int) -> None:
+    """Print what a new token costs as episodes get longer; in a linear step it stays the same."""
+    model_folder(model)
+    first = 0.0
+    for name in [name for name in LINEAR if name.startswith(f"linear-{model}-")]:
+        case = replace(LINEAR[name], threads=threads)
+        taken = race(race_of(name, case, ("ours",)), steps)["ours"]
+        tokens = statistics.median(step["new"] for step in taken)
+        cost = statistics.median(step["cpu"] / step["new"] for step in taken)
+        first = first or cost
+        print(
+            f"  {case.turns} turns: {tokens:.0f} new tokens, {1e3 * cost:.3f} CPU ms for each, "
+            f"{cost / first:.2f} times that of {LINEAR[f'linear-{model}-4'].turns} turns",
+            flush=True,
+        )
+
+
+def measure_curves(steps: int) -> None:
+    """Print the mean reward of each quarter of a run, for both engines and several seeds."""
+    model_folder("tiny")
+    ends: dict[str, list[float]] = {"trl": [], "ours": []}
+    for name, case in CURVES.items():
+        taken = race(race_of(name, case, tuple(ends)), steps)
+        for engine, values in ends.items():
+            rewards = [step["reward"] for step in taken[engine]]
+            size = max(1, len(rewards) // 4)
+            parts = [rewards[at : at + size] for at in range(0, size * 4, size)]
+            means = [statistics.fmean(part) for part in parts if part]
+            values.append(means[-1])
+            print(f"  {engine:4}: reward {' '.join(f'{mean:.3f}' for mean in means)}", flush=True)
+    for engine, values in ends.items():
+        print(f"{engine:4}: last quarter {min(values):.3f} to {max(values):.3f} over the seeds")
 
 
 class Box:
@@ -149,26 +210,63 @@ def model_folder(name: str) -> Path:
 
 
 def work_ours(case: Case, steps: int) -> None:
-    """Take steps with this package's trainer, held between them."""
-    import torch
+    """Take steps with this package's trainer, which plays the environment."""
+    OurBox.turns = case.turns
+    train_ours(case, steps, environment=OurBox)
 
+
+def work_client(case: Case, steps: int) -> None:
+    """Take steps with this package's trainer, which runs an agent with an openai client."""
+    from openai import AsyncOpenAI
+
+    from orbiter.train import RewardSpec
+    from orbiter.train.agents.environments.tools import make_tool
+
+    client = AsyncOpenAI(base_url="http://policy.invalid/v1", api_key="not used")
+    tools: Any = [make_tool(Box().ask).described()]
+
+    async def agent(_: object) -> float:
+        box = Box()
+        messages: list[Any] = [{"role": "user", "content": f"{QUESTION}\n\n{box.reset()}"}]
+        for turn in range(case.turns):
+            answer = await client.chat.completions.create(
+                model="policy", messages=messages, tools=tools
+            )
+            text = answer.choices[0].message.content or ""
+            if turn + 1 < case.turns:
+                messages.append({"role": "assistant", "content": text})
+                messages.append({"role": "user", "content": box.ask(text)})
+        return box.get_reward()
+
+    def vowels(result: float) -> float:
+        return result
+
+    train_ours(case, steps, agent=agent, rewards=[RewardSpec(name="vowels", fn=vowels)])
+
+
+def train_ours(case: Case, steps: int, **how: Any) -> None:
+    """Train with this package, held between the steps."""
     from orbiter.train import VeRLConfig, VeRLTrainer
     from orbiter.train.verl.episodes import Episodes
 
-    torch.set_num_threads(case.threads)
-    OurBox.turns = case.turns
     began: dict[str, float] = {}
     draw, refresh = Episodes.draw, Episodes.refresh
 
     async def held_draw(self: Episodes, session: Any, step: int) -> None:
         await_turn()
+        # Every answer gets the same number of tokens, as in TRL.
+        self.setting.policy.stop_token_ids = frozenset()
         began.update(wall=time.perf_counter(), cpu=time.process_time())
         await draw(self, session, step)
         began["play"] = time.perf_counter() - began["wall"]
         began.update(session.position.row)
+        # Answers and tool results; the prompt that all episodes share runs once.
+        began["new"] = float((session.batch.length - session.batch.prompt_length).sum())
 
     async def told_refresh(self: Episodes) -> None:
         await refresh(self)
+        if began["turns"] != case.turns:
+            raise SystemExit(f"episodes had {began['turns']} turns, not {case.turns}")
         wall = time.perf_counter() - began["wall"]
         tell(
             tokens=began["tokens"],
@@ -178,6 +276,8 @@ def work_ours(case: Case, steps: int) -> None:
             play=began["play"],
             update=wall - began["play"],
             turns=began["turns"],
+            reward=began["reward"],
+            new=began["new"],
             prompts_run=began["prompt_run_share"],
         )
 
@@ -190,10 +290,11 @@ def work_ours(case: Case, steps: int) -> None:
         group_size=case.group,
         max_turns=case.turns,
         max_response_length=case.answer_tokens,
-        learning_rate=1e-6,
+        learning_rate=case.learning_rate,
+        seed=case.seed,
         progress=False,
     )
-    trainer = VeRLTrainer(config, environment=OurBox)
+    trainer = VeRLTrainer(config, **how)
     asyncio.run(trainer.train([{"prompt": QUESTION, "n": n} for n in range(TASKS * steps)]))
     say_peak()
 
@@ -213,7 +314,6 @@ def with_schema(tokenizer: Any) -> Any:
 
 def work_trl(case: Case, steps: int) -> None:
     """Take steps with TRL's trainer, every answer a call of the tool."""
-    import torch
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -222,7 +322,6 @@ def work_trl(case: Case, steps: int) -> None:
     from orbiter.train.engine.models.load import load_model
 
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    torch.set_num_threads(case.threads)
     loaded = load_model(str(model_folder(case.model)), device="cpu")
     began: dict[str, float] = {}
 
@@ -247,6 +346,7 @@ def work_trl(case: Case, steps: int) -> None:
                 play=began["play"],
                 update=wall - began["play"],
                 turns=began["calls"] / (case.group * TASKS),
+                reward=trainer._metrics["train"]["reward"][-1],
             )
 
     longest = case.turns * (case.answer_tokens + 64)
@@ -265,9 +365,14 @@ def work_trl(case: Case, steps: int) -> None:
             num_generations=case.group,
             max_completion_length=longest,
             max_tool_calling_iterations=case.turns - 1,
-            generation_kwargs={"max_new_tokens": case.answer_tokens},
+            generation_kwargs={
+                "max_new_tokens": case.answer_tokens,
+                "min_new_tokens": case.answer_tokens,
+            },
             max_steps=steps,
-            learning_rate=1e-6,
+            learning_rate=case.learning_rate,
+            lr_scheduler_type="constant",
+            seed=case.seed,
             bf16=case.dtype == "bfloat16",
             gradient_checkpointing=False,
             shuffle_dataset=False,
@@ -293,6 +398,8 @@ def work_trl(case: Case, steps: int) -> None:
     trainer.train()
     say_peak()
 
+
+WORKERS = {"ours": work_ours, "client": work_client, "trl": work_trl}
 
 if __name__ == "__main__":
     main()

@@ -45,8 +45,8 @@ class Race:
     engines: tuple[str, ...] = ENGINES
 
 
-def race(race: Race, steps: int) -> None:
-    """Run both engines in turn and print what they took; the first step only warms up."""
+def race(race: Race, steps: int) -> dict[str, Steps]:
+    """Run the engines in turn, print what they took, and return it; the first step warms up."""
     print(f"\n{race.title}\n  load average {os.getloadavg()[0]:.1f}", flush=True)
     print("  " + floor(race.dtype, race.threads), flush=True)
     workers = {engine: _start(race, engine, steps) for engine in race.engines}
@@ -59,15 +59,17 @@ def race(race: Race, steps: int) -> None:
         peaks[engine] = _turn(worker)["peak_gb"]
         worker.wait()
         _report(engine, seen[engine][1:], peaks[engine])
-    if len(peaks) < len(ENGINES):
-        return
     wanted = f" (asked for {race.target:g})" if race.target else ""
-    by_wall, by_cpu = (_ratio(seen, race.measure, seconds) for seconds in ("wall", "cpu"))
-    print(
-        f"  ours / TRL, {race.measure} a second: {by_wall} by wall{wanted}, {by_cpu} by CPU; "
-        f"peak memory {peaks['ours'] / peaks['trl']:.0%}",
-        flush=True,
-    )
+    for engine in [name for name in peaks if name != "trl" and "trl" in peaks]:
+        by_wall, by_cpu = (
+            _ratio(seen[engine], seen["trl"], race.measure, seconds) for seconds in ("wall", "cpu")
+        )
+        print(
+            f"  {engine} / TRL, {race.measure} a second: {by_wall} by wall{wanted}, {by_cpu} by "
+            f"CPU; peak memory {peaks[engine] / peaks['trl']:.0%}",
+            flush=True,
+        )
+    return {engine: taken[1:] for engine, taken in seen.items()}
 
 
 def _report(engine: str, steps: Steps, peak: float) -> None:
@@ -90,9 +92,9 @@ def _rate(steps: Steps, measure: str, seconds: str) -> float:
     return statistics.median(s[measure] / s[seconds] for s in steps)
 
 
-def _ratio(seen: dict[str, Steps], measure: str, seconds: str) -> str:
-    """Tell the ratio of the medians, and the range of the rounds' own ratios."""
-    ours, trl = seen["ours"][1:], seen["trl"][1:]
+def _ratio(ours: Steps, trl: Steps, measure: str, seconds: str) -> str:
+    """Return the ratio of the medians, and the range of the rounds' own ratios."""
+    ours, trl = ours[1:], trl[1:]
     rounds = [
         _rate([mine], measure, seconds) / _rate([theirs], measure, seconds)
         for mine, theirs in zip(ours, trl, strict=True)

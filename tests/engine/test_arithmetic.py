@@ -190,6 +190,29 @@ def test_fused_attention_is_replaced_where_it_fails(monkeypatch: pytest.MonkeyPa
         arithmetic.fused_attention_works.cache_clear()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_attention_over_a_part_of_a_cache_is_softmax_attention(
+    dtype: torch.dtype, queries: int
+) -> None:
+    from orbiter.train.engine.forward.attention import attend
+
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 4, queries, 16, generator=generator).to(dtype)
+    # Slots of a cache: the rows and cells at the end are not part of the product.
+    k, v = (torch.randn(4, 2, 32, 16, generator=generator).to(dtype)[:3, :, :20] for _ in range(2))
+    seen = torch.rand(3, queries, 20, generator=generator) < 0.5
+    seen[..., 0] = True
+    bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    kept = bias.clone()
+    wide_k, wide_v = (x.float().repeat_interleave(2, dim=1) for x in (k, v))
+    scores = torch.einsum("bhqd,bhkd->bhqk", q.float(), wide_k) / 4
+    expected = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1) @ wide_v
+    tolerance = 1e-6 if dtype == torch.float32 else 3e-2
+    assert torch.allclose(attend(q, k, v, bias).float(), expected, atol=tolerance)
+    assert torch.equal(bias, kept)
+
+
 def test_the_processor_is_named() -> None:
     on = processor()
     assert on.name

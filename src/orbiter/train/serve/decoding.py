@@ -243,19 +243,24 @@ class Slots:
         adjacent = last - first == len(pending)  # so that their slots are a view, not a copy
         slots: Any = slice(first, last) if adjacent else rows
 
+        last = new.cumsum(0) - 1
+        last_bias = bias[torch.arange(len(pending), device=device), new - 1][:, None]
+
         def prefill(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._k[number], self._v[number]
             keys[row, :, position], values[row, :, position] = k, v
             seen = (keys[slots, :, :longest], values[slots, :, :longest])
+            if len(q) < len(k):  # the last layer
+                return attend(q[:, :, None], *seen, last_bias).flatten(1)
             return rectangle.pack(attend(rectangle.pad(q), *seen, bias))
 
         ids = [token_id for each in pending for token_id in each.token_ids[len(each.path) :]]
-        x = self._run(torch.tensor(ids, device=device), position, prefill)
+        # Logits are needed after the last new token of each prompt alone.
+        x = self._run(torch.tensor(ids, device=device), position, prefill, wanted=last)
         self.run_tokens += len(ids)
         for each in pending:
             self._remember(each.row, each.token_ids)
-        # The state of each prompt's last new token.
-        return self._logits(x[new.cumsum(0) - 1])
+        return self._logits(x)
 
     def _recall(self, pending: _Pending) -> None:
         """Copy the keys and values of the known beginning of a prompt to its row."""
@@ -304,7 +309,13 @@ class Slots:
         blank = torch.zeros(seen.shape, dtype=self._forward.dtype, device=seen.device)
         return blank.masked_fill_(~seen, -math.inf)
 
-    def _run(self, token_ids: Tensor, position: Tensor, attention: Any) -> Tensor:  # noqa: ANN401 - the layers' own callable
+    def _run(
+        self,
+        token_ids: Tensor,
+        position: Tensor,
+        attention: Any,  # noqa: ANN401 - the layers' own callable
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         forward = self._forward
         return trunk(
             self._layers,
@@ -313,6 +324,7 @@ class Slots:
             rotary=forward.rotary.at(position),
             attend=attention,
             dtype=forward.dtype,
+            wanted=wanted,
         )
 
     def _logits(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:

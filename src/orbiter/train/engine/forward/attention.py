@@ -9,6 +9,7 @@ models that have them use the generic path.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,15 +24,38 @@ FUSED_FROM = 1 << 18
 """The fused kernel, which never stores the scores, is used from this many queries x keys a row."""
 
 
+class _Queries(NamedTuple):
+    """The queries of the prompts, or of the answers, and which keys they see."""
+
+    rectangle: Rectangle
+    bias: Float[Tensor, "R Q K"]
+
+    def only(self, tokens: Int[Tensor, "M"]) -> _Queries:
+        """Keep the queries of these packed tokens, whose numbers ascend."""
+        rows, longest = self.rectangle.real.shape
+        cell = self.rectangle.cell[tokens]
+        rectangle = Rectangle.of(torch.bincount(cell // longest, minlength=rows))
+        # Padding takes the first column, which sees at least one key.
+        column = cell.new_zeros(rectangle.real.shape)
+        column[rectangle.real] = cell % longest
+        keys = self.bias.shape[2]
+        return _Queries(rectangle, self.bias.gather(1, column[..., None].expand(-1, -1, keys)))
+
+
 class PackedAttention:
     """Causal attention over a `Packing`, with gradients."""
 
-    def __init__(self, packing: Packing, shape: Shape, dtype: torch.dtype) -> None:
-        """Compute the attention masks, which all layers share."""
-        self.packing, self.shape = packing, shape
+    def __init__(self, packing: Packing, dtype: torch.dtype, *, wanted: Int[Tensor, "M"]) -> None:
+        """Compute the attention masks, which all layers share.
+
+        Args:
+            packing: The tokens.
+            dtype: Of the queries and keys.
+            wanted: The tokens whose queries the last layer passes, in ascending order.
+        """
+        self.packing = packing
         prompts, answers = packing.prompts.real, packing.answers.real
         causal = _causal(prompts.shape[1], prompts.device).expand(len(prompts), -1, -1)
-        self.prompt_bias = _bias(causal, dtype)
         seen = torch.cat(
             [
                 prompts[packing.prompt_of_row][:, None].expand(-1, answers.shape[1], -1),
@@ -39,28 +63,42 @@ class PackedAttention:
             ],
             dim=-1,
         )
-        self.answer_bias = _bias(seen, dtype)
-        self.split = [len(packing.prompts.cell), len(packing.answers.cell)]
+        of_prompts = _Queries(packing.prompts, _bias(causal, dtype))
+        of_answers = _Queries(packing.answers, _bias(seen, dtype))
+        first = len(packing.prompts.cell)
+        self.split = [first, len(packing.answers.cell)]
+        self.all = of_prompts, of_answers
+        self.wanted = (
+            of_prompts.only(wanted[wanted < first]),
+            of_answers.only(wanted[wanted >= first] - first),
+        )
 
     def __call__(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
         """Attend within each prompt, and from each answer to its prompt and itself."""
         del number
+        # With fewer queries than keys it is the last layer.
+        of_prompts, of_answers = self.all if len(q) == len(k) else self.wanted
+        qp, qa = q.split([len(of_prompts.rectangle.cell), len(of_answers.rectangle.cell)])
         # Split at the boundary between prompt and answer tokens, as `Packing` concatenates them.
-        prompts, answers = self.packing.prompts, self.packing.answers
-        (qp, qa), (kp, ka), (vp, va) = (x.split(self.split) for x in (q, k, v))
-        kp, vp = prompts.pad(kp), prompts.pad(vp)
-        of_prompts = prompts.pack(attend(prompts.pad(qp), kp, vp, self.prompt_bias))
+        (kp, ka), (vp, va) = (x.split(self.split) for x in (k, v))
+        kp, vp = self.packing.prompts.pad(kp), self.packing.prompts.pad(vp)
+        mixed = _mix(of_prompts, qp, kp, vp)
         # A micro-batch may have no answer tokens beyond the first, which the prompt's last state
         # predicts.
         if self.split[1] == 0:
-            return of_prompts
-        row = self.packing.prompt_of_row
+            return mixed
+        row, answers = self.packing.prompt_of_row, self.packing.answers
         # Each answer row gets its own view of the prompt's keys; gradients of all rows add up in
         # `kp`.
         keys = torch.cat([kp[row], answers.pad(ka)], dim=2)
         values = torch.cat([vp[row], answers.pad(va)], dim=2)
-        of_answers = answers.pack(attend(answers.pad(qa), keys, values, self.answer_bias))
-        return torch.cat([of_prompts, of_answers])
+        return torch.cat([mixed, _mix(of_answers, qa, keys, values)])
+
+
+def _mix(queries: _Queries, q: Tensor, keys: Tensor, values: Tensor) -> Float[Tensor, "N heads*D"]:
+    """Attend with packed queries to padded keys and values."""
+    rectangle, bias = queries
+    return rectangle.pack(attend(rectangle.pad(q), keys, values, bias))
 
 
 def attend(
@@ -78,15 +116,21 @@ def attend(
         return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=bias[:, None], enable_gqa=share > 1
         )
+    if q.element_size() < 4:
+        # In 16 bits torch's batched product copies matrices that are not contiguous, and copies the
+        # transposed keys element by element, which takes longer than the product itself.
+        k, v = k.contiguous(), v.contiguous()
     # Queries that share keys are stacked as more rows of one product, so that no key is copied.
-    wide = bias[:, None, None].expand(batch, kv_heads, share, queries, keys)
-    scores = torch.baddbmm(
-        wide.reshape(batch * kv_heads, share * queries, keys),
-        q.reshape(batch * kv_heads, share * queries, width),
-        k.reshape(batch * kv_heads, keys, width).transpose(1, 2),
-        alpha=1 / math.sqrt(width),
-    )
-    mixed = torch.bmm(scores.softmax(dim=-1), v.reshape(batch * kv_heads, keys, width))
+    # Scaling the queries takes fewer products than scaling the scores.
+    scaled = (q * (1 / math.sqrt(width))).reshape(batch * kv_heads, share * queries, width)
+    by_key = k.reshape(batch * kv_heads, keys, width).transpose(1, 2)
+    scores = torch.bmm(scaled, by_key).view(batch, kv_heads, share, queries, keys)
+    bias = bias[:, None, None]
+    # Added by broadcasting: baddbmm would copy the bias for every head that shares it. Not in place
+    # under autograd, whose backward would copy the gradient for it.
+    scores = scores + bias if scores.requires_grad else scores.add_(bias)
+    weight = scores.softmax(dim=-1).view(batch * kv_heads, share * queries, keys)
+    mixed = torch.bmm(weight, v.reshape(batch * kv_heads, keys, width))
     return mixed.view(batch, heads, queries, width)
 
 

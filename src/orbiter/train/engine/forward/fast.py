@@ -2,9 +2,9 @@
 
 It uses the Hugging Face module's own parameters, so the optimiser, checkpoints and saving need not
 know about it. It is fast for four reasons: tokens are packed; a prompt runs once per group, in
-updates as in sampling; only the states before trained tokens reach the vocabulary head; and
-sampling uses weights that were merged, cast and packed once. `docs/engine.md` measures the effect
-of each. All other architectures use the generic path.
+updates as in sampling; only the states before trained tokens pass the last layer and the vocabulary
+head; and sampling uses weights that were merged, cast and packed once. `docs/engine.md` measures
+the effect of each. All other architectures use the generic path.
 """
 
 from __future__ import annotations
@@ -82,16 +82,18 @@ class FastForward:
         """Return the states before scored tokens, after the final norm."""
         embedding = self.body.embed_tokens
         x = functional.embedding(packing.token_ids, embedding.weight, embedding.padding_idx)
+        # A state may be scored for several tokens; the layers compute it once.
+        wanted, asked = packing.asked.unique(return_inverse=True)
         x = trunk(
             live_layers(self.body, self.dtype),
             x,
             self.shape,
             rotary=self.rotary.at(packing.position),
-            attend=PackedAttention(packing, self.shape, self.dtype),
+            attend=PackedAttention(packing, self.dtype, wanted=wanted),
             dtype=self.dtype,
+            wanted=wanted,
         )
-        # Cut to the scored states before the norm, which works on each position alone.
-        return rms_norm(x.index_select(0, packing.asked), self.body.norm.weight, self.shape.eps)
+        return rms_norm(x.index_select(0, asked), self.body.norm.weight, self.shape.eps)
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
         """Count each row's answer, and each prompt once, with the first row of its group."""

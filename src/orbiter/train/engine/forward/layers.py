@@ -98,8 +98,13 @@ def trunk(
     rotary: Rotary,
     attend: Attend,
     dtype: torch.dtype,
-) -> Float[Tensor, "N H"]:
-    """Run all layers over N packed tokens; the residual stream stays in float32."""
+    wanted: Int[Tensor, "M"] | None = None,
+) -> Float[Tensor, "M H"]:
+    """Run all layers over N packed tokens; the residual stream stays in float32.
+
+    Only the states of the `wanted` tokens are returned; None means all. The last layer computes
+    just these: of the other tokens it needs no more than keys and values.
+    """
     turned = shape.heads + shape.kv_heads
     for number, layer in enumerate(layers):
         # Norms and the residual stream stay in float32; only the products run in `dtype`.
@@ -115,6 +120,8 @@ def trunk(
         # Queries and keys are rotated together, in one kernel instead of two.
         qk = rotary.turn(qk).to(dtype)
         q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
+        if wanted is not None and number + 1 == len(layers):
+            q, x = q.index_select(0, wanted), x.index_select(0, wanted)
         # `attend` returns `dtype`; adding it to x promotes the sum to float32.
         x = x + layer.out(attend(number, q, k, v))
         h = rms_norm(x, layer.mlp_norm, shape.eps).to(dtype)
