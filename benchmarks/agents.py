@@ -79,6 +79,10 @@ CASES = {
     "smol-4": Case(SMOL, "bfloat16", 4, 24, group=4, target=8.0),
     "smol-8": Case(SMOL, "bfloat16", 8, 24, group=4, target=12.0),
 }
+IN_FLOAT32 = {
+    f"{name}-float32": replace(CASES[name], dtype="float32") for name in ("smol-4", "smol-8")
+}
+"""TRL's autocast casts every weight at every token, so float32 may be its faster dtype."""
 LINEAR = {
     f"linear-{model}-{turns}": replace(CASES[like], turns=turns, target=0.0)
     for model, like in (("tiny", "tiny-4"), (SMOL, "smol-4"))
@@ -88,12 +92,12 @@ CURVES = {
     f"curve-{seed}": Case("tiny", "float32", 3, 8, learning_rate=2e-3, seed=seed)
     for seed in range(3)
 }
-CASES_OF_WORKERS = CASES | LINEAR | CURVES
+CASES_OF_WORKERS = CASES | IN_FLOAT32 | LINEAR | CURVES
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    arguments.add_argument("--cases", nargs="+", choices=CASES | IN_FLOAT32, default=list(CASES))
     arguments.add_argument("--steps", type=int, default=4)
     arguments.add_argument("--linear", nargs="?", const="tiny", choices=["tiny", SMOL])
     arguments.add_argument("--curves", action="store_true")
@@ -113,7 +117,7 @@ def main() -> None:
         measure_curves(options.steps)
         return
     for name in options.cases:
-        case = replace(CASES[name], threads=options.threads)
+        case = replace(CASES_OF_WORKERS[name], threads=options.threads)
         model_folder(case.model)
         engines = ("trl", "ours", "client") if options.client else ("trl", "ours")
         race(race_of(name, case, engines), options.steps)
