@@ -243,7 +243,7 @@ class Slots:
         adjacent = last - first == len(pending)  # so that their slots are a view, not a copy
         slots: Any = slice(first, last) if adjacent else rows
 
-        last = new.cumsum(0) - 1
+        newest = new.cumsum(0) - 1
         last_bias = bias[torch.arange(len(pending), device=device), new - 1][:, None]
 
         def prefill(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class Slots:
 
         ids = [token_id for each in pending for token_id in each.token_ids[len(each.path) :]]
         # Logits are needed after the last new token of each prompt alone.
-        x = self._run(torch.tensor(ids, device=device), position, prefill, wanted=last)
+        x = self._run(torch.tensor(ids, device=device), position, prefill, wanted=newest)
         self.run_tokens += len(ids)
         for each in pending:
             self._remember(each.row, each.token_ids)
