@@ -212,7 +212,20 @@ class _Dimensions(NamedTuple):
     def kept(self, batch: list[_Block]) -> int:
         """Bytes that autograd keeps for these rows between forward and backward."""
         tokens = sum(block.tokens for block in batch)
-        return self.layers * (tokens * self._of_token() + sum(map(self._of_attention, batch)))
+        every = self.layers * (tokens * self._of_token() + sum(map(self._of_attention, batch)))
+        # Only the fast forward pass runs prompts apart from answers.
+        return every - self._spared(batch[0]) if len(batch) > 1 else every
+
+    def _spared(self, prompts: _Block) -> int:
+        """Bytes that the last layer does not keep: of a prompt, it computes the last token alone.
+
+        It still normalises every token, for keys and values.
+        """
+        wide = 1 if self.adapted else 2
+        keys_and_values = self.hidden * (FLOAT32 * wide + self.width) + self.width * 3 * self.rank
+        others = prompts.tokens - prompts.rows
+        attention = self._of_attention(prompts) - self._of_attention(prompts._replace(queries=1))
+        return others * (self._of_token() - keys_and_values) + attention
 
     def head(self, answers: float, *, again: bool) -> float:
         """Bytes of the head: the softmax of the answers, and the head's gradient.
