@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orbiter.train.engine.config import EngineConfig, settings_of
+from orbiter.train.engine.models.saved_files import refuse_reward_model
 from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
@@ -149,13 +150,18 @@ class ModelTrainer(Trainer):
         return True
 
     async def check_config(self) -> bool:
-        """Check that `eval_every` comes with held-out data."""
+        """Check that `eval_every` comes with held-out data, and that the model can answer."""
+        self._check_model()
         if self.config.eval_every and self.eval_dataset is None:
             raise ConfigError(
                 f"eval_every={self.config.eval_every} needs eval_dataset=, the held-out items to "
                 "validate on"
             )
         return True
+
+    def _check_model(self) -> None:
+        """Refuse a saved model of a kind that this trainer cannot train."""
+        refuse_reward_model(Path(self.config.model).expanduser())
 
     @property
     def running_agent(self) -> object:

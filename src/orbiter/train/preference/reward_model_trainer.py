@@ -236,6 +236,10 @@ class RewardModelTrainer(ModelTrainer):
         )
 
     @override
+    def _check_model(self) -> None:
+        """Accept a language model, which gets a head, and a reward model, which is trained on."""
+
+    @override
     def _loaded(self) -> Policy:
         """Load the model with its head, or with a new one if it is no reward model yet."""
         from orbiter.train.engine.models.classifier import is_classifier, pad_token_of
