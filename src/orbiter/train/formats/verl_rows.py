@@ -130,7 +130,7 @@ def prompt_of(
     given = turns.pop(0)["content"] if has_system else ""
     parts = [given if system is None else system, tools_in_words(item) if tools_as_text else ""]
     text = "\n\n".join(part for part in parts if part)
-    # An empty system message stays: templates often add a default one where there is none.
+    # An empty system message stays: without one, many templates add a default.
     return [{"role": "system", "content": text}, *turns] if text or has_system else turns
 
 
