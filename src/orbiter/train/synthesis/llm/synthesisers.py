@@ -95,11 +95,14 @@ class SelfInstruct(ChatSynthesiser):
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
         """Ask for one task; it counts as derived from `source`."""
         rng = sub_random(context.seed, "shown", place)
+        # By identity: two seeds may be equal.
         others = [item for item in (*context.seeds, *context.accepted) if item is not source]
         shown = [source, *rng.sample(others, min(self.shown - 1, len(others)))]
+        # So that the source is not always in the same place.
         rng.shuffle(shown)
         listed = "\n\n".join(f"Task: {item.state}" for item in shown)
         seed = sub_seed(context.seed, "self-instruct", place)
+        # Not str.format: tasks hold braces.
         question = self.instruction.replace("{shown}", listed)
         answer = await self.ask(question, sample_index(seed), context)
         return new_task(source, answer, "self-instruct", seed, action="")
@@ -111,6 +114,7 @@ class SelfInstruct(ChatSynthesiser):
         for candidate in made:
             checked = if_novel(candidate, pool, self.novelty)
             if isinstance(checked, TrajectoryItem):
+                # So that the next task of the batch is compared with this one too.
                 pool.append(checked.state)
             screened.append(checked)
         return screened
@@ -217,6 +221,7 @@ class Respond(ChatSynthesiser):
     async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
         """Answer one task."""
         objections: list[str] = []
+        # One after the other, since a later answer is only paid for if it is needed.
         for index in range(self.samples):
             seed = sub_seed(context.seed, "respond", place, index)
             answer = await self.ask(source.state, sample_index(seed), context)
@@ -225,6 +230,7 @@ class Respond(ChatSynthesiser):
                 objections.append("was cut off; raise max_tokens")
             elif not answer.text:
                 objections.append("is empty")
+            # Last, because a verifier may be expensive.
             elif await self._passes(made):
                 return made
             else:
