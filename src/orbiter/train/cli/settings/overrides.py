@@ -38,6 +38,7 @@ def _parse(word: str) -> Override:
 
 
 def _value(text: str) -> object:
+    # As Python spells them, which TOML does not know.
     if text in ("True", "False"):
         return text == "True"
     try:
