@@ -180,7 +180,9 @@ class LabelSession:
                 return float(choice)
             raise DataError(f"value must be true, false or null, got {choice!r}")
         if isinstance(choice, bool) or not isinstance(choice, int) or not 1 <= choice <= self.scale:
-            raise DataError(f"value must be from 1 to {self.scale} or null, got {choice!r}")
+            raise DataError(
+                f"value must be a whole number from 1 to {self.scale} or null, got {choice!r}"
+            )
         return float(choice)
 
     def close(self) -> None:

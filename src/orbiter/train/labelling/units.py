@@ -79,4 +79,7 @@ def make_units(items: Iterable[TrajectoryItem], kind: JudgementKind | None = Non
 
 def _each_once(units: Sequence[Unit]) -> list[Unit]:
     """Return the units without those that show the same text as an earlier one."""
-    return list({unit.subject: unit for unit in reversed(units)}.values())[::-1]
+    first: dict[str, Unit] = {}
+    for unit in units:
+        first.setdefault(unit.subject, unit)
+    return list(first.values())
