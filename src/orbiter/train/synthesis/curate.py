@@ -230,7 +230,6 @@ def deduplicate(
     dropped: dict[int, Dropped] = {}
     for number, match in _matches(units, order, len(reference), measure).items():
         witness = units.members[match.witness][0]
-        # All rows of the unit: half an episode is no training data.
         for row in units.members[number]:
             index = row - len(reference)
             dropped[index] = _duplicate(index, records.rows[index], match, witness, len(reference))

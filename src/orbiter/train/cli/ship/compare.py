@@ -90,7 +90,6 @@ def compare(
     items, path = _items(settings, data, with_agent=agent is not None)
     output.say(f"A {a}\nB {b}, on {path}")
     folder = out or RUNS / f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    # Before anything is asked, because the answers of an endpoint cost money.
     _require_new(folder)
     result = asyncio.run(
         _compare((a, b), settings, items, agent=agent, choices=choices, output=output)

@@ -246,7 +246,7 @@ class AgentWorker:
             EPISODE: json.dumps(facts, default=str),
         }
         if not facts["trained"]:
-            # verl needs a row for every episode it asked for; this one has nothing to train on.
+            # verl needs a row for each episode, also for one without tokens to train on.
             end = int(self.tokenizer.eos_token_id or 0)
             return [
                 made(
@@ -263,7 +263,6 @@ class AgentWorker:
                 response_ids=stream.token_ids[stream.prompt_length :],
                 response_mask=[int(trains) for trains in stream.mask[stream.prompt_length :]],
                 response_logprobs=stream.logprobs[stream.prompt_length :],
-                # A copy for each row, since verl may add to it.
                 extra_fields=dict(extra),
             )
             for stream in episode.streams
