@@ -96,6 +96,7 @@ class LocalContestant:
         assessment = await self._trainer.assess(list(tasks), samples=self.samples)
         tokens = int(assessment.metrics.extra.get("tokens", 0))
         self.cost += Cost(tokens=tokens, seconds=time.perf_counter() - began)
+        # 0 samples mean one greedy answer.
         n = max(1, self.samples)
         attempts = assessment.attempts
         return [_outcome(attempts[at : at + n]) for at in range(0, len(attempts), n)]
@@ -177,6 +178,7 @@ def conversation(item: TrajectoryItem, system: str | None) -> list[Message]:
     """Return the chat of an item as an endpoint gets it, with its tools as text."""
     from orbiter.train.engine.prompt import tools_in_words
 
+    # Copies, since the system message is taken out below.
     turns = [dict(m) for m in item.messages or [{"role": "user", "content": item.state}]]
     first = text_of(turns.pop(0)["content"]) if turns[0]["role"] == "system" else ""
     head = (system if system is not None else first, tools_in_words(item))

@@ -77,6 +77,7 @@ def _verdict(group: Sequence[Judgement]) -> Verdict:
     mean = fmean(judgement.value for judgement in group if judgement.value is not None)
     value: float | None = mean
     if first.kind != "rating":
+        # An even vote is no verdict.
         value = None if mean == 0.5 else float(mean > 0.5)
     return Verdict(
         kind=first.kind,

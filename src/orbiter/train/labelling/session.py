@@ -72,6 +72,7 @@ class LabelSession:
         self.kind = units[0].kind
         self._units = list(units)
         sub_random(seed, "label", rater).shuffle(self._units)
+        # By subject and not by position, so that a unit keeps its sides if the data grow.
         swap = {u.subject: sub_random(seed, "side", rater, u.subject) for u in self._units}
         self._orders = [
             tuple(reversed(range(len(u.items))))
@@ -98,6 +99,7 @@ class LabelSession:
                     f"{self._journal.path}:{line.number} is not a label: {error}"
                 ) from error
             place = self._places.get(judgement.subject)
+            # The file may also hold another person's lines, or labels of other data.
             if judgement.rater == self.rater and place is not None:
                 self._given[place] = judgement
 

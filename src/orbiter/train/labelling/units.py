@@ -55,6 +55,7 @@ def make_units(items: Iterable[TrajectoryItem], kind: JudgementKind | None = Non
     groups: dict[bytes, dict[str, TrajectoryItem]] = {}
     for item in items:
         if item.action.strip():
+            # Answers can be compared only if the model saw the same.
             key = fields.encode_sorted([item.state, item.messages or [], item.tools or []])
             groups.setdefault(key, {}).setdefault(item.action, item)
     answers = [list(group.values()) for group in groups.values()]

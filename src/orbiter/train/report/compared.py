@@ -65,10 +65,12 @@ def read_comparison(folder: Path) -> dict[str, Any] | None:
         StorageError: the file exists but is not a comparison.
     """
     path = folder / COMPARISON_FILE
+    # A link in a foreign folder may lead anywhere.
     if not path.is_file() or path.is_symlink():
         return None
     try:
         comparison = json.loads(path.read_bytes())
+        # Read only to see that it is a comparison.
         comparison["differences"]["reward"]["mean"]
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(f"{path} is not the record of a comparison: {error!r}") from error

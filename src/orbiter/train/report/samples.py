@@ -38,6 +38,7 @@ class Samples:
         with self.path.open("rb") as file:
             file.seek(self._end)
             for line in file:
+                # Still being written; it is read the next time.
                 if not line.endswith(b"\n"):
                     return
                 self.facts.append(self._fact(line))

@@ -123,6 +123,7 @@ def as_shown(record: Mapping[str, Any]) -> Group:
     most = EPISODES if any("turns" in output for output in outputs) else OUTPUTS
     if len(outputs) > most:
         group["left_out"] = len(outputs) - most
+        # The best and the worst show most of what can be learned.
         ranked = sorted(outputs, key=lambda output: -(output["reward"] or 0))
         outputs = ranked[: most // 2] + ranked[-most // 2 :]
     return group | {"outputs": [_output(output) for output in outputs]}

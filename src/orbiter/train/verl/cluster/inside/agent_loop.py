@@ -226,7 +226,6 @@ class AgentWorker:
                 episode, scores.total[0], {name: v[0] for name, v in scores.by_name.items()}
             ),
         }
-        # Before the rows are made: verl would take them without a word.
         self._refuse_uncredited(episode)
         rewards = {f"{PREFIX}{name}": v[0] or 0.0 for name, v in scores.by_name.items()}
         made = functools.partial(
