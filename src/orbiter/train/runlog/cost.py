@@ -77,6 +77,7 @@ def cost_of_run(folder: Path, trainings: Iterable[Path] | None = None) -> Cost:
     cost = kept_cost(folder)
     for place in [folder] if trainings is None else trainings:
         rows = (read_numbers(place / name) for name in (METRICS_FILE, TIMES_FILE))
+        # The folder's own cost.json is in `cost` already.
         cost += cost_of_rows(*rows) + (kept_cost(place) if place != folder else Cost())
     return cost
 
