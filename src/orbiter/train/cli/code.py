@@ -27,13 +27,13 @@ def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the 
         CallbackError: the file raised while it was loaded.
     """
     # From the right: a Windows path has a colon too.
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name.isidentifier():
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name.isidentifier():
         raise ConfigError(f'{what} must look like "rewards.py:name", got {spec!r}')
-    module = _from_file(Path(place), what) if place.endswith(".py") else _by_name(place, what)
+    module = _from_file(Path(source), what) if source.endswith(".py") else _by_name(source, what)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise ConfigError(f"{what}: {place} has no {name!r}{did_you_mean(name, public)}")
+        raise ConfigError(f"{what}: {source} has no {name!r}{did_you_mean(name, public)}")
     return getattr(module, name)
 
 

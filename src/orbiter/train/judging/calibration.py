@@ -234,9 +234,9 @@ async def _of_answers(
     judge: BaseJudge, labels: Sequence[Judgement], threshold: float, concurrency: int
 ) -> Calibration:
     groups: dict[str, list[Judgement]] = {}
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         # A group judge needs the answers of a task together; any other judge rates each alone.
-        groups.setdefault(label.task if judge.relative else str(place), []).append(label)
+        groups.setdefault(label.task if judge.relative else str(index), []).append(label)
     if judge.relative and not any(len(group) > 1 for group in groups.values()):
         raise DataError(
             "a GroupJudge compares answers to the same task, and no two labelled answers share "

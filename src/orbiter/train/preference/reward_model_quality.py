@@ -123,8 +123,8 @@ def calibration_error(confidences: Sequence[float], right: Sequence[float]) -> f
     """
     bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
     for confidence, hit in zip(confidences, right, strict=True):
-        place = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
-        bins[place].append((confidence, hit))
+        bucket = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
+        bins[bucket].append((confidence, hit))
     return math.fsum(
         abs(math.fsum(hit - confidence for confidence, hit in inside)) for inside in bins
     ) / len(confidences)

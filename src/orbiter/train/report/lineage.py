@@ -214,12 +214,12 @@ def _piece(kind: str, tokens: Sequence[str]) -> list[list[str]]:
     return [[kind, "".join(tokens)]] if tokens else []
 
 
-def _shortened(text: str, place: int, last: int) -> str:
+def _shortened(text: str, index: int, last: int) -> str:
     """Shorten a long unchanged piece, keeping the text next to the changes."""
     if len(text) <= 3 * AROUND:
         return text
-    head = "" if place == 0 else text[:AROUND]
-    tail = "" if place == last else text[-AROUND:]
+    head = "" if index == 0 else text[:AROUND]
+    tail = "" if index == last else text[-AROUND:]
     return f"{head} […] {tail}"
 
 

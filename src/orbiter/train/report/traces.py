@@ -43,7 +43,7 @@ def traces_document(name: str, items: Iterable[TrajectoryItem]) -> Doc:
     groups = group_records(items)
     if not groups:
         raise DataError(f"{name} holds no items to show")
-    facts = [fact_of(group, place) for place, group in enumerate(groups)]
+    facts = [fact_of(group, number) for number, group in enumerate(groups)]
     training: Doc = {
         "name": name,
         "kind": "traces",
@@ -55,7 +55,7 @@ def traces_document(name: str, items: Iterable[TrajectoryItem]) -> Doc:
         "spread": None,
         "gains": [],
         "validations": [],
-        "groups": choose(facts, lambda place: groups[place], max_bytes=2 * SAMPLE_BYTES),
+        "groups": choose(facts, lambda number: groups[number], max_bytes=2 * SAMPLE_BYTES),
         "groups_in_all": len(groups),
     }
     episodes = sum(len(group["outputs"]) for group in groups)
@@ -118,11 +118,11 @@ def _episode(name: str, steps: Sequence[TrajectoryItem]) -> dict[str, Any]:
     }
 
 
-def _turn(steps: Sequence[TrajectoryItem], place: int) -> dict[str, Any]:
-    item = steps[place]
+def _turn(steps: Sequence[TrajectoryItem], step: int) -> dict[str, Any]:
+    item = steps[step]
     asked = prompt_of(item)
-    if place:
-        before = [*prompt_of(steps[place - 1]), answer_of(steps[place - 1])]
+    if step:
+        before = [*prompt_of(steps[step - 1]), answer_of(steps[step - 1])]
         # Otherwise the history was rewritten, and all of it is shown.
         if _begins_with(asked, before):
             asked = asked[len(before) :]

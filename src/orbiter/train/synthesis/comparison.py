@@ -330,9 +330,9 @@ def _number_contexts(units: Sequence[Compared]) -> None:
     words = {text: measure.words(text) for text in distinct}
     long = [text for text in distinct if len(words[text]) > SHORT_INSTRUCTIONS]
     leader = list(range(len(long)))
-    for one, other in ties(long, measure):
+    for left, right in ties(long, measure):
         # Few instructions are distinct, so this simple union is fast enough.
-        leader = [min(leader[one], leader[other]) if at in (leader[one], leader[other]) else at
+        leader = [min(leader[left], leader[right]) if at in (leader[left], leader[right]) else at
                   for at in leader]  # fmt: skip
     groups: dict[int, list[str]] = defaultdict(list)
     for text, at in zip(long, leader, strict=True):

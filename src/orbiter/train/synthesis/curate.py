@@ -168,9 +168,9 @@ def _floor(judged: dict[int, float], min_score: float | None, quantile: float | 
         return floor
     ordered = sorted(judged.values())
     # The quantile as written in decimal: 0.07 of 100 rows is 7; float rounding would give 8.
-    place = math.ceil(Fraction(str(quantile)) * len(ordered))
+    rank = math.ceil(Fraction(str(quantile)) * len(ordered))
     # With quantile 1 the best row stays, and rows that tie with it.
-    return max(floor, ordered[min(place, len(ordered) - 1)])
+    return max(floor, ordered[min(rank, len(ordered) - 1)])
 
 
 # ── near-duplicates ──────────────────────────────────────────────────────────────────────────────

@@ -101,7 +101,7 @@ def split_dataset(
         part_of = _by_hash(records.rows, group_of, keys, ratios, seed)
     else:
         labels = _values(records.rows, stratify) if stratify else [None] * len(records)
-        part_of = place(group_of, labels, ratios, seed=seed)
+        part_of = assign_parts(group_of, labels, ratios, seed=seed)
     if report is not None:
         _fill(report, group_of, part_of, ratios)
         # From the finished parts, so that a fault in the grouping would show.
@@ -251,7 +251,7 @@ def _leader(leader: list[int], index: int) -> int:
 # ── placing groups by size ────────────────────────────────────────────────────────────────────────
 
 
-def place(
+def assign_parts(
     group_of: Sequence[int], labels: Sequence[Hashable], ratios: Sequence[float], *, seed: int
 ) -> list[int]:
     """Return a part for every row: groups stay whole, and labels are distributed by `ratios`.
@@ -354,16 +354,16 @@ def share_out(totals: Mapping[L, int], weights: Mapping[L, Sequence[float]]) -> 
     carried: list[float] = []
     for label, total in totals.items():
         weight = weights[label]
-        due = [total * one / math.fsum(weight) for one in weight]
+        due = [total * of_part / math.fsum(weight) for of_part in weight]
         if carried:
-            due = [one + rest for one, rest in zip(due, carried, strict=True)]
+            due = [exact + rest for exact, rest in zip(due, carried, strict=True)]
         shares[label] = _whole(due, total)
-        carried = [one - share for one, share in zip(due, shares[label], strict=True)]
+        carried = [exact - share for exact, share in zip(due, shares[label], strict=True)]
     return shares
 
 
 def _whole(due: Sequence[float], total: int) -> list[int]:
-    shares = [max(0, math.floor(one)) for one in due]
+    shares = [max(0, math.floor(exact)) for exact in due]
     parts = range(len(due))
     while sum(shares) < total:
         shares[max(parts, key=lambda part: due[part] - shares[part])] += 1
@@ -379,7 +379,7 @@ def _give_one(shares: Mapping[Hashable, list[int]], part: int, empty: Sequence[i
     if sums[part]:
         return
     # A part that was empty itself may give a row only if it keeps one.
-    spare = [other for other, size in enumerate(sums) if size > (other in empty)]
+    spare = [donor_part for donor_part, size in enumerate(sums) if size > (donor_part in empty)]
     donor = max(spare, key=sums.__getitem__)
     share = max(shares.values(), key=lambda share: share[donor])
     share[donor] -= 1

@@ -80,22 +80,22 @@ class ChatSynthesiser(DataSynthesiser):
         context = context or SynthesisContext()
         sources = self._sources(count, context)
 
-        async def make_one(place: int) -> Made:
+        async def make_one(position: int) -> Made:
             try:
-                return await self.make(sources[place], place, context)
+                return await self.make(sources[position], position, context)
             except (CallbackError, DataError, BudgetError) as error:
                 if context.report_failure is None:
                     raise
                 context.report_failure(error)
                 is_budget = isinstance(error, BudgetError)
-                return Rejection(sources[place], "budget" if is_budget else "failed", str(error))
+                return Rejection(sources[position], "budget" if is_budget else "failed", str(error))
 
         # All at once: the client limits how many requests are in progress.
         made = await map_bounded(range(len(sources)), make_one, concurrency=max(1, count))
         return self.screened(made, [item.state for item in (*context.seeds, *context.accepted)])
 
     @abstractmethod
-    async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
+    async def make(self, source: TrajectoryItem, position: int, context: SynthesisContext) -> Made:
         """Make one candidate from one source."""
 
     def screened(self, made: Sequence[Made], pool: list[str]) -> Sequence[Made]:  # noqa: ARG002 - for subclasses that compare

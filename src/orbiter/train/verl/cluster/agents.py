@@ -166,12 +166,12 @@ def written_tasks(tasks: Sequence[object]) -> list[str | None]:
         DataError: a task would not come out of JSON as it went in.
     """
     return [
-        None if isinstance(task, TrajectoryItem) else _written(task, place)
-        for place, task in enumerate(tasks)
+        None if isinstance(task, TrajectoryItem) else _written(task, index)
+        for index, task in enumerate(tasks)
     ]
 
 
-def _written(task: object, place: int) -> str:
+def _written(task: object, index: int) -> str:
     why = "it does not come out of JSON as it went in"
     try:
         text = json.dumps(task, ensure_ascii=False)
@@ -181,6 +181,6 @@ def _written(task: object, place: int) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         why = str(error)
     raise DataError(
-        f"task {place} cannot be sent to verl's workers ({why}): {str(task)[:60]!r}; use texts, "
+        f"task {index} cannot be sent to verl's workers ({why}): {str(task)[:60]!r}; use texts, "
         "numbers, lists, and dicts with texts as keys"
     )

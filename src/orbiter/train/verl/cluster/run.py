@@ -284,7 +284,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path, agent: object = None
+    config: VeRLConfig, rewards: Sequence[RewardSpec], output_dir: Path, agent: object = None
 ) -> Prepared:
     """Collect everything that a run needs, without writing anything.
 
@@ -292,7 +292,7 @@ def prepare(
         ConfigError: a reward or the agent cannot be sent to verl's workers.
         StorageError: the model does not exist, or the folder already holds a run.
     """
-    folder = place.absolute()
+    folder = output_dir.absolute()
     return Prepared(
         config,
         folder,

@@ -137,17 +137,17 @@ def refuse(what: str, why: str, way_out: str = WAY_OUT) -> NoReturn:
     raise ConfigError(f"{what} cannot be sent to verl: {why}; {way_out}")
 
 
-def is_importable(thing: object) -> bool:
+def is_importable(value: object) -> bool:
     """Return whether another process gets this same object by importing it."""
-    module = sys.modules.get(getattr(thing, "__module__", None) or "")
-    qualified = getattr(thing, "__qualname__", None)
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    qualified = getattr(value, "__qualname__", None)
     if module is None or module.__name__ == "__main__" or qualified is None:
         return False
     named: object = module
     for part in qualified.split("."):
         named = getattr(named, part, None)
     # A decorator may have put something else under the name.
-    return named is thing
+    return named is value
 
 
 def _root(module: ModuleType) -> str | None:
