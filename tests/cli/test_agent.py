@@ -117,6 +117,9 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
     assert step["seconds"] > 0
     assert step["memory_bytes"] > 1 << 20
     assert told["plan"]["steps"] == 2
+    assert "downloaded" not in ran.out, "the tiny model is here"
+    assert "depends on the episodes; --dry-run plays two" in ran.out
+    assert told["plan"]["computes"]
     assert list(agents.glob("runs/*")) == []
 
 
@@ -255,3 +258,23 @@ def test_imitation_without_rewards_tells_the_loss_on_the_held_out_items(
     result = json.loads((agents / "runs/sft/result.json").read_text())
     assert 0 < result["held_out"]["loss"] < 6
     assert told[0].endswith(f"{result['held_out']['loss']:.4g}")
+    assert "try it    orbiter-train generate --model" in ran.out, "there is no agent"
+
+
+@pytest.mark.slow
+def test_a_model_that_imitated_an_agent_is_tried_with_the_agent(run: Run, agents: Path) -> None:
+    item = {"state": "[user]\nWhere is it?", "action": "Here.", "reward": 1.0}
+    (agents / "good.jsonl").write_text(json.dumps(item) + "\n")
+    with (agents / "config.toml").open("a") as config:
+        config.write('\n[agent]\nrun = "my_agent.py:agent"\n')
+    words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "sft.epochs=1"]
+    ran = run("sft", "-c", "config.toml", *words, "--out", "runs/sft")
+    assert ran.code == Code.OK, ran.err
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("try it")]
+    tried = line.split()
+    assert tried[2:] == [
+        "orbiter-train", "eval", "--config", "config.toml", "--model", "runs/sft/model",
+    ]  # fmt: skip
+    measured = run(*tried[3:], "reward=my_agent.py:hashed")
+    assert measured.code == Code.OK, measured.err
+    assert "tasks of" in measured.out

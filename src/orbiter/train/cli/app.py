@@ -64,6 +64,7 @@ class Lazy(TyperGroup):
         """Return a placeholder with the text for the help page; it cannot be run."""
         if cmd_name not in COMMANDS:
             return None
+        # Importing all commands for one line each would make the help page slow.
         return TyperCommand(cmd_name, short_help=COMMANDS[cmd_name][1], rich_markup_mode=None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -127,6 +128,8 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with a code of `Code`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # By hand: a user adds it to the end of a line that failed, where the root's options are not
+    # read.
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"]
     logging.basicConfig(
@@ -155,6 +158,7 @@ def _set_up_streams() -> None:
     """Make output never fail on a character, and show progress as lines if it is piped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # tests may have replaced it
+            # A model may answer with characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if is_plain(sys.stderr) else logging.NOTSET
     logging.getLogger("orbiter.train.progress").setLevel(level)
@@ -174,4 +178,5 @@ def _flush() -> None:
 
 def _discard_output() -> None:
     """Discard further output, so that Python does not complain at exit."""
+    # Python flushes at exit once more, and would complain about the closed pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -59,6 +59,7 @@ def emit(job: Job, scheduler: Scheduler, output: Output, *, image: str, claim: s
         if scheduler is Scheduler.SLURM
         else kuberay_manifest(cluster, image=image, claim=claim)
     )
+    # Before anything is written: a cluster's queue is a bad place to find a mistake.
     asyncio.run(job.trainer.validate())
     path = _written(job, FILES[scheduler], made)
     for line in cluster.described():

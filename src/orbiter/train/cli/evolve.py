@@ -83,6 +83,7 @@ def _resume_command(folder: Path, overrides: Sequence[str], config: Path | None)
     words = ["orbiter-train", "evolve"]
     if config is not None:
         words += ["-c", str(config)]
+    # The folder is added below; given twice, the later one would win by luck.
     kept = [word for word in overrides if not word.startswith("evolve.run_dir=")]
     return shlex.join([*words, *kept, f"evolve.run_dir={folder}"])
 
@@ -140,6 +141,7 @@ async def _evolve(settings: Settings, folder: Path, output: Output) -> Evolution
         try:
             return await pipeline.run(first)
         finally:
+            # Also after an error or Ctrl-C: the answers were paid for.
             _keep_cost(folder, search.model)
 
 

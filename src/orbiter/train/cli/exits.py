@@ -78,6 +78,7 @@ def _is_about_a_file(error: BaseException) -> bool:
     """Return whether the system refused a file: missing, not allowed, read-only, disk full."""
     if not isinstance(error, OSError) or isinstance(error, TrainError):
         return False
+    # Other OSErrors, such as a refused connection, are not about a file.
     return error.filename is not None or error.errno in (*FULL, errno.EROFS, errno.EIO)
 
 
@@ -86,6 +87,7 @@ def _is_about_a_file_name(error: BaseException) -> TypeGuard[UnicodeEncodeError]
     encoding = sys.getfilesystemencoding()
     return (
         isinstance(error, UnicodeEncodeError)
+        # In UTF-8 only half a surrogate pair cannot be encoded, which is a fault of the data.
         and encoding != "utf-8"
         and codecs.lookup(error.encoding).name == codecs.lookup(encoding).name
     )

@@ -62,9 +62,11 @@ def synth(
     if not own.get("out"):
         raise ConfigError('there is nowhere to write to: set out = "more.jsonl" under [synth]')
     out = Path(str(own["out"]))
+    # Before anything is asked for: answers that cannot be written would be paid for all the same.
     check_target(out)
     again = _resume_command(overrides or (), config)
     result, error = asyncio.run(_synthesise(settings, out))
+    # Also after an error: what was accepted so far is good.
     written = write_items(result.items, out) if result.items else 0
     _tell(result, out, output)
     if error is not None:
@@ -102,6 +104,7 @@ def _exit_code(result: SynthesisResult) -> Code:
         return Code.CALLBACK
     if result.stop_reason == "target":
         return Code.OK
+    # Ended for another reason, but with failures: scripts should notice.
     if result.failures:
         return Code.CALLBACK
     return Code.OK if result.items else Code.DATA

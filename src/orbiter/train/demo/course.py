@@ -71,6 +71,7 @@ async def take(course: Course, folder: Path, seed: int) -> Interval:
     start = await sft.save(folder / "sft" / "model")
     trainer = VeRLTrainer(_config(course, start, folder, seed), environment=course.environment)
     say(f"computes in {(await trainer.policy()).computes}")
+    # After the imitation, so that the gain is that of learning by doing alone.
     before = await examine(trainer, course)
     say(f"before  reward {mean_interval(before.scores)}")
     say(f"learning by doing, for {course.minutes:g} minutes")

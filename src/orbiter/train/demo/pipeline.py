@@ -110,6 +110,7 @@ class Run:
             await trainer.train(data)
         finally:
             self.trainer = None
+        # The stage is not complete: the next call resumes it from the checkpoint.
         if trainer.stopped:
             raise asyncio.CancelledError
 
@@ -142,6 +143,7 @@ async def run_demo(run: Run) -> Outcome:
     run.outcome.counts |= {name: len(part) for name, part in parts._asdict().items()}
     await announce(run, parts)
     traces = await capture(run, parts)
+    # Repeated after an interruption: it takes a moment and gives the same parts.
     lessons = curate(run, traces)
     await imitate(run, lessons, parts.held_out)
     practice = [
@@ -255,6 +257,7 @@ async def imitate(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]
         await run.train(trainer, lessons.train)
         _keep_curve(run, "sft validation loss", "sft", "eval/loss")
         await examine(run, "sft", _asker(run, run.folder / "sft" / "best"), held_out)
+    # Hundreds of megabytes that no later stage reads.
     shutil.rmtree(run.folder / "sft" / "checkpoints", ignore_errors=True)
     run.finish("sft")
 

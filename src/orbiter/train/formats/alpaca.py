@@ -23,8 +23,11 @@ from orbiter.train.trajectory.left_out import Left
 
 
 def _claims(row: Row) -> float:
+    # A chat column wins: some files carry an instruction beside it, as a note.
     if "instruction" not in row or not row.keys().isdisjoint({"messages", "conversations"}):
         return 0.0
+    # Just below openai-dpo (1.0), whose rows may have an "input" too, and above the preference
+    # files (0.95), since LLaMA-Factory's pairs keep their prompt in "instruction".
     return 0.96 if "output" in row or set(SIDES) <= row.keys() else 0.0
 
 
@@ -36,6 +39,7 @@ def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
     if not isinstance(output, str) or not output:
         raise DataError(f"output must be a text that is not empty, got {output!r:.60}")
     prompt = Prompt(alpaca_in(row), ALPACA)
+    # A tag is a verdict on the one answer, so it takes the place of the item's reward.
     beside = dict(row) if reward is None else {**row, "reward": reward}
     return answered(prompt, answer_in(output, "output"), beside, where, known=("output", TAG))
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Judgement, alpha_of
-from orbiter.train.evaluation.judgement import JudgementKind
+from orbiter.train.evaluation.judgement import JudgementKind, last_of_each_rater
 from orbiter.train.formats.preference import Pair
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -56,12 +56,9 @@ def merge(judgements: Iterable[Judgement]) -> Merged:
     Raises:
         DataError: there are no labels.
     """
-    last: dict[tuple[str, str], Judgement] = {}
-    for judgement in judgements:
-        last[judgement.rater, judgement.subject] = judgement
-    if not last:
+    kept = last_of_each_rater(judgements)
+    if not kept:
         raise DataError("there are no labels to merge")
-    kept = list(last.values())
     valued = [judgement for judgement in kept if judgement.value is not None]
     groups: dict[str, list[Judgement]] = {}
     for judgement in valued:
@@ -80,6 +77,7 @@ def _verdict(group: Sequence[Judgement]) -> Verdict:
     mean = fmean(judgement.value for judgement in group if judgement.value is not None)
     value: float | None = mean
     if first.kind != "rating":
+        # An even vote is no verdict.
         value = None if mean == 0.5 else float(mean > 0.5)
     return Verdict(
         kind=first.kind,

@@ -143,6 +143,7 @@ class _Answer(PageHandler):
 
     def _send_unit(self, text: str, *, status: int = 200) -> None:
         session = self.server.session
+        # int() alone would accept other scripts' digits and texts of any length.
         place = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
         try:
             shown = None if place == session.total else session.shown(place)
@@ -159,6 +160,7 @@ class _Answer(PageHandler):
         """
         kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         length = self.headers.get("Content-Length", "")
+        # A page of another site may send forms without being asked, but no JSON.
         if kind != JSON:
             raise DataError(f"a label must be sent as {JSON}, got {kind or 'no type'}")
         if not (length.isascii() and length.isdigit()) or int(length) > LARGEST_BODY:

@@ -80,6 +80,7 @@ class LabelSession:
         self.kind = units[0].kind
         self._units = list(units)
         sub_random(seed, "label", rater).shuffle(self._units)
+        # By subject and not by position, so that a unit keeps its sides if the data grow.
         swap = {u.subject: sub_random(seed, "side", rater, u.subject) for u in self._units}
         self._orders = [
             tuple(reversed(range(len(u.items))))
@@ -107,6 +108,7 @@ class LabelSession:
                 raise StorageError(
                     f"{self._journal.path}:{line.number} is not a label: {error}"
                 ) from error
+            # The file may also hold another person's lines, or labels of other data.
             if judgement.rater != self.rater:
                 continue
             place = self._places.get(judgement.subject)
@@ -211,7 +213,9 @@ class LabelSession:
                 return float(choice)
             raise DataError(f"value must be true, false or null, got {choice!r}")
         if isinstance(choice, bool) or not isinstance(choice, int) or not 1 <= choice <= self.scale:
-            raise DataError(f"value must be from 1 to {self.scale} or null, got {choice!r}")
+            raise DataError(
+                f"value must be a whole number from 1 to {self.scale} or null, got {choice!r}"
+            )
         return float(choice)
 
     def close(self) -> None:

@@ -118,6 +118,7 @@ def _compared(
     reward: Float[Tensor, "E"], groups: Sequence[Sequence[int]], *, scaled: bool
 ) -> Float[Tensor, "E"]:
     """Return how much better each episode did than its group; zero in a group of one."""
+    # A table of one column is refused; with two, a group of one is compared with nothing.
     size = max(2, *map(len, groups)) if groups else 2
     table = reward.new_zeros(len(groups), size)
     valid = torch.zeros(len(groups), size, dtype=torch.bool)
@@ -252,6 +253,7 @@ async def fit(job: Job) -> None:
             groups = order.order(step, config.batch_size, seed=config.seed)
             chosen = [position for group in groups for position in job.log.groups[group]]
             ready = await work(_prepare, session.policy, config, job.log, chosen)
+            # Before the update, which a few episodes would decide alone.
             if ready.effective_share < config.min_effective_share:
                 log.warning(
                     "stopped at step %d: the effective sample size is %.3g of %d logged episodes, "

@@ -155,6 +155,7 @@ class RewardModel:
         """
         if episode is not None:
             return await self._score_with_others(_of_episode(episode))
+        # With its special tokens, as the policy sampled it.
         answer = output if raw_output is None else raw_output
         return await self._score_with_others(_of_answer(item, answer))
 
@@ -248,6 +249,7 @@ class RewardModel:
         from orbiter.train.preference.reward_model_rows import last_turn, score_row, scores_of
 
         scorer = self.loaded()
+        # One token of the context is needed to read the score at the end.
         tokenizer, context = scorer.policy.tokenizer, scorer.policy.context_length - 1
         turns = [last_turn(attempt) for attempt in attempts]
         readable = [_with_usable_ids(turn, tokenizer) for turn in turns]
@@ -271,6 +273,7 @@ class RewardModel:
                         + ("" if cuts else "RewardModel(on_long_prompt='truncate-left') cuts it")
                     )
                 rows[index] = score_row(encoded[0], scorer.pad_token_id)
+                # Replaced below; it keeps the place of this attempt.
                 answers.append(0.0)
             except TrainError as error:
                 answers.append(error)
@@ -297,6 +300,7 @@ class RewardModel:
     async def _score_waiting(self, waiting: list[_Call]) -> None:
         """Score the waiting calls, once no more arrive, until none is left."""
         while waiting:
+            # Calls of one step arrive one after the other; a batch begins once no more come.
             known, quiet = len(waiting), 0
             while quiet < SETTLE_ROUNDS:
                 await asyncio.sleep(0)
@@ -308,6 +312,7 @@ class RewardModel:
                 failure = error if isinstance(error, Exception) else asyncio.CancelledError()
                 answers = [failure] * len(calls)  # type: ignore[list-item] # whatever it was
             taken = set(map(id, calls))
+            # In place, because other calls append to this same list.
             waiting[:] = [c for c in waiting if id(c) not in taken and not c.score.done()]
             for call, answer in zip(calls, answers, strict=True):
                 if call.score.done():

@@ -78,6 +78,7 @@ class Following:
 
     def _refresh(self) -> None:
         state = self._source.state()
+        # Several open pages ask for the same state.
         if state != self._state:
             document = envelope([self._source.document()])
             self._page = render(document | {"live": True}, live=True).encode()

@@ -78,6 +78,7 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
         refused = {
             index: _unpacked(raw)
             for index, raw in enumerate(self.candidates)
+            # Refused candidates are arrays and items are objects, so most are not decoded at all.
             if bytes(raw).startswith(b"[")
         }
         return {
@@ -190,9 +191,11 @@ class FileJournal:
         try:
             recorded = self._read(scorer)
             if recorded != run:
+                # Nothing was paid for yet, so changed settings may take the folder over.
                 if recorded is not None and self._holds_answers():
                     raise _other_run(path, recorded, run)
                 self._log.append(_ENCODER.encode(_Began(_VERSION, dict(run))))
+                # Scores need not be cleared: with any score there would have been answers.
                 self._made, self._plans = {}, {}
             if self._recorded_scorer != scorer:
                 self._log.append(_ENCODER.encode(_Scorer(scorer)))
@@ -206,6 +209,7 @@ class FileJournal:
 
     def made(self, batch: int) -> Made | None:
         """Return the answer to a batch that an earlier process had."""
+        # Popped, because each is read once and a long run would hold all of them.
         return self._made.pop(batch, None)
 
     def scored(self, batch: int, place: int) -> Scored | None:
@@ -214,6 +218,7 @@ class FileJournal:
 
     def keep(self, answer: Made | Scored) -> None:
         """Append the answer."""
+        # Before the caller uses it: an answer that was paid for must not be lost.
         self._log.append(_ENCODER.encode(answer))
 
     def close(self) -> None:
@@ -238,6 +243,7 @@ class FileJournal:
                 raise StorageError(
                     f"{path}:{number} is not a record of a synthesis run: {error}"
                 ) from error
+            # Another tool's JSON lines may decode as one of the records by chance.
             if number == 1 and not isinstance(record, _Began):
                 raise StorageError(f"{path}:1 is not the first line of a synthesis run's journal")
             self._take(path, record, scorer)
@@ -251,12 +257,15 @@ class FileJournal:
                     "use another run_dir"
                 )
             self._recorded_run = record.run
+            # A later run in the same folder replaces the earlier one, which had no answers.
             self._made, self._plans, self._scored = {}, {}, {}
         elif isinstance(record, _Scorer):
             self._recorded_scorer = record.scorer
         elif isinstance(record, Made):
+            # Paid in any case, also for failures.
             self.cost += record.cost
             self._plans[record.batch] = Plan(record.asked, record.offset)
+            # The plan stays, so that the batch is asked for again with the same size.
             if record.failure is None:
                 self._made[record.batch] = record
         else:

@@ -111,21 +111,21 @@ def _values(stored: Stored) -> Values:
     return tuple(values)
 
 
-def _whole(stored: Stored, index: int, place: int) -> object:
+def _whole(stored: Stored, index: int, field: int) -> object:
     """Rebuild a field by collecting its pieces from the last turn back to the first."""
     pieces: list[Sequence[object]] = []
     needed = None
     while isinstance(stored, Turn):
         start = stored.cut[index]
         if needed is None or needed > start:
-            tail = stored.tail[place]
+            tail = stored.tail[field]
             pieces.append(tail if needed is None else tail[: needed - start])
             needed = start
         if needed == 0:
             break
         stored = stored.previous
     else:
-        pieces.append(stored[place][:needed])
+        pieces.append(stored[field][:needed])
     pieces.reverse()
     if isinstance(pieces[0], str):
         return "".join(pieces)  # type: ignore[arg-type]  # a field's pieces are of one type

@@ -85,15 +85,15 @@ async def play(
     rating = asyncio.Semaphore(setting.config.reward_concurrency)
 
     async def one(attempt: tuple[int, int]) -> tuple[Episode, Scores | None]:
-        place, number = attempt
-        key = EpisodeAttempt(offset + place, number, seeds[place][number])
-        known = journal.find(tasks.tasks[place], key) if journal else None
+        position, number = attempt
+        key = EpisodeAttempt(offset + position, number, seeds[position][number])
+        known = journal.find(tasks.tasks[position], key) if journal else None
         if known is not None:
             return known
-        episode = await play_one(setting.config, setting.agent, live, tasks.tasks[place], key)
+        episode = await play_one(setting.config, setting.agent, live, tasks.tasks[position], key)
         async with rating:
             scores = await rate(
-                setting.config, setting.rewards, tasks.items[place], episode, offset + place
+                setting.config, setting.rewards, tasks.items[position], episode, offset + position
             )
         if journal is not None and scores is not None:
             await asyncio.to_thread(journal.add, key, episode, scores)
@@ -129,8 +129,8 @@ async def _compared(
     )
     before, by_name = played.scores, dict(played.scores.by_name)
     total: list[float | None] = list(before.total)
-    for place, row in enumerate(rows):
-        known, added = before.total[row], scores.total[place]
+    for position, row in enumerate(rows):
+        known, added = before.total[row], scores.total[position]
         total[row] = None if known is None or added is None else known + added
     for name, values in scores.by_name.items():
         by_row = dict(zip(rows, values, strict=True))
@@ -199,13 +199,13 @@ async def rate(
     rewards: Sequence[RewardSpec],
     item: TrajectoryItem,
     episode: Episode,
-    place: int,
+    position: int,
 ) -> Scores | None:
     """Compute the rewards of one episode; a failed one is not scored."""
     if episode.failed:
         return None
     absolute = [spec for spec in rewards if not spec.relative]
-    return await _score(config, absolute, [episode], [item], first_index=place)
+    return await _score(config, absolute, [episode], [item], first_index=position)
 
 
 async def _score(

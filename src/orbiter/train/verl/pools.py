@@ -45,10 +45,10 @@ def choose(config: VeRLConfig, position: Position, step: int, count: int) -> Tur
     """
     size = min(config.batch_size, count)
     if not config.has_pools:
-        epoch, place = divmod(step, -(-count // config.batch_size))
+        epoch, index = divmod(step, -(-count // config.batch_size))
         # The same shuffle that `Tasks.order` uses, so runs with and without pools start alike.
         order = shuffled(count, config.seed, epoch)
-        first = place * config.batch_size
+        first = index * config.batch_size
         return Turn(order[first : first + config.batch_size], 0, 0)
     rates = {"solved": config.solved_rate, "unsolved": config.unsolved_rate}
     chosen: dict[int, None] = {}
@@ -56,8 +56,8 @@ def choose(config: VeRLConfig, position: Position, step: int, count: int) -> Tur
     cursor = position.cursor
     # At most one whole epoch beyond the step, so that rates of 0 cannot loop for ever.
     while len(chosen) < size and cursor - position.cursor < count + size:
-        epoch, place = divmod(cursor, count)
-        task = shuffled(count, config.seed, epoch)[place]
+        epoch, index = divmod(cursor, count)
+        task = shuffled(count, config.seed, epoch)[index]
         rate = rates.get(position.pools.get(str(task), ""), 1.0)
         if task in chosen:
             pass  # its next turn comes in a later step

@@ -54,6 +54,7 @@ def _captured(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
         recognised = _recognised(request)
         if recognised is None:
             return send(client, request, *args, **kwargs)
+        # Reading keeps the body in the request, so it can still be sent.
         exchange = _begin(recognised, request, request.read())
         try:
             response = send(client, request, *args, **kwargs)

@@ -171,6 +171,7 @@ def split(
     names = PARTS if len(shares) <= len(PARTS) else [f"part-{n}" for n in range(1, len(shares) + 1)]
     targets = [out / f"{name}.jsonl" for name, _ in zip(names, shares, strict=False)]
     for target in targets:
+        # All before the first is written, so that a split is never half old and half new.
         if target.exists():
             raise StorageError(f"{target} is there already; choose another folder")
     with working(f"splitting {len(items)} items"):

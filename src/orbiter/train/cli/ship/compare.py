@@ -75,6 +75,7 @@ def compare(
     intervals allow for that. With --require the exit code is 0 if the whole interval of each
     difference meets its condition, 9 if one is not met, and 10 if the items do not decide it.
     """
+    # B first: the new model's settings are those that it would be shipped with.
     settings = load(config or _config_of(b) or _config_of(a), parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
     agent = load_agent(settings)
@@ -162,6 +163,7 @@ async def _side(
     from orbiter.train.cli.chat import chat_model
 
     asked: dict[str, object] = {"temperature": config.temperature if sampled else 0.0}
+    # What [llm] says wins over what a local model would get.
     asked |= {"max_tokens": config.max_response_length} | settings.section("llm")
     asked |= {"model": endpoint[1], "base_url": endpoint[2]}
     return await chat_model(replace(settings, values={**settings.values, "llm": asked}), until)

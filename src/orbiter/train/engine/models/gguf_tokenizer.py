@@ -152,24 +152,24 @@ def _steps(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _tokens(spec: Mapping[str, Any], vocabulary: int) -> dict[str, Value]:
     # The embedding may have more rows than the vocabulary, rounded up for the hardware.
-    tokens = [f"[PAD{place}]" for place in range(vocabulary)]
+    tokens = [f"[PAD{token_id}]" for token_id in range(vocabulary)]
     kinds, falls_back = [UNUSED] * vocabulary, is_sentencepiece(spec)
-    for text, place in spec["model"]["vocab"].items():
-        tokens[place], kinds[place] = text, NORMAL
+    for text, token_id in spec["model"]["vocab"].items():
+        tokens[token_id], kinds[token_id] = text, NORMAL
         if falls_back and text in BYTES:
-            kinds[place] = BYTE
+            kinds[token_id] = BYTE
         elif falls_back and text == spec["model"].get("unk_token"):
-            kinds[place] = UNKNOWN
+            kinds[token_id] = UNKNOWN
     for added in spec["added_tokens"]:
-        place = added["id"]
-        if place >= vocabulary:
+        token_id = added["id"]
+        if token_id >= vocabulary:
             raise ConfigError(
-                f"the token {added['content']!r} has id {place}, and the model has {vocabulary} "
+                f"the token {added['content']!r} has id {token_id}, and the model has {vocabulary} "
                 "embeddings; resize them before exporting"
             )
-        tokens[place] = added["content"]
-        if kinds[place] != UNKNOWN:
-            kinds[place] = CONTROL if added["special"] else USER_DEFINED
+        tokens[token_id] = added["content"]
+        if kinds[token_id] != UNKNOWN:
+            kinds[token_id] = CONTROL if added["special"] else USER_DEFINED
     return {
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": Integers(kinds),
@@ -181,9 +181,9 @@ def _special(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> dict[
     metadata: dict[str, Value] = {}
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     for ours, theirs in names.items():
-        place = getattr(tokenizer, f"{ours}_token_id", None)
-        if place is not None:
-            metadata[f"tokenizer.ggml.{theirs}_token_id"] = int(place)
+        token_id = getattr(tokenizer, f"{ours}_token_id", None)
+        if token_id is not None:
+            metadata[f"tokenizer.ggml.{theirs}_token_id"] = int(token_id)
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     further = sorted(stops - {eos}) if isinstance(eos, int) else sorted(stops)
     if eos is None and further:

@@ -96,6 +96,7 @@ class Desk:
         try:
             return await self._answer(batch)
         except BudgetError as error:
+            # The run ends with what it has; a spent budget is no error of the batch.
             self.spent_budget = str(error)
             return None
 
@@ -107,6 +108,7 @@ class Desk:
         async def judge(place: int) -> TrajectoryItem | Rejection:
             return await self._judge(batch.number, place, candidates[place])
 
+        # As read back from the journal, so that a fresh run and a resumed one see the same items.
         candidates = made.unpacked()
         judged = await map_bounded(
             range(len(candidates)), judge, concurrency=self.config.concurrency
@@ -120,6 +122,7 @@ class Desk:
         if kept is not None and not failed:
             return kept
         async with self._asking:
+            # Looked at again here: another batch may have spent the rest while this one waited.
             if self.broke:
                 return kept
             return await self._make(batch, kept, failed)
@@ -158,6 +161,7 @@ class Desk:
         """Call the steps in order; earlier failures enter again at the step that failed."""
         items: list[TrajectoryItem] = []
         refused: list[Candidate] = []
+        # Another seed, or a sampled answer that failed would be the same one again.
         again = ("again",) if failed else ()
         for index, step in enumerate(self.steps):
             items += [each.source for each in failed.values() if each.step == index]
@@ -171,12 +175,14 @@ class Desk:
                 spend=outcome.spend,
                 report_failure=outcome.report_failure,
             )
+            # Only the first step is asked for a number; later ones get one candidate for each item.
             count = len(items) if index or failed else batch.count
             answer = await _generate(step, count, context) if count else ()
             outcome.by_step.append(len(answer))
             made = [_as_candidate(each, index) for each in answer]
             items = [each for each in made if isinstance(each, TrajectoryItem)]
             outcome.candidates = [*made, *refused]
+            # After the output was recorded, which puts this step's refusals first.
             refused += [each for each in made if not isinstance(each, TrajectoryItem)]
 
     async def _judge(
@@ -194,10 +200,12 @@ class Desk:
                 return Rejection(candidate, "failed", str(error))
             if not is_valid:
                 return Rejection(candidate, "invalid", "the validator refused it")
+        # A step may give rewards itself, such as by a verifier.
         if self.scorer is None or candidate.reward is not None:
             return candidate
         scored = self.journal.scored(batch, place)
         if scored is None:
+            # Apart from the steps' limit, so that slow scoring does not hold up the asking.
             async with self._scoring:
                 scored = await self._score(self.scorer, batch, place, candidate)
             self.journal.keep(scored)
@@ -263,6 +271,7 @@ def _replaced(
     """Put the retried candidates at the positions of the failed ones; the others do not move."""
     for index, candidate in zip(places, retried, strict=False):
         kept[index] = candidate
+    # A step may return more than was asked for.
     return [*kept, *retried[len(places) :]]
 
 
@@ -276,6 +285,7 @@ async def _generate(
             answer = await answer
         if isinstance(answer, AsyncIterator):
             answer = [item async for item in answer]
+    # A text is a sequence of characters, and a mapping one of keys: neither is a list of items.
     if isinstance(answer, str | Mapping) or not isinstance(answer, Sequence):
         raise CallbackError(f"{name}.generate must return a list of items, got {answer!r:.80}")
     return answer

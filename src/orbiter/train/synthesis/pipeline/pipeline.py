@@ -86,6 +86,7 @@ class SynthesisPipeline:
                 "async def generate(self, count, *, context=None)"
             )
         try:
+            # Now, and not after the first answers of other steps were paid for.
             inspect.signature(step.generate).bind(1, context=None)
         except TypeError as error:
             raise ConfigError(
@@ -140,6 +141,7 @@ class SynthesisPipeline:
                         )
                         yield item
         finally:
+            # Also when the caller leaves the loop, so that another run may open the folder.
             run.desk.journal.close()
             self.result, self._run = run.result(), None
 
@@ -158,6 +160,7 @@ class SynthesisPipeline:
             raise StateError("this pipeline is running; stop() it, or make another one")
         seeds = [item_of(row) for row in Records.of(seed_data).rows]
         least = self.config.min_score
+        # An unscored seed is not known to be bad.
         used = [s for s in seeds if least is None or s.reward is None or s.reward >= least]
         journal = self._journal(seeds)
         desk = Desk(
@@ -173,6 +176,7 @@ class SynthesisPipeline:
         run: dict[str, object] = {name: getattr(self.config, name) for name in shaping}
         for number, step in enumerate(self._steps, start=1):
             run[f"step {number}"] = step.fingerprint
+        # Ids have a fixed length, so joining them is unambiguous.
         ids = "".join(seed.id for seed in seeds)
         run["seeds"] = hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
         return FileJournal(self._run_dir, run, scorer=_described(self._scorer))
