@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from orbiter.train.engine.config import recorded_dtype
 from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.tasks import read_once
-from orbiter.train.engine.trainer import ModelTrainer, as_metrics, recorded_dtype
+from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import DataError, StateError
 from orbiter.train.preference.reward_model import RewardModel
 from orbiter.train.preference.reward_model_config import RewardModelConfig

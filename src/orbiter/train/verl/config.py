@@ -145,8 +145,7 @@ class VeRLConfig(AlgorithmConfig):
     )
     gold_samples: int = setting(
         4,
-        "With gold=: answers to each of these tasks, sampled as in training; 0 means one greedy "
-        "answer, which is cheaper and shows a change later.",
+        "With gold=: samples of each of these tasks, drawn as in training; 0 takes a greedy answer.",
         WholeNumber(at_least=0),
         verl=NotInVerl(NO_GOLD),
     )
