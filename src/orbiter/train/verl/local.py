@@ -1,8 +1,8 @@
 """The training loop in this process: each step samples, scores, assigns credit and updates.
 
-`fit` is the loop; where its samples come from is a `Source`: answers to prompts here, episodes of
-an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit assignment
-in `credit.py` and `algorithms/`, every formula in `rl/`.
+`fit` is the loop; where its samples come from is a `SampleSource`: answers to prompts here, episodes
+of an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit
+assignment in `credit.py` and `algorithms/`, every formula in `rl/`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from orbiter.train.verl.samples import as_records
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A source of the samples of a step."""
 
     async def draw(self, session: Session, step: int) -> None:
@@ -49,7 +49,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts(Source):
+class Prompts(SampleSource):
     """Answers to prompts, scored by rewards."""
 
     config: VeRLConfig
@@ -80,7 +80,7 @@ class Prompts(Source):
         position.cursor = turn.cursor
         update_pools(config, position, turn.places, scores.total)
         extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
-        drawn = Drawn(chosen.items, rollouts, scores)
+        drawn = ScoredSamples(chosen.items, rollouts, scores)
         weights = weights_of(self.rewards)
         await work(_note_answers, session, drawn, credited, extra, weights)
 
@@ -90,16 +90,16 @@ class Prompts(Source):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class RewardJob(TrainingJob):
     """The parts that a run by reward needs."""
 
     config: VeRLConfig
-    source: Source
+    source: SampleSource
     objective: PolicyObjective
     """What an update minimises."""
 
 
-async def fit(job: Job) -> None:
+async def fit(job: RewardJob) -> None:
     """Train for `epochs` passes, or until there is nothing left to learn.
 
     Raises:
@@ -134,7 +134,7 @@ async def fit(job: Job) -> None:
             break
 
 
-class Drawn(NamedTuple):
+class ScoredSamples(NamedTuple):
     """The samples of a step with their scores; they come in groups, one group for each item."""
 
     items: Sequence[TrajectoryItem]
@@ -144,7 +144,7 @@ class Drawn(NamedTuple):
 
 def _note_answers(
     session: Session,
-    drawn: Drawn,
+    drawn: ScoredSamples,
     credited: Credited,
     extra: Mapping[str, float],
     weights: Mapping[str, float],
