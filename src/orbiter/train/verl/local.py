@@ -1,7 +1,7 @@
 """The training loop in this process: each step samples, scores, assigns credit and updates.
 
-`fit` is the loop; where its samples come from is a `SampleSource`: answers to prompts here, episodes
-of an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit
+`fit` is the loop; where its samples come from is a `SampleSource`: answers to prompts here,
+episodes of an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit
 assignment in `credit.py` and `algorithms/`, every formula in `rl/`.
 """
 
