@@ -46,7 +46,9 @@ class LabelServer(PageServer):
             ConfigError: the port does not exist or is in use, or the host is not on this machine.
         """
         self.session = session
-        super().__init__(_Answer, host, port, policy=parts().policy(live=True), always_token=True)
+        super().__init__(
+            _LabelHandler, host, port, policy=parts().policy(live=True), always_token=True
+        )
 
 
 @cache
@@ -98,7 +100,7 @@ def _said(shown: Shown) -> object:
     return ("left", "right")[shown.order.index(0 if given.value == 1 else 1)]
 
 
-class _Answer(PageHandler):
+class _LabelHandler(PageHandler):
     """Answers one request."""
 
     server: LabelServer

@@ -107,7 +107,12 @@ class RewardModelTrainer(ModelTrainer):
         policy = await self.policy()
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
-        from orbiter.train.preference.reward_model_local import Job, all_items, fit, order_of
+        from orbiter.train.preference.reward_model_local import (
+            RewardModelJob,
+            all_items,
+            fit,
+            order_of,
+        )
 
         config = self.config
         pairs = await self._pairs(policy, self.dataset)
@@ -122,7 +127,7 @@ class RewardModelTrainer(ModelTrainer):
 
         opening = self._opening(policy, pairs, session.steps)
         async with self.running(session, opening, data=f"{len(pairs)} pairs") as progress:
-            job = Job(
+            job = RewardModelJob(
                 config=config,
                 pairs=pairs,
                 scorer=self._scorer(policy),

@@ -88,14 +88,14 @@ class LocalBackend(Backend):
     async def _plan_agent(self) -> TrainPlan:
         """Play a few episodes and estimate a run of an agent from them."""
         trainer = self.trainer
-        from orbiter.train.verl.play import Setting
+        from orbiter.train.verl.play import PlaySetting
         from orbiter.train.verl.rehearsal import plan_agent
 
         policy = await trainer.policy()
         held_out = 0 if trainer.eval_dataset is None else len(as_tasks(trainer.eval_dataset))
         free = [reward for reward in self.rewards if reward.judge is None]  # a judge costs money
         return await plan_agent(
-            Setting(policy, self.config, trainer.running_agent, free),
+            PlaySetting(policy, self.config, trainer.running_agent, free),
             as_tasks(trainer.dataset),
             held_out=held_out,
             method=trainer.method,
@@ -183,7 +183,7 @@ class LocalBackend(Backend):
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.evaluate import attempts_of, judge, summary
         from orbiter.train.verl.judged import usage
-        from orbiter.train.verl.local import Job, Prompts, fit
+        from orbiter.train.verl.local import Prompts, RewardJob, fit
 
         tasks = held_out = await trainer.encode(trainer.dataset)
         if trainer.eval_dataset is not None:
@@ -214,7 +214,7 @@ class LocalBackend(Backend):
             trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress,
             self._judging(),
         ):
-            job = Job(
+            job = RewardJob(
                 config=config,
                 source=Prompts(config=config, rewards=self.rewards, tasks=tasks),
                 objective=ALGORITHMS[config.algorithm].objective(config),
@@ -232,11 +232,11 @@ class LocalBackend(Backend):
         from orbiter.train.verl.episodes import objective_of, playing
         from orbiter.train.verl.journal import remove_covered
         from orbiter.train.verl.judged import usage
-        from orbiter.train.verl.local import Job, fit
-        from orbiter.train.verl.play import Setting, assess, evaluate
+        from orbiter.train.verl.local import RewardJob, fit
+        from orbiter.train.verl.play import PlaySetting, assess, evaluate
 
         trainer, config = self.trainer, self.config
-        setting = Setting(policy, config, trainer.running_agent, self.rewards)
+        setting = PlaySetting(policy, config, trainer.running_agent, self.rewards)
         tasks = as_tasks(trainer.dataset)
         held_out = tasks if trainer.eval_dataset is None else as_tasks(trainer.eval_dataset)
         per_epoch = tasks.steps_per_epoch(config.batch_size)
@@ -261,7 +261,7 @@ class LocalBackend(Backend):
             playing(setting, tasks) as source,
             self._judging(),
         ):
-            job = Job(
+            job = RewardJob(
                 config=config,
                 source=source,
                 objective=objective_of(config),

@@ -145,7 +145,7 @@ class VeRLConfig(AlgorithmConfig):
     )
     gold_samples: int = setting(
         4,
-        "With gold=: samples of each of these tasks, drawn as in training; 0 takes a greedy answer.",
+        "With gold=: samples of each of these tasks, drawn as in training; 0: one greedy answer.",
         WholeNumber(at_least=0),
         verl=NotInVerl(NO_GOLD),
     )

@@ -41,8 +41,8 @@ from orbiter.train.verl.extra_groups import (
 )
 from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.journal import EpisodeJournal, open_journal
-from orbiter.train.verl.local import Source, note
-from orbiter.train.verl.play import Setting, episode_metrics, open_live, play
+from orbiter.train.verl.local import SampleSource, note
+from orbiter.train.verl.play import PlaySetting, episode_metrics, open_live, play
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import Scores, weights_of
 from orbiter.train.verl.samples import episode_records
@@ -50,7 +50,7 @@ from orbiter.train.verl.tasks import AgentTasks
 
 
 @asynccontextmanager
-async def playing(setting: Setting, tasks: AgentTasks) -> AsyncIterator[Episodes]:
+async def playing(setting: PlaySetting, tasks: AgentTasks) -> AsyncIterator[Episodes]:
     """Open the policy to the agent for as long as a run lasts."""
     async with open_live(setting, temperature=setting.config.temperature) as live:
         yield Episodes(setting=setting, tasks=tasks, live=live)
@@ -63,10 +63,10 @@ def objective_of(config: VeRLConfig) -> PolicyObjective:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Episodes(Source):
+class Episodes(SampleSource):
     """Episodes of an agent, scored by rewards."""
 
-    setting: Setting
+    setting: PlaySetting
     tasks: AgentTasks
     live: LivePolicy
 
@@ -117,7 +117,7 @@ class Episodes(Source):
 
     async def _play(
         self, step: int, places: Sequence[int], offset: int, journal: EpisodeJournal | None
-    ) -> Drawn:
+    ) -> DrawnGroups:
         """Play a group for each of these tasks, which are the step's from number `offset` on."""
         config = self.setting.config
         seeds = [
@@ -132,11 +132,11 @@ class Episodes(Source):
         tasks = self.tasks.select(places)
         # `offset` keeps extra groups apart from the step's own in the journal.
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
-        return Drawn(list(places), *played)
+        return DrawnGroups(list(places), *played)
 
     async def _without_flat(
-        self, position: Position, step: int, drawn: Drawn, journal: EpisodeJournal | None
-    ) -> tuple[Drawn, dict[str, float]]:
+        self, position: Position, step: int, drawn: DrawnGroups, journal: EpisodeJournal | None
+    ) -> tuple[DrawnGroups, dict[str, float]]:
         """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
 
         The further tasks are drawn from those that the step does not have, as far as there are
@@ -166,7 +166,7 @@ class Episodes(Source):
         await self.live.refresh()
 
 
-class Drawn(NamedTuple):
+class DrawnGroups(NamedTuple):
     """The groups of a step."""
 
     places: list[int]
@@ -174,17 +174,17 @@ class Drawn(NamedTuple):
     episodes: list[Episode]
     scores: Scores
 
-    def replaced(self, group: int, by: Drawn, other: int, size: int) -> Drawn:
+    def replaced(self, group: int, by: DrawnGroups, other: int, size: int) -> DrawnGroups:
         """Return these groups with one of them replaced by one of `by`."""
         places = [by.places[other] if i == group else p for i, p in enumerate(self.places)]
-        return Drawn(
+        return DrawnGroups(
             places,
             swapped(self.episodes, group, by.episodes, other, size=size),
             swapped_scores(self.scores, group, by.scores, other, size=size),
         )
 
 
-def _flat(drawn: Drawn, config: VeRLConfig) -> list[int]:
+def _flat(drawn: DrawnGroups, config: VeRLConfig) -> list[int]:
     """Return the groups whose episodes have no two different rewards, by number."""
     scores = with_truncation(drawn.scores, drawn.episodes, config.on_truncation)
     return flat_groups(scores.total, config.group_size)

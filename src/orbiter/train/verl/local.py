@@ -1,8 +1,8 @@
 """The training loop in this process: each step samples, scores, assigns credit and updates.
 
-`fit` is the loop; where its samples come from is a `Source`: answers to prompts here, episodes of
-an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit assignment
-in `credit.py` and `algorithms/`, every formula in `rl/`.
+`fit` is the loop; where its samples come from is a `SampleSource`: answers to prompts here,
+episodes of an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit
+assignment in `credit.py` and `algorithms/`, every formula in `rl/`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from orbiter.train.verl.samples import as_records
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A source of the samples of a step."""
 
     async def draw(self, session: Session, step: int) -> None:
@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts(Source):
+class Prompts(SampleSource):
     """Answers to prompts, scored by rewards."""
 
     config: VeRLConfig
@@ -94,7 +94,7 @@ class Prompts(Source):
 
     async def _answers(
         self, session: Session, step: int, places: Sequence[int], extra: int
-    ) -> Drawn:
+    ) -> ScoredSamples:
         """Answer these tasks; the step has `extra` groups beyond its own already."""
         config, chosen = self.config, self.tasks.select(places)
         rollouts = await work(
@@ -109,11 +109,11 @@ class Prompts(Source):
             seed=sub_seed(config.seed, "sample", step, *([extra] if extra else [])),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        return Drawn(chosen.items, rollouts, scores)
+        return ScoredSamples(chosen.items, rollouts, scores)
 
     async def _without_flat(
-        self, session: Session, step: int, first: Sequence[int], drawn: Drawn
-    ) -> tuple[Drawn, dict[str, float]]:
+        self, session: Session, step: int, first: Sequence[int], drawn: ScoredSamples
+    ) -> tuple[ScoredSamples, dict[str, float]]:
         """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
 
         As with episodes, the metrics of the step stay those of its own tasks.
@@ -132,7 +132,7 @@ class Prompts(Source):
             more = await self._answers(session, step, places, extra)
             useful = sorted(set(range(count)) - set(_flat(more, config)))
             for old, new in zip(flat, useful, strict=False):
-                chosen = Drawn(
+                chosen = ScoredSamples(
                     swapped(chosen.items, old, more.items, new, size=1),
                     swapped(chosen.rollouts, old, more.rollouts, new, size=size),
                     swapped_scores(chosen.scores, old, more.scores, new, size=size),
@@ -145,16 +145,16 @@ class Prompts(Source):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class RewardJob(TrainingJob):
     """The parts that a run by reward needs."""
 
     config: VeRLConfig
-    source: Source
+    source: SampleSource
     objective: PolicyObjective
     """What an update minimises."""
 
 
-async def fit(job: Job) -> None:
+async def fit(job: RewardJob) -> None:
     """Train for `epochs` passes, or until there is nothing left to learn.
 
     Raises:
@@ -189,7 +189,7 @@ async def fit(job: Job) -> None:
             break
 
 
-class Drawn(NamedTuple):
+class ScoredSamples(NamedTuple):
     """The samples of a step with their scores; they come in groups, one group for each item."""
 
     items: Sequence[TrajectoryItem]
@@ -197,7 +197,7 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def _flat(drawn: Drawn, config: VeRLConfig) -> list[int]:
+def _flat(drawn: ScoredSamples, config: VeRLConfig) -> list[int]:
     """Return the groups whose rewards, as they are learned from, do not differ."""
     shaped = with_overlong_penalty(config, drawn.scores, drawn.rollouts)
     return flat_groups(shaped.scores.total, config.group_size)
