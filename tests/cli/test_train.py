@@ -178,11 +178,11 @@ def test_a_reward_model_is_trained_resumed_and_used_as_a_reward(run: Run, projec
     assert ran.code == ExitCode.OK, ran.err
     assert "reward/liked" in read_run(Path("runs/policy")).metrics[-1]
     ran = run("eval", "--run", "runs/rm", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     assert told["models"]["runs/rm/model"] == pytest.approx(result["quality"])
     both = run("eval", "-m", "runs/rm/model", "-m", "tiny", "--data", "pairs.jsonl")
-    assert both.code == Code.USAGE
+    assert both.code == ExitCode.USAGE
     assert "cannot be compared" in both.err
     answering = (
         ("train", "-c", "liked.toml", "data.train=pairs.jsonl", "train.model=runs/rm/model"),
@@ -193,7 +193,7 @@ def test_a_reward_model_is_trained_resumed_and_used_as_a_reward(run: Run, projec
     )
     for command in answering:
         ran = run(*command)
-        assert ran.code in (Code.USAGE, Code.STORAGE), command
+        assert ran.code in (ExitCode.USAGE, ExitCode.STORAGE), command
         assert "holds a reward model, which scores answers and writes none" in ran.err, command
         assert "RewardModel(folder)" in ran.err
 
