@@ -24,9 +24,9 @@ def rehearsal(folder: Path, rewards: list[RewardSpec], **settings: object) -> Ve
         "output_dir": folder,
         "step_timeout_seconds": 2000,
     }
-    held_out, agent = settings.pop("eval_dataset", None), settings.pop("agent", None)
+    given = {name: settings.pop(name, None) for name in ("eval_dataset", "agent", "environment")}
     config = VeRLConfig(**(small | settings))
-    return VeRLTrainer(config, rewards, eval_dataset=held_out, agent=agent)
+    return VeRLTrainer(config, rewards, **given)
 
 
 def processes_with(word: str) -> list[int]:

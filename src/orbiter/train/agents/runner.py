@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -19,9 +20,16 @@ from orbiter.train.callback import call
 from orbiter.train.capture.transport import answered_by
 
 if TYPE_CHECKING:
-    from orbiter.train.serve.session import LiveSession
+    from orbiter.train.serve.session import LiveSession, Turn
 
 T = TypeVar("T")
+LENGTH_ERROR = re.compile(
+    r"length limit|LengthFinish|finish_?reason\W+length|max_?(output_?|completion_?)?tokens"
+    r"|token limit|incomplete|truncated|cut off",
+    re.IGNORECASE,
+)
+"""How clients and frameworks write that an answer reached its limit of tokens: openai, the OpenAI
+Agents SDK, pydantic-ai, instructor."""
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
@@ -63,7 +71,9 @@ async def run_episode(
     """Let an agent work on a task; failures are recorded in the episode's `stop_reason`.
 
     If an agent raises after reaching a limit, the stop reason is the limit, because the refused
-    call most likely caused the error.
+    call most likely caused the error. The same holds for an error about the length of its
+    last answer, which was cut off: leaving such episodes out would hide from the policy that its
+    answers are too long.
 
     Args:
         agent: A function of the task, sync or async, or an object with `run`. A plain function
@@ -102,7 +112,7 @@ async def run_episode(
         output=as_text(outcome.result),
         turns=turns,
         streams=tuple(turns_to_streams(turns)),
-        stop_reason=_stop_reason(outcome, session.stop_reason, called=bool(turns)),
+        stop_reason=_stop_reason(outcome, session.stop_reason, turns),
         error=_described(outcome.error),
         step_rewards=tuple(opened.step_rewards),
         step_reward_turns=tuple(opened.step_reward_turns),
@@ -160,15 +170,26 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-def _stop_reason(outcome: _Outcome, limit: str | None, *, called: bool) -> StopReason:
+def _stop_reason(outcome: _Outcome, limit: str | None, turns: Sequence[Turn]) -> StopReason:
     # The time limit comes first, since closing the session makes the agent fail in other ways.
     if outcome.timed_out:
         return "timeout"
     if limit is not None:
         return cast("StopReason", limit)
     if outcome.error is not None:
-        return "agent_error"
-    return "done" if called else "no_calls"
+        return "max_response" if _was_cut_off(outcome.error, turns) else "agent_error"
+    return "done" if turns else "no_calls"
+
+
+def _was_cut_off(error: BaseException, turns: Sequence[Turn]) -> bool:
+    """Return whether an agent raised because its last answer was cut off.
+
+    Both must hold: with a small `max_response_length` nearly every answer is cut off, also the one
+    before a database that is down.
+    """
+    if not turns or turns[-1].finish_reason != "length":
+        return False
+    return LENGTH_ERROR.search(f"{type(error).__name__}: {error}") is not None
 
 
 def _described(error: BaseException | None) -> str | None:

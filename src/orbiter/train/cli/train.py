@@ -333,7 +333,8 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 def _stopped(job: Job, number: int, output: Output) -> Code:
     code = Code(128 + number)
-    saved = (job.folder / "checkpoints").is_dir()
+    # verl's are in the folder of its job.
+    saved = any((job.folder / name).is_dir() for name in ("checkpoints", "verl/checkpoints"))
     output.say(
         f"stopped; continue with: {job.resume_command}"
         if saved

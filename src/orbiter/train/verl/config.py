@@ -319,6 +319,11 @@ class VeRLConfig(AlgorithmConfig):
         _check_sampling(self)
         if self.backend == "verl":
             _check_for_verl(self)
+        elif self.max_staleness:
+            raise ConfigError(
+                f"max_staleness={self.max_staleness} needs backend='verl'; the local backend "
+                "samples and trains in turn, so set it to 0"
+            )
 
 
 def _check_batch(config: VeRLConfig) -> None:

@@ -58,6 +58,11 @@ class Layout:
         return self.folder / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The weights of the best validation, as verl saved them."""
+        return self.folder / "best"
+
+    @property
     def metrics_file(self) -> Path:
         """File of verl's metrics; each start has a new one, since verl truncates it."""
         return self.folder / f"metrics-{self.start}.jsonl"

@@ -209,6 +209,7 @@ class AgentWorker:
             "failure": describe_failure(episode, self.config) if episode.failed else None,
             "stop_reason": episode.stop_reason,
             "reward": trained,
+            "score": scores.total[0],
             "rewards": {name: values[0] for name, values in scores.by_name.items()},
             "faults": scores.faults,
             "turns": len(episode.turns),
