@@ -109,7 +109,10 @@ HEAD = fields("rayStartParams template", "enableIngress headService", rayStartPa
 GROUP = fields(
     "groupName replicas minReplicas maxReplicas rayStartParams template",
     "suspend numOfHosts idleTimeoutSeconds scaleStrategy",
-    groupName=TEXT, replicas=WHOLE, minReplicas=WHOLE, maxReplicas=WHOLE,
+    groupName=TEXT,
+    replicas=WHOLE,
+    minReplicas=WHOLE,
+    maxReplicas=WHOLE,
     rayStartParams=PARAMS,
 )
 CLUSTER = fields(

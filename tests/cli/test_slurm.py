@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         bool(MISSING),
-        reason=f"not installed: {', '.join(MISSING)} (apt-get install slurmctld slurm-client munge)",
+        reason=f"not installed: {', '.join(MISSING)}; Debian: slurmctld slurm-client munge",
     ),
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="munged needs root"),
 ]

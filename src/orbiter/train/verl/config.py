@@ -368,6 +368,7 @@ OURS: Mapping[str, str] = {
     "data.val_files": "eval_dataset=",
     "reward.custom_reward_function.path": "rewards=",
     "reward.custom_reward_function.name": "rewards=",
+    "trainer.v1.trainer_mode": "max_staleness=",
     **{
         key: f"{declared.name}="
         for declared in fields(VeRLConfig)
