@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from orbiter.train.callback import USER_MODULE
 from orbiter.train.errors import ConfigError, boundary, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the 
 def _from_file(file: Path, what: str) -> ModuleType:
     if not file.is_file():
         raise ConfigError(f"{what}: there is no file {file}")
-    name = f"orbiter_user_{file.stem}"
+    name = f"{USER_MODULE}{file.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(file):
         return loaded
