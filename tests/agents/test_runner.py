@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from orbiter.train.agents import current_episode, run_episode
+from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import ConfigError, DataError, StateError
 from orbiter.train.serve.live import LivePolicy
 from tests.agents.playing import NOWHERE, ask, branching, two_turns
@@ -160,9 +161,9 @@ async def test_how_an_episode_ended_has_a_name(
 
 
 async def test_only_an_answer_that_was_cut_off_makes_the_agents_error_a_limit(
-    live: LivePolicy, monkeypatch: pytest.MonkeyPatch
+    policy: Policy, live: LivePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted(monkeypatch, live.answering.policy, lambda _prompt, _seed: "ok")
+    scripted(monkeypatch, policy, lambda _prompt, _seed: "ok")
     live.max_new_tokens = 60
     whole = await run_episode(raises_for_the_length, "task", live, seed=0)
     assert whole.turns[-1].finish_reason == "stop"

@@ -24,7 +24,8 @@ def rehearsal(folder: Path, rewards: list[RewardSpec], **settings: object) -> Ve
         "output_dir": folder,
         "step_timeout_seconds": 2000,
     }
-    given = {name: settings.pop(name, None) for name in ("eval_dataset", "agent", "environment")}
+    names = ("eval_dataset", "agent", "environment")
+    given: dict[str, Any] = {name: settings.pop(name, None) for name in names}
     config = VeRLConfig(**(small | settings))
     return VeRLTrainer(config, rewards, **given)
 

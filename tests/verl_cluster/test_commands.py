@@ -86,7 +86,7 @@ def test_a_command_is_trained_from_the_command_line_interrupted_and_resumed(
     tasks = "".join(json.dumps({"text": text}) + "\n" for text in "abcdef")
     (tmp_path / "tasks.jsonl").write_text(tasks)
     run, log = tmp_path / "run", tmp_path / "first.log"
-    command = [sys.executable, "-m", "orbiter.train.cli", "train"]
+    command: list[str | Path] = [sys.executable, "-m", "orbiter.train.cli", "train"]
     first = [*command, "--config", "config.toml", "--out", run]
     with (
         log.open("wb") as output,

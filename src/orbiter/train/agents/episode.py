@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from orbiter.train.serve.session import BlockingResponse, LiveSession, Response, Turn
 
 StopReason = Literal[
-    *("done", "max_turns", "max_tokens", "context", "max_response"),
-    *("timeout", "agent_error", "no_calls"),
+    "done",
+    "max_turns",
+    "max_tokens",
+    "context",
+    "max_response",
+    "timeout",
+    "agent_error",
+    "no_calls",
 ]
 FAILURES: tuple[StopReason, ...] = ("agent_error", "timeout", "no_calls")
 """Stop reasons that say nothing about the policy: such an episode is not trained on."""
