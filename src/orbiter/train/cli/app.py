@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from orbiter.train.cli.exits import Code, report_error
+from orbiter.train.cli.exits import ExitCode, report_error
 from orbiter.train.progress import is_plain
 
 PROGRAM = "orbiter-train"
@@ -78,10 +78,10 @@ class Lazy(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
-            raise typer.Exit(Code.INTERRUPTED) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             _discard_output()
-            raise typer.Exit(Code.OK) from None
+            raise typer.Exit(ExitCode.OK) from None
 
 
 def load(name: str) -> Any:
@@ -126,7 +126,7 @@ def root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with a code of `Code`."""
+    """Run the command line and exit with a code of `ExitCode`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # By hand: a user adds it to the end of a line that failed, where the root's options are not
     # read.
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.main.get_command(app)(args=words, prog_name=PROGRAM)
     except SystemExit:
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # Click's mark of a closed pipe
-            sys.exit(Code.OK)
+            sys.exit(ExitCode.OK)
         _flush()
         raise
     except Exception as error:  # the outermost handler: any error becomes one line and a code
@@ -170,7 +170,7 @@ def _flush() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
-        sys.exit(Code.OK)
+        sys.exit(ExitCode.OK)
     except OSError as error:
         _discard_output()
         sys.exit(report_error(error, as_json=False))

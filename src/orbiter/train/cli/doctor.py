@@ -15,7 +15,7 @@ from typing import Literal
 
 import typer
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import TrainError
 from orbiter.train.progress import working
@@ -64,7 +64,7 @@ def doctor(*, as_json: JsonFlag = False) -> None:
         "everything that training needs is installed" if not bad else f"to fix: {', '.join(bad)}"
     )
     output.result({"ok": not bad, "findings": [asdict(each) for each in findings]})
-    raise typer.Exit(Code.MISSING if bad else Code.OK)
+    raise typer.Exit(ExitCode.MISSING if bad else ExitCode.OK)
 
 
 def _python() -> Iterator[Finding]:

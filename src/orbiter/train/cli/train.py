@@ -21,7 +21,7 @@ import typer
 from orbiter.train.cli.agent import rehearse
 from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
 from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
@@ -148,7 +148,7 @@ class Asked:
     push_to_hub: str | None = None
 
 
-def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Code:
+def run(method: Method, settings: Settings, asked: Asked, output: Output) -> ExitCode:
     """Check, plan and train, then print the result; return the exit code."""
     job = make_job(method, settings, out=asked.out, resume=asked.resume)
     plan = asyncio.run(_plan(job))
@@ -168,7 +168,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
                 "settings": job.run_config(),
             }
         )
-        return Code.OK
+        return ExitCode.OK
     resumed = job.trainer.config.resume
     if not resumed:
         _require_new(job.folder)
@@ -240,7 +240,7 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
     return None
 
 
-def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
+def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> ExitCode:
     """Train with two-step Ctrl-C handling, and write the results into the run's folder."""
     if not job.trainer.config.progress:
         logging.getLogger("orbiter.train").setLevel(logging.INFO)
@@ -349,8 +349,8 @@ def _farewell(job: Job) -> str:
     return f"stopped before the first checkpoint; start over with: {job.resume_command}"
 
 
-def _stopped(job: Job, number: int, output: Output) -> Code:
-    code = Code(128 + number)
+def _stopped(job: Job, number: int, output: Output) -> ExitCode:
+    code = ExitCode(128 + number)
     saved = _has_checkpoint(job)
     output.say(
         f"stopped; continue with: {job.resume_command}"
@@ -367,7 +367,7 @@ def _stopped(job: Job, number: int, output: Output) -> Code:
     return code
 
 
-def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> Code:
+def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> ExitCode:
     """Print the outcome, write the report page, and upload the model if requested."""
     from orbiter.train.report import write_report
 
@@ -385,7 +385,7 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
         output.say(f"uploaded  {result['hub']}")
     output.say(_next_step(job, str(result["model"])))
     output.result(result | {"folder": str(folder), "report": str(page)})
-    return Code.OK
+    return ExitCode.OK
 
 
 def _next_step(job: Job, model: str) -> str:
@@ -424,7 +424,7 @@ def _tell(result: dict[str, Any], output: Output) -> None:
         output.say(f"held out  {name} {shown(result['held_out'].get(name))}")
 
 
-def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
+def resume_run(folder: Path, overrides: list[str], output: Output) -> ExitCode:
     """Continue the run in a folder with its stored settings.
 
     Raises:

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from orbiter.train.errors import DataError
-from orbiter.train.formats.chats import ALPACA, TAG, Prompt, alpaca_in, answer_in, answered, tag_in
+from orbiter.train.formats.chats import (
+    ALPACA,
+    TAG,
+    ChatPrompt,
+    alpaca_in,
+    answer_in,
+    answered,
+    tag_in,
+)
 from orbiter.train.formats.format import Built, Row, Rows
 from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl_preference import SIDES, parse_pair
@@ -38,7 +46,7 @@ def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
     output = row.get("output")
     if not isinstance(output, str) or not output:
         raise DataError(f"output must be a text that is not empty, got {output!r:.60}")
-    prompt = Prompt(alpaca_in(row), ALPACA)
+    prompt = ChatPrompt(alpaca_in(row), ALPACA)
     # A tag is a verdict on the one answer, so it takes the place of the item's reward.
     beside = dict(row) if reward is None else {**row, "reward": reward}
     return answered(prompt, answer_in(output, "output"), beside, where, known=("output", TAG))

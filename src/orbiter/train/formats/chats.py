@@ -48,7 +48,7 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = {
 }
 
 
-class Prompt(NamedTuple):
+class ChatPrompt(NamedTuple):
     """The chat in a row, and where it was found."""
 
     messages: Sequence[Message]
@@ -98,7 +98,7 @@ def chat_in(value: object, name: str) -> list[Message]:
     return [openai_message(message) for message in normal_messages(value, name)]
 
 
-def prompt_in(row: Row) -> Prompt | None:
+def prompt_in(row: Row) -> ChatPrompt | None:
     """Return the chat of a row, from the first of its columns that holds one; None if none does.
 
     Raises:
@@ -112,15 +112,15 @@ def prompt_in(row: Row) -> Prompt | None:
             # answer.
             messages = (dialogue_in(given) if is_text else []) or chat_in(given, name)
             messages = [*_system_in(row, messages), *messages]
-            return Prompt(messages, used(row, messages, name), is_text)
+            return ChatPrompt(messages, used(row, messages, name), is_text)
     if row.get("messages") is not None:
         messages = [openai_message(message) for message in messages_in(row)]
-        return Prompt(messages, used(row, messages, "messages"))
+        return ChatPrompt(messages, used(row, messages, "messages"))
     if row.get("conversations") is not None:
         messages = [openai_message(message) for message in turns_in(row)]
-        return Prompt(messages, used(row, messages, "conversations", AFTER))
+        return ChatPrompt(messages, used(row, messages, "conversations", AFTER))
     if row.get("instruction") is not None or isinstance(row.get("input"), str):
-        return Prompt(alpaca_in(row), ALPACA)
+        return ChatPrompt(alpaca_in(row), ALPACA)
     return None
 
 
@@ -289,7 +289,7 @@ def says_nothing(message: Message) -> bool:
 
 
 def answered(
-    prompt: Prompt, answer: Sequence[Message], row: Row, where: str, known: Container[str] = ()
+    prompt: ChatPrompt, answer: Sequence[Message], row: Row, where: str, known: Container[str] = ()
 ) -> list[TrajectoryItem]:
     """Return the items of a prompt and its answer, with the values of the row's other columns.
 

@@ -29,7 +29,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chats import (
     TAG,
-    Prompt,
+    ChatPrompt,
     answer_in,
     answered,
     learned,
@@ -157,7 +157,7 @@ def _pair(
         raise DataError(f"messages must end with the answer that is better than {worse}")
     chat: list[Message] = [openai_message(message) for message in messages]
     # ms-swift's pair: the chat ends with the good answer, and a column has the bad one.
-    prompt = Prompt(chat[:-1], used(row, messages, "messages"))
+    prompt = ChatPrompt(chat[:-1], used(row, messages, "messages"))
     for name, answer, reward in (
         ("messages", chat[-1:], 1.0),
         (worse, answer_in(row[worse], worse), 0.0),

@@ -17,7 +17,7 @@ from orbiter.train.chat.normalise import normal_messages
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chats import (
     SCALARS,
-    Prompt,
+    ChatPrompt,
     answer_in,
     answered,
     openai_message,
@@ -51,7 +51,7 @@ def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
         raise DataError(f"input must be an object with messages, got {fields.shown(given)}")
     messages = normal_messages(given.get("messages"), "input.messages")
     chat = [openai_message(message) for message in messages]
-    prompt = Prompt(chat, frozenset())
+    prompt = ChatPrompt(chat, frozenset())
     sides = [name for name in _SIDES if name in row]
     if [_SIDES[name] for name in sides] != [1.0, 0.0]:
         raise DataError("expected one preferred_output and one non_preferred_output")

@@ -20,7 +20,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chats import (
     SCALARS,
-    Prompt,
+    ChatPrompt,
     answer_in,
     answered,
     dialogue_in,
@@ -104,7 +104,7 @@ def parse_pair(row: Row, where: str) -> Iterable[TrajectoryItem]:
         yield from answered(prompt, answer, beside, f"{where}:{name}", known=(*SIDES, *_SCORES))
 
 
-def _sides(row: Row) -> tuple[Prompt, list[Message], list[Message]]:
+def _sides(row: Row) -> tuple[ChatPrompt, list[Message], list[Message]]:
     """Return the prompt and the two answers; if there is no prompt, it is their common start."""
     prompt = prompt_in(row)
     given = [row.get(name) for name in SIDES]
@@ -133,7 +133,7 @@ def _sides(row: Row) -> tuple[Prompt, list[Message], list[Message]]:
         shared += 1
     if shared:
         columns = frozenset() if prompt is None else prompt.columns
-        return Prompt(chosen[:shared], columns), chosen[shared:], rejected[shared:]
+        return ChatPrompt(chosen[:shared], columns), chosen[shared:], rejected[shared:]
     if prompt is None:
         raise DataError("chosen and rejected have no common start, and there is no prompt")
     return prompt, chosen, rejected

@@ -86,7 +86,7 @@ class OfflineTrainer(ModelTrainer):
         policy = await self.policy()
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
-        from orbiter.train.offline.local import Job, fit, require_signal
+        from orbiter.train.offline.local import OfflineJob, fit, require_signal
 
         config = self.config
         episodes = await self._log(policy, as_items(self.dataset))
@@ -108,7 +108,7 @@ class OfflineTrainer(ModelTrainer):
 
         opening = self._opening(policy, episodes, session.steps)
         async with self.running(session, opening, data=_size(episodes)) as progress:
-            job = Job(
+            job = OfflineJob(
                 config=config,
                 log=episodes,
                 session=session,

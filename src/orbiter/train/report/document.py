@@ -43,7 +43,7 @@ def _is_in(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink()
 
 
-class Source:
+class RunFolder:
     """A run's folder, which may be read again while the run continues."""
 
     def __init__(self, folder: Path) -> None:

@@ -26,7 +26,7 @@ from orbiter.train.serve.answering import Answering, as_refusal, too_long
 from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet
 from orbiter.train.serve.batching import Batcher
 from orbiter.train.serve.dialects import DIALECTS, Dialect
-from orbiter.train.serve.reply import Reply, Sampling
+from orbiter.train.serve.reply import DrawSettings, Reply
 from orbiter.train.serve.stream import events
 from orbiter.train.serve.terms import Terms
 
@@ -123,13 +123,13 @@ class Endpoint:
         await _or_leave(reply, request)
         return _json(writer.whole())
 
-    def _sampling(self, asked: ChatRequest, prompt_tokens: int, number: int) -> Sampling:
+    def _sampling(self, asked: ChatRequest, prompt_tokens: int, number: int) -> DrawSettings:
         """Check that the answer fits, and fill in the settings that the request does not give."""
         n, most = asked.n or 1, self._terms.max_rows
         if n > most:
             raise Refusal(400, f"n={n} is more than this server's {most}", param="n")
         own = sub_seed(self._terms.seed, "request", number)
-        return Sampling(
+        return DrawSettings(
             n=n,
             max_new_tokens=self._longest(asked, prompt_tokens),
             temperature=1.0 if asked.temperature is None else asked.temperature,

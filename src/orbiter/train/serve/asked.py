@@ -16,7 +16,7 @@ from msgspec import Meta
 from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import Call, parse_calls
 from orbiter.train.engine.prompt import ROLES
-from orbiter.train.serve.reply import Choice, Drawn
+from orbiter.train.serve.reply import Choice, DrawnToken
 
 MaxTokens = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
@@ -297,7 +297,7 @@ def _check_text(holder: Mapping[str, Any], name: str, path: str) -> None:
         raise Refusal(400, f"{name} must be text, got {holder[name]!r:.80}", param=f"{path}.{name}")
 
 
-class Finished(NamedTuple):
+class FinishedAnswer(NamedTuple):
     """A complete answer, split into text and calls."""
 
     content: str | None
@@ -305,16 +305,16 @@ class Finished(NamedTuple):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-def finished(choice: Choice, request: ChatRequest) -> Finished:
+def finished(choice: Choice, request: ChatRequest) -> FinishedAnswer:
     """Split a complete answer into text and calls; without offered tools it is all text."""
     text, reason = choice.text.known, choice.finish_reason or "stop"
     if not request.offered:
-        return Finished(text, [], reason)
+        return FinishedAnswer(text, [], reason)
     parsed = parse_calls(text, request.offered_names)
     if not parsed.calls:
-        return Finished(text, [], reason)
+        return FinishedAnswer(text, [], reason)
     calls = parsed.calls[:1] if request.parallel_tool_calls is False else parsed.calls
-    return Finished(parsed.content or None, calls, "tool_calls")
+    return FinishedAnswer(parsed.content or None, calls, "tool_calls")
 
 
 class Sheet(NamedTuple):
@@ -330,7 +330,7 @@ class Sheet(NamedTuple):
         return f"call_{self.key}_{index}_{call}"
 
 
-def as_message(done: Finished, sheet: Sheet, index: int) -> Message:
+def as_message(done: FinishedAnswer, sheet: Sheet, index: int) -> Message:
     """Return an answer as the message with which the conversation continues."""
     message: dict[str, Any] = {"role": "assistant", "content": done.content}
     if done.calls:
@@ -352,6 +352,6 @@ def count_drawn(choices: Sequence[Choice]) -> int:
     return sum(len(choice.tokens) for choice in choices)
 
 
-def token_ids_of(drawn: Sequence[Drawn]) -> list[int]:
+def token_ids_of(drawn: Sequence[DrawnToken]) -> list[int]:
     """Return the ids of drawn tokens."""
     return [token.token_id for token in drawn]

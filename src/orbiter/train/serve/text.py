@@ -11,7 +11,7 @@ Decode = Callable[[Sequence[int]], str]
 """Decodes token ids to text, without special tokens."""
 
 
-class Text:
+class AnswerText:
     """The text of an answer, as far as it is known.
 
     A character whose bytes are spread over several tokens appears with the last of them.

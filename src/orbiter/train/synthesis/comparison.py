@@ -44,14 +44,14 @@ SHORT_INSTRUCTIONS = 12
 """Words up to which instructions are compared together with the rest of the row."""
 
 
-class Turn(NamedTuple):
+class StateMessage(NamedTuple):
     """One message of a state."""
 
     role: str
     text: str
 
 
-class Part(NamedTuple):
+class RowText(NamedTuple):
     """The text that one row adds."""
 
     row: int
@@ -86,7 +86,7 @@ def units_of(rows: Sequence[Row], unit: Unit, *, reference: int = 0) -> Units:
     if not special:  # a fast path for most data sets of single turns
         texts = [f"{state}\n{action}" for state, action in zip(states, actions, strict=True)]
         return Units(list(zip(range(len(rows)))), texts, states, states, [0] * len(rows))
-    whole = list(map(Part, range(len(rows)), states, actions))
+    whole = list(map(RowText, range(len(rows)), states, actions))
     turns = {index: _turns(rows[index], states[index]) for index in special}
     episodes = _episodes(rows, special, reference)
     leads = _shared_leads(turns, episodes)
@@ -201,7 +201,7 @@ def _in_order(rows: Sequence[Row], group: list[int]) -> list[int]:
 # ── messages ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _turns(row: Row, state: str) -> list[Turn]:
+def _turns(row: Row, state: str) -> list[StateMessage]:
     """Return the messages of a state; a state without roles is one turn."""
     messages = row.messages if isinstance(row, TrajectoryItem) else row.get("messages")
     if isinstance(messages, Sequence) and messages and not isinstance(messages, str):
@@ -209,40 +209,40 @@ def _turns(row: Row, state: str) -> list[Turn]:
     return turns_in(state)
 
 
-def turns_in(state: str) -> list[Turn]:
+def turns_in(state: str) -> list[StateMessage]:
     """Return the turns of a state in the form of captured items (`[role]` above each message)."""
     marks = list(_ROLE.finditer(state))
     if not marks or marks[0].start() != 0:
-        return [Turn("", state)]
+        return [StateMessage("", state)]
     ends = [mark.start() for mark in marks[1:]] + [len(state)]
     return [
-        Turn(mark[1], state[mark.end() : end].strip("\n"))
+        StateMessage(mark[1], state[mark.end() : end].strip("\n"))
         for mark, end in zip(marks, ends, strict=True)
     ]
 
 
-def _turn(message: Mapping[str, object]) -> Turn:
+def _turn(message: Mapping[str, object]) -> StateMessage:
     calls = message.get("tool_calls")
     lines = [text_of(message.get("content"))]
     if isinstance(calls, Sequence) and not isinstance(calls, str):
         lines += [write_call(call) for call in calls if isinstance(call, Mapping)]
-    return Turn(str(message.get("role", "")), "\n".join(filter(None, lines)))
+    return StateMessage(str(message.get("role", "")), "\n".join(filter(None, lines)))
 
 
 def _added(
     episode: Sequence[int],
-    turns: Mapping[int, list[Turn]],
-    whole: Sequence[Part],
-    instructions: Sequence[Turn],
-) -> Iterable[Part]:
+    turns: Mapping[int, list[StateMessage]],
+    whole: Sequence[RowText],
+    instructions: Sequence[StateMessage],
+) -> Iterable[RowText]:
     """Yield the text that each step adds to the steps before it; `instructions` are left out."""
     # Counted and not a set: a user may say the same thing twice, which is new text.
     known = Counter(instructions)
-    earlier: list[Part] = []
+    earlier: list[RowText] = []
     for position, index in enumerate(episode):
         mine = turns[index]
         left = Counter(known)
-        fresh: list[Turn] = []
+        fresh: list[StateMessage] = []
         for turn in mine:
             if left[turn] > 0:
                 left[turn] -= 1
@@ -258,13 +258,13 @@ def _added(
             state = whole[index].state
         else:
             state = "\n\n".join(turn.text for turn in fresh)
-        yield Part(index, state, whole[index].action)
+        yield RowText(index, state, whole[index].action)
         # The larger of both counts: this step's state contains the earlier ones.
         known |= Counter(mine)
         earlier.append(whole[index])
 
 
-def _tail(state: str, earlier: Sequence[Part]) -> str:
+def _tail(state: str, earlier: Sequence[RowText]) -> str:
     """Return a plain state without the earlier state and action that it begins with."""
     # The latest first, which covers most of the state.
     for before in reversed(earlier):
@@ -276,7 +276,9 @@ def _tail(state: str, earlier: Sequence[Part]) -> str:
     return state
 
 
-def _instructions(turns: Sequence[Turn], leads: Counter[tuple[Turn, ...]]) -> list[Turn]:
+def _instructions(
+    turns: Sequence[StateMessage], leads: Counter[tuple[StateMessage, ...]]
+) -> list[StateMessage]:
     """Return the turns of a first step that only instruct the agent."""
     lead = _lead(turns)
     # Worked examples are the same before different tasks; an opening that occurs once is the task.
@@ -284,17 +286,17 @@ def _instructions(turns: Sequence[Turn], leads: Counter[tuple[Turn, ...]]) -> li
     return [turn for turn in turns if turn.role in _SYSTEM or turn in shared]
 
 
-def _lead(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+def _lead(turns: Sequence[StateMessage]) -> tuple[StateMessage, ...]:
     """Return the turns before the last user turn, system messages aside."""
     last = max((at for at, turn in enumerate(turns) if turn.role == "user"), default=0)
     return tuple(turn for turn in turns[:last] if turn.role not in _SYSTEM)
 
 
 def _shared_leads(
-    turns: Mapping[int, list[Turn]], episodes: Sequence[Sequence[int]]
-) -> Counter[tuple[Turn, ...]]:
+    turns: Mapping[int, list[StateMessage]], episodes: Sequence[Sequence[int]]
+) -> Counter[tuple[StateMessage, ...]]:
     """Count, for each opening, the different turns that follow it at the start of an episode."""
-    pairs: set[tuple[tuple[Turn, ...], Turn]] = set()
+    pairs: set[tuple[tuple[StateMessage, ...], StateMessage]] = set()
     for episode in episodes:
         first = turns[episode[0]]
         if lead := _lead(first):
@@ -310,7 +312,7 @@ def _shared_leads(
 class Compared:
     """A unit under construction: the text that each step adds, and the instructions."""
 
-    parts: list[Part]
+    parts: list[RowText]
     instructions: str = ""
     context: int = 0
     """Number of its instructions; units are only compared with units of the same number."""

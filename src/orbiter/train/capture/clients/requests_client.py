@@ -210,7 +210,7 @@ def _adapter(library: ModuleType) -> Callable[[Answerer], Foreign]:
             headers = {str(name): _text(value) for name, value in request.headers.items()}
             path = urlsplit(request.url).path
             answer = self._answerer.handle_blocking(path, _Headers(headers), _body_of(request))
-            raw = _Answer(answer.status, dict(answer.headers), answer.chunks)
+            raw = _InProcessResponse(answer.status, dict(answer.headers), answer.chunks)
             # The library's own adapter builds the response, so cookies and encodings work as
             # usual.
             return library.adapters.HTTPAdapter().build_response(request, raw)
@@ -238,7 +238,7 @@ class _Headers(dict[str, str]):
         return super().get(name.lower(), default)
 
 
-class _Answer:
+class _InProcessResponse:
     """An answer of this process in the form of urllib3's response, whose pieces stay pieces."""
 
     version = 11

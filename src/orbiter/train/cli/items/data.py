@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.items.rows import filter_items, merge, show
 from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
@@ -75,7 +75,7 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
             "notes": list(report.notes),
         }
     )
-    raise typer.Exit(Code.OK if report.ok else Code.DATA)
+    raise typer.Exit(ExitCode.OK if report.ok else ExitCode.DATA)
 
 
 @data_app.command()

@@ -15,7 +15,7 @@ import typer
 
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MODEL_FILES = ("config.json", "adapter_config.json")
 """Files whose presence marks a folder as a model."""
-CODES: dict[str | None, Code] = {"not met": Code.NOT_MET, "undecided": Code.UNDECIDED}
+CODES: dict[str | None, ExitCode] = {"not met": ExitCode.NOT_MET, "undecided": ExitCode.UNDECIDED}
 _ENDPOINT = re.compile(r"(.*)@(https?://.+)")
 
 compare_app = typer.Typer(rich_markup_mode=None)
@@ -99,7 +99,7 @@ def compare(
     output.say(f"report    {page}")
     places = {"data": str(path), "folder": str(folder), "report": str(page)}
     output.result(result.as_dict() | places)
-    raise typer.Exit(CODES.get(result.verdict, Code.OK))
+    raise typer.Exit(CODES.get(result.verdict, ExitCode.OK))
 
 
 class _Choices(NamedTuple):

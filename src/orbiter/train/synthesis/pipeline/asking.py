@@ -18,7 +18,13 @@ from orbiter.train.callback import call, call_here, map_bounded
 from orbiter.train.errors import CallbackError, DataError, TrainError, boundary
 from orbiter.train.llm.failure import BudgetError
 from orbiter.train.seeding import sub_seed
-from orbiter.train.synthesis.journal import Candidate, Journal, Made, Refused, Scored
+from orbiter.train.synthesis.journal import (
+    AnswerJournal,
+    Candidate,
+    Made,
+    RefusedCandidate,
+    ScoredCandidate,
+)
 from orbiter.train.synthesis.pipeline.config import SynthesisConfig
 from orbiter.train.synthesis.pipeline.result import Rejection
 from orbiter.train.synthesis.records import action_of, metadata_of, score_of, state_of
@@ -67,7 +73,7 @@ class Desk:
     config: SynthesisConfig
     steps: Sequence[DataSynthesiser]
     seeds: Sequence[TrajectoryItem]
-    journal: Journal
+    journal: AnswerJournal
     scorer: Scorer | None
     validator: Validator | None
     cost: float
@@ -128,7 +134,7 @@ class Desk:
             return await self._make(batch, kept, failed)
 
     async def _make(
-        self, batch: Batch, kept: Made | None, failed: Mapping[int, Refused]
+        self, batch: Batch, kept: Made | None, failed: Mapping[int, RefusedCandidate]
     ) -> Made | None:
         """Ask for a batch, or again for the `failed` places of a `kept` one, and write it down.
 
@@ -157,7 +163,9 @@ class Desk:
             raise outcome.errors[0]
         return made
 
-    async def _chain(self, batch: Batch, failed: Mapping[int, Refused], outcome: _Outcome) -> None:
+    async def _chain(
+        self, batch: Batch, failed: Mapping[int, RefusedCandidate], outcome: _Outcome
+    ) -> None:
         """Call the steps in order; earlier failures enter again at the step that failed."""
         items: list[TrajectoryItem] = []
         refused: list[Candidate] = []
@@ -188,7 +196,7 @@ class Desk:
     async def _judge(
         self, batch: int, place: int, candidate: Candidate
     ) -> TrajectoryItem | Rejection:
-        if isinstance(candidate, Refused):
+        if isinstance(candidate, RefusedCandidate):
             return candidate.rejection
         if self.validator is not None:
             try:
@@ -218,16 +226,16 @@ class Desk:
 
     async def _score(
         self, scorer: Scorer, batch: int, place: int, candidate: TrajectoryItem
-    ) -> Scored:
+    ) -> ScoredCandidate:
         try:
             with boundary("the scorer"):
                 verdict = _verdict(await call(scorer, candidate))
         except (CallbackError, DataError) as error:
             if self.config.on_error == "raise":
                 raise
-            return Scored(batch, place, None, failure=str(error))
+            return ScoredCandidate(batch, place, None, failure=str(error))
         self.cost += verdict.cost
-        return Scored(batch, place, verdict.score, verdict.reason, verdict.cost)
+        return ScoredCandidate(batch, place, verdict.score, verdict.reason, verdict.cost)
 
 
 @dataclass(slots=True)
@@ -260,7 +268,7 @@ class _Outcome:
     def is_unasked(self) -> bool:
         """Whether the budget was spent before anything was asked."""
         return bool(self.candidates) and all(
-            isinstance(each, Refused) and each.rejection.reason == "budget"
+            isinstance(each, RefusedCandidate) and each.rejection.reason == "budget"
             for each in self.candidates
         )
 
@@ -294,15 +302,15 @@ async def _generate(
 def _as_candidate(made: object, step: int) -> Candidate:
     """Return the output of a step as an item, or the reason why it is not a valid item."""
     if isinstance(made, Rejection):
-        return Refused(made, step)
+        return RefusedCandidate(made, step)
     try:
         item = item_of(made)
     except DataError as error:
-        return Refused(Rejection(None, "invalid", str(error)), step)
+        return RefusedCandidate(Rejection(None, "invalid", str(error)), step)
     if item.state.strip():
         return item
     detail = f"its state is empty ({item.action!r:.40})"
-    return Refused(Rejection(None, "invalid", detail), step)
+    return RefusedCandidate(Rejection(None, "invalid", detail), step)
 
 
 def item_of(row: object) -> TrajectoryItem:

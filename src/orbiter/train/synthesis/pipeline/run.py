@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orbiter.train.errors import DataError
-from orbiter.train.synthesis.journal import Plan
+from orbiter.train.synthesis.journal import BatchPlan
 from orbiter.train.synthesis.pipeline.asking import Answered, Batch, Desk
 from orbiter.train.synthesis.pipeline.repetition import Repetitions
 from orbiter.train.synthesis.pipeline.result import (
@@ -34,7 +34,7 @@ _MOST_FAILURES = 64
 
 
 @dataclass(slots=True)
-class Run:
+class PipelineRun:
     """The state of one run: `items()` advances it, `result()` reads it."""
 
     desk: Desk
@@ -168,7 +168,7 @@ class Run:
             if self._only_failures:
                 return
 
-    def _next_plan(self, most: int) -> Plan:
+    def _next_plan(self, most: int) -> BatchPlan:
         """Return what the next batch asks for: as in the journal, if it is there."""
         journal = self.desk.journal
         plan = journal.plan(self._batches)
@@ -178,7 +178,7 @@ class Run:
         following = journal.plan(self._batches + 1)
         if following is not None:  # the process was killed before this batch was answered
             asked = max(1, min(asked, following.offset - self._asked))
-        return Plan(asked, self._asked)
+        return BatchPlan(asked, self._asked)
 
     def _room(self) -> int:
         """Return how many batches may be started: enough that a slow one delays no other."""
