@@ -167,7 +167,7 @@ def test_an_agent_may_be_part_of_a_package(run: Run, agents: Path, spec: str) ->
     (parts / "inner.py").write_text(AGENT)
     ran = run("train", "-c", "config.toml", f'agent.run="{spec}"', "reward=my_agent.py:hashed",
               "--dry-run")  # fmt: skip
-    assert ran.code == Code.OK, (ran.err, ran.out)
+    assert ran.code == ExitCode.OK, (ran.err, ran.out)
     assert "ended   done" in ran.out
 
 

@@ -142,7 +142,7 @@ async def _outcome(
 async def _guarded(run: Callable[[object], object], task: object) -> _Outcome:
     """Call the agent; any exception, including that of `sys.exit()`, becomes an outcome."""
     try:
-        result = await call(cast("Callable[[object], Awaitable[object]]", run), task)
+        result: object = await call(cast("Callable[[object], Awaitable[object]]", run), task)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             raise TypeError("the agent returned a generator, which never ran; return the answer")
         return _Outcome(result, as_text(result))

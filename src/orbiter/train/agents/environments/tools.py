@@ -132,7 +132,7 @@ def _pydantic_value(kind: type, value: object) -> object:
         return validate(value)
     except ValueError as error:
         # One line for the model, without links to pydantic's documentation.
-        errors = getattr(error, "errors", list)()
+        errors: list[Any] = getattr(error, "errors", list)()
         lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors]
         # msgspec reports a ValueError as wrong arguments.
         raise ValueError("; ".join(lines) or str(error)) from error
