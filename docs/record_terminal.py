@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
 import pty
 import re
@@ -25,6 +26,7 @@ import termios
 import time
 from pathlib import Path
 
+PAIRS = "data.train=pairs.jsonl data.eval=pairs.jsonl"
 COMMANDS: list[tuple[str, str, float | None]] = [
     # Title, command, and after how many seconds Ctrl-C ends it.
     ("init", "init my-agent", None),
@@ -42,14 +44,26 @@ COMMANDS: list[tuple[str, str, float | None]] = [
     ("train --dry-run", "train -c config.toml --dry-run", None),
     ("train", "train -c config.toml --out runs/grpo", None),
     ("sft", "sft -c config.toml --out runs/imitation", None),
+    ("prefer", f"prefer -c config.toml {PAIRS} prefer.model=tiny --out runs/preferred", None),
+    (
+        "reward-model",
+        f"reward-model -c config.toml {PAIRS} reward-model.model=tiny --out runs/scorer",
+        None,
+    ),
+    ("offline, without captured token ids", "offline -c config.toml", None),
     ("eval", "eval --run runs/grpo", None),
+    ("compare", "compare tiny runs/grpo --data eval.jsonl", None),
     ("generate", "generate -m runs/grpo/model --max-tokens 8 'Name a bird.'", None),
     ("evolve", "evolve -c config.toml evolve.strategy=longer.py:Longer evolve.epochs=5", None),
     ("report", "report runs/grpo", None),
     ("runs list", "runs list", None),
+    ("runs show", "runs show runs/preferred", None),
     ("runs compare", "runs compare runs/grpo runs/imitation", None),
     ("runs resume", "runs resume runs/grpo", None),
     ("settings", "settings synth", None),
+    ("export", "export runs/grpo/model --gguf model.gguf", None),
+    ("label", "label pairs.jsonl --rater ann", 6.0),
+    ("labels", "labels pairs.jsonl.labels.jsonl", None),
     ("serve", "serve runs/grpo/model --port 0", 12.0),
     ("proxy", "proxy --to http://127.0.0.1:9/v1 -o captured.jsonl --port 0", 6.0),
     ("an unknown setting", "train -c config.toml train.lerning_rate=1", None),
@@ -66,6 +80,18 @@ class Longer(EvolutionStrategy):
         return candidate + self.context.rng.choice(" ab")
 """
 _CONTROL = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|\x1b[=>]|[\r\n\b]")
+
+
+def pairs() -> str:
+    """Return JSON lines with a good and a bad answer to each of six tasks."""
+    words = ("sea", "moon", "idea", "ocean", "rain", "tree")
+    attempts = [
+        (word, answer, reward) for word in words for answer, reward in ((word, 1), ("no", 0))
+    ]
+    return "".join(
+        json.dumps({"state": f"Say {word}.", "action": answer, "reward": float(reward)}) + "\n"
+        for word, answer, reward in attempts
+    )
 
 
 class Screen:
@@ -175,6 +201,7 @@ def main() -> None:
             if title == "init":
                 folder /= "my-agent"
                 (folder / "longer.py").write_text(STRATEGY)
+                (folder / "pairs.jsonl").write_text(pairs())
             sys.stdout.write(f"{title}: recorded\n")
             sys.stdout.flush()
     given.out.write_text("\n\n".join(page) + "\n")

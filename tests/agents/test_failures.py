@@ -148,7 +148,7 @@ def test_a_collapse_has_a_name(series: dict[str, tuple[float, float]], name: str
 def test_a_warning_is_logged_once_until_it_holds_again(caplog: pytest.LogCaptureFixture) -> None:
     position = Position()
     for calls in [1.0] * 5 + [0.0] * 9 + [1.0] * 6 + [0.0] * 6:
-        watch(position, {"tool_calls": calls, "reward": 0.1})
+        watch(position, {"tool_calls": calls, "reward": 0.1}, {})
     assert [record.message.split(":")[0] for record in caplog.records] == ["lost_tool_use"] * 2
     assert position.warned == ["lost_tool_use"]
     assert len(position.watched["tool_calls"]) == 2 * WINDOW

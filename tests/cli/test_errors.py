@@ -88,6 +88,8 @@ def test_the_codes_stay_what_they_are() -> None:
         "STORAGE": 6,
         "MISSING": 7,
         "STATE": 8,
+        "NOT_MET": 9,
+        "UNDECIDED": 10,
         "INTERRUPTED": 130,
         "TERMINATED": 143,
     }

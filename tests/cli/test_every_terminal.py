@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": ("report runs/eins", ("report.html",)),
     "list": ("runs list", ("runs/eins", "runs/zwei drei", "damaged", "runs/kaputt")),
     "compare": ("runs compare runs/eins 'runs/zwei drei'", ("measured last", "reward")),
+    "runs show": ("runs show runs/eins", ("runs/eins", "endpoint calls")),
     "settings": ("settings synth", ("target_size", "must be")),
 }
 MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -54,12 +55,12 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sft": ("sft -c config.toml sft.model=tiny sft.max_seconds=1", ("report.html",)),
     "eval": ("eval -c config.toml -m tiny", ("8 items of", "reward/vowels")),
     "generate": ("generate -m tiny --max-tokens 4 'Name a bird.'", ()),
-    "doctor": ("doctor", ("orbiter-train", "what to do")),
+    "doctor": ("doctor", ("orbiter-", "everything that training needs is installed")),
 }
-ENDLESS = {"serve", "proxy"}
+ENDLESS = {"serve", "proxy", "label"}
 """Commands that run until Ctrl-C: docs/terminal.md records them, test_servers.py runs them."""
-ELSEWHERE = {"offline", "prefer", "reward-model"}
-"""Commands whose terminal is that of `sft`: one function prints the output of all four."""
+ELSEWHERE = {"offline", "prefer", "reward-model", "compare", "labels", "export"}
+"""Commands that docs/terminal.md records. The first three print by the same function as `sft`."""
 SURROUNDINGS = ["40", "80", "200", "pipe", "NO_COLOR", "dumb", "cp1252", "ascii"]
 
 

@@ -64,6 +64,10 @@ def test_a_run_has_a_folder_a_page_and_a_held_out_score(run: Run, server: RawSer
     assert Path(result["folder"]).parent == Path("runs")
     assert Path(result["report"]).is_file()
     assert result["cost"] >= 8, "a token costs 1: four answers of two prompts, and the rewriting"
+    shown = json.loads(run("runs", "show", result["folder"], "--json").out)["cost"]
+    calls = len(server.seen)
+    assert (shown["endpoint_calls"], shown["endpoint_tokens"]) == (calls, 2 * calls)
+    assert shown["money"] == calls
 
 
 def test_prices_make_max_cost_money(run: Run, server: RawServer) -> None:

@@ -99,7 +99,7 @@ def test_generate_without_any_input_is_an_error_of_the_data(
         (["--run", "runs/a", "-c", "config.toml"], Code.USAGE, "give either --run or --config"),
         (["--run", "runs/a"], Code.STORAGE, "runs/a has no model yet; give one with --model"),
         (["-c", "config.toml", "--data", "gone.jsonl"], Code.STORAGE, "gone.jsonl"),
-        (["--model", "tiny"], Code.USAGE, "there is nothing to evaluate on"),
+        (["--model", "tiny"], Code.USAGE, "there is no evaluation data: give --data FILE"),
         (["--data", "eval.jsonl"], Code.USAGE, "there is no model: give --model"),
     ],
 )

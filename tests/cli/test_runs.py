@@ -107,3 +107,24 @@ def test_a_run_whose_metrics_were_changed_is_listed_as_damaged(run: Run, damage:
         f"metrics.jsonl:{line} is not a record as it was written" in listed["damaged"]["runs/old"]
     )
     assert run("runs", "compare", "runs/old", "runs/new").code == Code.STORAGE
+
+
+def test_one_run_is_shown_with_its_cost(run: Run) -> None:
+    with RunLog("runs/new") as log:
+        log.write(3, {"judge_cost": 0.25, "judge_calls": 2.0})
+        log.write(4, {"judge_cost": 0.5, "judge_calls": 5.0, "tokens": float("nan")})
+        log.time(4, {"seconds": 2.0})
+    told = json.loads(run("runs", "show", "runs/new", "--json").out)
+    assert told["status"] == "stopped"
+    assert told["cost"]["money"] == 0.5  # counted since the run began
+    assert told["cost"]["endpoint_calls"] == 5
+    assert told["cost"]["tokens"] == 240
+    plain = run("runs", "show", "runs/new")
+    assert plain.code == Code.OK
+    assert "money" in plain.out
+
+
+def test_a_folder_that_is_no_run_is_named(run: Run, tmp_path: Path) -> None:
+    ran = run("runs", "show", tmp_path)
+    assert ran.code == Code.STORAGE
+    assert "holds no run" in ran.err

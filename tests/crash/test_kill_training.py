@@ -39,6 +39,17 @@ SETTINGS = {
 }
 """Three steps of four updates each, but the last, which has two: most kills fall inside a step."""
 
+PREFERENCE = {
+    "model": "tiny",
+    "epochs": 3,
+    "batch_size": 2,
+    "learning_rate": 1e-2,
+    "save_every": 1,
+    "resume": True,
+    "progress": False,
+}
+"""Nine updates on pairs."""
+
 MOMENTS = [
     ("before update", 1),
     ("reward", 3),
@@ -61,12 +72,18 @@ class Runs:
         self.process = process
 
     def __call__(
-        self, folder: Path, kill: object = None, agent: bool = False, **settings: object
+        self,
+        folder: Path,
+        kill: object = None,
+        agent: bool = False,
+        preference: bool = False,
+        **settings: object,
     ) -> dict[str, Any]:
-        config = SETTINGS | settings | {"output_dir": str(folder)}
+        base = PREFERENCE if preference else SETTINGS
+        config = base | settings | {"output_dir": str(folder)}
         assert self.process.stdin
         assert self.process.stdout
-        order = {"config": config, "kill": kill, "agent": agent}
+        order = {"config": config, "kill": kill, "agent": agent, "preference": preference}
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         ended: dict[str, Any] = json.loads(self.process.stdout.readline())
@@ -98,6 +115,25 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_never_interrupted(
     assert whole["code"] == 0
     deaths = [runs(tmp_path / "killed", kill, **settings)["code"] for kill in MOMENTS]
     assert deaths == [KILLED] * len(MOMENTS)
+    assert runs(tmp_path / "killed", **settings) == whole
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo"])
+def test_a_run_on_preferences_killed_six_times_ends_as_one_that_was_not(
+    runs: Runs, tmp_path: Path, method: str, lora_rank: int
+) -> None:
+    settings: dict[str, Any] = {"preference": True, "method": method, "lora_rank": lora_rank}
+    whole = runs(tmp_path / "whole", **settings)
+    assert whole["code"] == 0
+    begin = [] if method == "orpo" else [("after the reference", 1)]
+    moments = [
+        *begin,
+        ("before update", 1), ("after update", 1), ("file operation", 5), ("before update", 2),
+        ("file operation", 12), ("after update", 2),
+    ]  # fmt: skip
+    deaths = [runs(tmp_path / "killed", kill, **settings)["code"] for kill in moments]
+    assert deaths == [KILLED] * len(moments)
     assert runs(tmp_path / "killed", **settings) == whole
 
 

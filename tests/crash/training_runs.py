@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,22 @@ from orbiter.train.engine import checkpoint, prompt  # noqa: F401 - before the f
 from orbiter.train.engine.models import export  # noqa: F401 - before the fork
 from orbiter.train.engine.models import load as models  # noqa: F401 - before the fork
 from orbiter.train.engine.session import Session
+from orbiter.train.engine.trainer import ModelTrainer
+from orbiter.train.preference import PreferenceConfig, PreferenceTrainer
+from orbiter.train.preference import local as preferences  # noqa: F401 - before the fork
+from orbiter.train.preference.encoding import EncodedAttempt
+from orbiter.train.preference.reference import ReferenceLogprobs
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer, episodes, local  # noqa: F401 - as above
 from tests.crash.journals import finished
 
 URL = "https://api.example.invalid/v1/chat/completions"
 PROMPTS = ["Say something.", "Name a colour.", "Sing.", "Count.", "Rhyme."]
+ANSWERS = [
+    TrajectoryItem(task, answer, reward)
+    for task in PROMPTS
+    for answer, reward in ((f"Yes: {task}", 1.0), ("No.", 0.0))
+]
 
 
 class Countdown:
@@ -48,7 +59,7 @@ class Countdown:
 def arm(moment: str, number: int) -> Countdown:
     """Set the moment of death; "reward" is left to the reward function."""
     count = Countdown(number)
-    take, save = Session.take, Session.save
+    take, save, add = Session.take, Session.save, ReferenceLogprobs.add
 
     def counted_take(self: Session, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         if moment == "before update":
@@ -62,6 +73,13 @@ def arm(moment: str, number: int) -> Countdown:
         save(self)
         watching.clear()
 
+    def counted_add(
+        self: ReferenceLogprobs, attempts: Sequence[EncodedAttempt], numbers: Sequence[float]
+    ) -> None:
+        add(self, attempts, numbers)
+        if moment == "after the reference":
+            count()
+
     watching: list[bool] = []
 
     def look(event: str, _: tuple[object, ...]) -> None:
@@ -70,6 +88,7 @@ def arm(moment: str, number: int) -> Countdown:
 
     Session.take = counted_take  # type: ignore[method-assign] # to count, see above
     Session.save = counted_save  # type: ignore[method-assign]
+    ReferenceLogprobs.add = counted_add  # type: ignore[method-assign]
     if moment == "file operation":
         sys.addaudithook(look)
     return count
@@ -87,12 +106,16 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
             count()
         return (sum(output.encode("utf-8", "replace")) % 97) / 97
 
-    config = VeRLConfig(**order["config"])
-    folder = Path(str(config.output_dir))
-    agent = (
-        two_turns(folder, number if moment == "between turns" else 0) if order["agent"] else None
-    )
-    trainer = VeRLTrainer(config, [RewardSpec("spread", 1.0, spread)], agent=agent)
+    folder = Path(str(order["config"]["output_dir"]))
+    trainer: ModelTrainer
+    if order["preference"]:
+        trainer = PreferenceTrainer(PreferenceConfig(**order["config"]), dataset=ANSWERS)
+    else:
+        fatal = number if moment == "between turns" else 0
+        agent = two_turns(folder, fatal) if order["agent"] else None
+        config = VeRLConfig(**order["config"])
+        rewards = [RewardSpec("spread", 1.0, spread)]
+        trainer = VeRLTrainer(config, rewards, dataset=PROMPTS, agent=agent)
     weights = asyncio.run(trained(trainer))
     return {
         "weights": weights,
@@ -127,8 +150,8 @@ def two_turns(folder: Path, fatal: int) -> Callable[[str], Awaitable[str]]:
     return agent
 
 
-async def trained(trainer: VeRLTrainer) -> str:
-    await trainer.train(PROMPTS)
+async def trained(trainer: ModelTrainer) -> str:
+    await trainer.train()
     digest = hashlib.sha256()
     for name, parameter in (await trainer.policy()).named_trainable().items():
         digest.update(name.encode() + parameter.detach().numpy().tobytes())

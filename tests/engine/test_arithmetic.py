@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,16 @@ def test_a_processor_held_to_avx2_draws_in_every_dtype(tmp_path: Path) -> None:
     assert drawn[1].split()[1:] == drawn[2].split()[1:]
     assert packs == "True False"
     assert "bfloat16 products take" in done.stderr  # the warning
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_kernel_that_works_is_used_also_if_it_is_first_tried_while_sampling(
+    context: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """The answer is kept for the whole process, so it must not depend on the first caller."""
+    arithmetic.fused_attention_works.cache_clear()
+    expected = arithmetic.fused_attention_works(torch.float32, "cpu")
+    arithmetic.fused_attention_works.cache_clear()
+    with context():
+        assert arithmetic.fused_attention_works(torch.float32, "cpu") is expected
+    assert expected

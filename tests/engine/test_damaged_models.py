@@ -215,7 +215,7 @@ ON_MODEL: dict[str, tuple[Damage, str]] = {
     ),
     "weights are a web page": (
         write(WEIGHTS, b"<!DOCTYPE html><html></html>"),
-        "no safetensors file",
+        "not a safetensors file",
     ),
     "weights are a pickle": (
         both(lambda f: torch.save({}, f / "pytorch_model.bin"), gone(WEIGHTS)),
@@ -330,7 +330,7 @@ ON_MODEL: dict[str, tuple[Damage, str]] = {
     ),
     "header longer than the file": (
         lambda f: _written(f / WEIGHTS, (2**63).to_bytes(8, "little") + b"{}"),
-        "is truncated or no safe",
+        "is truncated or not a safe",
     ),
     **{
         f"config is {what}": (write("config.json", raw), r"config\.json (cannot be read|must hold)")

@@ -203,46 +203,6 @@ async def test_a_rubric_in_a_metric_counts_and_its_log_does_not(tmp_path: Path) 
         await run(_Rubric("strict"))
 
 
-LIMIT, CALLS = 5, 0
-
-
-def _below_limit(_task: object, output: object) -> float:
-    global CALLS  # noqa: PLW0603 - a counter, which a function changes
-    CALLS += 1
-    return float(len(str(output)) <= LIMIT)
-
-
-def _divided(by: int) -> Any:  # noqa: ANN401 - a function of two values
-    calls = 0
-
-    def metric(_task: object, output: object) -> float:
-        nonlocal calls
-        calls += 1
-        return len(str(output)) / by
-
-    return metric
-
-
-async def test_whole_numbers_that_a_metric_reads_count_and_its_counters_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def run(folder: str, metric: Any) -> None:  # noqa: ANN401 - as above
-        strategy = PromptEvolution(_echo, ["right"], metric, _Model("one"))
-        config = EvolutionConfig(epochs=1, population_size=1, run_dir=tmp_path / folder)
-        await EvolutionPipeline(config, strategy).run(["seed"])
-
-    divided = _divided(100)
-    for metric in (divided, divided, _divided(100)):
-        await run("closure", metric)
-    with pytest.raises(ConfigError, match="metric changed"):
-        await run("closure", _divided(10))
-    await run("global", _below_limit)
-    await run("global", _below_limit)
-    monkeypatch.setattr(f"{__name__}.LIMIT", 3)
-    with pytest.raises(ConfigError, match="metric changed"):
-        await run("global", _below_limit)
-
-
 async def test_a_strategys_own_attributes_count_but_not_those_that_its_methods_change(
     tmp_path: Path,
 ) -> None:

@@ -24,14 +24,14 @@ import asyncio, json, os, sys
 from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
 from tests.evolution.problems import OneMax, population
 
-run_dir, mode = sys.argv[1:3]
+run_dir, mode, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
 class Logged(OneMax):
     async def evaluate(self, candidate):
         score = await super().evaluate(candidate)
         await asyncio.sleep(0)
         self.finished = getattr(self, "finished", 0) + 1
-        if self.finished == int(sys.argv[3]):
+        if self.finished == kill_at:
             os.kill(os.getpid(), 9)
         return score
 

@@ -230,7 +230,7 @@ async def test_long_and_copied_texts_are_sent_back_then_refused() -> None:
     assert result.stop_reason is StopReason.FAILURES
     assert "too long; the limit is 30" in result.stop_cause
     assert len(str(result.best)) <= 30
-    with pytest.raises(CallbackError, match="too long: 3 at most"):
+    with pytest.raises(CallbackError, match="too long; the limit is 3"):
         await evolve("Start.", Agent(), Reflector(), max_chars=3)
 
 

@@ -13,6 +13,7 @@ from orbiter.train.report.lineage import read_lineage
 from orbiter.train.report.story import read_story
 from orbiter.train.report.training import POINTS, Training
 from orbiter.train.runlog import RunLog
+from orbiter.train.runlog.alarms import keep_alarms, keep_notes
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from tests.report.folders import evolution, story, training
 
@@ -217,3 +218,20 @@ def test_a_folder_without_a_run_and_a_damaged_one_are_named(tmp_path: Path) -> N
         file.write(b"[]\n")
     with pytest.raises(StorageError, match=r"metrics\.jsonl:3"):
         write_report(tmp_path)
+
+
+def test_alarms_and_notes_of_a_run_are_in_its_document(tmp_path: Path) -> None:
+    sample = {"prompt": "p", "output": "<script>alert(1)</script>", "proxy": 1.0, "gold": 0.0}
+    alarm = {"step": 7, "kind": "falls", "message": "the reward rises", "samples": [sample]}
+    with RunLog(tmp_path, {"algorithm": "grpo"}) as log:
+        log.write(1, {"gold/proxy": 0.5, "gold/right": 0.25})
+    assert (document(tmp_path)["alarms"], document(tmp_path)["notes"]) == ([], [])
+    keep_alarms(tmp_path, [alarm])
+    keep_notes(tmp_path, ["judge 'quality' is not calibrated"])
+    doc = document(tmp_path)
+    assert doc["alarms"] == [alarm]
+    assert doc["notes"] == ["judge 'quality' is not calibrated"]
+    assert doc["series"]["gold/right"] == [0.25]
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "not calibrated" in page
+    assert "<script>alert(1)" not in page

@@ -123,6 +123,11 @@ BUGS = (
         "position.masked_fill(~mask, tokens)", "position"),
     Bug("gamma by token in turns", "turns", "gamma=gamma, gae_lambda", "gamma=1.0, gae_lambda"),
     Bug("lambda lost in turns", "turns", "gae_lambda=gae_lambda)", "gae_lambda=1.0)"),
+    Bug("long answers are paid for", "overlong", "(-penalty / buffer)", "(penalty / buffer)"),
+    Bug("every answer is long", "overlong", "(max_length - buffer)", "(max_length - buffer - 1)"),
+    Bug("the penalty grows without end", "overlong",
+        ".clamp(min=0, max=buffer)", ".clamp(min=0)"),
+    Bug("the penalty in tokens", "overlong", "(-penalty / buffer)", "(-penalty)"),
 )  # fmt: skip
 
 

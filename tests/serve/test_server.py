@@ -215,7 +215,7 @@ WRONG: list[tuple[dict[str, Any], int, str | None, str]] = [
     ),
     ({"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content", "must be text"),
     ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "messages", "4096 tokens"),
-    ({"max_tokens": 1020}, 400, "messages", "1024 tokens"),
+    ({"max_tokens": 4092}, 400, "messages", "4096 tokens"),
     ({"max_tokens": 0}, 400, "max_tokens", ">= 1"),
     ({"temperature": -1}, 400, "temperature", ">= 0"),
     ({"temperature": "hot"}, 400, "temperature", "float"),

@@ -101,6 +101,16 @@ async def test_a_run_with_several_updates_and_flat_rewards_ends_with_the_documen
         ),
         ({"kl_coef": 0.1, "kl_estimator": "k2"}, {f"{ACTOR}.kl_loss_type": "mse"}),
         (
+            {"overlong_buffer": 4, "overlong_penalty": 0.5, "max_response_length": 9},
+            {
+                "reward.reward_manager.name": "dapo",
+                "+reward.reward_kwargs.overlong_buffer_cfg.enable": True,
+                "+reward.reward_kwargs.overlong_buffer_cfg.len": 4,
+                "+reward.reward_kwargs.overlong_buffer_cfg.penalty_factor": 0.5,
+                "+reward.reward_kwargs.max_resp_len": 9,
+            },
+        ),
+        (
             {"algorithm": "ppo", "kl_coef": 0.1, "kl_estimator": "k3"},
             {"algorithm.kl_penalty": "low_var_kl"},
         ),

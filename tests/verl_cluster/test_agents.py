@@ -37,8 +37,6 @@ async def test_an_agent_of_two_turns_learns(tmp_path: Path) -> None:
         group_size=8,
         epochs=6,
         max_response_length=8,
-        eval_dataset=["Sing."] * 2,
-        eval_every=24,
     )
     await run.train(["Say something.", "Sing."] * 16)
     rewards = [row["reward"] for row in run.history]
@@ -46,7 +44,6 @@ async def test_an_agent_of_two_turns_learns(tmp_path: Path) -> None:
     assert rewards[-1] > 0.8, rewards
     assert max(row["verl/training/rollout_probs_diff_max"] for row in run.history) < 1e-4
     assert run.history[0]["turns"] == 2
-    assert run.history[-1]["eval/reward"] > 0.5, "greedy episodes on held-out tasks"
 
 
 TASKS = [{"text": text, "fails": text == "c"} for text in "abcdefgh"]

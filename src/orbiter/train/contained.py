@@ -62,7 +62,9 @@ def open_plain(path: str | os.PathLike[str]) -> IO[bytes]:
         StorageError: it is a device, a pipe or a socket.
         OSError: it cannot be opened.
     """
+    # O_NONBLOCK: opening a pipe that nobody writes to would otherwise wait for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    # A folder passes, so that reading it fails with the usual error.
     if not stat.S_ISREG(os.fstat(handle).st_mode) and not stat.S_ISDIR(os.fstat(handle).st_mode):
         os.close(handle)
         raise StorageError(f"{os.fspath(path)} is a device, a pipe or a socket, not a file")
@@ -87,6 +89,7 @@ def is_name_inside(name: object) -> bool:
     It must be UTF-8 without `..`, backslashes, colons and null bytes, and short enough for common
     file systems.
     """
+    # A backslash or colon would be a path or a drive on Windows.
     if not isinstance(name, str) or any(mark in name for mark in "\0\\:"):
         return False
     parts = PurePosixPath(name)
@@ -116,6 +119,7 @@ def _check_link(folder: Path, entry: os.DirEntry[str]) -> None:
 
 def _is_below(path: Path, folder: Path) -> bool:
     try:
+        # Resolved on both sides, since the folder itself may be reached through a link.
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a ring of links
         return False

@@ -33,10 +33,13 @@ def disk_errors(target: Path, *, needed: int | None = None) -> Iterator[None]:
 
 def is_disk_error(error: Exception, target: Path) -> bool:
     """Return whether the system refused to write `target`, a folder above it, or a file for it."""
+    # Connection errors and timeouts are OSErrors that have nothing to do with a disk.
     if isinstance(error, TrainError | ConnectionError | TimeoutError):
         return False
     if not isinstance(error, OSError):
         return "os error" in str(error).lower()  # as libraries written in Rust word it
+    # An error without a file name, such as one of a failed write, is taken to be about the
+    # target.
     return error.filename is None or _is_about(error.filename, target)
 
 
@@ -56,6 +59,7 @@ def explain(error: Exception, target: Path, needed: int | None = None) -> str:
 
 def free_bytes(path: Path) -> int:
     """Return how many bytes are free on the disk that holds `path`, which need not exist yet."""
+    # The closest folder that exists is on the disk where the path will be.
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 

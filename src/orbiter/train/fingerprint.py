@@ -152,9 +152,7 @@ class _Description:
                 fn = getattr(member, "__func__", getattr(member, "fget", member))
                 if isinstance(fn, types.FunctionType):
                     parts.append((name, self._of_function(fn)))
-                elif isinstance(member, str | int | float | tuple) and not (
-                    isinstance(member, bool) or name.startswith("__")
-                ):
+                elif isinstance(member, str | float | tuple) and not name.startswith("__"):
                     parts.append((name, self.of(member)))
         return tuple(parts)
 
@@ -178,12 +176,11 @@ class _Description:
                 value = cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-            if not is_ours or (_counts(value) and name not in _assigned(fn.__code__)):
-                held[name] = self.of(value)  # a library keeps no log in a closure
+            if _counts(value) or not is_ours:  # a library keeps no log in a closure
+                held[name] = self.of(value)
         if not is_ours:
             return (fn.__module__, fn.__qualname__, *held.items())
-        counters = _assigned_globals(fn)
-        for name in sorted(set(_global_names(fn.__code__)) - counters):
+        for name in sorted(_global_names(fn.__code__)):
             value = fn.__globals__.get(name)
             if _counts(value) and getattr(value, "__module__", fn.__module__) == fn.__module__:
                 held[name] = self.of(value)
@@ -205,48 +202,23 @@ def _of_code(code: types.CodeType) -> object:
 
 def _global_names(code: types.CodeType) -> Iterator[str]:
     """Yield the global names that a function reads, in the functions inside it too."""
+    written = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "LOAD_GLOBAL":
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval not in written:
             yield instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _global_names(constant)
 
 
-def _assigned(code: types.CodeType) -> set[str]:
-    """Return the global and enclosing names that a function assigns: counters, not settings."""
-    names = {
-        instruction.argval
-        for instruction in dis.get_instructions(code)
-        if instruction.opname in {"STORE_GLOBAL", "STORE_DEREF"}
-    }
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _assigned(constant)
-    return names
-
-
-def _assigned_globals(fn: types.FunctionType) -> set[str]:
-    """Return the global names that any function of the same module assigns."""
-    names = _assigned(fn.__code__)
-    for other in list(fn.__globals__.values()):
-        if isinstance(other, types.FunctionType) and other.__globals__ is fn.__globals__:
-            names |= _assigned(other.__code__)
-    return names
-
-
 def _counts(value: object) -> bool:
     """Return whether a value that a function refers to decides what it does.
 
-    Containers are left out: functions keep a log in them. So are flags, which code elsewhere may
-    raise, such as "the server is up". The caller leaves out names that a function assigns, since
-    they are counters.
+    Containers and counters are left out: functions keep a log in them.
     """
-    if isinstance(value, bool):
-        return False
-    return isinstance(
-        value, str | int | float | tuple | types.FunctionType | functools.partial
-    ) or (callable(value) and not isinstance(value, types.BuiltinFunctionType))
+    return isinstance(value, str | float | tuple | types.FunctionType | functools.partial) or (
+        callable(value) and not isinstance(value, types.BuiltinFunctionType)
+    )
 
 
 def _attributes(value: object) -> dict[str, Any]:

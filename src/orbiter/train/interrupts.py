@@ -59,6 +59,8 @@ class TwoStepInterrupt:
 
     def _restore(self) -> None:
         while self._previous:
+            # Taken out one by one, so that a second interrupt here does not restore a handler
+            # twice.
             number, handler = self._previous.popitem()
             # None means that C code installed the handler, which Python cannot put back.
             signal.signal(number, handler or signal.SIG_DFL)
@@ -78,4 +80,5 @@ class TwoStepInterrupt:
 
 def _write(text: str) -> None:
     """Write around Python's buffers, which the signal may have interrupted half-written."""
+    # Python's print may wait for a lock that the interrupted code holds.
     os.write(2, text.encode())

@@ -38,6 +38,7 @@ def is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host.lower() == "localhost"
+    # ::ffff:127.0.0.1 reaches loopback too, but older versions of Python do not count it as such.
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
 
@@ -89,6 +90,7 @@ def refuse_web_pages(headers: Headers) -> Refused | None:
     a browser sent one, is a page of this machine too.
     """
     hosts, origins, sites = _values(headers, b"host", b"origin", b"sec-fetch-site")
+    # Two Host headers mean that a proxy and the server may read different ones.
     if len(hosts) != 1 or not _is_own(hosts[0]):
         shown = ", ".join(map(repr, hosts)) or "missing"
         return Refused(
@@ -100,6 +102,7 @@ def refuse_web_pages(headers: Headers) -> Refused | None:
         page = _ORIGIN.fullmatch(origin)
         if page is None or not _is_own(page[1]):
             return Refused(403, f"web pages of {origin!r} may not use this server")
+    # Browsers set this header themselves; a page's script cannot change it.
     if any(site.lower() == "cross-site" for site in sites):
         return Refused(403, "web pages of other sites may not use this server")
     return None
@@ -107,6 +110,7 @@ def refuse_web_pages(headers: Headers) -> Refused | None:
 
 def same_secret(given: str | bytes, secret: str | bytes) -> bool:
     """Compare two secrets in a time that does not depend on where they differ."""
+    # compare_digest refuses text that is not ASCII, so bytes are compared.
     first = given.encode("utf-8", "surrogateescape") if isinstance(given, str) else given
     second = secret.encode("utf-8", "surrogateescape") if isinstance(secret, str) else secret
     return hmac.compare_digest(first, second)
@@ -115,6 +119,7 @@ def same_secret(given: str | bytes, secret: str | bytes) -> bool:
 def bearer_token(headers: Headers) -> bytes:
     """Return the token of the Authorization header, or nothing unless there is exactly one."""
     pairs = [value for name, value in headers if name.lower() == b"authorization"]
+    # With several headers it is unclear which one counts, so none does.
     scheme, _, token = pairs[0].partition(b" ") if len(pairs) == 1 else (b"", b"", b"")
     return token.strip() if scheme.lower() == b"bearer" else b""
 
@@ -130,5 +135,6 @@ def _values(headers: Headers, *names: bytes) -> list[list[str]]:
     values: dict[bytes, list[str]] = {name: [] for name in names}
     for name, value in headers:
         if name.lower() in values:
+            # Header bytes are latin-1 in HTTP, which decodes any byte.
             values[name.lower()].append(value.decode("latin-1"))
     return [values[name] for name in names]

@@ -64,10 +64,12 @@ class ResumeJournal:
         """
         checksum = _Checksum()
         yield from _lines(self.path, checksum)
+        # Only after the whole file was read: the next line continues from the last checksum.
         self._checksum = checksum.value
 
     def cut(self, line: JournalLine) -> None:
         """Remove this line and all lines after it."""
+        # The log appends by O_APPEND, so the next record lands at the new end without a seek.
         os.truncate(self.path, line.start)
         self._checksum = line.before
 
@@ -124,6 +126,7 @@ def _lines(path: str | os.PathLike[str], checksum: _Checksum) -> Iterator[Journa
     start = 0
     for number, line in enumerate(read_records(path), start=1):
         before = checksum.value
+        # Split off by length, since the record itself may contain the key of the checksum.
         record, stored = _split(line)
         checksum.value = zlib.crc32(record, before)
         if stored is not None and stored != b"%08x" % checksum.value:
@@ -140,12 +143,14 @@ def _lines(path: str | os.PathLike[str], checksum: _Checksum) -> Iterator[Journa
         # From here on every line must have one, or a line could be added unnoticed.
         checksum.chained = stored is not None
         yield JournalLine(number, start, record, before)
+        # The newline that read_records has removed.
         start += len(line) + 1
 
 
 def _split(line: bytes) -> tuple[bytes, bytes | None]:
     """Return the record and its checksum; None if the line has no checksum."""
     tail = line[-_SUFFIX:]
+    # The checksum is written last, so a torn line never looks complete.
     if tail.startswith(_KEY) and tail.endswith(_END):
         return line[:-_SUFFIX] + b"}", tail[len(_KEY) : -len(_END)]
     return line, None

@@ -43,6 +43,8 @@ def atomic_write(path: str | os.PathLike[str], *, needed: int | None = None) -> 
         StorageError: the disk is full or cannot be written; names the path and the free bytes.
     """
     target = Path(path)
+    # In the same folder, since a rename is atomic only within one file system; the process id
+    # keeps two writers apart.
     staged = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with staged.open("wb") as file:
@@ -51,11 +53,16 @@ def atomic_write(path: str | os.PathLike[str], *, needed: int | None = None) -> 
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
+                # The position is asked for here, while the file is still open.
                 needed = needed or _position(file)
                 raise
+        # Only after the fsync: otherwise a power loss could leave the new name with old or no
+        # content.
         staged.replace(target)
+        # A rename is durable only once the folder itself is on disk.
         fsync_directory(target.parent)
     except BaseException as error:
+        # Also after Ctrl-C, so no temporary file is left behind.
         with contextlib.suppress(OSError):
             staged.unlink(missing_ok=True)
         if isinstance(error, Exception) and is_disk_error(error, target):
@@ -148,6 +155,7 @@ class AppendLog:
             self._check_name()
         self._appended = now
         try:
+            # One write call per record: with O_APPEND the system puts it at the end as a whole.
             written = os.write(self._file, line)
             if written < len(line):
                 self._complete(line, written)
@@ -161,6 +169,7 @@ class AppendLog:
 
     def _complete(self, line: bytes, written: int) -> None:
         """Finish a partial write, or undo it, so that no partial record remains."""
+        # Where the record began, to cut it off again if the rest cannot be written.
         start = os.lseek(self._file, 0, os.SEEK_END) - written
         try:
             while written < len(line):
@@ -173,6 +182,7 @@ class AppendLog:
         """Raise if the file at `path` is no longer the one that is written."""
         self._unchecked = 0
         try:
+            # By device and inode, since another file may have taken the name.
             same = os.path.samestat(os.stat(self.path), os.fstat(self._file))
         except OSError:
             same = False
@@ -189,6 +199,8 @@ class AppendLog:
             SyncError: the system could not; what was appended may be lost.
         """
         try:
+            # A failed fsync must not be tried again: Linux may have marked the unwritten pages as
+            # clean.
             os.fsync(self._file)
         except OSError as error:
             raise SyncError(f"cannot sync: {explain(error, self.path)}") from error
@@ -206,6 +218,7 @@ class AppendLog:
             if self._unsynced:
                 self.sync()
             if self._unchecked:
+                # Also at the end, or the last records could lie in a file that nobody finds.
                 self._check_name()
         finally:
             self._release()
@@ -232,6 +245,8 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
         StorageError: it is a device or a pipe, which might never end.
     """
     with contextlib.suppress(FileNotFoundError), open_plain(path) as file:
+        # A last line without a newline is a write in progress, or one that was cut off by a
+        # crash.
         for line in file:
             if line.endswith(b"\n"):
                 yield line[:-1]
@@ -245,6 +260,7 @@ def _open_alone(path: Path) -> int:
     """
     if path.exists() and not path.is_file():
         raise StorageError(f"{path} is not a file, so it cannot be a log")
+    # O_BINARY, because Windows would otherwise write two bytes for each newline.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags, 0o666)
     try:
@@ -267,6 +283,7 @@ def _set_torn_tail_aside(path: Path) -> Recovered:
             if line.endswith(b"\n"):
                 count, whole = count + 1, whole + len(line)
             else:
+                # Kept instead of deleted, so that a person can look at it.
                 with path.with_name(path.name + ".torn").open("ab") as torn:
                     torn.write(line + b"\n")
     torn_bytes = path.stat().st_size - whole
@@ -281,6 +298,7 @@ _LOCK_BYTES = 32
 
 def _open_lock(path: Path) -> int:
     """Open or create a lock file; reject links and files that this package did not write."""
+    # O_NOFOLLOW closes the gap between the check for a link below and the opening.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     if path.is_symlink():
         raise StorageError(f"{path} is a link, so it is not used as a lock file; remove it")
@@ -288,6 +306,7 @@ def _open_lock(path: Path) -> int:
         raise StorageError(f"{path} is not a file, so it cannot be a lock file; remove it")
     handle = os.open(path, flags, 0o666)
     status = os.fstat(handle)
+    # A link's target, or a file that somebody else wrote, would be overwritten with a process id.
     if status.st_nlink > 1 or status.st_size > _LOCK_BYTES:
         os.close(handle)
         what = "has a second name (a hard link)" if status.st_nlink > 1 else "holds other content"
@@ -311,6 +330,7 @@ class FileLock:
             _lock(self._handle)
         except OSError as error:
             owner = (
+                # Byte 0 is locked on Windows, so the process id begins at byte 1.
                 os.pread(self._handle, _LOCK_BYTES, 1).decode("ascii", "replace").strip()
                 if (hasattr(os, "pread"))
                 else "?"
@@ -346,6 +366,8 @@ else:
     import fcntl
 
     def _lock(handle: int) -> None:
+        # flock, not lockf: lockf's lock is lost as soon as the process closes any handle of the
+        # file.
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     _lock_log = _lock

@@ -82,6 +82,7 @@ class CommandAgent:
         if shutil.which(program) is None:
             raise ConfigError(f"there is no program {words[0]!r} to run {shlex.join(words)!r} with")
         self.words, self.folder, self.variables = words, where, dict(variables or {})
+        # One server for all episodes of this agent; each episode has a separate URL and token.
         self._server = SessionServer()
 
     async def run(self, task: object) -> CommandResult:
@@ -94,6 +95,7 @@ class CommandAgent:
         """
         text = task_text(task)
         async with self._server.open(episode := current_episode()) as url:
+            # Files instead of pipes: a full pipe would block the process until someone reads.
             with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output:
                 given.write(text.encode())
                 given.seek(0)
@@ -119,19 +121,23 @@ class CommandAgent:
             stderr=errors,
             cwd=self.folder,
             env=self._environment(text, url),
+            # A separate process group lets `_end` reach children that the command started.
             start_new_session=sys.platform != "win32",
         )
         try:
             yield process
         finally:
+            # A separate task, because a cancellation would otherwise leave the process running.
             ending = asyncio.ensure_future(_end(process))
             try:
+                # Shielded from the first cancellation, and awaited to the end after it.
                 await asyncio.shield(ending)
             except asyncio.CancelledError:
                 await ending
                 raise
 
     def _environment(self, text: str, url: SessionUrl) -> dict[str, str]:
+        # Without this, a proxy for the internet would get the calls to the local policy.
         direct = [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), "127.0.0.1,localhost"]
         no_proxy = ",".join(filter(None, direct))
         ours = {
@@ -143,9 +149,12 @@ class CommandAgent:
             "NO_PROXY": no_proxy,
             "no_proxy": no_proxy,
         }
+        # A task inherited from an outer agent must not be mistaken for this one.
         inherited = {k: v for k, v in os.environ.items() if k != "ORBITER_TASK"}
+        # The environment cannot hold NUL or very long values; standard input has the task anyway.
         if len(text.encode()) <= LARGEST_VARIABLE and "\0" not in text:
             ours["ORBITER_TASK"] = text
+        # Ours win: the user's variables must not point the agent to another model.
         return inherited | self.variables | ours
 
     def _failure(self, code: int, errors: IO[bytes], output: IO[bytes]) -> str:
@@ -178,6 +187,7 @@ def read_result(printed: str) -> CommandResult:
         CallbackError: the reward is not a finite number.
     """
     text = printed.strip()
+    # Only the last line is a report; anything before it may be the program's chatter.
     before, _, last = text.rpartition("\n")
     try:
         values = json.loads(last)
@@ -187,6 +197,7 @@ def read_result(printed: str) -> CommandResult:
     if not isinstance(values, dict) or (reward is None and "output" not in values):
         return CommandResult(output=text, reward=None, values={})
     if reward is not None and not is_finite_number(reward):
+        # JSON's NaN and Infinity, which Python accepts, would poison the group's advantages.
         raise CallbackError(
             f"the command's last line must have a finite number as reward, got {shown(reward)}"
         )
@@ -222,6 +233,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if sys.platform != "win32":
+            # start_new_session makes the process id also the id of its group.
             os.killpg(process.pid, number)
         elif process.returncode is None:
             process.kill()

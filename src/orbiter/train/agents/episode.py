@@ -91,9 +91,11 @@ class OpenEpisode:
         """
         if self._closed:
             raise StateError("step_reward() was called after the end of its episode")
+        # Checked before it is recorded: a NaN would spread to the advantages of the whole group.
         if not is_finite_number(value) or not math.isfinite(float(value)):
             raise DataError(f"a step reward must be a finite number, got {shown(value)}")
         self.step_rewards.append(float(value))
+        # Before the first answer there is no turn yet; the reward then goes to the first one.
         self.step_reward_turns.append(max(0, len(self._session.turns) - 1))
 
     def takes(self, method: str, path: str) -> bool:
@@ -151,6 +153,7 @@ def entry_of(agent: object) -> Callable[[object], object]:
             f"agent= is the class {agent.__name__}; pass an instance, a function or a method"
         )
     run = getattr(agent, "run", None)
+    # `run` first, because an agent object may be callable for another purpose.
     if callable(run):
         return cast("Callable[[object], object]", run)
     if callable(agent):

@@ -47,6 +47,7 @@ class GivenAnswers:
 
     def answer(self, item: TrajectoryItem) -> list[int]:
         """Return an item's answer as token ids, with the token that ends the turn."""
+        # By identity: two equal items need not both be captured from this model.
         if id(item) in self._sampled:
             return list(item.token_ids or ())
         return render_action(self._tokenizer, item)
@@ -64,6 +65,7 @@ class GivenAnswers:
 def streams_of(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Stream]:
     """Return the turns of one episode as token sequences in which every answer is trained on."""
     turns = [
+        # Log probabilities are not used in imitation, so zeros do.
         LoggedTurn(prompt, answer, [0.0] * len(answer))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]

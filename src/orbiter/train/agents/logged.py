@@ -75,6 +75,7 @@ def by_episode(items: Sequence[TrajectoryItem]) -> list[list[int]]:
         groups.setdefault(key, []).append(position)
     for positions in groups.values():
         # the sort is stable, so items without a step keep their order
+        # Items without a step come first.
         positions.sort(key=lambda position: items[position].step or 0)
     return list(groups.values())
 
@@ -93,12 +94,15 @@ def why_unusable(
         return "it has no token ids: capture it from a server that returns them"
     if logprobs and (item.logprobs is None or len(item.logprobs) != len(item.token_ids)):
         return "it has no log probability for each sampled token"
+    # A logarithm of a probability is at most 0; the tolerance is for the server's rounding.
     if logprobs and max(item.logprobs or ()) > 1e-3:
         return f"a log probability is {max(item.logprobs or ()):g}, above 0"
     size = len(tokenizer)
+    # A larger id would fail in the embedding, with an error that does not name the item.
     largest = max(*item.prompt_token_ids, *item.token_ids)
     if largest >= size:
         return f"it has the token id {largest}, and this model's tokenizer knows {size} tokens"
+    # Both spellings: special tokens may be part of a call, or stand between words.
     raw: str = tokenizer.decode(list(item.token_ids), skip_special_tokens=False)
     spelled: str = tokenizer.decode(list(item.token_ids), skip_special_tokens=True)
     if missing := _missing_words(item, (raw, spelled)):
@@ -140,6 +144,7 @@ def logged_episodes(
         if not failed_too and any(FAILED in item.metadata for item in steps):
             left_out["failed"] += 1
             continue
+        # Only the last step carries the reward of the outcome.
         reward = steps[-1].reward
         if reward is None:
             left_out["no reward"] += 1

@@ -87,9 +87,12 @@ async def run_episode(
     started = time.perf_counter()
     try:
         with answered_by(opened, models=models):
+            # A time limit closes the session first, so that a late answer is refused, not
+            # recorded.
             outcome = await _outcome(run, task, timeout_seconds, opened.close)
     finally:
         opened.close()
+    # On the loop that answers, because that is where turns are appended.
     await asyncio.wrap_future(live.submit(_settle()))
     turns = tuple(session.turns)
     return Episode(
@@ -116,8 +119,10 @@ async def _outcome(
     """Call the agent in a separate task, so that ignoring its cancellation blocks nothing else."""
     working = asyncio.create_task(_guarded(run, task))
     try:
+        # wait, not wait_for: wait_for would wait for an agent that ignores its cancellation.
         await asyncio.wait({working}, timeout=timeout_seconds)
     except asyncio.CancelledError:
+        # Closed before the agent is cancelled: its clean-up code may call the model again.
         close()
         await _give_up(working)
         raise
@@ -125,6 +130,7 @@ async def _outcome(
         close()
         await _give_up(working)
         return _Outcome(timed_out=True)
+    # Cancelled from inside; the episode failed, but the run must not end.
     if working.cancelled():
         return _Outcome(error=asyncio.CancelledError("the agent cancelled itself"))
     return working.result()
@@ -155,6 +161,7 @@ async def _settle() -> None:
 
 
 def _stop_reason(outcome: _Outcome, limit: str | None, *, called: bool) -> StopReason:
+    # The time limit comes first, since closing the session makes the agent fail in other ways.
     if outcome.timed_out:
         return "timeout"
     if limit is not None:

@@ -72,6 +72,7 @@ class SessionServer:
 
     @contextmanager
     def _registered(self, episode: OpenEpisode) -> Iterator[str]:
+        # 128 bits that cannot be guessed; the URL is all that protects an episode.
         token = secrets.token_urlsafe(16)
         self._episodes[token] = episode
         try:
@@ -82,20 +83,26 @@ class SessionServer:
     @asynccontextmanager
     async def _started(self) -> AsyncIterator[str]:
         self._users += 1
+        # Counted before the first await, so that another episode's end cannot stop the server.
         if self._running is None:
             self._running = asyncio.create_task(self._start())
         running = self._running
         try:
+            # Shielded: the cancellation of one episode must not end the start that others wait
+            # for.
             yield (await asyncio.shield(running)).address
         finally:
             self._users -= 1
             if not self._users:
+                # Cleared before the await, so that an episode that opens meanwhile starts a new
+                # server.
                 self._running = None
                 await asyncio.shield(asyncio.ensure_future(_stop(running)))
 
     async def _start(self) -> _Running:
         require("starlette", extra=EXTRA)
         server = make_server(self._app(), extra=EXTRA, closing_seconds=CLOSING_SECONDS)
+        # Bound here, since port 0 is only known from the socket.
         listener = bind("127.0.0.1", 0)
         server.capture_signals = contextlib.nullcontext  # the run handles Ctrl-C
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -118,6 +125,7 @@ class SessionServer:
         )
 
     def _episode_of(self, request: Request) -> OpenEpisode | None:
+        # A web page that knows no token still must not be able to probe for one.
         refused = refuse_web_pages(request.scope["headers"])
         return None if refused else self._episodes.get(request.path_params["token"])
 
@@ -180,6 +188,7 @@ async def _body(request: Request) -> bytes | None:
     """Return the body; None if it is too large."""
     body = bytearray()
     async for chunk in request.stream():
+        # Counted while it arrives, since the header with the length may be missing or wrong.
         body += chunk
         if len(body) > LARGEST_BODY:
             return None
@@ -192,5 +201,6 @@ def _error(status: int, message: str) -> Response:
     return JSONResponse(
         {"error": {"message": message, "type": "invalid_request_error", "code": None}},
         status,
+        # OpenAI's clients would otherwise retry an error that stays the same.
         headers={"x-should-retry": "false"},
     )

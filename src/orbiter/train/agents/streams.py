@@ -83,8 +83,10 @@ def turns_to_streams(turns: Sequence[AnsweredPrompt]) -> list[Stream]:
             streams.append(stream)
         else:
             new = prompt[len(stream.token_ids) :]
+            # These are tool results and the template's text, which the policy did not choose.
             stream._append(new, [GIVEN] * len(new))
         stream.token_ids += turn.token_ids
+        # Sampled in this turn, so trained here and nowhere else.
         stream.mask += [True] * len(turn.token_ids)
         stream.logprobs += turn.logprobs
         stream.turn += [number] * len(turn.token_ids)
@@ -99,14 +101,17 @@ def shared_beginnings(streams: Sequence[Stream]) -> list[int]:
     such prompts is common, only that part is taken as the prompt; the rest then belongs to the
     rows, where it costs little. The gradient is the same either way.
     """
+    # Trained tokens must not be in a prompt, because a prompt is run once for several rows.
     prompts = [stream.token_ids[: stream.prompt_length] for stream in streams]
     beginnings = [0] * len(streams)
     cluster: list[int] = []
     common = longest = 0
+    # Sorting puts prompts with a common beginning next to each other.
     for at in sorted(range(len(streams)), key=prompts.__getitem__):
         prompt = prompts[at]
         # Prompts are sorted, so the first and the last of a cluster share the least.
         same = _common(prompts[cluster[-1]][:common], prompt) if cluster else 0
+        # Less than half would be shared, so a longer separate prompt costs less.
         if not cluster or 2 * same < max(longest, len(prompt)):
             cluster, same, longest = [], len(prompt), 0
         cluster.append(at)
@@ -186,6 +191,7 @@ def _check(turn: AnsweredPrompt, number: int) -> None:
 
 def _longest_beginning(streams: Sequence[Stream], prompt: list[int]) -> Stream | None:
     """Return the longest stream that the prompt begins with."""
+    # All tokens must match: a history that was rewritten anywhere begins a new stream.
     beginnings = [s for s in streams if prompt[: len(s.token_ids)] == s.token_ids]
     return max(beginnings, key=lambda stream: len(stream.token_ids), default=None)
 

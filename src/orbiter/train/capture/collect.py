@@ -190,15 +190,20 @@ async def _attempt(plan: _Plan[T], before: Run[T]) -> Run[T]:
             if error is not None:
                 episode.abandon(error)
     except DataError as nothing:
+        # A DataError with captured calls comes from the data set and must not be taken for a
+        # failure.
         if episode is None or episode.calls:
             raise
         error = error or str(nothing)
         _keep_empty(plan, episode, before.task, error)
     assert episode is not None
     if error is None:
+        # The reward is asked for outside the record block, so that its own model calls are not
+        # captured.
         reward = await _reward(plan, before.task, result)
     else:
         reward = plan.failure_reward
+    # An episode without steps has no item that could hold the reward.
     if reward is not None and episode.steps:
         episode.reward(reward, plan.gamma)
     return replace(
@@ -218,6 +223,7 @@ async def _answer(plan: _Plan[T], task: T) -> tuple[object, str | None]:
         return await call(plan.agent, task, timeout_seconds=plan.timeout_seconds), None
     except TimeoutError as error:
         late = f"no result after {plan.timeout_seconds} seconds"
+        # The agent's own TimeoutError is a failure like any other.
         return None, late if plan.timeout_seconds is not None else f"TimeoutError: {error}"
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
@@ -265,6 +271,7 @@ def _task_id(task: object) -> str:
     named = task.get("task_id") if isinstance(task, Mapping) else getattr(task, "task_id", None)
     if isinstance(named, str):
         return named
+    # Tasks without an id are recognised by their text, so their attempts form a group.
     return blake2b(_text(task).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 

@@ -105,11 +105,13 @@ class Conversations:
         """
         longest: tuple[Written, Conversation] | None = None
         for known in self._latest:
+            # The longest known beginning saves the most work.
             if known[0].goes_on_in(wire, body) and (
                 longest is None or len(known[0].head) > len(longest[0].head)
             ):
                 longest = known
         if longest is not None:
+            # None means that the bytes differ after all, and everything is compared.
             new = longest[0].new_in(body)
             if new is not None:
                 return Asked(longest[0].grown(body), longest[1], new, None, kept_by_server=False)
@@ -126,11 +128,14 @@ class Conversations:
         else:
             _share(messages, self._said)
             talk = before.with_more(messages, redacted=redacted)
+            # The beginning of this conversation was not captured, so later ones must not continue
+            # it here.
             if asked.named is not None:
                 talk.missing = asked.named
             else:
                 self._remember(asked.written, talk, instead_of=before)
         if fields is not None:
+            # Requests repeat their tools byte for byte, so they are decoded once.
             tools = self._read_tools(asked.written.wire, fields, clean)
             talk.tools, talk.redacted = tools.value or None, talk.redacted or tools.changed
             talk.params = self._read_params(fields, clean)
@@ -142,6 +147,7 @@ class Conversations:
         if asked.written.wire is not RESPONSES:
             return
         names = [reply.response_id]
+        # The Responses API can also name a conversation, which then grows with every response.
         if asked.fields is not None and "conversation" in asked.fields:
             names.append(asked.named or previous(asked.fields))
         whole = talk.with_more([reply.as_message()], redacted=reply.redacted)
@@ -152,6 +158,7 @@ class Conversations:
         """Decode a whole request, and find the conversation it continues piece by piece."""
         fields = decode_fields(body)
         if not wire.accepts(fields, certain=certain):
+            # Only the body shows that the address is not a model's.
             raise NotACall
         named = previous(fields) if wire is RESPONSES else None
         asked = written(wire, body, fields, may_grow=named is None)
@@ -162,6 +169,8 @@ class Conversations:
         before, shared = Conversation(), 0
         for known, talk in self._latest:
             count = known.shared_with(asked)
+            # A conversation counts only if all of it is repeated; a shorter common part is no
+            # continuation.
             if count == len(known.parts) > shared:
                 before, shared = talk, count
         new = [decode(part) for part in asked.parts[shared:]]
@@ -169,6 +178,7 @@ class Conversations:
 
     def _remember(self, asked: Written, talk: Conversation, *, instead_of: Conversation) -> None:
         kept = [known for known in self._latest if known[1] is not instead_of]
+        # The newest is last, and the oldest leaves first.
         self._latest = [*kept[1 - REMEMBERED :], (asked, talk)]
 
     def _read_tools(self, wire: Wire, fields: Fields, clean: Clean) -> Cleaned:
@@ -196,6 +206,7 @@ class Conversations:
 
 def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:
     """Extend a conversation that the server keeps; instructions apply to one request only."""
+    # The Responses API does not keep instructions, so each request's own ones apply.
     system = [message for message in new if message["role"] == "system"]
     rest = [message for message in [*before.messages, *new] if message["role"] != "system"]
     talk = Conversation().with_more([*system, *rest], redacted=before.redacted or redacted)
@@ -209,6 +220,7 @@ def _share(messages: list[Message], reply: Reply) -> None:
         if message.get("role") != "assistant" or not isinstance(message, dict):
             continue
         if reply.text and message.get("content") == reply.text:
+            # Equal texts become the same object, which the data set recognises by identity.
             message["content"] = reply.text
         if reply.tool_calls and message.get("tool_calls") == reply.tool_calls:
             message["tool_calls"] = reply.tool_calls

@@ -27,6 +27,8 @@ def decoder(encoding: str) -> Decode | None:
     For an encoding that is not installed, the decoder raises `Unreadable`.
     """
     names = [name.strip().lower() for name in encoding.split(",")]
+    # Encodings are listed in the order in which they were applied, so they are undone from the
+    # end.
     steps = [_step(name) for name in reversed(names) if name not in {"", "identity"}]
     if not steps:
         return None
@@ -56,6 +58,7 @@ def narrowed(accepted: bytes) -> bytes:
         for choice in accepted.decode("latin-1").split(",")
         if choice.split(";")[0].strip().lower() in READABLE
     ]
+    # An empty header would allow every encoding.
     return ",".join(kept).strip().encode("latin-1") or b"identity"
 
 
@@ -103,12 +106,14 @@ class _Zlib:
         out = bytearray()
         while chunk:
             if self._inflate is None:
+                # A zlib header has 8 in its low four bits; some servers send raw deflate instead.
                 bits = self._bits or (zlib.MAX_WBITS if chunk[0] & 0x0F == 8 else -zlib.MAX_WBITS)
                 self._inflate = zlib.decompressobj(bits)
             try:
                 out += self._inflate.decompress(chunk)
             except zlib.error as error:
                 raise Unreadable(f"the body is neither gzip nor deflate: {error}") from error
+            # gzip allows several members one after the other.
             chunk = self._inflate.unused_data
             if self._inflate.eof:
                 self._inflate = None

@@ -115,6 +115,7 @@ class Episode:
         with self._lock:
             if not self._step:
                 raise DataError("there is no step to reward yet: no call was captured")
+            # First: a step that has its reward cannot be changed any more.
             self._join()
             return self.dataset.revise(
                 self.id, self._step - 1, lambda item: replace(item, reward=reward)
@@ -215,6 +216,7 @@ class Episode:
 
     def note_other(self, request: str) -> None:
         """Count a request that did not go to a model, to help explain an empty capture."""
+        # Only a few addresses are kept: a web agent may call thousands.
         if request in self.other_requests or len(self.other_requests) < 8:
             self.other_requests[request] = self.other_requests.get(request, 0) + 1
 
@@ -234,6 +236,7 @@ class Episode:
 
     def leave(self) -> None:
         """End the episode: close streams that nobody read to the end, and apply hook data."""
+        # A copy, since closing removes from the set.
         for exchange in tuple(self._open):
             exchange.close("still open when the episode was left")
         with self._lock:
@@ -260,6 +263,7 @@ class Episode:
             wire = exchange.wire
             asked = self._talks.follow(wire, exchange.body, certain=exchange.certain)
             reply = read(exchange, body, error)
+            # An error without any text is a failure; with some text it is an incomplete answer.
             if reply.is_empty() and reply.error is not None:
                 self._fail(exchange, reply.error)
                 return
@@ -267,6 +271,8 @@ class Episode:
             self.note_other(exchange.address)
             return
         except _UNREADABLE as problem:
+            # An address that is only likely a model's, with an unreadable answer, was probably no
+            # model.
             if not exchange.certain and exchange.status < 400:
                 self.note_other(exchange.address)
                 return
@@ -294,6 +300,7 @@ class Episode:
             return
         del self._background[exchange.retrieves or ""]
         talk, reply = self._cleaned(exchange, waiting.talk, reply)
+        # The calls before it had their own failures, so none belong to this item.
         entries = metadata_of(exchange, talk, reply, []) | {"background": True}
         complete = item_of(talk, reply, episode_id=self.id, step=waiting.step, metadata=entries)
         self._join()
@@ -317,6 +324,7 @@ class Episode:
         return talk, reply if clean is None else cleaned(reply, clean, prompt_too=talk.redacted)
 
     def _answer(self, exchange: Exchange, asked: Asked, reply: Reply) -> None:
+        # A secret is only searched for where it occurs, as cleaning is slow for long texts.
         shown = [s for s in exchange.secrets if s.encode() in exchange.body or reply.contains(s)]
         clean = self._redactor.cleaner(shown)
         talk = self._talks.read(asked, clean)
@@ -336,6 +344,7 @@ class Episode:
                 metadata=metadata_of(exchange, talk, reply, self._failed) | self._family(),
             )
         )
+        # Failures before an answer are its retries, and were stored with its item.
         self._failed = []
         if reply.pending and reply.response_id is not None:
             self._background[reply.response_id] = _Background(self._step - 1, asked, talk)
@@ -347,10 +356,12 @@ class Episode:
         return {} if self.parent is None else {"parent_episode": self.parent.id}
 
     def _keep(self, item: TrajectoryItem) -> None:
+        # Before the next item, since hooks report on the one before.
         self._join()
         self.dataset.capture(item)
         self._step += 1
         episode: Episode | None = self
+        # A nested episode's calls also count for the episodes around it.
         while episode is not None:
             episode.calls += 1
             episode = episode.parent

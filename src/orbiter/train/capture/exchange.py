@@ -86,6 +86,7 @@ class Exchange:
             chunk: The next bytes.
             decoded: Whether the client has already undone the content encoding.
         """
+        # Bytes after the last event carry nothing; the call is stored already.
         if self.done:
             return
         if self.first_token_seconds is None:
@@ -110,6 +111,7 @@ class Exchange:
         """End the exchange; `error` says why the bytes ended early."""
         if self.done:
             return
+        # Set first, so that an error in `ended` cannot make it run twice.
         self.done = True
         self.seconds = time.perf_counter() - self._clock
         self._ended(self, b"".join(self._chunks), self.unreadable or error)

@@ -53,6 +53,7 @@ class Joins:
         """Note which step a reply became, and its tool calls."""
         self._latest = step
         if response_id is not None:
+            # Later reports name the call by the id of its response.
             self._step_of[response_id] = step
         for call in calls:
             call_id = str(call.get("id") or "")
@@ -62,6 +63,7 @@ class Joins:
         """Record an execution for the step that requested it, or else for the latest step."""
         call = next((call for call in self._calls if _is_of(run, call)), None)
         if call is not None:
+            # Each call is executed once, so the next equal execution belongs to the next call.
             self._calls.remove(call)
         step = call.step if call is not None else self._latest
         if step is None:
@@ -98,6 +100,7 @@ class Joins:
         if not (self._agents or self._notes):
             return
         agents, notes = self._agents, self._notes
+        # Taken as a whole, so that hooks may report more while these are applied.
         self._agents, self._notes = {}, {}
         for step in sorted({*agents, *notes}):
             yield step, _change(agents.get(step), notes.get(step, {}))
@@ -115,6 +118,7 @@ def _change(agent: str | None, notes: dict[str, Json]) -> Change:
     def change(item: TrajectoryItem) -> TrajectoryItem:
         metadata = {**item.metadata, **notes}
         if "tool_runs" in notes:
+            # Executions are appended: several reports may reach the same item.
             metadata["tool_runs"] = [*_runs(item), *notes["tool_runs"]]
         return replace(item, metadata=metadata, agent=agent or item.agent)
 

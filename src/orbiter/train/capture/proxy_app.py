@@ -92,6 +92,7 @@ class _Proxy:
         self._to = to.rstrip("/")
         self._sessions = sessions
         self._token, self._api_key = token, api_key
+        # Without user name and password, which must not appear in the Host header.
         self._host = urlsplit(to).netloc.rpartition("@")[2].encode()
         # httpx2's connection pool, used directly: the client on top would double the cost per
         # request.
@@ -139,11 +140,14 @@ class _Proxy:
             exchange = episode.begin(
                 recognised,
                 body,
+                # The proxy's own key is a secret of these texts as well.
                 (*keys_in(request.headers.raw), *([self._api_key] if self._api_key else ())),
                 address=f"{request.method} {path}",
                 encoding=request.headers.get("content-encoding", ""),
             )
             headers = [
+                # The reply must stay readable here, so encodings that are not installed are not
+                # offered.
                 (name, narrowed(value) if name.lower() == b"accept-encoding" else value)
                 for name, value in headers
             ]
@@ -158,6 +162,7 @@ class _Proxy:
         return _Call(self._pool, sent, exchange, self._to)
 
     def _address(self, path: str) -> str:
+        # Both addresses may contain /v1, and the model's server expects it once.
         if self._to.endswith("/v1"):
             path = path.removeprefix("/v1")
         return self._to + path
@@ -166,6 +171,7 @@ class _Proxy:
         """Return the headers to pass on; refuse a client without the token."""
         headers = [(n, v) for n, v in request.headers.raw if n.lower() not in _HOP_BY_HOP]
         if self._token is None:
+            # Without a token only this machine's programs may pass, not pages in a browser.
             refused = refuse_web_pages(request.headers.raw)
             if refused is not None:
                 raise HTTPException(refused.status, refused.message)
@@ -181,6 +187,7 @@ class _Proxy:
         key = (self._api_key or "").encode()
         named = {b"authorization": b"Bearer " + key, b"x-api-key": key, b"api-key": key}
         kept = [(name, value) for name, value in headers if name not in named]
+        # In the headers in which the client sent its key, as providers differ.
         given = [name for name, _ in headers if name in named]
         return [*kept, *((name, named[name]) for name in given)] if key else kept
 
@@ -205,6 +212,7 @@ class _Call(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answering = asyncio.ensure_future(self._answer(scope, receive, send))
+        # Disconnecting is only noticed by reading from the client.
         leaving = asyncio.ensure_future(_client_left(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -212,12 +220,15 @@ class _Call(Response):
             leaving.cancel()
             if not answering.done():
                 answering.cancel()
+                # The cancelled call must close its exchange before this response ends.
                 await asyncio.wait((answering,))
         if not answering.cancelled():
             answering.result()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Make the call and pass its response on; the exchange is closed in every case."""
+        # The reason if this task is cancelled; other outcomes replace it or have closed the
+        # exchange.
         why = "the client left before the end"
         try:
             response = await self._pool.handle_async_request(self._sent)
@@ -252,6 +263,7 @@ class _Call(Response):
                 exchange.feed(chunk)
                 _check_stored(exchange)
                 if not exchange.streamed:
+                    # The whole reply is held back until its record is on disk.
                     continue
             await self._send(response, send, held_back)
         if exchange is not None:

@@ -37,9 +37,11 @@ def messages_from(value: object, *, role: str = "user") -> list[Message]:
     if isinstance(value, Mapping) and not (_is_message(value) or _is_item(value)):
         for wrapper in _WRAPPERS:
             if value.get(wrapper):
+                # The system prompt comes first, wherever it was stored.
                 return _system_of(value) + messages_from(value[wrapper], role=role)
     if isinstance(value, list | tuple):
         messages = [message for inner in value for message in _messages_in(inner, role)]
+        # Only items are pieces of an answer; messages are whole.
         return joined(messages) if any(map(_is_item, value)) else messages
     return [] if value is None else list(_messages_in(value, role))
 
@@ -56,6 +58,7 @@ def joined(messages: Sequence[Message], *, pieces_only: bool = False) -> list[Me
             and calls without a text are joined to their neighbours.
     """
     from_assistant = [message.get("role") == "assistant" for message in messages]
+    # Most conversations alternate, so nothing is copied for them.
     if not any(map(and_, from_assistant, from_assistant[1:])):
         return list(messages)
     whole: list[Message] = []
@@ -77,6 +80,7 @@ def _apart(first: Message, second: Message) -> bool:
 
 
 def _join(first: Message, second: Message) -> Message:
+    # The first piece wins, since it carries the answer's id and role.
     message = {**second, **first}
     contents = [part for part in (first.get("content"), second.get("content")) if part]
     if contents and all(isinstance(content, str) for content in contents):
@@ -140,6 +144,7 @@ def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Messag
         for key, value in given.items()
         if key not in _TAKEN and value not in (None, {}) and not _is_bookkeeping(key, given)
     }
+    # A message of nothing but results needs no message of its author.
     if split.results and not (split.content or split.calls or split.thoughts):
         return split.results
     message: dict[str, Any] = {
@@ -147,6 +152,7 @@ def message_from(given: Mapping[str, Any], *, role: str = "user") -> list[Messag
         "content": _content(content, split),
     }
     if not _CALLED.isdisjoint(given):
+        # Only where a field may hold calls, as looking is slow for large files.
         split.add_calls(list(map(call_from, _calls(given))))
     if split.calls:
         message["tool_calls"] = split.calls
@@ -181,6 +187,7 @@ def _plain(given: Mapping[str, Any], who: str) -> Message | None:
     if not isinstance(parts, list):
         content = given.get("content")
         if content.__class__ is str and given.keys() <= _PLAIN:
+            # A result that is a list of blocks, written as text.
             if who == "tool" and content.startswith("[{"):
                 content = result_content(content)
             return {**given, "role": who, "content": content}
@@ -213,6 +220,7 @@ def _content(given: object, split: Split) -> object:
 
 
 def _calls(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    # In order of preference: the newest form first.
     calls = given.get("tool_calls")
     if not calls and isinstance(more := given.get("additional_kwargs"), Mapping):
         calls = more.get("tool_calls")
@@ -255,6 +263,7 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(inner := value.get("kwargs"), Mapping) and "lc" in value:
         names = value.get("id")
         kind = names[-1] if isinstance(names, list) and names else ""
+        # LangChain names a message by its class, such as AIMessageChunk.
         return {"role": str(kind).removesuffix("Chunk").removesuffix("Message").lower(), **inner}
     if isinstance(inner := value.get("data"), Mapping) and isinstance(value.get("type"), str):
         return {"role": value["type"], **inner}
@@ -283,6 +292,7 @@ def _is_item(value: object) -> bool:
     return isinstance(kind, str) and (
         (kind in _ITEMS and not {"content", "data"} & value.keys())
         or kind == "reasoning"
+        # Calls of tools that OpenAI's server runs are items too, such as web_search_call.
         or (kind.endswith(("_call", "_call_output")) and ("id" in value or "call_id" in value))
     )
 

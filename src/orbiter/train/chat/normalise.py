@@ -53,6 +53,7 @@ def role_of(speaker: object, name: str) -> str:
     """
     if not isinstance(speaker, str):
         raise DataError(f"{name} must have a role, got {fields.shown(speaker)}")
+    # As written first, since the table holds the usual spelling.
     role = SPEAKERS.get(speaker) or SPEAKERS.get(speaker.lower())
     if role is None:
         raise DataError(
@@ -131,6 +132,7 @@ class _Parts:
         if texts and not isinstance(texts[0], str):
             raise DataError(f"{name}: reasoning must be text, got {fields.shown(texts[0])}")
         self.thoughts.append(texts[0] if texts else "")
+        # A signature is only valid with the block it came in, so the whole block is kept.
         if block.keys() & {"signature", "data"}:
             self.signed.append(dict(block))
 
@@ -180,6 +182,7 @@ class _Chat:
         """Add a message that is only calls to the assistant's message before it."""
         calls = calls_in(content, f"{name}.content")
         last = self.messages[-1] if self.messages else {}
+        # Training weights apply to a whole message, so only equal ones are joined.
         joins = last.get("role") == "assistant" and last.get("weight") == message.get("weight")
         if joins and last.get("tool_calls"):
             self._open.add(calls)
@@ -197,6 +200,7 @@ class _Chat:
         parts = _parts_of(content, name)
         is_answer = role == "assistant"
         only_results = bool(parts.results) and not (parts.kept or parts.calls or parts.thoughts)
+        # A user's results answer the calls before them, so they come before the user's text.
         if only_results or not is_answer:
             self._add_all(parts.results)
         if only_results:
@@ -230,6 +234,7 @@ class _Chat:
                 call_in(call, f"{name}.tool_calls[{index}]") for index, call in enumerate(given)
             ]
         old = message.get("function_call")
+        # Some logs copy the request's setting "auto" into the message.
         if old and old not in _CHOICES:
             old_calls = [call_in(old, f"{name}.function_call")]
             self._open.give(old_calls)
@@ -242,6 +247,7 @@ class _Chat:
 
     def _add(self, message: dict[str, Any]) -> None:
         if message["role"] == "tool" and message.get("tool_call_id") is None:
+            # By name first, since an old-style result has a name but no id.
             answered = self._open.take(name=message.get("name")) or self._open.take()
             if answered:
                 message["tool_call_id"] = answered[0]
@@ -259,6 +265,7 @@ def _answer(
     given = {key: value for key, value in message.items() if value is not None}
     answer: dict[str, Any] = {"role": "assistant", "content": _content(content, parts)}
     if calls:
+        # OpenAI writes null, not "", where there are only calls.
         answer["content"] = answer["content"] or None
         answer["tool_calls"] = calls
     reasoning_key = next((key for key in _REASONING if isinstance(given.get(key), str)), None)
@@ -293,6 +300,7 @@ def _content(given: object, parts: _Parts) -> object:
         return given
     if not parts.foreign:
         return parts.kept
+    # OpenAI's tools expect a string where there is only text.
     if all(part.get("type") == "text" for part in parts.kept):
         return text_of(parts.kept)
     return parts.kept

@@ -47,10 +47,12 @@ def write_call(call: Message) -> str:
     function = call.get("function")
     if isinstance(function, Mapping):
         name, arguments = function.get("name"), function.get("arguments")
+        # Cached by text, because mappings cannot be keys.
         return _written_again(str(name or ""), arguments_text(arguments))
     custom = call.get("custom")
     if isinstance(custom, Mapping) and isinstance(custom.get("input"), str):
         return _tagged({"name": str(custom.get("name") or ""), "input": custom["input"]})
+    # A call without the usual wrapper, as some templates and data sets have it.
     if "name" in call and "type" not in call:
         return _written_again(str(call["name"] or ""), arguments_text(call.get("arguments")))
     return _tagged({"call": dict(call)})
@@ -122,6 +124,7 @@ def function_call(call_id: object, name: object, arguments: object) -> dict[str,
 
 def custom_call(call_id: object, name: object, text: object) -> dict[str, Any]:
     """Return a call of a custom tool, whose input is free text, in OpenAI's form."""
+    # Free text stays as it is; anything else is written as JSON.
     given = text if isinstance(text, str) else "" if text is None else as_json(text)
     custom = {"name": str(name or ""), "input": given}
     return {"id": str(call_id or ""), "type": "custom", "custom": custom}
@@ -175,6 +178,7 @@ def _object_in(text: str) -> dict[str, Any] | None:
         return None
     try:
         value = _STRICT.decode(text)
+        # Only a text with an escape can hold half a surrogate pair.
         if "\\u" in text:
             # Half a surrogate pair cannot be stored as UTF-8: it becomes U+FFFD.
             pairs = _ENCODE(value).encode("utf-16", "surrogatepass")
@@ -186,6 +190,7 @@ def _object_in(text: str) -> dict[str, Any] | None:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
+    # A dict would silently keep only the last value.
     if len(value) != len(pairs):
         raise ValueError("a key is repeated")
     return value
@@ -252,6 +257,7 @@ def parse_calls(text: str, names: Sequence[str]) -> Parsed:
     if any(calls for _, calls in tagged):
         content = text
         # From the end, so that the positions of earlier matches stay valid.
+        # Only matches that parsed are removed; a broken one stays text.
         for match, calls in reversed(tagged):
             if calls:
                 content = content[: match.start()] + content[match.end() :]
@@ -260,6 +266,7 @@ def parse_calls(text: str, names: Sequence[str]) -> Parsed:
     fenced = _FENCED.match(text.strip())
     whole = fenced[1].strip() if fenced else text.strip()
     calls = _in_json(whole)
+    # The search by name is cheap and spares most replies the Python parser.
     if not calls and any(f"{name}(" in whole for name in names):
         calls = _in_python(whole)
     if calls and all(call.name in names for call in calls):
@@ -270,13 +277,16 @@ def parse_calls(text: str, names: Sequence[str]) -> Parsed:
 def settled(text: str, names: Sequence[str]) -> int:
     """Count the characters of a growing reply that can no longer become part of a call."""
     begun = text.lstrip()
+    # JSON, a list or a code fence may turn out to be a call at the end.
     if begun.startswith(("{", "[", "`")):
         return 0
+    # Both ways: the name may be half written, or the call already begun.
     if any(f"{name}(".startswith(begun) or begun.startswith(f"{name}(") for name in names):
         return 0
     opened = text.find(OPENING)
     if opened >= 0:
         return len(text[:opened].rstrip())
+    # The longest end of the text that may begin the mark.
     partial_mark = next((k for k in range(len(OPENING), 0, -1) if text.endswith(OPENING[:k])), 0)
     return len(text[: len(text) - partial_mark].rstrip())
 
@@ -303,6 +313,7 @@ def _checked(name: object, arguments: object) -> Call:
     """Return a call if JSON and UTF-8 can represent it: no NaN, no set, no half surrogate."""
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("a call has a name and an object of arguments")
+    # Raises for NaN, sets and half surrogates, none of which an API could send on.
     json.dumps([name, arguments], ensure_ascii=False, allow_nan=False).encode()
     return Call(name, arguments)
 
@@ -319,6 +330,7 @@ def _in_python(text: str) -> list[Call]:
         return []
 
 
+# ast.literal_eval and named arguments only: nothing a model writes is ever executed.
 def _python_call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise ValueError("not a call with arguments by name")

@@ -57,6 +57,7 @@ def read_transcript(text: str) -> list[dict[str, Any]]:
     headers = list(_HEADERS.finditer(text))
     if not headers or headers[0].start() != 0:
         return [{"role": "user", "content": text}]
+    # An empty line separates messages, so it belongs to neither.
     ends = [header.start() - len("\n\n") for header in headers[1:]] + [len(text)]
     return [
         _read_message(header, text[header.end() : end])
@@ -71,6 +72,7 @@ def state_of(messages: Sequence[Message]) -> str:
 
 def lone_words(messages: Sequence[Message]) -> str | None:
     """Return the text of a conversation that is a single user message; None for any other."""
+    # A message with calls needs its header, or the calls would be lost.
     if len(messages) != 1 or messages[0].get("role") != "user" or messages[0].get("tool_calls"):
         return None
     return text_of(messages[0].get("content"))
@@ -88,6 +90,7 @@ def content_of(action: str, calls: Sequence[Message] | None) -> str:
     words = write_action("", calls)
     if not words or action == words:
         return "" if words else action
+    # Only exactly these calls at the end: any other action is left whole.
     return action.removesuffix("\n" + words)
 
 
@@ -120,6 +123,7 @@ class Transcript:
         for message in messages:
             lines = [_escaped(text_of(message.get("content")))]
             for call in _calls(message):
+                # Kept for later, since a tool's answer carries the id but not the name.
                 if (call_id := call.get("id")) is not None:
                     self.names[str(call_id)] = name_of(call)
                 lines.append(write_call(call))
@@ -140,6 +144,7 @@ def _header(message: Message, names: Mapping[str, str]) -> str:
     role = str(message.get("role") or "?")
     if role == "tool":
         name = _tool_name(message, names)
+        # A name that the header could not hold is quoted.
         shown = name if _PLAIN_NAME.fullmatch(name) else _quoted(name)
         return f"[tool {shown}]" if name else "[tool]"
     return f"[{role}]" if _PLAIN_ROLE.fullmatch(role) else f"[role {_quoted(role)}]"
@@ -152,6 +157,7 @@ def _quoted(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Put a backslash in front of each line that the reader would take for a header or a call."""
+    # A fast test, because most texts contain neither.
     if "[" not in text and OPENING not in text:
         return text
     return _MARKED.sub(r"\\\g<0>", text)
@@ -168,6 +174,7 @@ def _read_message(header: re.Match[str], body: str) -> dict[str, Any]:
     first_call = len(lines)
     while first_call and is_call_line(lines[first_call - 1]):
         first_call -= 1
+    # One backslash is removed from each marked line, the one the writer added.
     message["content"] = _UNMARK.sub("", "\n".join(lines[:first_call]))
     if calls := [read_call(line) for line in lines[first_call:]]:
         message["tool_calls"] = calls
@@ -184,6 +191,7 @@ def _unquoted(name: str) -> str:
 
 
 _HEADER = (
+    # The mark must reach the end of the line, so a bracket within a text is no header.
     r"\[(?:tool (?P<tool>[^\]\n]+)|role (?P<quoted>\"[^\]\n]*\")|(?P<role>[A-Za-z?][\w.-]*))\]$"
 )
 """`[tool NAME]`, `[role "..."]` for a role that needs quotes, or a role by itself."""

@@ -37,11 +37,15 @@ COMMANDS = {
     "reward-model": ("train", "Train a reward model on preferences: it scores answers."),
     "evolve": ("evolve", "Improve a prompt, or anything else that can be scored and varied."),
     "eval": ("evaluate", "Measure how good a model is, with a confidence interval."),
+    "compare": ("ship.compare", "Compare two models, and say whether the new one may be shipped."),
+    "label": ("label", "Label answers on a page in the browser."),
+    "labels": ("label", "Merge the labels of several people, and write training data."),
     "generate": ("generate", "Answer prompts with a model."),
     "serve": ("serve", "Serve a model at an OpenAI-compatible endpoint on this machine."),
+    "export": ("ship.export", "Write a model as a GGUF file for llama.cpp and Ollama."),
     "report": ("report", "Write the report page of a run, or follow a run while it trains."),
     "settings": ("settings.listing", "List the settings of a command, with defaults and ranges."),
-    "runs": ("runs", "List runs, compare two, resume one."),
+    "runs": ("runs", "List runs, show one, compare two, resume one."),
     "proxy": ("proxy", "Run a proxy between an agent and its model that captures every call."),
 }
 """The module of each command, which defines `NAME_app`, and one sentence for the help page.

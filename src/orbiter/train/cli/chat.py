@@ -19,7 +19,15 @@ _HOSTED = re.compile(r"(^|/)(gpt-(?!oss|2|neo|j)|chatgpt|o[1-9](-|$)|claude|gemi
 
 
 async def chat_model(settings: Settings, until: AsyncExitStack) -> ChatModel:
-    """Return the model; `until` closes it.
+    """Return the model as `make_chat_model` does; `until` closes it."""
+    model = make_chat_model(settings)
+    if isinstance(model, RemoteChatModel):
+        until.push_async_callback(model.close)
+    return model
+
+
+def make_chat_model(settings: Settings) -> ChatModel:
+    """Return the model of [llm], which connects when it is first asked.
 
     With `base_url` it is at that endpoint (the key is OPENAI_API_KEY), otherwise on this machine.
 
@@ -39,9 +47,7 @@ async def chat_model(settings: Settings, until: AsyncExitStack) -> ChatModel:
     config = settings.build("llm", ClientConfig, parameters=parameters, price=price)
     cache = own.get("cache")
     key = os.environ.get("OPENAI_API_KEY")
-    model_at = RemoteChatModel(config, api_key=key, cache=None if cache is None else str(cache))
-    until.push_async_callback(model_at.close)
-    return model_at
+    return RemoteChatModel(config, api_key=key, cache=None if cache is None else str(cache))
 
 
 def _price(settings: Settings, value: Any) -> Price | None:  # noqa: ANN401 - what the user wrote

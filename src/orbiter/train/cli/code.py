@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orbiter.train.errors import ConfigError, boundary, did_you_mean
 
 if TYPE_CHECKING:
+    from orbiter.train.cli.settings.config_file import Settings
     from orbiter.train.verl import RewardSpec
 
 
@@ -65,8 +66,11 @@ def _by_name(module: str, what: str) -> ModuleType:
         raise ConfigError(f"{what}: there is no module {module!r} ({error})") from error
 
 
-def load_rewards(setting: object) -> list[RewardSpec]:
+def load_rewards(setting: object, settings: Settings | None = None) -> list[RewardSpec]:
     """Return the rewards of a config: one "file.py:name", or a table with one entry per reward.
+
+    An entry with `judge = "rubric"` asks the model of [llm] in `settings`. One with `gold = true`
+    is left out; see `load_gold`.
 
     Raises:
         ConfigError: it has another form, or names something that does not exist.
@@ -81,25 +85,63 @@ def load_rewards(setting: object) -> list[RewardSpec]:
             'there is no reward: set reward = "rewards.py:name", or a [reward] table with '
             'name = "rewards.py:name" for each'
         )
-    return [_reward(name, inner) for name, inner in setting.items()]
+    return [_reward(name, each, settings) for name, each in setting.items() if not _is_gold(each)]
 
 
-def _reward(name: str, setting: object) -> RewardSpec:
+def load_gold(setting: object, settings: Settings | None = None) -> RewardSpec | None:
+    """Return the reward with `gold = true`, which is measured and not trained by.
+
+    Raises:
+        ConfigError: there is more than one.
+    """
+    entries = setting.items() if isinstance(setting, Mapping) else ()
+    golds = [(name, each) for name, each in entries if _is_gold(each)]
+    if len(golds) > 1:
+        raise ConfigError(f"[reward] only one may be gold, got {[name for name, _ in golds]}")
+    return _reward(*golds[0], settings) if golds else None
+
+
+def _is_gold(entry: object) -> bool:
+    gold = entry.get("gold", False) if isinstance(entry, Mapping) else False
+    if not isinstance(gold, bool):
+        raise ConfigError(f"gold of a reward must be true or false, got {gold!r}")
+    return gold
+
+
+KINDS = (
+    ("fn",),
+    ("model",),
+    ("judge", "compare", "votes", "max_calls", "max_cost", "labels"),
+)
+"""The settings of each kind of reward; the first one tells the kind."""
+
+
+def _reward(name: str, setting: object, settings: Settings | None) -> RewardSpec:
     from orbiter.train.verl import RewardSpec
 
     entry: dict[str, Any] = dict(setting) if isinstance(setting, Mapping) else {"fn": setting}
-    known = ("fn", "model", "weight")
+    own = next((kind for kind in KINDS if kind[0] in entry), KINDS[0])
+    known = (*own, "weight", "gold")
     unknown = [key for key in entry if key not in known]
-    given = [entry[key] for key in ("fn", "model") if key in entry]
-    if unknown or len(given) != 1 or not isinstance(given[0], str):
+    if unknown or not isinstance(entry.get(own[0]), str):
         raise ConfigError(
-            f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}} '
-            f'or {{model = "folder of a reward model", weight = 1.0}}, got {setting!r}'
-            + (did_you_mean(unknown[0], known) if unknown else "")
+            f'[reward] {name} must be "rewards.py:name", {{fn = "rewards.py:name", weight = 1.0}}, '
+            f'{{model = "folder of a reward model"}} or {{judge = "rubric"}}, got {setting!r}'
+            + (
+                did_you_mean(unknown[0], {*known, *(key for kind in KINDS for key in kind)})
+                if unknown
+                else ""
+            )
         )
+    weight = entry.get("weight", 1.0)
+    if "fn" in entry:
+        return RewardSpec(name, weight, load_object(entry["fn"], what=f"reward {name!r}"))
     if "model" in entry:
         from orbiter.train.preference import RewardModel
 
-        return RewardSpec(name, entry.get("weight", 1.0), RewardModel(entry["model"]))
-    fn = load_object(entry["fn"], what=f"reward {name!r}")
-    return RewardSpec(name, entry.get("weight", 1.0), fn)
+        return RewardSpec(name, weight, RewardModel(entry["model"]))
+    if settings is None:
+        raise ConfigError(f"[reward] {name} is a judge, and this command takes functions only")
+    from orbiter.train.cli.judges import make_judge
+
+    return RewardSpec(name, weight, make_judge(name, entry, settings))

@@ -14,10 +14,13 @@ import typer
 from orbiter.train.chat.tool_calls import name_of
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
+from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
+from orbiter.train.cli.settings.measuring import measuring_config
 from orbiter.train.cli.settings.overrides import parse_overrides
+from orbiter.train.comparison.slices import task_fields
 from orbiter.train.contained import check_contained
 from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_mean
 from orbiter.train.evaluation import Interval, mean_interval
@@ -79,6 +82,8 @@ def evaluate(
     warnings = [
         line for name, each in assessments.items() for line in one_sided(each.attempts, name)
     ]
+    notes = {note: None for each in assessments.values() for note in each.metrics.notes}
+    warnings += list(notes)
     for line in warnings:
         output.say(f"warning: {line}")
     output.result(result | {"warnings": warnings})
@@ -137,17 +142,15 @@ def _model_of(settings: Settings, run: Path | None) -> str:
 async def _measure(
     settings: Settings, agent: AgentChoice | None, model: str, items: Sequence[Any]
 ) -> Assessment:
-    from orbiter.train.verl import VeRLConfig, VeRLTrainer
+    from orbiter.train.verl import VeRLTrainer
 
     own: dict[str, Any] = settings.own("eval")
     samples, success = own.get("samples", 0), own.get("success", 1.0)
-    config = settings.build(
-        "train", VeRLConfig, model=model, output_dir=None, resume=False, save_every=0, trackers=(),
-        eval_every=None,
-    )  # fmt: skip
+    config = measuring_config(settings, model=model)
     reward = settings.values.get("reward")
-    rewards = [] if agent is not None and reward is None else load_rewards(reward)
+    rewards = [] if agent is not None and reward is None else load_rewards(reward, settings)
     choice = agent or AgentChoice()
+    await calibrate_all(rewards, settings)
     trainer = VeRLTrainer(config, rewards, agent=choice.agent, environment=choice.environment)
     return await trainer.assess(items, samples=samples, success=success)
 
@@ -179,11 +182,7 @@ def rewards_by(attempts: Sequence[ScoredAttempt], field: str) -> dict[str, Inter
 def _fields(attempt: ScoredAttempt) -> Mapping[str, Any]:
     """Return the fields of a task by name."""
     task = None if attempt.episode is None else attempt.episode.task
-    if isinstance(task, Mapping):
-        return task
-    item = attempt.item
-    own = {"action": item.action, "agent": item.agent, "task_id": item.task_id}
-    return {**own, **(item.metadata or {})}
+    return task_fields(task if isinstance(task, Mapping) else attempt.item)
 
 
 def _value(attempt: ScoredAttempt, field: str) -> str | None:

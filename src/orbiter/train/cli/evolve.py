@@ -31,9 +31,10 @@ from orbiter.train.evolution import (
     PromptEvolution,
     StopReason,
 )
-from orbiter.train.llm import ChatModel, ask
+from orbiter.train.llm import ChatModel, RemoteChatModel, ask
 from orbiter.train.progress import LOG_SECONDS, is_plain, make_progress, working
 from orbiter.train.report.write import write_report
+from orbiter.train.runlog.cost import Cost, keep_cost, kept_cost
 from orbiter.train.trajectory import TrajectoryItem
 
 evolve_app = typer.Typer(rich_markup_mode=None)
@@ -122,6 +123,8 @@ def _as_json(result: EvolutionResult[Any], folder: Path, page: Path) -> dict[str
 class _Search(NamedTuple):
     strategy: EvolutionStrategy[Any]
     holdout: Callable[[Any], Awaitable[float]] | None = None
+    model: ChatModel | None = None
+    """The model of [llm], if it is asked."""
 
 
 async def _evolve(settings: Settings, folder: Path, output: Output) -> EvolutionResult[Any]:
@@ -134,7 +137,22 @@ async def _evolve(settings: Settings, folder: Path, output: Output) -> Evolution
         config = settings.build("evolve", EvolutionConfig, run_dir=folder)
         pipeline = EvolutionPipeline(config, search.strategy, holdout=search.holdout)
         output.say(f"run folder {folder}")
-        return await pipeline.run(first)
+        try:
+            return await pipeline.run(first)
+        finally:
+            _keep_cost(folder, search.model)
+
+
+def _keep_cost(folder: Path, model: ChatModel | None) -> None:
+    """Add what this process has used of an endpoint to the cost in the run's folder."""
+    if isinstance(model, RemoteChatModel) and folder.is_dir():
+        used = model.usage
+        cost = Cost(
+            endpoint_calls=used.answers,
+            endpoint_tokens=used.prompt_tokens + used.completion_tokens,
+            money=used.cost + used.unsure_cost,
+        )
+        keep_cost(folder, kept_cost(folder) + cost)
 
 
 async def _search(settings: Settings, until: AsyncExitStack) -> _Search:
@@ -204,4 +222,4 @@ def _by_reward(
     strategy = PromptEvolution(
         agent, items, metric, model, perfect=best or 1.0, price=0.0 if has_price else None
     )
-    return _Search(strategy, holdout if held_out else None)
+    return _Search(strategy, holdout if held_out else None, model)

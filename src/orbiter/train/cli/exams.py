@@ -38,11 +38,13 @@ async def examine(
             note=f"{failed} of {len(attempts)} episodes failed" if failed else "",
         )
     outputs = await trainer.generate(list(items))
-    worth = await score(outputs, list(items), rewards)
-    scores = [total for total in worth.total if total is not None]
-    if len(scores) < len(items):
-        raise DataError(f"{len(items) - len(scores)} of {len(items)} answers got no reward")
-    return Exam(name=name, scores=scores, outputs=outputs)
+    absolute = [reward for reward in rewards if not reward.relative]
+    worth = await score(outputs, list(items), absolute)
+    missing = worth.total.count(None)
+    if missing and not worth.left_out:
+        raise DataError(f"{missing} of {len(items)} answers got no reward")
+    note = f"{missing} of {len(items)} answers have no verdict of the judge" if missing else ""
+    return Exam(name=name, scores=worth.total, outputs=outputs, note=note)
 
 
 def keep_exams(folder: Path, items: Sequence[Any], exams: Sequence[Exam]) -> None:

@@ -46,6 +46,10 @@ class Code(IntEnum):
     """A required package is not installed."""
     STATE = 8
     """The call is not allowed in the current state."""
+    NOT_MET = 9
+    """`compare`: a requirement is not met."""
+    UNDECIDED = 10
+    """`compare`: the items do not decide a requirement; more items may."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C."""
     TERMINATED = 143

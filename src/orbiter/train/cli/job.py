@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
-from orbiter.train.cli.code import load_object, load_rewards
+from orbiter.train.cli.code import load_gold, load_object, load_rewards
 from orbiter.train.cli.options import RUNS, read_items
 from orbiter.train.cli.output import command, duration
 from orbiter.train.cli.settings.config_file import Settings, all_settings
@@ -51,6 +51,12 @@ class Job:
     """The functions that score answers; also used for imitation if the settings ask for it."""
     agent: AgentChoice | None = None
     """The agent or environment that works on the tasks; None if the model answers alone."""
+
+    @property
+    def scorers(self) -> list[RewardSpec]:
+        """The rewards, and the gold reward."""
+        gold = self.trainer.gold if isinstance(self.trainer, VeRLTrainer) else None
+        return [*self.rewards, *([] if gold is None else [gold])]
 
     @property
     def resume_command(self) -> str:
@@ -96,7 +102,7 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     wanted = method == "train" and agent is None
     # A reward model writes no answers, so there is nothing to score.
     useful = method != "reward-model" and "reward" in settings.values and not judges_episodes
-    rewards = load_rewards(settings.values.get("reward")) if wanted or useful else []
+    rewards = load_rewards(settings.values.get("reward"), settings) if wanted or useful else []
     trainer = _trainer(method, settings, rewards, agent, fixed)
     trainer.dataset, trainer.eval_dataset = items, held_out
     return Job(
@@ -127,9 +133,11 @@ def _trainer(
     if method == "reward-model":
         return RewardModelTrainer(settings.build("reward-model", RewardModelConfig, **fixed))
     config = settings.build("train", VeRLConfig, **fixed)
-    if agent is None:
-        return VeRLTrainer(config, rewards)
-    return VeRLTrainer(config, rewards, agent=agent.agent, environment=agent.environment)
+    gold = load_gold(settings.values.get("reward"), settings)
+    choice = agent or AgentChoice()
+    return VeRLTrainer(
+        config, rewards, agent=choice.agent, environment=choice.environment, gold=gold
+    )
 
 
 def _data(settings: Settings, *, with_agent: bool) -> tuple[Sequence[Any], Sequence[Any] | None]:
@@ -191,6 +199,10 @@ def _here(plan: TrainPlan) -> list[tuple[str, str]]:
     lines.append(("computes in", plan.computes or later))
     lines.append(("memory", plan.memory or later))
     lines.append(("time", later if plan.seconds is None else f"about {duration(plan.seconds)}"))
+    if plan.judge_calls is not None:
+        limit = plan.judge_max_cost
+        cost = "no limit of cost" if limit is None else f"at most {limit:g}"
+        lines.append(("judge", f"about {plan.judge_calls:,} calls, {cost}"))
     return lines
 
 

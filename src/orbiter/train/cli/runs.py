@@ -1,27 +1,32 @@
-"""`orbiter-train runs`: list runs, compare two, resume one."""
+"""`orbiter-train runs`: list runs, show one, compare two, resume one."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from orbiter.train.cli.output import JsonFlag, Output, shown
+from orbiter.train.contained import check_contained
 from orbiter.train.errors import StorageError, TrainError
 from orbiter.train.progress import working
 from orbiter.train.runlog import Run, read_run
+from orbiter.train.runlog.cost import COST_FILE
 
 runs_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
+EVOLUTION = "evolution.jsonl"
+"""File of an evolution."""
 SHOWN = ("reward", "loss", "kl", "entropy", "length", "eval/reward", "eval/loss")
 """The metrics that a comparison shows first, if both runs have them."""
 
 
 @runs_app.callback()
 def runs() -> None:
-    """List runs, compare two, resume one."""
+    """List runs, show one, compare two, resume one."""
 
 
 class Found(NamedTuple):
@@ -95,6 +100,44 @@ def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
                 damaged[str(file.parent)] = " ".join(str(error).split())
             count(number)
     return runs, damaged
+
+
+@runs_app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run or of a comparison.")],
+    *,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one run: its state, its last metrics, its result and what it has cost."""
+    from orbiter.train.runlog.cost import cost_of_run
+
+    output = Output(as_json=as_json)
+    check_contained(folder)
+    is_run = (folder / "run.json").is_file()
+    if not is_run and not any((folder / name).is_file() for name in (COST_FILE, EVOLUTION)):
+        raise StorageError(
+            f"{folder} holds no run: none of run.json, {EVOLUTION} and {COST_FILE} is in it"
+        )
+    shown_run = _find(folder) if is_run else None
+    cost = cost_of_run(folder)
+    if shown_run is not None:
+        model = shown_run.run.config.get("model", "-")
+        output.table(
+            ("run", "status", "steps", "model"),
+            [(folder, shown_run.status, shown_run.steps, model)],
+        )
+        metrics = shown_run.run.metrics
+        last = {n: v for n, v in (metrics[-1] if metrics else {}).items() if n != "step"}
+        output.say()
+        output.table(("metric", "last"), [(name, shown(value)) for name, value in last.items()])
+    output.say()
+    output.table(
+        ("cost", ""),
+        [(name.replace("_", " "), shown(value)) for name, value in asdict(cost).items()],
+    )
+    described = {"run": str(folder)} if shown_run is None else shown_run.described()
+    result = {} if shown_run is None else {"result": shown_run.result}
+    output.result({**described, **result, "cost": asdict(cost)})
 
 
 @runs_app.command()

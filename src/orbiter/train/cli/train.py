@@ -23,6 +23,7 @@ from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
 from orbiter.train.cli.exits import Code
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
+from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
 from orbiter.train.cli.output import JsonFlag, Output, command, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load, write_run_config
@@ -170,6 +171,8 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     if not resumed:
         _require_new(job.folder)
         write_run_config(job.folder, job.run_config())
+    for text in asyncio.run(calibrate_all(job.scorers, settings, job.folder)):
+        output.say(text)
     return _carry_out(job, plan.steps, asked, output)
 
 
@@ -223,7 +226,8 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
     from orbiter.train.verl.reward import score
 
     first = job.items[0]
-    scores = await score([first.action], [first], job.rewards)
+    functions = [reward for reward in job.rewards if reward.judge is None]  # a judge costs money
+    scores = await score([first.action], [first], functions)
     for name, answers in scores.by_name.items():
         output.say(f"reward {name!r} gives {shown(answers[0])} to the first item's own action")
     return None

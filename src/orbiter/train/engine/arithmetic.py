@@ -118,6 +118,7 @@ def choose_dtype(dtype: str, device: torch.device) -> Arithmetic:
         if gain >= 1
         else f"bfloat16 products take {1 / gain:.1f} times as long as float32's on this processor"
     )
+    # Below WORTH_IT the rounding error of bfloat16 buys nothing, so a near tie goes to float32.
     if dtype == AUTO:
         return Arithmetic("bfloat16" if gain >= WORTH_IT else "float32", f"measured: {compared}")
     if gain < 1:
@@ -131,6 +132,7 @@ def _on_accelerator(dtype: str, device: torch.device) -> Arithmetic:
         return Arithmetic("bfloat16", "set in the config")
     if device.type != "cuda":
         return Arithmetic("float32", f"bfloat16 has not been measured on {device.type}")
+    # Emulated bfloat16 (before Ampere) gives the right numbers, but more slowly than float32.
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return Arithmetic("bfloat16", f"{torch.cuda.get_device_name(device)} supports it")
     return Arithmetic("float32", f"{torch.cuda.get_device_name(device)} lacks bfloat16")
@@ -147,11 +149,14 @@ def packed_linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Li
     weight is used unchanged.
     """
     weight = weight.detach().to(dtype)
+    # Packing copies the weight on a CPU, so the bias must be copied too: `to` alone returns the
+    # same tensor if the dtype fits, which training would then change.
     bias = None if bias is None else bias.detach().to(dtype, copy=True)
     if weight.device.type != "cpu":
         return lambda x: functional.linear(x, weight, bias)
     if weight.numel() >= PREPACK_FROM and packing_works(dtype):
         return _prepacked(weight, bias)
+    # torch.mm prefers the [in, out] layout for few rows; the copy is made once per packing.
     transposed = weight.t().contiguous()
     if bias is None:
         return lambda x: torch.mm(x, transposed)
@@ -183,15 +188,24 @@ def packing_works(dtype: torch.dtype) -> bool:
 @functools.cache
 def fused_attention_works(dtype: torch.dtype, device_type: str) -> bool:
     """Whether torch's fused attention works here with a mask and with shared key heads."""
+    # The answer is kept, so it must not depend on a caller that samples without gradients. Tensors
+    # that are made in inference mode never get any, so the trial's are made outside it.
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        return _try_fused_attention(dtype, device_type)
+
+
+def _try_fused_attention(dtype: torch.dtype, device_type: str) -> bool:
     device = torch.device(device_type)
     q, k, v = (
         _trial_tensor(1, heads, 8, 16).to(device, dtype, copy=True).requires_grad_()
         for heads in (4, 2, 2)
     )
+    # A mask of zeros changes no value, but it makes torch choose the kernel that takes a mask.
     mask = torch.zeros(1, 1, 8, 8, device=device, dtype=dtype)
 
     def trial() -> Tensor:
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        # Backward is tried too: a kernel may support only the forward pass.
         mixed.sum().backward()
         return mixed.detach()
 
@@ -199,8 +213,7 @@ def fused_attention_works(dtype: torch.dtype, device_type: str) -> bool:
     q32, k32, v32 = (x.detach().float() for x in (q, k, v))
     k32, v32 = (x.repeat_interleave(2, 1) for x in (k32, v32))
     plain = (q32 @ k32.transpose(-1, -2) / 4).softmax(-1) @ v32  # 4 = sqrt(head width)
-    with torch.enable_grad(), torch.inference_mode(mode=False):
-        return _works(f"fused attention in {dtype} on {device_type}", trial, plain)
+    return _works(f"fused attention in {dtype} on {device_type}", trial, plain)
 
 
 def _works(kernel: str, trial: Callable[[], Tensor], expected: Tensor) -> bool:
@@ -211,6 +224,8 @@ def _works(kernel: str, trial: Callable[[], Tensor], expected: Tensor) -> bool:
         reason = " ".join(str(error).split())[:200]
         log.info("%s does not work here, using plain products instead: %s", kernel, reason)
         return False
+    # A bfloat16 number has 8 significant bits, so 2e-2 allows a few roundings and no wrong
+    # kernel.
     tolerance = 1e-4 if result.dtype == torch.float32 else 2e-2
     distance = float((result.float() - expected).abs().max() / expected.abs().max())
     if not distance <= tolerance:  # `not (x <= y)` is also true for NaN
@@ -258,6 +273,7 @@ def _kept_gain(path: Path, key: str) -> float | None:
 
 def _keep_gain(path: Path, key: str, gain: float) -> None:
     try:
+        # Atomic, so a process that starts meanwhile never reads half a file.
         write_file(path, json.dumps({"key": key, "bfloat16_gain": gain}).encode())
     except StorageError as error:
         log.debug("the measurement of this processor is not kept: %s", error)
@@ -270,6 +286,7 @@ def _measure_gain() -> float:
     comparison. The smallest time of each dtype counts, as the least disturbed.
     """
     threads = torch.get_num_threads()
+    # The setting is global to the process, so it must be restored even if a trial fails.
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
@@ -292,6 +309,7 @@ def _trial_step(dtype: torch.dtype) -> Callable[[], None]:
     """
     weight = _trial_tensor(1024, 512)
     read, drawn = _trial_tensor(128, 512).to(dtype), _trial_tensor(PREPACK_ROWS, 512).to(dtype)
+    # Packed once, outside `step`: sampling packs after an update, not at every token.
     packed = packed_linear(weight, None, dtype)
 
     def step() -> None:
@@ -307,6 +325,7 @@ def _trial_step(dtype: torch.dtype) -> Callable[[], None]:
 def _instruction_set() -> str:
     """Name the vector instructions that torch uses, and any matrix instructions."""
     parts = [torch.backends.cpu.get_cpu_capability()]
+    # Both extensions only exist on processors with AVX-512.
     if parts[0].startswith("AVX512"):
         extras = {"bfloat16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
         parts += [name for name, probe in extras.items() if _supports(probe)]

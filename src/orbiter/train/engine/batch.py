@@ -55,6 +55,7 @@ class Batch:
 
     def select(self, rows: Int[Tensor, "R"]) -> Self:
         """Return the given rows, cut to the longest of them."""
+        # Cut here, or a minibatch of short rows would pay for the padding of the longest one.
         longest = int(self.length[rows].max())
         picked: dict[str, Any] = {}
         for field in fields(self):
@@ -96,13 +97,19 @@ def collate(
             "the first token of a sequence is given, not chosen: its mask must be False"
         )
     if advantage is not None and advantage.ndim == 1:
+        # Expand by the mask, so that prompt and tool tokens carry no advantage even before the
+        # loss.
         advantage = advantage[:, None] * mask
     batch = Batch(
         token_ids=_pad([rollout.token_ids for rollout in rollouts], longest, torch.long),
         length=torch.tensor([len(rollout.token_ids) for rollout in rollouts]),
         prompt_length=torch.tensor([rollout.prompt_length for rollout in rollouts]),
+        # Numbers are given in order of appearance, so equal rollouts give equal batches
+        # everywhere.
         group=torch.tensor([numbers.setdefault(prompt, len(numbers)) for prompt in prompts]),
         mask=mask,
+        # The record stays float32, whatever the policy's dtype: its difference from the current
+        # log probability is exponentiated.
         sampled_logprob=_pad([rollout.old_logprob for rollout in rollouts], longest, torch.float32),
         advantage=None if advantage is None else advantage.float(),
     )
@@ -115,9 +122,12 @@ def minibatches(batch: Batch, size: int, *, seed: int) -> list[Batch]:
     Rows that share a prompt stay together if their group fits into `size`, so that the update runs
     their prompt only once; larger groups are cut. The last part may be smaller.
     """
+    # A generator private to this call, so that user code drawing random numbers cannot change the
+    # order.
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[int]] = [[]]
     for number in torch.randperm(int(batch.group.max()) + 1, generator=generator).tolist():
+        # On the CPU, where the generator draws: the order must not depend on the device.
         rows = (batch.group == number).nonzero()[:, 0].cpu()
         rows = rows[torch.randperm(len(rows), generator=generator)]
         # A group that would straddle the end of a part begins a new one instead.

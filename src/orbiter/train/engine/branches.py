@@ -46,6 +46,8 @@ class Branches(NamedTuple):
         # Only a row that forks must be copied; otherwise the cache can stay as it is.
         twice = bool((fork.parent[1:] == fork.parent[:-1]).any())
         idle = rows - len(fork.parent)
+        # Rows that no sample uses are computed and ignored until they are worth a copy of the
+        # cache.
         if not twice and (idle == 0 or idle * DROP_SHARE < rows):
             read = token_ids.new_zeros(rows).index_copy_(0, fork.parent, fork.token)
             return Growth(self, None, read)

@@ -75,11 +75,14 @@ class Checkpoints:
             DataError: `state` is not valid JSON.
             StorageError: the disk is full or not writable; earlier checkpoints are untouched.
         """
+        # Checked before any file is created, so a diverged run leaves no unfinished folder.
         for group, named in tensors.items():
             _check_group(group, named)
         text = _encode_state(state)
         target = self.folder / f"step-{step:08d}"
+        # Shared tensors count twice here, as `_write_group` writes them twice.
         needed = sum(t.numel() * t.element_size() for g in tensors.values() for t in g.values())
+        # The folder gets its name only after every file and the manifest are on disk.
         with staged_folder(target, needed=needed) as staged:
             for group, named in tensors.items():
                 _write_group(staged / f"{group}.safetensors", named)
@@ -126,6 +129,8 @@ class Checkpoints:
     def _drop_old(self, newest: int) -> None:
         """Remove all but the newest `keep` checkpoints, counting back from the one just written."""
         # Later ones stay: they belong to a run that was resumed from an earlier checkpoint.
+        # Removed only after the new one is complete, so at every moment one good checkpoint
+        # exists.
         for step in [step for step in self.steps() if step <= newest][: -self.keep]:
             shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
 
@@ -140,6 +145,7 @@ def _check_group(group: str, named: Mapping[str, Tensor]) -> None:
 
 def _encode_state(state: Mapping[str, object]) -> str:
     try:
+        # JSON has no NaN; Python would write one that other readers refuse.
         return json.dumps(state, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"the state of a checkpoint must be JSON: {error}") from error

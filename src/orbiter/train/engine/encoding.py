@@ -32,10 +32,13 @@ def encode_opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     would end the text before the answer.
     """
     token_ids: list[int] = tokenizer(text, verbose=False).input_ids
+    # Some tokenizers wrap a text ([CLS] ... [SEP], or <s> ... </s>): find the text's own tokens
+    # in it.
     plain = encode(tokenizer, text)
     for start in range(len(token_ids) - len(plain) + 1) if plain else ():
         if token_ids[start : start + len(plain)] == plain:
             return token_ids[: start + len(plain)]
+    # The text was tokenised differently inside the wrapping, so only the end is cut.
     ends = {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)} - {None}
     while token_ids and token_ids[-1] in ends:
         token_ids = token_ids[:-1]
@@ -50,6 +53,7 @@ def encode_after(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> 
     """
     if not before or not _adds_space(tokenizer):
         return encode(tokenizer, text)
+    # If a token spans the real seam, neutral contexts are tried.
     for context in (before[-CONTEXT:], "a", "\n"):
         head, whole = encode(tokenizer, context), encode(tokenizer, context + text)
         if whole[: len(head)] == head:
@@ -81,6 +85,7 @@ def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a text has other tokens at its beginning than in the middle of another."""
     if not _added(tokenizer):
         return False
+    # A newline never merges with letters, so any difference comes from the tokenizer's prefix.
     head, whole = encode(tokenizer, "\n"), encode(tokenizer, "\nab")
     return whole[: len(head)] != head or whole[len(head) :] != encode(tokenizer, "ab")
 
@@ -104,9 +109,11 @@ def texts_of_answers(
     special = special_ids(tokenizer)
     texts = []
     for answer in answers:
+        # Only the last token can be a stop token: sampling ends at the first one.
         ended = bool(answer) and answer[-1] in stops
         kept = list(answer[:-1] if ended else answer)
         text: str = tokenizer.decode(kept, skip_special_tokens=True)
+        # The second decoding is only needed if some special token was really drawn.
         raw = text if special.isdisjoint(kept) else str(tokenizer.decode(kept))
         texts.append(AnswerTexts(text, raw))
     return texts

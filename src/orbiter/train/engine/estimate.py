@@ -111,6 +111,7 @@ def _measured(
     )
     if config.model != TINY:  # its weights are in memory already
         memory = replace(memory, resident=memory.resident + outline.weights)
+    # An upper bound: answers may end early.
     sampled = workload.new_tokens * workload.samples * plan.items * config.epochs
     read = sum(lengths) * config.epochs
     return replace(
@@ -132,6 +133,7 @@ def _seconds(
     arithmetic = step_seconds(
         outline, read=read, sampled=sampled, draws=draws, passes=workload.passes
     )
+    # step_seconds already contains the overhead of one step.
     return arithmetic + (plan.steps - 1) * STEP_SECONDS
 
 
@@ -151,7 +153,9 @@ def step_seconds(
     layers: int = of.model.config.num_hidden_layers
     speed = _operations_a_second(str(of.device))
     forward = 3 * passes + (1 if sampled else 0)  # a backward pass costs two forward passes
+    # A product with a weight costs one multiplication and one addition per weight and token.
     arithmetic = 2 * weights * (read + sampled) * forward / speed
+    # Sampling is bound by memory: each draw reads all weights once, however many rows there are.
     sampling = draws * (weights * 4 / BYTES_A_SECOND + layers * LAYER_SECONDS)
     return arithmetic + sampling + STEP_SECONDS
 
@@ -160,6 +164,7 @@ def _operations_a_second(device: str) -> float:
     """Measure for 50 milliseconds how fast this machine multiplies matrices."""
     side = 512 if device == "cpu" else 4096
     a = torch.ones(side, side, device=device)
+    # The first product generates kernels; item() waits until an accelerator has finished.
     (a @ a).sum().item()
     began, rounds = time.perf_counter(), 0
     while time.perf_counter() - began < 0.05:

@@ -106,10 +106,13 @@ def memory_estimate(
     batch = _Block.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
     tokens = sum(block.tokens for block in batch)
     longest = max(block.queries for block in batch)
+    # At least one row is always processed, even if it is longer than the limit of a micro-batch.
     share = min(1.0, max(micro_batch_tokens, longest) / tokens)
     answers = share * prompts * n * (new_tokens or trained_tokens or prompt_tokens)
+    # Gradients that must persist between micro-batches are counted apart, in `gradient`.
     # With one micro-batch the gradients take the place of activations that backward has freed.
     several, gradient = share < 1, FLOAT32 * dims.trained
+    # The loss comes from glibc's way of aligning blocks; see HOLES.
     holes = HOLES if policy.device.type == "cpu" and platform.libc_ver()[0] == "glibc" else 1.0
     kept = dims.kept(batch) * share + dims.head(answers, again=several) + dims.joined
     drawn = dims.sampling(tokens, rows=prompts * n) if new_tokens else 0
@@ -135,6 +138,7 @@ class _Block(NamedTuple):
     ) -> list[_Block]:
         """Split a batch as the policy's forward pass does: the fast one runs each prompt once."""
         length = prompt_tokens + new_tokens
+        # In SFT the prompt is inside `prompt_tokens`, and rows rarely share one.
         if policy.path != "fast" or not new_tokens:
             return [cls(prompts * n, length, length)]
         answers = cls(prompts * n, new_tokens, length)
@@ -183,6 +187,7 @@ class _Dimensions(NamedTuple):
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", heads),
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            # GPT-2's `n_inner` is None by default, which means four times the hidden size.
             inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             rank=sum(adapter.r for adapter in adapters.values()),
             fast=policy.path == "fast",
@@ -226,6 +231,7 @@ class _Dimensions(NamedTuple):
         """
         wide = 1 if self.adapted else 2
         norms = 2 * self.hidden * (FLOAT32 * wide + self.width)
+        # Autocast casts per product and keeps each cast for backward; the fast path casts once.
         if not self.fast and self.width < FLOAT32:
             norms += 3 * self.hidden * self.width  # five products, each casting its own input
         return norms + self.width * (4 * self.inner + 7 * self.rank)
@@ -245,11 +251,13 @@ class _Dimensions(NamedTuple):
 
 def _resident(policy: Measurable) -> int:
     """Return the bytes already in use, on the accelerator or by this process."""
+    # A GPU's memory is the scarce one there; the host's is not counted.
     if policy.device.type == "cuda":
         return int(torch.cuda.memory_allocated(policy.device))
     statistics = Path("/proc/self/statm")
     if statistics.exists():
         pages = int(statistics.read_text(encoding="ascii").split()[1])
+        # statm counts pages; memory that the allocator holds for reuse does not add to the peak.
         return pages * int(os.sysconf("SC_PAGE_SIZE")) - _free_in_heap()
     return FLOAT32 * int(sum(p.numel() for p in policy.model.parameters()))
 
@@ -273,5 +281,6 @@ def _free_in_heap() -> int:
     ask = getattr(ctypes.CDLL(None), "mallinfo2", None)  # glibc has it since 2.33
     if ask is None:
         return 0
+    # ctypes assumes int, which would cut a structure to its first word.
     ask.restype = _Heap
     return int(ask().fordblks)

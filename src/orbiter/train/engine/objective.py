@@ -65,11 +65,13 @@ class PolicyObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this part's contribution to the loss, and its metrics."""
         policy = self._policy_loss(scored, batch)
+        # A mean over tokens is weighted by the tokens of this part, one over rows by its rows.
         share = part.tokens if self.aggregation == "token" else part.rows
         beside = self._beside(scored, batch)
         weight = {"entropy": -self.ent_coef, "kl": self.kl_coef, "vf_loss": self.vf_coef}
         loss = policy.loss * share
         for name, term in beside.items():
+            # A weight of 0 is skipped, so the term's graph is not run backward for nothing.
             if weight[name]:
                 loss = loss + weight[name] * term * part.tokens
         return loss, {
@@ -96,6 +98,8 @@ class PolicyObjective:
         )
         return surrogate(
             scored.logprob,
+            # Without recorded old log probabilities the ratio is 1, and its gradient is the
+            # policy gradient.
             scored.logprob if batch.old_logprob is None else batch.old_logprob,
             _needed(batch.advantage, "advantage"),
             batch.mask,
@@ -107,6 +111,8 @@ class PolicyObjective:
         """Return the terms added to the surrogate, as means over tokens."""
         terms = {"entropy": masked_mean(scored.entropy, batch.mask)}
         if batch.ref_logprob is not None:
+            # The estimate is part of the loss, so the gradient flows through it, unlike a KL
+            # penalty in the reward.
             estimate = KL_ESTIMATES[self.kl_estimator]
             kl = estimate(scored.logprob, batch.ref_logprob, batch.mask)
             terms["kl"] = masked_mean(kl, batch.mask)

@@ -47,9 +47,12 @@ class Optimiser:
         # One kernel over all tensors; clip_grad_norm_ would do the same and clip before the check.
         norms = torch._foreach_norm(gradients)
         norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+        # Checked before AdamW: one NaN in a gradient would reach every weight through the
+        # clipping factor.
         if not torch.isfinite(torch.tensor(norm)):
             raise TrainingError(f"the gradient is not finite (norm {norm}): lower learning_rate")
         if norm > max_grad_norm:
+            # The joint norm is clipped, which keeps the direction of the gradient.
             torch._foreach_mul_(gradients, max_grad_norm / norm)
         self.adamw.step()
         self.zero()
@@ -72,14 +75,17 @@ class Optimiser:
         """Load a saved state; each of its tensors must belong to a trained parameter."""
         left = dict(tensors)
         for name, parameter in self.named.items():
+            # The steps are tensors too: AdamW's bias correction depends on their exact value.
             saved = {key: left.pop(f"{name}.{key}", None) for key in STATE}
             if any(tensor is None for tensor in saved.values()):
                 continue  # this parameter has had no gradient so far
             self.adamw.state[parameter] = {
+                # A copy, since AdamW writes to its state in place.
                 key: tensor.to(parameter.device, copy=True)
                 for key, tensor in saved.items()
                 if tensor is not None
             }
+        # Left-over tensors mean that another model or other adapters were trained.
         if left:
             raise DataError(f"the saved optimiser has unknown tensors: {sorted(left)[:4]}")
 

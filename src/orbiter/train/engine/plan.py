@@ -47,3 +47,7 @@ class TrainPlan:
     seconds: float | None = None
     computes: str | None = None
     """The dtype, the processor or accelerator, and the reason for the dtype."""
+    judge_calls: int | None = None
+    """Calls of the models that judge, if every answer is readable; None without a judge."""
+    judge_max_cost: float | None = None
+    """The judges' max_cost together; None where one has no limit."""

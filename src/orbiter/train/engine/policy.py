@@ -102,6 +102,7 @@ class Policy:
     def load_trainable(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy saved weights into the model; their names and shapes must match exactly."""
         mine = self.named_trainable()
+        # Both directions: a missing tensor would keep its initial weights without a word.
         if set(mine) != set(tensors):
             odd = sorted(set(mine) ^ set(tensors))
             raise DataError(
@@ -157,7 +158,10 @@ def make_policy(
     place = pick_device(device)
     arithmetic = choose_dtype(dtype, place)
     torch_dtype = DTYPES[arithmetic.dtype]
+    # Float32 master weights: an update is often smaller than bfloat16's spacing around the
+    # weight.
     model = model.to(device=place, dtype=torch.float32).eval()
+    # Training reads whole sequences; the cache would only cost memory.
     model.config.use_cache = False
     # Copied before adapters are added. LoRA needs no copy: switching its adapters off gives the
     # initial model back.
@@ -174,6 +178,7 @@ def make_policy(
         reference_forward=frozen and _make_forward(frozen, torch_dtype, path),
         value_head=_value_head(model, place) if value_head is True else given_head,
         dtype=arithmetic.dtype,
+        # Both sources, because many chat models list only one of their end tokens in each.
         device=place,
         stop_token_ids=configured_stops(model) | stop_token_ids(tokenizer),
         dtype_reason=arithmetic.reason,

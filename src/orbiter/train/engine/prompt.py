@@ -57,6 +57,7 @@ def render(
         DataError: the template refuses the chat, or the prompt is empty.
     """
     text = render_text(tokenizer, item, system=system)
+    # A tokenizer with a template writes its beginning token through the template.
     opening = encode_opening if tokenizer.chat_template is None else encode
     token_ids = opening(tokenizer, text)
     if not token_ids:
@@ -115,8 +116,10 @@ def shorten(
     too long, it is cut as well.
     """
     token_ids = render(tokenizer, item, system=system)
+    # Most prompts fit, so the head is only looked for when it is needed.
     if len(token_ids) <= longest:
         return token_ids
+    # The instructions and tools must survive, or the model would not know its task.
     head = _head_length(tokenizer, item, token_ids, system)
     if head >= longest:
         return token_ids[-longest:]
@@ -164,6 +167,7 @@ def _without_template(item: TrajectoryItem, system: str | None) -> str:
     if len(turns) <= 1 and all(turn["role"] == "user" for turn in turns):
         talk = str(turns[0]["content"]) if turns else ""
     else:
+        # Ends with an open assistant turn, the place where the model answers.
         talk = write_transcript([*turns, {"role": "assistant", "content": ""}]) + "\n"
     return "\n\n".join([*(part for part in head if part), talk])
 
@@ -179,9 +183,11 @@ def _turns(
     messages: Sequence[Mapping[str, object]] | None = None,
 ) -> list[Turn]:
     """Return the chat of an item, or other messages, in the form that the template supports."""
+    # Templates differ in which features they have; the name in the source is the only sign.
     template = _template(tokenizer, item)
     plain = _plain_turns(item) if messages is None else messages
     turns = [_turn(message, calls="tool_calls" in template) for message in numbered_calls(plain)]
+    # System text is taken out of the chat, since a caller's system prompt replaces it.
     first = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
     instructions = [system if system is not None else first]
     if "tools" not in template:
@@ -246,6 +252,7 @@ def _text(content: object) -> str:
         return content
     parts = content if isinstance(content, Sequence) else [content]
     texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    # An image or audio part cannot be read here; skipping it would train on half a prompt.
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"a message's content must be text, or parts of text, got {content!r:.80}")
     return "".join(map(str, texts))
@@ -275,6 +282,7 @@ def _answer(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> Turn:
 
 def _words_beside_calls(action: str, calls: Sequence[Mapping[str, Any]]) -> str:
     """Return the text of an answer without its calls, in whichever form the action writes them."""
+    # Captured actions may write calls in our form or in the model's own.
     words = content_of(action, calls)
     if words != action:
         return words
@@ -291,6 +299,7 @@ def _through_template(
     tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem, turns: list[Turn], *, prompt: bool
 ) -> str:
     errors = require("jinja2.exceptions", extra="train")
+    # Passing tools to a template without support would make them vanish silently.
     tools = list(item.tools) if item.tools and "tools" in _template(tokenizer, item) else None
 
     def apply(chat: list[Turn]) -> str:
@@ -311,6 +320,7 @@ def _or_without_system(
     apply: Callable[[list[Turn]], str], turns: list[Turn], refusal: type[Exception]
 ) -> str:
     """Move the system text into the first user turn if the template refuses a system turn."""
+    # Tried first with a system turn: only the template itself knows whether it accepts one.
     try:
         return apply(turns)
     except refusal:

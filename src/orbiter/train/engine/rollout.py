@@ -37,6 +37,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         lengths = (len(self.token_ids), len(self.mask), len(self.old_logprob))
+        # Checked once, here, so that no later file needs to.
         # Everything downstream indexes the three lists by the same position.
         if len(set(lengths)) != 1:
             raise DataError(

@@ -62,11 +62,14 @@ def sample(
         )
     for index, prompt in enumerate(prompts):
         _check_prompt(prompt, index, room=policy.context_length - max_new_tokens)
+    # On the CPU first, so that the random numbers are the same on every device.
     noise = _noise(len(prompts), n, max_new_tokens, seed).to(policy.device)
     rollouts: list[Rollout] = []
+    # Samples of a prompt stay together, since they share its row of the model.
     at_once = max(1, max_rows // n)
     for first in range(0, len(prompts), at_once):
         part = prompts[first : first + at_once]
+        # Inference mode also skips the version counters that autograd would need.
         with torch.inference_mode():
             decoder = policy.forward.decoder(part, max_new_tokens)
             rows = noise[first * n : (first + len(part)) * n]
@@ -96,6 +99,7 @@ def _draw(
     report: Report,
 ) -> Drawn:
     """Sample every row until it stops or reaches the length limit."""
+    # Sorted, because the order of a set may differ between processes.
     stop = torch.tensor(sorted(stop_token_ids), device=noise.device)
     token_ids = torch.zeros(noise.shape, dtype=torch.long, device=noise.device)
     logprob = torch.zeros_like(noise)
@@ -113,12 +117,14 @@ def _draw(
         # The stop token itself is part of the sample: the policy chose it, so it is trained on.
         ends = torch.isin(following, stop)
         length[alive[ends]] = t + 1
+        # An answer that fills its length without a stop token counts as cut off.
         stopped[alive[ends]] = True
         if bool(ends.any()):
             alive, following, tree = alive[~ends], following[~ends], tree.only(~ends)
         unfinished = len(alive) if t + 1 < noise.shape[1] else 0
         missing = unfinished * (noise.shape[1] - t - 1)
         report(noise.numel() - missing, len(noise) - unfinished)
+        # The last token needs no forward pass after it.
         if len(alive) == 0 or t + 1 == noise.shape[1]:
             break
         tree, kept, read = tree.grow(following, rows=len(logits))
@@ -148,14 +154,20 @@ def choose(
     an eighth of the time of softmax, multinomial and log_softmax over 49,152 tokens
     (docs/engine.md).
     """
+    # Temperature 0 records the log probability at temperature 1, so nothing is divided.
     scaled = logits.float() if temperature in (0, 1) else logits.float() / temperature
     largest, likeliest = scaled.max(dim=-1, keepdim=True)
+    # Shifted by the largest logit, so that exp cannot overflow; the mass is not normalised yet.
     mass = (scaled - largest).exp_()
     cumulative = (mass if top_p == 1 else _nucleus(mass, top_p)).cumsum(dim=-1)
+    # The log probability refers to the full softmax, so its total includes the tokens outside
+    # top_p.
     total = cumulative[:, -1:] if top_p == 1 else mass.sum(dim=-1, keepdim=True)
     wanted = uniform.view(len(logits), -1)
     # Inverse transform sampling: the first token whose cumulative mass exceeds u times the total.
     if temperature > 0:
+        # right=True skips tokens with mass 0, which share their cumulative sum with the one
+        # before.
         token = torch.searchsorted(cumulative, wanted * cumulative[:, -1:], right=True)
     else:
         token = likeliest.expand(wanted.shape)
@@ -179,6 +191,8 @@ def _noise(prompts: int, n: int, tokens: int, seed: int | Sequence[int]) -> Floa
     generator = torch.Generator()
     for row in range(prompts * n):
         own, place = keys[row // n]
+        # A separate seed for each row: the number of rows in a call cannot shift the numbers of
+        # others.
         generator.manual_seed(sub_seed(own, "sample", place, row % n))
         noise[row].uniform_(generator=generator)
     return noise.clamp_(max=JUST_BELOW_ONE)

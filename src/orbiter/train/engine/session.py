@@ -64,8 +64,16 @@ class Position:
     """The best validation result so far."""
     watched: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Metrics of the first and of the latest steps, for the warnings of `verl/guard.py`."""
+    pools: dict[str, str] = field(default_factory=dict[str, str])
+    """The tasks that all samples solved or failed at last, by number; see `verl/pools.py`."""
+    cursor: int = 0
+    """Turns of tasks that have been given out, where there are pools."""
     warned: list[str] = field(default_factory=list[str])
     """The warnings that hold at present."""
+    gold: list[list[Any]] = field(default_factory=list[list[Any]])
+    """Both rewards on the gold slice at each measurement, for the alarm of `verl/gold.py`."""
+    alarms: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The alarms that were raised."""
 
 
 class Session:
@@ -92,8 +100,11 @@ class Session:
         self.batch: Batch | None = None
         """Samples of the current step with their advantages; None until they are drawn."""
         self.history: list[dict[str, float]] = []
+        self.also_timed: Callable[[], Mapping[str, float]] = dict
+        """Numbers to record beside the timings of a step, such as the cost of a judge."""
         self.stopping = False
         """Whether the run ends after the current step, as it does at its time limit."""
+        # Compared at resume, because the position is an index into exactly these items.
         self._data = _fingerprint(tasks.items)
         self._began = self._step_began = perf_counter()
         self._saved = (0, 0)
@@ -104,8 +115,10 @@ class Session:
             self._open(Path(config.output_dir))
 
     def _open(self, folder: Path) -> None:
+        # Opening sweeps unfinished checkpoints that a killed process left.
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=self.config.keep_checkpoints)
         checkpoint = self._checkpoints.latest()
+        # Starting over in the same folder would mix two runs in one log.
         if not self.config.resume and (checkpoint or (folder / "metrics.jsonl").exists()):
             raise StorageError(
                 f"{folder} holds a run already; set resume=True to continue it, "
@@ -115,7 +128,10 @@ class Session:
             self._restore(checkpoint)
         self._log = RunLog(
             folder,
+            # A resumed run must not choose another dtype on another machine.
             settings_of(self.config) | {"dtype": self.policy.dtype},  # the one chosen, not "auto"
+            # The log drops rows after this step: they belong to updates that the checkpoint does
+            # not have.
             resume_from=self.position.step,
             trackers=self.config.trackers,
             environment=self.policy.environment(),
@@ -133,11 +149,14 @@ class Session:
         self.optimiser.load_state(checkpoint.tensors.get("optimiser", {}))
         self.position = Position(**state["position"])
         self._saved = (self.position.step, self.position.update)
+        # The samples of a step that was interrupted between two updates; they must not be drawn
+        # again.
         if "buffer" in checkpoint.tensors:
             self.batch = Batch(**checkpoint.tensors["buffer"]).to(self.policy.device)
         # The engine draws from seeds, but the user's rewards may use the global generators.
         version, internal, gauss = state["random"]
         random.setstate((version, tuple(internal), gauss))
+        # A generator's state is a byte tensor, which must stay on the CPU.
         torch.set_rng_state(checkpoint.tensors["rng"]["torch"])
         log.info("resuming at step %d, update %d", self.position.step, self.position.update)
 
@@ -159,6 +178,7 @@ class Session:
                 temperature=temperature,
                 micro_batch_tokens=config.micro_batch_tokens,
             )
+            # AdamW itself can overflow a weight even if the gradient is finite.
             require_finite(self.policy)
         except TrainingError as error:
             raise self.explain(error) from error
@@ -173,6 +193,7 @@ class Session:
         Warm-up counts updates; the decay counts steps.
         """
         config, position = self.config, self.position
+        # Plus one, so that the first update already moves the weights.
         warm_up = min(1.0, (position.update + 1) / max(1, config.warmup_steps))
         left = 1 - position.step / self.steps if config.lr_schedule == "linear" else 1.0
         return config.learning_rate * warm_up * left
@@ -196,20 +217,25 @@ class Session:
         position = self.position
         # Later dicts win: a metric of the whole step replaces the mean over its updates.
         row = mean_of(position.seen) | position.row | dict(further)
+        # The first step of an epoch; the sums of the last one are kept until here for the model
+        # card.
         if position.step % self.steps_per_epoch == 0:
             position.epoch = {}
         for name, value in row.items():
             total, count = position.epoch.get(name, [0.0, 0])
             position.epoch[name] = [total + value, count + 1]
+        # Advanced before the log is written, whose rows count finished steps.
         position.step += 1
         if self._log is not None:
             self._log.write(position.step, row)
             for sample in position.samples:
                 self._log.sample(position.step, sample)
         position.within, position.row, position.seen, position.samples = 0, {}, [], []
+        # The next step draws new samples; a checkpoint from here on has no buffer.
         self.batch = None
         seconds, self._step_began = perf_counter() - self._step_began, perf_counter()
         clock = {"seconds": seconds, "tokens_per_second": row.get("tokens", 0) / seconds}
+        clock |= self.also_timed()
         if self._log is not None:
             self._log.time(position.step, clock)
         self.history.append({"step": position.step, **row, **clock})
@@ -251,6 +277,7 @@ class Session:
         if self.batch is not None:
             streams = {name: getattr(self.batch, name) for name in Batch.__dataclass_fields__}
             tensors["buffer"] = {name: t for name, t in streams.items() if t is not None}
+        # JSON has no tuples, which random.setstate insists on; `_restore` converts the list back.
         version, internal, gauss = random.getstate()
         state = {
             "position": asdict(self.position),
@@ -258,6 +285,7 @@ class Session:
             "random": [version, list(internal), gauss],
         }
         self._checkpoints.save(self.position.update, tensors=tensors, state=state)
+        # Only after the checkpoint is on disk, so that a failed save is tried again.
         self._saved = place
 
     def close(self) -> None:
@@ -278,6 +306,8 @@ class TrainingJob:
     async def end_step(self) -> bool:
         """Validate, log and show the current step; save if it is time; return whether to stop."""
         session = self.session
+        # Validation comes before the step is finished, so that its metrics belong to this step's
+        # row.
         row = session.finish_step(await self.validate(session.position.step + 1))
         self.progress.update(session.position.step, line_of(row))
         if session.save_due:
@@ -308,6 +338,7 @@ def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _fingerprint(items: Sequence[TrajectoryItem]) -> str:
     digest = hashlib.blake2b(digest_size=16)
+    # The ids suffice: an item's id is a hash of its content.
     for item in items:
         digest.update(item.id.encode())
     return digest.hexdigest()

@@ -28,6 +28,7 @@ def as_items(dataset: object) -> list[TrajectoryItem]:
         DataError: the data set is not iterable, is empty, or has an entry that is neither an item
             nor a string.
     """
+    # A string is iterable too, and would become one prompt per character.
     if isinstance(dataset, str) or not isinstance(dataset, Iterable):
         raise DataError(
             "a data set must be a TrajectoryDataset, a list of TrajectoryItem or a list of "
@@ -41,6 +42,7 @@ def as_items(dataset: object) -> list[TrajectoryItem]:
 
 def read_once(dataset: object) -> object:
     """Return a data set that can be read repeatedly: an iterator becomes a list."""
+    # An iterator can be read once, but validation and training both read the data.
     return list(dataset) if isinstance(dataset, Iterator) else dataset
 
 
@@ -79,7 +81,8 @@ class Tasks:
         Each epoch has a different shuffle; its last batch may be smaller.
         """
         epoch, place = divmod(step, self.steps_per_epoch(size))
-        return _shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
+        # Recomputed from the seed, so a resumed run needs no stored order.
+        return shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
 
     def steps_per_epoch(self, size: int) -> int:
         """Return the number of batches of `size` that cover every task once."""
@@ -87,7 +90,7 @@ class Tasks:
 
 
 @functools.lru_cache(maxsize=2)
-def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     """Return an epoch's order; cached, since every step of the epoch takes a part of it."""
     order = list(range(count))
     sub_random(seed, "order", epoch).shuffle(order)
@@ -116,11 +119,13 @@ def make_tasks(
     kept: list[TrajectoryItem] = []
     prompts: list[list[int]] = []
     dropped = truncated = 0
+    # The index counts all items, so that the error message points into the user's data.
     for index, item in enumerate(items):
         token_ids, longest = encode(item, None), room(item)
         if len(token_ids) > longest:
             if on_long_prompt == "error":
                 raise DataError(_too_long(index, item, len(token_ids), longest))
+            # With no room at all, cutting would leave an empty prompt.
             if on_long_prompt == "drop" or longest < 1:
                 dropped += 1
                 continue

@@ -44,7 +44,9 @@ async def work(fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
+        # asyncio.wait never cancels the job, and the thread could not be interrupted anyway.
         await asyncio.wait([job])
+        # Reading the exception also keeps asyncio from reporting it as never retrieved.
         if not job.cancelled() and (failure := job.exception()):
             log.warning("the work in progress at the cancellation failed: %s", failure)
         raise

@@ -75,6 +75,7 @@ def render_action(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> l
     """
     prompt, answer = answer_text(tokenizer, item)
     ended = _ended(tokenizer, answer, turn_ends(tokenizer))
+    # Appending an end would teach the model to stop in the middle of a sentence.
     if was_cut_off(item):
         return encode_after(tokenizer, prompt, answer[: ended.content])
     token_ids = encode_after(tokenizer, prompt, ended.text)
@@ -137,8 +138,10 @@ def _closing_marks(answer: str, marks: Mapping[str, int]) -> list[_Mark]:
     """Return the marks at the end of an answer, in order; white space may be between them."""
     texts = tuple(mark for mark in marks if mark.strip())
     closing: list[_Mark] = []
+    # White space between marks is formatting of the template, not part of the answer.
     rest = answer.rstrip()
     while rest.endswith(texts):
+        # The longest mark, as one mark may be the end of another.
         last = max((text for text in texts if rest.endswith(text)), key=len)
         closing.append(_Mark(len(rest) - len(last), len(rest), marks[last]))
         rest = rest[: -len(last)].rstrip()
@@ -161,6 +164,7 @@ def _turn_ends(tokenizer: PreTrainedTokenizerBase, template: str) -> TurnEnds:
         written = answer_text(tokenizer, TrajectoryItem("?", _PROBE)).answer
     except DataError:  # a template for something else than a question and its answer
         written = ""
+    # The last occurrence, in case the template also repeats the answer elsewhere.
     closing = written.rpartition(_PROBE)[2]
     text = _first_mark(tokenizer, closing) if _PROBE in written else None
     blank = closing if closing.isspace() and _PROBE in written else ""
@@ -190,4 +194,5 @@ def _end_of_calls(tokenizer: PreTrainedTokenizerBase, of_text: int | None) -> in
     if not closing or any(mark.token_id == of_text for mark in closing):
         return None
     last = closing[-1]
+    # A mark that occurs once closes the turn; one per call would occur twice.
     return last.token_id if answer.count(answer[last.start : last.end]) == 1 else None

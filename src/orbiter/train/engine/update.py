@@ -77,6 +77,7 @@ def update(
     tokens, rows_trained = int(batch.mask.sum()), int(batch.mask.any(dim=-1).sum())
     if tokens == 0:
         raise DataError("the batch has no token to train on: its mask is False everywhere")
+    # Idle rows still count in `tokens`: they are part of the mean, with a loss of zero.
     busy = (batch.mask.any(dim=-1) & ~objective.idle(batch)).nonzero()[:, 0]
     # Each micro-batch adds its share of the whole batch's mean, so the gradient does not depend on
     # how the batch was cut.
@@ -85,13 +86,17 @@ def update(
     for rows in split_rows(policy.forward, batch, busy, micro_batch_tokens):
         part = batch.select(rows)
         trained = int(part.mask.sum())
+        # Shares sum to 1 over the parts only if no row is idle, which is right: idle rows add 0.
         share = Part(tokens=trained / tokens, rows=len(rows) / rows_trained)
         contribution, metrics = objective(score(policy, part, temperature=temperature), part, share)
         # Checked before backward: a NaN must not reach the gradients that earlier parts left.
         loss += _finite(contribution)
+        # Gradients of all parts add up in the same tensors until the optimiser's step.
         contribution.backward()
         seen += trained
         for name, metric in metrics.items():
+            # Weighted by tokens and summed on the CPU, so that parts of different sizes count
+            # fairly.
             totals[name] = totals.get(name, torch.zeros(())) + metric.detach().cpu() * trained
     norm = optimiser.step(max_grad_norm=max_grad_norm)
     means = {name: float(total) / seen for name, total in totals.items()}
@@ -103,6 +108,8 @@ def score(policy: Policy, batch: Batch, *, temperature: float = 1.0) -> Scored:
     scores = policy.forward.score(batch, temperature=temperature)
     value = None
     if policy.value_head is not None:
+        # The value is read from the same states as the log probability: the state before the
+        # token.
         value = place(policy.value_head(scores.hidden)[:, 0], batch.mask)
     return Scored(
         logprob=place(scores.tokens.logprob, batch.mask),
@@ -166,6 +173,7 @@ def _look(
     trained = batch.mask.any(dim=-1).nonzero()[:, 0]
     for rows in split_rows(forward, batch, trained, micro_batch_tokens):
         part = batch.select(rows)
+        # A part may be narrower than the batch, because `select` cuts it to its longest row.
         answer[rows, : part.mask.shape[1]] = place(look(part), part.mask)
     return answer
 
@@ -179,6 +187,7 @@ def split_rows(
     together if they fit, since the fast path runs a shared prompt once.
     """
     # Rows of a group become neighbours, so that a cut separates as few of them as possible.
+    # Stable, so that the order of rows within a group does not depend on the device.
     rows = rows[torch.argsort(batch.group[rows], stable=True)]
     if batch.unit is not None:
         rows = _units_together(batch.unit, rows)
@@ -189,6 +198,7 @@ def split_rows(
         inside = list(places)
         begin = inside[0]
         tokens = sum(cost[place] for place in inside)
+        # The unit as a whole begins a new part, even if that leaves the current one half full.
         if begin > first and used + tokens > micro_batch_tokens:
             yield rows[first:begin]
             first, used = begin, 0

@@ -47,6 +47,7 @@ def krippendorff_alpha(
     if len(counts) < 2:
         return None
     expected = _pair_distances(counts, place, level)
+    # A unit counts by its number of values, not by its number of pairs.
     observed = math.fsum(
         _pair_distances(Counter(unit), place, level) / (len(unit) - 1) for unit in rated
     )
@@ -85,6 +86,7 @@ def cohen_kappa(a: Sequence[float], b: Sequence[float]) -> float | None:
     n = len(a)
     observed = sum(x == y for x, y in zip(a, b, strict=True)) / n
     of_a, of_b = Counter(a), Counter(b)
+    # Independent raters agree on a value with the product of their shares.
     expected = sum(of_a[value] * of_b[value] for value in of_a) / n**2
     return None if expected == 1 else (observed - expected) / (1 - expected)
 
@@ -113,7 +115,9 @@ def _places(counts: Counter[float], level: Level) -> dict[float, float]:
 def _pair_distances(counts: Counter[float], place: dict[float, float], level: Level) -> float:
     """Return the sum of the distances of all pairs of values, each pair once."""
     n = counts.total()
+    # All pairs minus those of equal values.
     if level == "nominal":
         return (n * n - sum(count * count for count in counts.values())) / 2
     mean = math.fsum(count * place[value] for value, count in counts.items()) / max(1, n)
+    # The sum over pairs of squared distances is n times the squared distances from the mean.
     return n * math.fsum(count * (place[value] - mean) ** 2 for value, count in counts.items())

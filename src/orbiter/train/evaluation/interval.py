@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from orbiter.train.checks import is_finite_number
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation.share import Ends, exact_share, paired_share_difference
+from orbiter.train.evaluation.student import student_quantile
 
 if TYPE_CHECKING:
     from statistics import NormalDist
@@ -72,6 +73,7 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95, seed: in
         ConfigError: `confidence` is outside (0, 1).
     """
     _check_confidence(confidence)
+    # Sorted, so that the result does not depend on the order of the values.
     ordered = sorted(finite_values(values))
     n = len(ordered)
     if n == 1:
@@ -88,6 +90,7 @@ def mean_interval(values: Iterable[float], *, confidence: float = 0.95, seed: in
     )
     return Interval(
         math.ldexp(mean, exponent),
+        # Rounding may put an end on the wrong side of the mean.
         math.ldexp(min(low, mean), exponent),
         math.ldexp(max(high, mean), exponent),
         n,
@@ -118,6 +121,7 @@ def paired_difference(
     if outcomes is not None and len(first) > 1:
         return _paired_shares(first, second, outcomes, confidence)
     differences = [x - y for x, y in zip(first, second, strict=True)]
+    # mean_interval would take differences that are all 0 or all 1 for a share of passes.
     if min(differences) == max(differences) and len(differences) > 1:
         return Interval(differences[0], differences[0], differences[0], len(differences))
     return mean_interval(differences, confidence=confidence, seed=seed)
@@ -133,6 +137,11 @@ def finite_values(values: Iterable[float], name: str = "values") -> list[float]:
     if not numbers:
         raise DataError(f"{name} is empty: there is nothing to take the mean of")
     return numbers
+
+
+def takes_two_values(a: list[float], b: list[float]) -> bool:
+    """Return whether a and b are passes and failures, or take the same two values throughout."""
+    return _two_outcomes(a, b) is not None
 
 
 def _check_confidence(confidence: float) -> None:
@@ -153,6 +162,7 @@ def _ends_of_two_values(ordered: list[float], confidence: float) -> Ends:
     least, greatest = ordered[0], ordered[-1]
     share = exact_share(ordered.count(greatest), len(ordered), confidence)
     width = greatest - least
+    # Rounding must not leave the range of the values.
     return Ends(max(least, least + width * share.low), min(greatest, least + width * share.high))
 
 
@@ -186,8 +196,9 @@ def _ends(ordered: list[float], confidence: float, seed: int) -> Ends:
     n, tail = len(ordered), (1 - confidence) / 2
     if n >= LARGE:
         mean, half = values.mean(), -_normal().inv_cdf(tail) * values.std(ddof=1) / math.sqrt(n)
+        # A mean cannot lie outside the values.
         return Ends(float(max(mean - half, ordered[0])), float(min(mean + half, ordered[-1])))
-    expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * _student_quantile(1 - tail, n - 1))
+    expanded = _normal().cdf(-math.sqrt(n / (n - 1)) * student_quantile(1 - tail, n - 1))
     low, high = np.quantile(_resampled_means(values, seed), [expanded, 1 - expanded])
     return Ends(float(low), float(high))
 
@@ -199,20 +210,8 @@ def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float
     n = len(values)
     rows = max(1, _CHUNK // n)
     means = [
+        # In chunks, so that memory does not grow with the number of resamples.
         values[generator.integers(0, n, (min(rows, RESAMPLES - start), n))].mean(axis=1)
         for start in range(0, RESAMPLES, rows)
     ]
     return np.concatenate(means)
-
-
-def _student_quantile(probability: float, degrees: int) -> float:
-    """Return a quantile of Student's t (Cornish-Fisher expansion; Abramowitz and Stegun, 26.7.5).
-
-    Below 3 degrees of freedom the result is too small, but there the interval spans all means in
-    any case.
-    """
-    z = _normal().inv_cdf(probability)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / degrees + second / degrees**2 + third / degrees**3

@@ -70,6 +70,7 @@ class Judgement:
             )
         self._check_value()
         places = tuple(self.shown)
+        # A bool is an int in Python, but no place.
         whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= 0 for p in places)
         if not whole or (wanted == 2 and places and sorted(places) != [0, 1]):
             raise DataError(f"shown must hold places of answers, as (1, 0), got {shown(places)}")
@@ -96,6 +97,7 @@ class Judgement:
     @property
     def subject(self) -> str:
         """Digest of kind, task and answers: judgements of the same thing have the same one."""
+        # JSON of a list, since joined texts could be equal for different answers.
         content = json.dumps([self.kind, self.task, *self.answers]).encode()
         return hashlib.blake2b(content, digest_size=12).hexdigest()
 
@@ -159,12 +161,14 @@ def read_judgements(path: str | os.PathLike[str]) -> Iterator[Judgement]:
 def judgement_lines(judgements: Iterable[Judgement]) -> Iterator[bytes]:
     """Yield judgements as lines of JSON, without the line ends."""
     for judgement in judgements:
+        # allow_nan=False: NaN is no JSON, and no verdict.
         yield json.dumps(judgement.to_dict(), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise DataError(f"{name} of a judgement must be a text, got {shown(value)}")
+    # Half a surrogate pair cannot be written as UTF-8.
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -53,6 +53,7 @@ class Evaluator(Generic[C]):
         # Equal candidates share the evaluation of the first one, which may still be running.
         first = state.known[member.key]
         if first is not member and state.config.cache:
+            # The first one's evaluation may fail, which then holds for all equal members.
             await self._wait_for(first)
             member.scores, member.error = first.scores, first.error
             state.cache_hits += bool(first.scores)
@@ -81,6 +82,7 @@ class Evaluator(Generic[C]):
         """Evaluate the winner afresh, `confirm` times; return these scores alone."""
 
         async def once(number: int) -> Score | None:
+            # Confirmations count against the budget, which the search may have used up.
             if state.stop is StopReason.BUDGET or state.budget.refuses_to_confirm():
                 return None
             trial = await self._run(winner, f"{winner.name}, confirmed", number)
@@ -98,18 +100,21 @@ class Evaluator(Generic[C]):
     async def _wait_for(self, first: Member[C]) -> None:
         pending = self._running.get(first.name)
         if pending is not None:
+            # Shielded: cancelling one waiting member must not cancel the evaluation.
             await asyncio.shield(pending)
 
     async def _evaluate(self, member: Member[C]) -> bool:
         """Run one evaluation; return False if the budget does not allow it."""
         state = self.state
         # The costs of running evaluations are not known yet, and may use up max_cost.
+        # A loop: another waiter may have taken the room first.
         while state.budget.must_wait:
             self._ended.clear()
             await self._ended.wait()
         state.stop = state.stop or state.budget.refuses()
         if state.stop is not None:
             return False
+        # Counted before the await, so that concurrent calls get different replicates.
         member.tried += 1
         trial = await self._run(member, member.name, member.tried - 1)
         if trial is None:
@@ -124,6 +129,7 @@ class Evaluator(Generic[C]):
         None means that the budget of a language model is spent; `state.stop` is then set.
         """
         state = self.state
+        # Journalled evaluations count too, so a resumed run stops at the same point.
         state.budget.begin()
         trial = state.journal.trials.get((name, replicate))
         cost = trial.cost if trial else 0.0
@@ -131,11 +137,14 @@ class Evaluator(Generic[C]):
             if trial is None:
                 trial = await self._try(member, name, replicate)
                 cost = trial.cost
+                # Written before the result is used, so no later step depends on a score that may
+                # be lost.
                 state.journal.write_trial(trial)
         except BudgetError as error:
             state.end(StopReason.BUDGET, str(error))
             return None
         finally:
+            # Also for an evaluation that failed, whose cost was paid.
             state.budget.end(cost)
             self._ended.set()
         return trial
@@ -182,12 +191,14 @@ class Evaluator(Generic[C]):
             cost += context.cost + (score.cost if score else 0.0)
             if not outcome.may_retry or attempt == state.config.retries:
                 break
+            # Exponential, as the likely cause is an overloaded server.
             await asyncio.sleep(BACKOFF_SECONDS * 2**attempt)
         if score is not None and cost != score.cost:
             score = replace(score, cost=cost)
         return Trial(name, replicate, score, outcome.error, cost)
 
     async def _call(self, candidate: C, context: Context) -> _Outcome:
+        # A context variable, so that concurrent evaluations each see their own context.
         token = CURRENT.set(context)
         try:
             with boundary("evaluate"):

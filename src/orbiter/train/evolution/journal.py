@@ -106,6 +106,7 @@ class FileJournal(Journal):
         try:
             self._read(fingerprint)
             if not self._log.recovered.records:
+                # Raw, since the codec has already written JSON.
                 texts = [None if text is None else msgspec.Raw(text) for text in initial]
                 self._append({"run": dict(fingerprint), "initial": texts})
         except BaseException:  # otherwise nothing in this process could open the folder again
@@ -198,9 +199,11 @@ class FileJournal(Journal):
         failed = line.get("e")
         score = Score(line["s"], line.get("i"), line.get("f"), line.get("t"), cost, failed)
         if failed:
+            # Kept for the retry, which needs only the instances that failed.
             self.partial[key] = score
             self.lost_cost += cost
             return
+        # A later complete score replaces the partial one.
         self.partial.pop(key, None)
         self.trials[key] = Trial(*key, score, None, cost)
 
@@ -210,6 +213,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def _check_same_run(recorded: Mapping[str, object], fingerprint: Mapping[str, object]) -> None:
+    # Through JSON, so that tuples and lists compare equal.
     present = json.loads(json.dumps(fingerprint))
     changes = [
         _change(name, recorded.get(name), present.get(name))

@@ -91,6 +91,7 @@ class EvolutionPipeline(Generic[C]):
             ConfigError: `run_dir` holds the journal of another run.
             StateError: the pipeline is running already.
         """
+        # Concurrent runs would share the strategy's state.
         if self.phase not in (EvolutionPhase.INIT, EvolutionPhase.COMPLETE):
             raise StateError(
                 f"this pipeline is {self.phase}: await its run, or create another pipeline"
@@ -105,6 +106,7 @@ class EvolutionPipeline(Generic[C]):
             population = await self._evolve(state, initial)
             result = await self._result(state, initial, population)
         except BaseException:
+            # Only then: a finished pipeline reports its last phase.
             self._state = None  # the pipeline can be run again, however this run ended
             raise
         finally:
@@ -121,11 +123,14 @@ class EvolutionPipeline(Generic[C]):
     ) -> Baseline:
         """Run the baseline on an equal budget, in a subfolder."""
         folder = self.config.run_dir
+        # Equal in evaluations and cost, so that a better result is due to the search.
         config = replace(
             self.config,
             epochs=max(1, result.evaluations),
             max_evaluations=max(1, result.evaluations),
             max_cost=result.cost or None,
+            # Confirmations are part of the budget, so at least one evaluation is left for the
+            # search.
             confirm=min(self.config.confirm, max(0, result.evaluations - 1)),
             mode="generation",
             patience=None,
@@ -152,6 +157,7 @@ class EvolutionPipeline(Generic[C]):
             fingerprint = _fingerprint(self.config, self.strategy, initial)
             texts = [state.codec.write(member.candidate) for member in initial]
             state.journal = FileJournal(Path(self.config.run_dir), fingerprint, texts)
+            # Evaluations that are tried again were paid for, and count towards max_cost.
             state.budget.spend(state.journal.lost_cost)
 
     async def _evolve(self, state: State[C], initial: list[Member[C]]) -> list[Member[C]]:
@@ -167,6 +173,7 @@ class EvolutionPipeline(Generic[C]):
     ) -> EvolutionResult[C]:
         best, reason = state.best, state.stop or StopReason.EPOCHS
         scores = best.scores if best else []
+        # The winner's own scores are biased upwards, since it was chosen for them.
         if best and self.config.confirm:
             scores = await Evaluator(state).confirm(best) or scores
         best_score = mean_score(scores)
@@ -197,6 +204,7 @@ class EvolutionPipeline(Generic[C]):
             stop_cause=state.stop_cause,
             history=tuple(state.history),
             population=tuple(m.candidate for m in population),
+            # Once, at the end: data that decide anything are no longer held out.
             holdout_score=await self._held_out(best) if best else None,
             members=tuple(state.members),
         )

@@ -71,6 +71,7 @@ class State(Generic[C]):
     def end(self, reason: StopReason, cause: str = "") -> None:
         """End the run for this reason, unless it has one already."""
         if self.stop is None:
+            # The first reason counts; later ones are its consequences.
             self.stop, self.stop_cause = reason, cause
 
     def count_outcome(self, error: str | None, *, at_once: int) -> None:
@@ -82,6 +83,7 @@ class State(Generic[C]):
                 a run that has a best candidate.
         """
         self.failed_in_a_row = 0 if error is None else self.failed_in_a_row + 1
+        # As long as nothing has succeeded, the epoch's own check reports the failure.
         if self.best is not None and self.failed_in_a_row >= max(3, at_once):
             self.end(
                 StopReason.FAILURES,
@@ -124,6 +126,7 @@ class State(Generic[C]):
         member = Member(number, candidate, key, name, origin, max(1, self.epoch), parents)
         self.members.append(member)
         self.by_name[name] = member
+        # setdefault, because the first member of a key is the one that is evaluated.
         self.known.setdefault(key, member)
         return member
 
@@ -164,6 +167,7 @@ class State(Generic[C]):
                 [m for m in self.members if m.error is None and m.scores], noise(self.members)
             )
             return
+        # The best so far takes part, so it can only be replaced by a better one.
         self.best = ranked(scored if self.best is None else [self.best, *scored])[0]
 
     def close_epoch(self, population: Sequence[Member[C]]) -> None:
@@ -183,6 +187,7 @@ class State(Generic[C]):
                 seconds=self.budget.seconds,
             )
         )
+        # Once an epoch is often enough: a killed process loses nothing without it.
         self.journal.sync_now_and_then()
         self.emit("epoch", score=best)
         if self.stop is None:
@@ -198,6 +203,7 @@ class State(Generic[C]):
         if self.has_reached_target():
             return StopReason.TARGET
         if config.patience is not None and len(self.history) > config.patience:
+            # The best before the last `patience` epochs.
             before = max(record.best for record in self.history[: -config.patience])
             if self.history[-1].best <= before + config.min_delta:
                 return StopReason.PATIENCE

@@ -53,6 +53,7 @@ class _Stream(Generic[C]):
         self._ranks: list[tuple[float, int]] = []
         """Sort keys of the population; computing them from the members each time costs more."""
         self._evaluator, self._variation = Evaluator(state), Variation(state)
+        # Reversed, because workers pop from the end.
         self._waiting = list(reversed(initial))
         self._changed = asyncio.Event()
         self._own_select = state.strategy.selects()
@@ -69,6 +70,8 @@ class _Stream(Generic[C]):
             if not self._waiting and not self.population:
                 if not self._running:
                     return
+                # Set by a worker that has finished, which may have put a parent into the
+                # population.
                 await self._change()
                 continue
             self._running += 1
@@ -81,7 +84,9 @@ class _Stream(Generic[C]):
                 await self._evaluator.score_one(member)
             finally:
                 self._running -= 1
+                # Set after every candidate, so that waiting workers look again.
                 self._changed.set()
+            # Neither means that the budget did not allow the evaluation.
             if member.scores or member.error is not None:
                 await self._put(member)
 
@@ -96,12 +101,15 @@ class _Stream(Generic[C]):
         """End the run once a whole population of slots got no new child and no other is running."""
         self._fruitless += 1
         hopeless = self.state.config.mutation_rate == 0
+        # This worker still counts as running, hence 1.
         if self._running > 1:
             await self._change()
         elif hopeless or self._fruitless >= self.state.config.population_size:
             self.state.end(StopReason.STAGNANT)
 
     async def _change(self) -> None:
+        # No other task runs between these two lines, since neither gives up control before the
+        # wait.
         self._changed.clear()
         await self._changed.wait()
 
@@ -129,12 +137,15 @@ class _Stream(Generic[C]):
             await self._end_epoch()
 
     def _insert(self, member: Member[C]) -> None:
+        # Negative scores sort the best first; the number keeps equal ones in the order of birth.
         rank = (-member.score, member.number)
         index = bisect.bisect(self._ranks, rank)
         self._ranks.insert(index, rank)
         self.population.insert(index, member)
         if not self._own_select:
             size = self.state.config.population_size
+            # The worst member leaves; with an own `select` the strategy decides at the end of the
+            # epoch.
             del self.population[size:], self._ranks[size:]
 
     def _rank(self, population: Iterable[Member[C]]) -> None:
@@ -148,6 +159,7 @@ class _Stream(Generic[C]):
             state.update_best(self.population)
             self._rank(self.population)
         if self._own_select:
+            # A copy: workers go on inserting while `select` runs.
             seen = list(self.population)
             kept = await survivors(state, seen)
             # Members that were inserted while `select` ran.

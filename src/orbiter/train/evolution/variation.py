@@ -80,10 +80,12 @@ class Variation(Generic[C]):
         new are varied again, so the result does not depend on which call ended first.
         """
         choose = self._chooser(parents)
+        # The parents are chosen before any call, so that they do not depend on timing.
         slots = [self._slot(choose(parents[i % len(parents)]), parents) for i in range(count)]
         open_slots, born = slots, {}
         for attempt in range(ATTEMPTS + 1):
             await self._vary_all(open_slots, attempt)
+            # An unfinished generation is dropped; a resumed run makes the same one.
             if self.state.has_ended():
                 return []
             still_open = []
@@ -103,8 +105,10 @@ class Variation(Generic[C]):
     async def one(self, population: Sequence[Member[C]]) -> Member[C] | None:
         """Make one child of a parent that won a tournament; None if no new child can be made."""
         config = self.state.config
+        # A tournament of 1 / ratio members selects about as strongly as keeping that ratio.
         size = max(1, round(min(1 / config.selection_ratio, 1e9)))
         while not self.state.has_ended():
+            # The slot's number seeds the draw, so a resumed run draws the same parents.
             random_ = sub_random(config.seed, "parents", self.slots)
             first = self._chooser(population)(_tournament(population, size, random_))
             slot = self._slot(first, population, random_, tournament=size)
@@ -175,10 +179,13 @@ class Variation(Generic[C]):
         # Parents come from the journal too: with `steady` they depend on the order of evaluations.
         recorded = state.journal.births.get((slot.number, attempt))
         if recorded is not None:
+            # The recorded child is read as JSON, exactly as it was first made.
             child = state.codec.read(recorded.candidate)
+            # Already paid, but part of the run's cost.
             state.budget.spend(recorded.cost)
             slot.parents = self._named(recorded.parents) or slot.parents
             slot.child = child  # type: ignore[assignment] # the codec gives back what it was given
+            # Identified again, since the strategy's key may be computed from the content.
             slot.key, _ = state.identify(slot.child)  # type: ignore[arg-type]
             return
         for again in range(TRIES + state.config.retries):
@@ -207,6 +214,7 @@ class Variation(Generic[C]):
             CURRENT.reset(token)
             state.budget.spend(context.cost)
         slot.child, slot.error = child, None
+        # Without JSON the child cannot be recorded, and a resumed run makes it anew.
         if written is not None:
             parents = tuple(parent.name for parent in slot.parents)
             state.journal.write_birth(Birth(slot.number, attempt, written, context.cost, parents))
@@ -221,6 +229,7 @@ class Variation(Generic[C]):
         elif slot.origin == "crossover":
             crossover: Callable[[C, C], Awaitable[C | None] | C | None] = strategy.crossover  # type: ignore[attr-defined] # it is Crossing
             with boundary("crossover"):
+                # In the event loop's thread: a crossover is quick, and a thread would cost more.
                 crossed = await call_here(crossover, source, slot.parents[1].candidate)
             if crossed is None:
                 slot.parents, slot.origin = slot.parents[:1], "mutate"
@@ -273,5 +282,6 @@ def _tournament(population: Sequence[Member[C]], size: int, random_: random.Rand
     One draw: with U uniform in (0, 1], the least of k draws from 0 to n - 1 is distributed as
     floor(n (1 - U^(1/k))), since it is j or more with probability (1 - j/n)^k.
     """
+    # 1 - random() lies in (0, 1], as the formula needs.
     least = int(len(population) * (1.0 - (1.0 - random_.random()) ** (1.0 / size)))
     return population[min(least, len(population) - 1)]

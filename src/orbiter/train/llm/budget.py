@@ -20,6 +20,7 @@ class Budget:
 
     def bind(self) -> None:
         """Use the running event loop from now on."""
+        # asyncio's events belong to one loop, and the same budget may be used by several in turn.
         self._settled = asyncio.Event()
 
     async def reserve(self, most: float) -> None:
@@ -28,7 +29,10 @@ class Budget:
         Raises:
             BudgetError: it does not fit, and no request in flight could make room.
         """
+        # fsum: after many small costs the sum must not drift past the limit.
+        # A loop, because another waiter may have taken the room in the meantime.
         while self.spent + math.fsum(self._reserved) + most > self.limit:
+            # Nothing in flight can free a part of its reservation, so waiting would never end.
             if not self._reserved:
                 raise BudgetError(
                     f"the next request may cost {most:.6g}, and {self.spent:.6g} of the budget of "

@@ -60,6 +60,7 @@ def request_of(
         "sample": index,
     }
     try:
+        # Sorted keys, so that equal requests have equal keys whatever the order of their fields.
         body = msgspec.json.encode(asked, order="deterministic")
     except (TypeError, ValueError) as error:
         raise DataError(f"messages and parameters must be JSON: {error}") from error
@@ -90,6 +91,7 @@ class ResponseCache:
             # the last answers.
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_SCHEMA)
+            # Fails for a file that is another program's database.
             db.execute("SELECT key, model, request, raw, cost, created FROM response LIMIT 0")
         except OSError as error:
             raise StorageError(explain(error, self.path)) from error
@@ -105,6 +107,7 @@ class ResponseCache:
     def put(self, request: Request, raw: bytes, *, model: str, cost: float) -> None:
         """Store a response; on return it survives the end of the process."""
         row = (request.key, model, request.body, raw, cost, time.time())
+        # OR IGNORE: another process may have stored the same answer first.
         self._run("INSERT OR IGNORE INTO response VALUES (?, ?, ?, ?, ?, ?)", row)
 
     @property
@@ -130,6 +133,7 @@ class ResponseCache:
 
     def _failure(self, error: sqlite3.Error) -> StorageError:
         """Return a storage error with the disk's own reason, which SQLite's message hides."""
+        # The low byte is the primary code; extended codes carry the detail above it.
         kind = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if kind == sqlite3.SQLITE_FULL or (
             kind == sqlite3.SQLITE_IOERR and free_bytes(self.path) < LEAST_FREE

@@ -97,3 +97,44 @@ async def ask(model: ChatModel, messages: Sequence[Message]) -> Answer:
         return answer
     reasoning = "\n\n".join(part for part in (answer.reasoning, split.reasoning) if part)
     return replace(answer, text=split.text, reasoning=reasoning)
+
+
+class Answering(Protocol):
+    """A model whose answers are numbered, so that each sample of one request is kept apart."""
+
+    @property
+    def name(self) -> str:
+        """The name for messages."""
+        ...
+
+    async def answer(
+        self, messages: Sequence[Message], *, index: int, schema: Mapping[str, object] | None
+    ) -> Answer:
+        """Answer, or return the kept answer of this index."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The model with a fixed sample index and optionally a schema."""
+
+    model: Answering
+    index: int
+    schema: Mapping[str, object] | None
+
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        return self.model.name
+
+    async def __call__(self, messages: Sequence[Message], /) -> Answer:
+        """Return the answer of this index."""
+        return await self.model.answer(messages, index=self.index, schema=self.schema)
+
+    def sample(self, index: int) -> ChatModel:
+        """Return the model with another index."""
+        return Sample(self.model, index, self.schema)
+
+    def shaped(self, schema: Mapping[str, object]) -> ChatModel:
+        """Return the model with a schema for its answers."""
+        return Sample(self.model, self.index, schema)

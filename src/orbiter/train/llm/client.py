@@ -25,7 +25,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import ConfigError, StorageError
 from orbiter.train.llm.budget import Budget
 from orbiter.train.llm.cache import Request, ResponseCache, request_of
-from orbiter.train.llm.chat import Answer, ChatModel
+from orbiter.train.llm.chat import Answer, ChatModel, Sample
 from orbiter.train.llm.config import ClientConfig, Usage
 from orbiter.train.llm.failure import ChatError
 from orbiter.train.llm.gate import Gate
@@ -84,8 +84,10 @@ class RemoteChatModel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cache = None if cache is None else ResponseCache(cache)
         self._gate = Gate(concurrency=config.concurrency, give_up_seconds=config.give_up_seconds)
+        # The budget is for the cache as a whole: what earlier processes spent counts.
         spent = self._cache.cost if self._cache is not None and config.budget is not None else 0.0
         self._budget = Budget(config.budget, spent=spent)
+        # Weak, so that the lock of a request goes when nobody asks it any more.
         self._asking: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
         self._takes_schema = True
         """Whether the endpoint accepts `response_format`, as far as known."""
@@ -110,9 +112,16 @@ class RemoteChatModel:
         """
         return await self.answer(messages, index=0, schema=None)
 
+    def most_cost(self, messages: Sequence[Message]) -> float | None:
+        """Return the highest cost of a call that can be known; None without prices."""
+        if self.config.price is None:
+            return None
+        parameters = self.config.parameters
+        return self._most(request_of(self.config.model, messages, parameters, schema=None, index=0))
+
     def sample(self, index: int) -> ChatModel:
         """Return the model whose answers are the `index`-th sample, from 0."""
-        return _Sample(self, index, None)
+        return Sample(self, index, None)
 
     def shaped(self, schema: Schema) -> ChatModel:
         """Return the model that asks the endpoint for JSON of this schema.
@@ -120,18 +129,20 @@ class RemoteChatModel:
         If the endpoint rejects a schema, later requests are sent without one, so the messages
         should state the schema too (`ask_for` does).
         """
-        return _Sample(self, 0, schema)
+        return Sample(self, 0, schema)
 
     async def answer(
         self, messages: Sequence[Message], *, index: int, schema: Schema | None
     ) -> Answer:
         """Return one answer, from the cache if it is there."""
+        # The gate, the budget and the locks belong to one loop, so a new loop is noticed first.
         self._bind()
         parameters = self.config.parameters
         request = request_of(self.config.model, messages, parameters, schema=schema, index=index)
         if self._cache is None:
             return await self._ask(request, messages, schema)
         # Two tasks with the same request pay once: the second one finds the first one's answer.
+        # Per request, so that different requests do not wait for each other.
         lock = self._asking.setdefault(request.key, asyncio.Lock())
         async with lock:
             raw = self._cache.get(request)
@@ -159,6 +170,7 @@ class RemoteChatModel:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             if self._loop is not None:
+                # Not closed, because that would need the loop which has ended.
                 self._wire = None  # connections of another event loop cannot be reused
             self._loop = loop
             self._gate.bind()
@@ -172,6 +184,7 @@ class RemoteChatModel:
         self, request: Request, messages: Sequence[Message], schema: Schema | None
     ) -> Answer:
         """Retry until there is an answer or a further attempt is pointless."""
+        # Failures are counted per call; the gate counts them for the endpoint.
         waiting_since, failures = time.monotonic(), 0
         # Remember that this endpoint rejects schemas, so that later requests do not try again.
         with_schema = schema if self._takes_schema else None
@@ -218,7 +231,9 @@ class RemoteChatModel:
             raise ChatError(f"{name}{failure}", kind=failure.kind) from None
         # Full jitter: calls that failed together do not retry together.
         backoff = min(FIRST_BACKOFF * 2**failures, LONGEST_BACKOFF)
+        # The endpoint's own time is a lower limit, the jitter may make it longer.
         wait = max(failure.retry_after or 0.0, self._jitter.uniform(0.0, backoff))
+        # Better to fail now than to sleep past the moment of giving up.
         if wait > self._gate.patience(waiting_since):
             asks = f" (it asks to wait {wait:.0f} s)" if failure.retry_after else ""
             raise ChatError(
@@ -236,6 +251,7 @@ class RemoteChatModel:
         waiting_since: float,
     ) -> Answer:
         """Wait for a turn, send one request, and record its cost."""
+        # The budget first: a request that may not be paid for must not hold a place in the queue.
         async with self._reserved(request) as bill, self._gate.turn(waiting_since) as sent_at:
             self.usage.requests += 1
             try:
@@ -248,6 +264,7 @@ class RemoteChatModel:
                 # Cancelled while in flight: the endpoint may have charged for it.
                 bill.unsure = bill.most
                 raise
+            # Any response shows that the endpoint is up, before it is known whether it is useful.
             self._gate.answered()
             bill.cost = self._cost(completion, bill.most)
             # Stored before it is used, so that a process killed after this line never pays twice.
@@ -267,6 +284,7 @@ class RemoteChatModel:
             nonlocal timer
             patience = gate.patience(waiting_since)  # grows when another call gets an answer
             if patience > 0:
+                # Checked again when the time is up, since an answer to another call extends it.
                 timer = loop.call_later(patience, check)
             else:
                 limit.reschedule(loop.time())
@@ -295,6 +313,7 @@ class RemoteChatModel:
         finally:
             self.usage.cost += bill.cost
             self.usage.unsure_cost += bill.unsure
+            # What may have been charged counts as spent, so the budget holds in any case.
             self._budget.settle(bill.most, bill.cost + bill.unsure)
 
     def _most(self, request: Request) -> float:
@@ -322,6 +341,7 @@ class RemoteChatModel:
             return
         self.usage.failed += 1
         bill.unsure = bill.most if failure.maybe_paid else 0.0
+        # A refusal is an answer of the endpoint, so the breaker stays closed.
         if failure.kind in {"refused", "answer"}:
             self._gate.answered()
         else:
@@ -337,6 +357,7 @@ class RemoteChatModel:
     def _extra(self, schema: Schema | None) -> dict[str, object]:
         extra = dict(self.config.parameters)
         if schema is not None:
+            # Not strict: few endpoints support strict mode for every schema.
             shape = {"name": "answer", "schema": dict(schema), "strict": False}
             extra["response_format"] = {"type": "json_schema", "json_schema": shape}
         return extra
@@ -349,28 +370,6 @@ class _Bill:
     most: float
     cost: float = 0.0
     unsure: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The model with a fixed sample index and optionally a schema."""
-
-    model: RemoteChatModel
-    index: int
-    schema: Schema | None
-
-    @property
-    def name(self) -> str:
-        return self.model.name
-
-    async def __call__(self, messages: Sequence[Message], /) -> Answer:
-        return await self.model.answer(messages, index=self.index, schema=self.schema)
-
-    def sample(self, index: int) -> ChatModel:
-        return _Sample(self.model, index, self.schema)
-
-    def shaped(self, schema: Schema) -> ChatModel:
-        return _Sample(self.model, self.index, schema)
 
 
 def _as_answer(completion: Completion, *, cost: float, cached: bool) -> Answer:

@@ -42,6 +42,7 @@ class Breaker:
         """Return the seconds that the next request must wait; 0 or less means it may go."""
         if not self.open:
             return 0.0
+        # While a probe is in progress its outcome is checked often.
         return PROBE_POLL if self._probing else self._retry_at - now
 
     def sent(self) -> bool:
@@ -58,6 +59,7 @@ class Breaker:
         """Count a failure, which may open the breaker."""
         was_probing, self._probing = self._probing, False
         self._failures += 1
+        # A failed probe opens it again, even if the count has passed the limit.
         if self._failures == FAILURES_TO_OPEN or was_probing:
             self._retry_at = now + self._cooldown
             self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN)
@@ -93,9 +95,12 @@ class Gate:
         Raises:
             ChatError: the endpoint has answered no call for `give_up_seconds`.
         """
+        # Kept as locals: `bind` may replace them while this request waits.
         slots, door = self._slots, self._door
         await self._acquire(slots, waiting_since)
         try:
+            # One at a time: the pacer's next moment must be taken by one request before another
+            # looks.
             await self._acquire(door, waiting_since)
             try:
                 while (delay := self._delay(waiting_since)) > 0:  # noqa: ASYNC110 - time decides
@@ -104,11 +109,14 @@ class Gate:
                 self.pacer.sent(now)
                 probes = self.breaker.sent()
             finally:
+                # Released before the request runs, so that others may be sent meanwhile.
                 door.release()
             try:
                 yield now
             finally:
                 if probes:
+                    # A probe that was cancelled must not keep the breaker waiting for its
+                    # outcome.
                     self.breaker.left()
         finally:
             slots.release()
@@ -140,6 +148,7 @@ class Gate:
 
     async def _acquire(self, lock: asyncio.Semaphore | asyncio.Lock, waiting_since: float) -> None:
         """Acquire a lock, unless the endpoint is silent for too long meanwhile."""
+        # Without a timer where the lock is free, which is the common case.
         if not lock.locked():
             await lock.acquire()
             return
@@ -149,6 +158,8 @@ class Gate:
                     await lock.acquire()
                 return
             except TimeoutError:
+                # The endpoint may have answered another call meanwhile, which extends the
+                # patience.
                 if self.patience(waiting_since) <= 0:
                     raise self._given_up() from None
 

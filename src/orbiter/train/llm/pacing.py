@@ -64,6 +64,7 @@ class Pacer:
 
     def delay(self, now: float) -> float:
         """Return how many seconds the next request must wait; 0 or less means it may go."""
+        # The two limits are independent: the rate spaces requests, a 429 stops all of them.
         return max(self._next_at, self._paused_until) - now
 
     def sent(self, now: float) -> None:
@@ -71,16 +72,19 @@ class Pacer:
         self._begin = now - SLACK if self._begin is None else self._begin
         # Requests may be recorded a little out of order, since they run concurrently.
         insort(self._let_through, now)
+        # Memory is bounded; counts before this time are no longer known.
         if len(self._let_through) > REMEMBERED:
             self._known_from = self._let_through[REMEMBERED // 2 - 1]
             del self._let_through[: REMEMBERED // 2]
         if self._event is None:
             return
         self._grow(now)
+        # A little into the past, so that a late timer does not lower the rate for good.
         self._next_at = max(self._next_at, now - SLACK) + 1 / self.rate
 
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
         """Record a 429 for a request sent at `sent_at`, and the pause it asks for."""
+        # The refused request was not accepted, so it leaves the record.
         place = bisect_right(self._let_through, sent_at) - 1
         if place >= 0 and self._let_through[place] == sent_at:
             del self._let_through[place]
@@ -92,6 +96,7 @@ class Pacer:
                 self._paused_until = max(self._paused_until, now + retry_after)
             return
         since = self._burst_until
+        # If nothing was accepted since the last 429, the pause doubles.
         self._barren = 0 if self._count(since, now) else self._barren + 1
         pause = min(FIRST_PAUSE * 2**self._barren, LONGEST_PAUSE)
         pause = pause if retry_after is None else retry_after
@@ -99,6 +104,7 @@ class Pacer:
             self._begin_event(now, pause)
         self._burst_until = now
         self._paused_until = max(self._paused_until, now + pause)
+        # The rate starts again after the pause, without a burst to catch up.
         self._next_at = self._grown_at = self._paused_until
 
     def _teaches(self, now: float) -> bool:
@@ -121,6 +127,7 @@ class Pacer:
         """Set the rate by the requests accepted before the event at `now`, if there are any."""
         count = self._count(self._since, now)
         if self._events == 1:
+            # The first 429 comes after a burst, which the server's allowance let through.
             self._allowance = self._count(max(self._since, now - WINDOW), now)
             self.rate = max(count, 1) / max(now - self._since, FIRST_WINDOW)
         elif now - self._since < WINDOW and count < LEAST_COUNT:
@@ -137,6 +144,7 @@ class Pacer:
             self.rate = max(MARGIN * min(self._base, measured), LEAST_RATE)
 
     def _count(self, since: float, until: float) -> int:
+        # The times are sorted, so both ends are found by bisection.
         return bisect_right(self._let_through, until) - bisect_right(self._let_through, since)
 
     def _grow(self, now: float) -> None:
@@ -146,6 +154,7 @@ class Pacer:
         if self._next_at < now - 1 / self.rate - SLACK:
             return  # no request was waiting, so the rate was not the bottleneck
         if self._events <= len(SEARCH_GROWTH):
+            # Capped, so that a long idle time does not raise the rate at once.
             self.rate *= SEARCH_GROWTH[self._events - 1] ** min(seconds, 0.5)
         elif late > 0:
             growth = LATE_GROWTH if late > LATE_SECONDS else PROBE_GROWTH

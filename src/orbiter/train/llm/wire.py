@@ -96,6 +96,7 @@ def read_completion(raw: bytes) -> Completion:
             f"the response holds no choices: {raw[:120].decode('utf-8', 'replace')}"
         )
     message = _field(choice, "message")
+    # Old completion endpoints put the text into the choice itself.
     message = message if isinstance(message, dict) else {"content": choice.get("text")}
     content = _read_message(message)
     finish = choice.get("finish_reason")
@@ -103,6 +104,7 @@ def read_completion(raw: bytes) -> Completion:
         raise _without_text(message, finish, content.reasoning)
     if not content.text and finish == "content_filter":
         raise _refused("the endpoint's content filter removed the answer")
+    # Some models write their thoughts into the text, between tags.
     split = split_reasoning(content.text)
     usage = _field(body, "usage")
     return Completion(
@@ -140,12 +142,14 @@ class _Content:
                 self.add_content(part)
         elif isinstance(content, dict):
             thought = content.get("thinking") or content.get("reasoning")
+            # Providers disagree on the type's name, so anything that looks like a thought counts.
             if thought or "think" in str(content.get("type")) or content.get("type") == "reasoning":
                 inner = _Content()
                 inner.add_content(thought or content.get("text"))
                 self.reasoning += inner.text or ""
                 return
             text = content.get("text")
+            # OpenAI's assistants nest the text in an object with a value.
             self.add_content(text.get("value") if isinstance(text, dict) else text)
 
 
@@ -176,6 +180,7 @@ def _of_error_body(body: Json) -> RequestFailed | None:
     if not error:
         return None
     message = _field(error, "message") or error
+    # Gateways pass on a provider's 429 inside a response with status 200.
     kind: FailureKind = "rate_limit" if str(_field(error, "code")) == "429" else "server"
     return RequestFailed(f"the response is an error: {str(message)[:200]}", kind, maybe_paid=True)
 
@@ -195,6 +200,7 @@ def _field(value: Json, name: str) -> Json:
 
 def _count(value: Json) -> int | None:
     """Return a token count; some endpoints send it as a float or a text."""
+    # float also reads a count that is sent as text.
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         number = float(value)
         if number >= 0 and math.isfinite(number):
@@ -298,6 +304,7 @@ class Wire:
             async with stream:
                 async for piece in stream:
                     alive()
+                    # Endpoints send the usage in an extra last chunk without choices.
                     usage = _field(piece, "usage") or usage
                     choices = _field(piece, "choices")
                     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -308,6 +315,7 @@ class Wire:
         # openai does not validate chunks
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise _unreadable(f"a piece of the stream is broken: {error}") from None
+        # A stream without a finish reason was cut off, and half an answer must not be cached.
         if finish is None:
             raise RequestFailed("the stream broke off", "connection", maybe_paid=True)
         message = {"content": content.text, "reasoning_content": content.reasoning}
@@ -320,6 +328,7 @@ class Wire:
         message = f"HTTP {status}: {self._without_key(str(error.message))}"
         wait = _retry_after(error.response.headers)
         about_schema = bool(_ABOUT_SCHEMA.search(message))
+        # A used-up quota is a 429 too, but waiting does not bring it back.
         if status == 429 and not _QUOTA & {str(error.code), str(error.type)}:
             return RequestFailed(message, "rate_limit", retry_after=wait)
         if status >= 500 or status in _RETRIED_STATUS:
@@ -344,12 +353,15 @@ def _mask_of(key: str) -> re.Pattern[str] | None:
     if len(key) < _MASKED_FROM or _PLACEHOLDERS.fullmatch(key):
         return None
     return re.compile(
+        # A key of letters alone might be part of an ordinary word, so only whole words are
+        # masked.
         rf"(?<![^\W_]){re.escape(key)}(?![^\W_])" if key.isalpha() else re.escape(key)
     )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds to wait, from `retry-after-ms` or `retry-after` (a number or a date)."""
+    # Milliseconds first, since they are more precise where both are sent.
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         with contextlib.suppress(KeyError, ValueError):
             seconds = float(headers[name]) / unit

@@ -41,6 +41,7 @@ def bradley_terry_loss(
         centering_coef: Weight of the last term.
     """
     distance = chosen - rejected
+    # logsigmoid, since log(sigmoid(x)) underflows for a large negative x.
     loss = -logsigmoid(distance if margin is None else distance - margin)
     return loss + centering_coef * (chosen + rejected).square() if centering_coef else loss
 
@@ -59,7 +60,9 @@ class BradleyTerryObjective:
         """Return this part's share of the mean, and metrics as means over its pairs."""
         if not isinstance(batch, AttemptBatch) or batch.unit is None or scored.value is None:
             raise StateError("this objective needs pairs, and a policy with a head for scores")
+        # All other positions are 0, so the sum picks the score.
         score = scored.value.sum(dim=-1)  # one position of each row is scored
+        # Sorts the chosen side of each pair before the rejected one, pair after pair.
         order = torch.argsort(batch.unit * 2 + batch.side)
         chosen, rejected = score[order].view(-1, 2).unbind(dim=1)
         units = batch.unit[order][CHOSEN::2]

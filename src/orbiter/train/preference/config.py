@@ -110,6 +110,7 @@ class PreferenceConfig(PairConfig):
 
     def __post_init__(self) -> None:
         EngineConfig.__post_init__(self)
+        # A plain string compares equal to the member but has none of its properties.
         object.__setattr__(self, "method", PreferenceMethod(self.method))
         for name, method in _ONLY_WITH.items():
             default = type(self).__dataclass_fields__[name].default

@@ -62,6 +62,7 @@ class EncodedAttempt:
         """A hash of the tokens and of which of them are answers."""
         state = hashlib.blake2b(digest_size=16)
         for stream in self.streams:
+            # The mask too: the same tokens with other answers are other training data.
             state.update(repr((stream.token_ids, stream.mask)).encode())
         return state.hexdigest()
 
@@ -84,6 +85,7 @@ class EncodedPair(NamedTuple):
     @property
     def length(self) -> int:
         """Tokens that go through the model: a prompt that both sides share counts once."""
+        # Only equal prompts are shared; other pairs pay for both.
         shared = len(self.chosen.prompt) if self.chosen.prompt == self.rejected.prompt else 0
         return self.chosen.length + self.rejected.length - shared
 
@@ -122,6 +124,7 @@ class AttemptEncoder:
             on_long_prompt: What happens to a longer prompt.
             system: The system prompt of every item; None keeps each item's own.
         """
+        # By identity, since an item may occur in many pairs.
         items = list({id(item): item for each in attempts for item in each.items}.values())
         self._given = GivenAnswers(tokenizer, items, system=system)
         self._context, self._longest = context, longest_prompt or context
@@ -145,6 +148,7 @@ class AttemptEncoder:
             DataError: one does not fit, and `on_long_prompt` is "error", or it is an episode, whose
                 prompts cannot be cut.
         """
+        # Encoded once, as an attempt may be in several pairs.
         whole = [self._whole(attempt) for attempt in together]
         excess = max(map(self._excess, whole))
         if excess <= 0:
@@ -164,6 +168,7 @@ class AttemptEncoder:
                 "on_long_prompt='truncate-left' cannot cut episodes, whose turns would no longer "
                 "continue each other; use on_long_prompt='drop'"
             )
+        # Both prompts lose the same number of tokens, so equal prompts stay equal.
         longest = max(len(each.prompt) for each in whole) - excess
         if longest < 1:
             self.left_out += 1
@@ -205,6 +210,7 @@ class AttemptEncoder:
 
     def _excess(self, encoded: EncodedAttempt) -> int:
         """Return by how many tokens an attempt is too long."""
+        # Two limits: the prompt's own, and that of the whole sequence.
         return max(len(encoded.prompt) - self._longest, encoded.longest - self._context)
 
 
@@ -222,6 +228,7 @@ def encode_pairs(encoder: AttemptEncoder, pairs: Sequence[PreferencePair]) -> li
         if sides is None:
             continue
         chosen, rejected = sides
+        # Equal sides have no gradient, but would count as a pair of accuracy 0.
         if chosen.digest == rejected.digest:
             equal += 1
         else:

@@ -52,6 +52,7 @@ class Preferences:
         needed = self.config.method.needs_reference
         units = [self.material.units[row] for row in rows]
         numbers = [[self.reference.of(side) if needed else 0.0 for side in unit] for unit in units]
+        # Sums of log probabilities of whole answers, computed once before training.
         return torch.tensor(numbers)
 
     def desirable(self, rows: Sequence[int]) -> Bool[Tensor, "U"]:
@@ -74,6 +75,7 @@ async def fit(job: Job) -> None:
     """
     config, session, order = job.preferences.config, job.session, job.preferences.material.order
     for step in range(session.position.step, session.steps):
+        # A step is one update, so `within` is 0 or 1.
         if session.position.within == 0:  # else the run was cancelled after this step's update
             rows = order.order(step, config.batch_size, seed=config.seed)
             await work(_take, job, rows)
@@ -90,7 +92,9 @@ def _take(job: Job, rows: Sequence[int]) -> None:
     if config.method.is_paired:
         job.session.take(batch, PairObjective(config=config, ref_logprob=ref))
         return
+    # KTO's reference point is a KL, which is not negative; the estimate may be.
     kl = _kl(policy, preferences, rows).clamp(min=0)
+    # Stored before the update, because finish_step merges it with the update's metrics.
     job.session.position.row = {"kl": float(kl)}
     desirable = preferences.desirable(rows).to(policy.device)
     objective = VerdictObjective(config=config, ref_logprob=ref, desirable=desirable, kl=kl)
@@ -126,10 +130,12 @@ class Measured(NamedTuple):
 async def measure(policy: Policy, preferences: Preferences) -> Measured:
     """Measure loss, accuracy and margin without learning."""
     count = len(preferences.material)
+    # In parts, so that a cancellation takes effect between two of them.
     parts = [range(at, min(at + UNITS_AT_ONCE, count)) for at in range(0, count, UNITS_AT_ONCE)]
     kl = 0.0
     if not preferences.config.method.is_paired:
         for rows in parts:
+            # A weighted mean, since the last part may be smaller.
             kl += float(await work(_kl, policy, preferences, rows)) * len(rows) / count
     looks = [await work(_look, policy, preferences, rows, kl) for rows in parts]
     loss, accuracy, margin = ([value for look in looks for value in look[at]] for at in range(3))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def about_held_out_data() -> Iterator[None]:
+    """Let a `DataError` from inside say that the held-out data caused it, and what to do."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            f"in the held-out data (eval_dataset, or [data] eval): {error}. Leave them out, or "
+            "give them attempts to compare as well"
+        ) from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
     """Pairs, or single answers with verdicts."""
@@ -55,6 +68,7 @@ class Material:
     @property
     def order(self) -> Tasks:
         """The units as tasks, to draw the order of training from."""
+        # The prompts are not needed: only the order of the items is.
         return Tasks([unit[0].attempt.first for unit in self.units], [[]] * len(self))
 
     @property
@@ -116,6 +130,7 @@ def make_material(
     groups = by_task(judged(dataset, config), whole_episodes=config.compare == "episode")
     attempts = [attempt for group in groups for attempt in group]
     encode = encoder(attempts)
+    # None marks an attempt that did not fit.
     singles = [encode.encode([each], f"answer {index}") for index, each in enumerate(attempts)]
     encode.report(len(attempts))
     task = [number for number, group in enumerate(groups) for _ in group]
@@ -198,6 +213,7 @@ def _mismatched(attempts: Sequence[EncodedAttempt], context: int) -> list[Encode
         DataError: all prompts are the same.
     """
     prompts = [attempt.prompt for attempt in attempts]
+    # prompts[-1] is the last one, so the list is treated as a ring.
     changes = [index for index in range(len(prompts)) if prompts[index] != prompts[index - 1]]
     if not changes:
         raise DataError(
@@ -215,6 +231,7 @@ def _joined(asked: EncodedAttempt, answered: EncodedAttempt, context: int) -> En
     """Return the prompt of one attempt with the first sequence of answers of another."""
     prompt, stream = asked.prompt, answered.streams[0]
     first, room = stream.prompt_length, context - len(asked.prompt)
+    # Cut at the end: the joined sequence only serves the KL estimate.
     token_ids = stream.token_ids[first:][:room]
     mask = stream.mask[first:][:room]
     joined = Stream(

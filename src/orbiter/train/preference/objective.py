@@ -35,6 +35,8 @@ class PairObjective:
             "chosen_logprob": pairs.chosen.logprob.detach(),
             "rejected_logprob": pairs.rejected.logprob.detach(),
         }
+        # The share is counted in pairs, not tokens, so the sum over parts is the mean over all
+        # pairs.
         share = len(pairs.units) / len(self.ref_logprob)
         return losses.loss.mean() * share, _by_units(metrics, share, part)
 
@@ -90,8 +92,10 @@ def answers_of(
         raise StateError("this objective needs a batch made by preference.encoding.batch_of")
     sides = ref_logprob.shape[1]
     units, place = batch.unit.unique(return_inverse=True)
+    # The sides of a unit are adjacent, chosen before rejected.
     answer = place * sides + batch.side
     size = len(units) * sides
+    # Adds up the rows of an answer with several token sequences.
     total = logprob.new_zeros(size).index_add(0, answer, logprob.sum(dim=-1))
     tokens = answer.new_zeros(size).index_add(0, answer, batch.mask.sum(dim=-1))
     ref = ref_logprob[units].flatten().to(total.dtype)
@@ -153,4 +157,5 @@ def verdict_metrics(losses: VerdictLoss, desirable: Bool[Tensor, "N"]) -> dict[s
 
 def _by_units(metrics: dict[str, Tensor], share: float, part: Part) -> dict[str, Tensor]:
     """Return means that the update, which weights them by tokens, sums to means over units."""
+    # The update multiplies by the part's tokens, which this divides out again.
     return {name: values.mean() * (share / part.tokens) for name, values in metrics.items()}

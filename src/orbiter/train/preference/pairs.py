@@ -136,6 +136,7 @@ def read_attempts(items: Sequence[TrajectoryItem], *, whole_episodes: bool) -> l
 def _attempt(items: Sequence[TrajectoryItem]) -> Attempt:
     last = items[-1]
     label = last.metadata.get(LABEL)
+    # Only true and false are labels; another value is the caller's own data.
     labelled = float(label) if isinstance(label, bool) else None
     return Attempt(items=items, reward=labelled if last.reward is None else last.reward)
 
@@ -145,6 +146,7 @@ def _given(entries: Sequence[Pair], left_out: Counter[str]) -> Iterator[Preferen
     tasks: dict[bytes, int] = {}
     for index, (chosen, rejected) in enumerate(entries):
         key = state_key(chosen)
+        # Pairs with the same prompt belong to one task for the intervals.
         task = tasks.setdefault(key, len(tasks))
         pair = PreferencePair(_attempt([chosen]), _attempt([rejected]), task)
         if pair.margin < 0:
@@ -179,6 +181,7 @@ def by_task(attempts: Sequence[Attempt], *, whole_episodes: bool) -> list[list[A
     groups: dict[object, list[Attempt]] = {}
     for attempt in attempts:
         first = attempt.first
+        # Single answers are compared only if their prompts are equal, whatever their task_id.
         by_id = whole_episodes and first.episode_id is not None and first.task_id is not None
         key = first.task_id if by_id else state_key(first)
         groups.setdefault(key, []).append(attempt)
@@ -198,14 +201,17 @@ def _of_group(
     if per_task is None:
         best = sorted(group, key=_reward, reverse=True)
         half = len(best) // 2
+        # From both ends towards the middle; the middle one of an odd number faces nobody.
         facing: list[Sides] = [(best[index], best[-1 - index]) for index in range(half)]
         gaps = [_reward(better) - _reward(worse) for better, worse in facing]
+        # Rewards must differ even with a margin of 0.
         differing = [p for p, gap in zip(facing, gaps, strict=True) if gap > 0 and gap >= margin]
     else:
         differing = list(widest_first(group, _reward, margin=margin))
     if not differing:
         left_out[CLOSE] += 1
     kept = []
+    # Checked after the choice, so that a pair that cannot be used does not hide others.
     for pair in differing:
         if (reason := _unfit(pair)) is None:
             kept.append(pair)
@@ -218,6 +224,7 @@ def _unfit(sides: Sides) -> str | None:
     """Return why a pair cannot be learned from; None if it can."""
     if sides[0].is_empty:
         return EMPTY
+    # Prompts too: equal answers after different tool results are different episodes.
     answers = [[answer_of(item) for item in side.items] for side in sides]
     prompts = [[state_key(item) for item in side.items] for side in sides]
     return IDENTICAL if answers[0] == answers[1] and prompts[0] == prompts[1] else None

@@ -36,6 +36,7 @@ class ReferenceLogprobs:
 
     def missing(self, attempts: Sequence[EncodedAttempt]) -> list[EncodedAttempt]:
         """Return the distinct attempts whose log probability is not known yet."""
+        # Attempts of several pairs are computed once.
         by_digest = {attempt.digest: attempt for attempt in attempts}
         return [each for digest, each in by_digest.items() if digest not in self._known]
 
@@ -64,16 +65,19 @@ class ReferenceLogprobs:
         if folder is None:
             yield self.add
             return
+        # Opened first: the journal's lock keeps a second run out of the folder.
         journal = ResumeJournal(folder / FILE)
         try:
             self._read(journal, about, is_new_run=is_new_run)
 
             def keep(attempts: Sequence[EncodedAttempt], numbers: Sequence[float]) -> None:
                 for each, number in zip(attempts, numbers, strict=True):
+                    # Written before it is remembered, so what is known is also on disk.
                     journal.append(_encoded({"answer": each.digest, "logprob": number}))
                 self.add(attempts, numbers)
 
             yield keep
+            # Only at the end: a lost number costs one computation, not a wrong result.
             journal.sync()
         finally:
             journal.close()
@@ -115,6 +119,7 @@ def logprobs_of(
     score = ref_logprob if reference else logprob
     of_tokens = score(policy, batch, micro_batch_tokens=micro_batch_tokens)
     assert batch.unit is not None
+    # In float64, since a long answer adds up thousands of numbers.
     total = torch.zeros(len(attempts), dtype=torch.float64)
     sums: list[float] = total.index_add(
         0, batch.unit.cpu(), of_tokens.double().sum(-1).cpu()
@@ -125,6 +130,7 @@ def logprobs_of(
 def weights_digest(policy: Policy) -> str:
     """Return a hash of a policy's weights without adapters; names and processors do not matter."""
     parts = sorted(
+        # A sum of the bit patterns: exact, and the same whatever the order of the additions.
         (tuple(weight.shape), int(weight.detach().contiguous().view(torch.int32).sum()))
         for name, weight in policy.model.named_parameters()
         if "lora_" not in name

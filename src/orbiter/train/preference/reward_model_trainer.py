@@ -77,7 +77,7 @@ class RewardModelTrainer(ModelTrainer):
 
     async def check_dataset(self) -> bool:
         """Check that the data make pairs."""
-        from orbiter.train.preference.material import pairs_of
+        from orbiter.train.preference.material import about_held_out_data, pairs_of
 
         if self.dataset is None:
             raise DataError(
@@ -87,7 +87,8 @@ class RewardModelTrainer(ModelTrainer):
         pairs_of(self.dataset, self.config)
         if self.eval_dataset is not None:
             self.eval_dataset = read_once(self.eval_dataset)
-            pairs_of(self.eval_dataset, self.config)
+            with about_held_out_data():
+                pairs_of(self.eval_dataset, self.config)
         return True
 
     async def check_reward(self) -> bool:

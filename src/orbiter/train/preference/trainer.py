@@ -88,8 +88,11 @@ class PreferenceTrainer(ModelTrainer):
         self.dataset = read_once(self.dataset)
         self._check(self.dataset)
         if self.eval_dataset is not None:
+            from orbiter.train.preference.material import about_held_out_data
+
             self.eval_dataset = read_once(self.eval_dataset)
-            self._check(self.eval_dataset)
+            with about_held_out_data():
+                self._check(self.eval_dataset)
         return True
 
     def _check(self, dataset: object) -> None:

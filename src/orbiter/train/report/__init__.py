@@ -2,9 +2,11 @@
 
 All functions read a run's folder. `write_report` makes one self-contained file, `write_comparison`
 shows two runs side by side, `serve_live` follows a running job, and `keep_story` adds facts that
-the run's own files do not contain. `write_traces` shows the episodes of captured traces.
+the run's own files do not contain. `keep_comparison` stores a comparison of two models, and
+`write_traces` shows the episodes of captured traces.
 """
 
+from orbiter.train.report.compared import keep_comparison
 from orbiter.train.report.live import serve_live
 from orbiter.train.report.story import Exam, LedgerStep, Story, Task, keep_story
 from orbiter.train.report.traces import write_traces
@@ -15,6 +17,7 @@ __all__ = [
     "LedgerStep",
     "Story",
     "Task",
+    "keep_comparison",
     "keep_story",
     "serve_live",
     "write_comparison",

@@ -17,11 +17,13 @@ from orbiter.train.contained import check_contained
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import mean_interval, paired_difference
 from orbiter.train.redact import mask_texts, secrets_of_the_environment
+from orbiter.train.report.compared import read_comparison
 from orbiter.train.report.ledger import ledger_of
 from orbiter.train.report.lineage import read_lineage
 from orbiter.train.report.shown import OUTPUT_CHARS, PROMPT_CHARS, cut
 from orbiter.train.report.story import STORY_FILE, Story, paired, read_story
 from orbiter.train.report.training import Training, interval, short
+from orbiter.train.runlog.cost import cost_of_run
 
 FORMAT = 1
 TASKS = 300
@@ -84,12 +86,14 @@ class Source:
             "tasks": tasks(story, max_bytes=int(share * TASK_BYTES)),
             "tasks_in_all": len(story.tasks),
             "ledger": ledger_of(story, self.folder),
+            "cost": cost_of_run(self.folder, [training.folder for training in trainings]).as_dict(),
+            "comparison": read_comparison(self.folder),
         }
         return dict(mask_texts(document, secrets_of_the_environment()))
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
         """Return a fingerprint (sizes and times of the files) that changes as the run proceeds."""
-        names = ("metrics.jsonl", "samples.jsonl", "times.jsonl")
+        names = ("metrics.jsonl", "samples.jsonl", "times.jsonl", "alarms.json", "notes.json")
         files = [self.folder / STORY_FILE]
         for path in self._found():
             files += [path, *(path.parent / name for name in names)]

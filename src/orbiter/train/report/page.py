@@ -25,6 +25,7 @@ SCRIPTS = (
     "samples.js",
     "episodes.js",
     "result.js",
+    "compared.js",
     "curves.js",
     "evolution.js",
     "settings.js",
@@ -34,53 +35,66 @@ SCRIPTS = (
 
 
 class PageParts(NamedTuple):
-    """The constant parts of every page."""
+    """The constant parts of a page."""
 
     html: str
     style: str
     script: str
 
+    def policy(self, *, live: bool = False) -> str:
+        """Return the content security policy, which allows this style and this script only.
+
+        A live page may also send requests to its own address.
+        """
+        style, script = _hash(self.style), _hash(self.script)
+        asks = "connect-src 'self'; " if live else ""
+        return (
+            f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; {asks}"
+            "base-uri 'none'; form-action 'none'"
+        )
+
+    def render(self, document: Mapping[str, object], *, live: bool = False) -> str:
+        """Return the page that draws `document`."""
+        pieces = {
+            "policy": self.policy(live=live),
+            "style": self.style,
+            "script": self.script,
+            "data": island(document),
+        }
+        # Split once instead of replacing in turn: inserted text may itself look like a slot.
+        head, *rest = self.html.split("{{")
+        for part in rest:
+            name, _, tail = part.partition("}}")
+            head += pieces[name] + tail
+        return head
+
+
+def in_strict_mode(*scripts: str) -> str:
+    """Return scripts as one, whose names do not leave it."""
+    joined = "\n".join(scripts)
+    return f'"use strict";\n(() => {{\n{joined}\n}})();\n'
+
+
+def page_file(name: str) -> str:
+    """Return one of the report page's files, such as `dom.js`, which other pages use too."""
+    return (files(__package__) / "page" / name).read_text("utf-8")
+
 
 @cache
 def parts() -> PageParts:
-    """Return the page's constant parts, read once."""
-    folder = files(__package__) / "page"
-    script = "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
-    return PageParts(
-        (folder / "page.html").read_text("utf-8"),
-        (folder / "page.css").read_text("utf-8"),
-        f'"use strict";\n(() => {{\n{script}\n}})();\n',
-    )
+    """Return the constant parts of the report page, read once."""
+    scripts = in_strict_mode(*map(page_file, SCRIPTS))
+    return PageParts(page_file("page.html"), page_file("page.css"), scripts)
 
 
 def policy(*, live: bool = False) -> str:
-    """Return the content security policy, which allows this style and this script only.
-
-    A live page may also request new data from its own address.
-    """
-    style, script = (_hash(text) for text in parts()[1:])
-    asks = "connect-src 'self'; " if live else ""
-    return (
-        f"default-src 'none'; script-src {script}; style-src {style}; img-src data:; {asks}"
-        "base-uri 'none'; form-action 'none'"
-    )
+    """Return the content security policy of the report page."""
+    return parts().policy(live=live)
 
 
 def render(document: Mapping[str, object], *, live: bool = False) -> str:
-    """Return the page that draws `document`."""
-    html, style, script = parts()
-    pieces = {
-        "policy": policy(live=live),
-        "style": style,
-        "script": script,
-        "data": island(document),
-    }
-    # Split once instead of replacing in turn: inserted text may itself look like a slot.
-    head, *rest = html.split("{{")
-    for part in rest:
-        name, _, tail = part.partition("}}")
-        head += pieces[name] + tail
-    return head
+    """Return the report page that draws `document`."""
+    return parts().render(document, live=live)
 
 
 def island(document: Mapping[str, object]) -> str:

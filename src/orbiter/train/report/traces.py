@@ -72,6 +72,8 @@ def traces_document(name: str, items: Iterable[TrajectoryItem]) -> Doc:
         "tasks": [],
         "tasks_in_all": 0,
         "ledger": [],
+        "cost": {},
+        "comparison": None,
     }
 
 

@@ -2,7 +2,7 @@
 
 {"name", "kind", "config", "environment", "steps", "every", "series": {metric: [...]},
  "spread": {"edges", "steps", "counts"}, "gains": [...], "validations": [...], "groups": [...],
-     "groups_in_all"}
+     "groups_in_all", "alarms": [...], "notes": [...]}
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from orbiter.train.evaluation import Interval, mean_interval, paired_difference
 from orbiter.train.report.samples import Samples
 from orbiter.train.report.shown import Fact
 from orbiter.train.runlog import read_config, read_numbers
+from orbiter.train.runlog.alarms import read_alarms, read_notes
 
 POINTS = 1_000
 """Maximum number of points per curve; longer curves average neighbouring steps."""
@@ -61,6 +62,8 @@ class Training:
             "validations": validations(read_numbers(self.folder / "metrics.jsonl")),
             "groups": groups,
             "groups_in_all": len(self.samples.facts),
+            "alarms": read_alarms(self.folder),
+            "notes": read_notes(self.folder),
         }
 
 

@@ -30,14 +30,21 @@ def write_comparison(
     folder_a: str | os.PathLike[str],
     folder_b: str | os.PathLike[str],
     out: str | os.PathLike[str],
+    *,
+    comparison: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write one page that shows two runs side by side, and return its path.
+
+    `comparison` is the folder of a comparison of their models, which is shown first.
 
     Raises:
         StorageError: as for `write_report`.
     """
     sources = [Source(Path(folder)) for folder in (folder_a, folder_b)]
-    return write_page(Path(out), [source.document(share=0.5) for source in sources])
+    runs = [source.document(share=0.5) for source in sources]
+    if comparison is not None:
+        runs[1]["comparison"] = Source(Path(comparison)).document()["comparison"]
+    return write_page(Path(out), runs)
 
 
 def envelope(runs: list[Doc]) -> Doc:

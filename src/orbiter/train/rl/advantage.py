@@ -43,6 +43,7 @@ def group_relative_advantage(
         raise DataError(f"a group needs at least 2 responses to compare, got {reward.shape[-1]}")
     valid = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid
     # The group's mean is the baseline: no value function is needed.
+    # The baseline includes the response itself, as in the paper; RLOO leaves it out.
     advantage = reward - masked_mean(reward, valid, dim=-1).unsqueeze(-1)
     if scale == "std":
         advantage = advantage / (masked_var(reward, valid, dim=-1).sqrt().unsqueeze(-1) + eps)
@@ -65,6 +66,7 @@ def token_reward(
     row without a trained token gets zeros.
     """
     # The last True is the only one with no True after it.
+    # flip and cumsum count the True entries from the right, the entry itself included.
     last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
     reward = last * score.unsqueeze(-1)
     return reward if kl is None else reward - kl_coef * only(kl, mask)
@@ -99,6 +101,7 @@ def gae(
     whitened (verl whitens in the same function): see `whiten`.
     """
     reward, value = only(reward, mask), only(value.detach(), mask)
+    # Zero after the last token, so nothing is bootstrapped from a state that was never reached.
     next_value = next_advantage = torch.zeros_like(value[:, 0])
     advantage = torch.zeros_like(value)
     for t in reversed(range(value.shape[1])):
@@ -108,6 +111,8 @@ def gae(
         trained = mask[:, t]
         advantage[:, t] = only(credit, trained)
         next_advantage = torch.where(trained, credit, next_advantage)
+        # The value of a token that is not trained was never fitted, so it must not be used
+        # either.
         next_value = torch.where(trained, value[:, t], next_value)
     return Gae(advantage, only(advantage + value, mask))
 
@@ -123,6 +128,7 @@ def whiten(
     """
     x = only(x, mask)
     centred = x - masked_mean(x, mask)
+    # eps is inside the root, as in verl.
     return only(centred * (masked_var(x, mask) + eps).rsqrt(), mask)
 
 
@@ -138,4 +144,5 @@ def explained_variance(
     """
     total = masked_var(return_, mask)
     unexplained = masked_var(return_ - value, mask)
+    # The clamp avoids 0 / 0 in the branch that `where` discards.
     return torch.where(total > 0, 1 - unexplained / total.clamp(min=1e-30), 0.0)

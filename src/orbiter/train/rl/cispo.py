@@ -34,10 +34,15 @@ def cispo_loss(
     advantage = only(advantage.detach(), mask)
     rho = (logprob.detach() - old_logprob).exp()
     high = clip_range if clip_range_high is None else clip_range_high
+    # The bounds are those of the ratio itself; there is no minimum with an unclipped term.
     weight = rho.clamp(1 - clip_range, 1 + high)
     per_token = -weight * advantage * logprob
     return PolicyLoss(
+        # The sign of the advantage plays no role: unlike in PPO, the gradient is kept on both
+        # sides.
         aggregate(per_token, mask, aggregation=aggregation, max_length=max_length),
         masked_mean((weight != rho).to(rho.dtype), mask),
+        # kl_k3 estimates KL(first || second) from samples of its first argument, here the old
+        # policy.
         masked_mean(kl_k3(old_logprob, logprob.detach(), mask), mask),
     )

@@ -36,6 +36,7 @@ def kl_k2(
 
     As a loss it has the divergence's own gradient on average, as long as y is drawn from pi.
     """
+    # Its gradient is -d * grad log pi, which equals that of the KL in expectation under pi.
     return kl_k1(logprob, ref_logprob, mask).square() / 2
 
 
@@ -50,6 +51,7 @@ def kl_k3(
     [-20, 20] and the result to [-10, 10]; here nothing is clipped, so a diverged policy is visible
     in the metric.
     """
+    # d is log pi_ref - log pi, the opposite sign of k1.
     difference = -kl_k1(logprob, ref_logprob, mask)
     # expm1, because exp(d) - 1 loses all digits of a small d.
     return torch.expm1(difference) - difference

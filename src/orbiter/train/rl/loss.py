@@ -75,6 +75,7 @@ def clipped_surrogate(
     log_ratio = logprob - old_logprob
     if ratio == "sequence":
         # Value of the mean, gradient of the token's own logprob: GSPO-token's stop-gradient.
+        # GSPO's length-normalised ratio: the mean of the logs is the log of the geometric mean.
         mean = masked_mean(log_ratio.detach(), mask, dim=-1).unsqueeze(-1)
         log_ratio = only(logprob - logprob.detach() + mean, mask)
     rho = log_ratio.exp()
@@ -84,6 +85,7 @@ def clipped_surrogate(
     per_token = -torch.minimum(free, clipped)
     return PolicyLoss(
         aggregate(per_token, mask, aggregation=aggregation, max_length=max_length),
+        # Strictly smaller: at equality the clip changes neither the loss nor its gradient.
         masked_mean((clipped < free).to(free.dtype), mask),
         masked_mean(kl_k3(old_logprob, logprob.detach(), mask), mask),
     )
@@ -107,6 +109,7 @@ def clipped_value_loss(
     The public PPO implementations' rule (no paper states it), see point 9 of Huang et al. 2022,
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. None does not clip.
     """
+    # Masked before any arithmetic, so that NaN in the padding reaches neither loss nor gradient.
     value, old_value = only(value, mask), only(old_value.detach(), mask)
     return_ = only(return_.detach(), mask)
     free = (value - return_).square()
@@ -149,6 +152,7 @@ def aggregate(
         return masked_mean(per_token, mask)
     trained = mask.any(dim=-1)
     if aggregation == "sequence":
+        # Empty rows are left out of the outer mean; their inner mean would count as 0.
         return masked_mean(masked_mean(per_token, mask, dim=-1), trained)
     if max_length is None or max_length < 1:
         raise ConfigError(f'aggregation="constant" needs max_length >= 1, got {max_length}')

@@ -27,6 +27,7 @@ def masked_mean(
     x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"], *, dim: int | None = None
 ) -> Float[Tensor, "..."]:
     """Average the entries whose mask is True; 0 if no entry is selected."""
+    # The clamp makes an empty selection 0 instead of NaN.
     return masked_sum(x, mask, dim=dim) / mask.sum(dim=dim).clamp(min=1)
 
 
@@ -41,11 +42,14 @@ def masked_var(
     mean = masked_mean(x, mask, dim=dim)
     # In two passes: the mean of squares minus the squared mean cancels catastrophically.
     centred = x - (mean if dim is None else mean.unsqueeze(dim))
+    # n - 1 is 0 for a single entry, whose centred square is 0 as well.
     return masked_sum(centred.square(), mask, dim=dim) / (mask.sum(dim=dim) - 1).clamp(min=1)
 
 
 def all_equal(x: Float[Tensor, "*axes N"], mask: Bool[Tensor, "*axes N"]) -> Bool[Tensor, "*axes"]:
     """Return where all entries of the last axis whose mask is True are equal."""
+    # Filled with the opposite extremes; a row with no entry gives -inf <= inf and counts as
+    # equal.
     highest = x.masked_fill(~mask, -torch.inf).amax(dim=-1)
     lowest = x.masked_fill(~mask, torch.inf).amin(dim=-1)
     return highest <= lowest

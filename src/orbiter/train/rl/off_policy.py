@@ -31,6 +31,7 @@ def episode_log_ratio(
         episode: The episode that each row belongs to; an episode may have several rows.
         episodes: Number of episodes.
     """
+    # Masked before the sum, since entries outside the mask may hold anything.
     of_row = masked_sum(logprob.detach() - old_logprob, mask, dim=-1)
     return of_row.new_zeros(episodes).index_add_(0, episode, of_row)
 
@@ -44,6 +45,7 @@ def truncated_weight(log_ratio: Float[Tensor, "*axes"], *, limit: float) -> Floa
     """
     if not limit > 0:
         raise ConfigError(f"limit must be above 0, got {limit}")
+    # exp may overflow to infinity, which the clamp turns into the limit.
     return log_ratio.exp().clamp(max=limit)
 
 
@@ -79,4 +81,5 @@ def effective_sample_size(log_weight: Float[Tensor, "E"]) -> Float[Tensor, ""]:
     Kong 1992. It is E for equal weights and 1 if one episode has all the weight. Computed from
     logarithms, so no ratio is too large or too small.
     """
+    # logsumexp of doubled logarithms is the sum of squares.
     return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()

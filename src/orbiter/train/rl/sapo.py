@@ -37,6 +37,7 @@ def sapo_loss(
     rho = (logprob - old_logprob).exp()
     positive, negative = rho.new_tensor(tau_positive), rho.new_tensor(tau_negative)
     tau = torch.where(advantage > 0, positive, negative)
+    # 4 / tau makes the slope 1 at rho = 1: the sigmoid's own slope there is tau / 4.
     per_token = -(4 / tau) * torch.sigmoid(tau * (rho - 1)) * advantage
     return PolicyLoss(
         aggregate(per_token, mask, aggregation=aggregation, max_length=max_length),

@@ -28,6 +28,8 @@ def returns_to_go(
     after = torch.zeros_like(reward[..., 0])
     returns = torch.zeros_like(reward)
     for k in reversed(range(reward.shape[-1])):
+        # From the back, so that each turn's return is that of the next one, discounted, plus its
+        # reward.
         after = reward[..., k] + gamma * after
         returns[..., k] = after
     return only(returns, valid)
@@ -71,9 +73,12 @@ def turn_advantage(
     if compare == "turn":
         reached = valid.sum(dim=1, keepdim=True) > 1
         baseline = torch.where(reached, _of_others(return_, valid.long(), axis=1), baseline)
+    # (n - 1) / n makes the result equal GRPO's, whose baseline includes the episode itself.
     advantage = (n - 1) / n.clamp(min=1) * (return_ - baseline)
     whole = (return_.flatten(1), valid.flatten(1))
     if scale == "std":
+        # One standard deviation for the whole group: one per turn would blow up turns few
+        # episodes reach.
         advantage = advantage / (masked_var(*whole, dim=1).sqrt()[:, None, None] + eps)
     teaches = (n > 1) & ~all_equal(*whole)[:, None, None]
     return only(advantage, valid & teaches)
@@ -103,11 +108,13 @@ def state_advantage(
     """
     axes = return_.shape
     returns, states, counted = only(return_, valid).flatten(1), state.flatten(1), valid.flatten(1)
+    # [P, N, N] with N = G * K, small enough because groups have few turns.
     same = (states[:, :, None] == states[:, None, :]) & counted[:, None, :] & counted[:, :, None]
     each = returns[:, None, :].expand(same.shape)
     advantage = returns - masked_mean(each, same, dim=-1)
     if scale == "std":
         advantage = advantage / (masked_var(each, same, dim=-1).sqrt() + eps)
+    # A state that occurs once equals itself, so `all_equal` also covers the lone turn.
     return only(advantage, counted & ~all_equal(each, same)).view(axes)
 
 
@@ -137,6 +144,7 @@ def turn_gae(
         gamma: Discount of a turn.
         gae_lambda: Discount of the errors of later turns.
     """
+    # Scatter needs a valid index everywhere; the masked entries add 0 to turn 0.
     turn = turn.masked_fill(~mask, 0)
     tokens = turn.shape[1]
     axes = (turn.shape[0], int(turn.max()) + 1 if turn.numel() else 1)
@@ -145,6 +153,7 @@ def turn_gae(
     position = torch.arange(tokens, device=turn.device).expand_as(turn)
     first = torch.full(axes, tokens, device=turn.device)
     first = first.scatter_reduce(1, turn, position.masked_fill(~mask, tokens), "amin")
+    # Turns that do not exist point past the end; the clamped value is masked in `gae`.
     before = only(value.detach(), mask).gather(1, first.clamp(max=tokens - 1))
     estimate = gae(of_turn, before, first < tokens, gamma=gamma, gae_lambda=gae_lambda)
     return Gae(*(only(each.gather(1, turn), mask) for each in estimate))

@@ -68,9 +68,11 @@ class RunLog:
         """
         self.folder = Path(folder)
         self._secrets = secrets_of_the_environment()
+        # Secrets of the environment are masked here, before anything reaches the disk.
         described = None if config is None else plain(config, "config", self._secrets)
         check_contained(self.folder, to_write=True)
         with contextlib.ExitStack() as opened:
+            # The metrics' journal is opened first, since its lock protects the whole folder.
             metrics = ResumeJournal(self.folder / METRICS_FILE, durability=durability)
             opened.callback(metrics.close)
             _settle(self.folder / RUN_FILE, described)  # while holding the lock of the log above
@@ -82,6 +84,7 @@ class RunLog:
             opened.callback(times.close)
             self._times = _Steps(times, resume_from)
             keep_environment(self.folder, environment or {})
+            # Trackers start last: a run that cannot be opened must not appear at a service.
             run = Tracked(folder=self.folder, config=described or {})
             self._trackers = Trackers(trackers, run)
             opened.callback(self._trackers.finish)
@@ -109,6 +112,7 @@ class RunLog:
         measured = {name: value for name, value in numbers.items() if value is not None}
         row = {name: number(f"metric {name!r} of step {step}", measured[name]) for name in measured}
         log.append(step, row)
+        # A resumed run repeats steps, but a tracker has them already and would show them twice.
         if int(step) > log.tracked_until:
             self._trackers.write(int(step), measured)
 
@@ -124,6 +128,7 @@ class RunLog:
     def close(self) -> None:
         """Release the folder; later writes are refused."""
         self._opened.close()
+        # Marked as closed, so that a late write is refused and not lost in a closed file.
         self._metrics.closed = self._samples.closed = self._times.closed = True
 
     def __enter__(self) -> RunLog:
@@ -200,6 +205,7 @@ def _measured(path: Path, line: int, row: Mapping[str, object]) -> Mapping[str, 
         for name, value in row.items()
     }
     for name, value in numbers.items():
+        # JSON's true is a bool, which passes here as an int.
         if not isinstance(value, int | float):
             raise StorageError(f"{path}:{line} is not a record of a run: {name} is {value!r}")
     return cast("Mapping[str, float]", numbers)
@@ -217,6 +223,7 @@ class _Steps:
             step = cast("int", row["step"])
             if resume_from is not None and step > resume_from:
                 self.tracked_until = step
+                # rows is the same iterator, so this reads the steps that are about to be cut.
                 with contextlib.suppress(StorageError):  # a damaged line here is dropped too
                     self.tracked_until = max([step, *(int(str(r["step"])) for _, r in rows)])
                 log.cut(line)
@@ -241,11 +248,13 @@ class _Steps:
 def _settle(path: Path, config: Mapping[str, object] | None) -> None:
     """Write the configuration of a new run, or check that an existing run has the same one."""
     if not path.exists():
+        # Atomic: the folder never holds half a description.
         write_file(path, _json({"format": 1, "config": config or {}}, indent=2) + b"\n")
         return
     recorded = _config_in(path)
     if config is None or recorded == config:
         return
+    # By repr, so that 1 and 1.0 or "1" and 1 differ in the message.
     there, here = ({k: repr(v) for k, v in side.items()} for side in (recorded, config))
     changes = [
         f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
@@ -279,6 +288,7 @@ def _rows(
 
 
 def _json(value: Mapping[str, object], *, indent: int | None = None) -> bytes:
+    # NaN is stored by name, so allow_nan=False only catches mistakes.
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     try:
         return text.encode()

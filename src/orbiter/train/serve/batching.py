@@ -51,6 +51,7 @@ class Row:
     choice: Choice
     noise: list[float]
     """The uniform random number for each token to come."""
+    # A row may fail once because of another row; twice at the same token means it is the cause.
     recovered_at: int = -1
     """The number of its tokens when the model last failed; -1 if it never did."""
 
@@ -61,6 +62,7 @@ class Row:
 
     def run_token_ids(self) -> list[int]:
         """Return the tokens that the model has run for this row: all but the newest one."""
+        # The newest token has been drawn but not read yet: the next step reads it.
         return [*self.reply.prompt_ids, *(drawn.token_id for drawn in self.choice.tokens[:-1])]
 
 
@@ -138,6 +140,7 @@ class Batcher:
 
         Waiting requests begin after that, with the new weights.
         """
+        # Created on the loop's thread: futures belong to one loop.
         done = asyncio.get_running_loop().create_future()
         self._refreshing.append(done)
         self._wanted.set()
@@ -152,10 +155,12 @@ class Batcher:
     async def __aexit__(self, *_: object) -> None:
         """Stop the loop; every request that is still waiting fails."""
         self._closed = True
+        # At an await; the engine's work in progress ends first, see `thread.work`.
         self._loop.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._loop
         closed = StateError("the server was closed before the answer was complete")
+        # Also requests that never began, or their clients would wait for ever.
         for reply in (*(row.reply for row in self._rows), *self._waiting):
             reply.fail(closed)
         for done in self._refreshing:
@@ -169,6 +174,7 @@ class Batcher:
 
         def make() -> tuple[Decoding, WeightsWatch]:
             made = decoding(self._policy, cache_bytes=self._cache_bytes, snapshot=snapshot)
+            # Watched from the same moment at which the weights were copied, on the same thread.
             return made, WeightsWatch(self._policy)
 
         self._decoding, self._watch = await work(make)
@@ -177,6 +183,7 @@ class Batcher:
         while True:
             await self._wanted.wait()
             try:
+                # Only without rows: active answers end with the weights they began with.
                 if not self._rows and self._refreshing:
                     await self._refresh()
                 await self._step()
@@ -185,16 +192,19 @@ class Batcher:
                 await self._give_up(error)
             except Exception as error:
                 await self._recover(error)
+            # Cleared last, since each of these may have been added during the awaits.
             if not self._rows and not self._waiting and not self._refreshing:
                 self._wanted.clear()
 
     async def _refresh(self) -> None:
         """Load the current weights; no row is active."""
+        # The new decoder counts from 0.
         asked, run = self.asked_tokens, self.run_tokens
         await self._lay_out()
         self._earlier_asked, self._earlier_run = asked, run
         self.version += 1
         finished, self._refreshing = self._refreshing, []
+        # A caller that was cancelled no longer waits.
         for done in finished:
             if not done.done():
                 done.set_result(None)
@@ -226,6 +236,8 @@ class Batcher:
         # Rows with tokens are put back one by one; a row that fails twice at the same token is the
         # culprit, and only its request fails.
         begun = [row for row in rows if row.choice.tokens]
+        # By reply, since all answers of a request begin together; by identity, in order of
+        # arrival.
         new = {id(row.reply): row.reply for row in rows if not row.choice.tokens}
         for row in begun:
             if not self._decoding.continuous or row.recovered_at == len(row.choice.tokens):
@@ -246,10 +258,12 @@ class Batcher:
         except Exception as failure:  # as in `_run`
             log.warning("a request failed in the model: %r", failure)
             reply.fail(failure)
+            # The failed attempt may have left rows in the decoder beyond the known ones.
             await work(self._decoding.keep, list(range(len(self._rows))))
 
     async def _again(self, row: Row) -> None:
         """Put a row that had tokens back into the model."""
+        # The last drawn token is not run here, but read in the next step.
         await work(self._decoding.join, [row.run_token_ids()], [1])
         self._rows.append(row)
 
@@ -265,6 +279,7 @@ class Batcher:
 
     async def _step(self) -> None:
         """Draw one token of every answer, including answers that begin now."""
+        # Rows leave before the step, so that no work is done for answers that nobody reads.
         kept = _without([i for i, row in enumerate(self._rows) if not row.wanted], len(self._rows))
         old = [self._rows[index] for index in kept]
         moved = len(kept) < len(self._rows)
@@ -272,11 +287,14 @@ class Batcher:
         open_ = not self._refreshing and (self._decoding.continuous or not old)
         joining = self._admit(len(old)) if open_ else []
         new = [row for reply in joining for row in _rows(reply)]
+        # Set before the await: if the model fails, `_recover` must know the new rows too.
         self._rows = old + new
         drawn = await work(self._advance, kept if moved else None, old, joining)
         if drawn is None:  # the weights are new, and no answer has begun with the old ones
             self._rows = old
+            # In front again and in their order, so that a reload costs no request its place.
             self._waiting.extendleft(reversed(joining))
+            # A future that nobody waits for makes the loop refresh as if it had been asked to.
             self._refreshing.append(asyncio.get_running_loop().create_future())
             return
         for row, token in zip(self._rows, drawn, strict=True):
@@ -287,7 +305,9 @@ class Batcher:
         joining: list[Reply] = []
         room, tokens = self._max_rows - running, JOIN_TOKENS
         while self._waiting:
+            # Only looked at; taken off once it is clear that it fits.
             first = self._waiting[0]
+            # A request whose client has left is taken off without a row.
             new = 0 if first.left else self._decoding.new_tokens(first.prompt_ids)
             # The first request may exceed the limit; otherwise it would wait forever.
             fits = first.sampling.n <= room and (not joining or new <= tokens)
@@ -305,6 +325,7 @@ class Batcher:
         """Run the model on the engine's thread; None if new weights must be loaded first."""
         if kept is not None:
             self._decoding.keep(kept)
+        # Checked on the engine's thread, where updates happen, so nothing changes in between.
         if (old or joining) and self._watch.changed():
             if self._on_change == "refuse":
                 raise StaleWeightsError(
@@ -321,11 +342,13 @@ class Batcher:
                 return None
         logits = []
         if old:
+            # The token drawn in the previous step is read now.
             last = [row.choice.tokens[-1].token_id for row in old]
             logits.append(self._decoding.step(torch.tensor(last, device=self._policy.device)))
         if joining:
             prompts = [reply.prompt_ids for reply in joining]
             logits.append(self._decoding.join(prompts, [reply.sampling.n for reply in joining]))
+        # Old rows first, then the new ones: the order of `self._rows`.
         return _draw(torch.cat(logits), self._rows) if logits else []
 
 
@@ -336,6 +359,8 @@ def _rows(reply: Reply) -> list[Row]:
         generator = torch.Generator()
         generator.manual_seed(sub_seed(reply.sampling.seed, "sample", 0, choice.index))
         noise = torch.empty(reply.sampling.max_new_tokens).uniform_(generator=generator)
+        # The whole row is drawn at once, so token t gets the same number however rows are
+        # batched.
         rows.append(Row(reply, choice, noise.clamp_(max=JUST_BELOW_ONE).tolist()))
     return rows
 
@@ -345,6 +370,7 @@ def _without(gone: Sequence[int], count: int) -> list[int]:
     order = list(range(count))
     # From the back, so that the positions still to be filled stay valid.
     for index in reversed(gone):
+        # order[-1] may be the removed row itself, which the pop then drops.
         order[index] = order[-1]
         order.pop()
     return order
@@ -375,6 +401,7 @@ def _top(logits: Float[Tensor, "V"], sampling: Sampling) -> list[tuple[int, floa
     """List the likeliest tokens, at the temperature of the drawn token's log probability."""
     if not sampling.top_logprobs:
         return []
+    # Temperature 0 reports log probabilities at temperature 1, like `choose`.
     scaled = logits.float() / (sampling.temperature or 1.0)
     likeliest = scaled.log_softmax(dim=-1).topk(min(sampling.top_logprobs, len(scaled)))
     return list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))

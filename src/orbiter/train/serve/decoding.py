@@ -101,6 +101,8 @@ class Slots:
         body, shape = forward.body, forward.shape
         weight, norm = body.embed_tokens.weight, body.norm.weight
         self._forward = forward
+        # On an accelerator the products use the model's own weights, so nothing is protected
+        # there.
         self.snapshot = snapshot and weight.device.type == "cpu"
         self._layers = packed_layers(body, forward.dtype)
         if self.snapshot:
@@ -108,6 +110,7 @@ class Slots:
             self._layers = [_with_own_norms(layer) for layer in self._layers]
         self._embedding, self._norm = weight, norm
         self._head = packed_linear(*merged([forward.model.lm_head]), forward.dtype)
+        # In the policy's dtype, as the keys and values are; the embedding's weight is float32.
         empty = weight.new_empty(0, shape.kv_heads, FIRST_LENGTH, shape.head_dim).to(forward.dtype)
         self._empty = [empty] * len(self._layers)
         self._k, self._v = self._empty.copy(), self._empty.copy()
@@ -126,6 +129,7 @@ class Slots:
         # One entry per row, so a prompt with n copies appears n times.
         of_row = list(chain.from_iterable(map(repeat, map(tuple, prompts), copies)))
         first = len(self._length)
+        # Reserved for all rows first, since `_prefill` writes into the leaders' slots.
         self._reserve(first + len(of_row), max(map(len, of_row)))
         lengths = torch.tensor([len(token_ids) for token_ids in of_row], device=self._length.device)
         leader: dict[tuple[int, ...], int] = {}
@@ -135,10 +139,12 @@ class Slots:
         logits: dict[tuple[int, ...], Tensor] = {}
         waiting = list(leader)
         while waiting:
+            # Each round stores prefixes that the prompts of the next round find.
             waiting, ready = self._split(waiting, leader)
             for together in ready:
                 for pending, row in zip(together, self._prefill(together), strict=True):
                     logits[pending.token_ids] = row
+        # After all leaders have run.
         self._spread([leader[token_ids] for token_ids in of_row], first, int(lengths.max()))
         self._length = torch.cat([self._length, lengths])
         self._tokens += map(list, of_row)
@@ -152,6 +158,7 @@ class Slots:
         longest = int(at.max()) + 1
         self._reserve(rows, longest)
         row = torch.arange(rows, device=at.device)
+        # A row sees its own tokens only up to its length; cells beyond belong to an earlier row.
         bias = self._bias(torch.arange(longest, device=at.device) <= at[:, None])[:, None]
 
         def append(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -172,14 +179,18 @@ class Slots:
         stay = set(rows)
         for row, tokens in enumerate(self._tokens):
             if row not in stay:
+                # Before slots are overwritten below, while the row's keys are still in place.
                 self._remember(row, tokens)
         # Rows that stay in their slot cost nothing.
         moved = [(source, place) for place, source in enumerate(rows) if source != place]
         if moved:
+            # One assignment with index lists reads all sources before it writes, so rows may
+            # swap.
             sources, places = (list(side) for side in zip(*moved, strict=True))
             longest = int(self._length[sources].max())
             for cache in (*self._k, *self._v):
                 cache[places, :, :longest] = cache[sources, :, :longest]
+        # Only when nothing is active, since releasing memory costs a new allocation later.
         if not rows and 2 * len(self._k) * self._k[0].nbytes > KEPT_BYTES:
             self._k, self._v = self._empty.copy(), self._empty.copy()
         self._length = self._length[list(rows)]
@@ -224,6 +235,7 @@ class Slots:
         rectangle = Rectangle.of(new)
         along = torch.arange(rectangle.real.shape[1], device=device)
         at = start[:, None] + along
+        # Every query sees the recalled prefix and the new tokens before it.
         bias = self._bias(torch.arange(longest, device=device) <= at[..., None])
         position = at[rectangle.real]
         row = rows[:, None].expand_as(rectangle.real)[rectangle.real]
@@ -242,6 +254,7 @@ class Slots:
         self.run_tokens += len(ids)
         for each in pending:
             self._remember(each.row, each.token_ids)
+        # The state of each prompt's last new token.
         return self._logits(x[new.cumsum(0) - 1])
 
     def _recall(self, pending: _Pending) -> None:
@@ -276,6 +289,7 @@ class Slots:
         if rows <= slots and length <= room:
             return
         slots = slots if rows <= slots else max(rows, 2 * slots)
+        # Powers of two, so that growing copies the cache seldom.
         larger_room = room if length <= room else 1 << (length - 1).bit_length()
         used = len(self._length)
         for caches in (self._k, self._v):
@@ -328,6 +342,7 @@ class Windows:
         rows = [prompt for prompt, n in zip(prompts, copies, strict=True) for _ in range(n)]
         self.asked_tokens += sum(map(len, rows))
         self.run_tokens += sum(map(len, rows))
+        # The whole rest of the context, as the lengths of the answers are not known yet.
         room = self._policy.context_length - max(map(len, rows))
         self._decoder = self._policy.forward.decoder(rows, room)
         return self._decoder.start()
@@ -343,6 +358,7 @@ class Windows:
         """Keep only these rows."""
         assert self._decoder is not None, "rows have joined"
         if rows:
+            # Without rows the next join makes a new decoder, so nothing has to be removed.
             self._decoder.keep(torch.tensor(list(rows), device=self._policy.device))
 
 

@@ -167,6 +167,7 @@ class LivePolicy:
             target=self._loop.run_forever, name="orbiter-live", daemon=True
         )
         self._thread.start()
+        # The batcher lives on this loop alone; its coroutines run there.
         await asyncio.wrap_future(self.submit(self._batcher.__aenter__()))
         return self
 
@@ -174,9 +175,11 @@ class LivePolicy:
         """Stop; clients that still wait for an answer get an error."""
         assert self._loop is not None
         assert self._thread is not None
+        # In order: the batcher fails its requests, their tasks end, and only then the loop stops.
         await asyncio.wrap_future(self.submit(self._batcher.__aexit__()))
         await asyncio.wrap_future(self.submit(_finish_tasks()))
         self._loop.call_soon_threadsafe(self._loop.stop)
+        # In a thread, since joining here would block the caller's event loop.
         await asyncio.to_thread(self._thread.join)
         self._loop.close()
         self._loop = None
@@ -206,6 +209,7 @@ async def _finish_tasks() -> None:
     tasks: Sequence[asyncio.Task[Any]] = [
         task for task in asyncio.all_tasks() if task is not asyncio.current_task()
     ]
+    # A cancelled task still runs its cleanup, which gather waits for.
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -68,11 +68,13 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
         messages += _turned(message, f"messages[{index}]")
     tools = []
     for index, tool in enumerate(asked.tools or ()):
+        # Anthropic's own tools (search, computer use) have a type instead of a schema.
         if "input_schema" not in tool and lenient:
             dropped.append(f"tools.{tool.get('type')}")
         else:
             tools.append(_tool(tool, f"tools[{index}]"))
     choice = asked.tool_choice or {}
+    # Through the chat request, so that one set of checks and one decode loop serve all dialects.
     request = convert(
         {
             "model": asked.model,
@@ -94,6 +96,7 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
 
 def error_body(refusal: Refusal) -> dict[str, object]:
     """Return the body of an error, in Anthropic's form."""
+    # Anthropic names a server's error api_error, whatever kind it has here.
     kind = "api_error" if refusal.status >= 500 else refusal.kind
     return {"type": "error", "error": {"type": kind, "message": refusal.message}}
 
@@ -109,6 +112,7 @@ def _turned(message: Message, place: str) -> list[Message]:
     results = [_result(block) for block in blocks if block["type"] == "tool_result"]
     calls = [_call_of(block) for block in blocks if block["type"] == "tool_use"]
     texts = [block for block in blocks if block["type"] == "text"]
+    # A message with nothing but tool results becomes tool messages alone, without an empty turn.
     if results and not texts and not calls:
         return results
     turned: dict[str, Any] = {"role": role, "content": texts}
@@ -150,6 +154,7 @@ def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def _tool_choice(choice: Mapping[str, Any]) -> object:
+    # Anthropic's "any" is OpenAI's "required".
     kinds = {"auto": "auto", "any": "required", "none": "none", None: None}
     kind = choice.get("type")
     if kind == "tool":
@@ -173,6 +178,7 @@ class MessagesWriter:
         choice = self._reply.choices[0]
         done = finished(choice, self._request)
         content: list[dict[str, object]] = []
+        # Clients expect at least one block, so an empty answer has an empty text.
         if done.content or not done.calls:
             content.append({"type": "text", "text": done.content or ""})
         for index, call in enumerate(done.calls):
@@ -190,6 +196,7 @@ class MessagesWriter:
         wanted = news.text or (news.done is not None and not news.done.calls)
         if wanted and not self._text_open:
             self._text_open = True
+            # An index counts the blocks of the message; the text, if there is any, is block 0.
             block = {"type": "text", "text": ""}
             pieces.append(_event("content_block_start", index=0, content_block=block))
         if news.text:
@@ -200,6 +207,7 @@ class MessagesWriter:
         if self._text_open:
             pieces.append(_event("content_block_stop", index=0))
         for position, call in enumerate(news.done.calls):
+            # A bool counts as 0 or 1: the calls come after the text block.
             index = position + self._text_open
             begun = self._call(position, call.name) | {"input": {}}
             delta = {"type": "input_json_delta", "partial_json": call.arguments_text()}
@@ -213,6 +221,7 @@ class MessagesWriter:
     def closing(self) -> list[bytes]:
         """End the message."""
         end = self._end(self._reply.choices[0])
+        # Output tokens are only known at the end, so the closing event repeats the usage.
         usage = {"output_tokens": count_drawn(self._reply.choices)}
         delta = {name: end[name] for name in ("stop_reason", "stop_sequence")}
         return [_event("message_delta", delta=delta, usage=usage), _event("message_stop")]
@@ -239,6 +248,7 @@ class MessagesWriter:
         """Return why the answer ended, in Anthropic's words."""
         reason = finished(choice, self._request).finish_reason
         stop = choice.text.stopped_by
+        # Anthropic says which stop text ended the answer; OpenAI does not.
         reasons = {
             "tool_calls": "tool_use",
             "length": "max_tokens",

@@ -27,6 +27,7 @@ class PrefixStore:
         """Create an empty store; `like` [*, kv_heads, *, D] gives shape, type and device."""
         _, heads, _, width = like.shape
         self._layers = layers
+        # Keys and values, in all layers.
         self._token_bytes = 2 * layers * heads * width * like.element_size()
         self.limit = limit_bytes // self._token_bytes
         """The maximum number of tokens in the pool."""
@@ -59,6 +60,7 @@ class PrefixStore:
             if following is None:
                 break
             path.append(at := following)
+        # A clock that counts lookups, which orders the use of nodes without asking the time.
         self._clock += 1
         for node in path:
             self._used[node] = self._clock
@@ -89,6 +91,7 @@ class PrefixStore:
     ) -> None:
         """Store the new part of a row; `k` and `v` hold the whole row, from its first token on."""
         known = self.match(token_ids)
+        # A row longer than the whole pool is stored as far as it fits.
         new = min(len(token_ids), self.limit) - len(known)
         if new <= 0:
             return
@@ -99,6 +102,7 @@ class PrefixStore:
         for token_id in token_ids[first : first + new]:
             at = self._append(at, token_id)
             nodes.append(at)
+        # A node's number is also its row in the pool.
         rows = torch.tensor(nodes, device=self._k[0].device)
         for layer in range(self._layers):
             self._k[layer][rows] = k[layer][:, first : first + new].transpose(0, 1)
@@ -120,24 +124,28 @@ class PrefixStore:
 
     def _make_room(self, new: int) -> None:
         """Grow the pool for new tokens, or evict old prefixes if it may not grow."""
+        # One more for the root, whose row in the pool is never used.
         wanted = len(self._child) + new + 1
         if wanted > self.limit + 1:
             # More than is needed now, so that the next rows do not evict again.
             self._evict(max(wanted - self.limit - 1, int(self.limit * FREED_SHARE)))
         size = len(self._k[0])
         # Freed nodes are used again before the pool grows.
+        # Only new nodes beyond the free list need new rows.
         highest = max(len(self._edge), len(self._edge) + new - len(self._free))
         if highest <= size:
             return
         larger = min(max(FIRST_TOKENS, 2 * size, highest), max(self.limit + 1, highest))
         for pool in (self._k, self._v):
             for layer, old in enumerate(pool):
+                # Doubling keeps the number of copies small, as for a list.
                 grown = old.new_empty(larger, *old.shape[1:])
                 grown[:size] = old
                 pool[layer] = grown
 
     def _evict(self, count: int) -> None:
         """Evict the least recently used nodes; the path in use has the newest mark and stays."""
+        # The current path carries the newest mark, so it is not in this list.
         nodes = [n for n in self._child.values() if self._used[n] < self._clock]
         # A node is never used later than its parent; deepest first keeps every prefix whole.
         nodes.sort(key=lambda n: (self._used[n], -self._depth[n]))

@@ -62,6 +62,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         """Start the thread; it ends with the process or with `close`."""
         self._loop = asyncio.new_event_loop()
+        # A daemon thread, so that a process that forgets to close it still ends.
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -72,8 +73,10 @@ class LoopThread:
             StateError: the loop is closed.
         """
         if self._loop.is_closed():
+            # An unawaited coroutine would cause a warning at garbage collection.
             work.close()
             raise StateError("the loop that answers model calls is closed")
+        # The only safe way into a loop of another thread.
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
@@ -119,6 +122,7 @@ class RemotePolicy:
             top_p: At which the engine samples, for the record.
         """
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
+        # The agent's requests decide; the episode's record has the ids anyway.
         self.return_token_ids = False
         self.versions: list[int] = []
         """Versions of the weights that drew the answers, as far as the engine knows them."""
@@ -161,11 +165,13 @@ class _Requests:
     def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
         """Ask the engine for the answers, which arrive later."""
         reply = _RemoteReply(prompt_ids, sampling, self._model)
+        # A task keeps `submit` synchronous, as that of the decode loop is.
         reply.asking = asyncio.get_running_loop().create_task(self._ask(reply))
         return reply
 
     async def _ask(self, reply: Reply) -> None:
         try:
+            # The answers of one request are drawn independently, at the same time.
             answers = await asyncio.gather(
                 *(
                     self._engine.generate(
@@ -178,6 +184,8 @@ class _Requests:
             reply.fail(error)
             return
         for choice, answer in zip(reply.choices, answers, strict=True):
+            # A mismatch would shift the log probabilities against their tokens for the whole
+            # episode.
             if len(answer.token_ids) != len(answer.logprobs) or not answer.token_ids:
                 reply.fail(
                     StateError(
@@ -189,7 +197,9 @@ class _Requests:
             versions = (answer.first_version, answer.last_version)
             self._versions += [version for version in versions if version is not None]
             for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=True):
+                # Through the same method as local tokens, so stop texts and limits apply alike.
                 reply.take(choice, Drawn(token_id, logprob, []))
+                # The engine may return tokens after a stop text, which the client never sees.
                 if choice.finish_reason is not None:
                     break
             reply.end(choice)
@@ -205,6 +215,7 @@ class _RemoteReply(Reply):
         """Stop waiting for the engine; a client that still waits for the answer gets an error."""
         super().leave()
         if self.asking is not None and not self.asking.done():
+            # `leave` may be called from the agent's thread; the task belongs to the loop's.
             self.asking.get_loop().call_soon_threadsafe(self._give_up)
 
     def _give_up(self) -> None:

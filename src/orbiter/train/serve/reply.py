@@ -95,8 +95,10 @@ class Reply:
         Raises:
             Exception: the model could not answer.
         """
+        # An error that came before the call must not be waited for.
         if self.error is None:
             await self._news.wait()
+            # Cleared after the wait: what is added from now on sets it again.
             self._news.clear()
         if self.error is not None:
             raise self.error
@@ -119,10 +121,13 @@ class Reply:
         sampling = self.sampling
         choice.tokens.append(drawn)
         ended = drawn.token_id in self._policy.stop_token_ids
+        # Stop texts can only be found in text, so it is decoded as it grows.
         live = sampling.live or bool(sampling.stops)
         # The token that ends the answer is not part of its text, even if it is not special.
         cut = not ended and self._spell(choice, drawn.token_id, live=live)
         full = len(choice.tokens) == sampling.max_new_tokens
+        # Bytes of an incomplete character are written at the end, where a stop text may still
+        # match.
         if not cut and (ended or full):
             cut = choice.text.finish()
         if ended or cut or full:
@@ -149,5 +154,6 @@ class Reply:
         return False
 
     def _decode(self, token_ids: Sequence[int]) -> str:
+        # Special tokens mark structure and are never shown to the client.
         text: str = self._policy.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text

@@ -81,6 +81,7 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
         Refusal: 400, with the field that is wrong.
     """
     fields = decode(body)
+    # Before the unsupported settings are dropped: dropping these would lose the conversation.
     for name in KEPT_ELSEWHERE:
         if fields.get(name) is not None:
             raise Refusal(
@@ -91,6 +92,7 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
     asked = convert(fields, ResponsesRequest)
     tools = []
     for index, tool in enumerate(asked.tools or ()):
+        # OpenAI's built-in tools run on its servers and cannot be offered here.
         if tool.get("type") != "function" and lenient:
             dropped.append(f"tools.{tool.get('type')}")
         else:
@@ -129,6 +131,7 @@ def _add(messages: list[dict[str, Any]], item: Item, place: str) -> None:
     if kind == "message":
         messages.append({"role": item.get("role"), "content": item.get("content")})
     elif kind == "function_call":
+        # Calls without text before them come without a message item, so one is made.
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": None})
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
@@ -200,6 +203,7 @@ class ResponsesWriter:
     def news(self, news: News) -> list[bytes]:
         """Write the new part of the answer."""
         pieces = []
+        # An answer without text and calls still has one (empty) text part.
         wanted = news.text or (news.done is not None and not news.done.calls)
         if wanted and not self._opened:
             self._opened = True
@@ -219,6 +223,8 @@ class ResponsesWriter:
 
     def closing(self) -> list[bytes]:
         """End the response."""
+        # The last event repeats the whole response, which some clients read instead of the
+        # deltas.
         body = self.whole()
         return [self._event(f"response.{body['status']}", response=body)]
 
@@ -233,6 +239,7 @@ class ResponsesWriter:
         pieces = []
         body = self.whole()
         items: Any = body["output"]
+        # The order is that of `whole`, so the indices of both agree.
         for index, item in enumerate(items):
             at = {"output_index": index, "item_id": item["id"]}
             if item["type"] == "message":
@@ -270,6 +277,8 @@ class ResponsesWriter:
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "temperature": request.temperature,
             "top_p": request.top_p,
+            # The answer's schema knows only some objects here, so a named tool is reported as
+            # "auto".
             "tool_choice": request.tool_choice if isinstance(request.tool_choice, str) else "auto",
             "tools": [{"type": "function", **tool["function"]} for tool in request.tools or ()],
             "usage": None,
@@ -299,6 +308,7 @@ class ResponsesWriter:
         return {"item_id": f"msg_{self._sheet.key}", "output_index": 0, "content_index": 0}
 
     def _event(self, kind: str, **fields: object) -> bytes:
+        # Clients put events in order by this number.
         number = self._number
         self._number += 1
         return event({"type": kind, "sequence_number": number, **fields}, kind)

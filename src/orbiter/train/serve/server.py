@@ -70,6 +70,7 @@ class PolicyServer:
         """
         check_port(port)
         if token is None and not is_loopback(host):
+            # A server that others can reach is never open by accident.
             token = secrets.token_urlsafe(24)
         self._terms = Terms(
             name=name or _name(model),
@@ -127,6 +128,7 @@ class PolicyServer:
     def run(self, on_ready: Callable[[PolicyServer], object] | None = None) -> None:
         """Answer until Ctrl-C or SIGTERM; `on_ready` is called when the server is ready."""
         with contextlib.suppress(KeyboardInterrupt):
+            # uvicorn handles the signal first; the KeyboardInterrupt only ends asyncio.run.
             asyncio.run(self._run(on_ready))
 
     async def _run(self, on_ready: Callable[[PolicyServer], object] | None) -> None:
@@ -134,6 +136,8 @@ class PolicyServer:
             serving = await self._open(stack, signals=True)
             if on_ready is not None:
                 on_ready(self)
+            # Shielded, so that a cancellation ends through the stack, which stops the server in
+            # order.
             await asyncio.shield(serving)
 
     async def _open(self, stack: AsyncExitStack, *, signals: bool) -> asyncio.Task[None]:
@@ -145,6 +149,7 @@ class PolicyServer:
         from orbiter.train.serve.app import Endpoint
         from orbiter.train.serve.batching import Batcher
 
+        # Before the model is loaded, so that a port in use shows within milliseconds.
         listener = stack.enter_context(bind(self._host, self._port))
         policy = await work(_load, self._model, self._dtype, self._device)
         batcher = Batcher(
@@ -156,9 +161,12 @@ class PolicyServer:
         app = Endpoint(answering, self._terms).app()
         server = make_server(app, extra="serve", closing_seconds=CLOSING_SECONDS)
         if not signals:
+            # In a program, signals belong to its author.
             server.capture_signals = contextlib.nullcontext
+        # The real port, if 0 was asked for.
         self._port = listener.getsockname()[1]
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        # Pushed last, so undone first: no request arrives while the decode loop closes.
         stack.push_async_callback(_stop, server, serving)
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event
             await asyncio.sleep(0.001)
@@ -208,6 +216,7 @@ def _load(model: str | os.PathLike[str] | Policy, dtype: str, device: str) -> Po
         return model
     loaded = load_model(model, device=device)
     policy = make_policy(loaded.model, loaded.tokenizer, dtype=dtype, device=device)
+    # Nothing is trained here, so no gradients are needed.
     policy.model.requires_grad_(False)
     return policy
 

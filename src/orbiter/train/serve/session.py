@@ -137,6 +137,7 @@ class LiveSession:
 
     async def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         """Answer a request from any event loop."""
+        # The caller may be on any loop; the work itself runs on the decode loop's thread.
         answered = await asyncio.wrap_future(self._live.submit(self._answer(path, headers, body)))
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -169,7 +170,9 @@ class LiveSession:
 
     def close(self) -> None:
         """End the episode: active answers are dropped, and later requests get 410."""
+        # Set before the replies leave, so that no new one can start in between.
         self._closed = True
+        # A copy: replies remove themselves from the set on the other thread.
         for reply in tuple(self._replies):
             reply.leave()
 
@@ -193,27 +196,34 @@ class LiveSession:
     async def _reply(self, dialect: Dialect, body: bytes) -> Response:
         started = time.time()
         self._check_open()
+        # Lenient: an agent's settings that do not exist here must not end its episode.
         request, dropped = dialect.parse(body, lenient=True)
         self.dropped.update(dropped)
+        # The distribution must be the one that training assumes, so the trainer's settings win.
         for name in ("temperature", "top_p", "seed"):
             if getattr(request, name) is not None:
                 self.overridden[name] += 1
+        # Counted by requests, not answers, since several may be open at once.
         if self.max_turns is not None and self._requests >= self.max_turns:
             raise self._stop("max_turns", f"this episode may have {self.max_turns} turns")
+        # Counted before the first await, so that parallel requests cannot exceed the limit.
         self._requests += 1
         if self._live.return_token_ids:
             request = msgspec.structs.replace(request, return_token_ids=True, logprobs=True)
         answering = self._live.answering
         answering.check_length(request)
         chat, tools = request.chat, request.offered
+        # Rendering runs beside the decode loop, which goes on drawing meanwhile.
         prompt = await answering.beside(self._splicer.prompt, chat, tools)
         sampling = self._sampling(request, prompt)
+        # Checked again: the episode may have been closed during the await.
         self._check_open()
         reply = answering.submit(prompt.token_ids, sampling)
         self._replies.add(reply)
         key = f"{sampling.seed & (1 << 64) - 1:016x}"
         sheet = Sheet(key, int(started), request.model)
         writer = dialect.writer(reply, request, sheet, answering.policy.tokenizer)
+        # The version is taken now; the weights do not change while an answer is drawn.
         record = _Recording(self, reply, request, sheet, prompt, started, self._live.version)
         if request.stream:
             return _stream(reply, request, writer, record)
@@ -229,6 +239,7 @@ class LiveSession:
             raise Refusal(410, "this episode is over", code="episode_over")
 
     def _stop(self, reason: str, message: str) -> Refusal:
+        # The first limit reached counts; later refusals are its consequences.
         self.stop_reason = self.stop_reason or reason
         return Refusal(400, message, code=reason)
 
@@ -241,17 +252,21 @@ class LiveSession:
             self.stop_reason = self.stop_reason or "context"
             raise too_long(live.answering.policy.context_length, len(prompt.token_ids), 1)
         longest = min(request.longest or live.max_new_tokens, live.max_new_tokens)
+        # Which limit made the answer shorter is remembered, to report why the episode ended.
         limit = "context" if room < longest else None
         longest = min(longest, room)
         if self.max_episode_tokens is not None:
+            # Divided by n, since each of the n answers may take this many tokens.
             left = (self.max_episode_tokens - self.tokens - self._new_tokens(prompt)) // n
             if left < 1:
                 message = f"this episode may have {self.max_episode_tokens} tokens"
                 raise self._stop("max_tokens", message)
             limit = "max_tokens" if left < longest else limit
             longest = min(longest, left)
+        # The seed depends on the prompt, not on the order of requests, which varies between runs.
         ids = ",".join(map(str, prompt.token_ids)).encode()
         digest = hashlib.blake2b(ids, digest_size=16).hexdigest()
+        # The same prompt asked twice gets two samples.
         seed = sub_seed(self.seed, "turn", digest, self._asked[digest])
         self._asked[digest] += 1
         return Sampling(
@@ -271,6 +286,7 @@ class LiveSession:
         if prompt.continues is None:
             return len(prompt.token_ids)
         before = self.turns[prompt.continues]
+        # The earlier prompt and answer are in the stream already and were counted then.
         return len(prompt.token_ids) - len(before.prompt_token_ids) - len(before.token_ids)
 
     def add(self, turn: Turn, prompt: Prompt, limit: str | None) -> None:
@@ -309,11 +325,13 @@ class _Recording:
 
     def end(self) -> None:
         """Record the drawn tokens, whether the answer is complete or not."""
+        # Called at the end of a stream and when the client leaves, whichever comes first.
         if self.over:
             return
         self.over = True
         self.session.forget(self.reply)
         for choice in self.reply.choices:
+            # An answer that ended with an error is not a sample of the policy.
             if not choice.tokens or self.reply.error is not None:
                 continue
             done = finished(choice, self.request)

@@ -76,6 +76,7 @@ class Splicer:
         text = self._renderer.text(messages, tools, open_turn=True)
         rendered = encode(self._tokenizer, text)
         keys = _keys(messages, tools)
+        # From the longest beginning to the shortest, to keep as many sampled tokens as possible.
         for index in range(len(messages) - 1, -1, -1):
             answer = self._answers.get(keys[index])
             if answer is not None:
@@ -83,6 +84,8 @@ class Splicer:
                 if tail is not None:
                     spliced = answer.token_ids + tail
                     return Prompt(spliced, text, answer.turn, drift=spliced != rendered)
+                # The conversation continues an answer, but its history was rewritten by the
+                # template.
                 return Prompt(rendered, text, None, drift=True)
         return Prompt(rendered, text, None, drift=False)
 
@@ -110,14 +113,18 @@ class Splicer:
     ) -> list[int] | None:
         """Return the tokens after the answer at `place`; None if the history was rewritten."""
         rendered = self._renderer.text(messages[: place + 1], tools, open_turn=False)
+        # Both must hold: the template writes the same prompt as then, and the same history now.
         if not rendered.startswith(answer.prompt_text) or not text.startswith(rendered):
             return None
         written = rendered[len(answer.prompt_text) :]
+        # Templates that drop thoughts or change the text do not contain the answer as it was
+        # sent.
         if _words(messages[place]) not in written:
             return None
         closing = self._closing(written)
         if closing is None:
             return None
+        # Only the template's own text after the answer is encoded; the answer keeps its tokens.
         before = rendered.removesuffix(closing)
         tail = encode_after(self._tokenizer, before, closing + text[len(rendered) :])
         # The mark that ends the turn was sampled, unless the answer was cut off.
@@ -131,6 +138,7 @@ class Splicer:
 
     def _closing(self, written: str) -> str | None:
         """Return the text that the template writes after an answer."""
+        # Found once per session, since the template does not change.
         if self._usual is None:
             chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
             rendered = self._renderer.text(chat, (), open_turn=False)
@@ -154,6 +162,7 @@ def _keys(messages: Sequence[Message], tools: Sequence[Message]) -> list[bytes]:
 
 
 def _digest(before: bytes, value: object) -> bytes:
+    # sort_keys, because clients change the order of fields.
     text = json.dumps(value, sort_keys=True).encode()
     return hashlib.blake2b(before + text, digest_size=16).digest()
 
@@ -168,6 +177,7 @@ def _essence(message: Message) -> list[object]:
     words = _text(message.get("content"))
     return [
         role,
+        # Templates and clients strip the white space around an answer.
         words.strip() if role == "assistant" else words,
         calls,
         message.get("tool_call_id"),

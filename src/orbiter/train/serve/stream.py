@@ -70,6 +70,7 @@ async def events(
     """
     sent = [_Sent() for _ in reply.choices]
     try:
+        # Events are sent before the first token, so that clients see the stream open.
         for piece in writer.opening():
             yield piece
         over = False
@@ -77,6 +78,8 @@ async def events(
             await reply.changed()
             over = reply.done
             if over:
+                # Before the last piece is sent: a client may send its next request as soon as it
+                # has it.
                 at_end()
             for piece in _pieces(reply, sent, request, writer):
                 yield piece
@@ -87,6 +90,7 @@ async def events(
         for piece in writer.failed(refusal(error)):
             yield piece
     finally:
+        # Also when the generator is closed because the client left.
         reply.leave()
         at_end()
 
@@ -113,9 +117,11 @@ def _news(choice: Choice, sent: _Sent, request: ChatRequest) -> News | None:
     done = None
     if choice.finish_reason is not None:
         sent.over, done = True, finished(choice, request)
+        # At the end all remaining text is final, also what might have begun a call.
         fresh = (done.content or "")[sent.characters :]
     else:
         end = choice.text.settled()
+        # Text that may be the beginning of a call is held back until it is clear.
         if names := request.offered_names:
             end = min(end, settled(choice.text.known, names))
         fresh = choice.text.known[sent.characters : end]
@@ -123,5 +129,6 @@ def _news(choice: Choice, sent: _Sent, request: ChatRequest) -> News | None:
             return None
         sent.characters = end
     tokens = choice.tokens[sent.tokens :]
+    # Tokens drawn while text was held back go out with the next text.
     sent.tokens = len(choice.tokens)
     return News(choice, fresh, tokens, done)

@@ -35,6 +35,7 @@ class Text:
         """Add a token; return whether the text reached a stop text, before which it then ends."""
         self.note(token_id)
         fresh = self._fresh()
+        # An incomplete character is kept back until its last bytes arrive.
         return bool(fresh) and not fresh.endswith(BROKEN) and self._grow(fresh)
 
     def finish(self) -> bool:
@@ -44,6 +45,7 @@ class Text:
 
     def settled(self) -> int:
         """Count the characters that cannot become part of a stop text."""
+        # At most all but the last character of a stop text can be pending.
         longest = max(map(len, self._stops), default=1) - 1
         for held in range(min(longest, len(self.known)), 0, -1):
             if any(stop.startswith(self.known[-held:]) for stop in self._stops):
@@ -52,6 +54,8 @@ class Text:
 
     def _fresh(self) -> str:
         """Decode the new tokens after a few known ones, on which their spelling may depend."""
+        # SentencePiece writes a word differently at the beginning of a text, hence the known
+        # tokens.
         return self._decode(self._token_ids[self._anchor :])[len(self._head) :]
 
     def _grow(self, fresh: str) -> bool:
@@ -62,10 +66,12 @@ class Text:
         ends = [
             (place, stop)
             for stop in self._stops
+            # A stop text may have begun in the part that was known before.
             if (place := self.known.find(stop, max(0, before - len(stop) + 1))) >= 0
         ]
         if not ends:
             return False
+        # The earliest place wins, whichever stop text is listed first.
         end, self.stopped_by = min(ends)
         self.known = self.known[:end]
         return True

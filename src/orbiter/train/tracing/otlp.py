@@ -153,8 +153,10 @@ def plain(value: AnyValue | None) -> Any:  # noqa: ANN401 - any JSON
     Raises:
         DataError: an integer is malformed.
     """
+    # Checked first, since most attributes are texts.
     if value is None or value.string_value is not None:
         return value and value.string_value
+    # OTLP JSON writes 64-bit integers as text, so this is an int or a text.
     if value.int_value is not None:
         return _whole(value.int_value)
     if value.array_value is not None:
@@ -216,12 +218,16 @@ def read_spans(source: Source) -> Iterator[FoundSpan | FoundLog]:
     At most one line, or one piece of a document, is in memory.
     """
     with source.open() as opened:
+        # The source may be a decompressor or a pipe, so it is buffered here.
         file = io.BufferedReader(cast("io.RawIOBase", opened), CHUNK)
         first = file.readline(CHUNK)
+        # Some tools write a byte order mark at the beginning.
         rest = first.removeprefix(BOM)
         line, offset = 1, len(first) - len(rest)
         while rest.isspace():
             line, offset, rest = line + 1, offset + len(rest), file.readline(CHUNK)
+        # The first line tells the two layouts apart: a whole document on one line, or a part of
+        # one.
         by_line = _is_whole(rest)
         while by_line and rest.endswith(b"\n"):
             yield from _read_line(source, rest, line, offset)
@@ -322,6 +328,7 @@ def _elements(source: Source, walk: Walk, key: str) -> Iterator[None]:
     if walk.peek() == b"[":
         yield from walk.elements()
         return
+    # Looked at before the value is skipped, which moves the position.
     line, is_null = walk.line, walk.peek() == b"n"
     walk.skip()
     if not is_null:

@@ -143,6 +143,7 @@ class Draft:
         draft.runs = [run for run in self.runs if run[0] < count]
         if draft.runs:
             first, group, number, piece = draft.runs[-1]
+            # The last piece may have been cut in the middle of its attributes.
             if first + len(piece.rows) > count:
                 rows = dict(islice(piece.rows.items(), count - first))
                 draft.runs[-1] = (first, group, number, Piece(rows))
@@ -190,7 +191,9 @@ class AttributeReader:
         data = bytes(raw)
         if len(data) < SMALL:
             return sheet_of(attributes_of(_pairs(data, data)))
+        # Popped, so that a remembered span moves to the end: the cache is by recency.
         before, known = self._last.pop((trace_id, name), (b"", _NOTHING))
+        # Given back at once, as the old bytes are replaced or dropped.
         self._room += len(before)
         # Continue at the first attribute in which this span differs from the one before it.
         at = _parting(before, data)
@@ -232,6 +235,7 @@ def _parting(before: bytes, data: bytes) -> int:
         while at + size <= end and before[at : at + size] == data[at : at + size]:
             at += size
         size //= 4
+    # Back to the beginning of the attribute that contains the difference.
     return max(data.rfind(_NAME, 0, at), 0)
 
 
@@ -274,6 +278,7 @@ def place_of(key: str) -> AttributePlace:
             return AttributePlace(group, None, key[len(prefix) :])
     for prefix in SPREAD:
         number, _, name = key.removeprefix(prefix).partition(".")
+        # isdigit alone is true for other scripts' digits, which int would read as well.
         if key.startswith(prefix) and number.isascii() and number.isdigit() and len(number) < 10:
             return AttributePlace(prefix, int(number), name)
     return AttributePlace("attributes", None, key)

@@ -26,6 +26,8 @@ class TrainMetrics:
     """Confidence interval of the mean reward."""
     extra: Mapping[str, float] = field(default_factory=dict[str, float], kw_only=True, hash=False)
     """All other metrics by name."""
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    """What to know before trusting the numbers, such as a judge that nobody has calibrated."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra", dict(self.extra))

@@ -82,14 +82,17 @@ class Journal:
                 before its end; the message names the path and the line.
         """
         self.path = Path(path)
+        # Before anything is opened to write: AppendLog would move a torn tail aside.
         _refuse_foreign(self.path)
         self._log = _open(self.path, durability)
+        # After a fork both processes would write to the same file with separate checksums.
         self._owner = os.getpid()
         self._doubtful = False
         self._checksums = _Checksums()
         try:
             torn = self._log.recovered.torn_bytes + _set_unwritten_tail_aside(self.path)
             _replay(self.path, store, self._checksums)
+            # A new or empty file; the header is a record like any other, with a checksum.
             if not self.path.stat().st_size:
                 self._append(_HEADER)
         except BaseException:
@@ -140,6 +143,7 @@ class Journal:
         try:
             checksum = self._checksums.of(record)
             self._log.append(b"%08x %b" % (checksum, record))
+            # Only after the write, so that a failed append does not break the chain.
             self._checksums.last = checksum
         except SyncError:
             self._doubtful = True  # written, but a failed sync may have thrown it away
@@ -163,6 +167,7 @@ def read_journal(source: Source) -> Iterator[TrajectoryItem]:
         _replay(path, store, _Checksums())
     except StorageError as error:
         line, _, reason = str(error).removeprefix(f"{path}:").partition(": ")
+        # The error's text has the form path:line: reason; the line is read back from it.
         source.refuse(int(line) if line.isdigit() else 1, reason or str(error), error)
     yield from ItemsView(store.kept)
     yield from map(restore, store.waiting.values())
@@ -177,6 +182,7 @@ def _open(path: Path, durability: Durability) -> AppendLog:
     try:
         return AppendLog(path, durability=durability)
     except StorageError as error:
+        # The two cases need different advice: in this process, the other data set can be closed.
         if f"process {os.getpid()}:" in str(error):
             raise StorageError(
                 f"{path} is already open in this process: close() the data set that uses it"
@@ -212,6 +218,7 @@ def _replay(path: Path, store: Store, checksums: _Checksums) -> None:
     entries: list[Stored] = []
     for number, record in enumerate(_checked_records(path, checksums), start=1):
         try:
+            # Line 1 is the header, which has no entry.
             if number > 1:
                 _apply(_DECODER.decode(record), store, entries)
         except (msgspec.DecodeError, LookupError, ValueError) as error:
@@ -244,6 +251,7 @@ def _refuse_foreign(path: Path) -> None:
         return
     with path.open("rb") as file:
         start = file.read(len(_HEADER_LINES[0]))
+    # A shorter file may be a header that was cut off by a crash, so a prefix is accepted.
     if not any(header.startswith(start) for header in _HEADER_LINES):
         raise StorageError(
             f"{path} is not a journal of this version: it starts with {fields.shown(start[:32])} "
@@ -255,6 +263,8 @@ def _checked_records(path: Path, checksums: _Checksums) -> Iterator[bytes]:
     for number, line in enumerate(read_records(path), start=1):
         record = line[9:]
         if number == 1:
+            # The version decides how all checksums of the file are computed, that of the header
+            # included.
             checksums.chained = record != _HEADER_1
         checksum = checksums.of(record)
         if line[:9] != b"%08x " % checksum:
@@ -282,6 +292,7 @@ def _set_unwritten_tail_aside(path: Path) -> int:
         position += len(line) + 1
         if b"\0" not in line:
             written_until = position
+    # Nothing but zeros is not a torn tail but a file that was never written.
     if not written_until or written_until == position:
         return 0
     with path.open("r+b") as file:

@@ -38,6 +38,7 @@ class Store:
             key = (item.episode_id, item.agent)
             number, previous = self._last.get(key, (-1, None))
             if previous is not None:
+                # Compared with the latest turn only: conversations grow at their end.
                 return _placed(shorten(item, previous, self._recent.get(key)), number)
         return Place(packed(item), -1)
 
@@ -50,6 +51,8 @@ class Store:
         number = self.entries
         self.entries += 1
         if item.reward is None:
+            # The number stays valid for as long as the entry waits, so the journal can refer to
+            # it.
             self.waiting[number] = place.stored
             self._waiting_of.setdefault(item.episode_id, []).append(number)
         else:
@@ -78,6 +81,7 @@ class Store:
 
     def waiting_step(self, episode_id: str, step: int) -> int | None:
         """Return the number of a step's waiting entry; of several, the latest."""
+        # From the end, so that a step that was repeated is found in its latest form.
         for number in reversed(self.waiting_in(episode_id)):
             stored = self.waiting[number]
             if (stored.tail if isinstance(stored, Turn) else stored)[_STEP] == step:
@@ -137,6 +141,7 @@ class ItemsView(Sequence[TrajectoryItem]):
 def steps_to_the_end(items: Sequence[TrajectoryItem]) -> list[int]:
     """Return the number of steps between each item and the last one."""
     steps = [item.step for item in items if item.step is not None]
+    # Steps count only if every item has one; otherwise the order of arrival does.
     if len(steps) == len(items):
         return [max(steps) - step for step in steps]
     return list(range(len(items) - 1, -1, -1))

@@ -5,34 +5,47 @@ The verl backend is in `cluster/backend.py`. This file does not import torch unt
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from orbiter.train.engine.trainer import ModelTrainer
+from orbiter.train.seeding import sub_random
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import RewardSpec
-from orbiter.train.verl.tasks import as_tasks
+from orbiter.train.verl.reward import RewardSpec, judges_of
+from orbiter.train.verl.tasks import AgentTasks, as_tasks
 
 if TYPE_CHECKING:
     from orbiter.train.engine.plan import TrainPlan
     from orbiter.train.engine.policy import Policy
+    from orbiter.train.engine.session import Session
     from orbiter.train.engine.tasks import Tasks
     from orbiter.train.verl.cluster.plan import Plan
+    from orbiter.train.verl.evaluate import ScoredAttempt
+
+Validate = Callable[[int], Awaitable[Mapping[str, float]]]
 
 
 class Backend(ABC):
     """Runs a trainer's training somewhere; `VeRLTrainer` holds one."""
 
     def __init__(
-        self, trainer: ModelTrainer, config: VeRLConfig, rewards: Sequence[RewardSpec]
+        self,
+        trainer: ModelTrainer,
+        config: VeRLConfig,
+        rewards: Sequence[RewardSpec],
+        gold: RewardSpec | None = None,
     ) -> None:
-        self.trainer, self.config, self.rewards = trainer, config, rewards
+        self.trainer, self.config, self.rewards, self.gold = trainer, config, rewards, gold
 
     @abstractmethod
     async def plan(self) -> TrainPlan | Plan:
@@ -57,16 +70,32 @@ class LocalBackend(Backend):
 
     @override
     async def plan(self) -> TrainPlan:
-        trainer = self.trainer
+        trainer, config = self.trainer, self.config
         if trainer.running_agent is None:
-            return await trainer.estimate()
+            plan = await trainer.estimate()
+        else:
+            plan = await self._plan_agent()
+        judges = judges_of(self.rewards)
+        if not judges:
+            return plan
+        groups = plan.steps * min(config.batch_size, plan.items)
+        calls = groups * sum(judge.calls_for(config.group_size) for judge in judges.values())
+        limits = [judge.max_cost for judge in judges.values()]
+        # One judge without a limit makes the total unknown.
+        cost = None if None in limits else math.fsum(limit for limit in limits if limit is not None)
+        return replace(plan, judge_calls=calls, judge_max_cost=cost)
+
+    async def _plan_agent(self) -> TrainPlan:
+        """Play a few episodes and estimate a run of an agent from them."""
+        trainer = self.trainer
         from orbiter.train.verl.play import Setting
         from orbiter.train.verl.rehearsal import plan_agent
 
         policy = await trainer.policy()
         held_out = 0 if trainer.eval_dataset is None else len(as_tasks(trainer.eval_dataset))
+        free = [reward for reward in self.rewards if reward.judge is None]  # a judge costs money
         return await plan_agent(
-            Setting(policy, self.config, trainer.running_agent, self.rewards),
+            Setting(policy, self.config, trainer.running_agent, free),
             as_tasks(trainer.dataset),
             held_out=held_out,
             method=trainer.method,
@@ -74,13 +103,80 @@ class LocalBackend(Backend):
 
     @override
     async def train(self) -> TrainMetrics:
-        trainer, config = self.trainer, self.config
-        policy = await trainer.policy()
-        if trainer.running_agent is not None:
+        policy = await self.trainer.policy()
+        if self.trainer.running_agent is not None:
             return await self._train_agent(policy)
+        return await self._train_answers(policy)
+
+    @asynccontextmanager
+    async def _judging(self) -> AsyncIterator[None]:
+        """Keep the judges' answers in the run's folder, and note the uncalibrated ones there."""
+        from orbiter.train.judging.calibration import uncalibrated
+        from orbiter.train.runlog.alarms import keep_notes
+        from orbiter.train.verl.judged import kept
+
+        judges, folder = judges_of(self._scorers), self.config.output_dir
+        async with kept(judges, folder):
+            if judges and folder is not None:
+                keep_notes(folder, uncalibrated(judges))
+            yield
+
+    @property
+    def _scorers(self) -> list[RewardSpec]:
+        """The rewards, and gold."""
+        return [*self.rewards, *([] if self.gold is None else [self.gold])]
+
+    def _watched(
+        self,
+        session: Session,
+        validate: Validate,
+        tasks: Tasks,
+        measure: Callable[[Any, Sequence[RewardSpec], int], Awaitable[list[ScoredAttempt]]],
+    ) -> Validate:
+        """Return a function for the loop to call after every step: validation, and gold.
+
+        Args:
+            session: The run.
+            validate: The validation alone.
+            tasks: The held-out tasks; a part of them is taken.
+            measure: Answers tasks a number of times (0: once, greedily) and scores the answers.
+        """
+        gold, config = self.gold, self.config
+        if gold is None:
+            return validate
+        from orbiter.train.verl.gold import GoldWatch
+
+        places = sorted(
+            # Drawn from the seed, so that every measurement and every resumed run uses the same
+            # slice.
+            sub_random(config.seed, "gold").sample(
+                range(len(tasks)), min(len(tasks), config.gold_tasks)
+            )
+        )
+        chosen = tasks.select(places)
+        # A relative reward compares samples, so it needs a whole group; others are measured
+        # greedily.
+        samples = config.group_size if any(reward.relative for reward in self.rewards) else 0
+        scorers = [*self.rewards, replace(gold, weight=0.0)]  # measured, but not in the total
+        watch = GoldWatch(
+            name=gold.name,
+            every=config.gold_every,
+            stop=config.gold_stop,
+            measure=lambda: measure(chosen, scorers, samples),
+        )
+
+        async def after(step: int) -> Mapping[str, float]:
+            return {**await validate(step), **await watch.after(session, step)}
+
+        return after
+
+    async def _train_answers(self, policy: Policy) -> TrainMetrics:
+        """Train on answers to prompts."""
+        trainer, config = self.trainer, self.config
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
-        from orbiter.train.verl.evaluate import judge, summary
+        from orbiter.train.verl.evaluate import attempts_of, judge, summary
+        from orbiter.train.verl.judged import usage
         from orbiter.train.verl.local import Job, Prompts, fit
 
         tasks = held_out = await trainer.encode(trainer.dataset)
@@ -89,19 +185,36 @@ class LocalBackend(Backend):
         per_epoch = tasks.steps_per_epoch(config.batch_size)
         opening = self._opening(policy, tasks, config.epochs * per_epoch)
         session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
+        session.also_timed = partial(usage, judges_of(self._scorers))
+        # A relative reward has no meaning for a single greedy answer, so validation leaves it
+        # out.
+        absolute = [reward for reward in self.rewards if not reward.relative]
 
         async def measure() -> Mapping[str, float]:
-            judged = await judge(policy, config, self.rewards, held_out, samples=0)
+            judged = await judge(policy, config, absolute, held_out, samples=0)
             return summary(judged, len(held_out), success=1.0).measured()
 
-        async with trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress:
+        async def measure_gold(
+            chosen: Tasks, scorers: Sequence[RewardSpec], samples: int
+        ) -> list[ScoredAttempt]:
+            judged = await judge(policy, config, scorers, chosen, samples=samples)
+            outputs = [rollout.text for rollout in judged.rollouts]
+            return attempts_of(chosen.items, outputs, judged.scores)
+
+        validate = trainer.validation(session, measure, lambda result: result["reward"])
+        # Entered in this order: the judges' files are closed before the session, which saves
+        # last.
+        async with (
+            trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress,
+            self._judging(),
+        ):
             job = Job(
                 config=config,
                 source=Prompts(config=config, rewards=self.rewards, tasks=tasks),
                 objective=ALGORITHMS[config.algorithm].objective(config),
                 session=session,
                 progress=progress,
-                validate=trainer.validation(session, measure, lambda result: result["reward"]),
+                validate=self._watched(session, validate, held_out, measure_gold),
             )
             await fit(job)
         return trainer.results()
@@ -112,8 +225,9 @@ class LocalBackend(Backend):
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.episodes import objective_of, playing
         from orbiter.train.verl.journal import remove_covered
+        from orbiter.train.verl.judged import usage
         from orbiter.train.verl.local import Job, fit
-        from orbiter.train.verl.play import Setting, evaluate
+        from orbiter.train.verl.play import Setting, assess, evaluate
 
         trainer, config = self.trainer, self.config
         setting = Setting(policy, config, trainer.running_agent, self.rewards)
@@ -121,14 +235,25 @@ class LocalBackend(Backend):
         held_out = tasks if trainer.eval_dataset is None else as_tasks(trainer.eval_dataset)
         per_epoch = tasks.steps_per_epoch(config.batch_size)
         session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
+        session.also_timed = partial(usage, judges_of(self._scorers))
+        absolute = [reward for reward in self.rewards if not reward.relative]
 
         async def measure() -> Mapping[str, float]:
-            return (await evaluate(setting, held_out, samples=0, success=1.0)).measured()
+            chosen = setting._replace(rewards=absolute)
+            return (await evaluate(chosen, held_out, samples=0, success=1.0)).measured()
 
+        async def measure_gold(
+            chosen: AgentTasks, scorers: Sequence[RewardSpec], samples: int
+        ) -> list[ScoredAttempt]:
+            played = setting._replace(rewards=scorers)
+            return (await assess(played, chosen, samples=samples, success=1.0)).attempts
+
+        validate = trainer.validation(session, measure, lambda result: result["reward"])
         opening = self._opening_of_agent(policy, len(tasks), config.epochs * per_epoch)
         async with (
             trainer.running(session, opening, data=f"{len(tasks)} tasks") as progress,
             playing(setting, tasks) as source,
+            self._judging(),
         ):
             job = Job(
                 config=config,
@@ -136,9 +261,10 @@ class LocalBackend(Backend):
                 objective=objective_of(config),
                 session=session,
                 progress=progress,
-                validate=trainer.validation(session, measure, lambda result: result["reward"]),
+                validate=self._watched(session, validate, held_out, measure_gold),
             )
             await fit(job)
+            # Only after the loop, when the last checkpoint is known to cover these steps.
             remove_covered(session)
         return trainer.results()
 
@@ -153,6 +279,8 @@ class LocalBackend(Backend):
             policy,
             prompts=at_once,
             n=config.group_size,
+            # Prompts and answers of an episode grow into one sequence, so all of it counts as
+            # sampled.
             prompt_tokens=1,
             new_tokens=min(config.max_episode_tokens or context, context) - 1,
             micro_batch_tokens=config.micro_batch_tokens,

@@ -27,6 +27,11 @@ from orbiter.train.verl.reward import OnRewardError
 
 __all__ = ["VeRLAlgorithm", "VeRLConfig"]
 
+NO_GOLD = "gold= is measured with backend='local' only"
+NO_POOLS = "verl asks every prompt equally often"
+OVERLONG = "reward.reward_kwargs.overlong_buffer_cfg"
+"""The part of verl's configuration that holds DAPO's penalty for long answers."""
+
 
 def _check_algorithm(_: str, value: object) -> None:
     """Accept the name of an algorithm, such as 'grpo' or 'ppo'."""
@@ -126,6 +131,25 @@ class VeRLConfig(AlgorithmConfig):
         "there never was one, with a warning if nothing is left to learn.",
         WholeNumber(at_least=1),
     )
+    gold_every: int = setting(
+        10,
+        "With gold=: steps between two measurements of the gold reward on held-out tasks.",
+        WholeNumber(at_least=1),
+        verl=NotInVerl(NO_GOLD),
+    )
+    gold_tasks: int = setting(
+        16,
+        "With gold=: held-out tasks that it is measured on, of eval_dataset or else of the data.",
+        WholeNumber(at_least=4),
+        verl=NotInVerl(NO_GOLD),
+    )
+    gold_stop: bool = setting(
+        False,
+        "With gold=: end the run after the step in which the reward rises and gold does not.",
+        Boolean(),
+        may_change=True,
+        verl=NotInVerl(NO_GOLD),
+    )
     max_turns: int = setting(
         8,
         "With agent=: answers of the policy in an episode at most; a further model call fails.",
@@ -172,6 +196,39 @@ class VeRLConfig(AlgorithmConfig):
         "same reward, which teach nothing (DAPO's dynamic sampling).",
         WholeNumber(at_least=0),
         verl=NotInVerl("verl's steps play the same number of groups"),
+    )
+    solved_rate: float = setting(
+        1.0,
+        "Share of its turns that a task takes whose samples all got the same reward, and one of at "
+        "least solved_reward; other tasks take the rest. 1 asks all tasks equally often.",
+        Number(above=0, at_most=1),
+        verl=NotInVerl(NO_POOLS),
+    )
+    unsolved_rate: float = setting(
+        1.0,
+        "Share of its turns that a task takes whose samples all got the same reward below "
+        "solved_reward. 1 asks all tasks equally often.",
+        Number(above=0, at_most=1),
+        verl=NotInVerl(NO_POOLS),
+    )
+    solved_reward: float = setting(
+        1.0,
+        "With solved_rate or unsolved_rate: reward from which a task counts as solved.",
+        Number(),
+        verl=NotInVerl(NO_POOLS),
+    )
+    overlong_buffer: int = setting(
+        0,
+        "Tokens before max_response_length over which a penalty for long answers rises (DAPO); 0 "
+        "gives none. Not with agent=, where on_truncation handles long episodes.",
+        WholeNumber(at_least=0),
+        verl=VerlKeys((f"+{OVERLONG}.len", "+reward.reward_kwargs.max_resp_len"), written=False),
+    )
+    overlong_penalty: float = setting(
+        1.0,
+        "With overlong_buffer: what an answer of max_response_length tokens loses of its reward.",
+        Number(above=0),
+        verl=VerlKeys((f"+{OVERLONG}.penalty_factor",), written=False),
     )
     policy_models: Sequence[str] | None = setting(
         None,
@@ -243,6 +300,11 @@ class VeRLConfig(AlgorithmConfig):
     )
 
     @property
+    def has_pools(self) -> bool:
+        """Whether solved or unsolved tasks are asked less often."""
+        return self.solved_rate < 1 or self.unsolved_rate < 1
+
+    @property
     def rollout_name(self) -> str:
         """Name of the sampling engine in verl's configuration."""
         if self.rollout != "auto":
@@ -254,6 +316,7 @@ class VeRLConfig(AlgorithmConfig):
         object.__setattr__(self, "algorithm", VeRLAlgorithm(self.algorithm))
         ALGORITHMS[self.algorithm].check(self)
         _check_batch(self)
+        _check_sampling(self)
         if self.backend == "verl":
             _check_for_verl(self)
 
@@ -268,6 +331,30 @@ def _check_batch(config: VeRLConfig) -> None:
             f"a step has batch_size={config.batch_size} prompts x group_size={config.group_size} = "
             f"{samples} samples, which minibatch_size={config.minibatch_size} does not divide; "
             f"use {' or '.join(str(size) for size in sorted(near))}, or 0 for all in one update"
+        )
+
+
+def _check_sampling(config: VeRLConfig) -> None:
+    """Refuse settings of pools and of long answers that have no effect or cannot work."""
+    if config.solved_reward != 1.0 and not config.has_pools:
+        raise ConfigError(
+            f"solved_reward={config.solved_reward:g} has no effect without pools; set "
+            "solved_rate or unsolved_rate below 1"
+        )
+    if config.has_pools and config.group_size < 2:
+        raise ConfigError(
+            "solved_rate and unsolved_rate compare the samples of a group, and group_size="
+            f"{config.group_size} makes none; use at least 2"
+        )
+    if config.overlong_penalty != 1.0 and not config.overlong_buffer:
+        raise ConfigError(
+            f"overlong_penalty={config.overlong_penalty:g} has no effect without overlong_buffer, "
+            "the tokens over which it rises"
+        )
+    if config.overlong_buffer > config.max_response_length:
+        raise ConfigError(
+            f"overlong_buffer={config.overlong_buffer} must be at most max_response_length="
+            f"{config.max_response_length}, whose last tokens it is"
         )
 
 

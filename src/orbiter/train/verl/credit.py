@@ -32,6 +32,7 @@ def credit(
     Skipped samples are left out of the batch and of all means.
     """
     reward, valid = grouped(scores.total, config.group_size)
+    # Skipped samples never enter the batch, so they change no mean.
     kept = valid.flatten().nonzero()[:, 0].tolist()
     if not kept:
         return Credited(None, {}, flat=True)
@@ -60,6 +61,7 @@ def credit_rows(
     """Give every token of the rows its advantage; a sample may have several rows."""
     batch = collate(rows.rollouts, device=policy.device)
     batch = _with_old_policies(policy, config, batch)
+    # Several rows may share a sample, as the streams of an episode do.
     of_row: Int[Tensor, "B"] = torch.tensor(list(rows.sample), device=policy.device)
     samples = Samples(policy, batch, reward, valid, of_row, rows.turns)
     return ALGORITHMS[config.algorithm].credit(config, samples)
@@ -73,6 +75,7 @@ def _with_old_policies(policy: Policy, config: VeRLConfig, batch: Batch) -> Batc
     """
     # After the first update the policy has moved. The sampler's own log probabilities differ by
     # rounding, which would disturb the ratio.
+    # The update's minibatches are counted in rows, as `minibatches` cuts them.
     several = config.ppo_epochs > 1 or 0 < config.minibatch_size < len(batch.length)
     if several or ALGORITHMS[config.algorithm].needs_old_logprob(config):
         old = logprob(
@@ -97,6 +100,7 @@ def grouped(
     total: Sequence[float | None], group_size: int
 ) -> tuple[Float[Tensor, "P G"], Bool[Tensor, "P G"]]:
     """Arrange the rewards by prompt, in float64, with a mask of the samples that have one."""
+    # In float64: differences of almost equal rewards decide the sign of an advantage.
     reward = torch.tensor([each or 0.0 for each in total], dtype=torch.float64)
     valid = torch.tensor([each is not None for each in total])
     return reward.view(-1, group_size), valid.view(-1, group_size)

@@ -24,7 +24,7 @@ from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Session
+from orbiter.train.engine.session import Position, Session
 from orbiter.train.engine.thread import work
 from orbiter.train.seeding import sub_random, sub_seed
 from orbiter.train.serve.live import LivePolicy, LiveStats
@@ -33,11 +33,12 @@ from orbiter.train.verl.algorithms.base import Credited, Turns
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import Rows, credit_rows, grouped
 from orbiter.train.verl.evaluate import reward_metrics
-from orbiter.train.verl.guard import watch
+from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.journal import EpisodeJournal, open_journal
 from orbiter.train.verl.local import Source, note
 from orbiter.train.verl.play import Setting, episode_metrics, open_live, play
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.pools import choose, pool_metrics, update_pools
+from orbiter.train.verl.reward import Scores, weights_of
 from orbiter.train.verl.samples import episode_records
 from orbiter.train.verl.tasks import AgentTasks
 
@@ -53,6 +54,7 @@ async def playing(setting: Setting, tasks: AgentTasks) -> AsyncIterator[Episodes
 
 def objective_of(config: VeRLConfig) -> PolicyObjective:
     """Return the objective of an update: a mean over tokens, with the weights of `_weighted`."""
+    # One mean over tokens in the loss; the weights already contain every other aggregation.
     return ALGORITHMS[config.algorithm].objective(replace(config, loss_aggregation="token"))
 
 
@@ -67,12 +69,13 @@ class Episodes(Source):
     @override
     async def draw(self, session: Session, step: int) -> None:
         setting, config = self.setting, self.setting.config
+        # Taken as a difference, since the counters run for as long as the server lives.
         before = self.live.stats
         journal = await open_journal(session, step)
         try:
-            first = self.tasks.order(step, config.batch_size, seed=config.seed)
-            drawn = await self._play(step, first, 0, journal)
-            chosen, extra = await self._without_flat(step, first, drawn, journal)
+            turn = choose(config, session.position, step, len(self.tasks))
+            drawn = await self._play(step, turn.places, 0, journal)
+            chosen, extra = await self._without_flat(session.position, step, drawn, journal)
         finally:
             if journal is not None:
                 journal.close()
@@ -82,16 +85,27 @@ class Episodes(Source):
             setting.policy,
             config,
             chosen.episodes,
+            # The metrics below use the scores before truncation.
             with_truncation(chosen.scores, chosen.episodes, config.on_truncation),
         )
+        # The position changes only once the whole step has been played and credited.
+        session.position.cursor = turn.cursor
+        update_pools(config, session.position, drawn.places, drawn.scores.total)
         metrics = {
+            **pool_metrics(config, session.position, turn, len(self.tasks)),
             **reward_metrics(drawn.scores),
             **credited.credited.metrics,
             **episode_metrics(drawn.episodes),
             **extra,
             **_run_share(before, self.live.stats),
         }
-        watch(session.position, metrics)
+        hints = signs(
+            [episode.output for episode in drawn.episodes],
+            [episode.sampled_tokens for episode in drawn.episodes],
+            drawn.scores.total,
+            config.group_size,
+        )
+        watch(session.position, metrics | hints, weights_of(setting.rewards))
         records = episode_records(
             tasks.items, chosen.episodes, chosen.scores, credited.advantages, credited.by_turn
         )
@@ -104,17 +118,20 @@ class Episodes(Source):
         config = self.setting.config
         seeds = [
             [
+                # The seed names step, group and attempt, so a journal's episode can be
+                # recognised.
                 sub_seed(config.seed, "episode", step, offset + index, attempt)
                 for attempt in range(config.group_size)
             ]
             for index in range(len(places))
         ]
         tasks = self.tasks.select(places)
+        # `offset` keeps extra groups apart from the step's own in the journal.
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
         return Drawn(list(places), *played)
 
     async def _without_flat(
-        self, step: int, first: Sequence[int], drawn: Drawn, journal: EpisodeJournal | None
+        self, position: Position, step: int, drawn: Drawn, journal: EpisodeJournal | None
     ) -> tuple[Drawn, dict[str, float]]:
         """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
 
@@ -123,13 +140,13 @@ class Episodes(Source):
         their rewards differ would say nothing about the policy.
         """
         config = self.setting.config
-        chosen, extra = drawn, 0
+        chosen, extra, first = drawn, 0, drawn.places
         while extra < config.max_extra_groups:
             flat = flat_groups(chosen, config)
             count = min(len(flat), config.max_extra_groups - extra)
             if count == 0:
                 break
-            places = self._further(step, first, extra, count)
+            places = self._further(position, step, first, extra, count)
             more = await self._play(step, places, len(first) + extra, journal)
             extra += count
             useful = set(range(count)) - set(flat_groups(more, config))
@@ -137,10 +154,14 @@ class Episodes(Source):
                 chosen = chosen.replaced(old, more, new, config.group_size)
         return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
 
-    def _further(self, step: int, first: Sequence[int], done: int, count: int) -> list[int]:
-        """Return the next tasks that a step takes beyond its own."""
+    def _further(
+        self, position: Position, step: int, first: Sequence[int], done: int, count: int
+    ) -> list[int]:
+        """Return the next tasks that a step takes beyond its own; those in no pool come first."""
+        # A data set smaller than a step has no others, so its tasks are played again.
         others = sorted(set(range(len(self.tasks))) - set(first)) or sorted(set(first))
         sub_random(self.setting.config.seed, "extra groups", step).shuffle(others)
+        others.sort(key=lambda task: str(task) in position.pools)
         return [others[at % len(others)] for at in range(done, done + count)]
 
     @override
@@ -179,6 +200,8 @@ class Drawn(NamedTuple):
                 for name in names
             },
             self.scores.faults + by.scores.faults,
+            self.scores.left_out,
+            self.scores.order_effect,
         )
         places = [by.places[other] if i == group else p for i, p in enumerate(self.places)]
         return Drawn(places, swapped(self.episodes, by.episodes), scores)
@@ -189,6 +212,7 @@ def flat_groups(drawn: Drawn, config: VeRLConfig) -> list[int]:
     scores = with_truncation(drawn.scores, drawn.episodes, config.on_truncation)
     size = config.group_size
     groups = [scores.total[at : at + size] for at in range(0, len(scores.total), size)]
+    # Fewer than two rewards leave nothing to compare.
     return [i for i, group in enumerate(groups) if len({t for t in group if t is not None}) < 2]
 
 
@@ -225,6 +249,7 @@ def credit_episodes(
     """Give every token that the policy sampled in the episodes its advantage."""
     reward, valid = grouped(scores.total, config.group_size)
     kept = valid.flatten().nonzero()[:, 0].tolist()
+    # Episodes without a reward are left out here, so the rows hold only the others.
     streams = [episodes[i].streams for i in kept]
     if not any(streams):
         empty = [None] * len(episodes)
@@ -261,6 +286,7 @@ def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Tu
     valid = torch.zeros(len(episodes), longest, dtype=torch.bool)
     state = torch.zeros(len(episodes), longest, dtype=torch.long)
     states: dict[tuple[int, ...], int] = {}
+    # Rows of all kept episodes, in the order in which `credit_episodes` flattens the streams.
     of_token: list[list[int]] = []
     for i, (episode, total) in enumerate(zip(episodes, scores.total, strict=True)):
         if total is None or not episode.turns:
@@ -272,6 +298,7 @@ def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Tu
         for k, given in zip(episode.step_reward_turns, episode.step_rewards, strict=True):
             reward[i, k] += given
         # The total includes the step rewards, which must not count twice.
+        # fsum, so that step rewards that sum to the total leave exactly 0.
         reward[i, len(episode.turns) - 1] += total - math.fsum(episode.step_rewards)
         of_token += [
             [t if trains else -1 for t, trains in zip(stream.turn, stream.mask, strict=True)]
@@ -299,6 +326,7 @@ def _recorded(
     means: list[float | None] = [None] * len(episodes)
     by_turn: list[list[float] | None] = [None] * len(episodes)
     for i, turns_sums in zip(kept, sums, strict=True):
+        # Rounded for the log only; the batch keeps the exact advantages.
         by_turn[i] = [round(total / max(1, count), 6) for total, count in turns_sums]
         # The mean over tokens, not over turns: a long turn counts more, as it does in the loss.
         tokens = sum(count for _, count in turns_sums)
@@ -317,12 +345,14 @@ def _weighted(
     aggregation, advantage = config.loss_aggregation, batch.advantage
     if aggregation not in ("episode", "constant") or advantage is None:
         return advantage
+    # The divisor of "constant" must not depend on the batch.
     longest = config.max_episode_tokens or config.max_turns * config.max_response_length
     shares = token_weights([episodes[i].streams for i in kept], aggregation, max_tokens=longest)
     trained = int(batch.mask.sum())
     weight = torch.zeros(advantage.shape, dtype=advantage.dtype)
     for row, of_row in enumerate(share for of_episode in shares for share in of_episode):
         weight[row, : len(of_row)] = torch.tensor(of_row, dtype=advantage.dtype)
+    # The loss divides by the number of trained tokens, so that factor is multiplied back in.
     return advantage * (weight.to(advantage.device) * trained)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, repeat
 from statistics import fmean, pstdev
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from orbiter.train.engine.thread import work
 from orbiter.train.engine.trainer import as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import mean_interval, pass_at_k
+from orbiter.train.judging.base import BaseJudge
+from orbiter.train.judging.calibration import uncalibrated
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -101,6 +104,7 @@ async def ask_rewards(
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
         known=[{"raw_output": rollout.raw_text} for rollout in rollouts],
+        group_sizes=[group_size] * len(items),
     )
 
 
@@ -149,6 +153,32 @@ def summarise(
     return as_metrics(measured | {"reward": interval.mean}, reward_interval=interval)
 
 
+def with_corrections(
+    assessment: Assessment, judges: Mapping[str, BaseJudge], *, samples: int
+) -> Assessment:
+    """Add what a calibrated judge's scores are worth, and a note about one that is not calibrated.
+
+    Attempts at the same task are not independent, so only the first at each task counts.
+    """
+    measured: dict[str, float] = {}
+    notes = uncalibrated(judges)
+    for name, judge in judges.items():
+        given = [attempt.rewards.get(name) for attempt in assessment.attempts[::samples]]
+        scores = [score for score in given if score is not None]
+        if judge.calibration is None or not scores:
+            continue
+        try:
+            mean, low, high, _ = judge.calibration.corrected(scores)
+        except DataError as error:
+            notes.append(f"the scores of judge {name!r} cannot be corrected: {error}")
+            continue
+        corrected = {"": mean, "_low": low, "_high": high}
+        measured |= {f"corrected/{name}{end}": value for end, value in corrected.items()}
+    metrics = assessment.metrics
+    extra = {**metrics.extra, **measured}
+    return assessment._replace(metrics=replace(metrics, extra=extra, notes=tuple(notes)))
+
+
 def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Return the sampled tokens, their mean per sample, and the share of samples cut off."""
     lengths = [sum(rollout.mask) for rollout in rollouts]
@@ -162,10 +192,13 @@ def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def reward_metrics(scores: Scores) -> dict[str, float]:
     """Return mean and spread of the total, the mean of each reward, and the number of faults.
 
+    Of judges also the samples without a verdict by cause, and the effect of the order shown.
     Skipped samples count in none of the means.
     """
     known = [total for total in scores.total if total is not None]
     metrics: dict[str, float] = {"reward_faults": float(scores.faults)}
+    metrics |= {f"left_out/{cause}": float(count) for cause, count in scores.left_out.items()}
+    metrics |= {f"order_effect/{name}": effect for name, effect in scores.order_effect.items()}
     if known:
         metrics |= {"reward": fmean(known), "reward_std": pstdev(known)}
     for name, answers in scores.by_name.items():

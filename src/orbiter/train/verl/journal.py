@@ -60,6 +60,7 @@ class EpisodeJournal:
         except BaseException:
             self._log.close()
             raise
+        # Empty, or under another header: the file restarts with this run's header.
         if not self._known:
             self._log.clear()
             self._log.append(_encode(header))
@@ -103,7 +104,9 @@ async def open_journal(session: Session, step: int) -> EpisodeJournal | None:
     folder = _folder(session)
     if folder is None:
         return None
+    # Before the new file is opened, so that finished steps do not pile up.
     remove_covered(session)
+    # The header ties the episodes to the weights: other weights would have played differently.
     header = {"step": step, "weights": await work(_fingerprint, session.policy)}
     return EpisodeJournal(folder / f"{step:08d}.jsonl", header)
 
@@ -116,6 +119,7 @@ def remove_covered(session: Session) -> None:
     left = False
     for path in sorted(folder.iterdir()):
         number = path.name.split(".")[0]
+        # Strictly below: the step of the checkpoint itself may still be in progress.
         if number.isdecimal() and int(number) < session.saved_step:
             path.unlink(missing_ok=True)
         else:
@@ -134,6 +138,7 @@ def _folder(session: Session) -> Path | None:
 def _fingerprint(policy: Policy) -> str:
     """Return a digest of the sums of all trained tensors, which any update changes."""
     named = policy.named_trainable()
+    # In float64, so that a small change of one weight does not vanish in the sum.
     sums = torch.stack([tensor.detach().double().sum().cpu() for tensor in named.values()])
     return hashlib.blake2b(sums.numpy().tobytes(), digest_size=16).hexdigest()
 
@@ -142,6 +147,7 @@ def _read(path: Path, header: Mapping[str, object]) -> dict[EpisodeAttempt, dict
     """Return the episodes of a journal with this header; a torn last line is left out."""
     try:
         records = [json.loads(line.record) for line in read_journal(path)]
+        # Steps are replayed with other seeds or weights after a change; such episodes do not fit.
         if not records or records[0] != header:
             return {}
         return {EpisodeAttempt(r["place"], r["number"], r["seed"]): r for r in records[1:]}

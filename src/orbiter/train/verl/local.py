@@ -29,7 +29,10 @@ from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
-from orbiter.train.verl.reward import RewardSpec, Scores
+from orbiter.train.verl.guard import signs, watch
+from orbiter.train.verl.overlong import with_overlong_penalty
+from orbiter.train.verl.pools import choose, pool_metrics, update_pools
+from orbiter.train.verl.reward import RewardSpec, Scores, weights_of
 from orbiter.train.verl.samples import as_records
 
 log = logging.getLogger(__name__)
@@ -55,8 +58,9 @@ class Prompts(Source):
 
     @override
     async def draw(self, session: Session, step: int) -> None:
-        config, tasks = self.config, self.tasks
-        chosen = tasks.select(tasks.order(step, config.batch_size, seed=config.seed))
+        config, tasks, position = self.config, self.tasks, session.position
+        turn = choose(config, position, step, len(tasks))
+        chosen = tasks.select(turn.places)
         rollouts = await work(
             sample,
             session.policy,
@@ -64,11 +68,21 @@ class Prompts(Source):
             n=config.group_size,
             max_new_tokens=config.max_response_length,
             temperature=config.temperature,
+            # Derived from the step, so that a run resumed before this step draws the same
+            # samples.
             seed=sub_seed(config.seed, "sample", step),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        credited = await work(credit, session.policy, config, rollouts, scores)
-        await work(_note_answers, session, Drawn(chosen.items, rollouts, scores), credited)
+        # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
+        shaped = with_overlong_penalty(config, scores, rollouts)
+        credited = await work(credit, session.policy, config, rollouts, shaped.scores)
+        # Set only after the samples are credited: an interrupted step starts from the old cursor.
+        position.cursor = turn.cursor
+        update_pools(config, position, turn.places, scores.total)
+        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
+        drawn = Drawn(chosen.items, rollouts, scores)
+        weights = weights_of(self.rewards)
+        await work(_note_answers, session, drawn, credited, extra, weights)
 
     @override
     async def refresh(self) -> None:
@@ -97,10 +111,16 @@ async def fit(job: Job) -> None:
         if session.batch is None:  # a run resumed inside a step has its samples already
             await job.source.draw(session, step)
         updates = updates_left(session, config, step)
+        # `next` runs the generator's body, which touches tensors, so it runs on the engine's
+        # thread.
         while (minibatch := await work(next, updates, None)) is not None:
+            # Inside a step too: the checkpoint has the samples, so a resumed run continues with
+            # this minibatch.
             if session.save_due:
                 await work(session.save)
             await work(session.take, minibatch, job.objective, temperature=config.temperature)
+        # After the last update of the step, so that one step's samples come from one set of
+        # weights.
         await job.source.refresh()
         row = session.finish_step(await job.validate(step + 1))
         job.progress.update(step + 1, line_of(row))
@@ -122,12 +142,26 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def _note_answers(session: Session, drawn: Drawn, credited: Credited) -> None:
+def _note_answers(
+    session: Session,
+    drawn: Drawn,
+    credited: Credited,
+    extra: Mapping[str, float],
+    weights: Mapping[str, float],
+) -> None:
     metrics = {
         **reward_metrics(drawn.scores),
         **credited.metrics,
         **length_metrics(drawn.rollouts),
+        **extra,
     }
+    hints = signs(
+        [rollout.text for rollout in drawn.rollouts],
+        [sum(rollout.mask) for rollout in drawn.rollouts],
+        drawn.scores.total,
+        len(drawn.rollouts) // len(drawn.items),
+    )
+    watch(session.position, metrics | hints, weights)
     note(session, credited, metrics, as_records(*drawn, credited.batch))
 
 
@@ -140,6 +174,7 @@ def note(
     """Put the credited samples into the session, with their metrics and records."""
     position = session.position
     session.batch = credited.batch
+    # A step without any reward counts as flat as well.
     position.flat_steps = position.flat_steps + 1 if credited.flat else 0
     position.has_taught |= not credited.flat
     position.row = metrics
@@ -155,11 +190,13 @@ def updates_left(session: Session, config: VeRLConfig, step: int) -> Iterator[Ba
     if batch is None:
         return
     size = config.minibatch_size or len(batch.length)
+    # The minibatches are cut again from the seed, and those already used are skipped.
     position_in_step = 0
     for epoch in range(config.ppo_epochs):
         seed = sub_seed(config.seed, "minibatches", step, epoch)
         for minibatch in minibatches(batch, size, seed=seed):
             # An update whose rows were all idle computes nothing and measures no KL.
+            # The KL is that of the last update taken, also if it was taken before a restart.
             moved = position.seen[-1].get("approx_kl", 0.0) if position.seen else 0.0
             if config.target_kl is not None and moved > config.target_kl:
                 return
@@ -175,6 +212,7 @@ def check_gradient(session: Session, row: Mapping[str, float], patience: int) ->
         TrainingError: the gradient has been exactly zero for `patience` such steps.
     """
     position = session.position
+    # Equal rewards also give a zero gradient, which is no divergence.
     still = position.flat_steps == 0 and row.get("grad_norm") == 0
     position.still_steps = position.still_steps + 1 if still else 0
     if position.still_steps >= patience:

@@ -25,6 +25,7 @@ from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.evaluate import Assessment, ScoredAttempt, attempts_of, summarise
 from orbiter.train.verl.guard import call_metrics
 from orbiter.train.verl.journal import EpisodeAttempt, EpisodeJournal
+from orbiter.train.verl.judged import grouped
 from orbiter.train.verl.reward import RewardSpec, Scores, score
 from orbiter.train.verl.tasks import AgentTasks
 
@@ -101,7 +102,42 @@ async def play(
     attempts = [(task, number) for task, row in enumerate(seeds) for number in range(len(row))]
     played = await map_bounded(attempts, one, concurrency=setting.config.episode_concurrency)
     _refuse_too_many_failures([episode for episode, _ in played], setting.config)
-    return together(played)
+    alone = together(played)
+    if not any(spec.relative for spec in setting.rewards):
+        return alone
+    return await _compared(setting, tasks, alone, [len(row) for row in seeds])
+
+
+async def _compared(
+    setting: Setting, tasks: AgentTasks, played: Played, sizes: Sequence[int]
+) -> Played:
+    """Add the scores of relative judges, which compare the episodes of a task that did not fail.
+
+    The judges' answers are kept in the run's folder, so a resumed run gets the same scores without
+    asking again.
+    """
+    relative = [spec for spec in setting.rewards if spec.relative]
+    rows = [row for row, episode in enumerate(played.episodes) if not episode.failed]
+    items = [item for item, size in zip(tasks.items, sizes, strict=True) for _ in range(size)]
+    groups = grouped([not episode.failed for episode in played.episodes], sizes)
+    scores = await _score(
+        setting.config,
+        relative,
+        [played.episodes[row] for row in rows],
+        [items[row] for row in rows],
+        group_sizes=[sum(group) for group in groups],
+    )
+    before, by_name = played.scores, dict(played.scores.by_name)
+    total: list[float | None] = list(before.total)
+    for place, row in enumerate(rows):
+        known, added = before.total[row], scores.total[place]
+        total[row] = None if known is None or added is None else known + added
+    for name, values in scores.by_name.items():
+        by_row = dict(zip(rows, values, strict=True))
+        by_name[name] = [by_row.get(row) for row in range(len(played.episodes))]
+    faults = before.faults + scores.faults
+    left_out = dict(Counter(before.left_out) + Counter(scores.left_out))
+    return played._replace(scores=Scores(total, by_name, faults, left_out, scores.order_effect))
 
 
 async def play_one(
@@ -168,15 +204,29 @@ async def rate(
     """Compute the rewards of one episode; a failed one is not scored."""
     if episode.failed:
         return None
+    absolute = [spec for spec in rewards if not spec.relative]
+    return await _score(config, absolute, [episode], [item], first_index=place)
+
+
+async def _score(
+    config: VeRLConfig,
+    rewards: Sequence[RewardSpec],
+    episodes: Sequence[Episode],
+    items: Sequence[TrajectoryItem],
+    *,
+    first_index: int = 0,
+    group_sizes: Sequence[int] | None = None,
+) -> Scores:
     return await score(
-        [episode.output],
-        [item],
+        [episode.output for episode in episodes],
+        items,
         rewards,
         on_error=config.on_reward_error,
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
-        first_index=place,
-        known=[{"task": episode.task, "result": episode.result, "episode": episode}],
+        first_index=first_index,
+        known=[{"task": e.task, "result": e.result, "episode": e} for e in episodes],
+        group_sizes=group_sizes,
     )
 
 
@@ -194,7 +244,8 @@ def together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
         for e, each in played
     ]
     faults = sum(each.faults for _, each in played if each)
-    return Played([episode for episode, _ in played], Scores(totals, by_name, faults))
+    left_out: Counter[str] = sum((Counter(e.left_out) for _, e in played if e), Counter())
+    return Played([episode for episode, _ in played], Scores(totals, by_name, faults, left_out))
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:

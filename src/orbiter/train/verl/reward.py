@@ -1,4 +1,4 @@
-"""Call the user's reward functions with a time limit, and check every result.
+"""Call the user's reward functions and judges with a time limit, and check every result.
 
 Advantages are computed in `rl/`.
 """
@@ -10,14 +10,17 @@ import functools
 import inspect
 import math
 import numbers
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, SupportsFloat
 
 from orbiter.train.callback import call, map_bounded
 from orbiter.train.checks import is_finite_number, shown
 from orbiter.train.errors import CallbackError, ConfigError, TrainError, boundary
+from orbiter.train.judging.base import Attempt, BaseJudge, Ruling
 from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.verl.judged import attempt_of, grouped, order_effect
 
 RewardFn = Callable[..., SupportsFloat | Awaitable[SupportsFloat]]
 """`fn(output)`, or with parameters named as in `NAMED`; sync or async."""
@@ -42,12 +45,13 @@ class RewardSpec:
 
     name: str
     weight: float = 1.0
-    fn: RewardFn = None  # type: ignore[assignment] # refused below; weight may thus be left out
+    fn: RewardFn | BaseJudge = None  # type: ignore[assignment] # refused below; weight may thus be left out
     """`fn(output)`; a parameter named `item` also gets the task's TrajectoryItem, and so the
     reference answer, and one named `raw_output` the output with its special tokens, such as
     `[TOOL_CALLS]`. With an agent, `task` gets the task, `result` what the agent returned and
     `episode` the whole Episode; `output` may then be left out, and is the result as text. May be
-    async. A plain one runs in a worker thread, several at once."""
+    async. A plain one runs in a worker thread, several at once. Or a `Judge`, or a `GroupJudge`,
+    which scores the samples of a task by comparing them."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -56,6 +60,8 @@ class RewardSpec:
             raise ConfigError(
                 f"weight of reward {self.name!r} must be finite, got {shown(self.weight)}"
             )
+        if isinstance(self.fn, BaseJudge):
+            return
         if not callable(self.fn):
             raise ConfigError(
                 f"reward {self.name!r} needs fn=, a function from the output to a number, "
@@ -63,30 +69,53 @@ class RewardSpec:
             )
         _check_signature(self.name, self.fn)
 
+    @property
+    def judge(self) -> BaseJudge | None:
+        """The judge that scores, if it is one."""
+        return self.fn if isinstance(self.fn, BaseJudge) else None
+
+    @property
+    def relative(self) -> bool:
+        """Whether the samples of a task are scored together, by comparison."""
+        return self.judge is not None and self.judge.relative
+
     def bound(self, output: str, known: Mapping[str, object]) -> Callable[[], object]:
         """Return a call of `fn` with the output and the entries of `known` that it names."""
+        fn = self.fn
+        assert not isinstance(fn, BaseJudge), "a judge is asked in another way"
         named = {name: known[name] for name in NAMED if name in known and self.asks_for(name)}
-        if _binds(self.fn, output=output, **named):
+        if _binds(fn, output=output, **named):
             # `output` may be at any position among the parameters
-            return functools.partial(self.fn, output=output, **named)
-        if _binds(self.fn, "output", **named):
-            return functools.partial(self.fn, output, **named)
-        return functools.partial(self.fn, **named)
+            return functools.partial(fn, output=output, **named)
+        if _binds(fn, "output", **named):
+            return functools.partial(fn, output, **named)
+        return functools.partial(fn, **named)
 
     def asks_for(self, name: str) -> bool:
         """Return whether `fn` has a parameter of this name."""
-        return name in _parameters(self.fn)
+        return not isinstance(self.fn, BaseJudge) and name in _parameters(self.fn)
 
     def requires(self, name: str) -> bool:
         """Return whether `fn` has a parameter of this name without a default."""
-        if not self.asks_for(name):
+        fn = self.fn
+        if isinstance(fn, BaseJudge) or not self.asks_for(name):
             return False
-        return inspect.signature(self.fn).parameters[name].default is inspect.Parameter.empty
+        return inspect.signature(fn).parameters[name].default is inspect.Parameter.empty
 
     @property
     def needs_episodes(self) -> bool:
         """Whether `fn` can only be called with an agent's episodes."""
-        return not _takes_answers(self.fn)
+        return not isinstance(self.fn, BaseJudge) and not _takes_answers(self.fn)
+
+
+def judges_of(rewards: Sequence[RewardSpec]) -> dict[str, BaseJudge]:
+    """Return the judges among the rewards, by name."""
+    return {spec.name: spec.judge for spec in rewards if spec.judge is not None}
+
+
+def weights_of(rewards: Sequence[RewardSpec]) -> dict[str, float]:
+    """Return the weight of each reward, by name."""
+    return {spec.name: float(spec.weight) for spec in rewards}
 
 
 class Scores(NamedTuple):
@@ -98,6 +127,10 @@ class Scores(NamedTuple):
     """Each reward's results, unweighted."""
     faults: int
     """Number of reward calls that failed or did not return a finite number."""
+    left_out: Mapping[str, int] = {}
+    """Samples without a judge's verdict, by cause; never changed in place."""
+    order_effect: Mapping[str, float] = {}
+    """For each group judge the correlation of score and place in the order shown, in [-1, 1]."""
 
 
 async def score(
@@ -110,38 +143,59 @@ async def score(
     concurrency: int = 16,
     first_index: int = 0,
     known: Sequence[Mapping[str, object]] | None = None,
+    group_sizes: Sequence[int] | None = None,
 ) -> Scores:
     """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
-    Error messages number the items starting from `first_index`. `known[i]` holds further arguments
-    that rewards may ask for by name, besides `item`.
+    Error messages number the items starting from `first_index`. `known[i]` holds what rewards may
+    ask for by name besides `item`. A relative judge gets the samples of a task together:
+    `group_sizes` says how many follow each other; None means that each is alone.
+
+    A judge whose answers cannot be read leaves its samples out; that is no fault, and not a score.
 
     Raises:
         CallbackError: with `on_error="raise"`, at the first fault: a function that raised, took
             too long, or returned anything but a finite number. Names reward, item and output.
+        BudgetError: with `on_error="raise"`, a judge reached a limit of its calls.
     """
+    faults = 0
 
-    async def ask(pair: tuple[int, RewardSpec]) -> float | None:
-        index, spec = pair
+    async def ask(question: _Question) -> list[Ruling]:
+        nonlocal faults
         try:
-            where = first_index + index
-            given = {"item": items[index], "raw_output": outputs[index]}
-            given |= dict(known[index]) if known else {}
-            return await _ask(spec, where, outputs[index], given, timeout_seconds)
+            return await question.answer(timeout_seconds)
         except TrainError:
             if on_error == "raise":
                 raise
-            faults.append(index)
-            return None if on_error == "skip" else on_error
+            faults += 1
+            value = None if on_error == "skip" else on_error
+            return [Ruling(value)] * len(question.samples)
 
-    faults: list[int] = []
-    pairs = [(index, spec) for index in range(len(outputs)) for spec in rewards]
-    answers = await map_bounded(pairs, ask, concurrency=concurrency)
-    by_name = {spec.name: answers[at :: len(rewards)] for at, spec in enumerate(rewards)}
-    total = [
-        _total(rewards, [by_name[spec.name][i] for spec in rewards]) for i in range(len(outputs))
-    ]
-    return Scores(total, by_name, len(faults))
+    samples = _samples(outputs, items, first_index, known)
+    groups = list(grouped(samples, [1] * len(samples) if group_sizes is None else group_sizes))
+    questions = [question for group in groups for question in _questions(rewards, group)]
+    answers = await map_bounded(questions, ask, concurrency=concurrency)
+    rulings: dict[str, list[Ruling]] = {spec.name: [] for spec in rewards}
+    for question, answer in zip(questions, answers, strict=True):
+        rulings[question.spec.name] += answer
+    by_name = {name: [ruling.score for ruling in given] for name, given in rulings.items()}
+    causes = Counter(r.cause for given in rulings.values() for r in given if r.cause)
+    sizes = [len(group) for group in groups]
+    effects = {
+        spec.name: effect
+        for spec in rewards
+        if spec.relative
+        and (effect := order_effect(grouped(rulings[spec.name], sizes))) is not None
+    }
+    total = totals(rewards, by_name, len(outputs))
+    return Scores(total, by_name, faults, dict(sorted(causes.items())), effects)
+
+
+def totals(
+    rewards: Sequence[RewardSpec], by_name: Mapping[str, Sequence[float | None]], count: int
+) -> list[float | None]:
+    """Return the weighted sum of the rewards for each sample; None if any of them is None."""
+    return [_total(rewards, [by_name[spec.name][i] for spec in rewards]) for i in range(count)]
 
 
 def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> float | None:
@@ -150,6 +204,69 @@ def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> fl
     if len(known) < len(answers):
         return None
     return math.fsum(spec.weight * answer for spec, answer in zip(rewards, known, strict=True))
+
+
+class _Sample(NamedTuple):
+    """An output with what rewards may ask for."""
+
+    number: int
+    """The item's number, for error messages."""
+    output: str
+    given: Mapping[str, object]
+
+
+def _samples(
+    outputs: Sequence[str],
+    items: Sequence[TrajectoryItem],
+    first_index: int,
+    known: Sequence[Mapping[str, object]] | None,
+) -> list[_Sample]:
+    return [
+        _Sample(
+            first_index + i,
+            outputs[i],
+            {"item": items[i], "raw_output": outputs[i]} | dict(known[i] if known else {}),
+        )
+        for i in range(len(outputs))
+    ]
+
+
+class _Question(NamedTuple):
+    """One call of a reward: on one sample, or of a relative judge on a group."""
+
+    spec: RewardSpec
+    samples: Sequence[_Sample]
+
+    async def answer(self, timeout_seconds: float | None) -> list[Ruling]:
+        """Call the reward."""
+        if self.spec.judge is None:
+            [sample] = self.samples
+            return [Ruling(await _ask(self.spec, *sample, timeout_seconds))]
+        attempts = [attempt_of(sample.output, sample.given) for sample in self.samples]
+        return await _ask_judge(self.spec, self.samples[0], attempts, timeout_seconds)
+
+
+def _questions(rewards: Sequence[RewardSpec], group: Sequence[_Sample]) -> Iterator[_Question]:
+    """Yield all calls for a group: sample by sample, then those about the whole group."""
+    for sample in group:
+        yield from (_Question(spec, [sample]) for spec in rewards if not spec.relative)
+    if group:
+        yield from (_Question(spec, group) for spec in rewards if spec.relative)
+
+
+async def _ask_judge(
+    spec: RewardSpec, first: _Sample, attempts: Sequence[Attempt], timeout_seconds: float | None
+) -> list[Ruling]:
+    assert spec.judge is not None
+    where = f"judge {spec.name!r} on item {first.number} (task {_excerpt(attempts[0].task)})"
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            with boundary(where):
+                return await spec.judge.rule_on(attempts)
+    except TimeoutError as error:
+        raise CallbackError(f"{where} gave no answer within {timeout_seconds:g} s") from error
+    except CallbackError as error:
+        raise CallbackError(f"{where}: {error}") from error
 
 
 async def _ask(

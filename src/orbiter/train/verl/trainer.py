@@ -27,7 +27,8 @@ from orbiter.train.verl.backend import Backend, LocalBackend
 from orbiter.train.verl.cluster.backend import ClusterBackend
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.environments import reward_of
-from orbiter.train.verl.reward import OF_EPISODES, RewardSpec
+from orbiter.train.verl.judged import kept
+from orbiter.train.verl.reward import OF_EPISODES, RewardSpec, judges_of
 from orbiter.train.verl.tasks import as_tasks
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class VeRLTrainer(ModelTrainer):
         eval_dataset: object = None,
         agent: object = None,
         environment: object = None,
+        gold: RewardSpec | None = None,
         on_state_change: Callable[[TrainerState, TrainerState], object] | None = None,
     ) -> None:
         """Store the arguments; the model is loaded when it is first needed.
@@ -71,6 +73,8 @@ class VeRLTrainer(ModelTrainer):
             environment: An environment that the policy acts in, instead of an agent: a class with
                 `reset` and `get_reward` whose other public methods are tools, a function that makes
                 such an object, or a list of tool functions (`agents/environments/`).
+            gold: A more trusted reward, which is not trained by but measured every `gold_every`
+                steps on a few held-out tasks: a warning says if the rewards rise without it.
             on_state_change: Called with the old and the new state of the lifecycle.
 
         Raises:
@@ -90,8 +94,9 @@ class VeRLTrainer(ModelTrainer):
             on_state_change=on_state_change,
         )
         self.rewards = tuple(rewards)
+        self.gold = gold
         self.method = ALGORITHMS[self.config.algorithm].title
-        self._backend = BACKENDS[self.config.backend](self, self.config, self.rewards)
+        self._backend = BACKENDS[self.config.backend](self, self.config, self.rewards, gold)
 
     async def check_reward(self) -> bool:
         """Check that there are rewards with distinct names, and that one has a nonzero weight."""
@@ -108,17 +113,80 @@ class VeRLTrainer(ModelTrainer):
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
         for reward in self.rewards:
-            if reward.requires("raw_output") and not self._answers_here:
-                raise ConfigError(
-                    f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
-                    "have that were sampled with backend='local'; leave the parameter out"
-                )
-            if reward.needs_episodes and self.running_agent is None:
-                raise ConfigError(
-                    f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
-                    "episodes have; pass agent=, a function or an object with run"
-                )
+            self._check_signature(reward)
+            self._check_judge(reward)
+        self._check_gold()
         return True
+
+    def _check_gold(self) -> None:
+        """Make sure that the gold reward can be measured beside the others."""
+        gold = self.gold
+        if gold is None:
+            return
+        if not isinstance(gold, RewardSpec):
+            raise ConfigError(f"gold must be a RewardSpec, got {type(gold).__name__}")
+        if self.config.backend != "local":
+            raise ConfigError(f"gold= needs backend='local', got {self.config.backend!r}")
+        if gold.name in {"proxy", *(reward.name for reward in self.rewards)}:
+            raise ConfigError(
+                f"gold must have another name than 'proxy' and the rewards, got {gold.name!r}"
+            )
+        if gold.relative:
+            raise ConfigError(
+                f"gold {gold.name!r} compares answers with each other, so it cannot show whether "
+                "they get better over the run; use a function or a Judge"
+            )
+        self._check_signature(gold)
+
+    def _check_signature(self, reward: RewardSpec) -> None:
+        """Make sure that the samples of this run have what a reward asks for."""
+        if reward.requires("raw_output") and not self._answers_here:
+            raise ConfigError(
+                f"reward {reward.name!r} asks for raw_output, which only answers to prompts "
+                "have that were sampled with backend='local'; leave the parameter out"
+            )
+        if reward.needs_episodes and self.running_agent is None:
+            raise ConfigError(
+                f"reward {reward.name!r} asks for {' or '.join(OF_EPISODES)}, which only "
+                "episodes have; pass agent=, a function or an object with run"
+            )
+
+    def _check_judge(self, reward: RewardSpec) -> None:
+        """Make sure that a judge can score the samples of this run."""
+        config = self.config
+        if reward.judge is None:
+            return
+        if config.backend != "local":
+            raise ConfigError(
+                f"reward {reward.name!r} is a judge, and backend={config.backend!r} calls rewards "
+                "in its workers, which cannot reach the judge's model, cache and limits in this "
+                "process; use backend='local', or write a function that asks your endpoint"
+            )
+        if reward.relative and config.group_size < 2:
+            raise ConfigError(
+                f"reward {reward.name!r} compares the samples of a task with each other, and "
+                f"group_size={config.group_size} leaves nothing to compare; use a larger one"
+            )
+        if config.eval_every and all(each.relative for each in self.rewards):
+            raise ConfigError(
+                f"eval_every={config.eval_every} answers each held-out task once, and reward "
+                f"{reward.name!r} can only compare several answers; add a reward that scores one "
+                "answer, such as a Judge"
+            )
+
+    def _rewards_for(self, samples: int) -> tuple[RewardSpec, ...]:
+        """Return the rewards that can score this many answers to a task.
+
+        Raises:
+            ConfigError: all of them compare several answers, and there is one.
+        """
+        chosen = tuple(r for r in self.rewards if samples >= 2 or not r.relative)
+        if self.rewards and not chosen:
+            raise ConfigError(
+                f"reward {self.rewards[0].name!r} compares several answers to a task; give "
+                "evaluate(samples=2) or more, or a reward that scores one answer, such as a Judge"
+            )
+        return chosen
 
     @property
     def _answers_here(self) -> bool:
@@ -172,6 +240,11 @@ class VeRLTrainer(ModelTrainer):
             raise ConfigError(
                 "loss_aggregation='sequence' would count an episode once for each of its streams; "
                 "use 'episode', 'token' or 'constant'"
+            )
+        if config.overlong_buffer:
+            raise ConfigError(
+                f"overlong_buffer={config.overlong_buffer} is for answers to prompts, and agent= "
+                "plays episodes; on_truncation handles those that ran into a limit"
             )
         if config.backend == "verl" and getattr(config, "ratio", "token") == "sequence":
             raise ConfigError(
@@ -231,7 +304,11 @@ class VeRLTrainer(ModelTrainer):
     async def assess(
         self, dataset: object = None, *, samples: int = 0, success: float = 1.0
     ) -> Assessment:
-        """Evaluate as `evaluate` does, and return every answer or episode with its score too."""
+        """Evaluate as `evaluate` does, and return every answer or episode with its score too.
+
+        Of a calibrated judge the corrected rate is measured too. The notes of the metrics name the
+        judges that are not calibrated.
+        """
         WholeNumber(at_least=0)("samples", samples)
         chosen = next(
             (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
@@ -239,29 +316,42 @@ class VeRLTrainer(ModelTrainer):
         if chosen is None:
             raise DataError("there is no data to evaluate on; give evaluate() a data set")
         await self.check_reward()
+        rewards = self._rewards_for(samples)
         if self.running_agent is not None:
             return await self._assess_agent(chosen, samples=samples, success=success)
         policy, tasks = await self.policy(), await self.encode(chosen)
-        from orbiter.train.verl.evaluate import Assessment, attempts_of, judge, summary
+        from orbiter.train.verl.evaluate import (
+            Assessment,
+            attempts_of,
+            judge,
+            summary,
+            with_corrections,
+        )
 
         answers, longest = len(tasks) * max(1, samples), self.config.max_response_length
         with answering(answers, longest, wanted=self.config.progress) as report:
-            judged = await judge(
-                policy, self.config, self.rewards, tasks, samples=samples, report=report
-            )
+            async with kept(judges_of(rewards), self.config.output_dir):
+                judged = await judge(
+                    policy, self.config, rewards, tasks, samples=samples, report=report
+                )
         outputs = [rollout.text for rollout in judged.rollouts]
-        return Assessment(
+        assessment = Assessment(
             summary(judged, len(tasks), success=success),
             attempts_of(tasks.items, outputs, judged.scores),
         )
+        return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
 
     async def _assess_agent(self, dataset: object, *, samples: int, success: float) -> Assessment:
         await self.check_agent()
         tasks, policy = as_tasks(dataset), await self.policy()
+        from orbiter.train.verl.evaluate import with_corrections
         from orbiter.train.verl.play import Setting, assess
 
-        setting = Setting(policy, self.config, self.running_agent, self.rewards)
-        return await assess(setting, tasks, samples=samples, success=success)
+        rewards = self._rewards_for(samples)
+        setting = Setting(policy, self.config, self.running_agent, rewards)
+        async with kept(judges_of(rewards), self.config.output_dir):
+            assessment = await assess(setting, tasks, samples=samples, success=success)
+        return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
 
     async def rehearse(self, tasks: object) -> Rehearsal:
         """Play one episode of the agent on each of a few tasks, and estimate what a step costs.

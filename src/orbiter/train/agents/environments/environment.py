@@ -88,6 +88,7 @@ def kind_of(environment: object) -> Kind:
 def _refuse_verifiers(environment: object) -> None:
     """Refuse objects of the package verifiers, which have a `run` of another kind."""
     kind = environment if isinstance(environment, type) else type(environment)
+    # By module name, so that the package need not be installed.
     if any(base.__module__.partition(".")[0] == "verifiers" for base in kind.__mro__):
         raise ConfigError(
             f"environment= is {kind.__name__} of the package verifiers, which is not supported: "
@@ -156,18 +157,21 @@ def _without_self(environment: type, method: str) -> Callable[..., object]:
     raw = inspect.getattr_static(environment, method)
     if isinstance(raw, staticmethod | classmethod):
         return cast("Callable[..., object]", getattr(environment, method))
+    # A bound method hides `self`; the object it is bound to is never used.
     return cast("Callable[..., object]", getattr(environment, method).__get__(object()))
 
 
 def _tool_names(environment: object) -> list[str]:
     """Return the public methods that are tools, in the order in which they were defined."""
     of = environment if isinstance(environment, type) else type(environment)
+    # Base classes first, so that inherited tools keep their order when a subclass adds some.
     names = dict.fromkeys(name for base in reversed(of.__mro__) for name in vars(base))
     return [
         name
         for name in names
         if not name.startswith("_")
         and name not in (*RESERVED, "offered_tools")
+        # getattr_static, since a property must not run code during the check.
         and isinstance(
             inspect.getattr_static(of, name, None),
             staticmethod | classmethod | type(_tool_names),
@@ -201,6 +205,7 @@ def task_fields(task: object) -> dict[str, Any]:
     if isinstance(task, TrajectoryItem):
         prompt: object = [dict(m) for m in task.messages] if task.messages else task.state
         own = {"prompt": prompt, "answer": task.action, "task_id": task.task_id}
+        # The item's own fields win over metadata of the same name.
         return {**(task.metadata or {}), **own}
     if isinstance(task, Mapping):
         return {str(name): value for name, value in task.items()}
@@ -214,6 +219,7 @@ def reset_arguments(reset: Callable[..., object], fields: Mapping[str, Any]) -> 
         DataError: the task lacks a field.
     """
     parameters = list(inspect.signature(reset).parameters.values())
+    # With ** there is no list of names to select by.
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return dict(fields)
     named = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
@@ -241,6 +247,7 @@ def first_messages(
     messages = _prompt_messages(fields.get("prompt"))
     if observation:
         last = messages[-1] if messages else {"role": ""}
+        # Many chat templates refuse two user turns in a row.
         if last["role"] == "user" and isinstance(last.get("content"), str):
             last["content"] = f"{last['content']}\n\n{observation}"
         else:
@@ -250,6 +257,7 @@ def first_messages(
             "there is nothing for the model to read: the task has no 'prompt' and reset() "
             "returned no text"
         )
+    # A task's own system message is not replaced.
     if system and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, {"role": "system", "content": system})
     return messages

@@ -124,6 +124,7 @@ class OpenEnvEpisode:
             try:
                 action = kind.model_validate_json(arguments or "{}")
             except ValueError as error:
+                # The model's mistake, so its message goes back to the model.
                 raise ToolError(f"wrong arguments for {STEP}: {error}") from error
             return self._seen(await _awaited(self._client.step(action)))
 
@@ -170,6 +171,7 @@ def show_observation(observation: Foreign) -> str:
     if not isinstance(fields, dict):
         return tool_text(fields)
     shown_fields = {name: value for name, value in fields.items() if name not in NOT_SHOWN}
+    # A single text is shown without JSON around it, which only costs tokens.
     texts = [value for value in shown_fields.values() if isinstance(value, str)]
     return texts[0] if len(shown_fields) == len(texts) == 1 else tool_text(shown_fields)
 
@@ -188,6 +190,7 @@ def _tool_answer(observation: Foreign) -> str:
         return tool_text(getattr(result, "data", result))
     content = [part for part in result.get("content") or () if isinstance(part, dict)]
     texts = [str(part["text"]) for part in content if "text" in part]
+    # Both spellings occur: Python's client uses is_error, the wire format isError.
     if result.get("is_error") or result.get("isError"):
         raise ToolError("\n".join(texts) or "the tool failed")
     if result.get("data") is not None or not texts:

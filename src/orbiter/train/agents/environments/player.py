@@ -82,6 +82,7 @@ class EnvironmentAgent:
             CallbackError: the environment itself raised, or its reward is not a number.
             DataError: the task lacks a field that `reset` asks for.
         """
+        # Boundaries mark errors of the user's code as such.
         with boundary(f"making {self.kind.name}"):
             environment = await call(self.kind.make)
         try:
@@ -93,6 +94,7 @@ class EnvironmentAgent:
             await play.to_the_end(current_episode())
             return Played(
                 output=play.output,
+                # Read after the last action and before `close`.
                 reward=await self._reward(environment),
                 messages=tuple(messages),
                 environment=environment,
@@ -143,6 +145,7 @@ class _Play:
 
         The limits on turns and tokens are those of the session that answers.
         """
+        # Checked before each turn: a reset may already have ended the episode.
         while not self._done():
             reply = await self._ask(episode)
             if reply is None:
@@ -164,6 +167,7 @@ class _Play:
 
     def _done(self) -> bool:
         done = getattr(self._environment, "done", False)
+        # A method named done is a tool, not a flag.
         return bool(done) and not callable(done)
 
     async def _ask(self, episode: OpenEpisode) -> dict[str, Any] | None:

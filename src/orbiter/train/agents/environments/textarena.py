@@ -52,6 +52,7 @@ def textarena_game(
         MissingExtraError: textarena is not installed.
     """
     registration: Foreign = require("textarena.envs.registration", extra="environments")
+    # The registry lists each game with and without wrappers; the bare one has the suffix "-raw".
     known = [name.removesuffix("-raw") for name in registration.ENV_REGISTRY if "-raw" in name]
     if game not in known:
         raise ConfigError(f"textarena has no game {game!r}{did_you_mean(game, known)}")
@@ -90,6 +91,7 @@ class TextArenaGame:
     def reset(self, seed: int | None = None) -> str:
         """Begin the game; return the rules."""
         self._random = random.Random(seed).getstate()
+        # Under the lock for the whole move, because games run in several threads.
         with self._own_random():
             self._game.reset(num_players=len(self._opponents) + 1, seed=seed)
         self._let_others_move()
@@ -103,6 +105,7 @@ class TextArenaGame:
 
     def get_reward(self) -> float:
         """Return the game's reward of this player."""
+        # close() returns the rewards; before the end of a game it has none.
         rewards = self._game.close()[0] if self.done else None
         reward = self._unfinished if rewards is None else rewards.get(self._player, 0.0)
         if not is_finite_number(reward):
@@ -124,6 +127,7 @@ class TextArenaGame:
         """Return the events that the current player has not seen yet, without its own moves."""
         reader, seen = self._game.get_observation()
         lines = [
+            # A negative sender is the game itself.
             text if sender < 0 else f"[Player {sender}] {text}"
             for sender, text, _ in seen
             if sender != reader
@@ -133,6 +137,7 @@ class TextArenaGame:
     @contextmanager
     def _own_random(self) -> Iterator[None]:
         with _RANDOM:
+            # The process's own random state is put back after the move.
             others = random.getstate()
             random.setstate(self._random)
             try:

@@ -82,6 +82,7 @@ def make_tool(fn: Callable[..., object], *, owner: str = "") -> Tool:
         }
         if inspect.iscoroutinefunction(fn):
             return tool_text(await fn(**given))
+        # A plain function may block, so it runs in a thread.
         return tool_text(await call(lambda: fn(**given)))
 
     return Tool(
@@ -99,6 +100,7 @@ def decode_arguments(arguments: str, kind: type[T], name: str) -> T:
         ToolError: they do not fit it.
     """
     try:
+        # Some models write nothing at all for a call without arguments.
         return msgspec.json.decode(arguments or "{}", type=kind)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ToolError(f"wrong arguments for {name}: {error}") from error
@@ -119,6 +121,7 @@ def _argument_type(
 ) -> tuple[type[msgspec.Struct], dict[str, str]]:
     """Return a type with a field for each parameter, and the name of each field."""
     try:
+        # include_extras keeps Annotated, which carries a field's limits.
         hints = typing.get_type_hints(fn, include_extras=True)
     except (NameError, TypeError) as error:
         raise ConfigError(f"{where} has type hints that cannot be resolved: {error}") from error
@@ -165,6 +168,7 @@ def _schema(
     except (TypeError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
         raise ConfigError(f"{where} has a type hint that JSON cannot express: {first}") from error
+    # The schema comes as a reference into its own definitions; models need it at the top level.
     reference = str(schemas[0].get("$ref", "")).removeprefix("#/$defs/")
     merged = dict(definitions.pop(reference, schemas[0]))
     properties = {
@@ -198,6 +202,8 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
         elif section in ("Args", "Arguments", "Parameters"):
             entry = _ENTRY.match(line.strip())
             indent = len(line) - len(line.lstrip())
+            # A deeper indented line continues the description, even if it looks like "word:
+            # text".
             if entry and (not current or indent <= 4):
                 current = entry[1]
                 of_parameters[current] = entry[2].strip()

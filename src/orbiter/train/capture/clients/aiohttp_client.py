@@ -120,6 +120,7 @@ async def _body_of(session: Foreign, kwargs: dict[str, Foreign]) -> bytes:
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     if hasattr(data, "__aiter__"):
+        # The library would find an exhausted iterator, so it gets the bytes.
         kwargs["data"] = b"".join([piece async for piece in data])
         return bytes(kwargs["data"])
     if callable(read := getattr(data, "read", None)):
@@ -202,6 +203,7 @@ class _Content:
 
     def set_exception(self, error: BaseException, *args: Foreign) -> None:
         """End the content, as closing or releasing the response does."""
+        # An exchange that has already ended normally ignores this.
         self._exchange.close(LEFT)
         self._content.set_exception(error, *args)
 
@@ -256,11 +258,14 @@ class _Memory(asyncio.Transport):
             answer = await self._pending.answerer.handle(
                 url.path, self._request.headers, self._pending.body
             )
+            # The answer's own framing does not fit the chunks that are sent here.
             kept = [(n, v) for n, v in answer.headers if n.lower() not in _FRAMING]
             lines = [f"HTTP/1.1 {answer.status} Answered", *(f"{n}: {v}" for n, v in kept)]
+            # The connection must not return to the pool: there is no server at its other end.
             lines += ["transfer-encoding: chunked", "connection: close", "", ""]
             self._protocol.data_received("\r\n".join(lines).encode("latin-1", "replace"))
             async for chunk in answer.chunks:
+                # The reader is slower than the answer; the pause is the transport's flow control.
                 await self._ready.wait()
                 if chunk:
                     self._protocol.data_received(b"%x\r\n%b\r\n" % (len(chunk), chunk))

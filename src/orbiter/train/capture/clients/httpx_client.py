@@ -131,6 +131,7 @@ def _carried(
 ) -> Foreign:
     """Pass the whole response to the exchange, or attach the exchange to the stream."""
     exchange.answered(response.status_code, response.headers.raw)
+    # The body is there already, for example because a hook has read it.
     if response.is_stream_consumed or response.is_closed:
         exchange.feed(response.content, decoded=True)
         exchange.close()
@@ -160,6 +161,7 @@ def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
         answerer = _answerer(request)
         if answerer is None or not is_answered(request.read()):
             return send(client, request, *args, **kwargs)
+        # Hooks may add headers or refuse the request, so they run before the answer.
         started = time.perf_counter()
         for hook in client.event_hooks["request"]:
             hook(request)
@@ -167,6 +169,7 @@ def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
         response = _response(library, request, answer, Stream(answer.chunks), started)
         for hook in client.event_hooks["response"]:
             hook(response)
+        # The client reads the body inside send unless the caller streams.
         if not kwargs.get("stream", False):
             response.read()
         return response

@@ -73,6 +73,7 @@ def _captured(send: Callable[..., Foreign]) -> Callable[..., Foreign]:
         finally:
             _INSIDE.reset(token)
         exchange.answered(response.status_code, raw_headers(list(response.headers.items())))
+        # requests reads the body inside send unless the caller streams.
         if response._content_consumed:
             exchange.feed(response.content, decoded=True)
             exchange.close()
@@ -111,6 +112,7 @@ def _body_of(request: Foreign) -> bytes:
         pieces = [read()] if read is not None else list(body)
         body = b"".join(piece.encode() if isinstance(piece, str) else piece for piece in pieces)
         request.body = body
+        # A body of known length is sent with Content-Length instead of in chunks.
         request.headers.pop("Transfer-Encoding", None)
         request.headers["Content-Length"] = str(len(body))
     return bytes(body)
@@ -187,6 +189,7 @@ class _Raw:
             self._exchange.close(describe_error(error))
             raise
         self._exchange.feed(piece, decoded=self._decodes(decode_content))
+        # Reading nothing although something was asked for is the end of the body.
         if amt is None or (not piece and amt):
             self._exchange.close()
         return piece
@@ -205,6 +208,8 @@ def _adapter(library: ModuleType) -> Callable[[Answerer], Foreign]:
             path = urlsplit(request.url).path
             answer = self._answerer.handle_blocking(path, _Headers(headers), _body_of(request))
             raw = _Answer(answer.status, dict(answer.headers), answer.chunks)
+            # The library's own adapter builds the response, so cookies and encodings work as
+            # usual.
             return library.adapters.HTTPAdapter().build_response(request, raw)
 
         def close(self) -> None:

@@ -81,16 +81,19 @@ def recognise(method: str, host: str, path: str) -> Recognised | None:
 
     Whether it really is a model request also depends on its body: see `Wire.accepts`.
     """
+    # By the end of the path, since gateways put prefixes before it.
     before, _, last = path.rstrip("/").rpartition("/")
     known = host in _MODEL_HOSTS or host.endswith(tuple(h for h in _MODEL_HOSTS if h[0] == "."))
     if method == "GET":
         within, _, resource = before.rpartition("/")
         if resource != "responses" or not last:
             return None
+        # /responses/ID is also a common path of other services, so the prefix must fit.
         theirs = known or within.endswith(("/v1", "/openai"))
         return Recognised(RESPONSES, certain=True, retrieves=last) if theirs else None
     if method == "POST" and last == "completions" and before.endswith("/chat"):
         return Recognised(CHAT, certain=True)
+    # Other services have such paths too; then the body must decide.
     if method == "POST" and last in _BY_END:
         certain = known or before.endswith(("/v1", "/openai"))
         return Recognised(_BY_END[last], certain=certain)

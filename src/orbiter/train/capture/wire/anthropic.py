@@ -40,6 +40,7 @@ def accepts(fields: Fields, *, certain: bool) -> bool:
 def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
     """Return the conversation of a request, message by message, the system message first."""
     system = fields.get("system")
+    # Joined as bytes, so that the raw conversation can be compared without decoding.
     head = [] if system is None else [b'{"role":"system","content":%b}' % bytes(system)]
     return [*head, *(_LIST.decode(fields["messages"]) if "messages" in fields else [])]
 
@@ -83,12 +84,14 @@ def assemble(events: Iterable[Json]) -> Reply:
     for event in events:
         kind = event.get("type")
         if kind == "message_start":
+            # The opening event carries id, model and the input's token counts.
             body |= event["message"]
         elif kind == "content_block_start":
             blocks.append(_Block(event.get("index"), dict(event["content_block"])))
         elif kind == "content_block_delta":
             _block_at(blocks, event.get("index")).grow(event["delta"])
         elif kind == "message_delta":
+            # Later counts replace earlier ones, but a null must not erase them.
             usage = {**(body.get("usage") or {}), **_present(event.get("usage"))}
             body |= {**_present(event.get("delta")), "usage": usage}
         elif kind == "error":
@@ -122,6 +125,7 @@ def message_in_openai_form(message: Json) -> list[Message]:
         "content": text_of(content_blocks) if plain else content_blocks,
     }
     if calls:
+        # OpenAI writes null where there are only calls.
         turned |= {"content": turned["content"] or None, "tool_calls": calls}
     return [*results, turned]
 
@@ -158,6 +162,7 @@ def _server_calls(blocks: list[Json]) -> list[Json]:
     """Return the calls that the server executed itself, each with its result block."""
     calls: dict[str, dict[str, Any]] = {}
     for block in blocks:
+        # A result names the call by tool_use_id, the call itself by id.
         kind, call_id = str(block.get("type")), str(block.get("tool_use_id") or block.get("id"))
         if kind.endswith("_tool_use"):
             calls[call_id] = {
@@ -210,6 +215,7 @@ class _Block:
             if isinstance(piece := delta.get(name), str):
                 self._texts.setdefault(name, []).append(piece)
         if delta.get("type") == "citations_delta" and "citation" in delta:
+            # Citations come one by one and belong to the text of their block.
             self._block["citations"] = [*(self._block.get("citations") or ()), delta["citation"]]
 
     def closed(self) -> dict[str, Any]:
@@ -218,6 +224,7 @@ class _Block:
         for name in ("text", "thinking"):
             if name in self._texts:
                 block.setdefault("type", name)
+                # The start event may already hold the beginning of the text.
                 block[name] = str(block.get(name) or "") + "".join(self._texts[name])
         if written := "".join(self._texts.get("partial_json", ())):
             block.setdefault("type", "tool_use")

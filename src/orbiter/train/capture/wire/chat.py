@@ -67,6 +67,7 @@ def reply(body: Json) -> Reply:
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list) or not choices:
         raise Unreadable(f"not a chat completion: {str(body)[:120]}")
+    # The first choice is the answer; the others are kept as text.
     first, *more = [_choice(choice, choice.get("message") or {}) for choice in choices]
     _take_head(first, body)
     first.others = [write_action(choice.text, choice.tool_calls) for choice in more]
@@ -82,7 +83,9 @@ def assemble(events: Iterable[Json]) -> Reply:
         if event.get("error"):
             error = str(event["error"])
         head |= {name: event[name] for name in _HEAD if event.get(name)}
+        # The last event of a stream may have no choices but the usage.
         for choice in event.get("choices") or ():
+            # Choices of one request are interleaved, each with its index.
             merged.setdefault(choice.get("index") or 0, _Growing()).add(choice)
     whole = [_choice(growing.choice, growing.message()) for _, growing in sorted(merged.items())]
     first = whole[0] if whole else Reply()
@@ -111,6 +114,7 @@ def _modern(message: dict[str, Any]) -> Message:
     if isinstance(given, dict):
         rest = {name: value for name, value in message.items() if name != "function_call"}
         name = given.get("name")
+        # The old form has no id, and the tool's answer names the function.
         call = function_call(name, name, given.get("arguments"))
         return {**rest, "tool_calls": [*(rest.get("tool_calls") or ()), call]}
     if message.get("role") == "function":
@@ -127,6 +131,7 @@ def _take_head(answer: Reply, body: Json) -> None:
 def _choice(choice: Json, message: Json) -> Reply:
     field, calls = _modern(message).get, _modern(message).get("tool_calls")
     answer = Reply(
+        # A refusal is what the model said, so it is the text.
         text=text_of(field("content")) or text_of(field("refusal")),
         tool_calls=[_call(call) for call in calls if isinstance(call, dict)] if calls else [],
         reasoning=text_of(field("reasoning_content") or field("reasoning")),
@@ -143,8 +148,10 @@ def _choice(choice: Json, message: Json) -> Reply:
 def _take_logprobs(answer: Reply, content: list[Json]) -> None:
     answer.logprobs = [float(entry["logprob"]) for entry in content]
     tokens = [str(entry.get("token", "")) for entry in content]
+    # Only if every token has the prefix: one real token could begin like it.
     if answer.token_ids is None and all(token.startswith(_TOKEN_ID) for token in tokens):
         answer.token_ids = [int(token.removeprefix(_TOKEN_ID)) for token in tokens]
+    # Without ids the token texts are kept, to find the ids later.
     if answer.token_ids is None or len(answer.token_ids) != len(tokens):
         answer.logprob_tokens = tokens
 
@@ -198,6 +205,7 @@ class _Growing:
         """Return the message as a complete response would contain it."""
         message: dict[str, Any] = {name: "".join(texts) for name, texts in self._texts.items()}
         calls = self._calls
+        # Sorted by index only if every server index is usable.
         if all(isinstance(call["index"], int) for call in calls):
             calls = sorted(calls, key=lambda call: call["index"])
         message["tool_calls"] = [
@@ -213,6 +221,7 @@ class _Growing:
         if known is None:
             self._calls.append(known := {"index": piece.get("index")})
         for name in ("id", "type"):
+            # The first id stays: some servers send a new one with every delta.
             if piece.get(name) and not known.get(name):
                 known[name] = piece[name]
         for name in ("function", "custom"):
@@ -230,6 +239,7 @@ class _Growing:
         index, call_id = piece.get("index"), piece.get("id")
         if call_id:
             for call in self._calls:
+                # The index must not contradict the id, which some servers repeat.
                 if call.get("id") == call_id and index in (None, call["index"]):
                     return call
         near = [call for call in self._calls if index is None or call["index"] == index]
@@ -243,6 +253,7 @@ def _begins_call(piece: Json, latest: dict[str, Any]) -> bool:
     name, known = _name_in(piece), _name_in(latest)
     if not name or not known:
         return False
+    # Two different ids with names are two calls.
     if piece.get("id") and latest.get("id"):
         return True
     # Without ids: servers may repeat the name in every delta of one call.

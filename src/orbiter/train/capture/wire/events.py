@@ -28,6 +28,7 @@ def events(body: bytes) -> Iterator[dict[str, Any]]:
     data: list[bytes] = []
     # The protocol defines only these three line ends; `splitlines` accepts more.
     for line in re.split(rb"\r\n|\n|\r", body.removeprefix(b"\xef\xbb\xbf")):
+        # Several data lines form one event, joined by line ends.
         if line.startswith(b"data:"):
             data.append(line[5:].strip())
         elif not line.strip() and data:
@@ -42,6 +43,7 @@ def events(body: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _event(data: bytes) -> Iterator[dict[str, Any]]:
+    # Keep-alives are not JSON objects.
     if not data.startswith(b"{"):
         return
     value = decode(data)

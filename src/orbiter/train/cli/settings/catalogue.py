@@ -229,12 +229,17 @@ def settings_of_section(section: str) -> dict[str, Setting]:
     """Return all settings of a section by name; `reward` has none, since its names are free."""
     known: dict[str, Setting] = {}
     if section in CONFIGS:
-        module, name = CONFIGS[section]
-        config = getattr(import_module(f"orbiter.train.{module}"), name)
-        known |= {f.name: _setting(section, f, own=False) for f in fields(config) if _settable(f)}
+        declared = fields(config_class(section))
+        known |= {f.name: _setting(section, f, own=False) for f in declared if _settable(f)}
     if section in OWN:
         known |= {f.name: _setting(section, f, own=True) for f in fields(OWN[section])}
     return known
+
+
+def config_class(section: str) -> Any:  # noqa: ANN401 - the classes have no common base
+    """Return the config class of a section, which is imported now."""
+    module, name = CONFIGS[section]
+    return getattr(import_module(f"orbiter.train.{module}"), name)
 
 
 def _settable(field: Field[Any]) -> bool:

@@ -38,14 +38,21 @@ def _is_dir(change: Change, value: str) -> bool:
 
 
 def _map_reward(given: object, change: Change) -> object:
-    if not isinstance(given, Mapping):
-        return _map_code(given, change)
-    mapped = {name: _map_reward(inner, change) for name, inner in given.items()}
-    for entry in mapped.values():
-        model = entry.get("model") if isinstance(entry, dict) else None
-        if isinstance(entry, dict) and isinstance(model, str) and _is_dir(change, model):
-            entry["model"] = change(model)
-    return mapped
+    """Map "file.py:name" of each reward, files and folders; a rubric is left as it is."""
+    if isinstance(given, Mapping):
+        return {name: _map_entry(entry, change) for name, entry in given.items()}
+    return _map_code(given, change)
+
+
+def _map_entry(entry: object, change: Change) -> object:
+    if not isinstance(entry, Mapping):
+        return _map_code(entry, change)
+    mapped = {key: _map_code(value, change) for key, value in entry.items() if key != "judge"}
+    if isinstance(labels := entry.get("labels"), str):
+        mapped["labels"] = change(labels)
+    if isinstance(model := entry.get("model"), str) and _is_dir(change, model):
+        mapped["model"] = change(model)
+    return {**entry, **mapped}
 
 
 def _map_code(value: object, change: Change) -> object:

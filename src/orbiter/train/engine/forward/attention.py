@@ -45,13 +45,18 @@ class PackedAttention:
     def __call__(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
         """Attend within each prompt, and from each answer to its prompt and itself."""
         del number
+        # Split at the boundary between prompt and answer tokens, as `Packing` concatenates them.
         prompts, answers = self.packing.prompts, self.packing.answers
         (qp, qa), (kp, ka), (vp, va) = (x.split(self.split) for x in (q, k, v))
         kp, vp = prompts.pad(kp), prompts.pad(vp)
         of_prompts = prompts.pack(attend(prompts.pad(qp), kp, vp, self.prompt_bias))
+        # A micro-batch may have no answer tokens beyond the first, which the prompt's last state
+        # predicts.
         if self.split[1] == 0:
             return of_prompts
         row = self.packing.prompt_of_row
+        # Each answer row gets its own view of the prompt's keys; gradients of all rows add up in
+        # `kp`.
         keys = torch.cat([kp[row], answers.pad(ka)], dim=2)
         values = torch.cat([vp[row], answers.pad(va)], dim=2)
         of_answers = answers.pack(attend(answers.pad(qa), keys, values, self.answer_bias))
@@ -99,6 +104,7 @@ class Cache:
         self.prompts, self.shape = prompts, shape
         device, rows = prompts.real.device, len(prompts.real)
         size = (layers, rows * shape.kv_heads, room, shape.head_dim)
+        # Not zeroed: only cells that were written are ever read.
         self.own_k = list(torch.empty(size, dtype=dtype, device=device))
         self.own_v = list(torch.empty(size, dtype=dtype, device=device))
         self.used = 0
@@ -108,6 +114,7 @@ class Cache:
         """Index of each row's prompt, in ascending order."""
         self.slot, self.n = self.owner, 1
         self.causal = _bias(_causal(prompts.real.shape[1], device)[None], dtype)
+        # One bias row per key head, since the batch axis of the products is prompts x key heads.
         self.prompt_bias = _bias(prompts.real[:, None], dtype).repeat_interleave(shape.kv_heads, 0)
 
     def prefill(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
@@ -122,10 +129,12 @@ class Cache:
     def step(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B heads*D"]:
         """Append a token to every row and attend, with one softmax over prompt and row scores."""
         own_k, own_v = self.own_k[number], self.own_v[number]
+        # The cache is written in place: sampling never needs gradients.
         own_k[:, self.used] = k.flatten(0, 1)
         own_v[:, self.used] = v.flatten(0, 1)
         own_k, own_v = own_k[:, : self.used + 1], own_v[:, : self.used + 1]
         # Rows of a prompt share its keys: their queries are stacked into one product per prompt.
+        # The scale is applied to the queries, which are fewer than the scores.
         q = (q / math.sqrt(self.shape.head_dim)).view(len(own_k), -1, self.shape.head_dim)
         shared = torch.baddbmm(
             self.prompt_bias, self._to_slots(q), self.prompt_k[number].transpose(1, 2)
@@ -144,13 +153,17 @@ class Cache:
             for number, cache in enumerate(caches):
                 by_row = cache.view(-1, kv_heads, *cache.shape[1:])
                 fresh = cache.new_empty(len(rows), *by_row.shape[1:])
+                # Only the filled columns are copied; the rest of the buffer is still unwritten.
                 fresh[:, :, : self.used] = by_row[rows, :, : self.used]
                 caches[number] = fresh.flatten(0, 1)
         alive, self.owner, count = self.owner[rows].unique(return_inverse=True, return_counts=True)
         # Every prompt gets as many slots as the one with the most rows; some may stay empty.
         self.n = int(count.max())
         index = torch.arange(len(rows), device=rows.device)
+        # cumsum - count is the first row of each prompt, so this is the row's index within its
+        # prompt.
         self.slot = self.owner * self.n + index - (count.cumsum(0) - count)[self.owner]
+        # Dropping a prompt copies its keys, so it is done only if one has really lost all rows.
         if len(alive) * kv_heads < len(self.prompt_bias):
             heads = (
                 alive[:, None] * kv_heads + torch.arange(kv_heads, device=rows.device)
@@ -188,4 +201,6 @@ def _causal(length: int, device: torch.device) -> Bool[Tensor, "L L"]:
 
 def _bias(seen: Bool[Tensor, "*axes"], dtype: torch.dtype) -> Float[Tensor, "*axes"]:
     """Convert a mask into a bias added to the scores: 0 if seen, else minus infinity."""
+    # Every query sees at least one key, so no row of scores is all minus infinity, which would be
+    # NaN.
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)

@@ -69,6 +69,8 @@ class FastForward:
             temperature=temperature,
         )
         spread = (each.index_select(0, packing.trained) for each in scores)
+        # Equal pairs of state and token were scored once; spread them over all rows that contain
+        # them.
         return BatchScores(TokenScores(*spread), states.index_select(0, packing.trained))
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
@@ -88,11 +90,13 @@ class FastForward:
             attend=PackedAttention(packing, self.shape, self.dtype),
             dtype=self.dtype,
         )
+        # Cut to the scored states before the norm, which works on each position alone.
         return rms_norm(x.index_select(0, packing.asked), self.body.norm.weight, self.shape.eps)
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
         """Count each row's answer, and each prompt once, with the first row of its group."""
         answer = batch.length - batch.prompt_length
+        # Stable, so that the first row of each group is the same on every device.
         order = torch.argsort(batch.group, stable=True)
         group = batch.group[order]
         first = torch.ones_like(group, dtype=torch.bool)
@@ -130,8 +134,10 @@ class FastDecoder:
     def start(self) -> Float[Tensor, "P V"]:
         """Run each prompt once."""
         along = torch.arange(int(self.length.max()), device=self.length.device)
+        # Rotary positions restart with each packed prompt.
         position = along.expand_as(self.cache.prompts.real)[self.cache.prompts.real]
         x = self._run(self.prompt_ids, position, self.cache.prefill)
+        # The logits after a prompt are those of its last packed token.
         return self._logits(x[self.length.cumsum(0) - 1])
 
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
@@ -177,9 +183,11 @@ def misfit(model: PreTrainedModel) -> str | None:
     rotation = (config.rope_parameters or {}).get("rope_type", "default")
     if rotation not in ROTATIONS:
         return f"its rotary embedding is of the kind {rotation!r}"
+    # A window would need another mask per layer, so such models take the generic path.
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
         return "it has layers with a sliding window"
     distance = _probe(model)
+    # Families differ in details that no config field shows (biases, norms), so the probe decides.
     if distance > AGREEMENT:
         return f"its log probabilities differ by {distance:.1e} on a probe"
     return None
@@ -191,6 +199,7 @@ def _probe(model: PreTrainedModel) -> float:
     size = model.config.vocab_size
     # Two rows with a common prompt and a third without, so that packing is probed too.
     rows = [given([i % size for i in (1, 5, 9)], [i % size for i in (2, 7, 3 + n)]) for n in (0, 1)]
+    # Token ids modulo the vocabulary, so that the probe fits the smallest model.
     batch = collate([*rows, given([4 % size], [6 % size])], device=model.device)
     passes = [f(model, dtype=torch.float32) for f in (FastForward, GenericForward)]
     fast, generic = (f.score(batch, temperature=1.0).tokens.logprob for f in passes)

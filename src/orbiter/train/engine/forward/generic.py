@@ -85,7 +85,11 @@ class GenericForward:
         token_ids = batch.token_ids[rows, columns]
         with self._autocast():
             if self.plain_head:
+                # The state before a token predicts it: the shift by one that a causal model
+                # needs.
                 hidden = self._states(batch)[rows, columns - 1]
+                # Autocast leaves norms in float32, and the head's product must run in the
+                # policy's dtype.
                 narrow = hidden.to(self.dtype)
                 tokens = token_scores(narrow, self.head.weight, token_ids, temperature=temperature)
             else:
@@ -93,6 +97,7 @@ class GenericForward:
                 hidden = out.hidden_states[-1][rows, columns - 1]
                 logits = out.logits[rows, columns - 1]
                 tokens = scores_of_logits(logits, token_ids, temperature=temperature)
+        # A value head or reward model reads these, and its weights are float32.
         return BatchScores(tokens, hidden.float())
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
@@ -115,6 +120,7 @@ class GenericForward:
 
         Padding is on the right, where a causal model cannot see it, so no mask is needed.
         """
+        # The causal mask is the model's own; padding ids are 0 and their states are never read.
         states: Tensor = self.body(batch.token_ids, use_cache=False).last_hidden_state
         return states
 
@@ -153,6 +159,7 @@ class GenericDecoder:
 
     def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
         """Append one token to each row."""
+        # The position is the number of real tokens so far, which differs from the column index.
         position = self.seen.sum(dim=-1, keepdim=True)
         self.seen = torch.cat([self.seen, self.seen.new_ones(len(self.seen), 1)], dim=-1)
         return self._run(token_ids[:, None], position)
@@ -173,6 +180,7 @@ class GenericDecoder:
             "logits_to_keep": 1,
         }
         inputs = {name: value for name, value in inputs.items() if name in self.takes}
+        # functional_call runs the model with the cast weights without touching its parameters.
         out = torch.func.functional_call(self.model, self.weights, (), inputs)
         logits: Tensor = out.logits[:, -1]
         return logits
@@ -197,10 +205,12 @@ def why_generic_fails(model: PreTrainedModel) -> str | None:
         batch = collate(rows, device=model.device)
         scored = forward.score(batch, temperature=1.0).tokens.logprob
         decoder = forward.decoder([row.token_ids[: row.prompt_length] for row in rows], 2)
+        # The two drawn steps read what `batch` holds, so all three ways score the same tokens.
         drawn = [decoder.start(), decoder.step(batch.token_ids[[0, 1], [3, 1]])]
         alone = [run(torch.tensor([row.token_ids]).to(model.device)).logits[0] for row in rows]
     except Exception as error:  # a model's own code may fail in any way
         return f"its forward method fails ({type(error).__name__}: {error!s:.200})"
+    # The logits at -3 and -2 predict the last two tokens, which are the answer.
     wanted = torch.stack([each[-3:-1].log_softmax(-1) for each in alone])  # row, step, vocabulary
     have = torch.stack(drawn, dim=1).log_softmax(-1)
     chosen = torch.stack([row[-2:] for row in (batch.token_ids[0, 3:5], batch.token_ids[1, 1:3])])
@@ -209,6 +219,7 @@ def why_generic_fails(model: PreTrainedModel) -> str | None:
         float((have - wanted).abs().max()),
         float((scored.view(2, 2) - of_tokens).abs().max()),
     )
+    # Written as `not (x <= y)`, which is also true for NaN.
     if not distance <= PROBE_TOLERANCE:
         return (
             f"its log probabilities in a batch differ by {distance:.1e} from those of a row alone"
@@ -222,6 +233,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     head: Any = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or len(list(head.parameters())) != 1:
         return False
+    # Probe rather than read the config: scale and soft cap have different names in every family.
     probe = torch.arange(4, device=head.weight.device)[None] % model.config.vocab_size
     run: Any = model
     states = run.base_model(probe, use_cache=False).last_hidden_state
@@ -232,5 +244,6 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 def place(values: Float[Tensor, "N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """Put one value per trained token at the positions where the mask is True; 0 elsewhere."""
     spread = values.new_zeros(mask.shape)
+    # Boolean indexing runs in row order, the same order in which `nonzero` listed the tokens.
     spread[mask] = values
     return spread

@@ -57,6 +57,7 @@ def scores_of_logits(
     logits: Float[Tensor, "N V"], token_ids: Int[Tensor, "N"], *, temperature: float = 1.0
 ) -> TokenScores:
     """Return the same scores from a model's own logits, with plain autograd and more memory."""
+    # At least float32: log-softmax in 16 bits loses the small probabilities that ratios compare.
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_softmax = torch.log_softmax(logits.to(wide) / temperature, dim=-1)
     entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
@@ -86,9 +87,11 @@ class _TokenScores(torch.autograd.Function):
         temperature: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Score chunk by chunk; keep the softmax if a gradient will be needed."""
+        # Cast once for all chunks; `backward` casts the weight's gradient back.
         narrow = weight.to(hidden.dtype)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         wanted = any(ctx.needs_input_grad[:2])
+        # Without gradients nothing is kept, so scoring under no_grad takes one chunk of memory.
         probability = hidden.new_empty(len(hidden) if wanted else 0, len(weight))
         logprob = hidden.new_empty(len(hidden), dtype=wide)
         entropy = torch.empty_like(logprob)
@@ -104,15 +107,19 @@ class _TokenScores(torch.autograd.Function):
             total = mass.sum(dim=-1)
             norm = largest + total.log()
             taken = logits.gather(1, token_ids[rows, None])[:, 0]
+            # `>=`, not `==`: the token's logit equals the largest one exactly if it is likeliest.
             logprob[rows], likeliest[rows] = taken - norm, taken >= largest
             # H = logsumexp(z) - sum_v p_v z_v, without a second pass over the vocabulary.
             entropy[rows] = norm - torch.einsum("nv,nv->n", mass, logits) / total
             if wanted:
+                # The mass is reused as the probability; a second [n V] tensor would double the
+                # chunk's memory.
                 torch.div(mass, total[:, None], out=mass)
                 probability[rows] = mass
         ctx.save_for_backward(hidden, narrow, token_ids, entropy)
         ctx.probability = probability
         ctx.temperature = temperature
+        # A comparison has no gradient.
         ctx.mark_non_differentiable(likeliest)
         return logprob, entropy, likeliest
 
@@ -122,6 +129,8 @@ class _TokenScores(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Turn the kept softmax into the gradient of the logits, in place, then multiply."""
         hidden, narrow, token_ids, entropy = ctx.saved_tensors
+        # The saved softmax is overwritten with the gradient of the logits: no second [N V]
+        # tensor.
         d_logits: Tensor = ctx.probability
         # Without an entropy bonus its gradient is zero, and two thirds of the work can be skipped.
         with_entropy = bool(d_entropy.any())
@@ -130,15 +139,18 @@ class _TokenScores(torch.autograd.Function):
             slope = d_logprob[rows, None]
             if with_entropy:
                 p = part.to(entropy.dtype)
+                # xlogy is 0 where p is 0, while p * log(p) would be NaN.
                 surprise = torch.special.xlogy(p, p) + p * entropy[rows, None]
                 part.copy_(-slope * part - d_entropy[rows, None] * surprise)
             else:
                 part.mul_(-slope.to(part.dtype))
             # The gradient is now -slope * p; the drawn token adds its one-hot part.
             part.scatter_add_(1, token_ids[rows, None], slope.to(part.dtype))
+        # d z / d logits = 1 / temperature, by the chain rule.
         if ctx.temperature != 1:
             d_logits /= ctx.temperature
         d_hidden = d_logits @ narrow if ctx.needs_input_grad[0] else None
+        # The master weight is float32, so its gradient must be too.
         d_weight = (d_logits.t() @ hidden).to(entropy.dtype) if ctx.needs_input_grad[1] else None
         return d_hidden, d_weight, None, None
 

@@ -39,6 +39,8 @@ class Shape:
         return cls(
             heads=heads,
             kv_heads=config.num_key_value_heads,
+            # Some families fix the head size apart from hidden_size / heads (Qwen3); others leave
+            # it out.
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             eps=config.rms_norm_eps,
         )
@@ -80,6 +82,7 @@ def rotary_table(body: Any, positions: int) -> Rotary:  # noqa: ANN401 - as in S
     """Compute the rotation at each position with Hugging Face's own module."""
     weight = body.embed_tokens.weight
     index = torch.arange(positions, device=weight.device)[None]
+    # Using the module itself keeps the scalings of linear, Llama 3 and YaRN exactly as trained.
     cos, sin = body.rotary_emb(weight[:1].float(), index)
     # rotate_half(x) * sin = roll(x) * signed_sin: a roll needs no concatenation.
     half = sin.shape[-1] // 2
@@ -106,11 +109,13 @@ def trunk(
         if layer.head_norms is not None:
             q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
             q_norm, k_norm = layer.head_norms
+            # Qwen3 normalises each head before the rotation, over head_dim only.
             q, k = rms_norm(q, q_norm, shape.eps), rms_norm(k, k_norm, shape.eps)
             qk = torch.cat([q, k], dim=1)
         # Queries and keys are rotated together, in one kernel instead of two.
         qk = rotary.turn(qk).to(dtype)
         q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
+        # `attend` returns `dtype`; adding it to x promotes the sum to float32.
         x = x + layer.out(attend(number, q, k, v))
         h = rms_norm(x, layer.mlp_norm, shape.eps).to(dtype)
         gate, up = layer.gate_up(h)
@@ -120,6 +125,7 @@ def trunk(
 
 def rms_norm(x: Float[Tensor, "*axes D"], weight: Float[Tensor, "D"], eps: float) -> Tensor:
     """Return x / sqrt(mean x^2 + eps) * weight, in float32 (Zhang and Sennrich 2019)."""
+    # In float32 even in bfloat16 runs: a mean of squares loses too much in 8 significant bits.
     return functional.rms_norm(x.float(), weight.shape, weight.float(), eps)
 
 
@@ -146,6 +152,7 @@ def packed_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401
         return packed_linear(*merged(modules), dtype)
 
     def halves(modules: list[nn.Module]) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        # Without gradients one product for both halves is faster than two.
         both = fuse(modules)
         return lambda x: both(x).chunk(2, dim=-1)
 
@@ -183,6 +190,7 @@ class Adapter(NamedTuple):
 
 def _adapters(module: Any) -> Iterator[Adapter]:  # noqa: ANN401 - peft's classes, or torch's own
     """Yield the active adapters of a module in peft's layout; a plain layer has none."""
+    # Disabled adapters are how the frozen reference is read from the same model.
     if not hasattr(module, "lora_A") or module.disable_adapters:
         return
     for name in module.active_adapters:
@@ -198,6 +206,7 @@ def _base(module: Any) -> nn.Linear:  # noqa: ANN401 - peft's classes, or torch'
 def _biases(modules: Sequence[nn.Module]) -> Tensor | None:
     """Join the biases of layers that share their input; None if they have no bias."""
     biases: list[Tensor] = [_base(module).bias for module in modules]
+    # All of them or none: the families here never mix layers with and without biases.
     return None if any(bias is None for bias in biases) else torch.cat(biases)
 
 
@@ -205,6 +214,7 @@ def _live_linear(modules: Sequence[nn.Module], dtype: torch.dtype) -> Linear:
     """Return one product with several layers' own weights, in `dtype`, plus their adapters."""
     bases = [_base(module) for module in modules]
     adapters = [list(_adapters(module)) for module in modules]
+    # A cast that autograd follows, so the gradient arrives at the float32 master weight.
     weights = [base.weight.to(dtype) for base in bases]
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = _biases(modules)
@@ -218,6 +228,7 @@ def _live_linear(modules: Sequence[nn.Module], dtype: torch.dtype) -> Linear:
         for index, of_layer in enumerate(adapters):
             for a, b, scale in of_layer:
                 # B(Ax), not (BA)x: the product of two thin matrices is never formed.
+                # The adapters' own weights stay float32 in the optimiser, as the base weights do.
                 low = functional.linear(x, a.to(dtype)) * scale
                 parts[index] = torch.addmm(parts[index], low, b.to(dtype).t())
         return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]

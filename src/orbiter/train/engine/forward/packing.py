@@ -50,6 +50,7 @@ class Rectangle(NamedTuple):
             return padded.view(rows, longest, *packed.shape[1:]).transpose(1, 2)
         if not self.full:
             blank = packed.new_zeros(rows * longest, *packed.shape[1:])
+            # index_copy, not assignment by mask: its backward is a plain gather.
             packed = blank.index_copy(0, self.cell, packed)
         return packed.view(rows, longest, *packed.shape[1:]).transpose(1, 2)
 
@@ -78,6 +79,7 @@ class Answers(NamedTuple):
     ) -> Answers:
         """Find the distinct rows, sorted so that rows with equal prefixes are adjacent."""
         along = torch.arange(token_ids.shape[1], device=token_ids.device)
+        # An empty answer still needs one column, or the rectangle would have no width.
         # Padding becomes -1, which no token is, so that rows of different lengths differ.
         ended = token_ids.masked_fill(along >= length[:, None], -1)
         keyed, row = torch.cat([prompt[:, None], ended], dim=1).unique(dim=0, return_inverse=True)
@@ -85,12 +87,14 @@ class Answers(NamedTuple):
         # `unique` sorts, so a row shares its longest prefix with the row above. The product stays 1
         # up to the first difference.
         as_above = torch.zeros_like(real)
+        # Column 0 of `keyed` is the prompt, so rows of different prompts never share a prefix.
         as_above[1:] = (keyed[1:] == keyed[:-1]).cumprod(dim=1)[:, 1:].bool()
         own = real & ~as_above
         # Number the cells that run through the model; a shared cell takes the number of the nearest
         # row above that owns one in its column.
         number = (own.flatten().cumsum(0) - 1).view(own.shape)
         index = torch.arange(len(own), device=own.device)[:, None]
+        # cummax carries the index of the last row that owns a cell down the column.
         token = number.gather(0, index.where(own, 0).cummax(dim=0).values).masked_fill(~real, 0)
         cell = own.flatten().nonzero()[:, 0]
         shared = bool((real & as_above).any())
@@ -100,6 +104,7 @@ class Answers(NamedTuple):
             full=len(cell) == real.numel(),
             source=token.flatten() if shared else None,
         )
+        # Token ids of padding become 0 again; no cell in the padding is packed.
         return cls(rectangle, keyed[:, 0], keyed[:, 1:].clamp(min=0), row, token)
 
 
@@ -135,6 +140,7 @@ class Packing(NamedTuple):
         # One less: the last token predicts nothing that is trained on.
         room = (batch.length - batch.prompt_length - 1).clamp(min=0)
         along = torch.arange(max(1, int(room.max())), device=device)
+        # Rows shorter than the longest would read past the end; the clamped cells are padding.
         behind = (batch.prompt_length[:, None] + along).clamp(max=batch.token_ids.shape[1] - 1)
         answers = Answers.of(prompt, batch.token_ids.gather(1, behind), room)
         start = batch.prompt_length[leader][answers.prompt]
@@ -143,6 +149,8 @@ class Packing(NamedTuple):
         cell = answers.rectangle.cell
         return cls(
             torch.cat([prompt_ids[prompts.real], answers.token_ids.flatten()[cell]]),
+            # An answer's positions continue those of its prompt, so the rotary table sees one
+            # sequence.
             torch.cat([in_prompt[prompts.real], (start[:, None] + along).flatten()[cell]]),
             *_scored(batch, prompt, prompts, answers),
             prompt_of_row=answers.prompt,
@@ -158,10 +166,12 @@ def _scored(
     row, column = batch.mask.nonzero(as_tuple=True)
     length = prompts.real.sum(dim=1)
     in_prompt = (length.cumsum(0) - length)[prompt[row]] + column - 1
+    # Clamped for tokens that the prompt predicts; `where` below discards the clamped index.
     place = (column - 1 - batch.prompt_length[row]).clamp(min=0, max=answers.token.shape[1] - 1)
     in_answer = len(prompts.cell) + answers.token[answers.row[row], place]
     # The first token of an answer is predicted by the last one of its prompt.
     before = in_prompt.where(column <= batch.prompt_length[row], in_answer)
     size = int(batch.token_ids.max()) + 1
+    # State and token as one number, so that `unique` finds pairs that several rows share.
     pair, trained = (before * size + batch.token_ids[row, column]).unique(return_inverse=True)
     return pair // size, pair % size, trained

@@ -35,6 +35,7 @@ def context_of(config: Any) -> int:  # noqa: ANN401 - transformers' configuratio
     text = _text_config(config)
     for name in LENGTHS:
         length = getattr(text, name, None)
+        # Some configurations hold None or a placeholder such as -1.
         if isinstance(length, int) and length > 0:
             return length
     return UNBOUNDED  # such as Bloom, whose positions are distances
@@ -67,6 +68,7 @@ def why_unsupported(model: Any) -> str | None:  # noqa: ANN401 - transformers'
     """Return why a model cannot be trained, from its class and configuration; None if it may."""
     config = _text_config(model.config)
     kinds = getattr(config, "layer_types", None)
+    # Old configurations have no layer_types; for them only the class and type decide.
     odd = sorted({*kinds} - ATTENTION) if isinstance(kinds, Sequence) else []
     if getattr(model, "_is_stateful", False) or config.model_type in STATEFUL:
         return "its layers keep a running state instead of keys and values"
@@ -80,4 +82,5 @@ def why_unsupported(model: Any) -> str | None:  # noqa: ANN401 - transformers'
 def _text_config(config: Any) -> Any:  # noqa: ANN401 - as above
     """Return the part of a configuration that is about the language model."""
     get = getattr(config, "get_text_config", None)
+    # Models for text and images keep the language model's settings in a nested config.
     return config if get is None else get()

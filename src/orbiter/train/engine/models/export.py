@@ -83,6 +83,7 @@ def saved_model(policy: Policy, path: str | os.PathLike[str]) -> Iterator[tuple[
         StorageError: `path` exists and is not a saved model, or cannot be written.
         TrainingError: the weights are not finite.
     """
+    # NaN weights would load elsewhere without an error and answer nonsense.
     require_finite(policy)
     target = Path(path)
     if target.exists() and not _replaceable(target):
@@ -102,6 +103,7 @@ def push_to_hub(folder: str | os.PathLike[str], repository: str, *, private: boo
     """
     source = Path(folder)
     if not any((source / name).is_file() for name in MODEL_FILES):
+        # Checked again here: the folder may have been changed since it was saved.
         raise StorageError(f"{source} is not a saved model: there is nothing to upload")
     check = check_model_files if saved_kind(source) == "model" else check_adapter_files
     check(source)
@@ -126,10 +128,13 @@ def _replaceable(target: Path) -> bool:
 
 
 def _save_adapter(policy: Policy, folder: Path, target: Path, base_model: str) -> None:
+    # An adapter's file names its base; a name that only this package knows would not load
+    # elsewhere.
     model: Any = policy.model
     base = _loadable(base_model)
     if base is None:
         _save_base(policy, folder / BASE)
+        # The final path, not the temporary one that is being written now.
         base = base_model if base_model in (TINY, SMOLLM2) else str(target.resolve() / BASE)
     for config in model.peft_config.values():
         config.base_model_name_or_path = base
@@ -150,6 +155,7 @@ def _loadable(name: str) -> str | None:
 
 def _save_base(policy: Policy, folder: Path) -> None:
     """Write the weights that the adapters are added to."""
+    # PEFT wraps each adapted layer, which adds `base_layer` to the names of its weights.
     model: Any = policy.model
     tensors = {
         name.replace(".base_layer.", "."): tensor
@@ -168,6 +174,7 @@ def _save_beside_weights(policy: Policy, folder: Path) -> None:
     if model.generation_config is None:
         return
     config = copy.deepcopy(model.generation_config)
+    # Chat models often end turns with a token that their generation config does not list.
     if policy.stop_token_ids - configured_stops(model):
         config.eos_token_id = sorted(policy.stop_token_ids)
     config.save_pretrained(folder)
@@ -217,6 +224,7 @@ def card_text(card: Card, policy: Policy, *, merge: bool = False) -> str:
         _table(("setting", "value"), [(k, f"`{v}`") for k, v in card.settings.items()]),
     ]
     text = "\n".join(front) + "\n\n" + "\n\n".join(body) + "\n"
+    # Settings may contain a URL or header with a key, and cards are published.
     return mask_text(text, secrets_of_the_environment())
 
 

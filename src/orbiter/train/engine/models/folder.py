@@ -58,9 +58,11 @@ def staged_folder(target: Path, *, needed: int | None = None) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or not writable; names the path and the free bytes.
     """
+    # Beside the target, on the same file system, where a rename is atomic.
     staged = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     with disk_errors(target, needed=needed):
         try:
+            # First, since an earlier process may have been killed between its two renames.
             restore_folder(target)
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir(parents=True)
@@ -84,11 +86,13 @@ def verify_folder(folder: Path, *, trust_times: bool = False) -> None:
         StorageError: a file is missing, modified, added, or a link, or the manifest is missing.
     """
     entries = _read_manifest(folder)
+    # An added file matters: loaders pick up files by name, so it could replace weights.
     present = {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST}
     if added := sorted(present - entries.keys()):
         raise StorageError(f"{folder} holds {added[0]!r}, which is not in its manifest")
     for name, entry in entries.items():
         path = folder / name
+        # A link could point to a file that changes after this check.
         if path.is_symlink() or not path.is_file():
             raise StorageError(f"{path} is missing, or not a plain file")
         stat = path.stat()
@@ -137,6 +141,7 @@ def sweep_partials(parent: Path) -> list[Path]:
 
     Folders of other running processes are left alone; a replaced one gets its name back.
     """
+    # Before the sweep, which would delete a replaced folder as if it were unfinished.
     for aside in parent.glob(f".*{OLD}{PARTIAL}"):
         restore_folder(parent / re.sub(r"\.\d+\.old\.partial$", "", aside.name[1:]))
     stale = [folder for folder in sorted(parent.glob(f".*{PARTIAL}")) if not _in_use(folder)]
@@ -148,6 +153,7 @@ def sweep_partials(parent: Path) -> list[Path]:
 def _in_use(partial: Path) -> bool:
     """Return whether another running process is writing an unfinished folder."""
     writer = _WRITER.search(partial.name)
+    # Windows has no signal 0: os.kill would end the process.
     if writer is None or int(writer[1]) == os.getpid() or os.name == "nt":
         return False
     try:
@@ -163,6 +169,7 @@ def _write_manifest(folder: Path) -> None:
     """Write the manifest with every file's size and SHA-256, and flush everything to disk."""
     entries: dict[str, FileEntry] = {}
     for path in _files(folder):
+        # Contents first, then the directory that names them, and only then the rename.
         _fsync(path)
         stat = path.stat()
         entries[path.relative_to(folder).as_posix()] = FileEntry(
@@ -193,6 +200,7 @@ def _read_manifest(folder: Path) -> dict[str, FileEntry]:
         raise StorageError(f"{folder} has no {MANIFEST}: it was never finished") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    # The text is reproducible byte by byte, so comparing it detects any edit, also of the digest.
     if text != _manifest_text(entries):
         raise StorageError(f"{path} was altered, or written by another version of this package")
     return entries
@@ -207,6 +215,7 @@ def _entry(entry: dict[str, object]) -> FileEntry:
 
 def _inside(name: str, manifest: Path) -> str:
     """Return a file name from a manifest, or raise if it points outside the folder."""
+    # A manifest is data from outside: `../x` must not make the check read another file.
     if not is_name_inside(name):
         raise StorageError(f"{manifest} names {name!r}, which is not a file inside its folder")
     return name
@@ -218,6 +227,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _fsync(path: Path) -> None:
+    # Windows only flushes a file that is open for writing, so "rb" would not do.
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -228,11 +238,13 @@ def _take_place(staged: Path, target: Path) -> None:
         staged.rename(target)
         fsync_directory(target.parent)
         return
+    # After the swap `staged` holds the old files, which can go.
     if _swap(staged, target):
         fsync_directory(target.parent)
         shutil.rmtree(staged, ignore_errors=True)
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}{OLD}{PARTIAL}")
+    # Without a swap the target has no name for a moment; restore_folder repairs a crash there.
     target.rename(aside)
     try:
         staged.rename(target)
@@ -260,6 +272,7 @@ def _swap(first: Path, second: Path) -> bool:
     """Exchange two names in one step; return False if this system cannot."""
     if os.name != "posix":
         return False
+    # Python has no binding for either call, and os.replace refuses a folder that is not empty.
     library = ctypes.CDLL(None, use_errno=True)
     paths = os.fsencode(first), os.fsencode(second)
     if sys.platform == "linux" and hasattr(library, "renameat2"):
@@ -268,4 +281,6 @@ def _swap(first: Path, second: Path) -> bool:
         result = library.renamex_np(*paths, RENAME_SWAP)
     else:
         return False
+    # File systems such as NFS or overlayfs may refuse the exchange; the caller then renames
+    # twice.
     return int(result) == 0

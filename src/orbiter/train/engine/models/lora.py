@@ -29,6 +29,7 @@ def add_lora(
     if rank < 1:
         raise ConfigError(f"lora_rank must be at least 1, got {rank}")
     peft: Any = require("peft", extra="train")
+    # GPT-2 stores its weights transposed, in a class called Conv1D.
     transposed = any(type(module).__name__ == "Conv1D" for module in model.modules())
     config = peft.LoraConfig(
         r=rank,
@@ -38,6 +39,7 @@ def add_lora(
         fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
     )
+    # peft draws A from the global generator; fork_rng keeps the user's random state unchanged.
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft uses a name that transformers 5.23 deprecates and version 6 removes.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

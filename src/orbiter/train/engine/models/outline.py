@@ -85,6 +85,7 @@ def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> 
     path = "fast" if type(model).__name__ in FAMILIES else "generic"
     if config.lora_rank:
         model = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    # With LoRA the reference is the model with its adapters off, so no second copy is loaded.
     copies = 2 if reference and not config.lora_rank else 1
     device = pick_device(config.device)
     arithmetic = choose_dtype(config.dtype, device)

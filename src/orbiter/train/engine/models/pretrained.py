@@ -90,6 +90,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:  # noq
     Raises:
         StorageError: it is damaged, needs code, or names code outside of the model.
     """
+    # Before Transformers sees the config: it would download and run a kernel named there.
     document = read_object(folder / CONFIG)
     _refuse_kernels(folder / CONFIG, document)
     if trust_remote_code:
@@ -113,6 +114,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:  # 
             folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     # Without vocabulary files, some versions of Transformers make a tokenizer of special tokens.
+    # Such a tokenizer would turn every text into nothing.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise StorageError(f"{folder} has a tokenizer without tokens; tokenizer.json is missing")
     return tokenizer
@@ -132,6 +134,7 @@ def load_outline(folder: Path, *, trust_remote_code: bool = False) -> Pretrained
         model = transformers.AutoModelForCausalLM.from_config(
             config, trust_remote_code=trust_remote_code
         )
+    # The weights are not read, so only names and shapes can be compared.
     _check_fit(folder, model, stored)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_tokenizer(folder, tokenizer, model)
@@ -184,6 +187,7 @@ def merge_adapter(folder: Path, model: Any) -> Any:  # noqa: ANN401 - transforme
         warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         adapted = peft.PeftModel.from_pretrained(model, folder, local_files_only=True)
         tensors = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # PEFT would leave missing adapter weights at their random start.
     for name in tensors:
         if name not in stored:
             raise StorageError(f"{path} lacks tensor {name!r}, which {ADAPTER_CONFIG} calls for")
@@ -206,6 +210,7 @@ def check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:  # noqa: 
     """
     with readable(folder):
         rows = int(model.get_input_embeddings().weight.shape[0])
+    # Ids beyond the embedding would fail inside the first forward pass, far from the cause.
     beyond = {i: t for t, i in tokenizer.get_vocab().items() if i >= rows}
     for token_id, token in sorted(beyond.items()):
         if not OTHER_MEDIA.search(token):
@@ -214,6 +219,7 @@ def check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:  # noqa: 
                 f"{token_id}, and the embedding ({_embedding_name(model)}) has {rows} rows; use "
                 "the tokenizer that belongs to the model"
             )
+    # Checked against the embedding, since an id that cannot be sampled never stops an answer.
     generation = getattr(model, "generation_config", None)
     ends = getattr(generation, "eos_token_id", None)
     for end in ends if isinstance(ends, list) else [ends]:
@@ -236,9 +242,11 @@ def readable(folder: Path | str) -> Iterator[None]:
     except BaseException as error:
         # A damaged or unsupported model fails anywhere in a library, with an error of any type;
         # the libraries that are written in Rust panic, which is no `Exception`.
+        # Rust panics reach Python as PanicException, which inherits from BaseException only.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())
+        # The only hint in transformers' errors; it has no error class for this case.
         if "trust_remote_code" in reason:
             raise StorageError(
                 f"{folder} needs Python code that comes with the model, which is not run; read the "
@@ -343,6 +351,7 @@ def _check_finite(
         if not tensor.is_floating_point() or torch.isfinite(tensor.detach().sum()):
             continue  # a sum is much cheaper than looking at every number
         wrong = int((~torch.isfinite(tensor.detach())).sum())
+        # A sum of finite numbers may overflow; then no single number is wrong.
         if wrong:
             raise StorageError(
                 f"{files.get(name, fallback)}: tensor {name!r} holds {wrong:,} numbers that are "

@@ -119,6 +119,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
+            # One byte more than allowed, so that a larger file is noticed without reading all of
+            # it.
             raw = file.read(LARGEST_JSON + 1)
         if len(raw) > LARGEST_JSON:
             raise StorageError(f"{path} has more than {LARGEST_JSON:,} bytes, too many to be one")
@@ -146,6 +148,7 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
         StorageError: no file holds weights, the index is damaged, or it names a file that is
             missing or outside the folder.
     """
+    # Transformers reads this name from the config before it looks for the usual ones.
     named = config.get("transformers_weights")
     if named is not None and not str(named).endswith(".index.json"):
         return [_inside(folder, named, folder / CONFIG)]
@@ -176,6 +179,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """
     try:
         with path.open("rb") as file:
+            # From the open file, so that size and content belong to the same file even if it is
+            # replaced.
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(LARGEST_HEADER, size - 8):
@@ -208,6 +213,8 @@ def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             bits = BITS.get(dtype)
             whole = all(isinstance(n, int) and n >= 0 for n in shape)
+            # The declared size must match exactly, or loading would read bytes of the next
+            # tensor.
             if bits and whole and (end - begin) * 8 == bits * math.prod(shape) and begin >= 0:
                 return begin, end
     raise StorageError(f"{path}: tensor {name!r} has a damaged entry in the header: {entry!r:.200}")
@@ -216,6 +223,7 @@ def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
 def _check_spans(path: Path, spans: Mapping[str, tuple[int, int]], available: int) -> None:
     """Check that the tensors' data lies without gap or overlap in the file, up to its end."""
     expected = 0
+    # In order of their offsets, so that each must begin where the one before ends.
     for name, (begin, end) in sorted(spans.items(), key=lambda each: each[1]):
         if begin != expected:
             raise StorageError(
@@ -235,6 +243,7 @@ def _check_spans(path: Path, spans: Mapping[str, tuple[int, int]], available: in
 
 
 def _check_types(tensors: Mapping[str, StoredTensor], *, quantised: bool) -> None:
+    # Quantised weights are integers by design and come with settings that say how to read them.
     for name, tensor in () if quantised else tensors.items():
         if name.endswith(".weight") and tensor.dtype not in FLOATS:
             raise StorageError(

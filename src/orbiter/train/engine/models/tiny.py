@@ -58,6 +58,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """
     transformers = require("transformers", extra="train")
     tokenizers = require("tokenizers", extra="train")
+    # The order of this table fixes the ids: the character of byte b gets id b.
     vocabulary = {character: byte for byte, character in enumerate(_byte_alphabet())}
     core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
@@ -99,10 +100,13 @@ def tiny_model(seed: int = 0) -> PreTrainedModel:
         eos_token_id=BYTES + 1,
         pad_token_id=BYTES + 2,
     )
+    # The constructor draws initial weights from the global generator; the fork discards that.
     with torch.random.fork_rng(devices=[]):
         model: PreTrainedModel = transformers.LlamaForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        # Sorted by name, so that the seed gives the same weights in every version of
+        # transformers.
         for _, parameter in sorted(model.named_parameters()):
             if parameter.ndim == 1:
                 parameter.fill_(1.0)  # the scale of a normalisation

@@ -57,6 +57,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
         """
         self._numeric = NumericEvolution(space, evaluate)
         knobs: dict[str, Float | Int] = {}
+        # Kept in the space's order, which fixes the order of the library's coordinates.
         for name, knob in space.items():
             if isinstance(knob, Choice):
                 raise ConfigError(
@@ -86,7 +87,9 @@ class CMAEvolution(EvolutionStrategy[Settings]):
     ) -> Sequence[Settings]:
         """Learn from the generation, and ask for the next one."""
         # `select` is called once a generation, so the library gets the scores here.
+        # The library minimises; here higher is better.
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        # A resumed or second run begins a new search.
         if self._search is None or self.context.epoch == 1:
             self._begin(population[order[0]], len(population))
         else:
@@ -110,6 +113,7 @@ class CMAEvolution(EvolutionStrategy[Settings]):
                 f"CMAEvolution began with {len(self._asked)} candidates, so population_size must "
                 f"be {len(self._asked)}: start it from strategy.sample(population_size)"
             )
+        # By the child's name, since children are made concurrently.
         self._handed_out[self.context.child] = len(self._handed_out)
         return None
 
@@ -123,11 +127,14 @@ class CMAEvolution(EvolutionStrategy[Settings]):
             raise ConfigError(f"CMAEvolution needs a population of 4 or more, got {size}")
         random_ = self._library_random()
         options = {
+            # Every knob is searched as a share of its range, so one step size fits all.
             "bounds": [0, 1],
             "popsize": size,
             "verbose": -9,
             "verb_log": 0,
             "seed": math.nan,  # leaves numpy's global generator unchanged
+            # The library would draw from NumPy's global generator, which a resumed run cannot
+            # repeat.
             "randn": lambda *shape: random_.standard_normal(shape),
         }
         shares = [knob.share(_number(start[name])) for name, knob in self._knobs.items()]
@@ -141,7 +148,10 @@ class CMAEvolution(EvolutionStrategy[Settings]):
     def _learn(self, population: Sequence[Settings], scores: Sequence[float]) -> None:
         """Report the scores to the search; a failed or repeated point counts as the worst."""
         known = {_name(settings): score for settings, score in zip(population, scores, strict=True)}
+        # An infinite loss would break the library's ranking and covariance.
         worst = min((score for score in scores if math.isfinite(score)), default=0.0)
+        # Asked points that were not scored count as the worst; `max` also replaces minus
+        # infinity.
         losses = [-max(worst, known.get(_name(settings), worst)) for settings, _ in self._asked]
         self._search.tell([x for _, x in self._asked], losses)
 

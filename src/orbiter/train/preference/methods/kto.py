@@ -43,6 +43,7 @@ def kto_loss(
         desirable_weight: lambda_D.
         undesirable_weight: lambda_U.
     """
+    # Detached: z only shifts the reference point (section 4.1).
     advantage = answers.logprob - answers.ref_logprob - kl.detach().clamp(min=0)
     gain = torch.where(desirable, advantage, -advantage)
     weight = torch.where(

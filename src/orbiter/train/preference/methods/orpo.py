@@ -26,7 +26,9 @@ def orpo_loss(chosen: Answers, rejected: Answers, *, beta: float) -> PairLoss:
     TRL's is a mean over all tokens of the better texts, prompts included. The implicit rewards are
     beta times log P.
     """
+    # Per token, as in equation 3; the whole answer's probability would be 0 in float32.
     better, worse = chosen.mean_logprob, rejected.mean_logprob
+    # log odds = log P - log(1 - P), for both sides.
     log_odds = (better - worse) - (_log_complement(better) - _log_complement(worse))
     loss = -better - beta * logsigmoid(log_odds)
     return PairLoss(loss, beta * better.detach(), beta * worse.detach())
@@ -34,6 +36,7 @@ def orpo_loss(chosen: Answers, rejected: Answers, *, beta: float) -> PairLoss:
 
 def _log_complement(logprob: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
     """Return log(1 - exp(logprob)) without loss of precision."""
+    # At probability 1 the complement is 0, whose logarithm has no finite gradient.
     logprob = logprob.clamp(max=ALMOST_CERTAIN)
     # Each form cancels on the other side of one half.
     small, large = torch.log1p(-logprob.exp()), (-torch.expm1(logprob)).log()

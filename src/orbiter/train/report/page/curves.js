@@ -4,6 +4,7 @@
 const PANELS = [
   { title: "Reward", names: ["reward", "eval/reward"], band: { reward: "reward_std" }, note: "Mean over a step's samples; the band is one standard deviation. Points are validations." },
   { title: "Rewards by component", prefix: "reward/", several: true },
+  { title: "Reward and gold", prefix: "gold/", several: true, note: "Both on the same held-out tasks. Where the reward (proxy) rises and the more trusted one does not, the reward is being gamed." },
   { title: "Loss", names: ["loss", "eval/loss"], note: (kind) => (kind === "GRPO" ? "Near 0 by construction in GRPO: the advantages of a group sum to 0." : null) },
   { title: "Accuracy", names: ["accuracy", "eval/accuracy"], note: (kind) => (PAIRED.has(kind) ? "Share of pairs whose better answer has the higher implicit reward." : kind === "reward model" ? "Share of pairs whose better answer has the higher score; 0.5 is chance." : null) },
   { title: "Margin", names: ["margin", "eval/margin"], note: (kind) => (kind === "reward model" ? "Score of the better answer minus that of the worse one." : "Implicit reward of the better answer minus that of the worse one.") },
@@ -24,12 +25,19 @@ const PANELS = [
   { title: "Validation by component", prefix: "eval/reward/", several: true, more: true },
   { title: "Cut off", more: true, names: ["cut_off", "eval/cut_off"], note: "Share of outputs that reached the length limit." },
   { title: "Groups without signal", more: true, names: ["flat_groups"], note: "Share of groups whose rewards were all equal, so nothing could be learned from them." },
+  { title: "Difficulty pools", more: true, names: ["pool/solved", "pool/unsolved"], label: { "pool/solved": "solved by all samples", "pool/unsolved": "solved by none" }, note: "Share of all tasks that are asked less often." },
+  { title: "Turns passed over", more: true, names: ["pool/passed_over"], note: "Turns of a step that went from a task of a pool to another task." },
+  { title: "Long answers", more: true, names: ["overlong", "overlong_penalty"], label: { overlong: "share with a penalty", overlong_penalty: "mean penalty" } },
   { title: "Streams per episode", more: true, names: ["streams"], note: "1 where every turn continues the one before." },
   { title: "Prompt tokens run", more: true, names: ["prompt_run_share"], note: "Share of the prompt tokens that the model really ran; the others were cached." },
   { title: "Log probability of an answer", more: true, names: ["chosen_logprob", "rejected_logprob"], label: { chosen_logprob: "better answers", rejected_logprob: "worse answers" }, note: "Summed over its tokens, in nats. With DPO both often fall." },
   { title: "Gradient norm", more: true, names: ["grad_norm"], note: "Before clipping." },
   { title: "Learning rate", more: true, names: ["learning_rate"] },
   { title: "Value", more: true, names: ["value", "explained_variance"] },
+  { title: "Verdicts by order shown", prefix: "order_effect/", more: true, note: "Correlation of a group judge's scores with the place in which it saw the samples; 0 for a judge that ignores it." },
+  { title: "Samples without a verdict", prefix: "left_out/", more: true, note: "Left out of the gradient, by cause." },
+  { title: "Cost of the judges", names: ["judge_cost"], more: true, note: "Since the run began." },
+  { title: "Calls of the judges", names: ["judge_calls", "judge_cached"], more: true, label: { judge_calls: "calls", judge_cached: "answers from the cache" } },
   { title: "Seconds per step", names: ["seconds"], more: true },
   { title: "Policy loss", names: ["pg_loss"], more: true },
   { title: "Value loss", names: ["vf_loss"], more: true },
@@ -96,8 +104,21 @@ function curvesSection(pairs) {
   const grid = el("div", {}, chartsOf("curves", pair.sides));
   const redraw = () => grid.replaceChildren(...chartsOf("curves", pair.sides));
   return section("curves", "Curves", null,
+    pair.sides.map(alarmsOf),
     el("div", { class: "tools" }, tabs(pairs, chosen), el("label", { class: "check" }, "smooth ", slider)),
     pair.sides[0].training.steps.length ? [grid, spread] : el("p", { class: "empty" }, "No step is finished yet."));
+}
+
+// The alarms and notes of a training, with the answers that an alarm names.
+function alarmsOf({ training }) {
+  const { alarms = [], notes = [] } = training;
+  return [
+    ...alarms.map((alarm) => el("div", { class: "alarm", role: "alert" },
+      el("p", {}, el("b", {}, `Step ${alarm.step}: `), alarm.message),
+      alarm.samples.length ? table(["Prompt", "Output", { number: "Reward" }, { number: "Gold" }],
+        alarm.samples.map((sample) => [sample.prompt, sample.output, { number: num(sample.proxy) }, { number: num(sample.gold) }]), { label: "answers that the alarm names" }) : null)),
+    ...notes.map((note) => el("p", { class: "note warn" }, note)),
+  ];
 }
 
 function preferred(pairs) {

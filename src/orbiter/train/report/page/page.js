@@ -43,7 +43,7 @@ function contents() {
   const { run } = sides[0];
   if (run.traces) return [samplesSection(run)].filter(Boolean);
   return [
-    resultSection(run), curvesSection(pairsOf(sides)), samplesSection(run), answersSection(run),
+    comparedSection(run.comparison), resultSection(run), curvesSection(pairsOf(sides)), samplesSection(run), answersSection(run),
     ledgerSection(run), evolutionSection(run), settingsSection(sides),
   ].filter(Boolean);
 }
@@ -52,6 +52,7 @@ function comparison(sides) {
   const halves = (draw) => el("div", { class: "halves" }, sides.map((side, at) => el("div", {}, el("h3", { class: `side c${at}` }, side.label), draw(side.run, at))));
   const pairs = pairsOf(sides);
   return [
+    comparedSection(sides.find(({ run }) => run.comparison)?.run.comparison),
     section("result", "Result", null, halves((run) => [tiles(run), exams(run.exams), gains(run.trainings)])),
     curvesSection(pairs), sharedSamples(pairs), settingsSection(sides),
     sides.some(({ run }) => run.ledger.length) ? section("data", "Data", null, halves((run) => {

@@ -1,13 +1,15 @@
 // Results: exams with intervals, what changed in training, and what happened to the data.
 
 function resultSection(run) {
-  const blocks = [tiles(run), exams(run.exams), gains(run.trainings)].filter(Boolean);
+  // A comparison has its own table, whose intervals allow for its looks.
+  const blocks = [tiles(run), run.comparison ? null : exams(run.exams), gains(run.trainings)].filter(Boolean);
   return blocks.length ? section("result", "Result", null, blocks) : null;
 }
 
 function tiles(run) {
   const main = run.trainings.findLast((training) => training.series.reward) ?? run.trainings[run.trainings.length - 1];
-  if (!main) return null;
+  const money = run.cost.money ? ["Cost", num(run.cost.money), run.cost.endpoint_tokens ? `for ${num(run.cost.endpoint_tokens)} tokens at endpoints` : "paid to endpoints"] : null;
+  if (!main) return money && !run.comparison ? drawTiles([money]) : null;
   const finite = (name) => (main.series[name] ?? []).filter(isNumber);
   const all = (name) => run.trainings.flatMap((training) => (training.series[name] ?? []).filter(isNumber).map((value) => value * training.every));
   const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -20,9 +22,14 @@ function tiles(run) {
     ["Steps", num(sum(run.trainings.map((training) => training.steps[training.steps.length - 1] ?? 0))), run.trainings.map((training) => training.kind).filter((kind, at, kinds) => kinds.indexOf(kind) === at).join(" and ")],
     all("tokens").length ? ["Tokens", num(sum(all("tokens"))), "sampled or imitated"] : null,
     all("seconds").length ? ["Time", duration(sum(all("seconds"))), "in training steps"] : null,
+    money,
     finite("tokens_per_second").length ? ["Speed", num(mean(finite("tokens_per_second"))), "tokens per second"] : null,
     finite("kl").length ? ["KL", num(finite("kl").at(-1)), "from the reference, at the end"] : null,
   ].filter(Boolean);
+  return drawTiles(facts);
+}
+
+function drawTiles(facts) {
   return el("dl", { class: "tiles" }, facts.map(([name, value, note]) => el("div", {}, el("dt", {}, name), el("dd", {}, value), el("dd", { class: "note" }, note))));
 }
 

@@ -4,7 +4,7 @@
     pipeline = SynthesisPipeline(SynthesisConfig(min_score=0.7), scorer=judge)
 
 How good such judges are and how they err: Zheng et al. 2023, https://arxiv.org/abs/2306.05685.
-Compare yours with your own marks before you trust it. Comparing two answers is not supported.
+`judging.calibrate` compares yours with labels of people. `judging.GroupJudge` compares answers.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
+from typing_extensions import override
 
 from orbiter.train.callback import map_bounded
 from orbiter.train.chat.message import Message
-from orbiter.train.errors import ConfigError
+from orbiter.train.judging.base import Attempt, BaseJudge, Ruling
+from orbiter.train.judging.group import shown_once
 from orbiter.train.llm.chat import ChatModel, sample_of
-from orbiter.train.llm.reasoning import strip_reasoning
 from orbiter.train.llm.structured import UnfitAnswersError, ask_for
 from orbiter.train.synthesis.pipeline.asking import Verdict
 from orbiter.train.trajectory import TrajectoryItem
@@ -38,30 +39,24 @@ class Vote(msgspec.Struct):
     score: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class Ruling(NamedTuple):
-    """The result of the votes on one item."""
-
-    score: float | None
-    """Their median; None if no vote was usable."""
-    reason: str
-    """The reason of the vote nearest to the median, or why no vote was usable."""
-    scores: Sequence[float]
-    """Every usable vote."""
-    agreement: float | None
-    """1 minus the mean difference between two votes; None with fewer than two."""
-    cost: float
-
-
-class Judge:
+class Judge(BaseJudge):
     """Scores items by a rubric; each vote is a sample, so that a cache keeps them apart."""
 
-    def __init__(self, model: ChatModel, rubric: str, *, votes: int = 1) -> None:
-        """Make a judge; the score is the median of `votes` answers."""
-        if not rubric.strip():
-            raise ConfigError("a judge needs a rubric to judge by, got an empty text")
-        if votes < 1:
-            raise ConfigError(f"votes must be at least 1, got {votes}")
-        self.model, self.rubric, self.votes = model, rubric, votes
+    def __init__(
+        self,
+        model: ChatModel,
+        rubric: str,
+        *,
+        votes: int = 1,
+        max_calls: int | None = None,
+        max_cost: float | None = None,
+    ) -> None:
+        """Make a judge; the score is the median of `votes` answers.
+
+        Raises:
+            ConfigError: the rubric is empty, or a number is out of its range.
+        """
+        super().__init__(model, rubric, votes=votes, max_calls=max_calls, max_cost=max_cost)
         self._agreements: list[float] = []
 
     @property
@@ -86,14 +81,26 @@ class Judge:
         Raises:
             CallbackError: the model raised.
         """
-        asked: list[Message] = [{"role": "user", "content": self._question(item)}]
+        return await self._rule(Attempt(item.state, item.action))
+
+    @override
+    async def rule_on(self, attempts: Sequence[Attempt]) -> list[Ruling]:
+        return await map_bounded(attempts, self._rule, concurrency=max(1, len(attempts)))
+
+    @override
+    def calls_for(self, attempts: int) -> int:
+        return self.votes * attempts
+
+    async def _rule(self, attempt: Attempt) -> Ruling:
+        asked: list[Message] = [{"role": "user", "content": self._question(attempt)}]
         cast = await map_bounded(
             range(self.votes), lambda index: self._vote(asked, index), concurrency=self.votes
         )
         votes = [vote for vote, _ in cast if isinstance(vote, Vote)]
         cost = sum(cost for _, cost in cast)
         if not votes:
-            return Ruling(None, f"the judge gave no usable score: {cast[0][0]}", (), None, cost)
+            reason = f"the judge gave no usable score: {cast[0][0]}"
+            return Ruling(None, reason, cost=cost, cause="unreadable")
         scores = [vote.score for vote in votes]
         median = statistics.median(scores)
         reason = min(votes, key=lambda vote: abs(vote.score - median)).reason
@@ -105,14 +112,14 @@ class Judge:
     async def _vote(self, asked: Sequence[Message], index: int) -> tuple[Vote | str, float]:
         """Return a vote, or what was wrong with the answers, and the cost."""
         try:
-            answer = await ask_for(sample_of(self.model, index), asked, Vote)
+            answer = await ask_for(sample_of(self._calls, index), asked, Vote)
         except UnfitAnswersError as error:
             return str(error), error.cost
         return answer.value, answer.cost
 
-    def _question(self, item: TrajectoryItem) -> str:
-        answer = strip_reasoning(item.action)
-        return QUESTION.format(rubric=self.rubric, state=item.state, action=answer)
+    def _question(self, attempt: Attempt) -> str:
+        shown = shown_once([attempt])
+        return QUESTION.format(rubric=self.rubric, state=shown.shared, action=shown.rest[0])
 
 
 def agreement_of(scores: Sequence[float]) -> float | None:

@@ -46,6 +46,8 @@ def hash_texts(texts: Sequence[str], measure: Measure, salt: int) -> Iterator[Ha
     recent = np.zeros(measure.ngram, np.uint64)
     for first, last in pairwise(cuts):
         data, start = _lay_out(texts[first:last], length[first:last])
+        # A token takes at least two bytes, its white space included; a text has at least one
+        # token.
         out = np.empty(int(start[-1]) // 2 + last - first + 1, np.uint64)
         begin = hashing.shingle(data, start, recent, np.uint64(salt), out)
         yield Hashed(out[: begin[-1]].copy(), begin)
@@ -53,6 +55,7 @@ def hash_texts(texts: Sequence[str], measure: Measure, salt: int) -> Iterator[Ha
 
 def _lay_out(texts: Sequence[str], length: Int64s) -> tuple[Uint64s, Int64s]:
     joined = "\n".join([*texts, PADDING])
+    # The fast path: ASCII texts need no normalising here, as the loop lowers their case.
     if joined.isascii():
         data = joined.encode("ascii")
     else:
@@ -73,6 +76,7 @@ def _encode(text: str) -> bytes:
 
 def limits(measure: Measure, largest: int) -> Limits:
     """Tabulate the threshold for sets of up to `largest` tokens."""
+    # As Python integers, so that the products cannot overflow.
     sizes = np.arange(2 * largest + 1).astype(object)
     numerator, denominator = measure.ratio
     partner = -(-numerator * sizes[: largest + 1] // denominator)
@@ -83,6 +87,7 @@ def limits(measure: Measure, largest: int) -> Limits:
 def candidates(texts: Sequence[str], measure: Measure, salt: int = 0) -> Candidates:
     """Hash all texts and keep the sets that can have a match, in the order of rare tokens first."""
     chunks = list(hash_texts(texts, measure, salt))
+    # The tables must cover the largest set.
     largest = max(int(np.diff(chunk.begin).max()) for chunk in chunks)
     chosen = _matchable(chunks, limits(measure, largest))
     size = np.concatenate([np.diff(c.begin)[k] for c, k in zip(chunks, chosen, strict=True)])
@@ -94,6 +99,7 @@ def candidates(texts: Sequence[str], measure: Measure, salt: int = 0) -> Candida
         hashing.gather(chunk.tokens, *spans, kept, tokens[start[row] :])
         members.append(kept + base)
         row, base = row + len(kept), base + len(chunk.begin) - 1
+    # Freed before the sets are arranged, which needs the memory.
     del chunks
     sets = _sets(tokens, start[:-1], size)
     arrange(sets, learn(tokens))
@@ -103,6 +109,7 @@ def candidates(texts: Sequence[str], measure: Measure, salt: int = 0) -> Candida
 def _matchable(chunks: Sequence[Hashed], limit: Limits) -> list[Int64s]:
     bits = _bits(sum(len(chunk.tokens) for chunk in chunks))
     shift = np.uint64(64 - bits)
+    # Two bits for each slot, four slots in a byte.
     seen = np.zeros(1 << (bits - 2), np.uint8)
     for chunk in chunks:
         hashing.note_repeats(chunk.tokens, seen, shift)
@@ -149,6 +156,7 @@ def join_of(sets: Sets, measure: Measure) -> Join:
 
 def postings(entries: int) -> Postings:
     """Make an empty index with room for `entries`."""
+    # At least twice as many slots as entries keeps the chains of probes short.
     slots = 1 << max(10, (2 * entries).bit_length())
     return Postings(
         key=np.zeros(slots, np.uint64),

@@ -47,6 +47,7 @@ class NearDuplicateIndex:
         """
         numbered = self._number(texts)
         match_of = self._engine.admit(numbered)
+        # A collision of hashes made a false match: everything is hashed again with another salt.
         while not self._all_true(numbered, match_of):
             self._salt += 1
             self._compile()

@@ -33,6 +33,7 @@ def near_duplicates(
         return plain.near_duplicates(texts, measure, reference=reference)
     from orbiter.train.synthesis.similarity import compiled
 
+    # Ends at the first salt without a collision, almost always 0.
     for salt in count():
         match_of = compiled.near_duplicates(texts, measure, reference=reference, salt=salt)
         pairs = ((texts[number], texts[match.witness], match) for number, match in match_of.items())

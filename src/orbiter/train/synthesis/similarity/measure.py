@@ -59,6 +59,7 @@ def normalise(text: str) -> str:
     if text.isascii():
         return text.lower()
     folded = unicodedata.normalize("NFKC", text).casefold()
+    # Only these scripts need the slower search for words.
     if _FROM_THAI_ON.search(folded) is None:  # Latin, Greek, Cyrillic, Hebrew, Arabic: all spaced
         return folded
     return _UNSPACED.sub(r" \g<0> ", folded)
@@ -93,6 +94,7 @@ class Measure:
         words = self.words(text)
         if len(words) < self.ngram:
             return frozenset([tuple(words)])
+        # n shifted copies of the words side by side.
         return frozenset(zip(*(words[i:] for i in range(self.ngram)), strict=False))
 
     def words(self, text: str) -> list[str]:
@@ -115,4 +117,5 @@ class Measure:
 
 @lru_cache
 def _as_written(number: float | Fraction) -> tuple[int, int]:
+    # By its decimal text: Fraction(0.9) would be the binary number nearest to 0.9.
     return Fraction(str(number)).as_integer_ratio()

@@ -55,6 +55,7 @@ class PlainIndex:
             other = self._sets[number]
             total = len(shingles) + len(other)
             shared = len(shingles & other)
+            # The exact test in whole numbers; no rounding decides.
             if shared >= self.measure.least_shared(total):
                 yield Match(number, shared, total - shared)
 
@@ -64,6 +65,7 @@ class PlainIndex:
         return nsmallest(count, shingles, key=self._order)
 
     def _order(self, shingle: Shingle) -> int:
+        # A shingle that was never counted is rarer than all others.
         return self._rank.setdefault(shingle, len(self._rank))
 
 
@@ -94,6 +96,7 @@ class PlainEngine:
 
     def _prepare(self, texts: Mapping[int, str]) -> dict[int, frozenset[Shingle]]:
         sets = {number: self._measure.shingles(text) for number, text in texts.items()}
+        # Learned anew whenever the index has doubled, so the cost stays proportional.
         if len(self._index) + len(sets) > 2 * self._learnt:
             self._index.learn(sets.values())
             self._learnt = len(self._index) + len(sets)

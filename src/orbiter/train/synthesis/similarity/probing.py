@@ -166,6 +166,7 @@ def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
     one, place, entry = visit
     while entry != -1:
         other = signed(join.postings.owner[entry])
+        # `seen` holds the set that was compared last, so it need not be cleared between sets.
         if join.seen[other] != one:
             join.seen[other] = one
             shared = _compare(join, one, other, (place, join.postings.place[entry]))
@@ -190,6 +191,7 @@ def _tie(join: Join, visit: tuple[int, int, int], parent: Int64s, ties: Int64s, 
             join.seen[other] = one
             shared = _compare(join, one, other, (place, join.postings.place[entry]))
             if shared > 0:
+                # Without ranks; halving the paths in `_leader` keeps them short.
                 parent[_leader(parent, other)] = mine
                 ties[count, 0], ties[count, 1], ties[count, 2] = one, other, shared
                 count += 1
@@ -200,6 +202,7 @@ def _tie(join: Join, visit: tuple[int, int, int], parent: Int64s, ties: Int64s, 
 @inlined
 def _leader(parent: Int64s, one: int) -> int:
     while parent[one] != one:
+        # Path halving: every other node skips one step for the next search.
         parent[one] = parent[parent[one]]
         one = parent[one]
     return one
@@ -269,6 +272,7 @@ def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
     if its < join.limits.partner[mine] or mine < join.limits.partner[its]:
         return 0
     least = join.limits.shared[mine + its]
+    # Tokens before the first common one cannot be shared, as both sets ascend.
     if min(mine - places[0], its - places[1]) < least:
         return 0
     # Tokens set bits of the bitmap by exclusive or, so each bit that differs is a token on one side
@@ -281,6 +285,7 @@ def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
 @inlined
 def _differing(left: np.uint64, right: np.uint64) -> int:
     bits = left ^ right
+    # Counts the set bits in parallel, within ever wider fields.
     bits -= (bits >> _U(1)) & _U(0x5555555555555555)
     bits = (bits & _U(0x3333333333333333)) + ((bits >> _U(2)) & _U(0x3333333333333333))
     bits = (bits + (bits >> _U(4))) & _U(0x0F0F0F0F0F0F0F0F)
@@ -297,6 +302,7 @@ def _shared(sets: Sets, one: int, other: int, places: tuple[int, int], least: in
         # Even if all remaining tokens matched, they would be too few.
         if shared + min(left_end - left, right_end - right) < least:
             return 0
+        # A merge of two ascending lists without branches.
         mine, its = sets.tokens[left], sets.tokens[right]
         shared += mine == its
         left += mine <= its

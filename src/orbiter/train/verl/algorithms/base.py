@@ -240,6 +240,8 @@ class Algorithm(ABC, Generic[C_contra]):
         Raises:
             ConfigError: names the settings and their values.
         """
+        # Checked before training, since the comparison would only fail in the first credit
+        # assignment.
         if config.group_size < self.least_group:
             raise ConfigError(
                 f"group_size={config.group_size}: {self.title} compares the samples of one prompt "
@@ -287,6 +289,7 @@ class Algorithm(ABC, Generic[C_contra]):
 
 def loss_settings(config: RewardConfig) -> dict[str, Any]:
     """Return the arguments of `PolicyObjective` that every algorithm takes from the config."""
+    # The assertion documents an order: `objective_of` has replaced "episode" by "token" before.
     assert config.loss_aggregation != "episode", "verl/episodes.py puts it into the advantages"
     return {
         "clip_range": config.clip_range,

@@ -35,6 +35,7 @@ class Cispo(Grpo):
         surrogate = partial(
             cispo_loss, clip_range=config.clip_range, clip_range_high=config.clip_range_high
         )
+        # loss_settings also has the clip range, which only the default surrogate reads.
         return PolicyObjective(**loss_settings(config), surrogate=surrogate)
 
     def verl_overrides(self, config: GrpoConfig) -> dict[str, object]:

@@ -64,6 +64,8 @@ class Grpo(Algorithm[GrpoConfig]):
         """
         from orbiter.train.rl import group_relative_advantage
 
+        # Without the division, prompts with a wide spread of rewards dominate; with it, all count
+        # alike.
         scale: Literal["std", "none"] = "std" if config.scale_rewards else "none"
         if samples.turns is not None and config.credit in ("turn", "returns"):
             return spread_turns(samples, compared_turns(config, samples.turns, scale=scale))
@@ -93,14 +95,17 @@ class Grpo(Algorithm[GrpoConfig]):
 
     def is_flat(self, metrics: Mapping[str, float]) -> bool:
         """Return whether every advantage was 0."""
+        # verl reports the extremes over all tokens, so equal zeros mean that all are zero.
         ends = [metrics.get(f"verl/critic/advantages/{end}") for end in ("min", "max")]
         return ends == [0, 0]
 
 
 def spread(samples: Samples, advantage: Float[Tensor, "P G"]) -> Credited:
     """Give every token of a sample the sample's advantage, in all its rows."""
+    # Counted before the advantage is spread over tokens, so long answers do not count more.
     flat_groups = 1 - advantage.ne(0).any(dim=-1).float().mean().item()
     batch, device = samples.batch, samples.batch.mask.device
+    # Rewards are compared in float64; only the finished advantage is rounded to float32.
     by_row = advantage[samples.valid].float().to(device)[samples.sample_of_row]
     by_token = by_row[:, None] * batch.mask
     metrics = {"flat_groups": flat_groups}
@@ -122,6 +127,7 @@ def with_states(
         return spread(samples, advantage)
     returns = returns_to_go(turns.reward, turns.valid, gamma=config.gamma)
     in_state = state_advantage(returns, turns.state, turns.valid, scale=scale)
+    # GiGPO's sum of an episode's advantage and that of its turn in its state.
     return spread_turns(samples, advantage[..., None] + config.gigpo_weight * in_state)
 
 
@@ -142,6 +148,7 @@ def spread_turns(samples: Samples, advantage: Float[Tensor, "P G K"]) -> Credite
     of_token, batch = samples.turns.of_token, samples.batch
     flat_groups = 1 - advantage.flatten(1).ne(0).any(dim=-1).float().mean().item()
     by_row = advantage[samples.valid].float().to(batch.mask.device)[samples.sample_of_row]
+    # -1 marks tokens that are not trained; the mask sets them to zero after the gather.
     by_token = by_row.gather(1, of_token.clamp(min=0)) * batch.mask
     metrics = {"flat_groups": flat_groups}
     return Credited(replace(batch, advantage=by_token), metrics, flat=flat_groups == 1)

@@ -88,16 +88,20 @@ class Ppo(Algorithm[PpoConfig]):
         batch, mask = samples.batch, samples.batch.mask
         reward = samples.reward[samples.valid].to(mask.device)
         metrics, kl = dict[str, float](), None
+        # Both are needed: the penalty compares the policy that sampled with the reference.
         if batch.ref_logprob is not None and batch.old_logprob is not None:
             estimate = KL_ESTIMATES[config.kl_estimator or "k1"]
             kl = estimate(batch.old_logprob, batch.ref_logprob, mask)
+            # The metric is always k3, so that runs with different penalties can be compared.
             measured = kl_k3(batch.old_logprob, batch.ref_logprob, mask)
             metrics["kl"] = masked_mean(measured, mask).item()
         old_value = value(samples.policy, batch, micro_batch_tokens=config.micro_batch_tokens)
         estimated = _of_answers if samples.turns is None else _of_episodes
+        # The values are those before the update, also for the clip of the value loss.
         advantage, return_ = estimated(config, samples, old_value, kl)
         metrics["explained_variance"] = explained_variance(old_value, return_, mask).item()
         metrics["value"] = masked_mean(old_value, mask).item()
+        # Whitened over the batch, because PPO has no group whose spread would set the scale.
         credited = replace(
             batch, advantage=whiten(advantage, mask), return_=return_, old_value=old_value
         )
@@ -108,6 +112,7 @@ class Ppo(Algorithm[PpoConfig]):
         from orbiter.train.engine.objective import PolicyObjective
 
         return PolicyObjective(
+            # A KL coefficient here would count the KL twice.
             **{**loss_settings(config), "kl_coef": 0.0, "kl_estimator": "k3"},
             vf_coef=config.vf_coef,
             clip_range_value=config.clip_range_value,
@@ -121,6 +126,7 @@ class Ppo(Algorithm[PpoConfig]):
             f"{ACTOR}.use_kl_loss": False,
         }
         if config.kl_coef:
+            # verl also has an adaptive controller; fixed is what kl_coef means here.
             made["algorithm.kl_ctrl.type"] = "fixed"
             made["algorithm.kl_ctrl.kl_coef"] = config.kl_coef
             made["algorithm.kl_penalty"] = KL_NAMES[config.kl_estimator or "k1"]

@@ -29,6 +29,8 @@ class Rloo(Grpo):
         if samples.turns is not None and config.credit in ("turn", "returns"):
             advantage = compared_turns(config, samples.turns, scale="none")
             n = samples.valid.sum(dim=-1)[:, None, None].to(advantage.dtype)
+            # compared_turns has the factor (n - 1) / n, which RLOO's unbiased baseline does not
+            # need.
             return spread_turns(samples, advantage * n / (n - 1).clamp(min=1))
         advantage = leave_one_out_advantage(samples.reward, valid=samples.valid)
         return with_states(config, samples, advantage, scale="none")

@@ -28,6 +28,7 @@ class EpisodeTokens(NamedTuple):
     def scatter(self, x: Float[Tensor, "E L"], shape: tuple[int, ...]) -> Float[Tensor, "B T"]:
         """Put entries back at their positions in a tensor of the batch; 0 everywhere else."""
         spread = x.new_zeros(shape).flatten()
+        # Only real entries are written: the padding's position 0 is a real token.
         spread[self.position[self.mask]] = x[self.mask]
         return spread.view(shape)
 
@@ -42,6 +43,7 @@ def tokens_by_episode(samples: Samples) -> EpisodeTokens:
     position = (of_token >= 0).flatten().nonzero()[:, 0]
     turn = of_token[of_token >= 0]
     # Tokens of a turn are in one row, so that their positions give their order.
+    # Two stable sorts, the less significant key first, as in a radix sort.
     order = torch.argsort(turn, stable=True)
     order = order[torch.argsort(episode[order], stable=True)]
     lengths = torch.bincount(episode, minlength=int(samples.valid.sum()))
@@ -57,6 +59,7 @@ def turn_rewards(samples: Samples, tokens: EpisodeTokens) -> Float[Tensor, "E L"
 
     assert samples.turns is not None
     of_turn = samples.turns.reward[samples.valid].float().to(tokens.mask.device)
+    # A turn never has number -1, so the last token always differs from what follows.
     follows = torch.cat([tokens.turn[:, 1:], tokens.turn.new_full((len(tokens.turn), 1), -1)], 1)
     ends = torch.cat([~tokens.mask[:, 1:], torch.ones_like(tokens.mask[:, :1])], 1)
     last = tokens.mask & (ends | (follows != tokens.turn))

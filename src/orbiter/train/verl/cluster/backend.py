@@ -32,9 +32,13 @@ class ClusterBackend(Backend):
     """Trains on verl's workers."""
 
     def __init__(
-        self, trainer: ModelTrainer, config: VeRLConfig, rewards: Sequence[RewardSpec]
+        self,
+        trainer: ModelTrainer,
+        config: VeRLConfig,
+        rewards: Sequence[RewardSpec],
+        gold: RewardSpec | None = None,
     ) -> None:
-        super().__init__(trainer, config, rewards)
+        super().__init__(trainer, config, rewards, gold)
         self._final: Path | None = None
         """Folder of the model that verl has trained."""
         self._scratch: TemporaryDirectory[str] | None = None

@@ -18,7 +18,7 @@ from orbiter.train.trainer.config import VerlKeys
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import ACTOR
 from orbiter.train.verl.cluster.layout import Layout, steps_per_epoch
-from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.config import OVERLONG, VeRLConfig
 
 Overrides = dict[str, object]
 
@@ -47,6 +47,7 @@ def make_overrides(config: VeRLConfig, layout: Layout) -> Overrides:
         _model(config, layout),
         _run(config, layout),
         _reward(layout),
+        overlong_overrides(config),
     ]
     if algorithm.value_head:
         parts.append(_critic(config, layout))
@@ -217,6 +218,20 @@ def _float32(config: VeRLConfig) -> Overrides:
         for kind in ("param", "reduce")
     }
     return {**mixed, f"{ROLL}.dtype": "float32"}
+
+
+def overlong_overrides(config: VeRLConfig) -> Overrides:
+    """Return verl's reward manager with DAPO's penalty for long answers, if there is one."""
+    if not config.overlong_buffer:
+        return {}
+    return {
+        "reward.reward_manager.name": "dapo",
+        f"+{OVERLONG}.enable": True,
+        f"+{OVERLONG}.len": config.overlong_buffer,
+        f"+{OVERLONG}.penalty_factor": config.overlong_penalty,
+        f"+{OVERLONG}.log": False,
+        "+reward.reward_kwargs.max_resp_len": config.max_response_length,
+    }
 
 
 def _cpu(config: VeRLConfig) -> Overrides:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orbiter.train.errors import ConfigError
 from orbiter.train.verl.cluster.sources import code_of
 from orbiter.train.verl.reward import RewardSpec
 
@@ -44,6 +45,12 @@ def ship(rewards: Sequence[RewardSpec]) -> list[Shipped]:
 
 
 def _ship(spec: RewardSpec, stem: str) -> Shipped:
+    if spec.judge is not None:
+        raise ConfigError(
+            f"reward {spec.name!r} is a judge, whose model, cache and limits are in this process; "
+            "verl's workers cannot reach them: use backend='local', or write a function that asks "
+            "your endpoint"
+        )
     code = code_of(spec.fn, f"reward {spec.name!r}", stem)
     return Shipped(
         name=spec.name,

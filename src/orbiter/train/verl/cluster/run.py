@@ -128,8 +128,10 @@ class ClusterRun:
 
     def _job(self) -> Child:
         """Return the job as a child process: verl itself, or the command that submits it."""
+        # Hydra would otherwise create its own output folders and logs.
         hydra = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"]
         command = [*self.plan.command, *hydra]
+        # An inherited address would send a local job to another Ray cluster.
         inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         folder = self.layout.folder
         if self.config.ray_address is None:
@@ -142,6 +144,7 @@ class ClusterRun:
         request = {
             "address": self.config.ray_address,
             "submission_id": f"orbiter-{uuid.uuid4().hex[:12]}",
+            # "python" on the cluster is another interpreter than the one here.
             "command": shlex.join(["python", *command[1:]]),
             "environment": {**self.plan.environment, **named_variables(self.config)},
         }
@@ -160,8 +163,11 @@ class ClusterRun:
             ended = await job.wait(LOOKING_SECONDS)
             for step in tail.new():
                 self._take(step, run_log, progress)
+                # Every finished step restarts the time limit.
                 until = monotonic() + self._patience
+            # Checked before the end of the job, because the fault is the more useful message.
             self._raise_fault()
+            # At least one step, so that a stopped run has something to save.
             if ended or (self.stopping and self.steps_done > self.layout.start):
                 break
             if monotonic() > until:
@@ -174,6 +180,7 @@ class ClusterRun:
                 f"verl ended with code {job.code} after step {self.steps_done} of "
                 f"{self.plan.steps}. {self._last_words()}"
             )
+        # The last step's samples are written after its metrics, so they are read at the end.
         self._note_samples(run_log, self.steps_done + 1)
 
     @property
@@ -220,6 +227,7 @@ class ClusterRun:
             flat = metrics.get("flat_groups") == 1
         self.flat_steps = self.flat_steps + 1 if flat else 0
         self.has_taught |= not flat
+        # A run that has learned before may be done; only one that never did is an error.
         if self.flat_steps >= self.config.max_flat_steps and not self.has_taught:
             raise TrainingError(
                 f"nothing can be learned: in all {self.flat_steps} steps so far every sample of a "

@@ -34,6 +34,7 @@ def _missing_names_of_torch_cpu() -> None:
         "set_rng_state": torch.set_rng_state,
     }
     for name, stand_in in stand_ins.items():
+        # Names that a newer torch provides are left alone.
         if not hasattr(torch.cpu, name):
             setattr(torch.cpu, name, stand_in)
 

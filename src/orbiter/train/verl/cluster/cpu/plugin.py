@@ -114,6 +114,7 @@ def _load_replica() -> type[Any]:
     return TransformersReplica
 
 
+# The patches below are only known to be right for these versions.
 if verl.__version__ not in TESTED:
     raise ImportError(untested(verl.__version__))
 platform_manager.set_platform(CPUPlatform())

@@ -44,6 +44,7 @@ class Sampler:
     def __init__(self, model_path: str, response_length: int, context: int, seed: int) -> None:
         from transformers import AutoModelForCausalLM
 
+        # Several samplers share the machine; more threads each would compete.
         torch.set_num_threads(1)
         self.random = torch.Generator().manual_seed(seed)
         self.model = AutoModelForCausalLM.from_pretrained(
@@ -73,6 +74,7 @@ class Sampler:
         asked = sampling_params.get("max_tokens") or sampling_params.get("max_new_tokens")
         request = SamplingRequest(
             list(prompt_ids),
+            # The answer must fit into the context after the prompt.
             min(asked or self.response_length, self.context - len(prompt_ids)),
             float(sampling_params.get("temperature", 1.0)),
             int(sampling_params.get("top_k", -1)),
@@ -80,15 +82,18 @@ class Sampler:
             asyncio.get_running_loop().create_future(),
         )
         self.waiting.append(request)
+        # One task answers all waiting requests; those that come meanwhile join its next batch.
         if self.at_work is None or self.at_work.done():
             self.at_work = asyncio.create_task(self._answer_all())
         return await request.answer
 
     async def _answer_all(self) -> None:
+        # verl sends the prompts of a batch one by one.
         await asyncio.sleep(GATHERING_SECONDS)
         while self.waiting:
             batch, self.waiting = self.waiting[:ROWS_AT_ONCE], self.waiting[ROWS_AT_ONCE:]
             try:
+                # In a thread, so that further requests are accepted while the model runs.
                 answers = await asyncio.to_thread(self._sample, batch)
             except Exception as error:
                 for request in batch:
@@ -101,6 +106,7 @@ class Sampler:
     def _sample(self, batch: list[SamplingRequest]) -> list[TokenOutput]:
         """Extend all prompts token by token until each has ended or reached its limit."""
         ids, mask = self._padded(batch)
+        # Positions count real tokens only; the padding is on the left.
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         drawn: list[list[int]] = [[] for _ in batch]
         logprob: list[list[float]] = [[] for _ in batch]
@@ -115,7 +121,9 @@ class Sampler:
                 use_cache=True,
             )
             past = seen.past_key_values
+            # In float32: the reported log probabilities enter the ratio of the loss.
             token, chosen = self._draw(seen.logits[:, -1].float(), batch)
+            # Rows that have ended are still run, but nothing more is recorded for them.
             for row in live.nonzero()[:, 0].tolist():
                 drawn[row].append(int(token[row]))
                 logprob[row].append(float(chosen[row]))
@@ -139,6 +147,7 @@ class Sampler:
     def _draw(self, logits: Tensor, batch: list[SamplingRequest]) -> tuple[Tensor, Tensor]:
         """Sample a token for each row; return it with its logprob at the row's temperature."""
         heat = torch.tensor([request.temperature or 1.0 for request in batch])
+        # From the full softmax, before top-k and top-p, as the loss computes it.
         logprob = torch.log_softmax(logits / heat[:, None], dim=-1)
         chance = logprob.exp()
         for row, request in enumerate(batch):
@@ -158,6 +167,7 @@ class Sampler:
     async def update_weights(self, state: Mapping[str, Tensor], version: int | None) -> None:
         """Load the trainer's weights; there must be at least one, and the model must have each."""
         own = dict(self.model.named_parameters(remove_duplicate=False))
+        # Rotary tables are buffers, which some versions send as well.
         strange = sorted(name for name in state if name not in own and "rotary" not in name)
         if strange or not state:
             raise RuntimeError(f"weights that the rollout does not know: {strange[:3] or 'none'}")
@@ -183,6 +193,7 @@ def _narrowed(chance: Tensor, request: SamplingRequest) -> Tensor:
         chance = chance.where(chance >= least, 0.0)
     if request.top_p < 1:
         sorted_chance, order = chance.sort(descending=True)
+        # Mass before a token, so that the token that crosses top_p is kept.
         beyond = sorted_chance.cumsum(0) - sorted_chance > request.top_p
         chance = chance.index_fill(0, order[beyond], 0.0)
     return chance
@@ -222,6 +233,7 @@ class WeightAdapter(BaseRollout):  # type: ignore[misc] # verl is untyped here
         rank = int(os.environ["RANK"])
         size = self.config.tensor_model_parallel_size
         self.replica_rank = rank // size if replica_rank == -1 else replica_rank
+        # One rank of a group sends; the others only take part in gathering.
         self.leads = rank % size == 0
 
     @override

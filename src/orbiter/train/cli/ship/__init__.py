@@ -1,0 +1,1 @@
+"""Commands for a finished model: compare it with another one, export it."""

@@ -1,0 +1,130 @@
+"""Merge the labels of several people, state how far they agree, and make training data of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from orbiter.train.errors import DataError
+from orbiter.train.evaluation import Judgement, alpha_of
+from orbiter.train.evaluation.judgement import JudgementKind
+from orbiter.train.formats.preference import Pair
+from orbiter.train.trajectory import TrajectoryItem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What all people together say about one thing."""
+
+    kind: JudgementKind
+    task: str
+    answers: tuple[str, ...]
+    value: float | None
+    """The mean rating; for "right" 1 or 0; for "better" 1 if the first answer is better and 0 if
+    the second is. None if as many people say one thing as the other."""
+    raters: int
+    """How many gave a value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merged:
+    """The labels of several people."""
+
+    judgements: Sequence[Judgement]
+    """Each person's last label of each thing."""
+    verdicts: Sequence[Verdict]
+    """One for each thing that anybody gave a value."""
+    alphas: Mapping[JudgementKind, float | None]
+    """Krippendorff's alpha of each kind of label; None where nothing was labelled twice, or all
+    labels are equal."""
+    raters: Mapping[str, int]
+    """Number of labels of each person, skipped ones not counted."""
+
+    @property
+    def overlap(self) -> int:
+        """Things that at least two people gave a value."""
+        return sum(verdict.raters > 1 for verdict in self.verdicts)
+
+
+def merge(judgements: Iterable[Judgement]) -> Merged:
+    """Merge labels: of each person the last one counts, and of several people the majority.
+
+    Ratings are averaged. Skipped things count for nothing.
+
+    Raises:
+        DataError: there are no labels.
+    """
+    last: dict[tuple[str, str], Judgement] = {}
+    for judgement in judgements:
+        last[judgement.rater, judgement.subject] = judgement
+    if not last:
+        raise DataError("there are no labels to merge")
+    kept = list(last.values())
+    valued = [judgement for judgement in kept if judgement.value is not None]
+    groups: dict[str, list[Judgement]] = {}
+    for judgement in valued:
+        groups.setdefault(judgement.subject, []).append(judgement)
+    kinds = dict.fromkeys(judgement.kind for judgement in valued)
+    return Merged(
+        judgements=kept,
+        verdicts=[_verdict(group) for group in groups.values()],
+        alphas={kind: alpha_of(j for j in valued if j.kind == kind) for kind in kinds},
+        raters=Counter(judgement.rater for judgement in valued),
+    )
+
+
+def _verdict(group: Sequence[Judgement]) -> Verdict:
+    first = group[0]
+    mean = fmean(judgement.value for judgement in group if judgement.value is not None)
+    value: float | None = mean
+    if first.kind != "rating":
+        value = None if mean == 0.5 else float(mean > 0.5)
+    return Verdict(
+        kind=first.kind,
+        task=first.task,
+        answers=first.answers,
+        value=value,
+        raters=len(group),
+    )
+
+
+def labelled_pairs(merged: Merged, data: Iterable[TrajectoryItem] = ()) -> list[Pair]:
+    """Return the pairs whose better answer is known, for `PreferenceTrainer`.
+
+    Args:
+        merged: The labels.
+        data: The items that were labelled; the pairs then have their chats and tools.
+    """
+    known = _by_text(data)
+    return [
+        Pair(
+            _item(known, verdict, 0 if verdict.value else 1, 1.0),
+            _item(known, verdict, 1 if verdict.value else 0, 0.0),
+        )
+        for verdict in merged.verdicts
+        if verdict.kind == "better" and verdict.value is not None
+    ]
+
+
+def labelled_items(merged: Merged, data: Iterable[TrajectoryItem] = ()) -> Iterator[TrajectoryItem]:
+    """Yield every answer that was rated, or found right or wrong, with that as its reward."""
+    known = _by_text(data)
+    for verdict in merged.verdicts:
+        if verdict.kind != "better" and verdict.value is not None:
+            yield _item(known, verdict, 0, verdict.value)
+
+
+def _by_text(data: Iterable[TrajectoryItem]) -> dict[tuple[str, str], TrajectoryItem]:
+    return {(item.state, item.action): item for item in data}
+
+
+def _item(
+    known: Mapping[tuple[str, str], TrajectoryItem], verdict: Verdict, side: int, reward: float
+) -> TrajectoryItem:
+    answer = verdict.answers[side]
+    item = known.get((verdict.task, answer))
+    if item is None:
+        return TrajectoryItem(verdict.task, answer, reward)
+    return replace(item, reward=reward)
