@@ -71,6 +71,8 @@ class Job:
         values["data"] = self.settings.section("data")
         if self.agent is not None:
             values["agent"] = self.agent.settings
+        if self.settings.section("eval"):
+            values["eval"] = self.settings.section("eval")  # for `eval --run`
         own = all_settings(self.trainer.config, self.method)
         own["trackers"] = self.settings.section(self.method).get("trackers", [])
         kept = {k: v for k, v in own.items() if k not in ("output_dir", "resume", "progress")}
@@ -180,20 +182,26 @@ def _now() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def plan_lines(plan: TrainPlan | Plan) -> list[tuple[str, str]]:
+def plan_lines(job: Job, plan: TrainPlan | Plan) -> list[tuple[str, str]]:
     """Return a plan as pairs of label and value."""
-    return _on_verl(plan) if isinstance(plan, Plan) else _here(plan)
+    return _on_verl(plan) if isinstance(plan, Plan) else _here(job, plan)
 
 
-def _here(plan: TrainPlan) -> list[tuple[str, str]]:
+def _here(job: Job, plan: TrainPlan) -> list[tuple[str, str]]:
+    rows = len(job.items)
+    # The turns of an episode that continue each other are one sequence.
+    joined = "" if rows == plan.items else f" in {plan.items} sequences"
+    unit = "items" if job.agent is None else "tasks"
     later = "unknown until the model is downloaded"
     lines = [
         ("method", plan.method),
         ("model", plan.model),
-        ("data", f"{plan.items} items, {plan.held_out} held out"),
+        ("data", f"{rows} {unit}{joined}, {plan.held_out} held out"),
         ("steps", f"{plan.steps} ({plan.updates} updates)"),
-        ("tokens", later if plan.tokens is None else f"at most {plan.tokens:,}"),
     ]
+    if job.agent is not None and plan.tokens is None:
+        return [*lines, ("cost", "that of its episodes; --dry-run plays two and estimates it")]
+    lines.append(("tokens", later if plan.tokens is None else f"at most {plan.tokens:,}"))
     if plan.longest_item is not None:
         lines.append(("longest item", f"{plan.longest_item} tokens"))
     lines.append(("computes in", plan.computes or later))

@@ -154,7 +154,8 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
     plan = asyncio.run(_plan(job))
     limit = job.trainer.config.max_seconds
     limits = [] if limit is None else [("limit", f"stops after {duration(limit)} (max_seconds)")]
-    output.table(("what", "how much"), [*limits, *plan_lines(plan), ("folder", str(job.folder))])
+    lines = plan_lines(job, plan)
+    output.table(("what", "how much"), [*limits, *lines, ("folder", str(job.folder))])
     if asked.dry_run:
         cost = asyncio.run(_try(job, output))
         output.say("all checks passed; without --dry-run this starts the run")
@@ -374,8 +375,13 @@ def _next_step(job: Job, model: str) -> str:
     """Return how to use the finished model."""
     if job.method == "reward-model":
         return f'use it    in [reward]: name = {{ model = "{model}" }}'
-    one_prompt = ["generate", "--model", model, "your prompt"]
-    return f"try it    {command(*(['eval', '--run', job.folder] if job.agent else one_prompt))}"
+    words: list[str | Path] = ["generate", "--model", model, "your prompt"]
+    if job.agent is not None:
+        words = ["eval", "--run", job.folder]
+    elif job.settings.section("agent") and job.settings.file is not None:
+        # A model that imitates for an agent is of use only inside that agent.
+        words = ["eval", "-c", job.settings.file, "-m", model]
+    return f"try it    {command(*words)}"
 
 
 def _tell(result: dict[str, Any], output: Output) -> None:
