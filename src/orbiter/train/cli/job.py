@@ -192,19 +192,20 @@ def _here(job: Job, plan: TrainPlan) -> list[tuple[str, str]]:
     # The turns of an episode that continue each other are one sequence.
     joined = "" if rows == plan.items else f" in {plan.items} sequences"
     unit = "items" if job.agent is None else "tasks"
-    later = "unknown until the model is downloaded"
+    absent = "unknown until the model is downloaded"
+    # The length of an agent's episodes is only known once some were played.
+    played = "depends on the episodes; --dry-run plays two of them"
+    later = absent if job.agent is None else played
     lines = [
         ("method", plan.method),
         ("model", plan.model),
         ("data", f"{rows} {unit}{joined}, {plan.held_out} held out"),
         ("steps", f"{plan.steps} ({plan.updates} updates)"),
+        ("tokens", later if plan.tokens is None else f"at most {plan.tokens:,}"),
     ]
-    if job.agent is not None and plan.tokens is None:
-        return [*lines, ("cost", "that of its episodes; --dry-run plays two and estimates it")]
-    lines.append(("tokens", later if plan.tokens is None else f"at most {plan.tokens:,}"))
     if plan.longest_item is not None:
         lines.append(("longest item", f"{plan.longest_item} tokens"))
-    lines.append(("computes in", plan.computes or later))
+    lines.append(("computes in", plan.computes or absent))
     lines.append(("memory", plan.memory or later))
     lines.append(("time", later if plan.seconds is None else f"about {duration(plan.seconds)}"))
     if plan.judge_calls is not None:
