@@ -292,7 +292,7 @@ def test_a_reward_beside_a_chat_is_that_of_its_last_answer(name: str, tmp_path: 
     assert (first.reward, last.reward, last.metadata) == (None, 0.5, {})
 
 
-def called(name: str, function: str, answer: str) -> list[dict[str, object]]:
+def called(name: str, function: str, answer: str) -> list[Json]:
     """Return an episode of an agent that calls a tool, then answers, in either form."""
     arguments = '{"order": "1"}'
     if name == "conversations":

@@ -267,15 +267,15 @@ def test_words_that_the_user_shares_with_another_turn_change_in_the_users_turn_o
     if foreign_form:  # another tool wrote the state, without the call
         state = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
     for seed in range(10):
-        rows = [{"state": state, "action": "Done.", "messages": messages}]
-        (row,) = augment_add_noise(rows, 0.3, seed=seed)
-        noisy = list(row["messages"])  # type: ignore[call-overload]  # a list
+        item = TrajectoryItem(state, "Done.", messages=messages)
+        (changed,) = augment_add_noise([item], 0.3, seed=seed)
+        noisy = list(changed.messages or ())
         assert noisy[4]["content"] != words
         assert [noisy[0], *noisy[2:4]] == [messages[0], *messages[2:4]]
         expected = state_of(noisy)
         if foreign_form:
             expected = "\n".join(f"{message['role']}: {message['content']}" for message in noisy)
-        assert row["state"] == expected
+        assert changed.state == expected
 
 
 def test_in_a_transcript_without_messages_only_the_user_makes_slips() -> None:
