@@ -97,7 +97,6 @@ async def run_episode(
     # On the loop that answers, because that is where turns are appended.
     await asyncio.wrap_future(live.submit(_settle()))
     turns = tuple(session.turns)
-    reason = _stop_reason(outcome, session.stop_reason, called=bool(turns))
     return Episode(
         task=task,
         attempt=attempt,
@@ -105,8 +104,8 @@ async def run_episode(
         output=outcome.output,
         turns=turns,
         streams=tuple(turns_to_streams(turns)),
-        stop_reason=reason,
-        error=_why_no_calls(session) if reason == "no_calls" else _described(outcome.error),
+        stop_reason=_stop_reason(outcome, session),
+        error=_error(outcome, session),
         step_rewards=tuple(opened.step_rewards),
         step_reward_turns=tuple(opened.step_reward_turns),
         seconds=time.perf_counter() - started,
@@ -168,15 +167,21 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-def _stop_reason(outcome: _Outcome, limit: str | None, *, called: bool) -> StopReason:
+def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
     # The time limit comes first, since closing the session makes the agent fail in other ways.
     if outcome.timed_out:
         return "timeout"
-    if limit is not None:
-        return cast("StopReason", limit)
+    if session.stop_reason is not None:
+        return cast("StopReason", session.stop_reason)
     if outcome.error is not None:
         return "agent_error"
-    return "done" if called else "no_calls"
+    return "done" if session.turns else "no_calls"
+
+
+def _error(outcome: _Outcome, session: LiveSession) -> str | None:
+    if _stop_reason(outcome, session) == "no_calls":
+        return _why_no_calls(session)
+    return _described(outcome.error)
 
 
 def _why_no_calls(session: LiveSession) -> str:
