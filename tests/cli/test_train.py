@@ -177,6 +177,25 @@ def test_a_reward_model_is_trained_resumed_and_used_as_a_reward(run: Run, projec
     )  # fmt: skip
     assert ran.code == ExitCode.OK, ran.err
     assert "reward/liked" in read_run(Path("runs/policy")).metrics[-1]
+    ran = run("eval", "--run", "runs/rm", "--json")
+    assert ran.code == ExitCode.OK, ran.err
+    told = json.loads(ran.out)
+    assert told["models"]["runs/rm/model"] == pytest.approx(result["quality"])
+    both = run("eval", "-m", "runs/rm/model", "-m", "tiny", "--data", "pairs.jsonl")
+    assert both.code == ExitCode.USAGE
+    assert "cannot be compared" in both.err
+    answering = (
+        ("train", "-c", "liked.toml", "data.train=pairs.jsonl", "train.model=runs/rm/model"),
+        ("sft", "data.train=pairs.jsonl", "sft.model=runs/rm/model", "--dry-run"),
+        ("prefer", *words[1:3], "prefer.model=runs/rm/model"),
+        ("generate", "Hello?", "--model", "runs/rm/model"),
+        ("export", "runs/rm", "--gguf", "rm.gguf"),
+    )
+    for command in answering:
+        ran = run(*command)
+        assert ran.code in (ExitCode.USAGE, ExitCode.STORAGE), command
+        assert "holds a reward model, which scores answers and writes none" in ran.err, command
+        assert "RewardModel(folder)" in ran.err
 
 
 def test_a_reward_that_is_no_reward_model_is_refused(run: Run, project: Path) -> None:

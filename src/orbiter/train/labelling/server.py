@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from orbiter.train.errors import DataError, TrainError
-from orbiter.train.labelling.session import LabelSession, Shown
+from orbiter.train.labelling.session import LabelSession, OutdatedError, Shown
 from orbiter.train.page_server import HTML, JSON, PLAIN, PageHandler, PageServer
 from orbiter.train.report.page import PageParts, in_strict_mode, page_file
 
@@ -77,6 +77,7 @@ def described(session: LabelSession, shown: Shown | None) -> dict[str, Any]:
         return document
     document |= {
         "place": shown.place,
+        "version": shown.version,
         "task": shown.unit.task,
         "answers": [shown.unit.answers[place] for place in shown.order],
     }
@@ -131,6 +132,8 @@ class _LabelHandler(PageHandler):
             label = self._body()
             place = session.shown(label.get("place")).place
             session.label(place, label)
+        except OutdatedError:
+            self._send_unit(str(label["place"]), status=409)
         except DataError as error:
             self.send(400, PLAIN, f"{error}\n".encode())
         except TrainError as error:
@@ -140,7 +143,7 @@ class _LabelHandler(PageHandler):
             further = place + 1 if place + 1 < session.total else session.first_open
             self._send_unit(str(further))
 
-    def _send_unit(self, text: str) -> None:
+    def _send_unit(self, text: str, *, status: int = 200) -> None:
         session = self.server.session
         # int() alone would accept other scripts' digits and texts of any length.
         place = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
@@ -149,7 +152,7 @@ class _LabelHandler(PageHandler):
         except DataError as error:
             self.send(404, PLAIN, f"{error}\n".encode())
             return
-        self.send(200, JSON, json.dumps(described(session, shown)).encode())
+        self.send(status, JSON, json.dumps(described(session, shown)).encode())
 
     def _body(self) -> Mapping[str, Any]:
         """Return the JSON object of the request.

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from orbiter.train.engine.config import recorded_dtype
 from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.tasks import first_given
-from orbiter.train.engine.trainer import ModelTrainer, as_metrics, recorded_dtype
+from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import StateError
 from orbiter.train.preference.reward_model import RewardModel
 from orbiter.train.preference.reward_model_config import RewardModelConfig
@@ -233,6 +234,10 @@ class RewardModelTrainer(ModelTrainer):
             on_long_prompt=config.on_long_prompt,
             system=self.system_prompt,
         )
+
+    @override
+    def _check_model(self) -> None:
+        """Accept a language model, which gets a head, and a reward model, which is trained on."""
 
     @override
     def _loaded(self) -> Policy:

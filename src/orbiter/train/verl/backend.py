@@ -126,7 +126,7 @@ class LocalBackend(Backend):
         """The rewards, and gold."""
         return [*self.rewards, *([] if self.gold is None else [self.gold])]
 
-    def _watched(
+    async def _watched(
         self,
         session: Session,
         validate: Validate,
@@ -134,6 +134,9 @@ class LocalBackend(Backend):
         measure: Callable[[Any, Sequence[RewardSpec], int], Awaitable[list[ScoredAttempt]]],
     ) -> Validate:
         """Return a function for the loop to call after every step: validation, and gold.
+
+        Gold is measured once before the first step: a reward that is easily gamed may be gamed
+        after one step already, and then later measurements alone would show no change.
 
         Args:
             session: The run.
@@ -154,9 +157,10 @@ class LocalBackend(Backend):
             )
         )
         chosen = tasks.select(places)
-        # A relative reward compares samples, so it needs a whole group; others are measured
-        # greedily.
-        samples = config.group_size if any(reward.relative for reward in self.rewards) else 0
+        # Sampled, since a change shows in samples long before the likeliest answer is another one.
+        # A relative reward compares samples, so it needs a whole group.
+        relative = any(reward.relative for reward in self.rewards)
+        samples = config.group_size if relative else config.gold_samples
         scorers = [*self.rewards, replace(gold, weight=0.0)]  # measured, but not in the total
         watch = GoldWatch(
             name=gold.name,
@@ -164,6 +168,8 @@ class LocalBackend(Backend):
             stop=config.gold_stop,
             measure=lambda: measure(chosen, scorers, samples),
         )
+        if not session.position.gold and session.position.step == 0:
+            await watch.after(session, 0)
 
         async def after(step: int) -> Mapping[str, float]:
             return {**await validate(step), **await watch.after(session, step)}
@@ -214,7 +220,7 @@ class LocalBackend(Backend):
                 objective=ALGORITHMS[config.algorithm].objective(config),
                 session=session,
                 progress=progress,
-                validate=self._watched(session, validate, held_out, measure_gold),
+                validate=await self._watched(session, validate, held_out, measure_gold),
             )
             await fit(job)
         return trainer.results()
@@ -261,7 +267,7 @@ class LocalBackend(Backend):
                 objective=objective_of(config),
                 session=session,
                 progress=progress,
-                validate=self._watched(session, validate, held_out, measure_gold),
+                validate=await self._watched(session, validate, held_out, measure_gold),
             )
             await fit(job)
             # Only after the loop, when the last checkpoint is known to cover these steps.

@@ -29,6 +29,12 @@ from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
+from orbiter.train.verl.extra_groups import (
+    flat_groups,
+    further_tasks,
+    swapped,
+    swapped_scores,
+)
 from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.overlong import with_overlong_penalty
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
@@ -60,7 +66,37 @@ class Prompts(SampleSource):
     async def draw(self, session: Session, step: int) -> None:
         config, tasks, position = self.config, self.tasks, session.position
         turn = choose(config, position, step, len(tasks))
-        chosen = tasks.select(turn.places)
+        drawn = await self._answers(session, step, turn.places, 0)
+        chosen, extra = await self._without_flat(session, step, turn.places, drawn)
+        # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
+        shaped = with_overlong_penalty(config, chosen.scores, chosen.rollouts)
+        credited = await work(credit, session.policy, config, chosen.rollouts, shaped.scores)
+        # Set only after the samples are credited: an interrupted step starts from the old cursor.
+        position.cursor = turn.cursor
+        update_pools(config, position, turn.places, drawn.scores.total)
+        metrics = {
+            **reward_metrics(drawn.scores),
+            **credited.metrics,
+            **length_metrics(drawn.rollouts),
+            **with_overlong_penalty(config, drawn.scores, drawn.rollouts).metrics,
+            **pool_metrics(config, position, turn, len(tasks)),
+            **extra,
+        }
+        hints = signs(
+            [rollout.text for rollout in drawn.rollouts],
+            [sum(rollout.mask) for rollout in drawn.rollouts],
+            drawn.scores.total,
+            config.group_size,
+        )
+        watch(position, metrics | hints, weights_of(self.rewards))
+        records = await work(as_records, *chosen, credited.batch)
+        await work(note, session, credited, metrics, records)
+
+    async def _answers(
+        self, session: Session, step: int, places: Sequence[int], extra: int
+    ) -> ScoredSamples:
+        """Answer these tasks; the step has `extra` groups beyond its own already."""
+        config, chosen = self.config, self.tasks.select(places)
         rollouts = await work(
             sample,
             session.policy,
@@ -70,19 +106,38 @@ class Prompts(SampleSource):
             temperature=config.temperature,
             # Derived from the step, so that a run resumed before this step draws the same
             # samples.
-            seed=sub_seed(config.seed, "sample", step),
+            seed=sub_seed(config.seed, "sample", step, *([extra] if extra else [])),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
-        shaped = with_overlong_penalty(config, scores, rollouts)
-        credited = await work(credit, session.policy, config, rollouts, shaped.scores)
-        # Set only after the samples are credited: an interrupted step starts from the old cursor.
-        position.cursor = turn.cursor
-        update_pools(config, position, turn.places, scores.total)
-        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
-        drawn = ScoredSamples(chosen.items, rollouts, scores)
-        weights = weights_of(self.rewards)
-        await work(_note_answers, session, drawn, credited, extra, weights)
+        return ScoredSamples(chosen.items, rollouts, scores)
+
+    async def _without_flat(
+        self, session: Session, step: int, first: Sequence[int], drawn: ScoredSamples
+    ) -> tuple[ScoredSamples, dict[str, float]]:
+        """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
+
+        As with episodes, the metrics of the step stay those of its own tasks.
+        """
+        config, size = self.config, self.config.group_size
+        chosen, extra = drawn, 0
+        while extra < config.max_extra_groups:
+            flat = _flat(chosen, config)
+            count = min(len(flat), config.max_extra_groups - extra)
+            if count == 0:
+                break
+            places = further_tasks(
+                config, session.position, step, first, of=len(self.tasks), done=extra, count=count
+            )
+            extra += count
+            more = await self._answers(session, step, places, extra)
+            useful = sorted(set(range(count)) - set(_flat(more, config)))
+            for old, new in zip(flat, useful, strict=False):
+                chosen = ScoredSamples(
+                    swapped(chosen.items, old, more.items, new, size=1),
+                    swapped(chosen.rollouts, old, more.rollouts, new, size=size),
+                    swapped_scores(chosen.scores, old, more.scores, new, size=size),
+                )
+        return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
 
     @override
     async def refresh(self) -> None:
@@ -142,27 +197,10 @@ class ScoredSamples(NamedTuple):
     scores: Scores
 
 
-def _note_answers(
-    session: Session,
-    drawn: ScoredSamples,
-    credited: Credited,
-    extra: Mapping[str, float],
-    weights: Mapping[str, float],
-) -> None:
-    metrics = {
-        **reward_metrics(drawn.scores),
-        **credited.metrics,
-        **length_metrics(drawn.rollouts),
-        **extra,
-    }
-    hints = signs(
-        [rollout.text for rollout in drawn.rollouts],
-        [sum(rollout.mask) for rollout in drawn.rollouts],
-        drawn.scores.total,
-        len(drawn.rollouts) // len(drawn.items),
-    )
-    watch(session.position, metrics | hints, weights)
-    note(session, credited, metrics, as_records(*drawn, credited.batch))
+def _flat(drawn: ScoredSamples, config: VeRLConfig) -> list[int]:
+    """Return the groups whose rewards, as they are learned from, do not differ."""
+    shaped = with_overlong_penalty(config, drawn.scores, drawn.rollouts)
+    return flat_groups(shaped.scores.total, config.group_size)
 
 
 def note(

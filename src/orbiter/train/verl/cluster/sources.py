@@ -1,10 +1,11 @@
 """Write a user's functions so that verl's workers can load them: by import path, else as source.
 
-A function of an importable module is imported by the workers. A function from a script or a
-notebook is sent as plain source, with the imports, constants and functions that it uses. The
-resulting file in the run's folder is readable and also runs under another Python version; a
-pickled function, which Ray could send, would be neither. Objects without separate source (a lambda,
-a partial) are refused before anything starts.
+A function of an importable module is imported by the workers. An object that can write a module
+which makes it anew (`as_source`), such as a RewardModel, is sent as that module. A function from a
+script or a notebook is sent as plain source, with the imports, constants and functions that it
+uses. The resulting file in the run's folder is readable and also runs under another Python version;
+a pickled function, which Ray could send, would be neither. Objects without separate source (a
+lambda, a partial) are refused before anything starts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from orbiter.train.errors import ConfigError
 
@@ -45,6 +46,14 @@ class Code:
     """Folder to import the module from; None if the module is installed."""
 
 
+@runtime_checkable
+class Remakeable(Protocol):
+    """An object that another process can make anew."""
+
+    def as_source(self) -> str:
+        """Return a module that makes it under the name `reward`; ConfigError if it cannot."""
+
+
 def code_of(fn: Any, what: str, stem: str) -> Code:  # noqa: ANN401 - anything a user passes
     """Return a function in a form that can be sent to the workers.
 
@@ -56,6 +65,15 @@ def code_of(fn: Any, what: str, stem: str) -> Code:  # noqa: ANN401 - anything a
     Raises:
         ConfigError: it cannot be sent; names it, the reason and what to do.
     """
+    if isinstance(fn, Remakeable) and not isinstance(fn, type):
+        try:
+            source = fn.as_source()
+        except ConfigError as error:
+            raise ConfigError(f"{what} cannot be sent to verl: {error}") from error
+        head = f'"""The {what}, as it was sent to verl."""\n\n'
+        return Code(
+            module=stem, function="reward", file=f"{stem}.py", source=head + source, root=None
+        )
     # The worker gets exactly this function; source is only the second choice.
     if is_importable(fn):
         return Code(
