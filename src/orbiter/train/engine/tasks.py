@@ -50,7 +50,7 @@ def first_given(*datasets: object) -> object:
     """Return the first data set that is not None, to evaluate on.
 
     Raises:
-        DataError: there is none.
+        DataError: all of them are None.
     """
     given = next((dataset for dataset in datasets if dataset is not None), None)
     if given is None:
