@@ -303,7 +303,7 @@ async def test_the_tasks_and_rewards_of_an_agent_are_checked() -> None:
     for nonsense in NONSENSE:
         with pytest.raises(ConfigError, match="tasks"):
             await trainer(two_turns).train(nonsense)
-    with pytest.raises(DataError, match="no data to evaluate on"):
+    with pytest.raises(DataError, match="nothing to evaluate on"):
         await trainer(two_turns).evaluate()
     asks = RewardSpec("r", 1.0, lambda task, result: float(task == result))
     alone = VeRLTrainer(tiny(), [asks])
