@@ -38,6 +38,7 @@ class WithRewards(OwnInterval):
     def sample(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:
         """Return verl's batch and metrics, with the rewards of the batch among the metrics."""
         batch, metrics = super().sample(*args, **kwargs)  # type: ignore[misc] # verl's
+        # verl reports the rewards of a validation itself.
         if batch.partition_id != "val" and batch.keys:
             metrics = {**metrics, **reward_metrics(batch)}
         return batch, metrics
