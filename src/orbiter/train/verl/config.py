@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -42,22 +42,18 @@ def _check_algorithm(_: str, value: object) -> None:
         raise ConfigError(f"algorithm must be {listed}, got {shown(value)}{hint}")
 
 
-def _check_on_reward_error(name: str, value: object) -> None:
-    """Accept 'raise', 'skip' or a number."""
-    if isinstance(value, str):
-        if value not in ("raise", "skip"):
-            raise ConfigError(f"{name} must be 'raise', 'skip' or a number, got {value!r}")
-        return
-    Number()(name, value)
+def _word_or_number(*words: str) -> Callable[[str, object], None]:
+    """Return a check that accepts one of some words, or a number."""
+    listed = ", ".join(map(repr, words))
 
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, str):
+            Number()(name, value)
+        elif value not in words:
+            raise ConfigError(f"{name} must be {listed} or a number, got {value!r}")
 
-def _check_on_truncation(name: str, value: object) -> None:
-    """Accept 'score', 'mask' or a number."""
-    if isinstance(value, str):
-        if value not in ("score", "mask"):
-            raise ConfigError(f"{name} must be 'score', 'mask' or a number, got {value!r}")
-        return
-    Number()(name, value)
+    check.__doc__ = f"Accept {listed} or a number."
+    return check
 
 
 def _check_overrides(name: str, value: object) -> None:
@@ -109,7 +105,7 @@ class VeRLConfig(AlgorithmConfig):
         "raise",
         'When a reward fails or is not a finite number: "raise" stops the run, "skip" leaves '
         "the sample out, and a number is used as the reward.",
-        _check_on_reward_error,
+        _word_or_number("raise", "skip"),
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
         ),
@@ -194,7 +190,7 @@ class VeRLConfig(AlgorithmConfig):
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
         '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
-        _check_on_truncation,
+        _word_or_number("score", "mask"),
     )
     max_extra_groups: int = setting(
         0,
@@ -327,8 +323,7 @@ class VeRLConfig(AlgorithmConfig):
             _check_for_verl(self)
         elif self.max_staleness:
             raise ConfigError(
-                f"max_staleness={self.max_staleness} needs backend='verl'; the local backend "
-                "samples and trains in turn, so set it to 0"
+                f"max_staleness={self.max_staleness} needs backend='verl'; use 0 here"
             )
 
 
