@@ -166,7 +166,7 @@ def entry_of(agent: object) -> Callable[[object], object]:
 def as_text(result: object) -> str:
     """Convert an agent's result to text; rewards get it as `output`.
 
-    A string is returned unchanged, and None becomes "". Of a framework's result object it is the
+    A string is returned unchanged, and None becomes "". For a framework's result object it is the
     text in `output` (pydantic-ai) or `final_output` (openai-agents). Lists and dicts are written as
     JSON.
     """
