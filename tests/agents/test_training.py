@@ -196,7 +196,7 @@ async def test_an_agent_that_calls_no_model_of_the_policy_is_an_error() -> None:
     async def silent(task: str) -> str:
         return "42"
 
-    with pytest.raises(CallbackError, match="no_calls, it called no model that the policy"):
+    with pytest.raises(CallbackError, match="no_calls, it made no model call that the policy"):
         await trainer(silent).train(["a"])
 
 
