@@ -145,6 +145,7 @@ if __name__ == "__main__":  # python -m tests.verl_cluster.test_composed: after 
     TABLE.write_text(json.dumps(make_table(), indent=1) + "\n")
 
 
+@pytest.mark.filterwarnings("default")  # verl's imports warn
 def test_sampling_ahead_is_a_mode_that_verl_ships_and_accepts() -> None:
     """`colocate_async` is the mode that `max_staleness` means; verl's own config takes its keys."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY

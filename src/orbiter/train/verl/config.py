@@ -77,8 +77,7 @@ def _check_models(name: str, value: object) -> None:
 
 
 def _check_variables(name: str, value: object) -> None:
-    texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    if not isinstance(value, list | tuple) or not texts:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise ConfigError(f"{name} must be a list of names, got {shown(value)}")
     for each in value:
         if not each or "=" in each:
