@@ -73,9 +73,7 @@ async def run_episode(
     """Let an agent work on a task; failures are recorded in the episode's `stop_reason`.
 
     If an agent raises after reaching a limit, the stop reason is the limit, because the refused
-    call most likely caused the error. The same holds for an error about the length of its
-    last answer, which was cut off: leaving such episodes out would hide from the policy that its
-    answers are too long.
+    call most likely caused the error; see also `_was_cut_off`.
 
     Args:
         agent: A function of the task, sync or async, or an object with `run`. A plain function
@@ -190,6 +188,9 @@ def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
 
 def _was_cut_off(error: BaseException, turns: Sequence[Turn]) -> bool:
     """Return whether an agent raised because its last answer was cut off.
+
+    That is a limit and no failure: leaving such episodes out would hide from the policy that its
+    answers are too long.
 
     Both must hold: with a small `max_response_length` nearly every answer is cut off, also the one
     before a database that is down.
