@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -262,6 +263,24 @@ async def test_more_answers_than_rows_are_drawn_and_hold_up_nobody(policy: Polic
 
         refused = await run_episode(too_many, "hello", narrow, seed=0)
     assert refused.stop_reason == "agent_error"
+
+
+async def test_an_agent_that_never_gives_up_cannot_keep_the_policy_busy(live: LivePolicy) -> None:
+    tried, over = [0], threading.Event()
+
+    def stubborn(task: str) -> str:
+        with httpx.Client() as client:
+            while not over.is_set():
+                answer = client.post(NOWHERE, json={"model": "any", "messages": HELLO})
+                tried[0] += answer.status_code != 200
+        return ""
+
+    episode = await run_episode(stubborn, "hello", live, seed=0, max_turns=2, timeout_seconds=1.5)
+    await asyncio.sleep(0.5)
+    over.set()
+    assert episode.stop_reason == "timeout"
+    # Ten at once, and then two a second; without a pause there would be hundreds.
+    assert 1 <= tried[0] <= 20
 
 
 class Plain:
