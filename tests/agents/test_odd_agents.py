@@ -346,3 +346,13 @@ def test_a_result_that_json_cannot_hold_still_reaches_the_model() -> None:
     assert tool_text({(1, 2): {1}}) == '{"(1, 2)":[1]}'
     assert tool_text([RED]) == '[{"colour":"red","parts":[1]}]'
     assert tool_text(ITSELF) == "{'me': {...}}"
+
+
+async def test_an_error_without_the_reason_of_a_refusal_gets_it(live: LivePolicy) -> None:
+    async def sends_an_image(task: str) -> str:
+        return str(await ask([{"role": "user", "content": [IMAGE]}]))
+
+    episode = await run_episode(sends_an_image, "hello", live, seed=0)
+    assert episode.stop_reason == "agent_error"
+    assert "HTTPStatusError" in str(episode.error)
+    assert "the policy refused a call: 400: content may hold text only" in str(episode.error)

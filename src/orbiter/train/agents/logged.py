@@ -98,8 +98,11 @@ def why_unusable(
     if logprobs and max(item.logprobs or ()) > 1e-3:
         return f"a log probability is {max(item.logprobs or ()):g}, above 0"
     size = len(tokenizer)
-    # A larger id would fail in the embedding, with an error that does not name the item.
+    # Another id would fail in the embedding, with an error that does not name the item.
+    smallest = min(*item.prompt_token_ids, *item.token_ids)
     largest = max(*item.prompt_token_ids, *item.token_ids)
+    if smallest < 0:
+        return f"it has the token id {smallest}, below 0"
     if largest >= size:
         return f"it has the token id {largest}, and this model's tokenizer knows {size} tokens"
     # Both spellings: special tokens may be part of a call, or stand between words.

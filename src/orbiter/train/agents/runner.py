@@ -182,7 +182,12 @@ def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
 def _error(outcome: _Outcome, session: LiveSession) -> str | None:
     if _stop_reason(outcome, session) == "no_calls":
         return _why_no_calls(session)
-    return None if outcome.error is None else described(outcome.error)
+    if outcome.error is None:
+        return None
+    text = described(outcome.error)
+    # The exceptions of plain HTTP clients leave out what the policy answered.
+    reasons = [reason for reason in session.refusals if reason.partition(": ")[2] not in text]
+    return f"{text}; the policy refused a call: {reasons[-1]}" if reasons else text
 
 
 def _why_no_calls(session: LiveSession) -> str:
