@@ -99,12 +99,10 @@ def why_unusable(
         return f"a log probability is {max(item.logprobs or ()):g}, above 0"
     size = len(tokenizer)
     # Another id would fail in the embedding, with an error that does not name the item.
-    smallest = min(*item.prompt_token_ids, *item.token_ids)
-    largest = max(*item.prompt_token_ids, *item.token_ids)
-    if smallest < 0:
-        return f"it has the token id {smallest}, below 0"
-    if largest >= size:
-        return f"it has the token id {largest}, and this model's tokenizer knows {size} tokens"
+    captured = (*item.prompt_token_ids, *item.token_ids)
+    unknown = next((each for each in (min(captured), max(captured)) if not 0 <= each < size), None)
+    if unknown is not None:
+        return f"it has the token id {unknown}, and this model's tokenizer knows {size} tokens"
     # Both spellings: special tokens may be part of a call, or stand between words.
     raw: str = tokenizer.decode(list(item.token_ids), skip_special_tokens=False)
     spelled: str = tokenizer.decode(list(item.token_ids), skip_special_tokens=True)
