@@ -157,6 +157,20 @@ def test_a_dry_run_without_any_reward_says_so(run: Run, agents: Path) -> None:
     assert "no episode got a reward" in ran.out
 
 
+@pytest.mark.parametrize("spec", ["by_file/agent.py:agent", "by_name.agent:agent"])
+def test_an_agent_may_be_part_of_a_package(run: Run, agents: Path, spec: str) -> None:
+    # Two names, since a package that is loaded already is not loaded from another folder.
+    parts = agents / spec.replace("/", ".").partition(".")[0]
+    parts.mkdir()
+    (parts / "__init__.py").touch()
+    (parts / "agent.py").write_text("from .inner import agent\n\nMARK = agent\n")
+    (parts / "inner.py").write_text(AGENT)
+    ran = run("train", "-c", "config.toml", f'agent.run="{spec}"', "reward=my_agent.py:hashed",
+              "--dry-run")  # fmt: skip
+    assert ran.code == ExitCode.OK, (ran.err, ran.out)
+    assert "ended   done" in ran.out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,13 +9,12 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_gold, load_object, load_rewards
-from orbiter.train.cli.options import RUNS, read_items
+from orbiter.train.cli.options import new_run_folder, read_items
 from orbiter.train.cli.output import command, duration
 from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.plan import TrainPlan
@@ -89,7 +88,7 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
         CallbackError: the user's file of rewards raised.
     """
     section = settings.section(method)
-    folder = out or Path(str(section.get("output_dir") or RUNS / f"{method}-{_now()}"))
+    folder = out or Path(str(section.get("output_dir") or new_run_folder(method)))
     fixed: dict[str, object] = {
         "output_dir": folder,
         "resume": resume or section.get("resume", False),
@@ -176,10 +175,6 @@ def _tracker(name: str) -> Any:  # noqa: ANN401 - whatever the user's own functi
                 f"{name!r} is not installed; run: pip install 'orbiter-train[{name}]'"
             )
     return name
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def plan_lines(job: Job, plan: TrainPlan | Plan) -> list[tuple[str, str]]:
