@@ -86,7 +86,7 @@ def why_unusable(
     """Return why the captured ids of an item cannot be trained on; None if they can.
 
     Args:
-        tokenizer: Of the model in training.
+        tokenizer: The tokenizer of the model in training.
         item: The captured item.
         logprobs: Whether the log probabilities of the sampled tokens are needed too.
     """
@@ -129,7 +129,7 @@ def logged_episodes(
 
     Args:
         items: Captured items; those of an episode share an `episode_id`.
-        tokenizer: Of the model in training.
+        tokenizer: The tokenizer of the model in training.
         logprobs: Whether each sampled token needs its log probability.
         failed_too: Whether to keep episodes that ended with an error.
 

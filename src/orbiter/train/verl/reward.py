@@ -295,6 +295,7 @@ async def _ask(
             raise  # this call was cancelled from outside
         raise CallbackError(f"{where} raised {described(error)}") from error
     value = _as_float(answer)
+    # `not ... <=` refuses NaN as well.
     if value is None or not abs(value * spec.weight) <= LARGEST:
         hint = ""
         if inspect.iscoroutine(answer):
