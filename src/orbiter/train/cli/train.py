@@ -154,9 +154,8 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Exi
     plan = asyncio.run(_plan(job))
     limit = job.trainer.config.max_seconds
     limits = [] if limit is None else [("limit", f"stops after {duration(limit)} (max_seconds)")]
-    output.table(
-        ("what", "how much"), [*limits, *plan_lines(plan, job.agent), ("folder", str(job.folder))]
-    )
+    lines = plan_lines(job, plan)
+    output.table(("what", "how much"), [*limits, *lines, ("folder", str(job.folder))])
     if asked.dry_run:
         cost = asyncio.run(_try(job, output))
         output.say("all checks passed; without --dry-run this starts the run")
@@ -339,7 +338,9 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def _has_checkpoint(job: Job) -> bool:
-    return any((job.folder / "checkpoints").glob("step-*"))
+    # verl's are in the folder of its job.
+    here, there = job.folder / "checkpoints", job.folder / "verl" / "checkpoints"
+    return any(here.glob("step-*")) or any(there.glob("global_step_*"))
 
 
 def _farewell(job: Job) -> str:
