@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-b
 endif
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-control demo-agent test test-oldest test-verl lint check bench bench-engine bench-sft docs clean
+.PHONY: demo demo-control demo-agent test fuzz test-oldest test-verl lint check bench bench-engine bench-sft docs clean
 .DEFAULT_GOAL := test
 
 # An environment whose creation was interrupted has no stamp, and is made anew.
@@ -43,6 +43,10 @@ demo-agent: .venv/.demo-ok
 test: .venv/.dev-ok
 	$(BIN)/python -m pytest -m 'not nightly and not gpu' -n 2 --dist worksteal
 
+# Damaged files for every importer, 20 seconds each: about five minutes on two cores.
+fuzz: .venv/.dev-ok
+	$(BIN)/python -m tests.formats.fuzz_files --seconds 20 --jobs 2
+
 # The tests that use a model, with the oldest transformers that is supported.
 OLDEST := 5.5.3
 build/transformers-$(OLDEST)/.ok: .venv/.dev-ok
@@ -54,10 +58,12 @@ test-oldest: build/transformers-$(OLDEST)/.ok
 
 # The real verl on Ray, on the CPU, in a separate environment, since verl needs transformers below 5.11.
 VERL := .venv-verl/bin/python
+# Their unchanged agents are trained on verl.
+FRAMEWORKS := anthropic langchain-openai langgraph openai openai-agents 'pydantic-ai-slim[openai]'
 .venv-verl/.ok: pyproject.toml constraints-verl.txt
 	@echo "== installing verl and Ray into .venv-verl: a few minutes the first time"
 	$(PYTHON) -m venv --clear .venv-verl
-	$(VERL) -m pip install --disable-pip-version-check --progress-bar off -c constraints-verl.txt -e '.[verl]' beartype hypothesis pytest pytest-asyncio pytest-timeout
+	$(VERL) -m pip install --disable-pip-version-check --progress-bar off -c constraints-verl.txt -e '.[verl]' beartype hypothesis pytest pytest-asyncio pytest-timeout $(FRAMEWORKS)
 	touch $@
 
 test-verl: .venv-verl/.ok

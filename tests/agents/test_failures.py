@@ -129,6 +129,9 @@ def history(**series: tuple[float, float]) -> dict[str, list[float]]:
         ({"bad_calls": (0.1, 1.2)}, "invalid_calls"),
         ({"bad_calls": (1.2, 1.2)}, None),
         ({"turns": (2.2, 1.0)}, "ends_at_once"),
+        ({"turns": (1.1, 1.0)}, "ends_at_once"),  # a tiny model at twice its learning rate
+        ({"turns": (1.1, 1.02)}, None),
+        ({"turns": (1.02, 1.0)}, None),
         ({"turns": (1.0, 1.0)}, None),
         ({"length": (80.0, 3.0)}, "collapsing_length"),
         ({"length": (80.0, 900.0)}, "growing_length"),
@@ -182,3 +185,14 @@ def test_calls_that_are_repeated_or_invalid_are_counted(
     ]
     episode: Any = SimpleNamespace(turns=turns)
     assert call_metrics([episode]) == {"tool_calls": calls, "bad_calls": bad}
+
+
+async def test_a_short_run_that_learned_nothing_says_so_and_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await trainer(two_turns, max_episode_tokens=3).train(["a", "b"])
+    assert "nothing was learned: in none of the 1 steps" in caplog.text
+    assert "stopped/max_tokens 6" in caplog.text
+    caplog.clear()
+    await trainer(two_turns).train(["a", "b"])
+    assert "nothing was learned" not in caplog.text

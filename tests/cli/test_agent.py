@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from orbiter.train.cli.evaluate import one_sided, rewards_by
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.evaluate import ScoredAttempt
@@ -101,8 +101,9 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
     run: Run, agents: Path, kind: str
 ) -> None:
     ran = run("train", "-c", "config.toml", *KINDS[kind], "--dry-run")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert ran.out.count("task      {'question': 'tasks ") == 2
+    assert "4 tasks, 3 held out" in ran.out
     assert "user      tasks 0?" in ran.out
     assert "assistant " in ran.out
     assert "  ended   done, after" in ran.out
@@ -117,6 +118,9 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
     assert step["seconds"] > 0
     assert step["memory_bytes"] > 1 << 20
     assert told["plan"]["steps"] == 2
+    assert "downloaded" not in ran.out, "the tiny model is here"
+    assert "depends on the episodes; --dry-run plays two" in ran.out
+    assert told["plan"]["computes"]
     assert list(agents.glob("runs/*")) == []
 
 
@@ -124,15 +128,14 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
 def test_train_measures_before_and_after_and_eval_reads_the_run(
     run: Run, agents: Path, kind: str
 ) -> None:
-    ran = run("train", "-c", "config.toml", *KINDS[kind], "--out", "runs/one")
-    assert ran.code == Code.OK, ran.err
+    ran = run("train", "-c", "config.toml", *KINDS[kind], "eval.by=topic", "--out", "runs/one")
+    assert ran.code == ExitCode.OK, ran.err
     assert "held out  reward" in ran.out
     assert "try it    orbiter-train eval --run runs/one" in ran.out
     story = json.loads((agents / "runs/one/story.json").read_text())
     assert [exam["name"] for exam in story["exams"]] == ["before", "after"]
     assert len(story["tasks"]) == 3
-    words = ["--run", "runs/one", "eval.by=topic", "--json"]
-    told = json.loads(run("eval", *words).out)
+    told = json.loads(run("eval", "--run", "runs/one", "--json").out)
     (measured,) = told["models"].values()
     after = json.loads((agents / "runs/one/result.json").read_text())["after"]["mean"]
     assert measured["reward"] == pytest.approx(after)
@@ -143,15 +146,29 @@ def test_train_measures_before_and_after_and_eval_reads_the_run(
 def test_an_agent_that_fails_is_found_by_the_dry_run(run: Run, agents: Path) -> None:
     words = ['agent.run="my_agent.py:broken"', "reward=my_agent.py:hashed"]
     ran = run("train", "-c", "config.toml", *words, "--dry-run")
-    assert ran.code == Code.CALLBACK
+    assert ran.code == ExitCode.CALLBACK
     assert "ended   agent_error: RuntimeError: the database is down" in ran.out
     assert "2 of 2 episodes failed" in ran.err
 
 
 def test_a_dry_run_without_any_reward_says_so(run: Run, agents: Path) -> None:
     ran = run("train", "-c", "config.toml", 'agent.run="my_agent.py:agent"', "--dry-run")
-    assert ran.code == Code.OK
+    assert ran.code == ExitCode.OK
     assert "no episode got a reward" in ran.out
+
+
+@pytest.mark.parametrize("spec", ["by_file/agent.py:agent", "by_name.agent:agent"])
+def test_an_agent_may_be_part_of_a_package(run: Run, agents: Path, spec: str) -> None:
+    # Two names, since a package that is loaded already is not loaded from another folder.
+    parts = agents / spec.replace("/", ".").partition(".")[0]
+    parts.mkdir()
+    (parts / "__init__.py").touch()
+    (parts / "agent.py").write_text("from .inner import agent\n\nMARK = agent\n")
+    (parts / "inner.py").write_text(AGENT)
+    ran = run("train", "-c", "config.toml", f'agent.run="{spec}"', "reward=my_agent.py:hashed",
+              "--dry-run")  # fmt: skip
+    assert ran.code == ExitCode.OK, (ran.err, ran.out)
+    assert "ended   done" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -173,7 +190,7 @@ def test_a_bad_agent_section_is_refused(
     run: Run, agents: Path, words: list[str], message: str
 ) -> None:
     ran = run("train", "-c", "config.toml", *words, "--dry-run")
-    assert ran.code == Code.USAGE, (ran.err, ran.out)
+    assert ran.code == ExitCode.USAGE, (ran.err, ran.out)
     assert message in ran.err
 
 
@@ -181,7 +198,7 @@ def test_tasks_are_dicts_or_items(run: Run, agents: Path) -> None:
     for text, message in (("", "holds no"), ("[1]\n", "object"), ("{\n", "JSON")):
         (agents / "tasks.jsonl").write_text(text)
         ran = run("train", "-c", "config.toml", *KINDS["run"], "--dry-run")
-        assert ran.code == Code.DATA, ran.err
+        assert ran.code == ExitCode.DATA, ran.err
         assert message in ran.err
     item = {"state": "hello", "action": "x", "reward": None}
     (agents / "tasks.jsonl").write_text(json.dumps(item) + "\n")
@@ -238,7 +255,22 @@ def test_imitation_ignores_a_reward_that_judges_episodes(run: Run, agents: Path)
     ran = run("sft", *asked, "--dry-run")
     assert ran.code == 0, ran.err
     without = run("sft", *words, "reward=judge.py:judge", "--dry-run")
-    assert (without.code, "judge" in without.err) == (Code.CALLBACK, True)
+    assert (without.code, "judge" in without.err) == (ExitCode.CALLBACK, True)
+
+
+def test_the_plan_counts_items_and_the_sequences_that_episodes_form(run: Run, agents: Path) -> None:
+    asked = {"role": "user", "content": "Where is it?"}
+    rows: list[dict[str, object]] = []
+    for episode in ("a", "b"):
+        answered = {"role": "assistant", "content": "There."}
+        for step, messages in enumerate(([asked], [asked, answered, asked])):
+            row = {"state": "s", "action": "There.", "reward": 1.0, "messages": messages}
+            rows.append({**row, "episode_id": episode, "step": step})
+    (agents / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "--dry-run"]
+    assert "4 items in 2 sequences, 4 held out" in run("sft", *words).out
+    (agents / "good.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert "1 items, 1 held out" in run("sft", *words).out
 
 
 @pytest.mark.slow
@@ -250,8 +282,29 @@ def test_imitation_without_rewards_tells_the_loss_on_the_held_out_items(
     words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "sft.epochs=1"]
     ran = run("sft", *words, "--out", "runs/sft")
     assert ran.code == 0, ran.err
+    assert "try it    orbiter-train generate --model runs/sft/model" in ran.out
     told = [line for line in ran.out.splitlines() if line.startswith("held out  loss ")]
     assert len(told) == 1
     result = json.loads((agents / "runs/sft/result.json").read_text())
     assert 0 < result["held_out"]["loss"] < 6
     assert told[0].endswith(f"{result['held_out']['loss']:.4g}")
+    assert "try it    orbiter-train generate --model" in ran.out, "there is no agent"
+
+
+@pytest.mark.slow
+def test_a_model_that_imitated_an_agent_is_tried_with_the_agent(run: Run, agents: Path) -> None:
+    item = {"state": "[user]\nWhere is it?", "action": "Here.", "reward": 1.0}
+    (agents / "good.jsonl").write_text(json.dumps(item) + "\n")
+    with (agents / "config.toml").open("a") as config:
+        config.write('\n[agent]\nrun = "my_agent.py:agent"\n')
+    words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "sft.epochs=1"]
+    ran = run("sft", "-c", "config.toml", *words, "--out", "runs/sft")
+    assert ran.code == ExitCode.OK, ran.err
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("try it")]
+    tried = line.split()
+    assert tried[2:] == [
+        "orbiter-train", "eval", "--config", "config.toml", "--model", "runs/sft/model",
+    ]  # fmt: skip
+    measured = run(*tried[3:], "reward=my_agent.py:hashed")
+    assert measured.code == ExitCode.OK, measured.err
+    assert "tasks of" in measured.out

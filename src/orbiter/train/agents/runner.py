@@ -7,7 +7,9 @@ are answered in this process (`capture.transport.answered_by`, `serve.live`).
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -17,11 +19,19 @@ from orbiter.train.agents.episode import Episode, OpenEpisode, StopReason, as_te
 from orbiter.train.agents.streams import turns_to_streams
 from orbiter.train.callback import call
 from orbiter.train.capture.transport import answered_by
+from orbiter.train.errors import described
 
 if TYPE_CHECKING:
-    from orbiter.train.serve.session import LiveSession
+    from orbiter.train.serve.session import LiveSession, Turn
 
 T = TypeVar("T")
+LENGTH_ERROR = re.compile(
+    r"length limit|LengthFinish|finish_?reason\W+length|max_?(output_?|completion_?)?tokens"
+    r"|token limit|incomplete|truncated|cut off",
+    re.IGNORECASE,
+)
+"""How clients and frameworks write that an answer reached its limit of tokens: openai, the OpenAI
+Agents SDK, pydantic-ai, instructor."""
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
@@ -44,6 +54,7 @@ class _Outcome(NamedTuple):
     """How a call of the agent ended."""
 
     result: object = None
+    output: str = ""
     error: BaseException | None = None
     timed_out: bool = False
 
@@ -63,7 +74,7 @@ async def run_episode(
     """Let an agent work on a task; failures are recorded in the episode's `stop_reason`.
 
     If an agent raises after reaching a limit, the stop reason is the limit, because the refused
-    call most likely caused the error.
+    call most likely caused the error; see also `_was_cut_off`.
 
     Args:
         agent: A function of the task, sync or async, or an object with `run`. A plain function
@@ -99,11 +110,11 @@ async def run_episode(
         task=task,
         attempt=attempt,
         result=outcome.result,
-        output=as_text(outcome.result),
+        output=outcome.output,
         turns=turns,
         streams=tuple(turns_to_streams(turns)),
-        stop_reason=_stop_reason(outcome, session.stop_reason, called=bool(turns)),
-        error=_described(outcome.error),
+        stop_reason=_stop_reason(outcome, session),
+        error=_error(outcome, session),
         step_rewards=tuple(opened.step_rewards),
         step_reward_turns=tuple(opened.step_reward_turns),
         seconds=time.perf_counter() - started,
@@ -139,8 +150,13 @@ async def _outcome(
 async def _guarded(run: Callable[[object], object], task: object) -> _Outcome:
     """Call the agent; any exception, including that of `sys.exit()`, becomes an outcome."""
     try:
-        return _Outcome(await call(cast("Callable[[object], Awaitable[object]]", run), task))
-    except (Exception, SystemExit) as error:
+        result: object = await call(cast("Callable[[object], Awaitable[object]]", run), task)
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise TypeError("the agent returned a generator, which never ran; return the answer")
+        return _Outcome(result, as_text(result))
+    except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        raise  # a cancellation, and Ctrl-C
+    except BaseException as error:  # also SystemExit, and panics of libraries written in Rust
         return _Outcome(error=error)
 
 
@@ -160,16 +176,50 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-def _stop_reason(outcome: _Outcome, limit: str | None, *, called: bool) -> StopReason:
+def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
     # The time limit comes first, since closing the session makes the agent fail in other ways.
     if outcome.timed_out:
         return "timeout"
-    if limit is not None:
-        return cast("StopReason", limit)
+    if session.stop_reason is not None:
+        return cast("StopReason", session.stop_reason)
     if outcome.error is not None:
-        return "agent_error"
-    return "done" if called else "no_calls"
+        return "max_response" if _was_cut_off(outcome.error, session.turns) else "agent_error"
+    return "done" if session.turns else "no_calls"
 
 
-def _described(error: BaseException | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}"
+def _was_cut_off(error: BaseException, turns: Sequence[Turn]) -> bool:
+    """Return whether an agent raised because its last answer was cut off.
+
+    That is a limit and no failure: leaving such episodes out would hide from the policy that its
+    answers are too long.
+
+    Both must hold: with a small `max_response_length` nearly every answer is cut off, also the one
+    before a database that is down.
+    """
+    if not turns or turns[-1].finish_reason != "length":
+        return False
+    return LENGTH_ERROR.search(f"{type(error).__name__}: {error}") is not None
+
+
+def _error(outcome: _Outcome, session: LiveSession) -> str | None:
+    if _stop_reason(outcome, session) == "no_calls":
+        return _why_no_calls(session)
+    if outcome.error is None:
+        return None
+    text = described(outcome.error)
+    # The exceptions of plain HTTP clients leave out what the policy answered.
+    reasons = [reason for reason in session.refusals if reason.partition(": ")[2] not in text]
+    return f"{text}; the policy refused a call: {reasons[-1]}" if reasons else text
+
+
+def _why_no_calls(session: LiveSession) -> str:
+    """Return why an agent that returned got no answer of the policy."""
+    if session.refusals:
+        # An agent that catches every exception hides them.
+        return f"all its model calls were refused: {'; '.join(list(session.refusals)[:2])}"
+    if session.requests:
+        return "it asked for streams, and left them before it read a token"
+    return (
+        "it made no model call that the policy answers: of httpx, httpx2, requests and aiohttp, "
+        "to chat completions, Responses or Anthropic messages, naming one of policy_models if set"
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from orbiter.train.callback import USER_MODULE
 from orbiter.train.errors import ConfigError, boundary, did_you_mean
 
 if TYPE_CHECKING:
@@ -20,26 +21,28 @@ if TYPE_CHECKING:
 def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the user wrote
     """Return the object named by "file.py:name" or "package.module:name".
 
-    The file's folder becomes importable.
+    The file's folder becomes importable, and the one around its package, if it is in one.
 
     Raises:
         ConfigError: the file, module or name does not exist.
         CallbackError: the file raised while it was loaded.
     """
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name.isidentifier():
+    # From the right: a Windows path has a colon too.
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name.isidentifier():
         raise ConfigError(f'{what} must look like "rewards.py:name", got {spec!r}')
-    module = _from_file(Path(place), what) if place.endswith(".py") else _by_name(place, what)
+    module = _from_file(Path(source), what) if source.endswith(".py") else _by_name(source, what)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise ConfigError(f"{what}: {place} has no {name!r}{did_you_mean(name, public)}")
+        raise ConfigError(f"{what}: {source} has no {name!r}{did_you_mean(name, public)}")
     return getattr(module, name)
 
 
 def _from_file(file: Path, what: str) -> ModuleType:
     if not file.is_file():
         raise ConfigError(f"{what}: there is no file {file}")
-    name = f"orbiter_user_{file.stem}"
+    # Not the plain stem, or a file named json.py would replace the standard module.
+    root, name = _module_of(file)
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(file):
         return loaded
@@ -47,8 +50,10 @@ def _from_file(file: Path, what: str) -> ModuleType:
     assert spec is not None, "a file that ends in .py has a loader"
     assert spec.loader is not None, "as above"
     module = importlib.util.module_from_spec(spec)
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
+    for folder in (root, file.parent):
+        if str(folder) not in sys.path:
+            # The user's file may import what is beside it, or beside its package.
+            sys.path.insert(0, str(folder))
     sys.modules[name] = module  # before it runs, as in a normal import: dataclasses look it up
     try:
         with boundary(f"{what}: reading {file.name}"):
@@ -57,6 +62,25 @@ def _from_file(file: Path, what: str) -> ModuleType:
         del sys.modules[name]  # half of it is loaded
         raise
     return module
+
+
+def _module_of(file: Path) -> tuple[Path, str]:
+    """Return the folder to import a file from, and its module name.
+
+    A file inside a package gets its full name, so that its relative imports work. Any other file
+    has a name that cannot hide an installed module.
+    """
+    root, parts = file.resolve().parent, [file.stem]
+    while (root / "__init__.py").is_file():
+        root, parts = root.parent, [root.name, *parts]
+    loaded = sys.modules.get(parts[0])
+    # A package of this name from another folder would answer the relative imports.
+    foreign = loaded is not None and root / parts[0] not in map(
+        Path, getattr(loaded, "__path__", [])
+    )
+    if len(parts) == 1 or foreign or not all(part.isidentifier() for part in parts):
+        return file.parent, f"{USER_MODULE}{file.stem}"
+    return root, ".".join(parts)
 
 
 def _by_name(module: str, what: str) -> ModuleType:

@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,8 @@ import typer
 
 from orbiter.train.callback import map_bounded
 from orbiter.train.cli.code import load_object, load_rewards
-from orbiter.train.cli.exits import Code
-from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
+from orbiter.train.cli.exits import ExitCode
+from orbiter.train.cli.options import ConfigFile, OverrideWords, new_run_folder, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
@@ -54,7 +53,7 @@ def evolve(
     """
     settings = load(config, parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
-    folder = Path(str(settings.section("evolve").get("run_dir") or RUNS / f"evolve-{_now()}"))
+    folder = Path(str(settings.section("evolve").get("run_dir") or new_run_folder("evolve")))
     again = _resume_command(folder, overrides or (), config)
     if is_plain(sys.stderr):
         logging.getLogger("orbiter.train").setLevel(logging.INFO)  # a line for each epoch
@@ -62,7 +61,7 @@ def evolve(
         result = asyncio.run(_evolve(settings, folder, output))
     except (KeyboardInterrupt, asyncio.CancelledError):
         output.say(f"stopped; everything so far is kept. Continue with: {again}")
-        raise typer.Exit(Code.INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     with working(f"drawing {folder}"):
         page = write_report(folder)
     _show(result, output)
@@ -71,11 +70,7 @@ def evolve(
     output.say(f"\nreport: {page}")
     output.result(_as_json(result, folder, page))
     if result.stop_reason is StopReason.FAILURES:
-        raise typer.Exit(Code.CALLBACK)
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        raise typer.Exit(ExitCode.CALLBACK)
 
 
 def _resume_command(folder: Path, overrides: Sequence[str], config: Path | None) -> str:
@@ -83,6 +78,7 @@ def _resume_command(folder: Path, overrides: Sequence[str], config: Path | None)
     words = ["orbiter-train", "evolve"]
     if config is not None:
         words += ["-c", str(config)]
+    # The folder is added below; given twice, the later one would win by luck.
     kept = [word for word in overrides if not word.startswith("evolve.run_dir=")]
     return shlex.join([*words, *kept, f"evolve.run_dir={folder}"])
 
@@ -140,6 +136,7 @@ async def _evolve(settings: Settings, folder: Path, output: Output) -> Evolution
         try:
             return await pipeline.run(first)
         finally:
+            # Also after an error or Ctrl-C: the answers were paid for.
             _keep_cost(folder, search.model)
 
 

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
-from orbiter.train.checks import Boolean, Number, OneOf, OrNone, Text, WholeNumber, setting
+from orbiter.train.checks import (
+    Boolean,
+    Number,
+    OneOf,
+    OrNone,
+    Text,
+    WholeNumber,
+    setting,
+    setting_like,
+)
 from orbiter.train.errors import ConfigError
+from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.runlog.trackers import Tracker, check_trackers
 from orbiter.train.trainer.config import NotInVerl, TrainConfig, VerlKeys
 
@@ -22,6 +33,18 @@ OnLongPrompt = Literal["error", "drop", "truncate-left"]
 class EngineConfig(TrainConfig):
     """Settings of the model, its arithmetic, and the files that a run keeps on disk."""
 
+    learning_rate: float = setting_like(
+        TrainConfig,
+        "learning_rate",
+        1e-5,
+        "AdamW's step size, reached after warmup_steps updates of linear warm-up.",
+    )
+    eval_every: int | None = setting_like(
+        TrainConfig,
+        "eval_every",
+        None,
+        "Updates between two validations on eval_dataset; none means only after the end.",
+    )
     model: str = setting(
         "smollm2-135m",
         'A folder in Hugging Face\'s layout, a name on the hub, "smollm2-135m" or "tiny".',
@@ -172,6 +195,23 @@ class EngineConfig(TrainConfig):
                 raise ConfigError(f"{name} needs output_dir=, the folder that keeps the run")
 
 
+def longest_prompt(config: EngineConfig, context: int) -> int:
+    """Return the most tokens that a prompt may have, so that a response fits behind it.
+
+    Raises:
+        ConfigError: prompt and response do not fit into `context`, the model's context length.
+    """
+    room = context - config.max_response_length
+    wanted = room if config.max_prompt_length is None else config.max_prompt_length
+    if wanted > room or room < 1:
+        raise ConfigError(
+            f"max_prompt_length={wanted} + max_response_length={config.max_response_length} = "
+            f"{wanted + config.max_response_length} tokens, and the context of {config.model} "
+            f"holds {context}; lower one of them"
+        )
+    return wanted
+
+
 def settings_of(config: EngineConfig) -> dict[str, object]:
     """Return the settings that affect what is learned, by name; a resumed run must keep them."""
     return {
@@ -179,3 +219,15 @@ def settings_of(config: EngineConfig) -> dict[str, object]:
         for declared in fields(config)
         if not declared.metadata.get("may_change")
     }
+
+
+def recorded_dtype(config: EngineConfig) -> str | None:
+    """Return the dtype that the run in `output_dir` started with, if "auto" resumes that run.
+
+    On another machine or torch version, "auto" might choose differently for a new run.
+    """
+    if config.dtype != "auto" or not config.resume or config.output_dir is None:
+        return None
+    folder = Path(config.output_dir)
+    recorded = read_config(folder).get("dtype") if (folder / RUN_FILE).exists() else None
+    return str(recorded) if recorded in ("float32", "bfloat16") else None

@@ -46,6 +46,18 @@ def read_once(dataset: object) -> object:
     return list(dataset) if isinstance(dataset, Iterator) else dataset
 
 
+def first_given(*datasets: object) -> object:
+    """Return the first data set that is not None, to evaluate on.
+
+    Raises:
+        DataError: all of them are None.
+    """
+    given = next((dataset for dataset in datasets if dataset is not None), None)
+    if given is None:
+        raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+    return read_once(given)
+
+
 def _as_item(entry: object, index: int) -> TrajectoryItem:
     if isinstance(entry, TrajectoryItem):
         return entry
@@ -80,9 +92,9 @@ class Tasks:
 
         Each epoch has a different shuffle; its last batch may be smaller.
         """
-        epoch, place = divmod(step, self.steps_per_epoch(size))
+        epoch, batch = divmod(step, self.steps_per_epoch(size))
         # Recomputed from the seed, so a resumed run needs no stored order.
-        return shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
+        return shuffled(len(self), seed, epoch)[batch * size : (batch + 1) * size]
 
     def steps_per_epoch(self, size: int) -> int:
         """Return the number of batches of `size` that cover every task once."""

@@ -14,13 +14,18 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orbiter.train.engine.config import EngineConfig, settings_of
+from orbiter.train.engine.config import (
+    EngineConfig,
+    longest_prompt,
+    recorded_dtype,
+    settings_of,
+)
+from orbiter.train.engine.models.saved_files import refuse_reward_model
 from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
 from orbiter.train.progress import Progress, make_progress, working
-from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -142,20 +147,33 @@ class ModelTrainer(Trainer):
                 "there is no data set; pass one to train(), or as dataset= to the constructor"
             )
         self.dataset = read_once(self.dataset)
-        as_items(self.dataset)
+        self._check_data(self.dataset)
         if self.eval_dataset is not None:
             self.eval_dataset = read_once(self.eval_dataset)
-            as_items(self.eval_dataset)
+            self._check_held_out(self.eval_dataset)
         return True
 
+    def _check_data(self, dataset: object) -> None:
+        """Raise a `DataError` if this trainer cannot learn from the data."""
+        as_items(dataset)
+
+    def _check_held_out(self, dataset: object) -> None:
+        """The same for held-out data, of which the error may say so."""
+        self._check_data(dataset)
+
     async def check_config(self) -> bool:
-        """Check that `eval_every` comes with held-out data."""
+        """Check that `eval_every` comes with held-out data, and that the model can answer."""
+        self._check_model()
         if self.config.eval_every and self.eval_dataset is None:
             raise ConfigError(
                 f"eval_every={self.config.eval_every} needs eval_dataset=, the held-out items to "
                 "validate on"
             )
         return True
+
+    def _check_model(self) -> None:
+        """Refuse a saved model of a kind that this trainer cannot train."""
+        refuse_reward_model(Path(self.config.model).expanduser())
 
     @property
     def running_agent(self) -> object:
@@ -307,24 +325,12 @@ class ModelTrainer(Trainer):
         policy = await self.policy()
         from orbiter.train.engine.thread import work
 
-        longest = self._longest_prompt(policy)
+        longest = longest_prompt(self.config, policy.context_length)
         return await work(
             make_tasks, as_items(dataset), self._encoder(policy),
             room=lambda item: longest,  # noqa: ARG005 - the same for all
             on_long_prompt=self.config.on_long_prompt,
         )  # fmt: skip
-
-    def _longest_prompt(self, policy: Policy) -> int:
-        config = self.config
-        room = policy.context_length - config.max_response_length
-        wanted = room if config.max_prompt_length is None else config.max_prompt_length
-        if wanted > room or room < 1:
-            raise ConfigError(
-                f"max_prompt_length={wanted} + max_response_length={config.max_response_length} = "
-                f"{wanted + config.max_response_length} tokens, and the context of {config.model} "
-                f"holds {policy.context_length}; lower one of them"
-            )
-        return wanted
 
     @asynccontextmanager
     async def running(
@@ -423,18 +429,6 @@ class ModelTrainer(Trainer):
             if self.config.output_dir is not None:
                 await self.save(Path(self.config.output_dir) / "best")
             session.position.best = score
-
-
-def recorded_dtype(config: EngineConfig) -> str | None:
-    """Return the dtype that the run in `output_dir` started with, if "auto" resumes that run.
-
-    On another machine or torch version, "auto" might choose differently for a new run.
-    """
-    if config.dtype != "auto" or not config.resume or config.output_dir is None:
-        return None
-    folder = Path(config.output_dir)
-    recorded = read_config(folder).get("dtype") if (folder / RUN_FILE).exists() else None
-    return str(recorded) if recorded in ("float32", "bfloat16") else None
 
 
 def as_metrics(

@@ -19,7 +19,7 @@ from orbiter.train.disk import disk_errors
 from orbiter.train.errors import DataError, StorageError, require
 from orbiter.train.formats.format import Column, ExportReport, Format, Rows
 from orbiter.train.formats.rows import items_of_records
-from orbiter.train.formats.tables import FOREIGN, plain_rows, rows_in, rows_of
+from orbiter.train.formats.tables import FOREIGN, plain_rows, rows_in, rows_of, rows_of_batches
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
@@ -68,6 +68,8 @@ def _detect(_: bytes, path: Path) -> float:
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:
     library = require("datasets", extra="datasets")
+    # Before the library opens anything: the file names come from JSON in the folder, and may point
+    # outside it.
     _check_files(Path(source.path))
     try:
         loaded = library.load_from_disk(source.path)
@@ -107,6 +109,7 @@ def _described(path: Path) -> Mapping[str, Any]:
 
 
 def _items(loaded: Any, source: Source) -> Iterator[TrajectoryItem]:  # noqa: ANN401 - not typed
+    # A DatasetDict is a dict; a single data set is treated as one split without a name.
     splits: Mapping[str, Any] = loaded if isinstance(loaded, Mapping) else {"": loaded}
     for split, dataset in splits.items():
         rows = rows_in(dataset.column_names, source.path)
@@ -117,21 +120,16 @@ def _items(loaded: Any, source: Source) -> Iterator[TrajectoryItem]:  # noqa: AN
 def _rows(dataset: Any, source: Source) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - as above
     """Yield the rows as stored in Arrow, since the library's JSON reader rounds numbers."""
     batches = dataset.with_format("arrow").iter(BATCH)
-    while True:
-        try:
-            rows = next(batches).to_pylist()
-        except StopIteration:
-            return
-        except FOREIGN as error:
-            raise DataError(f"{source.path}:1: its rows cannot be read: {error}") from error
-        yield from rows
+    return rows_of_batches(batches, f"{source.path}:1: its rows cannot be read")
 
 
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     """Write a folder atomically, replacing an older data set of that name."""
+    # The folder is replaced as a whole, so it must not be somebody's other files.
     if path.exists() and not _detect(b"", path):
         raise StorageError(f"{path} exists and is not a data set; choose another folder")
     dataset = _made(items, rows_of("jsonl"), Left())
+    # Beside the target, because a rename is atomic only within one file system.
     staged = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -148,6 +146,7 @@ def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
 def _made(items: Iterable[TrajectoryItem], rows: Rows, left: Left) -> datasets.Dataset:
     library = require("datasets", extra="datasets")
     built = [each.row for each in rows.build(items, left)]
+    # An optional column that no row has is left out: TRL looks at which columns exist.
     used = {name for row in built for name in row}
     features = library.Features(
         {name: _feature(rows, name) for name in rows.columns if name in used or not built}
@@ -179,6 +178,7 @@ def _feature(rows: Rows, name: str) -> Any:  # noqa: ANN401 - as above
         "flag": library.Value("bool"),
         "numbers": library.List(library.Value("float64")),
         "wholes": library.List(library.Value("int64")),
+        # Not a struct: rows with different keys would all get the union of the keys, as nulls.
         "object": library.Json(),
         "objects": library.List(library.Json()),
     }

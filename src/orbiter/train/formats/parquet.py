@@ -15,7 +15,7 @@ from orbiter.train.errors import DataError, MissingExtraError, require
 from orbiter.train.formats.format import ExportReport, Format, Row
 from orbiter.train.formats.own import ROWS
 from orbiter.train.formats.rows import items_of_records
-from orbiter.train.formats.tables import FOREIGN, claim, plain_rows, rows_in
+from orbiter.train.formats.tables import FOREIGN, claim, plain_rows, rows_in, rows_of_batches
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
 from orbiter.train.storage import atomic_write
@@ -31,6 +31,7 @@ def _detect(head: bytes, path: Path) -> float:
     if not head.startswith(MAGIC):
         return 0.0
     try:
+        # The head has no column names: Parquet keeps its schema at the end of the file.
         names = require("pyarrow.parquet", extra="parquet").read_schema(path).names
     except (*FOREIGN, MissingExtraError):
         names = []
@@ -55,9 +56,10 @@ def open_table(source: Source, file: IO[bytes]) -> Any:  # noqa: ANN401 - pyarro
     parquet = require("pyarrow.parquet", extra="parquet")
     try:
         table = parquet.ParquetFile(file)
+        # Converted lazily; a damaged schema would otherwise raise outside this block.
         _ = table.schema_arrow.names
     except FOREIGN as error:
-        raise _unreadable(source, error) from error
+        raise DataError(f"{_damaged(source)}: {error}") from error
     return table
 
 
@@ -67,19 +69,11 @@ def rows_of_table(source: Source, table: Any, batch: int) -> Iterator[Row]:  # n
     Raises:
         DataError: the file is damaged.
     """
-    batches = table.iter_batches(batch)
-    while True:
-        try:
-            rows = next(batches).to_pylist()
-        except StopIteration:
-            return
-        except FOREIGN as error:
-            raise _unreadable(source, error) from error
-        yield from rows
+    return rows_of_batches(table.iter_batches(batch), _damaged(source))
 
 
-def _unreadable(source: Source, error: Exception) -> DataError:
-    return DataError(f"{source.path}:1: not a readable Parquet file: {error}")
+def _damaged(source: Source) -> str:
+    return f"{source.path}:1: not a readable Parquet file"
 
 
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
@@ -115,6 +109,7 @@ def _table(items: list[TrajectoryItem], schema: Any) -> Any:  # noqa: ANN401 - a
     rows = [_row(item) for item in items]
     try:
         return arrow.Table.from_pylist(rows, schema=schema)
+    # A Python int has no limit, and an int64 column does.
     except (OverflowError, arrow.ArrowException) as error:
         raise DataError(
             f"an item has a number that 64 bits cannot hold ({error}); Parquet has no wider one"
@@ -125,6 +120,7 @@ def _row(item: TrajectoryItem) -> Mapping[str, object]:
     row = item.to_dict()
     for name, value in row.items():
         if ROWS.columns[name] in ("object", "objects"):
+            # As text: a column of structs would add the keys of all other rows as nulls.
             row[name] = fields.encode(value).decode()
     return row
 

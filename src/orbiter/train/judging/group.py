@@ -102,7 +102,7 @@ class GroupJudge(BaseJudge):
             return [Ruling(None, "there is nothing to compare", cause=cause)] * len(attempts)
         # The order is drawn from the contents, so the same group gets the same order after a
         # restart.
-        chosen = self._orders(shown, len(distinct)) if orders is None else orders
+        chosen = self._orders(shown, distinct) if orders is None else orders
         votes = await map_bounded(
             list(enumerate(chosen)),
             lambda vote: self._vote(shown.shared, distinct, *vote),
@@ -110,11 +110,12 @@ class GroupJudge(BaseJudge):
         )
         return [_ruling(votes, distinct.index(text), len(shown.rest)) for text in shown.rest]
 
-    def _orders(self, shown: Shown, count: int) -> list[list[int]]:
+    def _orders(self, shown: Shown, distinct: Sequence[str]) -> list[list[int]]:
+        # Sorted, so that the order of arrival of the attempts does not matter.
+        by_text = sorted(range(len(distinct)), key=distinct.__getitem__)
         orders = []
         for vote in range(self.votes):
-            order = list(range(count))
-            # Sorted, so that the order of arrival of the attempts does not matter.
+            order = list(by_text)
             sub_random(self.seed, "order", shown.shared, *sorted(shown.rest), vote).shuffle(order)
             orders.append(order)
         return orders
@@ -152,7 +153,7 @@ class _Vote(NamedTuple):
     """One answer of the model about a whole group."""
 
     scores: tuple[float, ...] | None
-    """Of each distinct attempt; None if the answer could not be used."""
+    """One for each distinct attempt; None if the answer could not be used."""
     places: tuple[float, ...]
     reason: str
     cost: float
@@ -161,7 +162,7 @@ class _Vote(NamedTuple):
 def shown_once(attempts: Sequence[Attempt]) -> Shown:
     """Split a group into the messages that all attempts begin with, and the rest of each.
 
-    Single answers share their task. Of an episode the conversation is shown; what the agent
+    Single answers share their task. For an episode the conversation is shown; what the agent
     returned follows it if it is not the last message already.
     """
     if not any(attempt.messages for attempt in attempts):

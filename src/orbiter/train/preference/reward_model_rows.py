@@ -120,7 +120,7 @@ def encoded_pairs(
     """Encode the last turns of pairs.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         pairs: The pairs.
         context: The model's context length; one token of it is needed to read the score.
         longest_prompt: Largest number of tokens of a prompt; None means the context.
@@ -168,4 +168,5 @@ def _scored(pair: EncodedPair, chosen: float, rejected: float) -> ScoredPair:
         rejected=rejected,
         chosen_reward=float(rewards[0] or 0.0),
         rejected_reward=float(rewards[1] or 0.0),
+        answers=(pair.chosen.digest, pair.rejected.digest),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -42,22 +42,18 @@ def _check_algorithm(_: str, value: object) -> None:
         raise ConfigError(f"algorithm must be {listed}, got {shown(value)}{hint}")
 
 
-def _check_on_reward_error(name: str, value: object) -> None:
-    """Accept 'raise', 'skip' or a number."""
-    if isinstance(value, str):
-        if value not in ("raise", "skip"):
-            raise ConfigError(f"{name} must be 'raise', 'skip' or a number, got {value!r}")
-        return
-    Number()(name, value)
+def _word_or_number(*words: str) -> Callable[[str, object], None]:
+    """Return a check that accepts one of some words, or a number."""
+    listed = ", ".join(map(repr, words))
 
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, str):
+            Number()(name, value)
+        elif value not in words:
+            raise ConfigError(f"{name} must be {listed} or a number, got {value!r}")
 
-def _check_on_truncation(name: str, value: object) -> None:
-    """Accept 'score', 'mask' or a number."""
-    if isinstance(value, str):
-        if value not in ("score", "mask"):
-            raise ConfigError(f"{name} must be 'score', 'mask' or a number, got {value!r}")
-        return
-    Number()(name, value)
+    check.__doc__ = f"Accept {listed} or a number."
+    return check
 
 
 def _check_overrides(name: str, value: object) -> None:
@@ -81,8 +77,7 @@ def _check_models(name: str, value: object) -> None:
 
 
 def _check_variables(name: str, value: object) -> None:
-    texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    if not isinstance(value, list | tuple) or not texts:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise ConfigError(f"{name} must be a list of names, got {shown(value)}")
     for each in value:
         if not each or "=" in each:
@@ -109,7 +104,7 @@ class VeRLConfig(AlgorithmConfig):
         "raise",
         'When a reward fails or is not a finite number: "raise" stops the run, "skip" leaves '
         "the sample out, and a number is used as the reward.",
-        _check_on_reward_error,
+        _word_or_number("raise", "skip"),
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
         ),
@@ -143,6 +138,12 @@ class VeRLConfig(AlgorithmConfig):
         WholeNumber(at_least=4),
         verl=NotInVerl(NO_GOLD),
     )
+    gold_samples: int = setting(
+        4,
+        "With gold=: samples of each of these tasks, drawn as in training; 0: one greedy answer.",
+        WholeNumber(at_least=0),
+        verl=NotInVerl(NO_GOLD),
+    )
     gold_stop: bool = setting(
         False,
         "With gold=: end the run after the step in which the reward rises and gold does not.",
@@ -168,7 +169,7 @@ class VeRLConfig(AlgorithmConfig):
     max_failed_share: float = setting(
         0.5,
         "With agent=: share of a step's episodes that may fail (the agent raised, took too long, "
-        "or called no model); more end the run with an error.",
+        "or got no answer of the policy); more end the run with an error.",
         Number(at_least=0, at_most=1),
     )
     episode_retries: int = setting(
@@ -188,12 +189,12 @@ class VeRLConfig(AlgorithmConfig):
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
         '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
-        _check_on_truncation,
+        _word_or_number("score", "mask"),
     )
     max_extra_groups: int = setting(
         0,
-        "With agent=: groups that a step plays at most to replace those whose episodes all got the "
-        "same reward, which teach nothing (DAPO's dynamic sampling).",
+        "Groups that a step samples at most to replace those whose samples all got the same "
+        "reward, which teach nothing (DAPO's dynamic sampling).",
         WholeNumber(at_least=0),
         verl=NotInVerl("verl's steps play the same number of groups"),
     )
@@ -319,6 +320,10 @@ class VeRLConfig(AlgorithmConfig):
         _check_sampling(self)
         if self.backend == "verl":
             _check_for_verl(self)
+        elif self.max_staleness:
+            raise ConfigError(
+                f"max_staleness={self.max_staleness} needs backend='verl'; use 0 here"
+            )
 
 
 def _check_batch(config: VeRLConfig) -> None:
@@ -346,6 +351,11 @@ def _check_sampling(config: VeRLConfig) -> None:
             "solved_rate and unsolved_rate compare the samples of a group, and group_size="
             f"{config.group_size} makes none; use at least 2"
         )
+    if config.max_extra_groups and config.group_size < 2:
+        raise ConfigError(
+            f"max_extra_groups={config.max_extra_groups} replaces groups without a difference in "
+            f"reward, and group_size={config.group_size} makes none; use at least 2"
+        )
     if config.overlong_penalty != 1.0 and not config.overlong_buffer:
         raise ConfigError(
             f"overlong_penalty={config.overlong_penalty:g} has no effect without overlong_buffer, "
@@ -363,6 +373,7 @@ OURS: Mapping[str, str] = {
     "data.val_files": "eval_dataset=",
     "reward.custom_reward_function.path": "rewards=",
     "reward.custom_reward_function.name": "rewards=",
+    "trainer.v1.trainer_mode": "max_staleness=",
     **{
         key: f"{declared.name}="
         for declared in fields(VeRLConfig)

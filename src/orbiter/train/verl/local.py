@@ -1,8 +1,8 @@
 """The training loop in this process: each step samples, scores, assigns credit and updates.
 
-`fit` is the loop; where its samples come from is a `Source`: answers to prompts here, episodes of
-an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit assignment
-in `credit.py` and `algorithms/`, every formula in `rl/`.
+`fit` is the loop; where its samples come from is a `SampleSource`: answers to prompts here,
+episodes of an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit
+assignment in `credit.py` and `algorithms/`, every formula in `rl/`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
+from orbiter.train.verl.extra_groups import (
+    flat_groups,
+    further_tasks,
+    swapped,
+    swapped_scores,
+)
 from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.overlong import with_overlong_penalty
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
@@ -38,7 +44,7 @@ from orbiter.train.verl.samples import as_records
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A source of the samples of a step."""
 
     async def draw(self, session: Session, step: int) -> None:
@@ -49,7 +55,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts(Source):
+class Prompts(SampleSource):
     """Answers to prompts, scored by rewards."""
 
     config: VeRLConfig
@@ -60,7 +66,37 @@ class Prompts(Source):
     async def draw(self, session: Session, step: int) -> None:
         config, tasks, position = self.config, self.tasks, session.position
         turn = choose(config, position, step, len(tasks))
-        chosen = tasks.select(turn.places)
+        drawn = await self._answers(session, step, turn.places, 0)
+        chosen, extra = await self._without_flat(session, step, turn.places, drawn)
+        # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
+        shaped = with_overlong_penalty(config, chosen.scores, chosen.rollouts)
+        credited = await work(credit, session.policy, config, chosen.rollouts, shaped.scores)
+        # Set only after the samples are credited: an interrupted step starts from the old cursor.
+        position.cursor = turn.cursor
+        update_pools(config, position, turn.places, drawn.scores.total)
+        metrics = {
+            **reward_metrics(drawn.scores),
+            **credited.metrics,
+            **length_metrics(drawn.rollouts),
+            **with_overlong_penalty(config, drawn.scores, drawn.rollouts).metrics,
+            **pool_metrics(config, position, turn, len(tasks)),
+            **extra,
+        }
+        hints = signs(
+            [rollout.text for rollout in drawn.rollouts],
+            [sum(rollout.mask) for rollout in drawn.rollouts],
+            drawn.scores.total,
+            config.group_size,
+        )
+        watch(position, metrics | hints, weights_of(self.rewards))
+        records = await work(as_records, *chosen, credited.batch)
+        await work(note, session, credited, metrics, records)
+
+    async def _answers(
+        self, session: Session, step: int, places: Sequence[int], extra: int
+    ) -> ScoredSamples:
+        """Answer these tasks; the step has `extra` groups beyond its own already."""
+        config, chosen = self.config, self.tasks.select(places)
         rollouts = await work(
             sample,
             session.policy,
@@ -70,19 +106,38 @@ class Prompts(Source):
             temperature=config.temperature,
             # Derived from the step, so that a run resumed before this step draws the same
             # samples.
-            seed=sub_seed(config.seed, "sample", step),
+            seed=sub_seed(config.seed, "sample", step, *([extra] if extra else [])),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
-        shaped = with_overlong_penalty(config, scores, rollouts)
-        credited = await work(credit, session.policy, config, rollouts, shaped.scores)
-        # Set only after the samples are credited: an interrupted step starts from the old cursor.
-        position.cursor = turn.cursor
-        update_pools(config, position, turn.places, scores.total)
-        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
-        drawn = Drawn(chosen.items, rollouts, scores)
-        weights = weights_of(self.rewards)
-        await work(_note_answers, session, drawn, credited, extra, weights)
+        return ScoredSamples(chosen.items, rollouts, scores)
+
+    async def _without_flat(
+        self, session: Session, step: int, first: Sequence[int], drawn: ScoredSamples
+    ) -> tuple[ScoredSamples, dict[str, float]]:
+        """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
+
+        As with episodes, the metrics of the step stay those of its own tasks.
+        """
+        config, size = self.config, self.config.group_size
+        chosen, extra = drawn, 0
+        while extra < config.max_extra_groups:
+            flat = _flat(chosen, config)
+            count = min(len(flat), config.max_extra_groups - extra)
+            if count == 0:
+                break
+            places = further_tasks(
+                config, session.position, step, first, of=len(self.tasks), done=extra, count=count
+            )
+            extra += count
+            more = await self._answers(session, step, places, extra)
+            useful = sorted(set(range(count)) - set(_flat(more, config)))
+            for old, new in zip(flat, useful, strict=False):
+                chosen = ScoredSamples(
+                    swapped(chosen.items, old, more.items, new, size=1),
+                    swapped(chosen.rollouts, old, more.rollouts, new, size=size),
+                    swapped_scores(chosen.scores, old, more.scores, new, size=size),
+                )
+        return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
 
     @override
     async def refresh(self) -> None:
@@ -90,16 +145,16 @@ class Prompts(Source):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class RewardJob(TrainingJob):
     """The parts that a run by reward needs."""
 
     config: VeRLConfig
-    source: Source
+    source: SampleSource
     objective: PolicyObjective
     """What an update minimises."""
 
 
-async def fit(job: Job) -> None:
+async def fit(job: RewardJob) -> None:
     """Train for `epochs` passes, or until there is nothing left to learn.
 
     Raises:
@@ -107,6 +162,7 @@ async def fit(job: Job) -> None:
         CallbackError: a reward failed, and `on_reward_error` is "raise".
     """
     config, session = job.config, job.session
+    row: dict[str, float] = {}
     for step in range(session.position.step, session.steps):
         if session.batch is None:  # a run resumed inside a step has its samples already
             await job.source.draw(session, step)
@@ -129,12 +185,14 @@ async def fit(job: Job) -> None:
             await work(session.save)
         if session.position.flat_steps >= config.max_flat_steps:
             stop_without_signal(session, row)
-            break
+            return
         if session.out_of_time:
             break
+    if row and not session.position.has_taught:
+        warn_of_no_signal(session, row)
 
 
-class Drawn(NamedTuple):
+class ScoredSamples(NamedTuple):
     """The samples of a step with their scores; they come in groups, one group for each item."""
 
     items: Sequence[TrajectoryItem]
@@ -142,27 +200,10 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def _note_answers(
-    session: Session,
-    drawn: Drawn,
-    credited: Credited,
-    extra: Mapping[str, float],
-    weights: Mapping[str, float],
-) -> None:
-    metrics = {
-        **reward_metrics(drawn.scores),
-        **credited.metrics,
-        **length_metrics(drawn.rollouts),
-        **extra,
-    }
-    hints = signs(
-        [rollout.text for rollout in drawn.rollouts],
-        [sum(rollout.mask) for rollout in drawn.rollouts],
-        drawn.scores.total,
-        len(drawn.rollouts) // len(drawn.items),
-    )
-    watch(session.position, metrics | hints, weights)
-    note(session, credited, metrics, as_records(*drawn, credited.batch))
+def _flat(drawn: ScoredSamples, config: VeRLConfig) -> list[int]:
+    """Return the groups whose rewards, as they are learned from, do not differ."""
+    shaped = with_overlong_penalty(config, drawn.scores, drawn.rollouts)
+    return flat_groups(shaped.scores.total, config.group_size)
 
 
 def note(
@@ -229,8 +270,7 @@ def stop_without_signal(session: Session, row: Mapping[str, float]) -> None:
     Raises:
         TrainingError: they never got different rewards, so nothing has been learned.
     """
-    steps = session.position.flat_steps
-    reward = f"{row['reward']:.4g}" if "reward" in row else "none, every sample was skipped"
+    steps, reward = session.position.flat_steps, _last_reward(row)
     if session.position.has_taught:
         log.warning(
             "stopped at step %d: in the last %d steps every sample got the same reward (%s), so "
@@ -245,3 +285,22 @@ def stop_without_signal(session: Session, row: Mapping[str, float]) -> None:
         f"temperature), start "
         "with easier prompts or with SFT; max_flat_steps sets the number of such steps"
     )
+
+
+def warn_of_no_signal(session: Session, row: Mapping[str, float]) -> None:
+    """Warn at the end of a run, too short to be stopped, whose samples never differed in reward."""
+    log.warning(
+        "nothing was learned: in none of the %d steps did two samples of a prompt get different "
+        "rewards (most recently %s)%s",
+        *(session.position.step, _last_reward(row)),
+        # Episodes that all ran into the same limit, or failed, are the usual reason.
+        "".join(f"; {name} {n:g}" for name, n in row.items() if name.startswith(_ENDED_EARLY)),
+    )
+
+
+_ENDED_EARLY = ("stopped/", "failed/")
+"""Beginnings of the metrics that count episodes by the reason why they ended early."""
+
+
+def _last_reward(row: Mapping[str, float]) -> str:
+    return f"{row['reward']:.4g}" if "reward" in row else "none, every sample was skipped"

@@ -18,9 +18,9 @@ from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.progress import answering
-from orbiter.train.engine.tasks import read_once
+from orbiter.train.engine.tasks import first_given
 from orbiter.train.engine.trainer import ModelTrainer
-from orbiter.train.errors import ConfigError, DataError
+from orbiter.train.errors import ConfigError
 from orbiter.train.trainer import TrainerState, TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend, LocalBackend
@@ -216,15 +216,12 @@ class VeRLTrainer(ModelTrainer):
         return True
 
     @override
-    async def check_dataset(self) -> bool:
+    def _check_data(self, dataset: object) -> None:
         """Make sure that there is data; the tasks of an agent may be any objects."""
-        if self.running_agent is None or self.dataset is None:
-            return await super().check_dataset()
-        self.dataset, self.eval_dataset = read_once(self.dataset), read_once(self.eval_dataset)
-        as_tasks(self.dataset)
-        if self.eval_dataset is not None:
-            as_tasks(self.eval_dataset)
-        return True
+        if self.running_agent is None:
+            super()._check_data(dataset)
+        else:
+            as_tasks(dataset)
 
     @override
     async def check_config(self) -> bool:
@@ -306,15 +303,11 @@ class VeRLTrainer(ModelTrainer):
     ) -> Assessment:
         """Evaluate as `evaluate` does, and return every answer or episode with its score too.
 
-        Of a calibrated judge the corrected rate is measured too. The notes of the metrics name the
+        For a calibrated judge the corrected rate is measured too. The notes of the metrics name the
         judges that are not calibrated.
         """
         WholeNumber(at_least=0)("samples", samples)
-        chosen = next(
-            (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
-        )
-        if chosen is None:
-            raise DataError("there is no data to evaluate on; give evaluate() a data set")
+        chosen = first_given(dataset, self.eval_dataset, self.dataset)
         await self.check_reward()
         rewards = self._rewards_for(samples)
         if self.running_agent is not None:
@@ -345,10 +338,10 @@ class VeRLTrainer(ModelTrainer):
         await self.check_agent()
         tasks, policy = as_tasks(dataset), await self.policy()
         from orbiter.train.verl.evaluate import with_corrections
-        from orbiter.train.verl.play import Setting, assess
+        from orbiter.train.verl.play import PlaySetting, assess
 
         rewards = self._rewards_for(samples)
-        setting = Setting(policy, self.config, self.running_agent, rewards)
+        setting = PlaySetting(policy, self.config, self.running_agent, rewards)
         async with kept(judges_of(rewards), self.config.output_dir):
             assessment = await assess(setting, tasks, samples=samples, success=success)
         return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
@@ -366,10 +359,10 @@ class VeRLTrainer(ModelTrainer):
             raise ConfigError("rehearse() plays episodes, and there is no agent= that runs")
         await self.check_reward()
         policy, chosen = await self.policy(), as_tasks(tasks)
-        from orbiter.train.verl.play import Setting
+        from orbiter.train.verl.play import PlaySetting
         from orbiter.train.verl.rehearsal import rehearse
 
-        setting = Setting(policy, self.config, self.running_agent, self.rewards)
+        setting = PlaySetting(policy, self.config, self.running_agent, self.rewards)
         return await rehearse(setting, chosen)
 
     @override

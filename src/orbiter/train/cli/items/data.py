@@ -8,8 +8,8 @@ from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
-from orbiter.train.cli.exits import Code
-from orbiter.train.cli.items.rows import filter_items, merge, show
+from orbiter.train.cli.exits import ExitCode
+from orbiter.train.cli.items.rows import filter_items, merge, require_other, show
 from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import ConfigError, StorageError
@@ -75,7 +75,7 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
             "notes": list(report.notes),
         }
     )
-    raise typer.Exit(Code.OK if report.ok else Code.DATA)
+    raise typer.Exit(ExitCode.OK if report.ok else ExitCode.DATA)
 
 
 @data_app.command()
@@ -126,7 +126,7 @@ def dedup(
 
     output, report = Output(as_json=as_json), CurationReport()
     items = read_items(file, format)
-    _require_other(file, out)
+    require_other([file], out)
     with working(f"comparing {len(items)} items"):
         kept = deduplicate(items, threshold, keep=keep, unit=unit, key=key, report=report)  # type: ignore[arg-type] # deduplicate refuses other words
     for drop in report.dropped[:PROBLEMS_SHOWN]:
@@ -171,6 +171,7 @@ def split(
     names = PARTS if len(shares) <= len(PARTS) else [f"part-{n}" for n in range(1, len(shares) + 1)]
     targets = [out / f"{name}.jsonl" for name, _ in zip(names, shares, strict=False)]
     for target in targets:
+        # All before the first is written, so that a split is never half old and half new.
         if target.exists():
             raise StorageError(f"{target} is there already; choose another folder")
     with working(f"splitting {len(items)} items"):
@@ -245,8 +246,3 @@ def _similarity(text: str) -> float | None:
         raise ConfigError(
             f"--near-duplicates must be a similarity in (0, 1] or none, got {text!r}"
         ) from None
-
-
-def _require_other(file: Path, out: Path) -> None:
-    if file.resolve() == out.resolve():
-        raise ConfigError(f"--out names the input file {out}; choose another file")

@@ -29,6 +29,7 @@ def map_paths(values: dict[str, Any], change: Change) -> None:
                 given[name] = change(value)
             elif kind == "code":
                 given[name] = _map_code(value, change)
+            # A name such as "org/model" is a hub's unless there is a folder of that name.
             elif kind == "model" and (value[0:1] in ("/", ".", "~") or _is_dir(change, value)):
                 given[name] = change(value)
 
@@ -47,6 +48,7 @@ def _map_reward(given: object, change: Change) -> object:
 def _map_entry(entry: object, change: Change) -> object:
     if not isinstance(entry, Mapping):
         return _map_code(entry, change)
+    # A rubric may end in something that looks like "file.py:name".
     mapped = {key: _map_code(value, change) for key, value in entry.items() if key != "judge"}
     if isinstance(labels := entry.get("labels"), str):
         mapped["labels"] = change(labels)
@@ -56,8 +58,16 @@ def _map_entry(entry: object, change: Change) -> object:
 
 
 def _map_code(value: object, change: Change) -> object:
-    file, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    return f"{change(file)}:{name}" if colon and file.endswith(".py") else value
+    if not isinstance(value, str):
+        return value
+    place, colon, name = value.rpartition(":")
+    if colon and place.endswith(".py"):
+        return f"{change(place)}:{name}"
+    if colon and name.isidentifier() and all(part.isidentifier() for part in place.split(".")):
+        # A module of the user's folder is written like an installed one: "package.module:name".
+        module = change(f"{place.replace('.', '/')}.py")
+        return f"{module}:{name}" if Path(module).is_file() else value
+    return value
 
 
 def absolute(path: str, base: Path) -> str:

@@ -1,4 +1,4 @@
-"""Convert verl's last checkpoint into a folder that other tools can load: weights or adapters.
+"""Convert a checkpoint of verl into a folder that other tools can load: weights or adapters.
 
 Adapters are not merged into their base model here, because verl's merger cannot do it; `save()`
 with `merge=True` does.
@@ -26,7 +26,7 @@ MERGING_SECONDS = 3600.0
 """Time limit of the merge."""
 
 
-async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
+async def merge_last(config: VeRLConfig, layout: Layout, target: Path) -> Path:
     """Merge the last checkpoint into `target`, completely or not at all.
 
     Raises:
@@ -38,7 +38,17 @@ async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
             f"the job left no checkpoint in {layout.checkpoints}; save_every= sets how often one "
             "is written before the end"
         )
-    source, merged = layout.checkpoints / f"global_step_{number}/actor", layout.folder / "merged"
+    return await merge(config, layout, layout.checkpoints / f"global_step_{number}/actor", target)
+
+
+async def merge(config: VeRLConfig, layout: Layout, source: Path, target: Path) -> Path:
+    """Merge one checkpoint of the policy into `target`, completely or not at all.
+
+    Raises:
+        TrainingError: verl cannot merge it; the message shows why.
+    """
+    merged = layout.folder / "merged"
+    # What an interrupted merge left would be mixed with the new files.
     shutil.rmtree(merged, ignore_errors=True)
     command = [interpreter(config), "-m", MERGER, "merge", "--backend", "fsdp"]
     command += ["--local_dir", str(source), "--target_dir", str(merged)]
@@ -54,6 +64,7 @@ async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
 
 def last_checkpoint(folder: Path) -> int:
     """Return the step of verl's last complete checkpoint, or 0 without one."""
+    # verl writes this file after the checkpoint, so it never names an incomplete one.
     with contextlib.suppress(OSError, ValueError):
         return int((folder / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8"))
     return 0
@@ -66,6 +77,7 @@ def _move(merged: Path, target: Path, base: str) -> None:
         if adapter.is_dir():
             shutil.copytree(adapter, staged, dirs_exist_ok=True)
             _name_base(staged / "adapter_config.json", base)
+            # The merger leaves the tokenizer beside the folder of the adapters.
             for file in [*merged.glob("tokenizer*"), *merged.glob("*.jinja")]:
                 shutil.copy(file, staged)
         else:

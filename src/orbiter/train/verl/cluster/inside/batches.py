@@ -20,11 +20,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
+from orbiter.train.agents.episode import LIMITS
 from orbiter.train.verl.algorithms import ALGORITHMS, VeRLAlgorithm
 from orbiter.train.verl.config import VeRLConfig
 
 METRIC = "episode/"
 """Prefix of these metrics in verl's log; the process that started the job removes it."""
+EVALUATION = "evaluation-{step}.json"
+"""File with the metrics of a validation, which verl's own would not count by episodes."""
 
 
 class EpisodeRow(NamedTuple):
@@ -61,8 +64,11 @@ class Sifted(NamedTuple):
     """The episodes of each prompt, as records for the run's folder."""
 
 
-def sift(rows: Sequence[EpisodeRow], config: VeRLConfig) -> Sifted:
-    """Sort out a step's rows."""
+def sift(rows: Sequence[EpisodeRow], config: VeRLConfig, *, validates: bool = False) -> Sifted:
+    """Sort out a step's rows; a validation counts every episode, without `on_truncation`."""
+    if validates:
+        rows = [EpisodeRow(row.key, _as_scored(row.facts)) for row in rows]
+    # One row of each is enough: the facts are the same in all of them.
     episodes = {row.session: row for row in rows}
     trained = {name: row for name, row in episodes.items() if row.facts["trained"]}
     kept = [row for row in rows if row.session in trained]
@@ -82,10 +88,16 @@ def sift(rows: Sequence[EpisodeRow], config: VeRLConfig) -> Sifted:
     )
 
 
+def _as_scored(facts: Mapping[str, Any]) -> dict[str, Any]:
+    score = facts["score"]
+    return {**facts, "reward": score, "trained": score is not None}
+
+
 def _weights(
     kept: Sequence[EpisodeRow], trained: Mapping[str, EpisodeRow], config: VeRLConfig
 ) -> dict[str, float]:
     """Return the weight of the tokens of each row, by key."""
+    # Only the trained ones: verl computes its baseline after the others were taken out.
     siblings = Counter(row.prompt for row in trained.values())
     tokens = sum(int(row.facts["tokens"]) for row in trained.values())
     longest = config.max_episode_tokens or config.max_turns * config.max_response_length
@@ -94,12 +106,15 @@ def _weights(
     def weight(row: EpisodeRow) -> float:
         value, n = 1.0, siblings[row.prompt]
         if config.loss_aggregation == "episode":
+            # Times the mean over tokens, this is the mean over episodes of their means over tokens.
             value = tokens / (len(trained) * int(row.facts["tokens"]))
         elif config.loss_aggregation == "constant":
             value = tokens / (len(trained) * longest)
         if compares and n == 1:
             return 0.0
         if config.algorithm is VeRLAlgorithm.RLOO:
+            # The mean of all n includes the episode itself; this turns the difference into that to
+            # the mean of the others.
             value *= n / (n - 1)
         return value
 
@@ -118,7 +133,7 @@ def _metrics(
         for each in played
         if each["failure"]
     }
-    for limit in ("max_turns", "max_tokens", "context"):
+    for limit in LIMITS:
         if reasons[limit]:
             metrics[f"stopped/{limit}"] = float(reasons[limit])
     if retries := sum(each["retries"] for each in played):
@@ -159,5 +174,6 @@ def rows_of_an_update(rows: int, *, updates: int, workers: int, group_size: int)
 
     verl counts an update's rows in whole groups, and each of the workers takes the same number.
     """
+    # Divisible by both, or verl would refuse the batch or drop rows.
     unit = math.lcm(workers, group_size)
     return unit * max(1, math.ceil(rows / (unit * updates)))
