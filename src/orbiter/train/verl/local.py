@@ -15,13 +15,13 @@ from typing import Any, NamedTuple, Protocol
 from typing_extensions import override
 
 from orbiter.train.engine.batch import Batch, minibatches
-from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
 from orbiter.train.engine.session import Session, TrainingJob
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
+from orbiter.train.engine.update import Objective
 from orbiter.train.errors import TrainingError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trajectory import TrajectoryItem
@@ -34,6 +34,13 @@ from orbiter.train.verl.overlong import with_overlong_penalty
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import RewardSpec, Scores, weights_of
 from orbiter.train.verl.samples import as_records
+from orbiter.train.verl.teaching import (
+    Teach,
+    own_answers,
+    with_answers,
+    with_teacher,
+    without_reward,
+)
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +62,34 @@ class Prompts(Source):
     config: VeRLConfig
     rewards: Sequence[RewardSpec]
     tasks: Tasks
+    teach: Teach | None = None
+    """The teacher's log probabilities of sampled tokens; None unless distillation needs them."""
+    answers: Sequence[list[int]] | None = None
+    """The data's answer to each task, if distillation learns on them too."""
 
     @override
     async def draw(self, session: Session, step: int) -> None:
         config, tasks, position = self.config, self.tasks, session.position
         turn = choose(config, position, step, len(tasks))
-        chosen = tasks.select(turn.places)
+        drawn = await self._sample(session, step, turn.places)
+        # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
+        shaped = with_overlong_penalty(config, drawn.scores, drawn.rollouts)
+        rollouts, scores = self._with_answers(step, turn.places, drawn.rollouts, shaped.scores)
+        credited = await work(credit, session.policy, config, rollouts, scores)
+        credited = await with_teacher(self.teach, credited)
+        # Set only after the samples are credited: an interrupted step starts from the old cursor.
+        position.cursor = turn.cursor
+        update_pools(config, position, turn.places, drawn.scores.total)
+        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
+        await work(_note_answers, session, drawn, credited, extra, weights_of(self.rewards))
+
+    async def _sample(self, session: Session, step: int, places: Sequence[int]) -> Drawn:
+        """Answer and score the tasks of a step, except those whose answer the data gives."""
+        config = self.config
+        own = own_answers(config, step, places)
+        chosen = self.tasks.select([place for place, mine in zip(places, own, strict=True) if mine])
+        if not len(chosen):
+            return Drawn([], [], Scores([], {}, 0))
         rollouts = await work(
             sample,
             session.policy,
@@ -73,16 +102,24 @@ class Prompts(Source):
             seed=sub_seed(config.seed, "sample", step),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
-        shaped = with_overlong_penalty(config, scores, rollouts)
-        credited = await work(credit, session.policy, config, rollouts, shaped.scores)
-        # Set only after the samples are credited: an interrupted step starts from the old cursor.
-        position.cursor = turn.cursor
-        update_pools(config, position, turn.places, scores.total)
-        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
-        drawn = Drawn(chosen.items, rollouts, scores)
-        weights = weights_of(self.rewards)
-        await work(_note_answers, session, drawn, credited, extra, weights)
+        return Drawn(chosen.items, rollouts, scores)
+
+    def _with_answers(
+        self, step: int, places: Sequence[int], rollouts: Sequence[Rollout], scores: Scores
+    ) -> tuple[Sequence[Rollout], Scores]:
+        """Add the data's answers to the tasks that the policy did not answer, as groups."""
+        answers = self.answers
+        if answers is None:
+            return rollouts, scores
+        own = own_answers(self.config, step, places)
+        targets = [
+            (self.tasks.prompts[place], answers[place])
+            for place, mine in zip(places, own, strict=True)
+            if not mine
+            # As many copies as a group has samples, so that the share is one of all samples.
+            for _ in range(self.config.group_size)
+        ]
+        return with_answers(scores, rollouts, targets)
 
     @override
     async def refresh(self) -> None:
@@ -95,7 +132,7 @@ class Job(TrainingJob):
 
     config: VeRLConfig
     source: Source
-    objective: PolicyObjective
+    objective: Objective
     """What an update minimises."""
 
 
@@ -149,12 +186,17 @@ def _note_answers(
     extra: Mapping[str, float],
     weights: Mapping[str, float],
 ) -> None:
+    if not drawn.items:  # all answers of the step are the data's
+        note(session, credited, dict(extra), [])
+        return
     metrics = {
         **reward_metrics(drawn.scores),
         **credited.metrics,
         **length_metrics(drawn.rollouts),
         **extra,
     }
+    if not weights:
+        metrics = without_reward(metrics)
     hints = signs(
         [rollout.text for rollout in drawn.rollouts],
         [sum(rollout.mask) for rollout in drawn.rollouts],
@@ -212,6 +254,11 @@ def check_gradient(session: Session, row: Mapping[str, float], patience: int) ->
         TrainingError: the gradient has been exactly zero for `patience` such steps.
     """
     position = session.position
+    if row.get("divergence") == 0 and row.get("grad_norm") == 0:
+        raise TrainingError(
+            "nothing can be learned: the teacher's distribution is exactly the policy's on every "
+            "token (divergence 0); give another model as teacher="
+        )
     # Equal rewards also give a zero gradient, which is no divergence.
     still = position.flat_steps == 0 and row.get("grad_norm") == 0
     position.still_steps = position.still_steps + 1 if still else 0
