@@ -298,6 +298,7 @@ class LocalBackend(Backend):
             prompt_tokens=1,
             new_tokens=min(config.max_episode_tokens or context, context) - 1,
             micro_batch_tokens=config.micro_batch_tokens,
+            teacher=None if config.distills_sampled else policy.teacher,
         )
         size = (
             f"{self.trainer.method} of {config.model} with an agent: {tasks} tasks, {total} steps "
@@ -319,6 +320,7 @@ class LocalBackend(Backend):
             prompt_tokens=max(len(prompt) for prompt in tasks.prompts),
             new_tokens=config.max_response_length,
             micro_batch_tokens=config.micro_batch_tokens,
+            teacher=None if config.distills_sampled else policy.teacher,
         )
         size = (
             f"{self.trainer.method} of {config.model}: {len(tasks)} prompts, {total} steps of "

@@ -16,13 +16,18 @@ from torch import Tensor
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.distillation import measure_divergence, teacher_logprob
 from orbiter.train.engine.models.load import load_model
-from orbiter.train.engine.models.outline import Outline, make_outline
+from orbiter.train.engine.models.teacher import (
+    TeacherNames,
+    naming_teacher,
+    require_context,
+    require_same_tokenizer,
+)
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import Rollout, given
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.turn_end import render_action
-from orbiter.train.errors import ConfigError, DataError, StorageError
+from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.llm import ClientConfig
 from orbiter.train.llm.prompt_logprobs import PromptScorer
 from orbiter.train.rl.kl import kl_k1
@@ -51,81 +56,28 @@ def load_teacher(config: VeRLConfig, policy: Policy) -> Policy | None:
     """Load the frozen teacher of a run; None if it has none in this process.
 
     Raises:
-        ConfigError: its tokenizer is not the policy's.
+        ConfigError: its tokenizer is not the policy's, or its context is shorter.
         StorageError: there is no such model.
     """
     if config.teacher is None or config.teacher_url is not None:
         return None
-    try:
+    names = TeacherNames(config.teacher, config.model)
+    with naming_teacher(config.teacher):
         loaded = load_model(
             config.teacher,
             device=str(policy.device),
             trust_remote_code=config.trust_remote_code,
         )
-    except StorageError as error:
-        raise StorageError(f"teacher={config.teacher!r}: {error}") from error
-    require_same_tokenizer(config, policy.tokenizer, loaded.tokenizer)
+    require_same_tokenizer(names, policy.tokenizer, loaded.tokenizer)
     teacher = make_policy(
         loaded.model, loaded.tokenizer, dtype=policy.dtype, device=str(policy.device)
     )
     teacher.model.requires_grad_(False)
-    require_context(config, policy.context_length, teacher.context_length)
-    return teacher
-
-
-def outline_of_teacher(config: VeRLConfig) -> Outline | None:
-    """Return the teacher's outline; None if it has none in this process, or is not downloaded.
-
-    Raises:
-        ConfigError: the engine cannot run a model of its architecture.
-        StorageError: there is no such model.
-    """
-    if config.teacher is None or config.teacher_url is not None:
-        return None
-    named = replace(config, model=config.teacher, lora_rank=0, lora_alpha=None)
-    try:
-        return make_outline(named, reference=False, value_head=False)
-    except StorageError as error:
-        raise StorageError(f"teacher={config.teacher!r}: {error}") from error
-
-
-def require_same_tokenizer(
-    config: VeRLConfig, student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
-) -> None:
-    """Make sure that every token of the student means the same to the teacher.
-
-    Raises:
-        ConfigError: names a token that does not.
-    """
-    ours: dict[str, int] = student.get_vocab()
-    theirs: dict[str, int] = teacher.get_vocab()
-    odd = sorted(token for token, number in ours.items() if theirs.get(token) != number)
-    if odd:
-        token = odd[0]
-        other = "does not have it" if token not in theirs else f"has it as {theirs[token]}"
-        raise ConfigError(
-            f"teacher={config.teacher!r} has another tokenizer than model={config.model!r}: "
-            f"{len(odd)} of {len(ours)} tokens differ, such as {token!r}, which is token "
-            f"{ours[token]} here; the teacher {other}. Distillation compares the two token by "
-            "token, so choose a teacher of the same family, or learn from its texts with sft"
-        )
-
-
-def require_context(config: VeRLConfig, student: int, teacher: int) -> None:
-    """Make sure that the teacher can read everything that the student may write.
-
-    Raises:
-        ConfigError: its context is shorter.
-    """
-    longest = student
+    longest = policy.context_length
     if config.max_prompt_length is not None:
-        longest = min(student, config.max_prompt_length + config.max_response_length)
-    if teacher < longest:
-        raise ConfigError(
-            f"teacher={config.teacher!r} has a context of {teacher} tokens, and a prompt with its "
-            f"answer may have {longest}; set max_prompt_length to at most "
-            f"{max(1, teacher - config.max_response_length)}"
-        )
+        longest = min(longest, config.max_prompt_length + config.max_response_length)
+    require_context(names, longest, teacher.context_length)
+    return teacher
 
 
 # Asking a teacher for the log probabilities of sampled tokens.

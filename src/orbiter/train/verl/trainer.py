@@ -425,11 +425,14 @@ class VeRLTrainer(ModelTrainer):
 
     @override
     def _workload(self) -> Workload:
+        local_teacher = self._has_teacher and self.config.teacher_url is None
         return Workload(
             method=self.method,
             samples=self.config.group_size,
             new_tokens=self.config.max_response_length,
             passes=self.config.ppo_epochs,
             updates=self.config.updates_per_step,
+            teacher=self.config.teacher if local_teacher else None,
+            compares_heads=local_teacher and not self.config.distills_sampled,
             **self._policy_parts(),
         )

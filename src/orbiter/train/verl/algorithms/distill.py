@@ -18,7 +18,7 @@ from orbiter.train.errors import ConfigError
 from orbiter.train.trainer.config import NotInVerl, VerlKeys
 from orbiter.train.verl.algorithms.base import Credited, Samples, loss_settings
 from orbiter.train.verl.algorithms.cispo import refuse_sequence_ratio
-from orbiter.train.verl.algorithms.grpo import Grpo, GrpoConfig
+from orbiter.train.verl.algorithms.grpo import Grpo, GrpoConfig, spread
 
 if TYPE_CHECKING:
     from orbiter.train.engine.update import Objective
@@ -133,7 +133,11 @@ class Distill(Grpo):
 
         Samples with equal rewards have advantages of zero, but the teacher still teaches.
         """
-        return super().credit(config, samples)._replace(flat=False)
+        if config.group_size < 2:  # nothing to compare, so that rewards are measured only
+            credited = spread(samples, samples.reward.new_zeros(samples.reward.shape))
+        else:
+            credited = super().credit(config, samples)
+        return credited._replace(flat=False)
 
     def objective(self, config: GrpoConfig) -> Objective:
         """Return the divergence from the teacher, with GRPO's loss of the rewards."""
