@@ -21,10 +21,14 @@ from orbiter.train.engine.sample import sample
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import Part, update
 from orbiter.train.errors import ConfigError, DataError, StorageError, TrainError, TrainingError
+from orbiter.train.serve.live import LivePolicy
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.overrides import make_overrides
+from orbiter.train.verl.episodes import credit_episodes
+from orbiter.train.verl.play import Setting, play
+from orbiter.train.verl.tasks import as_tasks
 from tests.agents.playing import branching, spread
 from tests.verl.teachers import save, wider_model
 from tests.verl.test_cluster_config import layout
@@ -217,11 +221,15 @@ async def test_episodes_of_an_agent_learn_from_a_teacher(
     made = config(
         folder, epochs=8, learning_rate=2e-3, distill_over=over, loss_aggregation=aggregation
     )
+    tasks = ["hello", "abc"]
     trainer = VeRLTrainer(made, agent=branching)
     policy = await trainer.policy()
-    probe = await drawn(policy, 1.0)
+    setting = Setting(policy, made, branching, ())
+    async with LivePolicy(policy, max_new_tokens=6) as live:
+        played = await play(setting, live, as_tasks(tasks), [[1, 2, 3], [4, 5, 6]])
+    probe = (await work(credit_episodes, policy, made, *played)).credited.batch
     before = await work(measure_divergence, policy, probe, temperature=1.0, beta=1.0)
-    await trainer.train(["hello", "abc"])
+    await trainer.train(tasks)
     after = await work(measure_divergence, policy, probe, temperature=1.0, beta=1.0)
     assert after < 0.9 * before
     assert trainer.history[0]["streams"] > 1

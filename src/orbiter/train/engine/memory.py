@@ -27,7 +27,7 @@ FLOAT32 = 4
 """Bytes of a master weight, a gradient, and each of AdamW's two moments."""
 LOGIT_COPIES = 4
 """Number of [B V] float32 tensors one draw holds: logits, mass, cumulative sum, scaled logits."""
-CHUNK_COPIES = 10
+CHUNK_COPIES = 6
 """Number of float32 tensors of a chunk's logits that comparing two distributions holds."""
 HOLES = 1.5
 """Bytes that glibc's heap grows by for each byte that a phase holds at its peak.
@@ -245,7 +245,7 @@ class _Dimensions(NamedTuple):
 
     def read(self, tokens: float, answers: float) -> float:
         """Bytes of a pass without gradient: a layer's tensors, the states of answers, weights."""
-        layer = tokens * (6 * self.hidden * FLOAT32 + 4 * self.inner * self.width)
+        layer = tokens * (3 * self.hidden * FLOAT32 + 3 * self.inner * self.width)
         return layer + answers * self.hidden * FLOAT32 + self.joined
 
     def _of_token(self) -> int:
