@@ -40,7 +40,8 @@ BUGS = (
     Bug("another tokenizer is not noticed", "engine/models/teacher", "if odd:", "if not ours:"),
     Bug("a shorter context is not noticed", "engine/models/teacher",
         "if teacher < longest:", "if teacher < 1:"),
-    Bug("a flat step ends the run", "verl/algorithms/distill", "_replace(flat=False)", "_replace()"),
+    Bug("a flat step ends the run", "verl/algorithms/distill",
+        "_replace(flat=False)", "_replace()"),
 )  # fmt: skip
 """Their files are below the package `orbiter.train`."""
 
