@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-b
 endif
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-control demo-agent test test-oldest test-verl lint check bench bench-engine bench-sft docs clean
+.PHONY: demo demo-control demo-agent test fuzz test-oldest test-verl lint check bench bench-engine bench-sft docs clean
 .DEFAULT_GOAL := test
 
 # An environment whose creation was interrupted has no stamp, and is made anew.
@@ -42,6 +42,10 @@ demo-agent: .venv/.demo-ok
 # All tests except those marked nightly.
 test: .venv/.dev-ok
 	$(BIN)/python -m pytest -m 'not nightly and not gpu' -n 2 --dist worksteal
+
+# Damaged files for every importer, 20 seconds each: about five minutes on two cores.
+fuzz: .venv/.dev-ok
+	$(BIN)/python -m tests.formats.fuzz_files --seconds 20 --jobs 2
 
 # The tests that use a model, with the oldest transformers that is supported.
 OLDEST := 5.5.3

@@ -15,12 +15,12 @@ from orbiter.train import TrajectoryDataset
 from orbiter.train.cli.app import main
 from orbiter.train.contained import inside
 from orbiter.train.errors import StorageError
-from orbiter.train.evolution.journal import FileJournal as EvolutionJournal
+from orbiter.train.evolution.journal import FileRunJournal as EvolutionJournal
 from orbiter.train.evolution.strategies.population import PopulationTraining, Trainee
 from orbiter.train.formats.registry import read, write
 from orbiter.train.report import write_report
 from orbiter.train.runlog import RunLog, read_run
-from orbiter.train.synthesis.journal import FileJournal as SynthesisJournal
+from orbiter.train.synthesis.journal import FileAnswerJournal as SynthesisJournal
 from orbiter.train.trajectory import TrajectoryItem
 from tests.report.folders import training
 

@@ -30,6 +30,14 @@ def test_the_first_signal_asks_and_the_second_ends_the_process(name: str) -> Non
     assert done.stderr.split() == ["finishing", "ended"]
 
 
+def test_the_last_words_may_depend_on_how_far_the_work_is() -> None:
+    script = SCRIPT.format(name="SIGTERM").replace('second="ended"', "second=lambda: words[-1]")
+    script = script.replace('"asked", flush=True', 'words.append("asked")').strip()
+    done = run_child([sys.executable, "-c", f"words = ['begun']\n{script}"])
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.split() == ["finishing", "asked"]
+
+
 def test_without_a_second_text_the_second_ctrl_c_interrupts_as_usual() -> None:
     asked: list[int] = []
     with TwoStepInterrupt(lambda: asked.append(1), signals=(signal.SIGINT,)) as interrupt:

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbiter.train.errors import StorageError
-from orbiter.train.evolution.journal import FileJournal as EvolutionJournal
+from orbiter.train.evolution.journal import FileRunJournal as EvolutionJournal
 from orbiter.train.evolution.journal import Trial
 from orbiter.train.evolution.strategy import Score
 from orbiter.train.resume_journal import ResumeJournal, read_journal
 from orbiter.train.runlog import RunLog, read_run
 from orbiter.train.storage import GROUP_SIZE, AppendLog
-from orbiter.train.synthesis.journal import FileJournal as SynthesisJournal
+from orbiter.train.synthesis.journal import FileAnswerJournal as SynthesisJournal
 from orbiter.train.synthesis.journal import Made
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from tests.children import run_child

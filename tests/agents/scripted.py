@@ -11,7 +11,7 @@ from torch import Tensor
 from orbiter.train.engine.policy import Policy
 from orbiter.train.serve import batching
 from orbiter.train.serve.batching import Row
-from orbiter.train.serve.reply import Drawn
+from orbiter.train.serve.reply import DrawnToken
 
 Script = Callable[[str, int], str]
 """Returns the policy's next answer, given the text of its prompt and the seed of the answer."""
@@ -21,14 +21,14 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy, script: Script) ->
     """Draw the tokens of `script(prompt, seed)` instead of sampling; for byte-level tiny models."""
     end = policy.tokenizer.eos_token_id
 
-    def draw(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
+    def draw(logits: Tensor, rows: Sequence[Row]) -> list[DrawnToken]:
         scores = logits.float().log_softmax(dim=-1)
         drawn = []
         for place, row in enumerate(rows):
             prompt = policy.tokenizer.decode(row.reply.prompt_ids)
             answer = [*script(prompt, row.reply.sampling.seed).encode(), end]
             token = answer[len(row.choice.tokens)]
-            drawn.append(Drawn(token, float(scores[place, token]), []))
+            drawn.append(DrawnToken(token, float(scores[place, token]), []))
         return drawn
 
     monkeypatch.setattr(batching, "_draw", draw)

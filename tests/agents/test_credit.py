@@ -18,7 +18,7 @@ from orbiter.train.errors import ConfigError
 from orbiter.train.serve.live import LivePolicy
 from orbiter.train.verl import RewardSpec, VeRLConfig
 from orbiter.train.verl.episodes import credit_episodes, with_truncation
-from orbiter.train.verl.play import Played, Setting, play
+from orbiter.train.verl.play import PlaySetting, ScoredEpisodes, play
 from orbiter.train.verl.reward import Scores
 from orbiter.train.verl.tasks import as_tasks
 from tests.agents.playing import ask, spread, tiny
@@ -58,8 +58,8 @@ async def paid(task: str) -> str:
     return str(said["content"])
 
 
-async def played(policy: Policy, config: VeRLConfig) -> Played:
-    setting = Setting(policy, config, paid, [RewardSpec("probe", 1.0, spread)])
+async def played(policy: Policy, config: VeRLConfig) -> ScoredEpisodes:
+    setting = PlaySetting(policy, config, paid, [RewardSpec("probe", 1.0, spread)])
     async with LivePolicy(policy, max_new_tokens=4) as live:
         seeds = [[1, 2, 3, 4], [5, 6, 7, 8]]
         return await play(setting, live, as_tasks(["hello", "abc"]), seeds)

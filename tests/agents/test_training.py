@@ -22,7 +22,7 @@ from orbiter.train.serve.live import LivePolicy
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.episodes import credit_episodes, objective_of
-from orbiter.train.verl.play import Setting, play
+from orbiter.train.verl.play import PlaySetting, play
 from orbiter.train.verl.tasks import as_tasks
 from tests.agents.playing import (
     ask,
@@ -95,7 +95,7 @@ async def test_the_gradient_is_that_of_plain_autograd_over_the_streams(
     policy: Policy, agent: object, settings: dict[str, Any]
 ) -> None:
     config = tiny(**settings)
-    setting = Setting(policy, config, agent, PROBE)
+    setting = PlaySetting(policy, config, agent, PROBE)
     tasks = as_tasks(["hello", "abc"])
     async with LivePolicy(policy, max_new_tokens=config.max_response_length) as live:
         episodes, scores = await play(setting, live, tasks, [[1, 2, 3], [4, 5, 6]])

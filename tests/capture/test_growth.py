@@ -11,7 +11,7 @@ import msgspec
 
 from orbiter.train import TrajectoryDataset
 from orbiter.train.capture import record
-from orbiter.train.trajectory.turns import Turn
+from orbiter.train.trajectory.turns import Shortened
 from tests.capture.server import ModelServer
 
 TOOL = {"type": "function", "function": {"name": "look", "description": "Looks up. " * 20}}
@@ -33,7 +33,7 @@ def test_fifty_turns_take_a_fifteenth_of_their_whole_prefixes(tmp_path: Path) ->
     whole = sum(len(msgspec.json.encode(item.to_dict())) for item in dataset)
     assert whole / journal.stat().st_size >= 15
     stored = dataset._store.kept
-    held = sum(len(json.dumps(list(s.tail if isinstance(s, Turn) else s))) for s in stored)
+    held = sum(len(json.dumps(list(s.tail if isinstance(s, Shortened) else s))) for s in stored)
     assert whole / held >= 15
     dataset.close()
     with TrajectoryDataset(path=journal) as again:

@@ -175,7 +175,7 @@ def test_a_reply_that_cannot_be_stored_is_not_handed_on_as_whole(
         TrajectoryDataset(path=tmp_path / "journal") as dataset,
         proxied(server.url, dataset) as proxy,
     ):
-        monkeypatch.setattr("orbiter.train.trajectory.journal.Journal.write_entry", full)
+        monkeypatch.setattr("orbiter.train.trajectory.journal.StoreJournal.write_entry", full)
         url, body = f"{proxy}/s/x/v1/chat/completions", {**BODY, "stream": stream}
         if stream:
             with pytest.raises(httpx2.HTTPError):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from orbiter.train.cli.evaluate import one_sided, rewards_by
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.evaluate import ScoredAttempt
@@ -101,7 +101,7 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
     run: Run, agents: Path, kind: str
 ) -> None:
     ran = run("train", "-c", "config.toml", *KINDS[kind], "--dry-run")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert ran.out.count("task      {'question': 'tasks ") == 2
     assert "user      tasks 0?" in ran.out
     assert "assistant " in ran.out
@@ -117,6 +117,9 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
     assert step["seconds"] > 0
     assert step["memory_bytes"] > 1 << 20
     assert told["plan"]["steps"] == 2
+    assert "downloaded" not in ran.out, "the tiny model is here"
+    assert "depends on the episodes; --dry-run plays two" in ran.out
+    assert told["plan"]["computes"]
     assert list(agents.glob("runs/*")) == []
 
 
@@ -125,7 +128,7 @@ def test_train_measures_before_and_after_and_eval_reads_the_run(
     run: Run, agents: Path, kind: str
 ) -> None:
     ran = run("train", "-c", "config.toml", *KINDS[kind], "--out", "runs/one")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert "held out  reward" in ran.out
     assert "try it    orbiter-train eval --run runs/one" in ran.out
     story = json.loads((agents / "runs/one/story.json").read_text())
@@ -143,14 +146,14 @@ def test_train_measures_before_and_after_and_eval_reads_the_run(
 def test_an_agent_that_fails_is_found_by_the_dry_run(run: Run, agents: Path) -> None:
     words = ['agent.run="my_agent.py:broken"', "reward=my_agent.py:hashed"]
     ran = run("train", "-c", "config.toml", *words, "--dry-run")
-    assert ran.code == Code.CALLBACK
+    assert ran.code == ExitCode.CALLBACK
     assert "ended   agent_error: RuntimeError: the database is down" in ran.out
     assert "2 of 2 episodes failed" in ran.err
 
 
 def test_a_dry_run_without_any_reward_says_so(run: Run, agents: Path) -> None:
     ran = run("train", "-c", "config.toml", 'agent.run="my_agent.py:agent"', "--dry-run")
-    assert ran.code == Code.OK
+    assert ran.code == ExitCode.OK
     assert "no episode got a reward" in ran.out
 
 
@@ -173,7 +176,7 @@ def test_a_bad_agent_section_is_refused(
     run: Run, agents: Path, words: list[str], message: str
 ) -> None:
     ran = run("train", "-c", "config.toml", *words, "--dry-run")
-    assert ran.code == Code.USAGE, (ran.err, ran.out)
+    assert ran.code == ExitCode.USAGE, (ran.err, ran.out)
     assert message in ran.err
 
 
@@ -181,7 +184,7 @@ def test_tasks_are_dicts_or_items(run: Run, agents: Path) -> None:
     for text, message in (("", "holds no"), ("[1]\n", "object"), ("{\n", "JSON")):
         (agents / "tasks.jsonl").write_text(text)
         ran = run("train", "-c", "config.toml", *KINDS["run"], "--dry-run")
-        assert ran.code == Code.DATA, ran.err
+        assert ran.code == ExitCode.DATA, ran.err
         assert message in ran.err
     item = {"state": "hello", "action": "x", "reward": None}
     (agents / "tasks.jsonl").write_text(json.dumps(item) + "\n")
@@ -238,7 +241,7 @@ def test_imitation_ignores_a_reward_that_judges_episodes(run: Run, agents: Path)
     ran = run("sft", *asked, "--dry-run")
     assert ran.code == 0, ran.err
     without = run("sft", *words, "reward=judge.py:judge", "--dry-run")
-    assert (without.code, "judge" in without.err) == (Code.CALLBACK, True)
+    assert (without.code, "judge" in without.err) == (ExitCode.CALLBACK, True)
 
 
 @pytest.mark.slow
@@ -255,3 +258,23 @@ def test_imitation_without_rewards_tells_the_loss_on_the_held_out_items(
     result = json.loads((agents / "runs/sft/result.json").read_text())
     assert 0 < result["held_out"]["loss"] < 6
     assert told[0].endswith(f"{result['held_out']['loss']:.4g}")
+    assert "try it    orbiter-train generate --model" in ran.out, "there is no agent"
+
+
+@pytest.mark.slow
+def test_a_model_that_imitated_an_agent_is_tried_with_the_agent(run: Run, agents: Path) -> None:
+    item = {"state": "[user]\nWhere is it?", "action": "Here.", "reward": 1.0}
+    (agents / "good.jsonl").write_text(json.dumps(item) + "\n")
+    with (agents / "config.toml").open("a") as config:
+        config.write('\n[agent]\nrun = "my_agent.py:agent"\n')
+    words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "sft.epochs=1"]
+    ran = run("sft", "-c", "config.toml", *words, "--out", "runs/sft")
+    assert ran.code == ExitCode.OK, ran.err
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("try it")]
+    tried = line.split()
+    assert tried[2:] == [
+        "orbiter-train", "eval", "--config", "config.toml", "--model", "runs/sft/model",
+    ]  # fmt: skip
+    measured = run(*tried[3:], "reward=my_agent.py:hashed")
+    assert measured.code == ExitCode.OK, measured.err
+    assert "tasks of" in measured.out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.settings.config_file import load
 from orbiter.train.cli.settings.measuring import measuring_config
 from orbiter.train.cli.settings.overrides import parse_overrides
@@ -47,8 +47,8 @@ def test_exit_codes_say_whether_the_requirements_are_met(run: Run, held_out: Pat
     for number, bound in enumerate(("> -0.5", "> 0.5", "> 0")):
         ran = run(*words, "--require", f"reward {bound}", "--out", f"c{number}")
         codes[bound] = ran.code
-    assert codes == {"> -0.5": Code.OK, "> 0.5": Code.NOT_MET, "> 0": Code.UNDECIDED}
-    assert (Code.NOT_MET, Code.UNDECIDED) == (9, 10)
+    assert codes == {"> -0.5": ExitCode.OK, "> 0.5": ExitCode.NOT_MET, "> 0": ExitCode.UNDECIDED}
+    assert (ExitCode.NOT_MET, ExitCode.UNDECIDED) == (9, 10)
 
 
 def test_the_result_is_json_and_in_the_folder(run: Run, held_out: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_result_is_json_and_in_the_folder(run: Run, held_out: Path) -> None:
         "compare", "tiny", "tiny", *SHORT, "reward=always.py:always", "--data", held_out,
         "--no-regressions", "--out", "c", "--json",
     )  # fmt: skip
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     assert told["verdict"] == "met"
     assert told["items"] == 24
@@ -70,7 +70,7 @@ def test_the_result_is_json_and_in_the_folder(run: Run, held_out: Path) -> None:
     shown = run("runs", "show", "c", "--json")
     assert json.loads(shown.out)["cost"]["tokens"] == kept_cost(Path("c")).tokens
     again = run("compare", "tiny", "tiny", *SHORT, "--data", held_out, "--out", "c")
-    assert again.code == Code.STORAGE
+    assert again.code == ExitCode.STORAGE
     assert "choose another --out" in again.err
 
 
@@ -79,9 +79,9 @@ def test_two_runs_are_compared_by_their_models_and_shown_side_by_side(
 ) -> None:
     for name in ("r1", "r2"):
         config = ("--config", "config.toml", "train.epochs=1", "train.seed=1", *SHORT)
-        assert run("train", *config, "--out", name).code == Code.OK
+        assert run("train", *config, "--out", name).code == ExitCode.OK
     ran = run("compare", "r1", "r2", "--data", held_out, "--out", "c", "--json")
-    assert ran.code == Code.OK, ran.err  # the settings and the reward are those of r2
+    assert ran.code == ExitCode.OK, ran.err  # the settings and the reward are those of r2
     assert json.loads(ran.out)["b"]["name"] == "B r2/model"
     page = Path("c/report.html").read_text(encoding="utf-8")
     assert '"name":"r1"' in page
@@ -105,21 +105,21 @@ def test_mistakes_are_reported_before_a_model_is_loaded(
     run: Run, held_out: Path, words: tuple[str, ...], message: str
 ) -> None:
     ran = run("compare", *words[:2], "reward=always.py:always", "--data", held_out, *words[2:])
-    assert ran.code in (Code.USAGE, Code.DATA)
+    assert ran.code in (ExitCode.USAGE, ExitCode.DATA)
     assert message in ran.err
     assert not Path("runs").exists()
 
 
 def test_without_held_out_items_there_is_nothing_to_compare_on(run: Run, project: Path) -> None:
     ran = run("compare", "tiny", "tiny", "reward=rewards.py:exact")
-    assert ran.code == Code.USAGE
+    assert ran.code == ExitCode.USAGE
     assert "there are no held-out items" in ran.err
 
 
 def test_a_run_without_a_model_is_no_contestant(run: Run, held_out: Path) -> None:
     RunLog("empty", {"seed": 0}).close()
     ran = run("compare", "tiny", "empty", "reward=always.py:always", "--data", held_out)
-    assert ran.code == Code.STORAGE
+    assert ran.code == ExitCode.STORAGE
     assert "without a model folder" in ran.err
 
 
@@ -134,7 +134,7 @@ def test_an_endpoint_is_compared_with_its_cost(run: Run, held_out: Path) -> None
             "llm.price={ input = 0.0, output = 1000000.0 }", "--data", held_out, "--looks", "1",
             "--require", "reward > 0", "--out", "c", "--json",
         )  # fmt: skip
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     assert told["b"]["name"] == "B some-model"
     assert told["differences"]["reward"]["mean"] == 1
@@ -174,12 +174,12 @@ def test_an_endpoint_is_asked_greedily_with_the_settings_of_llm() -> None:
 
 def test_a_run_is_exported_as_gguf(run: Run, project: Path) -> None:
     config = ("--config", "config.toml", "train.epochs=1", *SHORT)
-    assert run("train", *config, "--out", "r").code == Code.OK
+    assert run("train", *config, "--out", "r").code == ExitCode.OK
     ran = run("export", "r", "--gguf", "out/m.gguf", "--type", "q8_0", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     assert told["architecture"] == "llama"
     assert Path(told["path"]).stat().st_size == told["bytes"]
     assert Path("out/m.gguf").read_bytes()[:4] == b"GGUF"
-    assert run("export", "r", "--gguf", "m.bin").code == Code.USAGE
-    assert run("export", "nowhere/at/all", "--gguf", "m.gguf").code == Code.STORAGE
+    assert run("export", "r", "--gguf", "m.bin").code == ExitCode.USAGE
+    assert run("export", "nowhere/at/all", "--gguf", "m.gguf").code == ExitCode.STORAGE

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from orbiter.train import TrajectoryDataset, TrajectoryItem
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from tests.cli.conftest import Run
 
 
 def test_check_finds_nothing_wrong_with_what_init_makes(run: Run, project: Path) -> None:
     ran = run("data", "check", "data.jsonl")
-    assert ran.code == Code.OK
+    assert ran.code == ExitCode.OK
     assert "20 items" in ran.out
     assert "no problems found" in ran.out
 
@@ -25,7 +25,7 @@ def test_check_tells_every_bad_line(run: Run, project: Path) -> None:
     (project / "bad.jsonl").write_text("\n".join(lines) + "\n")
     ran = run("data", "check", "bad.jsonl", "--json")
     told = json.loads(ran.out)
-    assert ran.code == Code.DATA
+    assert ran.code == ExitCode.DATA
     assert [problem["line"] for problem in told["problems"]] == [2, 4]
     assert told["items"] == 3
 
@@ -97,49 +97,49 @@ def test_dedup_and_split_take_units_keys_and_groups(run: Run, tmp_path: Path) ->
     )
     assert told["groups"] == 6
     bad = run(*split, "-o", tmp_path / "c", "--near-duplicates", "much")
-    assert bad.code == Code.USAGE, bad.err + bad.out
+    assert bad.code == ExitCode.USAGE, bad.err + bad.out
     assert "'much'" in bad.err + bad.out
 
 
 def test_split_makes_parts_that_are_the_whole(run: Run, project: Path) -> None:
     ran = run("data", "split", "data.jsonl", "-o", "parts", "--ratios", "0.5,0.25,0.25")
-    assert ran.code == Code.OK
+    assert ran.code == ExitCode.OK
     parts = [TrajectoryDataset.from_jsonl(f"parts/{n}.jsonl") for n in ("train", "val", "test")]
     assert [len(part) for part in parts] == [10, 5, 5]
     whole = {item.id for item in TrajectoryDataset.from_jsonl("data.jsonl")}
     assert {item.id for part in parts for item in part} == whole
     again = run("data", "split", "data.jsonl", "-o", "parts")
-    assert again.code == Code.STORAGE
+    assert again.code == ExitCode.STORAGE
     assert "already" in again.err
 
 
 def test_convert_there_and_back_changes_nothing(run: Run, project: Path) -> None:
-    assert run("convert", "data.jsonl", "d.csv").code == Code.OK
-    assert run("convert", "d.csv", "again.jsonl").code == Code.OK
+    assert run("convert", "data.jsonl", "d.csv").code == ExitCode.OK
+    assert run("convert", "d.csv", "again.jsonl").code == ExitCode.OK
     assert Path("again.jsonl").read_bytes() == Path("data.jsonl").read_bytes()
 
 
 def test_convert_checks_without_writing(run: Run, project: Path) -> None:
     before = sorted(Path().iterdir())
-    assert run("convert", "data.jsonl", "d.csv", "--check").code == Code.OK
-    assert run("convert", "data.jsonl", "--check").code == Code.OK
+    assert run("convert", "data.jsonl", "d.csv", "--check").code == ExitCode.OK
+    assert run("convert", "data.jsonl", "--check").code == ExitCode.OK
     Path("data.jsonl").write_text(Path("data.jsonl").read_text() + '{"state": 1}\n')
     ran = run("convert", "data.jsonl", "--check")
-    assert (ran.code, "data.jsonl:" in ran.err + ran.out) == (Code.DATA, True)
-    assert run("convert", "data.jsonl").code == Code.USAGE
+    assert (ran.code, "data.jsonl:" in ran.err + ran.out) == (ExitCode.DATA, True)
+    assert run("convert", "data.jsonl").code == ExitCode.USAGE
     assert sorted(Path().iterdir()) == before
 
 
 def test_convert_never_overwrites_what_it_reads(run: Run, project: Path) -> None:
     before = Path("data.jsonl").read_bytes()
-    assert run("convert", "data.jsonl", "data.jsonl").code == Code.USAGE
-    assert run("data", "dedup", "data.jsonl", "-o", "data.jsonl").code == Code.USAGE
+    assert run("convert", "data.jsonl", "data.jsonl").code == ExitCode.USAGE
+    assert run("data", "dedup", "data.jsonl", "-o", "data.jsonl").code == ExitCode.USAGE
     assert Path("data.jsonl").read_bytes() == before
 
 
 def test_synth_makes_as_many_as_asked_for_from_templates(run: Run, project: Path) -> None:
     ran = run("synth", "-c", "config.toml", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     assert (told["written"], told["stop_reason"]) == (12, "target")
     assert Path("more.jsonl").read_text().count("\n") == 12
@@ -155,7 +155,7 @@ def test_synth_runs_a_step_of_one_s_own(run: Run, project: Path) -> None:
     )
     words = ["synth.templates=[]", "synth.step=steps.py:Count", "synth.target_size=5"]
     ran = run("synth", "-c", "config.toml", "synth.out=five.jsonl", *words)
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert Path("five.jsonl").read_text().count("\n") == 5
 
 

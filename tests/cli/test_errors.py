@@ -9,45 +9,57 @@ from pathlib import Path
 
 import pytest
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from tests.cli.conftest import Run
 
-WRONG: list[tuple[Code, list[str], str]] = [
-    (Code.USAGE, ["train"], "there is no data"),
-    (Code.USAGE, ["train", "-c", "config.toml", "train.epocs=1"], "did you mean 'epochs'"),
-    (Code.USAGE, ["train", "-c", "config.toml", "nonsense"], "a setting looks like"),
-    (Code.USAGE, ["train", "-c", "config.toml", "reward=rewards.py:vowel"], "mean 'vowels'"),
-    (Code.USAGE, ["train", "-c", "config.toml", "reward=gone.py:fn"], "there is no file"),
-    (Code.USAGE, ["train", "-c", "config.toml", "reward=fn"], "must look like"),
-    (Code.USAGE, ["train", "-c", "config.toml", "reward.vowels.wieght=1"], "mean 'weight'"),
-    (Code.USAGE, ["train", "-c", "config.toml", "reward.a=nowhere.at.all:f"], "no module"),
-    (Code.USAGE, ["train", "-c", "config.toml", "train.minibatch_size=7"], "does not divide"),
-    (Code.USAGE, ["train", "-c", "config.toml", "train.eval_every=none", "--no-such"], "--no-such"),
-    (Code.USAGE, ["evolve", "-c", "config.toml", "evolve.prompts=[]"], "nothing to begin with"),
-    (Code.USAGE, ["synth", "-c", "config.toml", "synth.templates=[]"], "nothing to make data with"),
-    (Code.USAGE, ["synth", "-c", "config.toml", 'synth.teacher=["selfinstruct"]'], "self-instruct"),
+WRONG: list[tuple[ExitCode, list[str], str]] = [
+    (ExitCode.USAGE, ["train"], "there is no data"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "train.epocs=1"], "did you mean 'epochs'"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "nonsense"], "a setting looks like"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "reward=rewards.py:vowel"], "mean 'vowels'"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "reward=gone.py:fn"], "there is no file"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "reward=fn"], "must look like"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "reward.vowels.wieght=1"], "mean 'weight'"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "reward.a=nowhere.at.all:f"], "no module"),
+    (ExitCode.USAGE, ["train", "-c", "config.toml", "train.minibatch_size=7"], "does not divide"),
     (
-        Code.USAGE,
+        ExitCode.USAGE,
+        ["train", "-c", "config.toml", "train.eval_every=none", "--no-such"],
+        "--no-such",
+    ),
+    (ExitCode.USAGE, ["evolve", "-c", "config.toml", "evolve.prompts=[]"], "nothing to begin with"),
+    (
+        ExitCode.USAGE,
+        ["synth", "-c", "config.toml", "synth.templates=[]"],
+        "nothing to make data with",
+    ),
+    (
+        ExitCode.USAGE,
+        ["synth", "-c", "config.toml", 'synth.teacher=["selfinstruct"]'],
+        "self-instruct",
+    ),
+    (
+        ExitCode.USAGE,
         ["eval", "-c", "config.toml", "eval.samples=-1"],
         "samples must be at least 0",
     ),
-    (Code.DATA, ["train", "-c", "config.toml", "data.train=broken.jsonl"], "broken.jsonl:2"),
-    (Code.DATA, ["train", "-c", "config.toml", "data.train=empty.jsonl"], "empty.jsonl"),
-    (Code.DATA, ["data", "stats", "broken.jsonl"], "broken.jsonl:2"),
-    (Code.CALLBACK, ["train", "-c", "config.toml", "reward=raises.py:fn"], "ZeroDivisionError"),
-    (Code.STORAGE, ["train", "-c", "config.toml", "data.train=gone.jsonl"], "gone.jsonl"),
-    (Code.STORAGE, ["train", "-c", "gone.toml"], "gone.toml"),
-    (Code.STORAGE, ["train", "-c", "config.toml", "train.model=./gone"], "gone"),
-    (Code.STORAGE, ["runs", "resume", "gone"], "holds no run"),
-    (Code.STORAGE, ["eval", "--run", "gone"], "holds no run"),
-    (Code.STORAGE, ["report", "gone"], "gone"),
-    (Code.STORAGE, ["init", "."], "has config.toml"),
+    (ExitCode.DATA, ["train", "-c", "config.toml", "data.train=broken.jsonl"], "broken.jsonl:2"),
+    (ExitCode.DATA, ["train", "-c", "config.toml", "data.train=empty.jsonl"], "empty.jsonl"),
+    (ExitCode.DATA, ["data", "stats", "broken.jsonl"], "broken.jsonl:2"),
+    (ExitCode.CALLBACK, ["train", "-c", "config.toml", "reward=raises.py:fn"], "ZeroDivisionError"),
+    (ExitCode.STORAGE, ["train", "-c", "config.toml", "data.train=gone.jsonl"], "gone.jsonl"),
+    (ExitCode.STORAGE, ["train", "-c", "gone.toml"], "gone.toml"),
+    (ExitCode.STORAGE, ["train", "-c", "config.toml", "train.model=./gone"], "gone"),
+    (ExitCode.STORAGE, ["runs", "resume", "gone"], "holds no run"),
+    (ExitCode.STORAGE, ["eval", "--run", "gone"], "holds no run"),
+    (ExitCode.STORAGE, ["report", "gone"], "gone"),
+    (ExitCode.STORAGE, ["init", "."], "has config.toml"),
 ]
 
 
 @pytest.mark.parametrize(("code", "words", "message"), WRONG)
 def test_a_mistake_is_one_line_and_its_code(
-    run: Run, project: Path, code: Code, words: list[str], message: str
+    run: Run, project: Path, code: ExitCode, words: list[str], message: str
 ) -> None:
     (project / "raises.py").write_text("1 / 0\n")
     (project / "empty.jsonl").write_text("")
@@ -78,7 +90,7 @@ def test_debug_shows_python_s_own_story(project: Path) -> None:
 
 
 def test_the_codes_stay_what_they_are() -> None:
-    assert {code.name: int(code) for code in Code} == {
+    assert {code.name: int(code) for code in ExitCode} == {
         "OK": 0,
         "UNEXPECTED": 1,
         "USAGE": 2,
@@ -99,4 +111,4 @@ def test_the_codes_stay_what_they_are() -> None:
 def test_a_folder_that_cannot_be_written_is_named(run: Run, tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     ran = run("init", tmp_path / "demo")
-    assert ran.code == Code.STORAGE
+    assert ran.code == ExitCode.STORAGE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orbiter.train.cli.app import COMMANDS, main
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from tests.cli.conftest import Run
 from tests.report.folders import training
 
@@ -171,7 +171,7 @@ def test_no_command_is_left_out() -> None:
 def test_a_place_that_cannot_be_written_is_named(folder: Path, run: Run, command: str) -> None:
     (folder / "file").write_text("a file where a folder is needed")
     ran = run(*shlex.split(command))
-    assert ran.code == Code.STORAGE, (ran.out, ran.err)
+    assert ran.code == ExitCode.STORAGE, (ran.out, ran.err)
     assert "file" in ran.err
     assert "Traceback" not in ran.err
     assert (folder / "file").read_text() == "a file where a folder is needed"

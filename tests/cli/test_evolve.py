@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from tests.cli.conftest import Run
 from tests.llm.raw_server import RawServer, Reply, completion
 
@@ -57,7 +57,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawServe
 
 def test_a_run_has_a_folder_a_page_and_a_held_out_score(run: Run, server: RawServer) -> None:
     ran = run("evolve", "-c", "config.toml", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     result = json.loads(ran.out)
     assert result["best"] == "Answer RIGHT."
     assert (result["initial_score"], result["score"], result["holdout_score"]) == (0.0, 1.0, 1.0)
@@ -85,16 +85,16 @@ def test_the_same_folder_continues_and_pays_for_nothing_again(run: Run, server: 
     assert again["best"] == first["best"]
     assert len(server.seen) == asked + 2, "the two held-out items alone are asked again"
     ran = run(*words, 'data.train="eval.jsonl"')
-    assert ran.code == Code.USAGE
+    assert ran.code == ExitCode.USAGE
     assert "instances changed" in ran.out
 
 
 def test_a_reward_that_changed_is_refused_by_name(run: Run, server: RawServer) -> None:
     words = ["evolve", "-c", "config.toml", "evolve.run_dir=r"]
-    assert run(*words).code == Code.OK
+    assert run(*words).code == ExitCode.OK
     Path("other.py").write_text(REWARD.replace("in output", "not in output"))
     ran = run(*words, "reward.right=other.py:right")
-    assert ran.code == Code.USAGE
+    assert ran.code == ExitCode.USAGE
     assert "metric changed" in ran.err
 
 
@@ -113,7 +113,7 @@ def test_an_endpoint_that_dies_leaves_the_best_and_says_how_to_continue(
     )
     ran = run("evolve", "evolve.strategy=dies.py:Dies", 'evolve.prompts=["a b"]',
               "evolve.population_size=3", "evolve.epochs=50", "evolve.run_dir=a b")  # fmt: skip
-    assert ran.code == Code.CALLBACK
+    assert ran.code == ExitCode.CALLBACK
     assert "ended early" in ran.out
     assert "gone" in ran.out
     command = ran.out.split("Continue with: ")[1].splitlines()[0]
@@ -123,7 +123,7 @@ def test_an_endpoint_that_dies_leaves_the_best_and_says_how_to_continue(
 @pytest.mark.parametrize("name", ["gpt-4o-mini", "claude-sonnet", "openai/gpt-4o", "o3", "mymodel"])
 def test_a_hosted_models_name_needs_an_endpoint(run: Run, server: RawServer, name: str) -> None:
     ran = run("evolve", "-c", "config.toml", f"llm.model={name}", "llm.base_url=none")
-    assert ran.code == Code.USAGE
+    assert ran.code == ExitCode.USAGE
     assert "needs an endpoint" in ran.err
     assert server.seen == []
 
@@ -131,5 +131,5 @@ def test_a_hosted_models_name_needs_an_endpoint(run: Run, server: RawServer, nam
 @pytest.mark.parametrize("price", ["3", "{ input = 1 }", "{ input = -1, output = 1 }"])
 def test_a_price_that_is_none_is_named(run: Run, server: RawServer, price: str) -> None:
     ran = run("evolve", "-c", "config.toml", f"llm.price={price}")
-    assert ran.code == Code.USAGE
+    assert ran.code == ExitCode.USAGE
     assert "price" in ran.err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.evaluation import Judgement, judgement_lines
 from orbiter.train.runlog import read_run
 from tests.cli.conftest import Run
@@ -77,10 +77,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawServe
 
 def test_a_config_file_trains_with_judges(server: RawServer, run: Run) -> None:
     shown = run("train", "--config", "config.toml", "--dry-run")
-    assert shown.code == Code.OK, shown.err
+    assert shown.code == ExitCode.OK, shown.err
     assert "about 4 calls" in shown.out
     done = run("train", "--config", "config.toml", "--out", "runs/a")
-    assert done.code == Code.OK, done.err
+    assert done.code == ExitCode.OK, done.err
     assert "right answers: passes 6 of 6; wrong answers: passes 0 of 6" in done.out
     kept = read_run("runs/a")
     assert {"reward/quality", "reward/brief", "gold/trusted", "gold/proxy"} <= set(kept.metrics[0])
@@ -88,12 +88,12 @@ def test_a_config_file_trains_with_judges(server: RawServer, run: Run) -> None:
     [note] = json.loads(Path("runs/a/notes.json").read_text())
     assert "judge 'quality' is not calibrated" in note
     report = run("report", "runs/a")
-    assert report.code == Code.OK, report.out
+    assert report.code == ExitCode.OK, report.out
 
 
 def test_an_evaluation_names_an_uncalibrated_judge(server: RawServer, run: Run) -> None:
     shown = run("eval", "--config", "config.toml", "eval.samples=2", "--json")
-    assert shown.code == Code.OK, shown.err
+    assert shown.code == ExitCode.OK, shown.err
     result = json.loads(shown.out)
     assert any("judge 'quality' is not calibrated" in line for line in result["warnings"])
 
@@ -114,5 +114,5 @@ def test_a_wrong_setting_of_a_judge_is_named(
     server: RawServer, run: Run, override: str, message: str
 ) -> None:
     shown = run("train", "--config", "config.toml", override, "--dry-run")
-    assert shown.code == Code.USAGE, shown.out
+    assert shown.code == ExitCode.USAGE, shown.out
     assert message in " ".join(shown.err.split())

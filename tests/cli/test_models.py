@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orbiter.train.cli.chat import chat_model
-from orbiter.train.cli.exits import Code, code_of
+from orbiter.train.cli.exits import ExitCode, code_of
 from orbiter.train.cli.settings.config_file import load
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.errors import (
@@ -77,7 +77,7 @@ async def test_without_a_model_the_section_is_named() -> None:
 def test_generate_answers_the_lines_of_its_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Say a word.\n\nAnother.\n"))
     ran = run("generate", "-", "-m", "tiny", "--max-tokens", "3", "--device", "cpu", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     assert told["model"] == "tiny"
     assert [each["prompt"] for each in told["answers"]] == ["Say a word.", "Another."]
@@ -89,22 +89,22 @@ def test_generate_without_any_input_is_an_error_of_the_data(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
     ran = run("generate", "-", "-m", "tiny")
-    assert ran.code == Code.DATA
+    assert ran.code == ExitCode.DATA
     assert ran.err == "error: there is nothing to answer: the input is empty\n"
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--run", "runs/a", "-c", "config.toml"], Code.USAGE, "give either --run or --config"),
-        (["--run", "runs/a"], Code.STORAGE, "runs/a has no model yet; give one with --model"),
-        (["-c", "config.toml", "--data", "gone.jsonl"], Code.STORAGE, "gone.jsonl"),
-        (["--model", "tiny"], Code.USAGE, "there is no evaluation data: give --data FILE"),
-        (["--data", "eval.jsonl"], Code.USAGE, "there is no model: give --model"),
+        (["--run", "runs/a", "-c", "config.toml"], ExitCode.USAGE, "give either --run or --config"),
+        (["--run", "runs/a"], ExitCode.STORAGE, "runs/a has no model yet; give one with --model"),
+        (["-c", "config.toml", "--data", "gone.jsonl"], ExitCode.STORAGE, "gone.jsonl"),
+        (["--model", "tiny"], ExitCode.USAGE, "there is no evaluation data: give --data FILE"),
+        (["--data", "eval.jsonl"], ExitCode.USAGE, "there is no model: give --model"),
     ],
 )
 def test_eval_says_what_it_lacks(
-    run: Run, project: Path, words: list[str], code: Code, message: str
+    run: Run, project: Path, words: list[str], code: ExitCode, message: str
 ) -> None:
     folder = project / "runs/a"
     folder.mkdir(parents=True)
@@ -118,19 +118,19 @@ def test_eval_says_what_it_lacks(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ConfigError("x"), Code.USAGE),
-        (DataError("x"), Code.DATA),
-        (CallbackError("x"), Code.CALLBACK),
-        (TrainingError("x"), Code.TRAINING),
-        (StorageError("x"), Code.STORAGE),
-        (MissingExtraError("x"), Code.MISSING),
-        (StateError("x"), Code.STATE),
-        (TrainError("x"), Code.UNEXPECTED),
-        (FileNotFoundError(2, "No such file", "x"), Code.STORAGE),
-        (OSError(28, "No space left on device"), Code.STORAGE),
-        (OSError(104, "Connection reset by peer"), Code.UNEXPECTED),
-        (ZeroDivisionError(), Code.UNEXPECTED),
+        (ConfigError("x"), ExitCode.USAGE),
+        (DataError("x"), ExitCode.DATA),
+        (CallbackError("x"), ExitCode.CALLBACK),
+        (TrainingError("x"), ExitCode.TRAINING),
+        (StorageError("x"), ExitCode.STORAGE),
+        (MissingExtraError("x"), ExitCode.MISSING),
+        (StateError("x"), ExitCode.STATE),
+        (TrainError("x"), ExitCode.UNEXPECTED),
+        (FileNotFoundError(2, "No such file", "x"), ExitCode.STORAGE),
+        (OSError(28, "No space left on device"), ExitCode.STORAGE),
+        (OSError(104, "Connection reset by peer"), ExitCode.UNEXPECTED),
+        (ZeroDivisionError(), ExitCode.UNEXPECTED),
     ],
 )
-def test_each_kind_of_error_has_its_exit_code(error: BaseException, code: Code) -> None:
+def test_each_kind_of_error_has_its_exit_code(error: BaseException, code: ExitCode) -> None:
     assert code_of(error) is code

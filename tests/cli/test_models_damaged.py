@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.errors import StorageError
 from tests.cli.conftest import Run
@@ -77,7 +77,7 @@ def test_a_damaged_model_ends_every_command(
     if damage == "NaN" and command not in SEES_VALUES:
         pytest.skip("a plan does not read the values of the weights")
     done = run(*COMMANDS[command])
-    assert done.code == Code.STORAGE
+    assert done.code == ExitCode.STORAGE
     assert message in done.err
     assert done.err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.err

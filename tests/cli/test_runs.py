@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.runlog import RunLog
 from orbiter.train.storage import AppendLog
 from tests.cli.conftest import Run
@@ -25,7 +25,7 @@ def two_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_is_that_of_the_latest_run(run: Run) -> None:
     ran = run("report", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert json.loads(ran.out) == {"report": str(Path("runs/new/report.html"))}
     assert Path("runs/new/report.html").read_text(encoding="utf-8").startswith("<!")
     assert not Path("runs/old/report.html").exists()
@@ -33,7 +33,7 @@ def test_the_page_is_that_of_the_latest_run(run: Run) -> None:
 
 def test_the_page_of_a_named_run_goes_where_it_is_wanted(run: Run) -> None:
     ran = run("report", "runs/old", "--out", "page.html")
-    assert (ran.code, ran.out) == (Code.OK, "wrote page.html\n")
+    assert (ran.code, ran.out) == (ExitCode.OK, "wrote page.html\n")
     assert Path("page.html").stat().st_size > 10_000
 
 
@@ -43,10 +43,10 @@ def test_without_runs_the_report_says_what_to_name(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     ran = run("report")
-    assert ran.code == Code.STORAGE
+    assert ran.code == ExitCode.STORAGE
     assert ran.err == "error: there are no runs in runs; name a run's folder\n"
     ran = run("runs", "list")
-    assert (ran.code, ran.err) == (Code.OK, "")
+    assert (ran.code, ran.err) == (ExitCode.OK, "")
     assert "there are no runs in runs; `orbiter-train init DIR`" in ran.out
 
 
@@ -85,7 +85,7 @@ def test_a_comparison_shows_what_differs_and_only_metrics_of_both(run: Run) -> N
 @pytest.mark.parametrize("words", [["compare", "runs/new", "gone"], ["resume", "gone"]])
 def test_a_folder_without_a_run_is_named(run: Run, words: list[str]) -> None:
     ran = run("runs", *words)
-    assert ran.code == Code.STORAGE
+    assert ran.code == ExitCode.STORAGE
     assert ran.err.startswith("error: gone holds no run: ")
 
 
@@ -106,7 +106,7 @@ def test_a_run_whose_metrics_were_changed_is_listed_as_damaged(run: Run, damage:
     assert (
         f"metrics.jsonl:{line} is not a record as it was written" in listed["damaged"]["runs/old"]
     )
-    assert run("runs", "compare", "runs/old", "runs/new").code == Code.STORAGE
+    assert run("runs", "compare", "runs/old", "runs/new").code == ExitCode.STORAGE
 
 
 def test_one_run_is_shown_with_its_cost(run: Run) -> None:
@@ -120,11 +120,11 @@ def test_one_run_is_shown_with_its_cost(run: Run) -> None:
     assert told["cost"]["endpoint_calls"] == 5
     assert told["cost"]["tokens"] == 240
     plain = run("runs", "show", "runs/new")
-    assert plain.code == Code.OK
+    assert plain.code == ExitCode.OK
     assert "money" in plain.out
 
 
 def test_a_folder_that_is_no_run_is_named(run: Run, tmp_path: Path) -> None:
     ran = run("runs", "show", tmp_path)
-    assert ran.code == Code.STORAGE
+    assert ran.code == ExitCode.STORAGE
     assert "holds no run" in ran.err

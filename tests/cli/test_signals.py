@@ -99,7 +99,9 @@ def test_the_second_signal_ends_it_at_once(project: Path) -> None:
         wait_until(told, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 130  # the reward would have slept for longer than that
-        assert "runs resume runs/one" in process.stderr.read()
+        last = process.stderr.read()
+    assert "stopped before the first checkpoint; start over with:" in last
+    assert "runs resume runs/one" in last
 
 
 def test_sigterm_before_the_first_step_leaves_nothing_to_go_on_with(project: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from tests.cli.conftest import Run
 from tests.llm.raw_server import RawServer, Reply, failure, text
 
@@ -68,12 +68,12 @@ def test_one_refused_item_is_told_and_the_exit_code_says_so(
     answers, server = endpoint
     answers.refuses = "task 3"
     ran = run("synth", "-c", "config.toml")
-    assert (ran.code, lines("more.jsonl")) == (Code.CALLBACK, 7)
+    assert (ran.code, lines("more.jsonl")) == (ExitCode.CALLBACK, 7)
     assert "1 failures; the last: some-model: HTTP 400" in ran.out
     answers.refuses = "nothing"
     asked = len(server.seen)
     again = run("synth", "-c", "config.toml", "--json")
-    assert (again.code, lines("more.jsonl"), len(server.seen) - asked) == (Code.OK, 8, 1)
+    assert (again.code, lines("more.jsonl"), len(server.seen) - asked) == (ExitCode.OK, 8, 1)
     assert json.loads(again.out)["failures"] == []
 
 
@@ -83,12 +83,12 @@ def test_a_run_of_nothing_but_failures_is_no_success(
     answers, _ = endpoint
     answers.refuses = "task"
     ran = run("synth", "-c", "config.toml")
-    assert (ran.code, lines("more.jsonl")) == (Code.CALLBACK, 0)
+    assert (ran.code, lines("more.jsonl")) == (ExitCode.CALLBACK, 0)
     assert "8 failed" in ran.out
     assert "content filter" in ran.out
     command = ran.out.split("Continue with: ")[1].strip()
     answers.refuses = "nothing"
-    assert run(*shlex.split(command)[1:]).code == Code.OK
+    assert run(*shlex.split(command)[1:]).code == ExitCode.OK
     assert lines("more.jsonl") == 8
 
 
@@ -99,13 +99,13 @@ def test_an_error_keeps_and_writes_what_was_answered(
     answers.refuses = "task 7"
     words = ("synth.on_error=raise", "synth.batch_size=2", "synth.concurrency=1")
     ran = run("synth", "-c", "config.toml", *words)
-    assert (ran.code, lines("more.jsonl")) == (Code.CALLBACK, 6)
+    assert (ran.code, lines("more.jsonl")) == (ExitCode.CALLBACK, 6)
     assert "content filter" in ran.err
     assert "Continue with: orbiter-train synth -c config.toml synth.on_error=raise" in ran.out
     assert "add: synth.on_error=drop" in ran.out
     answers.refuses = "nothing"
     asked = len(server.seen)
-    assert run("synth", "-c", "config.toml", *words).code == Code.OK
+    assert run("synth", "-c", "config.toml", *words).code == ExitCode.OK
     assert (lines("more.jsonl"), len(server.seen) - asked) == (8, 1)
 
 
@@ -115,18 +115,18 @@ def test_a_run_that_got_nothing_does_not_block_its_folder(
 ) -> None:
     answers, _ = endpoint
     answers.refuses = "task"
-    assert run("synth", "-c", "config.toml", mistake).code == Code.CALLBACK
+    assert run("synth", "-c", "config.toml", mistake).code == ExitCode.CALLBACK
     answers.refuses = "nothing"
-    assert run("synth", "-c", "config.toml").code == Code.OK
+    assert run("synth", "-c", "config.toml").code == ExitCode.OK
     other = run("synth", "-c", "config.toml", "synth.seed=9")
-    assert other.code == Code.USAGE
+    assert other.code == ExitCode.USAGE
     assert "seed was 0, is 9" in other.err
 
 
 def test_a_finished_run_may_be_prolonged(run: Run, endpoint: tuple[Endpoint, RawServer]) -> None:
     _, server = endpoint
     for target in (3, 5, 8):
-        assert run("synth", "-c", "config.toml", f"synth.target_size={target}").code == Code.OK
+        assert run("synth", "-c", "config.toml", f"synth.target_size={target}").code == ExitCode.OK
         assert lines("more.jsonl") == target
     assert len(server.seen) == 8
 
@@ -137,27 +137,27 @@ def test_a_judge_scores_and_what_it_cannot_score_is_rejected(
     answers, _ = endpoint
     answers.judgement = '{"reason": "fine", "score": 0.9}'
     ran = run("synth", "-c", "config.toml", "synth.judge=Is it right?", "synth.min_score=0.5")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     rows = [json.loads(line) for line in Path("more.jsonl").read_text().splitlines()]
     assert {row["reward"] for row in rows} == {0.9}
     answers.judgement = "I give this a 1/10: wrong."
     words = ("synth.judge=Is it short?", "synth.unscored=drop", "synth.out=none.jsonl")
     ran = run("synth", "-c", "config.toml", *words)
-    assert (ran.code, lines("none.jsonl")) == (Code.DATA, 0)
+    assert (ran.code, lines("none.jsonl")) == (ExitCode.DATA, 0)
     assert "8 unscored" in ran.out
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["synth.out=more.xyz"], Code.USAGE, "more.xyz"),
-        (["synth.out=seeds.jsonl/x.jsonl"], Code.STORAGE, "seeds.jsonl"),
-        (["synth.seeds=absent.jsonl"], Code.STORAGE, "absent.jsonl"),
-        (["synth.teacher=[\"resopnd\"]"], Code.USAGE, "respond"),
+        (["synth.out=more.xyz"], ExitCode.USAGE, "more.xyz"),
+        (["synth.out=seeds.jsonl/x.jsonl"], ExitCode.STORAGE, "seeds.jsonl"),
+        (["synth.seeds=absent.jsonl"], ExitCode.STORAGE, "absent.jsonl"),
+        (["synth.teacher=[\"resopnd\"]"], ExitCode.USAGE, "respond"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_said_before_anything_is_paid(
-    run: Run, endpoint: tuple[Endpoint, RawServer], words: list[str], code: Code, message: str
+    run: Run, endpoint: tuple[Endpoint, RawServer], words: list[str], code: ExitCode, message: str
 ) -> None:
     _, server = endpoint
     ran = run("synth", "-c", "config.toml", *words)

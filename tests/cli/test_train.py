@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orbiter.train import read_run
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from tests.cli.conftest import Run
 
 SHORT = ["train.epochs=1", "train.max_response_length=4", "train.group_size=4"]
@@ -19,7 +19,7 @@ def test_a_dry_run_tells_the_plan_and_touches_nothing(run: Run, project: Path) -
     before = sorted(project.rglob("*"))
     ran = run("train", "-c", "config.toml", "train.learning_rate=1e-6", "--dry-run", "--json")
     told = json.loads(ran.out)
-    assert ran.code == Code.OK
+    assert ran.code == ExitCode.OK
     plan = told["plan"]
     assert (plan["items"], plan["held_out"], plan["steps"], plan["updates"]) == (20, 8, 15, 15)
     assert plan["tokens"] > 15 * 4 * 8 * 16
@@ -38,27 +38,27 @@ def test_a_dry_run_loads_no_weights(run: Run, project: Path) -> None:
     model.save_pretrained("model")
     tiny_tokenizer().save_pretrained("model")
     ran = run("train", "-c", "config.toml", "train.model=model", "--dry-run", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     plan = json.loads(ran.out)["plan"]
     assert plan["memory_bytes"] > 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_a_prompt_that_does_not_fit_is_found_before_the_run(run: Run, project: Path) -> None:
     ran = run("train", "-c", "config.toml", "train.max_prompt_length=40", "--dry-run")
-    assert ran.code == Code.DATA
+    assert ran.code == ExitCode.DATA
     assert "40 fit" in ran.err
 
 
 def test_a_reward_that_fails_is_found_before_the_run(run: Run, project: Path) -> None:
     Path("bad.py").write_text("def fn(output): return 'much'\n")
     ran = run("train", "-c", "config.toml", "reward=bad.py:fn", "--dry-run")
-    assert ran.code == Code.CALLBACK
+    assert ran.code == ExitCode.CALLBACK
     assert "'fn'" in ran.err
 
 
 def test_init_train_eval_generate_and_runs(run: Run, project: Path) -> None:
     ran = run("train", "-c", "config.toml", "--out", "runs/one")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert "held out  reward" in ran.out
     folder = project / "runs" / "one"
     for name in ("config.toml", "metrics.jsonl", "samples.jsonl", "result.json", "report.html"):
@@ -79,7 +79,7 @@ def test_init_train_eval_generate_and_runs(run: Run, project: Path) -> None:
     assert [len(each["answers"]) for each in told["answers"]] == [2, 2]
 
     again = run("train", "-c", "config.toml", "--out", "runs/one")
-    assert again.code == Code.STORAGE
+    assert again.code == ExitCode.STORAGE
     assert "runs resume runs/one" in again.err
 
     listed = json.loads(run("runs", "list", "--json").out)["runs"]
@@ -89,30 +89,30 @@ def test_init_train_eval_generate_and_runs(run: Run, project: Path) -> None:
 def test_two_runs_are_compared_by_what_differs(run: Run, project: Path) -> None:
     for name, rate in (("a", "1e-3"), ("b", "2e-3")):
         out = ["--out", f"runs/{name}", f"train.learning_rate={rate}"]
-        assert run("train", "-c", "config.toml", *SHORT, *out).code == Code.OK
+        assert run("train", "-c", "config.toml", *SHORT, *out).code == ExitCode.OK
     told = json.loads(run("runs", "compare", "runs/a", "runs/b", "--json").out)
     assert told["settings"] == {"learning_rate": [1e-3, 2e-3]}
     assert set(told["metrics"]) > {"reward", "loss", "entropy"}
     page = run("runs", "compare", "runs/a", "runs/b", "--page", "both.html")
-    assert page.code == Code.OK
+    assert page.code == ExitCode.OK
     assert Path("both.html").stat().st_size > 1000
 
 
 def test_a_run_can_be_moved_and_prolonged(run: Run, project: Path, tmp_path: Path) -> None:
-    assert run("train", "-c", "config.toml", *SHORT, "--out", "runs/one").code == Code.OK
+    assert run("train", "-c", "config.toml", *SHORT, "--out", "runs/one").code == ExitCode.OK
     moved = tmp_path / "elsewhere"
     shutil.move(project, moved)
     import os
 
     os.chdir(tmp_path)
     ran = run("runs", "resume", moved / "runs" / "one")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert len(read_run(moved / "runs" / "one").metrics) == 5
 
 
 def test_sft_imitates_what_was_good(run: Run, project: Path) -> None:
     ran = run("sft", "-c", "config.toml", "--out", "runs/sft", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     losses = [value for _, value in read_run("runs/sft").series("loss")]
     assert losses[-1] < losses[0] / 2
@@ -123,7 +123,7 @@ def test_sft_imitates_what_was_good(run: Run, project: Path) -> None:
 def test_ppo_from_the_same_file(run: Run, project: Path) -> None:
     words = [*SHORT, "train.algorithm=ppo", "train.kl_coef=0.05", "train.ppo_epochs=2"]
     ran = run("train", "-c", "config.toml", *words, "--out", "runs/ppo")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert "method        PPO" in ran.out
 
 
@@ -136,7 +136,7 @@ def test_evolve_improves_what_a_strategy_of_one_s_own_scores(run: Run, project: 
     )
     words = ["evolve.strategy=longer.py:Longer", 'evolve.prompts=["a"]', "evolve.epochs=4"]
     ran = run("evolve", "-c", "config.toml", *words, "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     told = json.loads(ran.out)
     assert told["score"] > told["initial_score"] == 1.0
     assert len(told["best"]) == told["score"]
@@ -146,7 +146,7 @@ def test_doctor_names_what_is_here(run: Run) -> None:
     ran = run("doctor", "--json")
     told = json.loads(ran.out)
     levels = {each["what"]: each["level"] for each in told["findings"]}
-    assert ran.code == Code.OK
+    assert ran.code == ExitCode.OK
     assert levels["engine"] == levels["extra train"] == levels["python"] == "ok"
     assert all(each["remedy"] for each in told["findings"] if each["level"] != "ok")
 
@@ -159,24 +159,43 @@ def test_a_reward_model_is_trained_resumed_and_used_as_a_reward(run: Run, projec
         "reward-model.model=tiny", "reward-model.batch_size=2", "reward-model.save_every=1",
     ]  # fmt: skip
     ran = run(*words, "--dry-run", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     plan = json.loads(ran.out)["plan"]
     assert (plan["method"], plan["items"], plan["steps"]) == ("reward model", 6, 3)
     ran = run(*words, "--out", "runs/rm", "--json")
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     result = json.loads(ran.out)
     assert 0 <= result["quality"]["accuracy"] <= 1
     assert "use it" in ran.err
     assert (Path("runs/rm") / "report.html").is_file()
-    assert run("runs", "resume", "runs/rm").code == Code.OK
+    assert run("runs", "resume", "runs/rm").code == ExitCode.OK
     reward = 'liked = { model = "runs/rm/model", weight = 2.0 }'
     Path("liked.toml").write_text(f"[data]\ntrain = 'train.jsonl'\n[reward]\n{reward}\n")
     ran = run(
         "train", "-c", "liked.toml", "data.train=pairs.jsonl", "train.model=tiny", *SHORT,
         "--out", "runs/policy", "--json",
     )  # fmt: skip
-    assert ran.code == Code.OK, ran.err
+    assert ran.code == ExitCode.OK, ran.err
     assert "reward/liked" in read_run(Path("runs/policy")).metrics[-1]
+    ran = run("eval", "--run", "runs/rm", "--json")
+    assert ran.code == ExitCode.OK, ran.err
+    told = json.loads(ran.out)
+    assert told["models"]["runs/rm/model"] == pytest.approx(result["quality"])
+    both = run("eval", "-m", "runs/rm/model", "-m", "tiny", "--data", "pairs.jsonl")
+    assert both.code == ExitCode.USAGE
+    assert "cannot be compared" in both.err
+    answering = (
+        ("train", "-c", "liked.toml", "data.train=pairs.jsonl", "train.model=runs/rm/model"),
+        ("sft", "data.train=pairs.jsonl", "sft.model=runs/rm/model", "--dry-run"),
+        ("prefer", *words[1:3], "prefer.model=runs/rm/model"),
+        ("generate", "Hello?", "--model", "runs/rm/model"),
+        ("export", "runs/rm", "--gguf", "rm.gguf"),
+    )
+    for command in answering:
+        ran = run(*command)
+        assert ran.code in (ExitCode.USAGE, ExitCode.STORAGE), command
+        assert "holds a reward model, which scores answers and writes none" in ran.err, command
+        assert "RewardModel(folder)" in ran.err
 
 
 def test_a_reward_that_is_no_reward_model_is_refused(run: Run, project: Path) -> None:
@@ -184,9 +203,9 @@ def test_a_reward_that_is_no_reward_model_is_refused(run: Run, project: Path) ->
     Path("data.jsonl").write_text('{"state": "a", "action": "b", "reward": null}\n')
     Path("wrong.toml").write_text('[reward]\nliked = { model = "empty" }\n')
     ran = run("train", "-c", "wrong.toml", "data.train=data.jsonl", "train.model=tiny")
-    assert ran.code == Code.STORAGE
+    assert ran.code == ExitCode.STORAGE
     assert "is not a reward model" in ran.err
     Path("wrong.toml").write_text('[reward]\nliked = { modle = "empty" }\n')
     ran = run("train", "-c", "wrong.toml", "data.train=data.jsonl", "train.model=tiny")
-    assert ran.code == Code.USAGE
+    assert ran.code == ExitCode.USAGE
     assert "did you mean" in ran.err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orbiter.train.cli.exits import Code, code_of
+from orbiter.train.cli.exits import ExitCode, code_of
 from orbiter.train.cli.settings.catalogue import (
     DataSettings,
     EvalSettings,
@@ -119,16 +119,16 @@ def test_a_wrong_setting_names_itself_and_its_value(
     assert name in message
     assert "got" in message or repr(value) in message or str(value) in message
     assert len(message) < 400
-    assert code_of(refused.value) == Code.USAGE
+    assert code_of(refused.value) == ExitCode.USAGE
 
 
 def test_there_are_as_many_rows_as_there_should_be() -> None:
     assert len(SETTINGS) + len(COMMANDS) >= 400
 
 
-USAGE, DATA, CALLBACK, STORAGE = Code.USAGE, Code.DATA, Code.CALLBACK, Code.STORAGE
+USAGE, DATA, CALLBACK, STORAGE = ExitCode.USAGE, ExitCode.DATA, ExitCode.CALLBACK, ExitCode.STORAGE
 C = ("-c", "config.toml")
-COMMANDS: list[tuple[Code, tuple[str, ...], str]] = [
+COMMANDS: list[tuple[ExitCode, tuple[str, ...], str]] = [
     # words
     (USAGE, ("nope",), "No such command"),
     (USAGE, ("train", "--nope"), "No such option"),
@@ -267,7 +267,7 @@ def wrong_files(project: Path) -> Path:
 def test_a_wrong_command_is_one_line_and_its_code(
     run: Run,
     wrong_files: Path,
-    code: Code,
+    code: ExitCode,
     words: tuple[str, ...],
     place: str,
 ) -> None:

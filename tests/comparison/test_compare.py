@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orbiter.train.comparison import Comparison, Plan, compare
-from orbiter.train.errors import CallbackError, ConfigError, DataError
+from orbiter.train.errors import CallbackError, ConfigError, DataError, StorageError
 from orbiter.train.llm import Answer, Message
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig
@@ -230,6 +230,38 @@ def test_failures_of_a_reward_or_a_model_stop_the_comparison() -> None:
 
     with pytest.raises(CallbackError, match="unplugged"):
         asyncio.run(compare(Scripted("old", bool), broken, items_of(20), REWARDS))
+
+
+async def unplugged(messages: Sequence[Message], /) -> str:
+    raise OSError("unplugged")
+
+
+@pytest.mark.parametrize("name", ["no-such-folder/model", "./no-such-folder", unplugged])
+@pytest.mark.parametrize("looks", [1, 3])
+def test_a_model_that_cannot_answer_is_found_before_the_other_one_works(
+    name: object, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    old = Scripted("old", always)
+    with pytest.raises((StorageError, CallbackError)):
+        asyncio.run(compare(old, name, items_of(60), REWARDS, looks=looks))
+    assert len(old.asked) <= 1, "one question shows that an endpoint answers"
+
+
+def test_a_damaged_model_is_found_before_the_other_one_works(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    old = Scripted("old", always)
+    with pytest.raises(StorageError, match="model"):
+        asyncio.run(compare(old, tmp_path, items_of(60), REWARDS))
+    assert len(old.asked) <= 1
+
+
+def test_the_first_question_is_not_asked_twice() -> None:
+    found = run(always, always, count=25, samples=3)
+    assert found.a.cost.endpoint_calls == 75
+    old = Scripted("old", always)
+    asyncio.run(compare(old, Scripted("new", always), items_of(30), REWARDS, looks=1))
+    assert sorted(old.asked) == list(range(30))
 
 
 @pytest.mark.parametrize(

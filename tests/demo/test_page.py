@@ -4,15 +4,15 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from orbiter.train.demo.outcome import DemoExam, Outcome, Question
+from orbiter.train.demo.outcome import DemoExam, DemoOutcome, Question
 from orbiter.train.demo.page import story_of, write_page
 from orbiter.train.demo.plan import DemoPlan
 
 HOSTILE = "<script>alert('x')</script>&\"</code>"
 
 
-def an_outcome() -> Outcome:
-    outcome = Outcome(
+def an_outcome() -> DemoOutcome:
+    outcome = DemoOutcome(
         held_out=[Question(f"q{i}{HOSTILE}", HOSTILE, HOSTILE, HOSTILE) for i in range(4)],
         counts={
             "traces": 10,
@@ -49,4 +49,4 @@ def test_the_ledger_accounts_for_every_trace() -> None:
     steps = story_of(an_outcome(), DemoPlan()).ledger
     for before, after in pairwise(steps):
         assert before.kept == after.kept + sum(after.dropped.values())
-    assert story_of(Outcome(), DemoPlan()).ledger == []
+    assert story_of(DemoOutcome(), DemoPlan()).ledger == []

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from orbiter.train.demo.account import Account
-from orbiter.train.demo.outcome import Outcome
+from orbiter.train.demo.outcome import DemoOutcome
 from orbiter.train.demo.parts import draw, further_requests, split_requests
 from orbiter.train.demo.pipeline import (
-    Run,
+    DemoRun,
     capture,
     curate,
     open_run,
@@ -22,12 +22,12 @@ from orbiter.train.demo.pipeline import (
 )
 from orbiter.train.demo.plan import MIN_STEPS, QUICK, DemoPlan, estimate
 from orbiter.train.demo.requests import ToolRequest
-from orbiter.train.demo.state import State, open_state, unfinished
+from orbiter.train.demo.state import DemoState, open_state, unfinished
 from orbiter.train.errors import StorageError
 
 
 def an_account() -> Account:
-    return Account(Outcome(), Console(file=io.StringIO(), width=100))
+    return Account(DemoOutcome(), Console(file=io.StringIO(), width=100))
 
 
 def test_no_function_of_the_held_out_part_is_seen_in_training(requests: list[ToolRequest]) -> None:
@@ -51,7 +51,7 @@ async def test_only_right_traces_become_lessons(
 ) -> None:
     plan = QUICK
     by_id = {request.id: request for request in requests}
-    run = Run(plan, tmp_path, an_account(), by_id, State(plan, dtype="float32"))
+    run = DemoRun(plan, tmp_path, an_account(), by_id, DemoState(plan, dtype="float32"))
     parts = split_requests(requests[:100], plan)
     traces = await capture(run, parts)
     lessons = curate(run, traces)
@@ -88,7 +88,7 @@ def test_a_run_never_writes_into_a_folder_that_holds_something_else(tmp_path: Pa
 
 
 def test_a_run_of_another_plan_is_not_continued(tmp_path: Path) -> None:
-    State(QUICK).save(tmp_path)
+    DemoState(QUICK).save(tmp_path)
     with pytest.raises(StorageError, match="other settings"):
         open_state(replace(QUICK, seed=1), tmp_path)
 
@@ -101,9 +101,9 @@ def test_a_damaged_state_is_an_error_that_names_the_file(tmp_path: Path) -> None
 
 def test_the_newest_unfinished_run_of_the_plan_is_continued(tmp_path: Path) -> None:
     assert unfinished(QUICK, tmp_path) is None
-    State(QUICK, finished=["capture"]).save(tmp_path / "demo-1")
-    State(QUICK, finished=["capture", "sft", "grpo", "report"]).save(tmp_path / "demo-2")
-    State(replace(QUICK, seed=1)).save(tmp_path / "demo-3")
+    DemoState(QUICK, finished=["capture"]).save(tmp_path / "demo-1")
+    DemoState(QUICK, finished=["capture", "sft", "grpo", "report"]).save(tmp_path / "demo-2")
+    DemoState(replace(QUICK, seed=1)).save(tmp_path / "demo-3")
     assert unfinished(QUICK, tmp_path) == tmp_path / "demo-1"
     # A finished run lacks only the control, once that is asked for.
     assert unfinished(replace(QUICK, control=True), tmp_path) == tmp_path / "demo-2"

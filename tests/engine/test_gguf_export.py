@@ -95,6 +95,58 @@ def gpt2() -> Any:  # noqa: ANN401 - as above
     return bpe(tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False))
 
 
+def sentencepiece(space: str = "legacy", chat: str = "") -> Any:  # noqa: ANN401 - as above
+    """Train a small tokenizer of SentencePiece's kind: every split of a token is a merge.
+
+    Args:
+        space: How a space gets before text: as in Llama 2 ("legacy"), or a scheme of Metaspace.
+        chat: The chat template.
+    """
+    norm, pre = tokenizers.normalizers, tokenizers.pre_tokenizers
+    special = ["<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.normalizer = norm.Sequence([norm.Prepend("\u2581"), norm.Replace(" ", "\u2581")])
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=420, special_tokens=special, show_progress=False
+    )
+    # Other characters than these fall back to bytes.
+    corpus = ["the end of the world " * 20, "hello aaaa  bbbb 2026 it's a.b(c)=='d'" * 3]
+    trained.train_from_iterator([line for text in corpus for line in text.split(" the ")], trainer)
+    vocabulary = trained.get_vocab()
+    pieces = sorted(vocabulary.keys() - set(special), key=vocabulary.__getitem__)
+    # As Transformers' converter does it for a SentencePiece model, by the id in place of the score.
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in pieces
+        for at in range(1, len(piece))
+        if piece[:at] in vocabulary and piece[at:] in vocabulary
+    ]
+    model = tokenizers.models.BPE(
+        vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    core = tokenizers.Tokenizer(model)
+    if space == "legacy":
+        core.normalizer = trained.normalizer
+    else:
+        core.pre_tokenizer = pre.Metaspace(prepend_scheme=space, split=False)
+    core.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+        ]
+    )
+    core.add_special_tokens(special[:3])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = chat or None
+    return tokenizer
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}"
+
+
 def model_of(kind: str, tokenizer: Any, **further: Any) -> Any:  # noqa: ANN401 - transformers'
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
@@ -146,6 +198,12 @@ CASES: dict[str, Callable[[], tuple[Any, Any]]] = {
         t,
     ),
     "qwen 3": lambda: (model_of("Qwen3", t := llama_bpe("qwen2"), head_dim=32), t),
+    "sentencepiece": lambda: (
+        model_of(
+            "Llama", t := sentencepiece(chat="{% for m in messages %}{{ m.content }}{% endfor %}")
+        ),
+        t,
+    ),
     # Transformers' reader takes every Qwen 3 to have heads of 128 numbers.
     "qwen 3, heads of 128": lambda: (
         model_of("Qwen3", t := llama_bpe("qwen2"), head_dim=128),
@@ -294,20 +352,62 @@ def test_what_cannot_be_written_is_refused_by_name(
 
 def other_tokenizers() -> dict[str, tuple[Any, str]]:
     pre, models = tokenizers.pre_tokenizers, tokenizers.models
+    fast = transformers.PreTrainedTokenizerFast
     words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     spm = tokenizers.Tokenizer(models.BPE({"a": 0}, [], byte_fallback=True))
+
+    def changed(space: str = "legacy", chat: str = "", **changes: Any) -> Any:  # noqa: ANN401
+        core = sentencepiece(space).backend_tokenizer
+        spec = json.loads(core.to_str())
+        for name, change in changes.items():
+            part = spec if name in spec else spec["model"]
+            part[name] = change(part[name]) if callable(change) else change
+        made = fast(
+            tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(spec)),
+            bos_token="<s>",
+            eos_token="</s>",
+        )
+        made.chat_template = chat or None
+        return made
+
     own = bpe(pre.Split(tokenizers.Regex(r"\d"), "isolated"), pre.ByteLevel(False, False))
     lower = bpe(pre.ByteLevel(False), normalizer=tokenizers.normalizers.Lowercase())
-    fast = transformers.PreTrainedTokenizerFast
     return {
         "words": (fast(tokenizer_object=words), "a WordLevel tokenizer"),
-        "sentencepiece": (fast(tokenizer_object=spm), "SentencePiece BPE"),
+        "no bytes": (fast(tokenizer_object=spm), "has no token for 256 of the 256 bytes"),
+        "a merge left out": (
+            changed(merges=lambda merges: [m for m in merges if m != ["t", "he"]]),
+            "never merges 't' and 'he', as llama.cpp would",
+        ),
+        "merges apart": (
+            changed(merges=lambda merges: [*merges[1:], merges[0]]),
+            "at two places of its order|never merges",
+        ),
+        "whole words": (changed(ignore_merges=True), "whole words before it merges"),
+        "splits": (
+            changed("always", pre_tokenizer=lambda step: {**step, "split": True}),
+            "splits text at spaces before it merges",
+        ),
+        "collapses": (
+            changed("always", normalizer={"type": "Lowercase"}),
+            "changes text by Lowercase and Metaspace",
+        ),
+        "chat begins with text": (
+            changed("first", chat=CHAT.removeprefix("{{ bos_token }}")),
+            "its chat template begins with text",
+        ),
         "its own pattern": (own, "splits text by Split and ByteLevel in a way"),
         "lower case": (lower, "normaliser Lowercase"),
     }
 
 
-@pytest.mark.parametrize("name", ["words", "sentencepiece", "its own pattern", "lower case"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("words", "no bytes", "a merge left out", "whole words", "splits", "collapses"),
+        *("chat begins with text", "its own pattern", "lower case"),
+    ],
+)
 def test_other_tokenizers_are_refused(name: str, tmp_path: Path) -> None:
     tokenizer, message = other_tokenizers()[name]
     with pytest.raises(ConfigError, match=message):
@@ -411,6 +511,75 @@ def test_llama_cpp_gives_the_same_tokens_and_greedy_answers(case: str, tmp_path:
                 break
             drawn.append(token)
         assert drawn == [i for i in answer[len(ids) :].tolist() if i != tokenizer.eos_token_id]
+
+
+def texts(seed: int, count: int = 200) -> list[str]:
+    """Draw texts of words, runs, spaces and characters without a token."""
+    random = np.random.default_rng(seed)
+    parts = [
+        "the",
+        "end",
+        "of",
+        " ",
+        "  ",
+        "a",
+        "aa",
+        "hello",
+        "\n",
+        "\u2581",
+        "é",
+        "🙂",
+        "12",
+        "'s",
+    ]
+    return ["x" + "".join(random.choice(parts, size=random.integers(1, 12))) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("space", "chat"),
+    [("legacy", ""), ("always", ""), ("never", CHAT), ("first", ""), ("first", CHAT)],
+)
+def test_llama_cpp_splits_text_as_a_sentencepiece_tokenizer(
+    space: str, chat: str, tmp_path: Path
+) -> None:
+    package = llama_cpp()
+    tokenizer = sentencepiece(space, chat)
+    path = tmp_path / "m.gguf"
+    export_loaded(model_of("Llama", tokenizer), tokenizer, path, type="f16", name="m")
+    theirs = package.Llama(str(path), n_ctx=256, vocab_only=True, verbose=False)
+    for text in texts(seed=0):
+        prompt = text
+        if chat:
+            turns = [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": text[::-1]},
+            ]
+            prompt = tokenizer.apply_chat_template(turns, tokenize=False)
+        elif space in ("legacy", "always"):
+            prompt = f"{text}</s>{text}"
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert theirs.tokenize(prompt.encode(), add_bos=False, special=True) == ids, prompt
+        assert len(set(ids) & {0, 1}) == (2 if chat else 1 if "</s>" in prompt else 0)
+
+
+def test_a_sentencepiece_tokenizer_is_described_as_llama_cpp_reads_it(tmp_path: Path) -> None:
+    tokenizer = sentencepiece()
+    path = tmp_path / "m.gguf"
+    export_loaded(model_of("Llama", tokenizer), tokenizer, path, type="f16", name="m")
+    fields = {n: field.contents() for n, field in gguf.GGUFReader(path).fields.items()}
+    assert fields["tokenizer.ggml.model"] == "llama"
+    assert fields["tokenizer.ggml.add_space_prefix"] is True
+    assert "tokenizer.ggml.merges" not in fields
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    assert tokens[: len(tokenizer)] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert kinds[:4] == [3, 3, 2, 6]  # control, control, unknown, a byte
+    scores = dict(zip(tokens, fields["tokenizer.ggml.scores"], strict=True))
+    ranked = sorted(
+        (text for text in tokens[259 : len(tokenizer)] if len(text) > 1), key=scores.__getitem__
+    )
+    # The tokens were numbered in the order in which the training merged them.
+    assert ranked[::-1] == [t for t in tokens[259 : len(tokenizer)] if len(t) > 1]
+    assert scores[ranked[0]] < scores[ranked[-1]] <= 0
 
 
 @pytest.mark.nightly

@@ -133,6 +133,22 @@ async def test_a_judge_that_prefers_what_it_sees_last_is_not_said_to_prefer_the_
     assert found.position.first.mean == 0
 
 
+async def test_labels_of_pairs_correct_no_single_scores() -> None:
+    calibration = await calibrate(Judge(Scorer(length), "better"), PAIRS)
+    for correct in (calibration.mean, calibration.corrected):
+        with pytest.raises(DataError, match="labels of kind 'better' show which answer people"):
+            correct([0.25] * 50)
+
+
+async def test_a_label_that_its_rater_changed_counts_only_as_it_was_last() -> None:
+    # The lines of a journal: "yes" was first labelled wrong by mistake, then right.
+    journal = [label(0, "yes"), label(0, "no"), label(1, "yes"), label(1, "yes", rater="bob")]
+    calibration = await calibrate(Judge(Scorer(erring), "right"), journal)
+    assert calibration.confusion == Confusion(1, 0, 0, 1)
+    ratings = [label(0.1, "yes", kind="rating"), label(0.9, "yes", kind="rating")]
+    assert (await calibrate(Judge(Scorer(erring), "r"), ratings)).labels == (0.9,)
+
+
 async def test_a_group_judge_is_calibrated_on_answers_to_the_same_task() -> None:
     found = await calibrate(GroupJudge(Scorer(erring), "right"), ERRORS)
     assert found.confusion == Confusion(18, 2, 10, 20)

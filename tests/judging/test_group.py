@@ -105,6 +105,17 @@ async def test_nothing_to_compare_costs_nothing_and_gets_no_score() -> None:
     assert model.asked == []
 
 
+async def test_the_order_shown_does_not_depend_on_the_order_of_arrival() -> None:
+    texts = ["one", "two", "three", "four"]
+    asked = []
+    for arrival in (texts, texts[::-1], ["three", "one", "four", "two"]):
+        model = Scorer(lambda text: len(text) / 10)
+        rulings = await GroupJudge(model, "r").rule_on([Attempt("q", text) for text in arrival])
+        assert [ruling.score for ruling in rulings] == [len(text) / 10 for text in arrival]
+        asked.append(model.asked)
+    assert asked[0] == asked[1] == asked[2], "so a kept answer is found again"
+
+
 async def test_votes_see_other_orders_and_an_unreadable_one_does_not_count() -> None:
     model = Replies("no", "no", scores(0.0, 0.25, 0.5, 1.0))
     judge = GroupJudge(model, "r", votes=2)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orbiter.train.evaluation import read_judgements
 from orbiter.train.labelling import LabelServer
 from orbiter.train.trajectory import TrajectoryItem
 from tests.labelling.conftest import serving
@@ -49,10 +50,28 @@ def test_a_label_is_taken_and_the_next_unit_comes_back(tmp_path: Path) -> None:
         assert ask(server, "GET", f"/{server.token}/unit/0")[0] == 200
 
 
+def test_a_label_of_an_outdated_view_is_refused_with_the_present_one(tmp_path: Path) -> None:
+    with serving(ITEMS, tmp_path / "l.jsonl") as server:
+        assert label(server, {"place": 0, "version": 0, "value": True, "note": "a"})[0] == 200
+        status, text = label(server, {"place": 0, "version": 0, "value": False})
+        assert status == 409
+        unit = json.loads(text)
+        assert (unit["place"], unit["version"]) == (0, 1)
+        assert unit["given"] == {"value": True, "note": "a"}
+        assert server.session.done == 1
+        strange: list[object] = [None, "1", [], 2]
+        for version in strange:
+            assert label(server, {"place": 0, "version": version, "value": False})[0] == 409
+        assert label(server, {"place": 0, "version": 1, "value": False})[0] == 200
+        assert label(server, {"place": 0, "value": True, "note": "\ud800"})[0] == 400
+    assert [j.value for j in read_judgements(tmp_path / "l.jsonl")] == [1.0, 0.0]
+
+
 def test_it_is_blind(tmp_path: Path) -> None:
     with serving(ITEMS, tmp_path / "l.jsonl") as server:
         told = json.loads(ask(server, "GET", f"/{server.token}/unit/0")[1])
-    assert set(told) == {"kind", "scale", "rater", "done", "total", "place", "task", "answers"}
+    counts = {"done", "total", "place", "version"}
+    assert set(told) == {"kind", "scale", "rater", "task", "answers"} | counts
 
 
 @pytest.mark.parametrize(

@@ -251,3 +251,33 @@ def test_the_journal_is_lines_of_json_that_judges_write_too(tmp_path: Path) -> N
     record = json.loads((tmp_path / "l.jsonl").read_text())
     assert {"rater", "kind", "value", "task", "answers"} <= record.keys()
     assert record["value"] == 0.5
+
+
+def test_labels_of_answers_that_are_gone_are_counted_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    units = make_units(items_of(4, 1), "right")
+    with LabelSession(units, path, rater="ann") as session:
+        for place in range(4):
+            session.label(place, {"value": True})
+    changed = [TrajectoryItem("task 0", "mended"), *items_of(4, 1)[1:]]
+    with LabelSession(make_units(changed, "right"), path, rater="ann") as session:
+        assert (session.done, session.total, session.elsewhere) == (3, 4, 1)
+        assert session.shown(session.first_open).unit.answers == ("mended",)
+        session.label(session.first_open, {"value": False})
+    with LabelSession(make_units(changed, "right"), path, rater="bob") as session:
+        assert session.elsewhere == 0
+    with LabelSession(units, path, rater="ann") as session:
+        assert (session.done, session.elsewhere) == (4, 1)
+
+
+def test_a_rating_above_the_scale_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    units = make_units(items_of(2, 1), "rating")
+    with LabelSession(units, path, rater="ann", scale=9) as session:
+        session.label(0, {"value": 7})
+    with pytest.raises(
+        ConfigError, match=r"l\.jsonl:\d+ holds the rating 7, and the scale ends at 5"
+    ):
+        LabelSession(units, path, rater="ann", scale=5)
+    with LabelSession(units, path, rater="ann", scale=7) as session:
+        assert session.done == 1

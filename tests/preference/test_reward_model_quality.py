@@ -105,3 +105,16 @@ def test_huge_margins_do_not_overflow() -> None:
     quality = quality_of([pair(0, 1e4, -1e4), pair(1, -1e4, 1e4)])
     assert quality.brier.mean == pytest.approx(0.5)
     assert quality.loss.mean == pytest.approx(1e4)
+
+
+def test_a_chain_of_preferences_is_in_full_agreement_with_scores_in_its_order() -> None:
+    def of(chosen: str, rejected: str) -> ScoredPair:
+        score = {"a": 2.0, "b": 1.0, "c": 0.0}
+        return ScoredPair(
+            task=0, chosen=score[chosen], rejected=score[rejected], answers=(chosen, rejected)
+        )
+
+    # b is better than c and worse than a, so it must not be compared with itself.
+    assert quality_of([of("a", "b"), of("b", "c")]).agreement.mean == 1
+    assert quality_of([of("b", "a"), of("c", "b")]).agreement.mean == -1
+    assert quality_of([of("a", "b"), of("c", "b")]).agreement.mean == 0

@@ -8,7 +8,7 @@ import pytest
 
 from orbiter.train.errors import ConfigError, DataError, StorageError
 from orbiter.train.report import Exam, Story, Task, keep_story, write_report
-from orbiter.train.report.document import Source
+from orbiter.train.report.document import RunFolder
 from orbiter.train.report.lineage import read_lineage
 from orbiter.train.report.story import read_story
 from orbiter.train.report.training import POINTS, Training
@@ -94,7 +94,7 @@ def test_a_folder_of_several_runs_is_one_document_in_the_order_of_their_beginnin
     training(tmp_path / "z" / "best", steps=3)  # a folder of weights is no run
     story(tmp_path)
     evolution(tmp_path / "prompt")
-    doc = Source(tmp_path).document()
+    doc = RunFolder(tmp_path).document()
     assert [part["name"] for part in doc["trainings"]] == ["z", "a", "m"]
     assert [part["name"] for part in doc["evolutions"]] == ["prompt"]
     assert doc["title"] == "A run to look at"
@@ -103,7 +103,7 @@ def test_a_folder_of_several_runs_is_one_document_in_the_order_of_their_beginnin
 
 def test_exams_have_intervals_and_paired_differences(tmp_path: Path) -> None:
     story(training(tmp_path, steps=3))
-    doc = Source(tmp_path).document()
+    doc = RunFolder(tmp_path).document()
     before, after = doc["exams"]["rows"]
     assert before["gain"] is None
     assert before["score"][0] == 0.25
@@ -123,7 +123,7 @@ def test_of_too_many_tasks_those_whose_scores_differ_come_first(tmp_path: Path) 
         for name, score in (("a", 0.0), ("b", 1.0))
     ]
     keep_story(tmp_path, Story(tasks=[Task(prompt=str(i)) for i in range(1_000)], exams=exams))
-    doc = Source(tmp_path).document()
+    doc = RunFolder(tmp_path).document()
     assert len(doc["tasks"]) == 300
     assert {str(i) for i in range(900, 1_000)} < {task["prompt"] for task in doc["tasks"]}
     assert doc["tasks_in_all"] == 1_000
@@ -171,7 +171,7 @@ def test_a_captured_data_set_begins_the_ledger(tmp_path: Path) -> None:
         dataset.assign_reward("e", 1.0)
         dataset.capture(TrajectoryItem("q", "a"))
     training(tmp_path, steps=2)
-    (step,) = Source(tmp_path).document()["ledger"]
+    (step,) = RunFolder(tmp_path).document()["ledger"]
     assert step["name"] == "captured (traces)"
     assert step["kept"] == 6
     assert step["dropped"] == {"waiting for a reward": 1}

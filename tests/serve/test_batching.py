@@ -14,7 +14,7 @@ from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
 from orbiter.train.errors import StateError
 from orbiter.train.serve.batching import Batcher, _without
-from orbiter.train.serve.reply import Reply, Sampling
+from orbiter.train.serve.reply import DrawSettings, Reply
 
 PROMPTS = [[256, 104, 105 + i, *range(60, 60 + 7 * i)] for i in range(9)]
 
@@ -23,7 +23,7 @@ def batcher(policy: Policy, max_rows: int = 4) -> Batcher:
     return Batcher(policy, max_rows=max_rows, max_waiting=100)
 
 
-def alone(policy: Policy, prompt: list[int], sampling: Sampling) -> list[Rollout]:
+def alone(policy: Policy, prompt: list[int], sampling: DrawSettings) -> list[Rollout]:
     return sample(
         policy,
         [prompt],
@@ -57,7 +57,7 @@ async def test_each_request_draws_what_sample_draws_for_it_alone(
 ) -> None:
     """Different lengths, settings and moments of arrival, more rows than places."""
     asked = [
-        Sampling(
+        DrawSettings(
             n=1 + i % 3,
             max_new_tokens=5 + 4 * i,
             temperature=(0.0, 1.0, 0.7)[i % 3],
@@ -86,7 +86,7 @@ async def test_room_that_nobody_has_written_to_is_never_read(
     torch.use_deterministic_algorithms(True)
     try:
         async with batcher(policy) as loop:
-            asked = [Sampling(max_new_tokens=5 * i, seed=i) for i in (1, 2, 3, 60)]
+            asked = [DrawSettings(max_new_tokens=5 * i, seed=i) for i in (1, 2, 3, 60)]
             replies = [loop.submit(PROMPTS[i], one) for i, one in enumerate(asked)]
             for reply in replies:
                 await reply.finished()
@@ -98,16 +98,16 @@ async def test_room_that_nobody_has_written_to_is_never_read(
 
 async def test_rows_join_while_others_decode(policy: Policy) -> None:
     async with batcher(policy) as loop:
-        long = loop.submit(PROMPTS[0], Sampling(max_new_tokens=400, temperature=0))
+        long = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=400, temperature=0))
         await long.changed()
-        short = loop.submit(PROMPTS[1], Sampling(max_new_tokens=3, temperature=0))
+        short = loop.submit(PROMPTS[1], DrawSettings(max_new_tokens=3, temperature=0))
         await short.finished()
         assert not long.done
         long.leave()
 
 
 async def test_the_likeliest_tokens_are_those_of_a_full_forward(policy: Policy) -> None:
-    sampling = Sampling(max_new_tokens=4, temperature=0.5, top_logprobs=3, seed=5)
+    sampling = DrawSettings(max_new_tokens=4, temperature=0.5, top_logprobs=3, seed=5)
     async with batcher(policy) as loop:
         reply = loop.submit(PROMPTS[2], sampling)
         await reply.finished()
@@ -126,12 +126,12 @@ async def test_the_likeliest_tokens_are_those_of_a_full_forward(policy: Policy) 
 
 async def test_who_leaves_frees_the_place_at_once(policy: Policy) -> None:
     async with batcher(policy, max_rows=1) as loop:
-        leaving = loop.submit(PROMPTS[0], Sampling(max_new_tokens=900, temperature=0))
-        never = loop.submit(PROMPTS[0], Sampling(max_new_tokens=900, temperature=0))
+        leaving = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=900, temperature=0))
+        never = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=900, temperature=0))
         never.leave()
         await leaving.changed()
         leaving.leave()
-        staying = loop.submit(PROMPTS[1], Sampling(max_new_tokens=3, temperature=0))
+        staying = loop.submit(PROMPTS[1], DrawSettings(max_new_tokens=3, temperature=0))
         await staying.finished()
         assert len(leaving.choices[0].tokens) < 20
         assert not never.choices[0].tokens
@@ -140,10 +140,10 @@ async def test_who_leaves_frees_the_place_at_once(policy: Policy) -> None:
 async def test_requests_begin_in_the_order_in_which_they_came(policy: Policy) -> None:
     """A wide one is not overtaken for ever by narrow ones."""
     async with batcher(policy, max_rows=3) as loop:
-        running = loop.submit(PROMPTS[0], Sampling(max_new_tokens=30, temperature=0))
+        running = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=30, temperature=0))
         await running.changed()
-        wide = loop.submit(PROMPTS[1], Sampling(n=3, max_new_tokens=2, temperature=0))
-        narrow = loop.submit(PROMPTS[2], Sampling(max_new_tokens=1, temperature=0))
+        wide = loop.submit(PROMPTS[1], DrawSettings(n=3, max_new_tokens=2, temperature=0))
+        narrow = loop.submit(PROMPTS[2], DrawSettings(max_new_tokens=1, temperature=0))
         await narrow.finished()
         assert wide.done
         assert running.done
@@ -151,24 +151,24 @@ async def test_requests_begin_in_the_order_in_which_they_came(policy: Policy) ->
 
 async def test_a_model_that_fails_fails_its_requests_and_answers_the_next(policy: Policy) -> None:
     async with batcher(policy) as loop:
-        bad = loop.submit([policy.context_length], Sampling(max_new_tokens=3))  # no such token
+        bad = loop.submit([policy.context_length], DrawSettings(max_new_tokens=3))  # no such token
         with pytest.raises(IndexError):
             await bad.finished()
-        good = loop.submit(PROMPTS[0], Sampling(max_new_tokens=3, temperature=0))
+        good = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=3, temperature=0))
         await good.finished()
     assert_same(good, alone(policy, PROMPTS[0], good.sampling))
 
 
 async def test_whoever_waits_when_the_loop_closes_is_told(policy: Policy) -> None:
     async with batcher(policy, max_rows=1) as loop:
-        running = loop.submit(PROMPTS[0], Sampling(max_new_tokens=900, temperature=0))
-        waiting = loop.submit(PROMPTS[0], Sampling(max_new_tokens=900, temperature=0))
+        running = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=900, temperature=0))
+        waiting = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=900, temperature=0))
         await running.changed()
     for reply in (running, waiting):
         with pytest.raises(StateError, match="closed before"):
             await reply.finished()
     with pytest.raises(StateError, match="closing"):
-        loop.submit(PROMPTS[0], Sampling(max_new_tokens=1))
+        loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=1))
 
 
 def test_the_last_rows_fill_the_places_of_those_that_go() -> None:

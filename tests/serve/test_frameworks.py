@@ -17,7 +17,7 @@ from orbiter.train.engine.prompt import render
 from orbiter.train.engine.sample import sample
 from orbiter.train.serve import PolicyServer
 from orbiter.train.serve.batching import Batcher
-from orbiter.train.serve.reply import Sampling
+from orbiter.train.serve.reply import DrawSettings
 from orbiter.train.trajectory import TrajectoryDataset
 
 pytestmark = [
@@ -170,7 +170,7 @@ async def test_greedy_answers_are_the_engines_own_alone_and_together(smollm2: Po
     questions = ["What is the capital of France?", "Say hello.", "Name a colour.", "Why is it so?"]
     prompts = [render(smollm2.tokenizer, question) for question in questions]
     want = sample(smollm2, prompts, max_new_tokens=MAX_TOKENS, temperature=0)
-    sampling = Sampling(max_new_tokens=MAX_TOKENS, temperature=0)
+    sampling = DrawSettings(max_new_tokens=MAX_TOKENS, temperature=0)
     async with Batcher(smollm2, max_rows=3, max_waiting=9) as loop:
         alone = loop.submit(prompts[0], sampling)
         await alone.finished()

@@ -20,7 +20,7 @@ from orbiter.train.engine.thread import work
 from orbiter.train.serve import batching
 from orbiter.train.serve.batching import Row
 from orbiter.train.serve.live import LivePolicy
-from orbiter.train.serve.reply import Drawn
+from orbiter.train.serve.reply import DrawnToken
 from tests.serve.test_live import assert_exact
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own
@@ -46,7 +46,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
     end = policy.tokenizer.eos_token_id
     result = policy.tokenizer("<|bos|>tool\n", add_special_tokens=False).input_ids
 
-    def draw(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
+    def draw(logits: Tensor, rows: Sequence[Row]) -> list[DrawnToken]:
         scores = logits.float().log_softmax(dim=-1)
         drawn = []
         for place, row in enumerate(rows):
@@ -55,7 +55,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
             answered = "".join(map(chr, result)) in last
             script = [*(FINAL if answered else CALL).encode(), end]
             token = script[len(row.choice.tokens)]
-            drawn.append(Drawn(token, float(scores[place, token]), []))
+            drawn.append(DrawnToken(token, float(scores[place, token]), []))
         return drawn
 
     monkeypatch.setattr(batching, "_draw", draw)

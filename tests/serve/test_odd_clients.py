@@ -11,7 +11,7 @@ import pytest
 from orbiter.train.engine.policy import Policy
 from orbiter.train.serve import PolicyServer, answering
 from orbiter.train.serve.batching import Batcher
-from orbiter.train.serve.reply import Sampling
+from orbiter.train.serve.reply import DrawSettings
 from tests.serve.test_batching import PROMPTS, alone, assert_same
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
@@ -130,12 +130,12 @@ async def test_a_request_that_fails_in_the_model_fails_alone(policy: Policy) -> 
     """Rows under way go on and draw what they would have drawn; others that begin do so too."""
     async with Batcher(policy, max_rows=8, max_waiting=100) as loop:
         running = [
-            loop.submit(PROMPTS[i], Sampling(max_new_tokens=40, seed=i, n=1 + i % 2))
+            loop.submit(PROMPTS[i], DrawSettings(max_new_tokens=40, seed=i, n=1 + i % 2))
             for i in range(3)
         ]
         await running[0].changed()
-        bad = loop.submit([policy.context_length], Sampling(max_new_tokens=3))  # no such token
-        beside = loop.submit(PROMPTS[4], Sampling(max_new_tokens=20, seed=9, n=2))
+        bad = loop.submit([policy.context_length], DrawSettings(max_new_tokens=3))  # no such token
+        beside = loop.submit(PROMPTS[4], DrawSettings(max_new_tokens=20, seed=9, n=2))
         with pytest.raises(IndexError):
             await bad.finished()
         for reply in (*running, beside):

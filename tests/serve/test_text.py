@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orbiter.train.engine.models.tiny import tiny_tokenizer
-from orbiter.train.serve.text import Text
+from orbiter.train.serve.text import AnswerText
 
 TOKENIZER = tiny_tokenizer()
 
@@ -21,7 +21,7 @@ def decode(token_ids: Sequence[int]) -> str:
 
 @given(st.binary(max_size=40) | st.text(max_size=20).map(str.encode))
 def test_the_pieces_add_up_to_the_whole(data: bytes) -> None:
-    text, seen = Text(decode), [""]
+    text, seen = AnswerText(decode), [""]
     for byte in data:
         text.push(byte)
         assert text.known.startswith(seen[-1])
@@ -31,7 +31,7 @@ def test_the_pieces_add_up_to_the_whole(data: bytes) -> None:
 
 
 def test_half_a_character_is_held_back() -> None:
-    text, seen = Text(decode), []
+    text, seen = AnswerText(decode), []
     for byte in "aé😀b".encode():
         text.push(byte)
         seen.append(text.known)
@@ -45,7 +45,7 @@ def test_half_a_character_is_held_back() -> None:
 def test_a_stop_text_ends_the_answer_and_stays_out_of_it(
     stops: list[str], known: str | None
 ) -> None:
-    text, shown = Text(decode, stops), ""
+    text, shown = AnswerText(decode, stops), ""
     for byte in b"one STOP two":
         if text.push(byte):
             break
@@ -55,7 +55,7 @@ def test_a_stop_text_ends_the_answer_and_stays_out_of_it(
 
 
 def test_what_may_begin_a_stop_text_is_not_settled() -> None:
-    text = Text(decode, ["</s>"])
+    text = AnswerText(decode, ["</s>"])
     for byte in b"a </":
         text.push(byte)
     assert text.known[: text.settled()] == "a "
@@ -64,7 +64,7 @@ def test_what_may_begin_a_stop_text_is_not_settled() -> None:
 
 
 def test_a_stop_text_within_the_last_broken_bytes_is_found_at_the_end() -> None:
-    text = Text(decode, ["end"])
+    text = AnswerText(decode, ["end"])
     for byte in b"the end":
         text.note(byte)
     assert text.finish()

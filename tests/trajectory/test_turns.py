@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 from orbiter.train.trajectory.item import values_of
-from orbiter.train.trajectory.turns import Stored, Turn, packed, restore, shorten
+from orbiter.train.trajectory.turns import Shortened, Stored, packed, restore, shorten
 from tests.trajectory.generated import items
 
 LONG = "x" * 100
@@ -21,14 +21,14 @@ def turn(state: str, number: int = 0) -> TrajectoryItem:
 def test_a_turn_holds_only_what_its_predecessor_does_not() -> None:
     first, second = turn(LONG), turn(LONG + "more", 1)
     stored = shorten(second, packed(first))
-    assert isinstance(stored, Turn)
+    assert isinstance(stored, Shortened)
     assert stored.tail[0] == "more"
     assert restore(stored) == second
 
 
 def test_a_changed_ending_still_shares_the_beginning() -> None:
     stored = shorten(turn(LONG + "abc]"), packed(turn(LONG + "abd]")))
-    assert isinstance(stored, Turn)
+    assert isinstance(stored, Shortened)
     assert stored.tail[0] == "c]"
 
 

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,18 @@ from typing import Any
 import pytest
 
 from orbiter.train.errors import CallbackError, ConfigError
+from orbiter.train.judging import GroupJudge
+from orbiter.train.preference import RewardModel, RewardModelConfig, RewardModelTrainer
+from orbiter.train.synthesis.llm.judge import Judge
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.codec import encode_item
-from orbiter.train.verl import RewardSpec
+from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.inside.reward import SHIPMENT, ComputeScore, load
 from orbiter.train.verl.cluster.inside.shipment import FAULTS
 from orbiter.train.verl.cluster.rewards import MODULE, Shipped, ship
 from tests.children import run_child
+from tests.judging.scripted import Scorer
+from tests.preference.saved import saved_reward_model
 
 WANTED = frozenset("aeiou")
 
@@ -111,7 +117,7 @@ def closing_over(value: object) -> Callable[[str], float]:
     return closed
 
 
-class Judge:
+class Critic:
     def method(self, output: str) -> float:
         return 1.0
 
@@ -121,8 +127,8 @@ class Judge:
     [
         (lambda output: float(len(output)), "a lambda has no name"),
         (functools.partial(share), "a partial, which has no source"),
-        (Judge().method, "of type method, which has no source"),
-        (closing_over(Judge()), "it uses 'value', a Judge that cannot be written as source"),
+        (Critic().method, "of type method, which has no source"),
+        (closing_over(Critic()), "it uses 'value', a Critic that cannot be written as source"),
     ],
 )
 def test_what_has_no_source_is_refused_with_the_way_out(fn: Callable[..., Any], why: str) -> None:
@@ -172,3 +178,80 @@ def test_a_module_that_the_worker_lacks_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CallbackError, match=r"no_such_module\.f cannot be loaded in verl's worker"):
         ask(written(tmp_path, away), "x")
+
+
+async def test_a_reward_model_is_sent_by_its_folder_and_scores_as_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = await saved_reward_model(tmp_path / "rm")
+    monkeypatch.chdir(tmp_path)
+    model = RewardModel("./rm", device="cpu", micro_batch_tokens=512)
+    shipped = sent(model)
+    assert shipped.file == "reward_0.py"
+    assert repr(str(folder.resolve())) in (shipped.source or ""), "workers have another folder"
+    assert "micro_batch_tokens=512" in (shipped.source or "")
+    monkeypatch.chdir("/")
+    compute = written(tmp_path, shipped)
+    item = TrajectoryItem("Name a colour.", "")
+    for output in ("red", "a long story"):
+        answer = await compute(
+            data_source="d",
+            solution_str=output,
+            ground_truth="g",
+            extra_info={"item": encode_item(item).decode(), "index": 3},
+        )
+        here = await RewardModel(folder, device="cpu")(output, item)
+        assert answer["reward/probe"] == pytest.approx(here, abs=1e-6)
+        assert answer["score"] == pytest.approx(2 * here, abs=1e-6)
+
+
+async def test_a_reward_model_whose_folder_the_worker_lacks_is_named(tmp_path: Path) -> None:
+    folder = await saved_reward_model(tmp_path / "rm")
+    compute = written(tmp_path, sent(RewardModel(folder), "liked"))
+    shutil.rmtree(folder)
+    with pytest.raises(CallbackError, match=r"'liked'.* cannot be loaded in verl's worker"):
+        await compute(
+            data_source="d",
+            solution_str="x",
+            ground_truth="g",
+            extra_info={"item": encode_item(TrajectoryItem("s", "")).decode(), "index": 0},
+        )
+
+
+async def in_memory() -> RewardModel:
+    """The reward model of a trainer that has not saved it."""
+    config = RewardModelConfig(model="tiny", device="cpu", dtype="float32", progress=False)
+    return await RewardModelTrainer(config).reward_model()
+
+
+async def one_judge() -> Judge:
+    return Judge(Scorer(len), "r")
+
+
+async def group_judge() -> GroupJudge:
+    return GroupJudge(Scorer(len), "r")
+
+
+@pytest.mark.parametrize(
+    ("make", "why", "way_out"),
+    [
+        (in_memory, "it is in memory only|is in memory only", "save it, `await trainer.save"),
+        (one_judge, "is a judge", "use backend='local', or write a function"),
+        (group_judge, "is a judge", "use backend='local', or write a function"),
+    ],
+)
+async def test_what_only_this_process_has_is_refused_before_anything_starts(
+    tmp_path: Path, make: Callable[[], Any], why: str, way_out: str
+) -> None:
+    fn = await make()
+    with pytest.raises(ConfigError, match=why) as no:
+        sent(fn)
+    assert "reward 'probe'" in str(no.value)
+    assert way_out in str(no.value)
+    config = VeRLConfig(
+        model="tiny", backend="verl", device="cpu", output_dir=tmp_path / "run", progress=False
+    )
+    trainer = VeRLTrainer(config, [RewardSpec("probe", 1.0, fn)])
+    with pytest.raises(ConfigError, match=why):
+        await trainer.train(["a prompt"])
+    assert not (tmp_path / "run").exists()

@@ -27,7 +27,7 @@ from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.overrides import make_overrides
 from orbiter.train.verl.episodes import credit_episodes
-from orbiter.train.verl.play import Setting, play
+from orbiter.train.verl.play import PlaySetting, play
 from orbiter.train.verl.tasks import as_tasks
 from tests.agents.playing import branching, spread
 from tests.verl.teachers import save, wider_model
@@ -224,7 +224,7 @@ async def test_episodes_of_an_agent_learn_from_a_teacher(
     tasks = ["hello", "abc"]
     trainer = VeRLTrainer(made, agent=branching)
     policy = await trainer.policy()
-    setting = Setting(policy, made, branching, ())
+    setting = PlaySetting(policy, made, branching, ())
     async with LivePolicy(policy, max_new_tokens=6) as live:
         played = await play(setting, live, as_tasks(tasks), [[1, 2, 3], [4, 5, 6]])
     probe = (await work(credit_episodes, policy, made, *played)).credited.batch

@@ -5,15 +5,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orbiter.train import ConfigError, RewardSpec, VeRLConfig, VeRLTrainer, read_run
 from orbiter.train.engine.session import Position
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.report import write_report
 from orbiter.train.trajectory import TrajectoryItem
+from orbiter.train.verl.extra_groups import flat_groups
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
-from tests.agents.playing import ask
+from tests.agents.playing import ask, spread
 
 TASKS = [f"Task {n}." for n in range(6)]
 
@@ -157,6 +161,8 @@ async def test_a_resumed_run_goes_on_with_the_same_tasks(tmp_path: Path, *, epis
         ({"solved_rate": 0.5, "algorithm": "ppo", "group_size": 1}, "compare the samples"),
         ({"solved_rate": 0.5, "backend": "verl"}, "solved_rate=0.5 has no counterpart in verl"),
         ({"unsolved_rate": 0.5, "backend": "verl"}, "unsolved_rate=0.5 has no counterpart"),
+        ({"max_extra_groups": 1, "algorithm": "ppo", "group_size": 1}, "max_extra_groups=1"),
+        ({"max_extra_groups": 1, "backend": "verl"}, "max_extra_groups=1 has no counterpart"),
     ],
 )
 def test_settings_of_pools_that_cannot_work_are_refused(
@@ -164,3 +170,71 @@ def test_settings_of_pools_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         pools(**settings)
+
+
+# --- groups that teach nothing are replaced ------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=4, max_size=4), max_size=8))
+def test_flat_groups_are_those_that_dapo_filters_out(groups: list[list[float]]) -> None:
+    """verl's DAPO keeps prompts with np.std(rewards) > 0; binary fractions leave no rounding."""
+    kept = [i for i, group in enumerate(groups) if np.std(group) > 0]
+    flat = flat_groups([reward for group in groups for reward in group], 4)
+    assert sorted(kept + flat) == list(range(len(groups)))
+    assert not set(kept) & set(flat)
+
+
+def test_equal_rewards_are_flat_whatever_their_rounding_and_missing_ones_teach_nothing() -> None:
+    assert flat_groups([0.1, 0.1, 0.1, 0.7, 0.7, 0.7], 3) == [0, 1]
+    assert flat_groups([None, 1.0, 0.0, None, None, 1.0], 3) == [1]
+
+
+async def test_flat_groups_of_answers_are_replaced_within_a_budget(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def reward(output: str, item: TrajectoryItem) -> float:
+        asked.append(item.state)
+        return 0.5 if item.state in TASKS[::2] else spread(output)
+
+    rows = []
+    for budget in (0, 2):
+        asked.clear()
+        config = pools(
+            epochs=1, batch_size=3, group_size=3, max_extra_groups=budget, learning_rate=1e-4,
+            output_dir=tmp_path / str(budget),
+        )  # fmt: skip
+        run = VeRLTrainer(config, [RewardSpec("r", fn=reward)])
+        await run.train(TASKS)
+        rows.append(run.history)
+        extra = sum(int(row.get("extra_groups", 0)) for row in run.history)
+        assert len(asked) == 3 * (6 + extra)
+    without, with_extra = rows
+    assert "extra_groups" not in without[0]
+    half = sum(row["flat_groups"] for row in without) / 2
+    assert half == pytest.approx(0.5), "every second task"
+    assert sum(row["flat_groups"] for row in with_extra) < 1.0
+    assert all(row["extra_groups"] <= 2 for row in with_extra)
+    assert with_extra[0]["reward"] == without[0]["reward"], "that of the step's own tasks"
+    groups = read_run(tmp_path / "2").samples
+    assert [group["step"] for group in groups] == [1, 1, 1, 2, 2, 2], "as many as without"
+    outputs: list[Any] = [group["outputs"] for group in groups]
+    flat = [each for each in outputs if len({output["reward"] for output in each}) == 1]
+    assert len(flat) / 3 == pytest.approx(sum(row["flat_groups"] for row in with_extra))
+
+
+async def test_a_resumed_run_replaces_the_same_groups(tmp_path: Path) -> None:
+    def run(name: str, **more: Any) -> VeRLTrainer:  # noqa: ANN401 - VeRLConfig's
+        config = pools(
+            epochs=2, batch_size=3, group_size=2, max_extra_groups=3, save_every=1,
+            learning_rate=1e-3, output_dir=tmp_path / name, **more,
+        )  # fmt: skip
+        return VeRLTrainer(config, [RewardSpec("r", fn=first_letter)])
+
+    await run("whole").train(TASKS)
+    cut = run("cut", max_seconds=1e-9)
+    await cut.train(TASKS)
+    await run("cut", resume=True).train(TASKS)
+    rows, whole = (read_run(tmp_path / name) for name in ("cut", "whole"))
+    assert rows.metrics == whole.metrics
+    assert rows.samples == whole.samples
+    assert any(row["extra_groups"] for row in whole.metrics)

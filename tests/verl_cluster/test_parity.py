@@ -10,16 +10,25 @@ import pytest
 import torch
 
 from orbiter.train.engine.models.tiny import tiny_tokenizer
+from orbiter.train.engine.rollout import Rollout
 from orbiter.train.formats.verl_rows import row
+from orbiter.train.preference import RewardModel
 from orbiter.train.rl import clipped_surrogate, gae, group_relative_advantage, kl_k3, whiten
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec
 from orbiter.train.verl.cluster.data import Inputs, make_prompts, write_files
 from orbiter.train.verl.cluster.inside.reward import load
 from orbiter.train.verl.cluster.layout import Layout
-from orbiter.train.verl.cluster.overrides import NEVER, as_arguments
+from orbiter.train.verl.cluster.overrides import (
+    NEVER,
+    Overrides,
+    as_arguments,
+    overlong_overrides,
+)
 from orbiter.train.verl.cluster.run import FOLDER, prepare
+from orbiter.train.verl.overlong import with_overlong_penalty
 from orbiter.train.verl.reward import score
+from tests.preference.saved import saved_reward_model
 from tests.verl_cluster.rehearsing import rehearsal
 from tests.verl_cluster.shipped_rewards import same_prompt, vowels
 
@@ -141,37 +150,51 @@ OUTPUTS = ["aeiou", "xyz", "", "a b c", "äöü e", "Oo. "]
 
 @pytest.mark.parametrize("manager", ["naive", "dapo"])
 async def test_verls_reward_managers_give_what_we_give(tmp_path: Path, manager: str) -> None:
-    from hydra import compose, initialize_config_module
-    from verl import DataProto
-    from verl.trainer.ppo.reward import load_reward_manager
-
     item = TrajectoryItem("Say something.", "", task_id="q1")
-    layout = written(tmp_path, [item])
-    overrides = {
-        "actor_rollout_ref.rollout.name": "vllm",
-        "reward.custom_reward_function.path": layout.reward_file,
-        "reward.reward_manager.name": manager,
-    }
-    with initialize_config_module(config_module="verl.trainer.config", version_base=None):
-        config = compose("ppo_trainer", overrides=as_arguments(overrides))
-    tokenizer = tiny_tokenizer()
-    judge = load_reward_manager(config, tokenizer)
+    judge = manager_of({"reward.reward_manager.name": manager}, written(tmp_path, [item]))
     ours = await score(OUTPUTS, [item] * len(OUTPUTS), REWARDS)
     for place, output in enumerate(OUTPUTS):
-        ids = torch.tensor([[*tokenizer(output).input_ids, tokenizer.eos_token_id]])
-        mask = torch.ones(1, 3 + ids.shape[1], dtype=torch.long)
-        fields = row(item, 0)
-        data = DataProto.from_dict(
-            tensors={"prompts": torch.ones(1, 3).long(), "responses": ids, "attention_mask": mask},
-            non_tensors={
-                name: np.array([fields[name]], dtype=object)
-                for name in ("data_source", "reward_model", "extra_info")
-            },
-        )
-        said = await judge.run_single(data)
+        said = await judge.run_single(asked(item, output))
         assert said["reward_score"] == ours.total[place]
         for name, answers in ours.by_name.items():
             assert said["reward_extra_info"][f"reward/{name}"] == answers[place]
+
+
+@pytest.mark.parametrize("buffer", [1, 4, 8])
+async def test_verls_dapo_takes_off_what_we_take_off(tmp_path: Path, buffer: int) -> None:
+    settings: dict[str, Any] = {
+        "max_response_length": 8,
+        "overlong_buffer": buffer,
+        "overlong_penalty": 1.5,
+    }
+    item = TrajectoryItem("Say something.", "", task_id="q1")
+    layout = written(tmp_path, [item], REWARDS, **settings)
+    config = rehearsal(tmp_path, REWARDS, **settings).config
+    judge = manager_of({**overlong_overrides(config)}, layout)
+    outputs = ["aeiou"[: length % 5] + "x" * (length - length % 5) for length in range(1, 8)]
+    ours = await score(outputs, [item] * len(outputs), REWARDS)
+    # With the token that ends them.
+    rollouts = [
+        Rollout([1] + [2] * n, [False] + [True] * n, [0.0] * (n + 1), 1)
+        for n in (len(output) + 1 for output in outputs)
+    ]
+    shaped = with_overlong_penalty(config, ours, rollouts)
+    for output, total in zip(outputs, shaped.scores.total, strict=True):
+        said = await judge.run_single(asked(item, output))
+        assert said["reward_score"] == pytest.approx(total, abs=1e-6)  # verl's is float32
+    assert min(shaped.metrics.values()) < 0
+
+
+async def test_verls_worker_loads_a_reward_model_and_scores_as_here(tmp_path: Path) -> None:
+    folder = await saved_reward_model(tmp_path / "rm")
+    rewards = [RewardSpec("liked", 2.0, RewardModel(folder, device="cpu"))]
+    item = TrajectoryItem("Say something.", "", task_id="q1")
+    judge = manager_of({}, written(tmp_path / "run", [item], rewards))
+    ours = await score(OUTPUTS, [item] * len(OUTPUTS), rewards)
+    assert len(set(ours.total)) == len(OUTPUTS)
+    for output, total in zip(OUTPUTS, ours.total, strict=True):
+        said = await judge.run_single(asked(item, output))
+        assert said["reward_score"] == pytest.approx(total, abs=1e-5)
 
 
 async def test_verls_dataset_reads_our_rows(tmp_path: Path) -> None:
@@ -206,10 +229,47 @@ async def test_verls_dataset_reads_our_rows(tmp_path: Path) -> None:
     assert answer["score"] == pytest.approx(1.0), "the whole item has come through: 'W' is no 'S'"
 
 
-def written(folder: Path, items: list[TrajectoryItem], **settings: object) -> Layout:
+def manager_of(overrides: Overrides, layout: Layout) -> Any:  # noqa: ANN401 - verl's
+    """Make verl's own reward manager with the module of rewards that a run has written."""
+    from hydra import compose, initialize_config_module
+    from verl.trainer.ppo.reward import load_reward_manager
+
+    keys = {
+        "actor_rollout_ref.rollout.name": "vllm",
+        "reward.custom_reward_function.path": layout.reward_file,
+        **overrides,
+    }
+    with initialize_config_module(config_module="verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=as_arguments(keys))
+    return load_reward_manager(config, tiny_tokenizer())
+
+
+def asked(item: TrajectoryItem, output: str) -> Any:  # noqa: ANN401 - verl's
+    """Return an output to an item, ended by its token, as verl passes it to a reward manager."""
+    from verl import DataProto
+
+    tokenizer = tiny_tokenizer()
+    ids = torch.tensor([[*tokenizer(output).input_ids, tokenizer.eos_token_id]])
+    mask = torch.ones(1, 3 + ids.shape[1], dtype=torch.long)
+    fields = row(item, 0)
+    return DataProto.from_dict(
+        tensors={"prompts": torch.ones(1, 3).long(), "responses": ids, "attention_mask": mask},
+        non_tensors={
+            name: np.array([fields[name]], dtype=object)
+            for name in ("data_source", "reward_model", "extra_info")
+        },
+    )
+
+
+def written(
+    folder: Path,
+    items: list[TrajectoryItem],
+    rewards: list[RewardSpec] = REWARDS,
+    **settings: object,
+) -> Layout:
     """The files that a run's job would read."""
-    config = rehearsal(folder, REWARDS, **settings).config
-    found = prepare(config, REWARDS, folder)
+    config = rehearsal(folder, rewards, **settings).config
+    found = prepare(config, rewards, folder)
     prompts = make_prompts(config, found.model, items, None, config.system_prompt)
     layout = Layout(
         folder=folder / FOLDER,

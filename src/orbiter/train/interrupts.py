@@ -28,7 +28,7 @@ class TwoStepInterrupt:
         ask: Callable[[], object],
         *,
         first: str = "",
-        second: str | None = None,
+        second: str | Callable[[], str] | None = None,
         signals: Sequence[signal.Signals] = SIGNALS,
     ) -> None:
         """Prepare to call `ask` at the first signal.
@@ -37,7 +37,8 @@ class TwoStepInterrupt:
             ask: Asks the work to end. It runs inside the signal handler, between two instructions
                 of the main thread, so it should only set a flag or call `call_soon_threadsafe`.
             first: Printed on standard error at the first signal.
-            second: Printed at the second signal, which then ends the process with 128 + number.
+            second: Printed at the second signal, which then ends the process with 128 + number; a
+                function returns the text at that moment.
                 None restores the previous handlers after the first signal instead, so that the
                 second one interrupts as usual.
             signals: Which signals to handle.
@@ -68,7 +69,8 @@ class TwoStepInterrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - Python passes it
         if self.received is not None:
             # Files are whole at every moment (storage.py), so there is nothing to tidy up.
-            _write(f"{SHOW_CURSOR if os.isatty(2) else ''}{self._second}\n")
+            text = self._second() if callable(self._second) else self._second
+            _write(f"{SHOW_CURSOR if os.isatty(2) else ''}{text}\n")
             os._exit(128 + number)
         self.received = number
         if self._first:

@@ -17,7 +17,14 @@ from typing import Any, NamedTuple, cast
 from orbiter.train.capture.conversation import Asked, Conversation, Conversations, NotACall
 from orbiter.train.capture.encoding import decoded
 from orbiter.train.capture.exchange import Exchange
-from orbiter.train.capture.item import Attempt, cleaned, completed, item_of, metadata_of, read
+from orbiter.train.capture.item import (
+    UnansweredRequest,
+    cleaned,
+    completed,
+    item_of,
+    metadata_of,
+    read,
+)
 from orbiter.train.capture.joining import Joins, ToolRun
 from orbiter.train.capture.redact import Redactor
 from orbiter.train.capture.wire import Recognised
@@ -71,7 +78,7 @@ class Episode:
         """The `episode_id` of its items."""
         inherited = parent.task_id if parent is not None else None
         self.task_id: str | None = inherited if task_id is None else task_id
-        self.failures: list[Attempt] = []
+        self.failures: list[UnansweredRequest] = []
         """Model requests that got no answer, retried ones included."""
         self.other_requests: dict[str, int] = {}
         """Counts of requests that did not go to a model, by method and address."""
@@ -85,7 +92,7 @@ class Episode:
         self._open: set[Exchange] = set()
         self._talks = Conversations()
         self._joins = Joins()
-        self._failed: list[Attempt] = []
+        self._failed: list[UnansweredRequest] = []
         self._background: dict[str, _Background] = {}
         """Unfinished background responses by id; the agent continues meanwhile."""
         self._final: _Final | None = None
@@ -313,7 +320,7 @@ class Episode:
         # Remove secrets before shortening: half a secret would not be recognised.
         text = error if clean is None else clean(error).value
         shown = mask_text(text, secrets_of_the_environment())[:500]
-        self._failed.append(Attempt(exchange.status, shown))
+        self._failed.append(UnansweredRequest(exchange.status, shown))
         self.failures.append(self._failed[-1])
 
     def _cleaned(

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import NamedTuple, Protocol
 
 
-class Answer(Protocol):
+class HttpAnswer(Protocol):
     """An HTTP answer for an async client."""
 
     @property
@@ -50,7 +50,7 @@ class Answerer(Protocol):
     def takes(self, method: str, path: str) -> bool:
         """Return whether this request can be answered."""
 
-    def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Awaitable[Answer]:
+    def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Awaitable[HttpAnswer]:
         """Answer a request; works on any event loop."""
 
     def handle_blocking(self, path: str, headers: Mapping[str, str], body: bytes) -> BlockingAnswer:

@@ -29,7 +29,7 @@ from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.trajectory.item import from_values
 
 
-class Attempt(NamedTuple):
+class UnansweredRequest(NamedTuple):
     """A model request that got no answer."""
 
     status: int
@@ -93,7 +93,7 @@ def completed(waiting: TrajectoryItem, complete: TrajectoryItem) -> TrajectoryIt
 
 
 def metadata_of(
-    exchange: Exchange, talk: Conversation, reply: Reply, failed: list[Attempt]
+    exchange: Exchange, talk: Conversation, reply: Reply, failed: list[UnansweredRequest]
 ) -> dict[str, Json]:
     """Return an item's metadata: everything known about a call except its texts."""
     entries: dict[str, Json] = {

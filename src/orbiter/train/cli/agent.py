@@ -64,6 +64,7 @@ def load_agent(settings: Settings) -> AgentChoice | None:
         return AgentChoice(environment=environment, settings=own)
     from orbiter.train.agents import CommandAgent
 
+    # The command was written with the config in view, so it runs in that folder.
     folder = own.get("folder") or (settings.file.resolve().parent if settings.file else Path.cwd())
     return AgentChoice(
         agent=CommandAgent(value, folder=str(folder)),
@@ -86,6 +87,7 @@ def read_tasks(path: str, format_name: str | None) -> Sequence[Any]:
         return read_items(path, format_name)
     with file.open("rb") as opened:
         first = first_object(opened.read(HEAD))
+    # The package's own items; any other object is a task as the user means it.
     if {"state", "action"} <= first.keys():
         return read_items(path, format_name)
     tasks = [record.value for record in read_records(Source(file, "raise", "error", []))]
@@ -114,6 +116,7 @@ async def rehearse(trainer: VeRLTrainer, tasks: Sequence[Any], output: Output) -
         output.say()
         if episode.failed:
             failed.append(f"episode {number}: {episode.stop_reason}, {episode.error or 'no error'}")
+    # After all were shown, because what an agent did before it failed is the best hint.
     if failed:
         raise CallbackError(
             f"{len(failed)} of {len(rehearsal.attempts)} episodes failed: " + "; ".join(failed)

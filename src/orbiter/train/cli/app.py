@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from orbiter.train.cli.exits import Code, report_error
+from orbiter.train.cli.exits import ExitCode, report_error
 from orbiter.train.progress import is_plain
 
 PROGRAM = "orbiter-train"
@@ -64,6 +64,7 @@ class Lazy(TyperGroup):
         """Return a placeholder with the text for the help page; it cannot be run."""
         if cmd_name not in COMMANDS:
             return None
+        # Importing all commands for one line each would make the help page slow.
         return TyperCommand(cmd_name, short_help=COMMANDS[cmd_name][1], rich_markup_mode=None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -77,10 +78,10 @@ class Lazy(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
-            raise typer.Exit(Code.INTERRUPTED) from None
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             _discard_output()
-            raise typer.Exit(Code.OK) from None
+            raise typer.Exit(ExitCode.OK) from None
 
 
 def load(name: str) -> Any:
@@ -125,8 +126,10 @@ def root(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with a code of `Code`."""
+    """Run the command line and exit with a code of `ExitCode`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # By hand: a user adds it to the end of a line that failed, where the root's options are not
+    # read.
     debug = "--debug" in given
     words = [word for word in given if word != "--debug"]
     logging.basicConfig(
@@ -140,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.main.get_command(app)(args=words, prog_name=PROGRAM)
     except SystemExit:
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # Click's mark of a closed pipe
-            sys.exit(Code.OK)
+            sys.exit(ExitCode.OK)
         _flush()
         raise
     except Exception as error:  # the outermost handler: any error becomes one line and a code
@@ -155,6 +158,7 @@ def _set_up_streams() -> None:
     """Make output never fail on a character, and show progress as lines if it is piped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # tests may have replaced it
+            # A model may answer with characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if is_plain(sys.stderr) else logging.NOTSET
     logging.getLogger("orbiter.train.progress").setLevel(level)
@@ -166,7 +170,7 @@ def _flush() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()
-        sys.exit(Code.OK)
+        sys.exit(ExitCode.OK)
     except OSError as error:
         _discard_output()
         sys.exit(report_error(error, as_json=False))
@@ -174,4 +178,5 @@ def _flush() -> None:
 
 def _discard_output() -> None:
     """Discard further output, so that Python does not complain at exit."""
+    # Python flushes at exit once more, and would complain about the closed pipe.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

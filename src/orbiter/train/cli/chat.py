@@ -67,6 +67,7 @@ def _check_is_local(settings: Settings, model: str) -> None:
     """Refuse the name of a hosted model: without an endpoint it would be looked up on a hub."""
     if model in _LOCAL or Path(model).expanduser().exists():
         return
+    # A name without an organisation is no hub name, so it is most likely a vendor's.
     if "/" not in model or _HOSTED.search(model):
         raise ConfigError(
             f"{settings.where('llm', 'model')}the model {model!r} needs an endpoint: set base_url "

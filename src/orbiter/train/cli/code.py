@@ -26,19 +26,21 @@ def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the 
         ConfigError: the file, module or name does not exist.
         CallbackError: the file raised while it was loaded.
     """
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name.isidentifier():
+    # From the right: a Windows path has a colon too.
+    source, colon, name = spec.rpartition(":")
+    if not colon or not source or not name.isidentifier():
         raise ConfigError(f'{what} must look like "rewards.py:name", got {spec!r}')
-    module = _from_file(Path(place), what) if place.endswith(".py") else _by_name(place, what)
+    module = _from_file(Path(source), what) if source.endswith(".py") else _by_name(source, what)
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise ConfigError(f"{what}: {place} has no {name!r}{did_you_mean(name, public)}")
+        raise ConfigError(f"{what}: {source} has no {name!r}{did_you_mean(name, public)}")
     return getattr(module, name)
 
 
 def _from_file(file: Path, what: str) -> ModuleType:
     if not file.is_file():
         raise ConfigError(f"{what}: there is no file {file}")
+    # Not the plain stem, or a file named json.py would replace the standard module.
     name = f"orbiter_user_{file.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(file):
@@ -48,6 +50,7 @@ def _from_file(file: Path, what: str) -> ModuleType:
     assert spec.loader is not None, "as above"
     module = importlib.util.module_from_spec(spec)
     if str(file.parent) not in sys.path:
+        # The user's file may import what is beside it.
         sys.path.insert(0, str(file.parent))
     sys.modules[name] = module  # before it runs, as in a normal import: dataclasses look it up
     try:

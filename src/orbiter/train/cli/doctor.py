@@ -15,7 +15,7 @@ from typing import Literal
 
 import typer
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import TrainError
 from orbiter.train.progress import working
@@ -64,7 +64,7 @@ def doctor(*, as_json: JsonFlag = False) -> None:
         "everything that training needs is installed" if not bad else f"to fix: {', '.join(bad)}"
     )
     output.result({"ok": not bad, "findings": [asdict(each) for each in findings]})
-    raise typer.Exit(Code.MISSING if bad else Code.OK)
+    raise typer.Exit(ExitCode.MISSING if bad else ExitCode.OK)
 
 
 def _python() -> Iterator[Finding]:
@@ -80,6 +80,7 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    # Looked for without importing, which would take seconds for some.
     for extra, modules in EXTRAS.items():
         absent = [package for module, package in modules if not importlib.util.find_spec(module)]
         versions = ", ".join(f"{p} {_version(p)}" for _, p in modules if p not in absent)
@@ -129,6 +130,7 @@ def _memory() -> Iterator[Finding]:
         return
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")
+    # Free pages alone look alarming on a machine that caches files.
     free = max(page * os.sysconf("SC_AVPHYS_PAGES"), _available())
     enough = free > 4 * GIB
     yield Finding(

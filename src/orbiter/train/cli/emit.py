@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.job import Job
 from orbiter.train.cli.output import Output
 from orbiter.train.cli.settings.config_file import write_run_config
@@ -41,7 +41,7 @@ Claim = Annotated[
 ]
 
 
-def emit(job: Job, scheduler: Scheduler, output: Output, *, image: str, claim: str) -> Code:
+def emit(job: Job, scheduler: Scheduler, output: Output, *, image: str, claim: str) -> ExitCode:
     """Check the run, and write its settings and what starts it into its folder."""
     config = job.trainer.config
     if not isinstance(config, VeRLConfig):
@@ -59,13 +59,14 @@ def emit(job: Job, scheduler: Scheduler, output: Output, *, image: str, claim: s
         if scheduler is Scheduler.SLURM
         else kuberay_manifest(cluster, image=image, claim=claim)
     )
+    # Before anything is written: a cluster's queue is a bad place to find a mistake.
     asyncio.run(job.trainer.validate())
     path = _written(job, FILES[scheduler], made)
     for line in cluster.described():
         output.say(line)
     output.say(f"written: {path}; start it with: {STARTS[scheduler]} {path}")
     output.result({"file": str(path), "plan": cluster.described(), "folder": str(job.folder)})
-    return Code.OK
+    return ExitCode.OK
 
 
 def _written(job: Job, name: str, text: str) -> Path:

@@ -18,14 +18,16 @@ from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
-from orbiter.train.cli.settings.measuring import measuring_config
+from orbiter.train.cli.settings.measuring import OFF, measuring_config
 from orbiter.train.cli.settings.overrides import parse_overrides
 from orbiter.train.comparison.slices import task_fields
 from orbiter.train.contained import check_contained
+from orbiter.train.engine.models.saved_files import holds_reward_model
 from orbiter.train.errors import ConfigError, DataError, StorageError, did_you_mean
 from orbiter.train.evaluation import Interval, mean_interval
 
 if TYPE_CHECKING:
+    from orbiter.train.preference.reward_model_quality import RewardQuality
     from orbiter.train.verl.evaluate import Assessment, ScoredAttempt
 
 SHARE = 0.9
@@ -60,17 +62,23 @@ def evaluate(
     model. [eval] may set samples (answers per item, for pass@k; 0 means one greedy answer), success
     (the reward from which an answer passes) and by (a field, such as a label, for whose values the
     reward is also measured separately). A warning says if one answer or tool is used nearly always.
+
+    A reward model writes no answers: it is measured on pairs, by how often it prefers the better
+    one.
     """
     settings = _settings(config, run, overrides or [])
     models = model or [_model_of(settings, run)]
     path = data or settings.own("data").get("eval") or settings.own("data").get("train")
     if path is None:
         raise ConfigError("there is no evaluation data: give --data FILE, or set [data] eval")
+    output = Output(as_json=as_json)
+    if _score_answers(models):
+        _measure_reward_models(settings, models, data, str(path), output)
+        return
     agent = load_agent(settings)
     kind = settings.own("data").get("format") if data is None else None
     read: Callable[[str, str | None], Sequence[Any]] = read_tasks if agent else read_items
     items = read(str(path), None if kind is None else str(kind))
-    output = Output(as_json=as_json)
     by = settings.own("eval").get("by")
     assessments = {name: asyncio.run(_measure(settings, agent, name, items)) for name in models}
     output.say(f"{len(items)} {'tasks' if agent else 'items'} of {path}")
@@ -87,6 +95,44 @@ def evaluate(
     for line in warnings:
         output.say(f"warning: {line}")
     output.result(result | {"warnings": warnings})
+
+
+def _score_answers(models: Sequence[str]) -> bool:
+    """Return whether the models are reward models.
+
+    Raises:
+        ConfigError: only some of them are.
+    """
+    scorers = [name for name in models if holds_reward_model(Path(name).expanduser())]
+    if scorers and len(scorers) < len(models):
+        raise ConfigError(
+            f"{scorers[0]} is a reward model, which scores answers, and "
+            f"{next(name for name in models if name not in scorers)} writes them: they cannot be "
+            "compared; measure each by itself"
+        )
+    return bool(scorers)
+
+
+def _measure_reward_models(
+    settings: Settings, models: Sequence[str], data: Path | None, path: str, output: Output
+) -> None:
+    """Measure reward models on held-out pairs, as at the end of their training."""
+    from orbiter.train.preference import RewardModelConfig, RewardModelTrainer
+
+    if settings.own("eval").get("by") is not None:
+        raise ConfigError("eval.by has no effect on a reward model; leave it out")
+    kind = settings.own("data").get("format") if data is None else None
+    items = read_items(path, None if kind is None else str(kind))
+
+    async def quality(name: str) -> RewardQuality:
+        fixed: dict[str, Any] = {**OFF, "model": name}
+        config = settings.build("reward-model", RewardModelConfig, **fixed)
+        return await RewardModelTrainer(config).quality(items)
+
+    measured = {name: asyncio.run(quality(name)).measured() for name in models}
+    output.say(f"{len(items)} items of {path}")
+    _print(measured, output)
+    output.result({"items": len(items), "data": path, "models": measured})
 
 
 def _print(measured: Mapping[str, Mapping[str, float]], output: Output) -> None:

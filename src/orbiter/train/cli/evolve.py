@@ -17,7 +17,7 @@ import typer
 
 from orbiter.train.callback import map_bounded
 from orbiter.train.cli.code import load_object, load_rewards
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import Settings, load
@@ -62,7 +62,7 @@ def evolve(
         result = asyncio.run(_evolve(settings, folder, output))
     except (KeyboardInterrupt, asyncio.CancelledError):
         output.say(f"stopped; everything so far is kept. Continue with: {again}")
-        raise typer.Exit(Code.INTERRUPTED) from None
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     with working(f"drawing {folder}"):
         page = write_report(folder)
     _show(result, output)
@@ -71,7 +71,7 @@ def evolve(
     output.say(f"\nreport: {page}")
     output.result(_as_json(result, folder, page))
     if result.stop_reason is StopReason.FAILURES:
-        raise typer.Exit(Code.CALLBACK)
+        raise typer.Exit(ExitCode.CALLBACK)
 
 
 def _now() -> str:
@@ -83,6 +83,7 @@ def _resume_command(folder: Path, overrides: Sequence[str], config: Path | None)
     words = ["orbiter-train", "evolve"]
     if config is not None:
         words += ["-c", str(config)]
+    # The folder is added below; given twice, the later one would win by luck.
     kept = [word for word in overrides if not word.startswith("evolve.run_dir=")]
     return shlex.join([*words, *kept, f"evolve.run_dir={folder}"])
 
@@ -140,6 +141,7 @@ async def _evolve(settings: Settings, folder: Path, output: Output) -> Evolution
         try:
             return await pipeline.run(first)
         finally:
+            # Also after an error or Ctrl-C: the answers were paid for.
             _keep_cost(folder, search.model)
 
 

@@ -25,7 +25,7 @@ from orbiter.train.errors import (
 from orbiter.train.redact import mask_text, secrets_of_the_environment
 
 
-class Code(IntEnum):
+class ExitCode(IntEnum):
     """The exit codes of the commands."""
 
     OK = 0
@@ -56,28 +56,29 @@ class Code(IntEnum):
     """Stopped by SIGTERM."""
 
 
-_CODES: tuple[tuple[type[TrainError], Code], ...] = (
-    (ConfigError, Code.USAGE),
-    (DataError, Code.DATA),
-    (CallbackError, Code.CALLBACK),
-    (TrainingError, Code.TRAINING),
-    (StorageError, Code.STORAGE),
-    (MissingExtraError, Code.MISSING),
-    (StateError, Code.STATE),
+_CODES: tuple[tuple[type[TrainError], ExitCode], ...] = (
+    (ConfigError, ExitCode.USAGE),
+    (DataError, ExitCode.DATA),
+    (CallbackError, ExitCode.CALLBACK),
+    (TrainingError, ExitCode.TRAINING),
+    (StorageError, ExitCode.STORAGE),
+    (MissingExtraError, ExitCode.MISSING),
+    (StateError, ExitCode.STATE),
 )
 
 
-def code_of(error: BaseException) -> Code:
+def code_of(error: BaseException) -> ExitCode:
     """Return the exit code of a command that failed with this error."""
     if _is_about_a_file(error) or _is_about_a_file_name(error):
-        return Code.STORAGE
-    return next((code for kind, code in _CODES if isinstance(error, kind)), Code.UNEXPECTED)
+        return ExitCode.STORAGE
+    return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
 
 
 def _is_about_a_file(error: BaseException) -> bool:
     """Return whether the system refused a file: missing, not allowed, read-only, disk full."""
     if not isinstance(error, OSError) or isinstance(error, TrainError):
         return False
+    # Other OSErrors, such as a refused connection, are not about a file.
     return error.filename is not None or error.errno in (*FULL, errno.EROFS, errno.EIO)
 
 
@@ -86,12 +87,13 @@ def _is_about_a_file_name(error: BaseException) -> TypeGuard[UnicodeEncodeError]
     encoding = sys.getfilesystemencoding()
     return (
         isinstance(error, UnicodeEncodeError)
+        # In UTF-8 only half a surrogate pair cannot be encoded, which is a fault of the data.
         and encoding != "utf-8"
         and codecs.lookup(error.encoding).name == codecs.lookup(encoding).name
     )
 
 
-def report_error(error: BaseException, *, as_json: bool) -> Code:
+def report_error(error: BaseException, *, as_json: bool) -> ExitCode:
     """Print the error as one line, and return the exit code."""
     code = code_of(error)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -103,7 +105,7 @@ def report_error(error: BaseException, *, as_json: bool) -> Code:
             f"the file name {error.object!r} cannot be written in this locale ({error.encoding}); "
             "use a UTF-8 locale, or set PYTHONUTF8=1"
         )
-    if code is Code.UNEXPECTED:
+    if code is ExitCode.UNEXPECTED:
         message = f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
     if as_json:
         described = {"code": int(code), "kind": type(error).__name__, "message": message}

@@ -181,13 +181,15 @@ def _now() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def plan_lines(plan: TrainPlan | Plan) -> list[tuple[str, str]]:
+def plan_lines(plan: TrainPlan | Plan, agent: AgentChoice | None) -> list[tuple[str, str]]:
     """Return a plan as pairs of label and value."""
-    return _on_verl(plan) if isinstance(plan, Plan) else _here(plan)
+    return _on_verl(plan) if isinstance(plan, Plan) else _here(plan, agent)
 
 
-def _here(plan: TrainPlan) -> list[tuple[str, str]]:
-    later = "unknown until the model is downloaded"
+def _here(plan: TrainPlan, agent: AgentChoice | None) -> list[tuple[str, str]]:
+    absent = "unknown until the model is downloaded"
+    # The length of an agent's episodes is only known once some were played.
+    later = absent if agent is None else "depends on the episodes; --dry-run plays two of them"
     lines = [
         ("method", plan.method),
         ("model", plan.model),
@@ -197,7 +199,7 @@ def _here(plan: TrainPlan) -> list[tuple[str, str]]:
     ]
     if plan.longest_item is not None:
         lines.append(("longest item", f"{plan.longest_item} tokens"))
-    lines.append(("computes in", plan.computes or later))
+    lines.append(("computes in", plan.computes or absent))
     lines.append(("memory", plan.memory or later))
     lines.append(("time", later if plan.seconds is None else f"about {duration(plan.seconds)}"))
     if plan.judge_calls is not None:

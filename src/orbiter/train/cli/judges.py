@@ -57,6 +57,7 @@ async def calibrate_all(
     section = settings.values.get("reward")
     entries = section if isinstance(section, Mapping) else {}
     texts = []
+    # One after the other: each judge has its own limits and cache.
     for spec in rewards:
         entry = entries.get(spec.name)
         labels = entry.get("labels") if isinstance(entry, Mapping) else None

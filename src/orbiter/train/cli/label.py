@@ -62,6 +62,11 @@ def label(
 
         def ready(address: str) -> None:
             output.say(f"{session.done} of {session.total} labelled by {name}")
+            if session.elsewhere:
+                output.say(
+                    f"{session.elsewhere} more labels by {name} in {path} are of answers that "
+                    f"{data} does not hold (was it changed?); they stay in the file"
+                )
             output.say(f"open {address} (Ctrl-C ends it)")
             output.result(_described(session, path) | {"address": address})
 
@@ -76,6 +81,7 @@ def _described(session: LabelSession, path: Path) -> dict[str, object]:
         "rater": session.rater,
         "done": session.done,
         "total": session.total,
+        "elsewhere": session.elsewhere,
     }
 
 

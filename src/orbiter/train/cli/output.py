@@ -26,6 +26,7 @@ class Output:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        # So that `--json` can be piped into another program.
         self._stream = sys.stderr if as_json else sys.stdout
 
     def say(self, line: str = "") -> None:
@@ -69,6 +70,7 @@ class Output:
     def result(self, result: Mapping[str, object]) -> None:
         """Print the result as JSON if --json was given; NaN and infinities become null."""
         if self.as_json:
+            # Otherwise the JSON is escaped, which every reader understands.
             is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
             text = json.dumps(
                 finite(result), ensure_ascii=not is_unicode, default=str, allow_nan=False

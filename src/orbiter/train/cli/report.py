@@ -73,6 +73,7 @@ def _latest() -> Path:
     Raises:
         StorageError: there are no runs.
     """
+    # By when it was started: that file is written once, at the beginning.
     runs = sorted(RUNS.glob("**/run.json"), key=lambda file: file.stat().st_mtime)
     if not runs:
         raise StorageError(f"there are no runs in {RUNS}; name a run's folder")

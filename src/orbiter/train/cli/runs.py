@@ -225,6 +225,7 @@ def _is_held(folder: Path) -> bool:
 
 
 def _shared(a: Found, b: Found) -> list[str]:
+    # Only what both have can be compared.
     names = {n for row in a.run.metrics for n in row} & {n for row in b.run.metrics for n in row}
     return [n for n in SHOWN if n in names] + sorted(names - {*SHOWN, "step"})
 

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from orbiter.train.cli.code import load_object
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.options import (
     ConfigFile,
     OverrideWords,
@@ -62,9 +62,11 @@ def synth(
     if not own.get("out"):
         raise ConfigError('there is nowhere to write to: set out = "more.jsonl" under [synth]')
     out = Path(str(own["out"]))
+    # Before anything is asked for: answers that cannot be written would be paid for all the same.
     check_target(out)
     again = _resume_command(overrides or (), config)
     result, error = asyncio.run(_synthesise(settings, out))
+    # Also after an error: what was accepted so far is good.
     written = write_items(result.items, out) if result.items else 0
     _tell(result, out, output)
     if error is not None:
@@ -94,17 +96,18 @@ def _resume_command(overrides: Sequence[str], config: Path | None) -> str:
     return command(*words)
 
 
-def _exit_code(result: SynthesisResult) -> Code:
+def _exit_code(result: SynthesisResult) -> ExitCode:
     """Return 0 only if the target was reached, or nothing but the data set a limit to it."""
     if result.stop_reason == "cancelled":
-        return Code.INTERRUPTED
+        return ExitCode.INTERRUPTED
     if result.stop_reason == "failures":
-        return Code.CALLBACK
+        return ExitCode.CALLBACK
     if result.stop_reason == "target":
-        return Code.OK
+        return ExitCode.OK
+    # Ended for another reason, but with failures: scripts should notice.
     if result.failures:
-        return Code.CALLBACK
-    return Code.OK if result.items else Code.DATA
+        return ExitCode.CALLBACK
+    return ExitCode.OK if result.items else ExitCode.DATA
 
 
 async def _synthesise(

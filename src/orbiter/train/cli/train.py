@@ -21,7 +21,7 @@ import typer
 from orbiter.train.cli.agent import rehearse
 from orbiter.train.cli.emit import Claim, Emit, Image, emit
 from orbiter.train.cli.exams import examine, gain, interval, keep_exams, kept_exam
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.job import Job, Method, make_job, plan_lines
 from orbiter.train.cli.judges import calibrate_all
 from orbiter.train.cli.options import ConfigFile, DryRun, Out, OverrideWords, Resume
@@ -149,13 +149,15 @@ class Asked:
     push_to_hub: str | None = None
 
 
-def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Code:
+def run(method: Method, settings: Settings, asked: Asked, output: Output) -> ExitCode:
     """Check, plan and train, then print the result; return the exit code."""
     job = make_job(method, settings, out=asked.out, resume=asked.resume)
     plan = asyncio.run(_plan(job))
     limit = job.trainer.config.max_seconds
     limits = [] if limit is None else [("limit", f"stops after {duration(limit)} (max_seconds)")]
-    output.table(("what", "how much"), [*limits, *plan_lines(plan), ("folder", str(job.folder))])
+    output.table(
+        ("what", "how much"), [*limits, *plan_lines(plan, job.agent), ("folder", str(job.folder))]
+    )
     if asked.dry_run:
         cost = asyncio.run(_try(job, output))
         output.say("all checks passed; without --dry-run this starts the run")
@@ -167,7 +169,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
                 "settings": job.run_config(),
             }
         )
-        return Code.OK
+        return ExitCode.OK
     resumed = job.trainer.config.resume
     if not resumed:
         _require_new(job.folder)
@@ -178,7 +180,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Cod
 
 
 async def _plan(job: Job) -> TrainPlan | Plan:
-    """Return the plan of a run; with an agent it has no tokens and no time."""
+    """Return the plan of a run; with an agent it has no tokens, no memory and no time."""
     trainer = job.trainer
     if job.agent is None or getattr(trainer.config, "backend", "local") == "verl":
         return await trainer.plan()
@@ -186,6 +188,10 @@ async def _plan(job: Job) -> TrainPlan | Plan:
     config, count = trainer.config, len(job.items)
     steps = config.epochs * math.ceil(count / config.batch_size)
     assert isinstance(config, VeRLConfig)
+    from orbiter.train.engine.models.outline import make_outline
+    from orbiter.train.engine.thread import work
+
+    outline = await work(make_outline, config, reference=False, value_head=False)
     return TrainPlan(
         method=trainer.method,
         model=config.model,
@@ -193,6 +199,7 @@ async def _plan(job: Job) -> TrainPlan | Plan:
         held_out=len(job.held_out or ()),
         steps=steps,
         updates=steps * config.updates_per_step,
+        computes=None if outline is None else outline.computes,
     )
 
 
@@ -234,7 +241,7 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
     return None
 
 
-def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
+def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> ExitCode:
     """Train with two-step Ctrl-C handling, and write the results into the run's folder."""
     if not job.trainer.config.progress:
         logging.getLogger("orbiter.train").setLevel(logging.INFO)
@@ -243,7 +250,7 @@ def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> Code:
     signals = TwoStepInterrupt(
         course.stop,
         first="finishing this step, then saving (once more stops at once)",
-        second=f"stopped; continue from the last checkpoint with: {job.resume_command}",
+        second=lambda: _farewell(job),
     )
     with signals:
         try:
@@ -336,9 +343,20 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
     write_file(folder / RESULT, json.dumps(result, indent=2, default=str).encode() + b"\n")
 
 
-def _stopped(job: Job, number: int, output: Output) -> Code:
-    code = Code(128 + number)
-    saved = (job.folder / "checkpoints").is_dir()
+def _has_checkpoint(job: Job) -> bool:
+    return any((job.folder / "checkpoints").glob("step-*"))
+
+
+def _farewell(job: Job) -> str:
+    """Return what the second signal prints: where the run can be continued from."""
+    if _has_checkpoint(job):
+        return f"stopped; continue from the last checkpoint with: {job.resume_command}"
+    return f"stopped before the first checkpoint; start over with: {job.resume_command}"
+
+
+def _stopped(job: Job, number: int, output: Output) -> ExitCode:
+    code = ExitCode(128 + number)
+    saved = _has_checkpoint(job)
     output.say(
         f"stopped; continue with: {job.resume_command}"
         if saved
@@ -354,7 +372,7 @@ def _stopped(job: Job, number: int, output: Output) -> Code:
     return code
 
 
-def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> Code:
+def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> ExitCode:
     """Print the outcome, write the report page, and upload the model if requested."""
     from orbiter.train.report import write_report
 
@@ -372,15 +390,22 @@ def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> C
         output.say(f"uploaded  {result['hub']}")
     output.say(_next_step(job, str(result["model"])))
     output.result(result | {"folder": str(folder), "report": str(page)})
-    return Code.OK
+    return ExitCode.OK
 
 
 def _next_step(job: Job, model: str) -> str:
     """Return how to use the finished model."""
     if job.method == "reward-model":
         return f'use it    in [reward]: name = {{ model = "{model}" }}'
-    one_prompt = ["generate", "--model", model, "your prompt"]
-    return f"try it    {command(*(['eval', '--run', job.folder] if job.agent else one_prompt))}"
+    words = ["generate", "--model", model, "your prompt"]
+    file = job.settings.file
+    if job.agent is not None:
+        words = ["eval", "--run", str(job.folder)]
+    elif file is not None and load(file, parse_overrides([])).section("agent"):
+        # The other methods run no agent, but the model is for the agent of this config, whose
+        # section is not among the settings that their run's folder keeps.
+        words = ["eval", "--config", str(file), "--model", model]
+    return f"try it    {command(*words)}"
 
 
 def _tell(result: dict[str, Any], output: Output) -> None:
@@ -406,7 +431,7 @@ def _tell(result: dict[str, Any], output: Output) -> None:
         output.say(f"held out  {name} {shown(result['held_out'].get(name))}")
 
 
-def resume_run(folder: Path, overrides: list[str], output: Output) -> Code:
+def resume_run(folder: Path, overrides: list[str], output: Output) -> ExitCode:
     """Continue the run in a folder with its stored settings.
 
     Raises:

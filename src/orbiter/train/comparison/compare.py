@@ -94,6 +94,7 @@ async def compare(
 
     Raises:
         ConfigError, DataError: an argument is wrong, or no item has a reward on both sides.
+        StorageError: there is no model of this name.
         CallbackError: a reward, the agent or the endpoint failed.
     """
     WholeNumber(at_least=0)("samples", samples)
@@ -185,6 +186,9 @@ class _State:
     ) -> Comparison:
         done: tuple[list[Outcome], list[Outcome]] = ([], [])
         first, second = sides
+        # Both before any work: a mistake in B's name must not cost a look of A's answers.
+        for side in sides:
+            await side.check(self.tasks[0])
         begun = 0
         for look, size in enumerate(self.plan.looks.sizes):
             # Only the items that this look adds; answers of earlier looks are kept.

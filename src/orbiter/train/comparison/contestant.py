@@ -41,6 +41,13 @@ class Contestant(Protocol):
     name: str
     cost: Cost
 
+    async def check(self, task: object) -> None:
+        """Find out that it can answer, before the other model has worked for nothing.
+
+        Raises:
+            TrainError: it cannot; says why.
+        """
+
     async def outcomes(self, tasks: Sequence[object]) -> list[Outcome]:
         """Return how it does on each task."""
 
@@ -62,6 +69,23 @@ class LocalContestant:
     cost: Cost = field(default_factory=Cost)
     _trainer: VeRLTrainer | None = None
 
+    async def check(self, task: object) -> None:
+        """Fetch the model if it is not on this machine, and read its structure.
+
+        Raises:
+            StorageError: there is no such model, or it is damaged.
+            ConfigError: the engine does not support it.
+        """
+        del task
+        from orbiter.train.engine.models.load import ensure_model
+        from orbiter.train.engine.models.outline import make_outline
+        from orbiter.train.engine.thread import work
+
+        # Not loaded: with a single look, the two models are never in memory together.
+        trust = self.config.trust_remote_code
+        await work(ensure_model, self.config.model, trust_remote_code=trust)
+        await work(make_outline, self.config, reference=False, value_head=False)
+
     async def outcomes(self, tasks: Sequence[object]) -> list[Outcome]:
         """Answer each task, and return its rewards; the first call loads the model."""
         self._trainer = self._trainer or VeRLTrainer(
@@ -72,6 +96,7 @@ class LocalContestant:
         assessment = await self._trainer.assess(list(tasks), samples=self.samples)
         tokens = int(assessment.metrics.extra.get("tokens", 0))
         self.cost += Cost(tokens=tokens, seconds=time.perf_counter() - began)
+        # 0 samples mean one greedy answer.
         n = max(1, self.samples)
         attempts = assessment.attempts
         return [_outcome(attempts[at : at + n]) for at in range(0, len(attempts), n)]
@@ -93,6 +118,16 @@ class EndpointContestant:
     samples: int = 0
     concurrency: int = ENDPOINT_CONCURRENCY
     cost: Cost = field(default_factory=Cost)
+    _checked: list[str] = field(default_factory=list)
+    """The answer that `check` got; the first task of `outcomes` is the same one."""
+
+    async def check(self, task: object) -> None:
+        """Ask the model about the first task, since an endpoint cannot be checked otherwise.
+
+        Raises:
+            CallbackError: the call failed.
+        """
+        self._checked = [await self._answer((as_tasks([task]).items[0], 0))]
 
     async def outcomes(self, tasks: Sequence[object]) -> list[Outcome]:
         """Ask the model about each task, and return the rewards of its answers.
@@ -104,7 +139,9 @@ class EndpointContestant:
         n = max(1, self.samples)
         asked = [(item, index) for item in items for index in range(n)]
         began = time.perf_counter()
-        outputs = await map_bounded(asked, self._answer, concurrency=self.concurrency)
+        known, self._checked = self._checked, []
+        rest = await map_bounded(asked[len(known) :], self._answer, concurrency=self.concurrency)
+        outputs = [*known, *rest]
         self.cost += Cost(seconds=time.perf_counter() - began)
         scores = await score(
             outputs,
@@ -141,6 +178,7 @@ def conversation(item: TrajectoryItem, system: str | None) -> list[Message]:
     """Return the chat of an item as an endpoint gets it, with its tools as text."""
     from orbiter.train.engine.prompt import tools_in_words
 
+    # Copies, since the system message is taken out below.
     turns = [dict(m) for m in item.messages or [{"role": "user", "content": item.state}]]
     first = text_of(turns.pop(0)["content"]) if turns[0]["role"] == "system" else ""
     head = (system if system is not None else first, tools_in_words(item))

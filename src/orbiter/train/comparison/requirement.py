@@ -41,6 +41,7 @@ class Requirement:
         """Return whether the whole interval meets the bound, no part of it does, or only a part."""
         holds = _OPERATORS[self.sign]
         ends = (holds(difference.low, self.bound), holds(difference.high, self.bound))
+        # The bound is one-sided, so the two ends decide for all values between them.
         return "met" if all(ends) else "undecided" if any(ends) else "not met"
 
     def __str__(self) -> str:

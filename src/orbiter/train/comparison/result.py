@@ -35,6 +35,8 @@ class Plan:
             f"{difference:.3f} if the two differ on {share:.0%} of the items"
             for share, difference in self.detectable.items()
         )
+        # Differences of one on a share s of the items have the spread sqrt(s); this is per unit of
+        # it.
         scaled = self.detectable[DIFFER[0]] / DIFFER[0] ** 0.5
         return [
             f"{most} items, looks after {where}, together {looks.confidence:.0%} confidence",

@@ -36,6 +36,7 @@ def slice_field(tasks: Sequence[object], by: str | None) -> str | None:
                 name
                 for name in TASK_TYPES
                 if all(_value(task, name) is not None for task in tasks)
+                # One value makes no slices, and very many are not types of tasks.
                 and 1 < len({_value(task, name) for task in tasks}) <= MOST_SLICES
             ),
             None,

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orbiter.train.demo.account import Account
-from orbiter.train.demo.outcome import Outcome
+from orbiter.train.demo.outcome import DemoOutcome
 from orbiter.train.demo.pipeline import open_run, run_demo
 from orbiter.train.demo.plan import QUICK, DemoPlan
 from orbiter.train.demo.state import unfinished
@@ -40,7 +40,7 @@ def main() -> int:
     options = _parser().parse_args()
     plan = _plan(options)
     folder = options.out or unfinished(plan, RUNS)
-    account = Account(Outcome())
+    account = Account(DemoOutcome())
     if folder is None:
         folder = RUNS / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     elif folder.exists() and any(folder.iterdir()):

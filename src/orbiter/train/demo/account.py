@@ -9,7 +9,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from orbiter.train.demo.outcome import DemoExam, Outcome
+from orbiter.train.demo.outcome import DemoExam, DemoOutcome
 from orbiter.train.demo.plan import DemoPlan, Estimate
 
 STAGES = ("capture", "curate", "sft", "grpo", "further sft")
@@ -18,7 +18,7 @@ STAGES = ("capture", "curate", "sft", "grpo", "further sft")
 class Account:
     """Prints each stage and its results, and records how long each took."""
 
-    def __init__(self, outcome: Outcome, console: Console | None = None) -> None:
+    def __init__(self, outcome: DemoOutcome, console: Console | None = None) -> None:
         """Write to `console`, or to standard output."""
         self.outcome = outcome
         self.console = console or Console(highlight=False)

@@ -55,6 +55,7 @@ def mistaken_call(request: ToolRequest, generator: random.Random) -> str:
     mistakes = [_other_function, _forgotten, _made_up, _off, _mistyped]
     generator.shuffle(mistakes)
     calls = (mistake(request, generator) for mistake in mistakes)
+    # Some changes are no mistake for some requests, where several values are accepted.
     return next(call for call in calls if not verdict(call, request).right)
 
 

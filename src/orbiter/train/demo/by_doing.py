@@ -138,6 +138,7 @@ def lessons(shown: Sequence[dict[str, str]]) -> list[TrajectoryItem]:
             {"role": "system", "content": SYSTEM},
             {"role": "user", "content": world.reset(**task)},
         ]
+        # Two look-ups, and then the answer.
         for step, name in enumerate((task["person"], task["team"], None)):
             call = None if name is None else _call(step, name)
             answer = task["room"] if name is None else ""

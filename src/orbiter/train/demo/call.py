@@ -141,6 +141,7 @@ def _key(node: ast.expr | None) -> object:
     if node is None:
         raise DataError("a dict with ** in it is not a literal")
     key = _value(node)
+    # A list as a key raises a TypeError, which `parse_calls` reports.
     hash(key)
     return key
 
@@ -159,6 +160,7 @@ def _arithmetic(node: ast.expr) -> object:
             return operator.add(left, right)
         case ast.BinOp(op=op) if type(op) in _ARITHMETIC:
             left, right = _number(_arithmetic(node.left)), _number(_arithmetic(node.right))
+            # 9**9**9 would take for ever.
             if isinstance(op, ast.Pow) and abs(right) > MAX_POWER:
                 raise DataError(f"the exponent {right} is beyond {MAX_POWER}")
             return _ARITHMETIC[type(op)](left, right)

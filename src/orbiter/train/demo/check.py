@@ -65,6 +65,7 @@ def score(reply: str, request: ToolRequest) -> float:
         return 1.0
     if call.name != request.function.name:
         return 0.1
+    # Both, so that leaving out and inventing an argument cost alike.
     named = call.arguments.keys() | request.accepted.keys()
     right = sum(not _argument_fault(name, call, request) for name in named)
     return 0.2 + 0.4 * right / len(named)

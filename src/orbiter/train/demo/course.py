@@ -49,7 +49,7 @@ class Course:
     """Further settings of learning by doing."""
 
 
-class Measured(NamedTuple):
+class ExamResult(NamedTuple):
     """An exam: the mean reward of each task, and an answer to show."""
 
     scores: list[float]
@@ -71,6 +71,7 @@ async def take(course: Course, folder: Path, seed: int) -> Interval:
     start = await sft.save(folder / "sft" / "model")
     trainer = VeRLTrainer(_config(course, start, folder, seed), environment=course.environment)
     say(f"computes in {(await trainer.policy()).computes}")
+    # After the imitation, so that the gain is that of learning by doing alone.
     before = await examine(trainer, course)
     say(f"before  reward {mean_interval(before.scores)}")
     say(f"learning by doing, for {course.minutes:g} minutes")
@@ -87,11 +88,11 @@ async def take(course: Course, folder: Path, seed: int) -> Interval:
     return gain
 
 
-async def examine(trainer: VeRLTrainer, course: Course) -> Measured:
+async def examine(trainer: VeRLTrainer, course: Course) -> ExamResult:
     """Play the held-out tasks, each as often as `course.attempts` says, with the same seeds."""
     played = (await trainer.assess(course.held_out, samples=course.attempts)).attempts
     groups = [played[i : i + course.attempts] for i in range(0, len(played), course.attempts)]
-    return Measured(
+    return ExamResult(
         [fmean(a.reward or 0.0 for a in group) for group in groups],
         [group[0].output for group in groups],
     )
@@ -108,7 +109,7 @@ def _config(course: Course, start: Path, folder: Path, seed: int) -> VeRLConfig:
     return VeRLConfig(model=str(start), output_dir=folder / "by-doing", seed=seed, **settings)
 
 
-def _keep(folder: Path, course: Course, before: Measured, after: Measured) -> None:
+def _keep(folder: Path, course: Course, before: ExamResult, after: ExamResult) -> None:
     """Store the files that the report and scripts read."""
     exams = [
         Exam(name="before", note="after imitation", scores=before.scores, outputs=before.outputs),

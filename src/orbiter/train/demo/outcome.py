@@ -13,7 +13,7 @@ class DemoExam:
 
     name: str
     replies: list[str]
-    """In the order of `Outcome.held_out`."""
+    """In the order of `DemoOutcome.held_out`."""
     right: list[bool]
     """The leaderboard's verdict on each."""
     seconds: float
@@ -41,7 +41,7 @@ class Question:
 
 
 @dataclass(slots=True)
-class Outcome:
+class DemoOutcome:
     """A whole run."""
 
     held_out: list[Question] = field(default_factory=list[Question])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from orbiter.train.demo.outcome import Outcome
+from orbiter.train.demo.outcome import DemoOutcome
 from orbiter.train.demo.plan import DemoPlan
 from orbiter.train.report import Exam, LedgerStep, Story, Task, keep_story, write_report
 
@@ -17,13 +17,13 @@ _NOTES = {
 }
 
 
-def write_page(outcome: Outcome, plan: DemoPlan, folder: Path) -> Path:
+def write_page(outcome: DemoOutcome, plan: DemoPlan, folder: Path) -> Path:
     """Write the run's story and its report into its folder; return the report's path."""
     keep_story(folder, story_of(outcome, plan))
     return write_report(folder)
 
 
-def story_of(outcome: Outcome, plan: DemoPlan) -> Story:
+def story_of(outcome: DemoOutcome, plan: DemoPlan) -> Story:
     """Return the facts that the trainings' own folders do not contain."""
     return Story(
         title="A small agent learns to call tools",
@@ -54,7 +54,7 @@ def story_of(outcome: Outcome, plan: DemoPlan) -> Story:
     )
 
 
-def ledger_of(outcome: Outcome) -> list[LedgerStep]:
+def ledger_of(outcome: DemoOutcome) -> list[LedgerStep]:
     """Return the steps from traces to lessons; empty if the run did not get that far."""
     counts = outcome.counts
     if "train" not in counts:

@@ -26,14 +26,14 @@ import msgspec
 from orbiter.train.demo.account import Account
 from orbiter.train.demo.agent import answer_all, right_call
 from orbiter.train.demo.check import score, verdict
-from orbiter.train.demo.outcome import DemoExam, Outcome, Question
+from orbiter.train.demo.outcome import DemoExam, DemoOutcome, Question
 from orbiter.train.demo.page import write_page
 from orbiter.train.demo.parts import GROUPS, RequestParts, draw, further_requests, split_requests
 from orbiter.train.demo.plan import DemoPlan, estimate
 from orbiter.train.demo.probe import exam_seconds
 from orbiter.train.demo.prompt import INSTRUCTION, render
 from orbiter.train.demo.requests import ToolRequest, load_requests
-from orbiter.train.demo.state import State, open_state
+from orbiter.train.demo.state import DemoState, open_state
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.runlog import read_run
 from orbiter.train.sft import SFTConfig, SFTTrainer
@@ -46,7 +46,7 @@ EXAM_ROWS = 100
 """Requests answered between two checks for an interruption."""
 
 
-class Lessons(NamedTuple):
+class CuratedLessons(NamedTuple):
     """Good traces: to imitate, and to validate on."""
 
     train: list[TrajectoryItem]
@@ -54,7 +54,7 @@ class Lessons(NamedTuple):
 
 
 @dataclass(slots=True)
-class Run:
+class DemoRun:
     """A run in progress: its settings, its state, and where it reports to."""
 
     plan: DemoPlan
@@ -62,14 +62,14 @@ class Run:
     account: Account
     requests: Mapping[str, ToolRequest]
     """By id."""
-    state: State
+    state: DemoState
     trainer: SFTTrainer | VeRLTrainer | None = field(default=None, init=False)
     """The training in progress, if there is one."""
     stopping: bool = field(default=False, init=False)
     """Whether the run was interrupted."""
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> DemoOutcome:
         """The results of the finished stages."""
         return self.state.outcome
 
@@ -110,11 +110,12 @@ class Run:
             await trainer.train(data)
         finally:
             self.trainer = None
+        # The stage is not complete: the next call resumes it from the checkpoint.
         if trainer.stopped:
             raise asyncio.CancelledError
 
 
-def open_run(plan: DemoPlan, folder: Path, account: Account) -> Run:
+def open_run(plan: DemoPlan, folder: Path, account: Account) -> DemoRun:
     """Open the run in `folder`, new or interrupted, and fetch the requests.
 
     Raises:
@@ -126,10 +127,10 @@ def open_run(plan: DemoPlan, folder: Path, account: Account) -> Run:
     requests = load_requests()[: plan.requests]
     further = load_requests(part="multiple")[: plan.further_requests]
     by_id = {request.id: request for request in [*requests, *further]}
-    return Run(plan, folder, account, by_id, state)
+    return DemoRun(plan, folder, account, by_id, state)
 
 
-async def run_demo(run: Run) -> Outcome:
+async def run_demo(run: DemoRun) -> DemoOutcome:
     """Run every stage that is not complete yet, write the page, and return the outcome.
 
     Raises:
@@ -142,6 +143,7 @@ async def run_demo(run: Run) -> Outcome:
     run.outcome.counts |= {name: len(part) for name, part in parts._asdict().items()}
     await announce(run, parts)
     traces = await capture(run, parts)
+    # Repeated after an interruption: it takes a moment and gives the same parts.
     lessons = curate(run, traces)
     await imitate(run, lessons, parts.held_out)
     practice = [
@@ -158,7 +160,7 @@ async def run_demo(run: Run) -> Outcome:
     return run.outcome
 
 
-async def announce(run: Run, parts: RequestParts) -> None:
+async def announce(run: DemoRun, parts: RequestParts) -> None:
     """Choose the arithmetic, measure this machine's speed, and print the minutes to expect."""
     plan = run.plan
     from orbiter.train.engine.arithmetic import choose_dtype, pick_device
@@ -175,7 +177,7 @@ async def announce(run: Run, parts: RequestParts) -> None:
     run.account.expect(estimate(plan, speed), plan)
 
 
-async def capture(run: Run, parts: RequestParts) -> TrajectoryDataset:
+async def capture(run: DemoRun, parts: RequestParts) -> TrajectoryDataset:
     """Capture the traces of the reference agent and of the untrained model."""
     plan, account, path = run.plan, run.account, run.folder / "traces.jsonl"
     if run.has("capture"):
@@ -198,7 +200,7 @@ async def capture(run: Run, parts: RequestParts) -> TrajectoryDataset:
 
 
 def _capture(
-    run: Run,
+    run: DemoRun,
     dataset: TrajectoryDataset,
     items: Sequence[TrajectoryItem],
     replies: Sequence[str],
@@ -219,7 +221,7 @@ def _capture(
         )
 
 
-def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
+def curate(run: DemoRun, traces: TrajectoryDataset) -> CuratedLessons:
     """Keep the right traces, each once, and set some aside for validation."""
     plan, account = run.plan, run.account
     with account.stage("curate", "filter by reward, deduplicate, split"):
@@ -227,7 +229,7 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
         distinct = deduplicate(right, threshold=0.9)
         shares = (1 - plan.validation, plan.validation)
         parts = split_dataset(distinct, shares, seed=plan.seed, group_by=GROUPS)
-        lessons = Lessons(*parts)
+        lessons = CuratedLessons(*parts)
         traces.close()
         account.say(
             f"{len(traces)} traces → {len(right)} right → {len(distinct)} distinct → "
@@ -238,13 +240,17 @@ def curate(run: Run, traces: TrajectoryDataset) -> Lessons:
     return lessons
 
 
-def without_lesson(shown: Sequence[TrajectoryItem], lessons: Lessons) -> list[TrajectoryItem]:
+def without_lesson(
+    shown: Sequence[TrajectoryItem], lessons: CuratedLessons
+) -> list[TrajectoryItem]:
     """Return the shown requests without a good trace, which are left to the model's attempts."""
     answered = {item.task_id for part in lessons for item in part}
     return [item for item in shown if item.task_id not in answered]
 
 
-async def imitate(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
+async def imitate(
+    run: DemoRun, lessons: CuratedLessons, held_out: Sequence[TrajectoryItem]
+) -> None:
     """Imitate the good traces; the pass with the best validation loss is kept."""
     plan = run.plan
     if run.has("sft"):
@@ -255,12 +261,13 @@ async def imitate(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]
         await run.train(trainer, lessons.train)
         _keep_curve(run, "sft validation loss", "sft", "eval/loss")
         await examine(run, "sft", _asker(run, run.folder / "sft" / "best"), held_out)
+    # Hundreds of megabytes that no later stage reads.
     shutil.rmtree(run.folder / "sft" / "checkpoints", ignore_errors=True)
     run.finish("sft")
 
 
 async def learn_by_reward(
-    run: Run, practice: Sequence[TrajectoryItem], held_out: Sequence[TrajectoryItem]
+    run: DemoRun, practice: Sequence[TrajectoryItem], held_out: Sequence[TrajectoryItem]
 ) -> None:
     """Let the model attempt requests without a good answer, and reward its right calls."""
     plan, account = run.plan, run.account
@@ -302,7 +309,7 @@ async def learn_by_reward(
     run.finish("grpo")
 
 
-def _choose_steps(run: Run) -> int:
+def _choose_steps(run: DemoRun) -> int:
     """Return the number of GRPO steps that fit into the time budget; a resume keeps it."""
     plan, state = run.plan, run.state
     if state.steps is None:
@@ -314,7 +321,9 @@ def _choose_steps(run: Run) -> int:
     return state.steps
 
 
-async def imitate_further(run: Run, lessons: Lessons, held_out: Sequence[TrajectoryItem]) -> None:
+async def imitate_further(
+    run: DemoRun, lessons: CuratedLessons, held_out: Sequence[TrajectoryItem]
+) -> None:
     """Give SFT the seconds that GRPO had, from the same start, as a control.
 
     Here too the best pass by validation loss counts, not the last.
@@ -337,7 +346,7 @@ async def imitate_further(run: Run, lessons: Lessons, held_out: Sequence[Traject
 
 
 async def examine(
-    run: Run, name: str, model: ModelTrainer, held_out: Sequence[TrajectoryItem]
+    run: DemoRun, name: str, model: ModelTrainer, held_out: Sequence[TrajectoryItem]
 ) -> None:
     """Let a model answer the held-out requests greedily, and judge its calls."""
     await model.policy()  # loaded before the clock starts: `estimate` counts answering alone
@@ -353,14 +362,14 @@ async def examine(
     run.account.exam(exam)
 
 
-def _asker(run: Run, model: Path) -> ModelTrainer:
+def _asker(run: DemoRun, model: Path) -> ModelTrainer:
     """Load a model for inference only."""
     return VeRLTrainer(VeRLConfig(model=str(model), **_engine(run)))
 
 
 def _sft_config(
-    run: Run,
-    lessons: Lessons,
+    run: DemoRun,
+    lessons: CuratedLessons,
     *,
     model: str,
     folder: str,
@@ -382,7 +391,7 @@ def _sft_config(
     )
 
 
-def _engine(run: Run) -> dict[str, Any]:
+def _engine(run: DemoRun) -> dict[str, Any]:
     """Return the settings that all trainers share."""
     plan = run.plan
     return {
@@ -394,7 +403,7 @@ def _engine(run: Run) -> dict[str, Any]:
     }
 
 
-def _keep_curve(run: Run, name: str, folder: str, metric: str) -> None:
+def _keep_curve(run: DemoRun, name: str, folder: str, metric: str) -> None:
     points = read_run(run.folder / folder).series(metric)
     run.outcome.curves[name] = [(float(step), value) for step, value in points]
 

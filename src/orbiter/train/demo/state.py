@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from orbiter.train.demo.outcome import Outcome
+from orbiter.train.demo.outcome import DemoOutcome
 from orbiter.train.demo.plan import DemoPlan
 from orbiter.train.errors import StorageError
 from orbiter.train.storage import write_file
@@ -17,11 +17,11 @@ STATE_FILE = "state.json"
 
 
 @dataclass(slots=True)
-class State:
+class DemoState:
     """A run's plan, its finished stages and what they measured."""
 
     plan: DemoPlan
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: DemoOutcome = field(default_factory=DemoOutcome)
     finished: list[str] = field(default_factory=list[str])
     """Names of the stages that are complete."""
     dtype: str = ""
@@ -34,7 +34,7 @@ class State:
         write_file(folder / STATE_FILE, msgspec.json.encode(self))
 
 
-def open_state(plan: DemoPlan, folder: Path) -> State:
+def open_state(plan: DemoPlan, folder: Path) -> DemoState:
     """Return the state of the run in `folder`, or a new one if the folder is empty or missing.
 
     A finished run may be reopened with `plan.control` switched on; then only the control runs.
@@ -48,9 +48,9 @@ def open_state(plan: DemoPlan, folder: Path) -> State:
             raise StorageError(
                 f"{folder} is not empty and holds no run of the demo; choose another"
             )
-        return State(plan)
+        return DemoState(plan)
     try:
-        state = msgspec.json.decode(path.read_bytes(), type=State)
+        state = msgspec.json.decode(path.read_bytes(), type=DemoState)
     except msgspec.DecodeError as error:
         raise StorageError(
             f"{path} is damaged ({error}); delete {folder} or choose another"

@@ -157,10 +157,10 @@ def _write_group(path: Path, named: Mapping[str, Tensor]) -> None:
     seen: set[int] = set()
     for name, tensor in owned.items():
         # safetensors refuses tensors that share memory, such as tied embeddings.
-        place = tensor.untyped_storage().data_ptr()
-        if place in seen:
+        address = tensor.untyped_storage().data_ptr()
+        if address in seen:
             owned[name] = tensor.clone()
-        seen.add(place)
+        seen.add(address)
     save_file(owned, path)
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from orbiter.train.checks import Boolean, Number, OneOf, OrNone, Text, WholeNumber, setting
 from orbiter.train.errors import ConfigError
+from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.runlog.trackers import Tracker, check_trackers
 from orbiter.train.trainer.config import NotInVerl, TrainConfig, VerlKeys
 
@@ -179,3 +181,15 @@ def settings_of(config: EngineConfig) -> dict[str, object]:
         for declared in fields(config)
         if not declared.metadata.get("may_change")
     }
+
+
+def recorded_dtype(config: EngineConfig) -> str | None:
+    """Return the dtype that the run in `output_dir` started with, if "auto" resumes that run.
+
+    On another machine or torch version, "auto" might choose differently for a new run.
+    """
+    if config.dtype != "auto" or not config.resume or config.output_dir is None:
+        return None
+    folder = Path(config.output_dir)
+    recorded = read_config(folder).get("dtype") if (folder / RUN_FILE).exists() else None
+    return str(recorded) if recorded in ("float32", "bfloat16") else None

@@ -157,18 +157,18 @@ def make_policy(
     """
     require_supported(model)
     keep_freed_memory()
-    place = pick_device(device)
-    arithmetic = choose_dtype(dtype, place)
+    target = pick_device(device)
+    arithmetic = choose_dtype(dtype, target)
     torch_dtype = DTYPES[arithmetic.dtype]
     # Float32 master weights: an update is often smaller than bfloat16's spacing around the
     # weight.
-    model = model.to(device=place, dtype=torch.float32).eval()
+    model = model.to(device=target, dtype=torch.float32).eval()
     # Training reads whole sequences; the cache would only cost memory.
     model.config.use_cache = False
     # Copied before adapters are added. LoRA needs no copy: switching its adapters off gives the
     # initial model back.
     frozen = copy.deepcopy(model).requires_grad_(False) if reference and not lora_rank else None
-    given_head = value_head.to(place, torch.float32) if isinstance(value_head, nn.Module) else None
+    given_head = value_head.to(target, torch.float32) if isinstance(value_head, nn.Module) else None
     model.requires_grad_(True)
     trained: Any = (
         add_lora(model, rank=lora_rank, alpha=lora_alpha, seed=seed) if lora_rank else model
@@ -178,10 +178,10 @@ def make_policy(
         tokenizer=tokenizer,
         forward=_make_forward(model, torch_dtype, path),
         reference_forward=frozen and _make_forward(frozen, torch_dtype, path),
-        value_head=_value_head(model, place) if value_head is True else given_head,
+        value_head=_value_head(model, target) if value_head is True else given_head,
         dtype=arithmetic.dtype,
         # Both sources, because many chat models list only one of their end tokens in each.
-        device=place,
+        device=target,
         stop_token_ids=configured_stops(model) | stop_token_ids(tokenizer),
         dtype_reason=arithmetic.reason,
     )

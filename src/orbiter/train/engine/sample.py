@@ -80,7 +80,7 @@ def sample(
     return rollouts
 
 
-class Drawn(NamedTuple):
+class DrawnTokens(NamedTuple):
     """The tokens drawn by the loop, still as padded tensors."""
 
     token_ids: Int[Tensor, "B T"]
@@ -94,10 +94,10 @@ def _draw(
     noise: Float[Tensor, "B T"],
     n: int,
     stop_token_ids: frozenset[int],
-    choose: Callable[[Tensor, Tensor], Choice],
+    choose: Callable[[Tensor, Tensor], ChosenTokens],
     *,
     report: Report,
-) -> Drawn:
+) -> DrawnTokens:
     """Sample every row until it stops or reaches the length limit."""
     # Sorted, because the order of a set may differ between processes.
     stop = torch.tensor(sorted(stop_token_ids), device=noise.device)
@@ -131,10 +131,10 @@ def _draw(
         if kept is not None:
             decoder.keep(kept)
         logits = decoder.step(read)
-    return Drawn(token_ids, logprob, length, stopped)
+    return DrawnTokens(token_ids, logprob, length, stopped)
 
 
-class Choice(NamedTuple):
+class ChosenTokens(NamedTuple):
     """Tokens with their log probabilities."""
 
     token_ids: Int[Tensor, "B *n"]
@@ -147,7 +147,7 @@ def choose(
     *,
     temperature: float,
     top_p: float = 1.0,
-) -> Choice:
+) -> ChosenTokens:
     """Pick the token whose interval of the cumulative softmax contains the uniform number.
 
     One exponential and one cumulative sum serve both the draws and the log probability, which takes
@@ -172,7 +172,7 @@ def choose(
     else:
         token = likeliest.expand(wanted.shape)
     logprob = scaled.gather(1, token) - largest - total.log()
-    return Choice(token.reshape(uniform.shape), logprob.reshape(uniform.shape))
+    return ChosenTokens(token.reshape(uniform.shape), logprob.reshape(uniform.shape))
 
 
 def _nucleus(mass: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
@@ -208,7 +208,7 @@ def _check_prompt(prompt: Sequence[int], index: int, *, room: int) -> None:
 
 
 def _as_rollouts(
-    policy: Policy, prompts: Sequence[Sequence[int]], n: int, drawn: Drawn
+    policy: Policy, prompts: Sequence[Sequence[int]], n: int, drawn: DrawnTokens
 ) -> list[Rollout]:
     """Convert the padded tensors into one rollout per row."""
     rollouts = []

@@ -265,9 +265,9 @@ class Session:
 
     def save(self) -> None:
         """Write a checkpoint that the run can resume from as if it had not been interrupted."""
-        # Step and update, because a save within a step and one after it are different places.
-        place = (self.position.step, self.position.update)
-        if self._checkpoints is None or place == self._saved:
+        # Step and update, because a save within a step and one after it are different points.
+        now = (self.position.step, self.position.update)
+        if self._checkpoints is None or now == self._saved:
             return
         tensors: dict[str, Mapping[str, Tensor]] = {
             "weights": {n: p.detach() for n, p in self.policy.named_trainable().items()},
@@ -286,7 +286,7 @@ class Session:
         }
         self._checkpoints.save(self.position.update, tensors=tensors, state=state)
         # Only after the checkpoint is on disk, so that a failed save is tried again.
-        self._saved = place
+        self._saved = now
 
     def close(self) -> None:
         """Close the run's log and release its folder."""

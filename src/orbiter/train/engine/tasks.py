@@ -80,9 +80,9 @@ class Tasks:
 
         Each epoch has a different shuffle; its last batch may be smaller.
         """
-        epoch, place = divmod(step, self.steps_per_epoch(size))
+        epoch, batch = divmod(step, self.steps_per_epoch(size))
         # Recomputed from the seed, so a resumed run needs no stored order.
-        return shuffled(len(self), seed, epoch)[place * size : (place + 1) * size]
+        return shuffled(len(self), seed, epoch)[batch * size : (batch + 1) * size]
 
     def steps_per_epoch(self, size: int) -> int:
         """Return the number of batches of `size` that cover every task once."""

@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orbiter.train.engine.config import EngineConfig, settings_of
+from orbiter.train.engine.config import EngineConfig, recorded_dtype, settings_of
+from orbiter.train.engine.models.saved_files import refuse_reward_model
 from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
 from orbiter.train.errors import ConfigError, DataError, StateError, TrainingError, require
 from orbiter.train.evaluation import Interval
 from orbiter.train.progress import Progress, make_progress, working
-from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.trainer import Trainer, TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -149,13 +149,18 @@ class ModelTrainer(Trainer):
         return True
 
     async def check_config(self) -> bool:
-        """Check that `eval_every` comes with held-out data."""
+        """Check that `eval_every` comes with held-out data, and that the model can answer."""
+        self._check_model()
         if self.config.eval_every and self.eval_dataset is None:
             raise ConfigError(
                 f"eval_every={self.config.eval_every} needs eval_dataset=, the held-out items to "
                 "validate on"
             )
         return True
+
+    def _check_model(self) -> None:
+        """Refuse a saved model of a kind that this trainer cannot train."""
+        refuse_reward_model(Path(self.config.model).expanduser())
 
     @property
     def running_agent(self) -> object:
@@ -423,18 +428,6 @@ class ModelTrainer(Trainer):
             if self.config.output_dir is not None:
                 await self.save(Path(self.config.output_dir) / "best")
             session.position.best = score
-
-
-def recorded_dtype(config: EngineConfig) -> str | None:
-    """Return the dtype that the run in `output_dir` started with, if "auto" resumes that run.
-
-    On another machine or torch version, "auto" might choose differently for a new run.
-    """
-    if config.dtype != "auto" or not config.resume or config.output_dir is None:
-        return None
-    folder = Path(config.output_dir)
-    recorded = read_config(folder).get("dtype") if (folder / RUN_FILE).exists() else None
-    return str(recorded) if recorded in ("float32", "bfloat16") else None
 
 
 def as_metrics(

@@ -43,13 +43,13 @@ def krippendorff_alpha(
     rated = [[_number(v) for v in unit if v is not None] for unit in units]
     rated = [unit for unit in rated if len(unit) >= 2]
     counts = Counter(value for unit in rated for value in unit)
-    place = _places(counts, level)
+    position_of = _places(counts, level)
     if len(counts) < 2:
         return None
-    expected = _pair_distances(counts, place, level)
+    expected = _pair_distances(counts, position_of, level)
     # A unit counts by its number of values, not by its number of pairs.
     observed = math.fsum(
-        _pair_distances(Counter(unit), place, level) / (len(unit) - 1) for unit in rated
+        _pair_distances(Counter(unit), position_of, level) / (len(unit) - 1) for unit in rated
     )
     return 1 - (counts.total() - 1) * observed / expected
 
@@ -112,12 +112,14 @@ def _places(counts: Counter[float], level: Level) -> dict[float, float]:
     return places
 
 
-def _pair_distances(counts: Counter[float], place: dict[float, float], level: Level) -> float:
+def _pair_distances(counts: Counter[float], position_of: dict[float, float], level: Level) -> float:
     """Return the sum of the distances of all pairs of values, each pair once."""
     n = counts.total()
     # All pairs minus those of equal values.
     if level == "nominal":
         return (n * n - sum(count * count for count in counts.values())) / 2
-    mean = math.fsum(count * place[value] for value, count in counts.items()) / max(1, n)
+    mean = math.fsum(count * position_of[value] for value, count in counts.items()) / max(1, n)
     # The sum over pairs of squared distances is n times the squared distances from the mean.
-    return n * math.fsum(count * (place[value] - mean) ** 2 for value, count in counts.items())
+    return n * math.fsum(
+        count * (position_of[value] - mean) ** 2 for value, count in counts.items()
+    )

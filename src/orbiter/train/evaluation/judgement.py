@@ -158,6 +158,17 @@ def read_judgements(path: str | os.PathLike[str]) -> Iterator[Judgement]:
             raise DataError(f"{path}:{line}: {error}") from error
 
 
+def last_of_each_rater(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """Return each rater's last judgement of each subject, in the order of the first ones.
+
+    A journal of labels is only ever added to: a person who changes a label writes it once more.
+    """
+    last: dict[tuple[str, str], Judgement] = {}
+    for judgement in judgements:
+        last[judgement.rater, judgement.subject] = judgement
+    return list(last.values())
+
+
 def judgement_lines(judgements: Iterable[Judgement]) -> Iterator[bytes]:
     """Yield judgements as lines of JSON, without the line ends."""
     for judgement in judgements:

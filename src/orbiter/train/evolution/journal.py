@@ -53,7 +53,7 @@ class Trial(NamedTuple):
     cost: float = 0.0
 
 
-class Journal:
+class RunJournal:
     """The journal of a run without a folder, which stores nothing."""
 
     trials: Mapping[tuple[str, int], Trial] = {}
@@ -80,7 +80,7 @@ class Journal:
         """Close the file."""
 
 
-class FileJournal(Journal):
+class FileRunJournal(RunJournal):
     """The journal in a folder."""
 
     def __init__(

@@ -16,7 +16,7 @@ from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.evaluator import Evaluator
 from orbiter.train.evolution.event import EvolutionPhase, listeners
 from orbiter.train.evolution.generation import run_generations
-from orbiter.train.evolution.journal import FileJournal
+from orbiter.train.evolution.journal import FileRunJournal
 from orbiter.train.evolution.member import Member, mean_score, ranked
 from orbiter.train.evolution.result import Baseline, EvolutionResult, interval_of
 from orbiter.train.evolution.state import State
@@ -156,7 +156,7 @@ class EvolutionPipeline(Generic[C]):
         if self.config.run_dir is not None:
             fingerprint = _fingerprint(self.config, self.strategy, initial)
             texts = [state.codec.write(member.candidate) for member in initial]
-            state.journal = FileJournal(Path(self.config.run_dir), fingerprint, texts)
+            state.journal = FileRunJournal(Path(self.config.run_dir), fingerprint, texts)
             # Evaluations that are tried again were paid for, and count towards max_cost.
             state.budget.spend(state.journal.lost_cost)
 

@@ -13,7 +13,7 @@ from orbiter.train.errors import DataError
 from orbiter.train.evolution.budget import Budget
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.event import Event, EventKind, EvolutionPhase, Listener
-from orbiter.train.evolution.journal import Journal
+from orbiter.train.evolution.journal import RunJournal
 from orbiter.train.evolution.member import Member, Origin, most_surely_best, noise, ranked
 from orbiter.train.evolution.strategy import Context, EpochRecord, EvolutionStrategy, Score
 from orbiter.train.identity import Codec, content_key, fallback_key
@@ -29,7 +29,7 @@ class State(Generic[C]):
     strategy: EvolutionStrategy[C]
     budget: Budget
     listeners: Sequence[Listener] = ()
-    journal: Journal = field(default_factory=Journal)
+    journal: RunJournal = field(default_factory=RunJournal)
     codec: Codec = field(default_factory=Codec)
     limiter: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Shared by evaluations that work on several tasks at once."""

@@ -43,6 +43,7 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     Raises:
         StorageError: the file cannot be written; the previous file is unchanged.
     """
+    # The suffix decides between one document and lines; readers of ATIF go by it as well.
     lines = path.suffix != ".json"
     written = 0
     with atomic_write(path) as file:
@@ -68,6 +69,7 @@ def trajectories(items: Iterable[TrajectoryItem]) -> Iterator[tuple[dict[str, An
     An item whose `messages` are not a valid chat gets a separate trajectory, with its state as the
     user's message and its messages in `extra`.
     """
+    # Filled while `conversations` consumes the items, so it is complete only after that loop.
     odd: list[TrajectoryItem] = []
     for chat in conversations(_chats(items, odd)):
         yield _trajectory(chat.messages, dict(_by_answer(chat))), len(chat.items)
@@ -91,6 +93,7 @@ def _by_answer(chat: Conversation) -> Iterator[tuple[int, TrajectoryItem]]:
     if chat.answers:
         yield from zip(chat.answers, chat.items, strict=True)
     else:
+        # ATIF has no prompt without an answer, so the item gets an empty one.
         chat.messages.append(answer_of(chat.items[0]))
         yield len(chat.messages) - 1, chat.items[0]
 
@@ -98,6 +101,8 @@ def _by_answer(chat: Conversation) -> Iterator[tuple[int, TrajectoryItem]]:
 def _trajectory(messages: Sequence[Message | Any], items: Mapping[int, TrajectoryItem]) -> Step:
     first = next(iter(items.values()))
     agent: Step = {"name": first.agent or "agent", "version": "unknown"}
+    # The format has one list of tools for the whole trajectory. If the items differ, each keeps its
+    # own in `extra`, by `_keep_the_rest`.
     if first.tools is not None and all(items[index].tools == first.tools for index in items):
         agent["tool_definitions"] = list(first.tools)
     trajectory: Step = {
@@ -118,7 +123,9 @@ def _steps(messages: Sequence[Message], items: Mapping[int, TrajectoryItem]) -> 
     step: Step = {}
     number = 0
     for index, message in enumerate(messages):
+        # Results belong to the step that made the calls: they are its observation.
         if message.get("role") == "tool" and step.get("source") == "agent":
+            # A result may only name a call of its own step; others keep their id in `extra`.
             call_ids = {call["tool_call_id"] for call in step.get("tool_calls", ())}
             result = _result(message, call_ids)
             step.setdefault("observation", {"results": []})["results"].append(result)
@@ -129,6 +136,7 @@ def _steps(messages: Sequence[Message], items: Mapping[int, TrajectoryItem]) -> 
         step = {"step_id": number, **_step(message)}
         if (item := items.get(index)) is not None:
             _add_facts(step, item)
+        # An answer of the history that belongs to no item: the reader must not make one of it.
         elif step["source"] == "agent":
             step["is_copied_context"] = True
     yield step
@@ -164,9 +172,11 @@ def _call(call: object) -> Step:
     converted: Step = {
         "tool_call_id": str(call_fields.get("id") or ""),
         "function_name": str(function.get("name") or ""),
+        # The format only allows an object here; any other text is kept in `extra` below.
         "arguments": arguments if isinstance(arguments, dict) else {},
     }
     text = function.get("arguments")
+    # Spacing, key order and duplicate keys of the model's text do not survive as an object.
     if isinstance(text, str) and call_of(converted)["function"]["arguments"] != text:
         converted["extra"] = {OURS: {"arguments": text}}
     return converted
@@ -175,6 +185,8 @@ def _call(call: object) -> Step:
 def _content(content: object) -> str | list[Any]:
     """Return content as the format accepts it: text, or a list of text and image parts."""
     if isinstance(content, list) and content and all(map(_is_part, content)):
+        # Only parts that the format's schema allows; a list with anything else becomes its text
+        # here, and the whole message goes to `extra`.
         return content
     return text_of(content)
 
@@ -197,6 +209,7 @@ def _is_part(part: object) -> bool:
 
 def _add_facts(step: Step, item: TrajectoryItem) -> None:
     """Copy an item's time, model, tokens and reward to the fields of its step."""
+    # `datetime` knows no later year; such a time is kept in `extra` as a number.
     if item.timestamp is not None and 0 <= item.timestamp < _YEAR_9999:
         step["timestamp"] = datetime.fromtimestamp(item.timestamp, UTC).isoformat()
     if isinstance(model := item.metadata.get("model"), str):
@@ -220,6 +233,7 @@ def _keep_message(holder: Step, message: Message, read: Message) -> Step:
 
 def _keep_the_rest(trajectory: Step, items: Sequence[TrajectoryItem]) -> None:
     """Read the trajectory back, and store in `extra` the fields that changed."""
+    # The test of what was lost is the reader itself, so that the two cannot drift apart.
     answer_steps = [step for step in trajectory["steps"] if _is_answer(step)]
     for step, item, read_item in zip(answer_steps, items, items_in(trajectory), strict=True):
         pairs = zip(NAMES, values_of(item), values_of(read_item), strict=True)
@@ -232,6 +246,7 @@ def _is_answer(step: Step) -> bool:
 
 
 def _same(left: object, right: object) -> bool:
+    # By their JSON, because 1 == True and 1 == 1.0 in Python.
     return fields.encode_sorted(left) == fields.encode_sorted(right)
 
 

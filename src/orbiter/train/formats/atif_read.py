@@ -60,6 +60,7 @@ def items_in(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
     Raises:
         DataError: a field does not match the format; the message names it.
     """
+    # Older versions are accepted too; the message names those that the documentation promises.
     version = trajectory.get("schema_version")
     if version not in VERSIONS:
         raise DataError(
@@ -69,6 +70,7 @@ def items_in(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
     yield from _items(trajectory)
     for number, inner in enumerate(_objects(trajectory, "subagent_trajectories", "")):
         try:
+            # A sub-agent's trajectory may leave the version out; then it has that of the outer one.
             yield from items_in({"schema_version": version, **inner})
         except DataError as error:
             raise DataError(f"subagent_trajectories[{number}]: {error}") from error
@@ -76,6 +78,7 @@ def items_in(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
 
 def message_of(step: Mapping[str, Any]) -> Message:
     """Return the message of a step."""
+    # Our own writer keeps a message whole if the step's fields would change it.
     if (kept := _ours(step).get("message")) is not None:
         return dict(kept) if isinstance(kept, Mapping) else {}
     source = step.get("source")
@@ -88,6 +91,7 @@ def message_of(step: Mapping[str, Any]) -> Message:
         raise DataError(f"field 'message': expected text or parts, got {fields.shown(content)}")
     message: dict[str, Any] = {"role": SOURCES[source], "content": content}
     if calls := [call_of(call) for call in _objects(step, "tool_calls", "")]:
+        # OpenAI's form: an answer of calls alone has the content null, not "".
         message["content"] = content or None
         message["tool_calls"] = calls
     if isinstance(thought := step.get("reasoning_content"), str):
@@ -115,6 +119,7 @@ def result_of(result: Mapping[str, Any]) -> Message:
     call = result.get("source_call_id")
     if isinstance(call, str):
         return {"role": "tool", "tool_call_id": call, "content": text}
+    # A result that names no call is an observation of the environment, such as a terminal's.
     return {"role": "user", "content": text}
 
 
@@ -128,6 +133,7 @@ def _items(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
     }
     steps = _objects(trajectory, "steps", "")
     recorder, chat, count = Recorder(), list[Message](), 0
+    # The facts about the whole trajectory go to its last item, where a reward belongs.
     last = max((index for index, step in enumerate(steps) if _is_item(step)), default=-1)
     for index, step in enumerate(steps):
         try:
@@ -137,6 +143,7 @@ def _items(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
                 item = _item(recorder, chat, step, {**known, "step": count}, root)
                 yield _restored(item, _ours(step).get("item"))
                 count += 1
+            # A new list each time, because the items before hold on to the old one.
             chat = [*chat, message, *map(result_of, _results(step))]
         except DataError as error:
             raise DataError(f"steps[{index}]: {error}") from error
@@ -161,6 +168,7 @@ def _item(
     }
     logprobs = metrics.get("logprobs")
     count = len(tokens) if isinstance(tokens, list) else 0
+    # An item needs one for each token; a shorter list cannot be assigned to tokens.
     whole = isinstance(logprobs, list) and len(logprobs) == count
     return recorder.item(
         chat,
@@ -205,6 +213,7 @@ def _root_entries(trajectory: Trajectory) -> dict[str, Any]:
         "reward": extra.get("reward", _object(metrics, "extra").get("reward")),
         "extra": {key: value for key, value in extra.items() if key not in _ROOT_FIELDS},
     }
+    # Our own files: all this is in the items already.
     if OURS in extra:
         return {}
     return {"trajectory": {key: value for key, value in entries.items() if value not in (None, {})}}

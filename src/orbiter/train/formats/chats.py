@@ -48,7 +48,7 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = {
 }
 
 
-class Prompt(NamedTuple):
+class ChatPrompt(NamedTuple):
     """The chat in a row, and where it was found."""
 
     messages: Sequence[Message]
@@ -60,6 +60,8 @@ class Prompt(NamedTuple):
 
 def openai_message(message: Message) -> dict[str, Any]:
     """Return a message as items store it: OpenAI tool calls, no weight, no unset fields."""
+    # Content may be null beside calls; every other null is an unset field, such as a table's empty
+    # cell.
     kept = {key: value for key, value in message.items() if key == "content" or value is not None}
     kept.pop("weight", None)
     if calls := kept.pop("tool_calls", None):
@@ -90,31 +92,35 @@ def chat_in(value: object, name: str) -> list[Message]:
     Raises:
         DataError: it is neither; the message names the column.
     """
+    # A plain text prompt is what the user said.
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     return [openai_message(message) for message in normal_messages(value, name)]
 
 
-def prompt_in(row: Row) -> Prompt | None:
+def prompt_in(row: Row) -> ChatPrompt | None:
     """Return the chat of a row, from the first of its columns that holds one; None if none does.
 
     Raises:
         DataError: a column holds something else; the message names it.
     """
+    # A separate prompt wins over a chat in `messages`, which may hold the answer as well.
     for name in _TEXT_PROMPTS:
         if (given := row.get(name)) is not None and (name == "prompt" or isinstance(given, str)):
             is_text = isinstance(given, str)
+            # A text may be a whole dialogue in the form of hh-rlhf; only the prompt up to the
+            # answer.
             messages = (dialogue_in(given) if is_text else []) or chat_in(given, name)
             messages = [*_system_in(row, messages), *messages]
-            return Prompt(messages, used(row, messages, name), is_text)
+            return ChatPrompt(messages, used(row, messages, name), is_text)
     if row.get("messages") is not None:
         messages = [openai_message(message) for message in messages_in(row)]
-        return Prompt(messages, used(row, messages, "messages"))
+        return ChatPrompt(messages, used(row, messages, "messages"))
     if row.get("conversations") is not None:
         messages = [openai_message(message) for message in turns_in(row)]
-        return Prompt(messages, used(row, messages, "conversations", AFTER))
+        return ChatPrompt(messages, used(row, messages, "conversations", AFTER))
     if row.get("instruction") is not None or isinstance(row.get("input"), str):
-        return Prompt(alpaca_in(row), ALPACA)
+        return ChatPrompt(alpaca_in(row), ALPACA)
     return None
 
 
@@ -143,6 +149,8 @@ def turns_in(row: Row) -> list[dict[str, Any]]:
     calls = OpenCalls()
     for index, turn in enumerate(turns):
         messages += turn_in(turn, calls, f"conversations[{index}]")
+    # Only our own writer has this column: messages after the last answer, which ShareGPT cannot
+    # hold.
     if isinstance(after := row.get(AFTER), list):
         messages += after
     checked = normal_messages(messages, "conversations")
@@ -166,14 +174,19 @@ def turn_in(turn: Message, calls: OpenCalls, name: str) -> list[dict[str, Any]]:
     if role in ("user", "tool") and (several := _several(turn, role, value, calls, name)):
         return several
     message: dict[str, Any] = {"role": role, "content": value}
+    # Only at the beginning and with these line breaks, as LLaMA-Factory writes reasoning. Other
+    # "<think>" is text of the answer.
     if role in ("assistant", CALL) and (thought := THOUGHT.match(value)):
         message["reasoning_content"], message["content"] = thought[1], value[thought.end() :]
     if role == CALL:
         calls_made = calls_in(message["content"], f"{name}.value")
+        # ShareGPT's calls and results have no ids. Calls get numbers, and the results that follow
+        # take them in the same order.
         calls.give(calls_made)
         message |= {"role": "assistant", "content": None, "tool_calls": calls_with_text(calls_made)}
     if role == "tool" and (call_ids := calls.take()):
         message["tool_call_id"] = call_ids[0]
+    # Fields that ShareGPT does not have were stored in the turn under their own names.
     kept = {key: turn[key] for key in turn if key not in _TURN and turn[key] is not None}
     # Our writer marks a field that the message does not have by "" (see `sharegpt.py`).
     result = {
@@ -188,6 +201,7 @@ def _several(
     """Return the messages that share a turn; empty if the turn is one message."""
     joined, ids = turn.get(JOINED), turn.get(RESULT_IDS)
     if isinstance(joined, list):
+        # The results have their ids already; the numbers only have to be used up.
         calls.take(len(joined) if role == "tool" else 0)
         return [dict(message) for message in joined if isinstance(message, Mapping)]
     if role == "tool" and isinstance(ids, list):
@@ -218,6 +232,7 @@ def alpaca_in(row: Row) -> list[Message]:
             )
         messages.append({"role": "user", "content": pair[0]})
         messages.append({"role": "assistant", "content": pair[1]})
+    # LLaMA-Factory joins the two with one line break, and leaves an empty one out.
     messages.append({"role": "user", "content": "\n".join(filter(None, texts))})
     return [*_system_in(row, messages), *messages]
 
@@ -230,6 +245,7 @@ def dialogue_in(text: str) -> list[Message]:
     A prompt in that form ends with an empty turn of the assistant, which is left out.
     """
     marks = list(_DIALOGUE.finditer(text))
+    # A text that merely mentions "Human:" somewhere is not a dialogue.
     if not marks or text[: marks[0].start()].strip() or marks[0][1] != "Human":
         return []
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
@@ -237,6 +253,7 @@ def dialogue_in(text: str) -> list[Message]:
         {"role": _DIALOGUE_ROLES[mark[1]], "content": text[mark.end() : end].strip()}
         for mark, end in zip(marks, ends, strict=True)
     ]
+    # The empty turn asks the model to speak; the answer is in another column.
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
@@ -272,7 +289,7 @@ def says_nothing(message: Message) -> bool:
 
 
 def answered(
-    prompt: Prompt, answer: Sequence[Message], row: Row, where: str, known: Container[str] = ()
+    prompt: ChatPrompt, answer: Sequence[Message], row: Row, where: str, known: Container[str] = ()
 ) -> list[TrajectoryItem]:
     """Return the items of a prompt and its answer, with the values of the row's other columns.
 
@@ -300,6 +317,7 @@ def answered(
         )
     )
     if len(items) > 1:
+        # Before the items are replaced, or all would get the row's one step.
         scalars.pop("step", None)  # each item's step is its position in the row
     return [replace(item, **scalars) for item in items]
 
@@ -307,6 +325,7 @@ def answered(
 def used(row: Row, messages: Sequence[Message], *columns: str) -> frozenset[str]:
     """Return the columns that a chat was read from, including `system` if its text was used."""
     first = messages[0]
+    # A chat with a system message of its own leaves the column unused: it goes to the metadata.
     is_in_chat = first["role"] == "system" and first["content"] == row.get("system")
     return frozenset((*columns, "system") if is_in_chat else columns)
 
@@ -317,6 +336,7 @@ def tools_in(row: Row) -> list[Message] | None:
     Raises:
         DataError: they are not a list of tools.
     """
+    # `functions` is the name in OpenAI's files before tools existed.
     return normal_tools(row.get("tools")) or normal_tools(row.get("functions"), "functions")
 
 
@@ -329,6 +349,7 @@ def tag_in(row: Row, name: str = TAG) -> float | None:
     tag = row.get(name)
     if tag is None:
         return None
+    # 1 and "true" would be guesses about another tool's meaning.
     if not isinstance(tag, bool):
         raise DataError(f"{name} must be true or false, got {fields.shown(tag)}")
     return float(tag)
@@ -347,6 +368,7 @@ def scalars_in(row: Row) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, check in _CHECKS.items():
         if row.get(name) is not None:
+            # A column of that name with another meaning, such as a reward in words, is metadata.
             with contextlib.suppress(DataError):
                 values[name] = check(name, row[name])
     return values

@@ -46,6 +46,7 @@ class ExportReport:
         if not self.left_out:
             return f"{summary}; nothing left out"
         fields = ", ".join(f"{name} ({count})" for name, count in sorted(self.left_out.items()))
+        # Sorted, so that two reports of the same data are equal.
         lines = [f"{summary}; left out, with how many items had it: {fields}"]
         lines += [f"left out: {detail}" for detail in self.details[:_SHOWN]]
         if len(self.details) > _SHOWN:

@@ -68,6 +68,8 @@ def _detect(_: bytes, path: Path) -> float:
 
 def _read(source: Source) -> Iterator[TrajectoryItem]:
     library = require("datasets", extra="datasets")
+    # Before the library opens anything: the file names come from JSON in the folder, and may point
+    # outside it.
     _check_files(Path(source.path))
     try:
         loaded = library.load_from_disk(source.path)
@@ -107,6 +109,7 @@ def _described(path: Path) -> Mapping[str, Any]:
 
 
 def _items(loaded: Any, source: Source) -> Iterator[TrajectoryItem]:  # noqa: ANN401 - not typed
+    # A DatasetDict is a dict; a single data set is treated as one split without a name.
     splits: Mapping[str, Any] = loaded if isinstance(loaded, Mapping) else {"": loaded}
     for split, dataset in splits.items():
         rows = rows_in(dataset.column_names, source.path)
@@ -116,6 +119,7 @@ def _items(loaded: Any, source: Source) -> Iterator[TrajectoryItem]:  # noqa: AN
 
 def _rows(dataset: Any, source: Source) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - as above
     """Yield the rows as stored in Arrow, since the library's JSON reader rounds numbers."""
+    # One batch at a time, so that a data set larger than memory can be read.
     batches = dataset.with_format("arrow").iter(BATCH)
     while True:
         try:
@@ -129,9 +133,11 @@ def _rows(dataset: Any, source: Source) -> Iterator[Mapping[str, Any]]:  # noqa:
 
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     """Write a folder atomically, replacing an older data set of that name."""
+    # The folder is replaced as a whole, so it must not be somebody's other files.
     if path.exists() and not _detect(b"", path):
         raise StorageError(f"{path} exists and is not a data set; choose another folder")
     dataset = _made(items, rows_of("jsonl"), Left())
+    # Beside the target, because a rename is atomic only within one file system.
     staged = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -148,6 +154,7 @@ def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
 def _made(items: Iterable[TrajectoryItem], rows: Rows, left: Left) -> datasets.Dataset:
     library = require("datasets", extra="datasets")
     built = [each.row for each in rows.build(items, left)]
+    # An optional column that no row has is left out: TRL looks at which columns exist.
     used = {name for row in built for name in row}
     features = library.Features(
         {name: _feature(rows, name) for name in rows.columns if name in used or not built}
@@ -179,6 +186,7 @@ def _feature(rows: Rows, name: str) -> Any:  # noqa: ANN401 - as above
         "flag": library.Value("bool"),
         "numbers": library.List(library.Value("float64")),
         "wholes": library.List(library.Value("int64")),
+        # Not a struct: rows with different keys would all get the union of the keys, as nulls.
         "object": library.Json(),
         "objects": library.List(library.Json()),
     }

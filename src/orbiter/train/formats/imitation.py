@@ -68,6 +68,7 @@ def _last_of_episodes(items: Iterable[TrajectoryItem]) -> Iterator[TrajectoryIte
     for index, item in enumerate(items):
         key = index if item.episode_id is None else item.episode_id
         before = last.get(key)
+        # Ties and unknown steps go to the later one: files are written in order.
         if before is None or before.step is None or item.step is None or item.step >= before.step:
             last[key] = item
     yield from last.values()

@@ -40,6 +40,7 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     Raises:
         StorageError: the path exists already, or the folder cannot be written.
     """
+    # With the process id, so that two exports at once do not share a staging folder.
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     if path.exists():
         raise StorageError(f"{path} exists already: remove it, or write the next version")
@@ -57,6 +58,7 @@ def write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
 def _write(items: Iterable[TrajectoryItem], folder: Path, name: str, left: Left) -> int:
     arrow = require("pyarrow", extra="parquet")
     states, actions = _Space(), _Space()
+    # An observation follows every action, also the last, and it must be inside the space.
     states.take("")  # the observation after the last action of each episode
     episodes = steps = 0
     for number, episode in enumerate(_episodes(items, left)):
@@ -86,10 +88,12 @@ def _write_episode(
 ) -> None:
     folder.mkdir()
     last = episode[-1]
+    # Minari needs an end for every episode: an unknown `done` at the last step means it ended.
     ends = [item.done is True or (item is last and item.done is None) for item in episode]
     cuts = [item is last and item.done is False for item in episode]
     columns = {
         "observations": arrow.array([*(item.state for item in episode), ""], arrow.string()),
+        # Minari's layout has one row more than steps: the last observation, without an action.
         "actions": arrow.array([*(item.action for item in episode), None], arrow.string()),
         "rewards": arrow.array([*(item.reward for item in episode), 0.0], arrow.float64()),
         "terminations": arrow.array([*ends, False], arrow.bool_()),
@@ -115,9 +119,11 @@ def _episodes(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Sequence[
             item
         )
     for episode in by_episode.values():
+        # As a whole, since an episode with a gap would be another episode.
         if any(item.reward is None for item in episode):
             left["items of an episode with an unknown reward"] += len(episode)
             continue
+        # With unknown steps the order of the data is the best there is.
         if all(item.step is not None for item in episode):
             episode.sort(key=lambda item: item.step or 0)
         yield episode

@@ -29,7 +29,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chats import (
     TAG,
-    Prompt,
+    ChatPrompt,
     answer_in,
     answered,
     learned,
@@ -62,10 +62,12 @@ COLUMNS: Mapping[str, Column] = {
 
 def claims(row: Row) -> float:
     """Return the confidence that a row is an OpenAI chat; a TRL row looks nearly the same."""
+    # Columns of other formats that keep a chat in `messages` too.
     if "messages" not in row or not row.keys().isdisjoint({"state", "chosen", "conversations"}):
         return 0.0
     messages = row["messages"] if isinstance(row["messages"], list) else []
     weighted = any(isinstance(message, Mapping) and "weight" in message for message in messages)
+    # 0.8 leaves room for TRL's format to claim more (0.9) or less (0.7); see `trl.py`.
     return 1.0 if weighted or "parallel_tool_calls" in row else 0.8
 
 
@@ -80,6 +82,7 @@ def parse(row: Row, where: str) -> Iterator[TrajectoryItem]:
         row,
         where,
         known=used(row, messages, "messages", *TOOLS),
+        # A label that is no truth value is a class name of some other task.
         tag="label" if isinstance(row.get("label"), bool) else TAG,
     )
 
@@ -102,6 +105,7 @@ def chat_items(
     reward = tag_in(row, tag)
     answers = learned(messages)
     if reward is not None:
+        # The tag is about the last answer, so there must be one.
         _check_tagged(messages, tag, reward)
     elif (scored := scalars_in(row).get("reward")) is not None:
         reward, tag = scored, "reward"
@@ -111,6 +115,7 @@ def chat_items(
             tools=tools_in(row),
             answers=answers,
             episode_id=where,
+            # A tag that was not used as the reward stays readable in the metadata.
             metadata=unset_free(row, known if reward is None else known | {tag}),
         )
     )
@@ -137,6 +142,7 @@ def weighted(chat: Conversation) -> list[dict[str, Any]]:
     answers = set(chat.answers)
     return [
         {**_unweighted(message), "weight": 0}
+        # OpenAI trains on every answer without a weight, so those of no item must carry 0.
         if message["role"] == "assistant" and index not in answers
         else _unweighted(message)
         for index, message in enumerate(chat.messages)
@@ -150,7 +156,8 @@ def _pair(
     if messages[-1]["role"] != "assistant":
         raise DataError(f"messages must end with the answer that is better than {worse}")
     chat: list[Message] = [openai_message(message) for message in messages]
-    prompt = Prompt(chat[:-1], used(row, messages, "messages"))
+    # ms-swift's pair: the chat ends with the good answer, and a column has the bad one.
+    prompt = ChatPrompt(chat[:-1], used(row, messages, "messages"))
     for name, answer, reward in (
         ("messages", chat[-1:], 1.0),
         (worse, answer_in(row[worse], worse), 0.0),

@@ -17,7 +17,7 @@ from orbiter.train.chat.normalise import normal_messages
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chats import (
     SCALARS,
-    Prompt,
+    ChatPrompt,
     answer_in,
     answered,
     openai_message,
@@ -41,6 +41,7 @@ _CARRIED = (CARRIED - {"metadata.messages_after"}) | {"metadata.parallel_tool_ca
 
 
 def _claims(row: Row) -> float:
+    # Both sides, since Alpaca's rows have an `input` too.
     return 1.0 if "input" in row and len(_SIDES.keys() & row.keys()) == 2 else 0.0
 
 
@@ -50,10 +51,11 @@ def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
         raise DataError(f"input must be an object with messages, got {fields.shown(given)}")
     messages = normal_messages(given.get("messages"), "input.messages")
     chat = [openai_message(message) for message in messages]
-    prompt = Prompt(chat, frozenset())
+    prompt = ChatPrompt(chat, frozenset())
     sides = [name for name in _SIDES if name in row]
     if [_SIDES[name] for name in sides] != [1.0, 0.0]:
         raise DataError("expected one preferred_output and one non_preferred_output")
+    # The row's own scalars are about the pair, not about either answer.
     beside = unset_free(row, {"input", *_SIDES, *SCALARS}) | unset_free(given, {"messages"})
     for name in sides:
         answer = answer_in(row[name], name, is_good=_SIDES[name] == 1.0)

@@ -43,6 +43,7 @@ def _writer(
 
 def _write_journal(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
     """Write a new journal; an existing one may be in use, so it is never replaced."""
+    # A journal that is being written must not disappear under its writer.
     if path.exists():
         raise StorageError(f"{path} exists already; write a new journal to another path")
     staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -63,6 +64,7 @@ def _write_journal(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:
 
 def _is_item(head: bytes) -> bool:
     row = first_object(head)
+    # The head ends inside a long state, before "action": only the keys so far are known.
     cut_off = all(value is None for value in row.values())
     return "state" in row and ("action" in row or cut_off)
 
@@ -73,12 +75,15 @@ def _is_array(head: bytes) -> bool:
 
 def _is_table(head: bytes) -> bool:
     first = head.removeprefix(BOM).splitlines()[:1]
+    # Only the header is looked at, where no cell holds a comma or a line break.
     columns = [cell.strip(b'"').decode("utf-8", "replace") for cell in b"".join(first).split(b",")]
     return set(REQUIRED) <= set(columns)
 
 
 def _parse(row: Row, _: str) -> Iterator[TrajectoryItem]:
+    # A table has a cell for every column; empty ones are fields that the item does not have.
     known = {key: value for key, value in row.items() if value is not None}
+    # The reward may be unknown, so its absence is no error.
     if missing := [name for name in REQUIRED[:2] if name not in known]:
         raise DataError(f"field {missing[0]!r}: missing")
     if unknown := sorted(known.keys() - set(NAMES)):

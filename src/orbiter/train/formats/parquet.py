@@ -31,6 +31,7 @@ def _detect(head: bytes, path: Path) -> float:
     if not head.startswith(MAGIC):
         return 0.0
     try:
+        # The head has no column names: Parquet keeps its schema at the end of the file.
         names = require("pyarrow.parquet", extra="parquet").read_schema(path).names
     except (*FOREIGN, MissingExtraError):
         names = []
@@ -55,6 +56,7 @@ def open_table(source: Source, file: IO[bytes]) -> Any:  # noqa: ANN401 - pyarro
     parquet = require("pyarrow.parquet", extra="parquet")
     try:
         table = parquet.ParquetFile(file)
+        # Converted lazily; a damaged schema would otherwise raise outside this block.
         _ = table.schema_arrow.names
     except FOREIGN as error:
         raise _unreadable(source, error) from error
@@ -115,6 +117,7 @@ def _table(items: list[TrajectoryItem], schema: Any) -> Any:  # noqa: ANN401 - a
     rows = [_row(item) for item in items]
     try:
         return arrow.Table.from_pylist(rows, schema=schema)
+    # A Python int has no limit, and an int64 column does.
     except (OverflowError, arrow.ArrowException) as error:
         raise DataError(
             f"an item has a number that 64 bits cannot hold ({error}); Parquet has no wider one"
@@ -125,6 +128,7 @@ def _row(item: TrajectoryItem) -> Mapping[str, object]:
     row = item.to_dict()
     for name, value in row.items():
         if ROWS.columns[name] in ("object", "objects"):
+            # As text: a column of structs would add the keys of all other rows as nulls.
             row[name] = fields.encode(value).decode()
     return row
 

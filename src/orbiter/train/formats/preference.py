@@ -51,6 +51,7 @@ def preference_pairs(
         raise ConfigError(f"max_per_state must be at least 1, or None, got {max_per_state!r}")
     for group in _by_state(items):
         pairs = widest_first(group, _reward, margin=margin)
+        # Before the limit is applied, so that a pair of equal answers does not use up a place.
         differing = (Pair(*pair) for pair in pairs if answer_of(pair[0]) != answer_of(pair[1]))
         yield from islice(differing, max_per_state)
 
@@ -80,9 +81,11 @@ def widest_first(
     seen = {border[0][1:]}
     while border:
         negative, high, low = heapq.heappop(border)
+        # The heap yields by decreasing gap, so all that follow are too close as well.
         if negative == 0 or -negative < margin:
             return
         yield best[high], best[low]
+        # The two neighbours with the next smaller gap; nothing else can come next.
         for better, worse in ((high, low - 1), (high + 1, low)):
             if (better, worse) not in seen and better < worse:
                 seen.add((better, worse))

@@ -141,6 +141,8 @@ def detect(path: PathLike) -> Format:
     """
     target = Path(path)
     head = _head(target)
+    # All are asked, and the most confident one wins. On a tie it is the first of the table, which
+    # begins with our own record.
     sure = {name: format_of(name).detect(head, target) for name in NAMES}
     best = max(sure, key=lambda name: sure[name])
     if not sure[best]:
@@ -253,12 +255,14 @@ def convert(
         ConfigError: a name is unknown, or a format cannot be read or written.
         StorageError: a file cannot be read or written.
     """
+    # A conversion may lose fields, so it must not replace the only copy.
     if Path(in_path).resolve() == Path(out_path).resolve():
         raise ConfigError(f"{out_path} is the file to read; write to another path")
     source = format_of(from_format) if from_format is not None else detect(in_path)
     skipped: list[Skipped] = []
     opened = _Reported(in_path, on_error, "error", skipped, redact=redact)
     items = counted(_reader(source)(opened), on_count)
+    # Before the target is created: a file without items must not replace it by an empty one.
     first = next(items, None)
     if first is None:
         raise DataError(f"{os.fspath(in_path)}:1: {_nothing(skipped)}")
@@ -286,10 +290,12 @@ def check(
     episodes: set[object] = set()
     try:
         for item in counted(_reader(kind)(source), on_count):
+            # An item without an episode is one by itself; its number cannot equal a text.
             episodes.add(items if item.episode_id is None else item.episode_id)
             with_reward += item.reward is not None
             items += 1
     except DataError as error:
+        # A format that cannot continue raises although problems are only noted.
         problems.append(_as_problem(os.fspath(path), str(error)))
     if not items and not problems:
         problems.append(Skipped(os.fspath(path), 1, _nothing(problems)))
@@ -363,6 +369,7 @@ def _nothing(skipped: Sequence[Skipped]) -> str:
 
 def _as_problem(path: str, message: str) -> Skipped:
     """Split an error that ended the reading into file, line and reason."""
+    # Paths may contain colons, so the known path is removed before the line is looked for.
     line, mark, reason = message.removeprefix(f"{path}:").partition(": ")
     if mark and line.isdigit():
         return Skipped(path, int(line), reason)

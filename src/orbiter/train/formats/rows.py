@@ -54,6 +54,7 @@ def items_of_records(
     name = Path(source.path).name
     for line, row in records:
         try:
+            # All items of the object first, so that a bad answer does not leave half an episode.
             items = list(rows.parse(row, f"{name}:{line}"))
         except DataError as error:
             source.refuse(line, str(error), error)

@@ -68,6 +68,7 @@ def _parse(row: Row, where: str) -> Iterable[TrajectoryItem]:
 def _build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
     for chat in conversations(items):
         row = _row(chat)
+        # Checked on the finished row, because joining turns is what makes most chats alternate.
         if problem := _problem(chat, row["conversations"]):
             _leave_out(left, chat, problem)
             continue
@@ -81,16 +82,19 @@ def _row(chat: Conversation) -> dict[str, Any]:
     row: dict[str, Any] = {"conversations": []}
     if chat.tools:
         row["tools"] = as_json(list(chat.tools))
+    # LLaMA-Factory needs an answer as the last turn.
     end = chat.answers[-1] + 1 if chat.answers else len(chat.messages)
     start = 0
     if _is_plain_system(chat.messages[0]):
         row["system"] = chat.messages[0]["content"]
+        # Only a system message without further fields fits into the column.
         start = 1
     calls, answers = OpenCalls(), set(chat.answers)
     while start < end:
         next_start = _end_of_turn(chat.messages[:end], start)
         turn = _turn(chat.messages[start:next_start], calls)
         if chat.messages[start]["role"] == "assistant" and start not in answers:
+            # LLaMA-Factory ignores it (see UNWEIGHTED); our reader does not.
             turn["weight"] = 0
         row["conversations"].append(turn)
         start = next_start
@@ -104,11 +108,13 @@ def _problem(chat: Conversation, turns: Sequence[Message]) -> str:
     if not chat.answers:
         return "no answer to learn"
     speakers = [turn["from"] for turn in turns]
+    # A system message with further fields stays a turn, which LLaMA-Factory accepts only first.
     if speakers and speakers[0] == "system":
         speakers = speakers[1:]
     for index, speaker in enumerate(speakers):
         if speaker == "system":
             return "a system message that is not the first"
+        # Its converter's own rule: even turns are questions, odd ones answers.
         if (speaker in _QUESTIONS) != (index % 2 == 0):
             return _OUT_OF_TURN[speaker] if index else "an answer at the beginning"
     return ""
@@ -147,6 +153,7 @@ def _is_plain_system(message: Message) -> bool:
 def _end_of_turn(messages: Sequence[Message], start: int) -> int:
     """Return the end of the messages that share a turn with the one at `start`."""
     role, end = messages[start]["role"], start + 1
+    # Answers are not joined: two in a row are two samples of the model.
     while role in ("user", "tool") and end < len(messages) and messages[end]["role"] == role:
         end += 1
     return end
@@ -181,12 +188,15 @@ def _single_turn(message: dict[str, Any], calls: OpenCalls) -> dict[str, Any]:
         else text_of(message.get("content"))
     )
     thought = message.get("reasoning_content")
+    # With the end mark inside, the text would be cut there when it is read back.
     if isinstance(thought, str) and "</think>" not in thought:
         value = f"<think>\n{thought}\n</think>\n\n{value}"
     turn = {"from": "function_call" if calls_made else _FROM.get(role, role), "value": value}
+    # The turn is read back at once, and the differences are stored beside it.
     (back,) = turn_in(turn, calls, "turn")
     back = _tidy(back)
     turn.update({key: value for key, value in message.items() if back.get(key) != value})
+    # "" marks a field that reading would invent; `chats.turn_in` drops it.
     turn.update(dict.fromkeys(back.keys() - message.keys(), ""))
     return turn
 
@@ -200,6 +210,7 @@ def _calls_as_read(calls_made: Sequence[Message], calls: OpenCalls) -> object:
             "arguments": arguments_of(input_of(call)),
         }
         given = call.get("id")
+        # The reader numbers calls by itself, so only another id has to be written.
         entries.append(entry if given is None or given == coming else {**entry, "id": given})
     return entries if len(entries) > 1 else entries[0]
 

@@ -43,6 +43,7 @@ def rows_in(columns: Iterable[str], where: str) -> Rows:
     """
     names = list(columns)
     sure = _claims(names)
+    # On a tie the first of IN_TABLES, which is our own record.
     best = max(sure, key=lambda name: sure[name])
     if not sure[best]:
         raise DataError(f"{where}:1: no format has the columns {', '.join(names) or '(none)'}")
@@ -78,6 +79,7 @@ def plain_rows(given: Iterable[Row], rows: Rows) -> Iterator[Record]:
 
 
 def _claims(columns: Iterable[str]) -> Mapping[str, float]:
+    # The claims look at keys alone where the values are unknown, as in a cut-off object.
     row: dict[str, Any] = dict.fromkeys(columns)
     return {name: rows_of(name).claims(row) for name in IN_TABLES}
 

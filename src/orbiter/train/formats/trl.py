@@ -52,9 +52,11 @@ def trl_message(message: Message) -> dict[str, Any]:
 
 def _claims_messages(row: Row) -> float:
     sure = openai_chat.claims(row)
+    # 1.0 has marks that only OpenAI's files have, 0 is no chat; 0.8 is undecided.
     if sure != 0.8:
         return 0.0
     messages = row["messages"] if isinstance(row["messages"], list) else []
+    # Arguments as objects are TRL's; OpenAI's are texts.
     return 0.9 if "chat_template_kwargs" in row or any(map(_has_objects, messages)) else 0.7
 
 
@@ -77,8 +79,10 @@ def _build_messages(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Bui
 
 
 def _claims_completion(row: Row) -> float:
+    # These belong to TRL's other types: unpaired, preference, stepwise supervision.
     if "prompt" not in row or not row.keys().isdisjoint({"label", "chosen", "completions"}):
         return 0.0
+    # Prompts alone are read as tasks, unless another format knows better.
     return 0.9 if "completion" in row else 0.5
 
 
@@ -94,6 +98,7 @@ def _parse_completion(row: Row, where: str) -> Iterable[TrajectoryItem]:
 def _build_completion(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:
     for item in items:
         if not prompt_of(item):
+            # A row needs at least one message before its answer.
             left[PROMPTLESS] += 1
             continue
         note(left, item, _ROW)

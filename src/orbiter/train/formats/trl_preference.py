@@ -20,7 +20,7 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import DataError
 from orbiter.train.formats.chats import (
     SCALARS,
-    Prompt,
+    ChatPrompt,
     answer_in,
     answered,
     dialogue_in,
@@ -73,6 +73,7 @@ def in_pairs(
     given = list(items)
     paired = 0
     for pair in preference_pairs(given):
+        # Such a pair would train the model to prefer silence.
         if says_nothing(answer_of(pair.chosen)) or not prompt_of(pair.chosen):
             continue
         for item in pair:
@@ -96,13 +97,14 @@ def parse_pair(row: Row, where: str) -> Iterable[TrajectoryItem]:
     prompt, chosen, rejected = _sides(row)
     scores = [row.get(name) for name in _SCORES]
     if any(score is None for score in scores):
+        # Both or none: one score alone says nothing about the other.
         scores = [1.0, 0.0]
     for name, answer, score in zip(SIDES, (chosen, rejected), scores, strict=True):
         beside = {**row, "reward": score}
         yield from answered(prompt, answer, beside, f"{where}:{name}", known=(*SIDES, *_SCORES))
 
 
-def _sides(row: Row) -> tuple[Prompt, list[Message], list[Message]]:
+def _sides(row: Row) -> tuple[ChatPrompt, list[Message], list[Message]]:
     """Return the prompt and the two answers; if there is no prompt, it is their common start."""
     prompt = prompt_in(row)
     given = [row.get(name) for name in SIDES]
@@ -120,16 +122,18 @@ def _sides(row: Row) -> tuple[Prompt, list[Message], list[Message]]:
     chosen = answer_in(given[0], SIDES[0], is_good=True)
     rejected = answer_in(given[1], SIDES[1])
     start = 0 if prompt is None else len(prompt.messages)
+    # Some files repeat the prompt inside both sides.
     if prompt is not None and chosen[:start] == rejected[:start] == list(prompt.messages):
         return prompt, _rest(chosen, start, 0), _rest(rejected, start, 1)
     if prompt is not None and not prompt.is_text:
         return prompt, chosen, rejected
     shared = 0
+    # At least one message of each side is its answer, also if all are equal.
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     if shared:
         columns = frozenset() if prompt is None else prompt.columns
-        return Prompt(chosen[:shared], columns), chosen[shared:], rejected[shared:]
+        return ChatPrompt(chosen[:shared], columns), chosen[shared:], rejected[shared:]
     if prompt is None:
         raise DataError("chosen and rejected have no common start, and there is no prompt")
     return prompt, chosen, rejected
@@ -159,6 +163,7 @@ def _parse_label(row: Row, where: str) -> Iterable[TrajectoryItem]:
         raise DataError("prompt must be a text or a list of messages, got None")
     answer = answer_in(row.get("completion"), "completion", is_good=reward == 1.0)
     for item in answered(prompt, answer, row, where, known={"completion", "label"}):
+        # A reward column is more exact than the label.
         yield item if item.reward is not None else replace(item, reward=reward)
 
 

@@ -105,6 +105,7 @@ def row(
     tasks: Sequence[str | None] | None = None,
 ) -> dict[str, Any]:
     """Return the row of an item."""
+    # For verl's own reward managers; ours read the item itself.
     truth = item.metadata.get(TRUTH, item.action)
     task = {} if tasks is None else {"task": tasks[index]}
     return {
@@ -124,10 +125,12 @@ def prompt_of(
         {"role": ROLES.get(str(message["role"]), str(message["role"])), "content": _said(message)}
         for message in messages
     ]
+    # After the roles were mapped, because a developer message counts as a system message.
     has_system = bool(turns) and turns[0]["role"] == "system"
     given = turns.pop(0)["content"] if has_system else ""
     parts = [given if system is None else system, tools_in_words(item) if tools_as_text else ""]
     text = "\n\n".join(part for part in parts if part)
+    # An empty system message stays: without one, many templates add a default.
     return [{"role": "system", "content": text}, *turns] if text or has_system else turns
 
 
@@ -157,6 +160,7 @@ def _item(values: Mapping[str, Any]) -> TrajectoryItem:
     judged = values.get("reward_model")
     truth = judged.get(TRUTH) if isinstance(judged, Mapping) else None
     noted = {"data_source": values.get("data_source"), TRUTH: truth, "extra_info": extra}
+    # A single question needs no messages; its state says all.
     plain = len(prompt) == 1 and prompt[0]["role"] == "user"
     return TrajectoryItem(
         state_of(prompt),
@@ -172,6 +176,7 @@ def _detect(head: bytes, path: Path) -> float:
         return 0.0
     try:
         with path.open("rb") as file:
+            # Without pyarrow, because detection must work before the extra is installed.
             file.seek(max(0, path.stat().st_size - 64 * 1024))
             tail = file.read()
     except OSError:

@@ -84,6 +84,7 @@ def json_objects(name: str, value: object) -> list[Mapping[str, object]]:
 def token_ids(name: str, value: object) -> list[int]:
     """Accept a list of ints; return a new list."""
     given = _listed(name, value)
+    # Usually one look at the types is enough, without a call for each token.
     if not set(map(type, given)) <= {int}:
         return [whole(f"{name}[{index}]", inner) for index, inner in enumerate(given)]
     return cast("list[int]", list(given))

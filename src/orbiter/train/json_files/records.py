@@ -75,6 +75,7 @@ def decode_json(data: bytes | str, *, unique: bool = False) -> Any:  # noqa: ANN
 
 def _why_not_json(data: bytes | str, error: msgspec.DecodeError) -> str:
     raw = data.encode() if isinstance(data, str) else data
+    # For msgspec, half a pair is a truncated escape.
     if b"\\ud" in raw.lower() and "truncated" in str(error):
         return "has half a surrogate pair, which is not a text"
     return f"not JSON: {str(error).removeprefix('JSON is malformed: ')}"
@@ -143,6 +144,7 @@ def _first_keys(head: bytes) -> Iterator[str]:
 
 def _first_byte(file: IO[bytes]) -> bytes:
     """Return the first byte that is not blank, and rewind the file."""
+    # As long as a byte order mark.
     byte = file.read(3).removeprefix(BOM).lstrip()[:1]
     while byte == b"" and (more := file.read(4096)):
         byte = more.lstrip()[:1]
@@ -197,6 +199,7 @@ class _Text:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        # A wrong byte must not end the reading of the elements around it.
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
         self._text = ""
         self._chunk = 1 << 16
@@ -257,6 +260,7 @@ def _certain(error: ValueError, length: int) -> bool:
     """Return whether a value is really malformed, and not just cut off at the end of the window."""
     if not isinstance(error, json.JSONDecodeError):
         return True
+    # Escapes and literals that are cut off are reported a little before the end.
     return error.pos < length - 32 and not error.msg.startswith("Unterminated string")
 
 

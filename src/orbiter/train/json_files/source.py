@@ -70,6 +70,7 @@ class Source:
 
     def inside(self, path: str | os.PathLike[str]) -> Source:
         """Return a file of this folder, read by the same rules and with the same reports."""
+        # A shallow copy: both add to the same lists of skipped items and notes.
         source = copy.copy(self)
         source.path = os.fspath(path)
         return source

@@ -111,6 +111,7 @@ class Walk:
                     value = decoder.decode(piece[:-1])
                 except FOREIGN:
                     return self.take(decoder)
+                # The comma remains, since `_inside` expects it.
                 self._at += len(piece) - 1
                 return value
         return self.take(decoder)
@@ -144,6 +145,7 @@ class Walk:
         """Return where the value that begins here ends."""
         while True:
             end = _where_value_ends(self._window, self._at)
+            # A number at the end of the window may go on in the file.
             if end is not None and (end < len(self._window) or not self._more()):
                 return end
             if end is None and len(self._window) - self._at > LONGEST:
@@ -161,6 +163,7 @@ class Walk:
             data = self._file.read(max(CHUNK, len(self._window) - self._at))
         except OSError as error:
             raise StorageError(f"cannot read the rest: {error.strerror}") from error
+        # Counts the lines of the part that is dropped next.
         self._line = self.line
         self._bytes_before += self._at
         self._window = self._window[self._at :] + data

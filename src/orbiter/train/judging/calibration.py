@@ -24,7 +24,12 @@ from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.evaluation.agreement import cohen_kappa, krippendorff_alpha
 from orbiter.train.evaluation.corrected import Confusion, corrected_mean, corrected_rate
 from orbiter.train.evaluation.interval import Interval, mean_interval
-from orbiter.train.evaluation.judgement import Judgement, read_judgements
+from orbiter.train.evaluation.judgement import (
+    Judgement,
+    JudgementKind,
+    last_of_each_rater,
+    read_judgements,
+)
 from orbiter.train.judging.base import Attempt, BaseJudge, Ruling
 from orbiter.train.judging.group import GroupJudge
 from orbiter.train.storage import write_file
@@ -49,6 +54,8 @@ class Calibration:
     """How a judge errs, measured against labels of people."""
 
     judge: str
+    kind: JudgementKind
+    """The kind of the labels; those of kind "better" say nothing about a single score."""
     threshold: float
     """Score from which the judge's verdict counts as a pass."""
     labels: tuple[float, ...]
@@ -84,8 +91,15 @@ class Calibration:
         The labelled answers must be drawn from the same kind of answers.
 
         Raises:
-            DataError: there are fewer than two labels or scores.
+            DataError: there are fewer than two labels or scores, or they are of kind "better".
         """
+        # The scores of such a calibration are 1, 0.5 and 0 for the winner of a pair, which a mean
+        # of single scores cannot be compared with.
+        if self.kind == "better":
+            raise DataError(
+                "labels of kind 'better' show which answer people prefer, not what an answer is "
+                "worth; calibrate the judge with labels of kind 'right' or 'rating' instead"
+            )
         return corrected_mean(scores, self.labels, self.scores, confidence=confidence)
 
     def corrected(self, scores: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -190,7 +204,8 @@ async def calibrate(
 def _merged(records: Iterable[Judgement]) -> list[Judgement]:
     """Return one label for each thing that was labelled."""
     by_subject: dict[str, list[Judgement]] = {}
-    for record in records:
+    # A label that its rater changed later counts only as it was last.
+    for record in last_of_each_rater(records):
         if record.value is not None:
             by_subject.setdefault(record.subject, []).append(record)
     kinds = sorted({record.kind for group in by_subject.values() for record in group})
@@ -219,9 +234,9 @@ async def _of_answers(
     judge: BaseJudge, labels: Sequence[Judgement], threshold: float, concurrency: int
 ) -> Calibration:
     groups: dict[str, list[Judgement]] = {}
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         # A group judge needs the answers of a task together; any other judge rates each alone.
-        groups.setdefault(label.task if judge.relative else str(place), []).append(label)
+        groups.setdefault(label.task if judge.relative else str(index), []).append(label)
     if judge.relative and not any(len(group) > 1 for group in groups.values()):
         raise DataError(
             "a GroupJudge compares answers to the same task, and no two labelled answers share "
@@ -250,6 +265,7 @@ async def _of_answers(
     units = list(zip(values, scores, strict=True)) if is_rating else verdicts
     return Calibration(
         judge=judge.name,
+        kind=labels[0].kind,
         threshold=threshold,
         labels=tuple(values),
         scores=tuple(scores),
@@ -290,6 +306,7 @@ async def _of_pairs(
     swapped = [(a[0], a[1]) for _, a in readable if len(a) == 2]
     return Calibration(
         judge=judge.name,
+        kind="better",
         threshold=threshold,
         labels=tuple(values),
         scores=tuple(scores),

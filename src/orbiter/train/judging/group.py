@@ -102,7 +102,7 @@ class GroupJudge(BaseJudge):
             return [Ruling(None, "there is nothing to compare", cause=cause)] * len(attempts)
         # The order is drawn from the contents, so the same group gets the same order after a
         # restart.
-        chosen = self._orders(shown, len(distinct)) if orders is None else orders
+        chosen = self._orders(shown, distinct) if orders is None else orders
         votes = await map_bounded(
             list(enumerate(chosen)),
             lambda vote: self._vote(shown.shared, distinct, *vote),
@@ -110,11 +110,12 @@ class GroupJudge(BaseJudge):
         )
         return [_ruling(votes, distinct.index(text), len(shown.rest)) for text in shown.rest]
 
-    def _orders(self, shown: Shown, count: int) -> list[list[int]]:
+    def _orders(self, shown: Shown, distinct: Sequence[str]) -> list[list[int]]:
+        # Sorted, so that the order of arrival of the attempts does not matter.
+        by_text = sorted(range(len(distinct)), key=distinct.__getitem__)
         orders = []
         for vote in range(self.votes):
-            order = list(range(count))
-            # Sorted, so that the order of arrival of the attempts does not matter.
+            order = list(by_text)
             sub_random(self.seed, "order", shown.shared, *sorted(shown.rest), vote).shuffle(order)
             orders.append(order)
         return orders

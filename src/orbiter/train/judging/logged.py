@@ -40,8 +40,8 @@ async def judge_episodes(
     if not given:
         raise DataError("there are no items to judge")
     episodes: dict[str, list[int]] = {}
-    for place, item in enumerate(given):
-        episodes.setdefault(item.episode_id or f"item {place}", []).append(place)
+    for index, item in enumerate(given):
+        episodes.setdefault(item.episode_id or f"item {index}", []).append(index)
     groups: dict[str, list[list[int]]] = {}
     for name, places in episodes.items():
         first = given[places[0]]

@@ -9,13 +9,13 @@ from statistics import fmean
 
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Judgement, alpha_of
-from orbiter.train.evaluation.judgement import JudgementKind
+from orbiter.train.evaluation.judgement import JudgementKind, last_of_each_rater
 from orbiter.train.formats.preference import Pair
 from orbiter.train.trajectory import TrajectoryItem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class MergedLabel:
     """What all people together say about one thing."""
 
     kind: JudgementKind
@@ -34,7 +34,7 @@ class Merged:
 
     judgements: Sequence[Judgement]
     """Each person's last label of each thing."""
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[MergedLabel]
     """One for each thing that anybody gave a value."""
     alphas: Mapping[JudgementKind, float | None]
     """Krippendorff's alpha of each kind of label; None where nothing was labelled twice, or all
@@ -56,12 +56,9 @@ def merge(judgements: Iterable[Judgement]) -> Merged:
     Raises:
         DataError: there are no labels.
     """
-    last: dict[tuple[str, str], Judgement] = {}
-    for judgement in judgements:
-        last[judgement.rater, judgement.subject] = judgement
-    if not last:
+    kept = last_of_each_rater(judgements)
+    if not kept:
         raise DataError("there are no labels to merge")
-    kept = list(last.values())
     valued = [judgement for judgement in kept if judgement.value is not None]
     groups: dict[str, list[Judgement]] = {}
     for judgement in valued:
@@ -75,13 +72,14 @@ def merge(judgements: Iterable[Judgement]) -> Merged:
     )
 
 
-def _verdict(group: Sequence[Judgement]) -> Verdict:
+def _verdict(group: Sequence[Judgement]) -> MergedLabel:
     first = group[0]
     mean = fmean(judgement.value for judgement in group if judgement.value is not None)
     value: float | None = mean
     if first.kind != "rating":
+        # An even vote is no verdict.
         value = None if mean == 0.5 else float(mean > 0.5)
-    return Verdict(
+    return MergedLabel(
         kind=first.kind,
         task=first.task,
         answers=first.answers,
@@ -121,7 +119,7 @@ def _by_text(data: Iterable[TrajectoryItem]) -> dict[tuple[str, str], Trajectory
 
 
 def _item(
-    known: Mapping[tuple[str, str], TrajectoryItem], verdict: Verdict, side: int, reward: float
+    known: Mapping[tuple[str, str], TrajectoryItem], verdict: MergedLabel, side: int, reward: float
 ) -> TrajectoryItem:
     answer = verdict.answers[side]
     item = known.get((verdict.task, answer))

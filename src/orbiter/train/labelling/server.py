@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from orbiter.train.errors import DataError, TrainError
-from orbiter.train.labelling.session import LabelSession, Shown
+from orbiter.train.labelling.session import LabelSession, OutdatedError, Shown
 from orbiter.train.page_server import HTML, JSON, PLAIN, PageHandler, PageServer
 from orbiter.train.report.page import PageParts, in_strict_mode, page_file
 
@@ -46,7 +46,9 @@ class LabelServer(PageServer):
             ConfigError: the port does not exist or is in use, or the host is not on this machine.
         """
         self.session = session
-        super().__init__(_Answer, host, port, policy=parts().policy(live=True), always_token=True)
+        super().__init__(
+            _LabelHandler, host, port, policy=parts().policy(live=True), always_token=True
+        )
 
 
 @cache
@@ -75,6 +77,7 @@ def described(session: LabelSession, shown: Shown | None) -> dict[str, Any]:
         return document
     document |= {
         "place": shown.place,
+        "version": shown.version,
         "task": shown.unit.task,
         "answers": [shown.unit.answers[place] for place in shown.order],
     }
@@ -97,7 +100,7 @@ def _said(shown: Shown) -> object:
     return ("left", "right")[shown.order.index(0 if given.value == 1 else 1)]
 
 
-class _Answer(PageHandler):
+class _LabelHandler(PageHandler):
     """Answers one request."""
 
     server: LabelServer
@@ -129,6 +132,8 @@ class _Answer(PageHandler):
             label = self._body()
             place = session.shown(label.get("place")).place
             session.label(place, label)
+        except OutdatedError:
+            self._send_unit(str(label["place"]), status=409)
         except DataError as error:
             self.send(400, PLAIN, f"{error}\n".encode())
         except TrainError as error:
@@ -138,15 +143,16 @@ class _Answer(PageHandler):
             further = place + 1 if place + 1 < session.total else session.first_open
             self._send_unit(str(further))
 
-    def _send_unit(self, text: str) -> None:
+    def _send_unit(self, text: str, *, status: int = 200) -> None:
         session = self.server.session
+        # int() alone would accept other scripts' digits and texts of any length.
         place = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
         try:
             shown = None if place == session.total else session.shown(place)
         except DataError as error:
             self.send(404, PLAIN, f"{error}\n".encode())
             return
-        self.send(200, JSON, json.dumps(described(session, shown)).encode())
+        self.send(status, JSON, json.dumps(described(session, shown)).encode())
 
     def _body(self) -> Mapping[str, Any]:
         """Return the JSON object of the request.
@@ -156,6 +162,7 @@ class _Answer(PageHandler):
         """
         kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         length = self.headers.get("Content-Length", "")
+        # A page of another site may send forms without being asked, but no JSON.
         if kind != JSON:
             raise DataError(f"a label must be sent as {JSON}, got {kind or 'no type'}")
         if not (length.isascii() and length.isdigit()) or int(length) > LARGEST_BODY:

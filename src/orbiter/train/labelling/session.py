@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,12 @@ class Shown(NamedTuple):
     """The answers' places in the data, in the order in which they are shown."""
     given: Judgement | None
     """The label that this person has given it so far."""
+    version: int = 0
+    """How often it has been labelled."""
+
+
+class OutdatedError(DataError):
+    """The unit was labelled again after the page had shown it, as in another tab."""
 
 
 class LabelSession:
@@ -61,7 +68,8 @@ class LabelSession:
             seed: Seed of the order.
 
         Raises:
-            ConfigError: the name is empty, or the scale has no keys.
+            ConfigError: the name is empty, the scale has no keys, or the journal has a rating above
+                it.
             StorageError: another process writes the journal, or it is damaged.
         """
         if not rater.strip() or len(rater) > 100:
@@ -72,6 +80,7 @@ class LabelSession:
         self.kind = units[0].kind
         self._units = list(units)
         sub_random(seed, "label", rater).shuffle(self._units)
+        # By subject and not by position, so that a unit keeps its sides if the data grow.
         swap = {u.subject: sub_random(seed, "side", rater, u.subject) for u in self._units}
         self._orders = [
             tuple(reversed(range(len(u.items))))
@@ -81,6 +90,8 @@ class LabelSession:
         ]
         self._places = {u.subject: place for place, u in enumerate(self._units)}
         self._given: dict[int, Judgement] = {}
+        self._versions: Counter[int] = Counter()
+        self._elsewhere: set[str] = set()
         self._lock = threading.Lock()
         self._journal = ResumeJournal(path, durability="group")
         try:
@@ -97,9 +108,21 @@ class LabelSession:
                 raise StorageError(
                     f"{self._journal.path}:{line.number} is not a label: {error}"
                 ) from error
+            # The file may also hold another person's lines, or labels of other data.
+            if judgement.rater != self.rater:
+                continue
             place = self._places.get(judgement.subject)
-            if judgement.rater == self.rater and place is not None:
-                self._given[place] = judgement
+            if place is None:
+                self._elsewhere.add(judgement.subject)
+                continue
+            if judgement.kind == "rating" and (judgement.value or 0) > self.scale:
+                raise ConfigError(
+                    f"{self._journal.path}:{line.number} holds the rating {judgement.value:g}, and "
+                    f"the scale ends at {self.scale}; use the scale of the earlier ratings, or "
+                    "another file"
+                )
+            self._given[place] = judgement
+            self._versions[place] += 1
 
     @property
     def total(self) -> int:
@@ -110,6 +133,11 @@ class LabelSession:
     def done(self) -> int:
         """How many of them this person has labelled or skipped."""
         return len(self._given)
+
+    @property
+    def elsewhere(self) -> int:
+        """How many things this person has labelled in the journal that the data does not hold."""
+        return len(self._elsewhere)
 
     @property
     def first_open(self) -> int:
@@ -126,7 +154,8 @@ class LabelSession:
         if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < self.total:
             last = self.total - 1
             raise DataError(f"place must be a whole number from 0 to {last}, got {place!r}")
-        return Shown(place, self._units[place], self._orders[place], self._given.get(place))
+        given, version = self._given.get(place), self._versions[place]
+        return Shown(place, self._units[place], self._orders[place], given, version)
 
     def label(self, place: object, answer: Mapping[str, Any]) -> Judgement:
         """Record a label of the unit at `place`, and return it.
@@ -135,9 +164,10 @@ class LabelSession:
             place: Position in this person's order.
             answer: `value` is "left", "right" or "equal" for two answers, a number for a rating,
                 true or false for right or wrong, and null to skip; `note` and `seconds` are
-                optional.
+                optional, as is `version`, that of the `Shown` which the person has seen.
 
         Raises:
+            OutdatedError: the unit has been labelled since that version; nothing is recorded.
             DataError: the answer does not fit the kind of the unit.
             StorageError: the journal cannot be written; nothing is recorded.
         """
@@ -160,8 +190,11 @@ class LabelSession:
             else None,
         )
         with self._lock:
+            if answer.get("version", self._versions[shown.place]) != self._versions[shown.place]:
+                raise OutdatedError("this was labelled in another tab or window meanwhile")
             self._journal.append(msgspec.json.encode(judgement.to_dict()))
             self._given[shown.place] = judgement
+            self._versions[shown.place] += 1
         return judgement
 
     def _value(self, shown: Shown, choice: object) -> float | None:
@@ -180,7 +213,9 @@ class LabelSession:
                 return float(choice)
             raise DataError(f"value must be true, false or null, got {choice!r}")
         if isinstance(choice, bool) or not isinstance(choice, int) or not 1 <= choice <= self.scale:
-            raise DataError(f"value must be from 1 to {self.scale} or null, got {choice!r}")
+            raise DataError(
+                f"value must be a whole number from 1 to {self.scale} or null, got {choice!r}"
+            )
         return float(choice)
 
     def close(self) -> None:

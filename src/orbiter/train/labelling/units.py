@@ -55,6 +55,7 @@ def make_units(items: Iterable[TrajectoryItem], kind: JudgementKind | None = Non
     groups: dict[bytes, dict[str, TrajectoryItem]] = {}
     for item in items:
         if item.action.strip():
+            # Answers can be compared only if the model saw the same.
             key = fields.encode_sorted([item.state, item.messages or [], item.tools or []])
             groups.setdefault(key, {}).setdefault(item.action, item)
     answers = [list(group.values()) for group in groups.values()]
@@ -79,4 +80,7 @@ def make_units(items: Iterable[TrajectoryItem], kind: JudgementKind | None = Non
 
 def _each_once(units: Sequence[Unit]) -> list[Unit]:
     """Return the units without those that show the same text as an earlier one."""
-    return list({unit.subject: unit for unit in reversed(units)}.values())[::-1]
+    first: dict[str, Unit] = {}
+    for unit in units:
+        first.setdefault(unit.subject, unit)
+    return list(first.values())

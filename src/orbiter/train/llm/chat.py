@@ -99,7 +99,7 @@ async def ask(model: ChatModel, messages: Sequence[Message]) -> Answer:
     return replace(answer, text=split.text, reasoning=reasoning)
 
 
-class Answering(Protocol):
+class NumberedAnswers(Protocol):
     """A model whose answers are numbered, so that each sample of one request is kept apart."""
 
     @property
@@ -118,7 +118,7 @@ class Answering(Protocol):
 class Sample:
     """The model with a fixed sample index and optionally a schema."""
 
-    model: Answering
+    model: NumberedAnswers
     index: int
     schema: Mapping[str, object] | None
 

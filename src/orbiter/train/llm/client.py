@@ -32,8 +32,8 @@ from orbiter.train.llm.gate import Gate
 from orbiter.train.llm.wire import (
     SCHEMA_STATUS,
     Completion,
+    ConnectionPool,
     RequestFailed,
-    Wire,
     read_completion,
 )
 
@@ -78,9 +78,9 @@ class RemoteChatModel:
         self.config = config
         self.usage = Usage()
         """Usage in this process so far."""
-        self._open_wire = partial(Wire, config, api_key)
+        self._open_wire = partial(ConnectionPool, config, api_key)
         # Opened here, so that a missing package is an early error.
-        self._wire: Wire | None = self._open_wire()
+        self._wire: ConnectionPool | None = self._open_wire()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cache = None if cache is None else ResponseCache(cache)
         self._gate = Gate(concurrency=config.concurrency, give_up_seconds=config.give_up_seconds)
@@ -165,7 +165,7 @@ class RemoteChatModel:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _bind(self) -> Wire:
+    def _bind(self) -> ConnectionPool:
         """Return the connections of the running event loop; a new loop gets new ones."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:

@@ -85,9 +85,9 @@ class Pacer:
     def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
         """Record a 429 for a request sent at `sent_at`, and the pause it asks for."""
         # The refused request was not accepted, so it leaves the record.
-        place = bisect_right(self._let_through, sent_at) - 1
-        if place >= 0 and self._let_through[place] == sent_at:
-            del self._let_through[place]
+        index = bisect_right(self._let_through, sent_at) - 1
+        if index >= 0 and self._let_through[index] == sent_at:
+            del self._let_through[index]
         # A request sent before the last 429 arrived says nothing new: it belongs to that burst.
         if sent_at <= self._burst_until:
             if self._event is not None and self._event >= sent_at:

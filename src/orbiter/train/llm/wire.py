@@ -208,7 +208,7 @@ def _count(value: Json) -> int | None:
     return None
 
 
-class Wire:
+class ConnectionPool:
     """An open connection pool to one endpoint, for one event loop."""
 
     def __init__(self, config: ClientConfig, api_key: str | None) -> None:

@@ -118,6 +118,7 @@ def _compared(
     reward: Float[Tensor, "E"], groups: Sequence[Sequence[int]], *, scaled: bool
 ) -> Float[Tensor, "E"]:
     """Return how much better each episode did than its group; zero in a group of one."""
+    # A table of one column is refused; with two, a group of one is compared with nothing.
     size = max(2, *map(len, groups)) if groups else 2
     table = reward.new_zeros(len(groups), size)
     valid = torch.zeros(len(groups), size, dtype=torch.bool)
@@ -232,14 +233,14 @@ def _shares(log_: Log, logged: LoggedBatch, config: OfflineConfig) -> Float[Tens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class OfflineJob(TrainingJob):
     """Everything that a run on logged episodes needs."""
 
     config: OfflineConfig
     log: Log
 
 
-async def fit(job: Job) -> None:
+async def fit(job: OfflineJob) -> None:
     """Train for `epochs` passes, until the time limit, or until the policy is too far away.
 
     Raises:
@@ -252,6 +253,7 @@ async def fit(job: Job) -> None:
             groups = order.order(step, config.batch_size, seed=config.seed)
             chosen = [position for group in groups for position in job.log.groups[group]]
             ready = await work(_prepare, session.policy, config, job.log, chosen)
+            # Before the update, which a few episodes would decide alone.
             if ready.effective_share < config.min_effective_share:
                 log.warning(
                     "stopped at step %d: the effective sample size is %.3g of %d logged episodes, "
@@ -277,7 +279,7 @@ def _mean_reward(log_: Log, chosen: Sequence[int]) -> float:
     return sum(log_.episodes[position].reward for position in chosen) / len(chosen)
 
 
-class Measured(NamedTuple):
+class MeasuredLog(NamedTuple):
     """How a policy relates to logged episodes."""
 
     loss: float
@@ -286,7 +288,7 @@ class Measured(NamedTuple):
     """The log ratio of each episode; None without stored log probabilities."""
 
 
-async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: bool) -> Measured:
+async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: bool) -> MeasuredLog:
     """Compute the likelihood of logged episodes under the policy."""
     total, tokens = 0.0, 0
     log_ratios: list[Tensor] = []
@@ -308,4 +310,4 @@ async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: b
             log_ratios.append(
                 episode_log_ratio(now, sampled, mask, logged.episode, episodes=len(chosen)).cpu()
             )
-    return Measured(total / tokens, torch.cat(log_ratios) if log_ratios else None)
+    return MeasuredLog(total / tokens, torch.cat(log_ratios) if log_ratios else None)

@@ -86,7 +86,7 @@ class OfflineTrainer(ModelTrainer):
         policy = await self.policy()
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
-        from orbiter.train.offline.local import Job, fit, require_signal
+        from orbiter.train.offline.local import OfflineJob, fit, require_signal
 
         config = self.config
         episodes = await self._log(policy, as_items(self.dataset))
@@ -99,6 +99,7 @@ class OfflineTrainer(ModelTrainer):
         session = await work(
             Session, config, policy, _all_items(episodes), steps_per_epoch=per_epoch
         )
+        # A resumed policy has moved away on purpose.
         if session.position.step == 0:
             await self._require_overlap(policy, episodes)
 
@@ -107,7 +108,7 @@ class OfflineTrainer(ModelTrainer):
 
         opening = self._opening(policy, episodes, session.steps)
         async with self.running(session, opening, data=_size(episodes)) as progress:
-            job = Job(
+            job = OfflineJob(
                 config=config,
                 log=episodes,
                 session=session,
@@ -140,6 +141,7 @@ class OfflineTrainer(ModelTrainer):
         measured = await measure(policy, self.config, episodes, ratios=known)
         metrics = {"loss": measured.loss}
         if measured.log_ratio is not None:
+            # The softmax of log ratios is the ratios divided by their sum.
             weight = measured.log_ratio.double().softmax(0)
             rewards = weight.new_tensor([episode.reward for episode in episodes.episodes])
             metrics["reward"] = float((weight * rewards).sum())
@@ -219,6 +221,7 @@ class OfflineTrainer(ModelTrainer):
 
     @override
     def _workload(self) -> Workload:
+        # The ratios take a forward pass before each update.
         return Workload(method=self.method, passes=2 if self.config.method.needs_logprobs else 1)
 
     @override

@@ -61,13 +61,13 @@ class Preferences:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class PreferenceJob(TrainingJob):
     """Everything that a run needs."""
 
     preferences: Preferences
 
 
-async def fit(job: Job) -> None:
+async def fit(job: PreferenceJob) -> None:
     """Train for `epochs` passes, or until the time limit.
 
     Raises:
@@ -83,7 +83,7 @@ async def fit(job: Job) -> None:
             break
 
 
-def _take(job: Job, rows: Sequence[int]) -> None:
+def _take(job: PreferenceJob, rows: Sequence[int]) -> None:
     """Take the update on these units."""
     preferences, policy = job.preferences, job.session.policy
     config = preferences.config
@@ -110,7 +110,7 @@ def _kl(policy: Policy, preferences: Preferences, rows: Sequence[int]) -> Float[
     return kl_estimate(answers_of(now, batch, torch.tensor(numbers).to(policy.device)).answers)
 
 
-class Measured(NamedTuple):
+class MeasuredRanking(NamedTuple):
     """How well a policy ranks held-out answers; intervals are over tasks."""
 
     loss: float
@@ -127,7 +127,7 @@ class Measured(NamedTuple):
         return values
 
 
-async def measure(policy: Policy, preferences: Preferences) -> Measured:
+async def measure(policy: Policy, preferences: Preferences) -> MeasuredRanking:
     """Measure loss, accuracy and margin without learning."""
     count = len(preferences.material)
     # In parts, so that a cancellation takes effect between two of them.
@@ -140,7 +140,7 @@ async def measure(policy: Policy, preferences: Preferences) -> Measured:
     looks = [await work(_look, policy, preferences, rows, kl) for rows in parts]
     loss, accuracy, margin = ([value for look in looks for value in look[at]] for at in range(3))
     task = preferences.material.task
-    return Measured(fmean(loss), _over_tasks(accuracy, task), _over_tasks(margin, task))
+    return MeasuredRanking(fmean(loss), _over_tasks(accuracy, task), _over_tasks(margin, task))
 
 
 class _Look(NamedTuple):

@@ -91,9 +91,9 @@ def answers_of(
     if not isinstance(batch, AttemptBatch) or batch.unit is None:
         raise StateError("this objective needs a batch made by preference.encoding.batch_of")
     sides = ref_logprob.shape[1]
-    units, place = batch.unit.unique(return_inverse=True)
+    units, unit_index = batch.unit.unique(return_inverse=True)
     # The sides of a unit are adjacent, chosen before rejected.
-    answer = place * sides + batch.side
+    answer = unit_index * sides + batch.side
     size = len(units) * sides
     # Adds up the rows of an answer with several token sequences.
     total = logprob.new_zeros(size).index_add(0, answer, logprob.sum(dim=-1))

@@ -16,7 +16,7 @@ from orbiter.train.chat.message import text_of
 from orbiter.train.engine.models.saved_files import CONFIG, names_classifier, read_object
 from orbiter.train.engine.tasks import as_items
 from orbiter.train.engine.thread import work, work_blocking
-from orbiter.train.errors import DataError, StorageError, TrainError, require
+from orbiter.train.errors import ConfigError, DataError, StorageError, TrainError, require
 from orbiter.train.preference.pairs import Attempt, make_pairs, read_attempts
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -81,6 +81,7 @@ class RewardModel:
             WeakKeyDictionary()
         )
         self._batches: set[asyncio.Task[None]] = set()
+        self._in_memory_only = False
         if is_path(self.model):
             _require_reward_model(Path(self.model).expanduser())
 
@@ -89,10 +90,39 @@ class RewardModel:
         """Return a reward model that is in memory already; `model` is its name."""
         made = cls.__new__(cls)
         made.model, made._scorer = model, scorer
-        made._device, made._dtype, made._trust = "auto", "float32", False
+        made._device, made._dtype = "auto", "float32"
         made._micro_batch_tokens, made._on_long_prompt = micro_batch_tokens, "error"
         made._waiting, made._batches = WeakKeyDictionary(), set()
+        made._trust, made._in_memory_only = False, True
         return made
+
+    def as_source(self) -> str:
+        """Return a module that makes this reward model as `reward`, for another process.
+
+        verl's workers run it (`verl/cluster/sources.py`). A folder is named by its full path.
+
+        Raises:
+            ConfigError: the model is in memory only, as that of a trainer that has not saved it.
+        """
+        from orbiter.train.engine.models.load import is_path
+
+        if self._in_memory_only:
+            raise ConfigError(
+                f"this reward model ({self.model}) is in memory only, and another process cannot "
+                "load it: save it, `await trainer.save(folder)`, and use RewardModel(folder)"
+            )
+        named = Path(self.model).expanduser().resolve() if is_path(self.model) else self.model
+        return (
+            "from orbiter.train.preference import RewardModel\n\n"
+            "reward = RewardModel(\n"
+            f"    {str(named)!r},\n"
+            f"    device={self._device!r},\n"
+            f"    dtype={self._dtype!r},\n"
+            f"    micro_batch_tokens={self._micro_batch_tokens!r},\n"
+            f"    on_long_prompt={self._on_long_prompt!r},\n"
+            f"    trust_remote_code={self._trust!r},\n"
+            ")\n"
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -125,6 +155,7 @@ class RewardModel:
         """
         if episode is not None:
             return await self._score_with_others(_of_episode(episode))
+        # With its special tokens, as the policy sampled it.
         answer = output if raw_output is None else raw_output
         return await self._score_with_others(_of_answer(item, answer))
 
@@ -218,6 +249,7 @@ class RewardModel:
         from orbiter.train.preference.reward_model_rows import last_turn, score_row, scores_of
 
         scorer = self.loaded()
+        # One token of the context is needed to read the score at the end.
         tokenizer, context = scorer.policy.tokenizer, scorer.policy.context_length - 1
         turns = [last_turn(attempt) for attempt in attempts]
         readable = [_with_usable_ids(turn, tokenizer) for turn in turns]
@@ -241,6 +273,7 @@ class RewardModel:
                         + ("" if cuts else "RewardModel(on_long_prompt='truncate-left') cuts it")
                     )
                 rows[index] = score_row(encoded[0], scorer.pad_token_id)
+                # Replaced below; it keeps the place of this attempt.
                 answers.append(0.0)
             except TrainError as error:
                 answers.append(error)
@@ -267,6 +300,7 @@ class RewardModel:
     async def _score_waiting(self, waiting: list[_Call]) -> None:
         """Score the waiting calls, once no more arrive, until none is left."""
         while waiting:
+            # Calls of one step arrive one after the other; a batch begins once no more come.
             known, quiet = len(waiting), 0
             while quiet < SETTLE_ROUNDS:
                 await asyncio.sleep(0)
@@ -278,6 +312,7 @@ class RewardModel:
                 failure = error if isinstance(error, Exception) else asyncio.CancelledError()
                 answers = [failure] * len(calls)  # type: ignore[list-item] # whatever it was
             taken = set(map(id, calls))
+            # In place, because other calls append to this same list.
             waiting[:] = [c for c in waiting if id(c) not in taken and not c.score.done()]
             for call, answer in zip(calls, answers, strict=True):
                 if call.score.done():

@@ -55,7 +55,7 @@ def new_head(policy: Policy, seed: int) -> nn.Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class RewardModelJob(TrainingJob):
     """Everything that a run needs."""
 
     config: RewardModelConfig
@@ -63,7 +63,7 @@ class Job(TrainingJob):
     scorer: Scorer
 
 
-async def fit(job: Job) -> None:
+async def fit(job: RewardModelJob) -> None:
     """Train for `epochs` passes, or until the time limit.
 
     Raises:
@@ -78,7 +78,7 @@ async def fit(job: Job) -> None:
             break
 
 
-def _take(job: Job, pairs: Sequence[EncodedPair]) -> None:
+def _take(job: RewardModelJob, pairs: Sequence[EncodedPair]) -> None:
     """Take the update on these pairs."""
     config, scorer = job.config, job.scorer
     units = [[score_row(side, scorer.pad_token_id) for side in pair.sides] for pair in pairs]

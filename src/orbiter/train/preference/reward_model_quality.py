@@ -30,6 +30,8 @@ class ScoredPair:
     chosen_reward: float = 1.0
     """The reward that made it the better one; 1 and 0 where only the order is known."""
     rejected_reward: float = 0.0
+    answers: tuple[str, str] | None = None
+    """A digest of each answer, which recognises an answer in several pairs; None if unknown."""
 
     @property
     def margin(self) -> float:
@@ -121,8 +123,8 @@ def calibration_error(confidences: Sequence[float], right: Sequence[float]) -> f
     """
     bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
     for confidence, hit in zip(confidences, right, strict=True):
-        place = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
-        bins[place].append((confidence, hit))
+        bucket = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
+        bins[bucket].append((confidence, hit))
     return math.fsum(
         abs(math.fsum(hit - confidence for confidence, hit in inside)) for inside in bins
     ) / len(confidences)
@@ -169,6 +171,16 @@ def _by_chance(pairs: Sequence[ScoredPair]) -> float:
 
 def _agreement(group: Sequence[ScoredPair]) -> float:
     """Return Kendall's tau between the scores and the rewards of a task's answers."""
+    rewards: dict[str, set[float]] = {}
+    for pair in group:
+        for answer, reward in zip(
+            pair.answers or (), (pair.chosen_reward, pair.rejected_reward), strict=False
+        ):
+            rewards.setdefault(answer, set()).add(reward)
+    # In A > B > C, B is the better one of a pair (1) and the worse one of another (0). Then these
+    # numbers are no rewards, and only the order within each pair is known.
+    if any(len(values) > 1 for values in rewards.values()):
+        return fmean(2 * _is_right(pair) - 1 for pair in group)
     answers = {(pair.chosen, pair.chosen_reward) for pair in group}
     answers |= {(pair.rejected, pair.rejected_reward) for pair in group}
     listed = sorted(answers)

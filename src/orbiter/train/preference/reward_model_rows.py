@@ -168,4 +168,5 @@ def _scored(pair: EncodedPair, chosen: float, rejected: float) -> ScoredPair:
         rejected=rejected,
         chosen_reward=float(rewards[0] or 0.0),
         rejected_reward=float(rewards[1] or 0.0),
+        answers=(pair.chosen.digest, pair.rejected.digest),
     )

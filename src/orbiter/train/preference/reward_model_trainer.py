@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from orbiter.train.engine.config import recorded_dtype
 from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.tasks import read_once
-from orbiter.train.engine.trainer import ModelTrainer, as_metrics, recorded_dtype
+from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import DataError, StateError
 from orbiter.train.preference.reward_model import RewardModel
 from orbiter.train.preference.reward_model_config import RewardModelConfig
@@ -106,7 +107,12 @@ class RewardModelTrainer(ModelTrainer):
         policy = await self.policy()
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
-        from orbiter.train.preference.reward_model_local import Job, all_items, fit, order_of
+        from orbiter.train.preference.reward_model_local import (
+            RewardModelJob,
+            all_items,
+            fit,
+            order_of,
+        )
 
         config = self.config
         pairs = await self._pairs(policy, self.dataset)
@@ -121,7 +127,7 @@ class RewardModelTrainer(ModelTrainer):
 
         opening = self._opening(policy, pairs, session.steps)
         async with self.running(session, opening, data=f"{len(pairs)} pairs") as progress:
-            job = Job(
+            job = RewardModelJob(
                 config=config,
                 pairs=pairs,
                 scorer=self._scorer(policy),
@@ -234,6 +240,10 @@ class RewardModelTrainer(ModelTrainer):
             on_long_prompt=config.on_long_prompt,
             system=self.system_prompt,
         )
+
+    @override
+    def _check_model(self) -> None:
+        """Accept a language model, which gets a head, and a reward model, which is trained on."""
 
     @override
     def _loaded(self) -> Policy:

@@ -118,7 +118,7 @@ class PreferenceTrainer(ModelTrainer):
         policy = await self.policy()
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
-        from orbiter.train.preference.local import Job, fit
+        from orbiter.train.preference.local import PreferenceJob, fit
 
         config = self.config
         learned = await self._preferences(policy, self.dataset)
@@ -141,7 +141,7 @@ class PreferenceTrainer(ModelTrainer):
             wanted = [*material.attempts, *held_out.material.attempts]
             if await self._refer(policy, wanted, session=session, say=progress.say):
                 self._moved = policy
-                job = Job(
+                job = PreferenceJob(
                     preferences=learned,
                     session=session,
                     progress=progress,

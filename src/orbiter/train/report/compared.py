@@ -29,11 +29,11 @@ def keep_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> P
     """Write a comparison into a folder, where `write_report` finds it; return the folder."""
     from orbiter.train.verl.tasks import as_tasks
 
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
     items = as_tasks(comparison.tasks).items
     keep_story(
-        place,
+        target,
         Story(
             title=f"{comparison.b.name} against {comparison.a.name}",
             measure="reward",
@@ -44,10 +44,10 @@ def keep_comparison(folder: str | os.PathLike[str], comparison: Comparison) -> P
             ],
         ),
     )
-    keep_cost(place, comparison.a.cost + comparison.b.cost)
+    keep_cost(target, comparison.a.cost + comparison.b.cost)
     text = json.dumps(comparison.as_dict(), indent=2, allow_nan=False)
-    write_file(place / COMPARISON_FILE, text.encode() + b"\n")
-    return place
+    write_file(target / COMPARISON_FILE, text.encode() + b"\n")
+    return target
 
 
 def _exam(name: str, outcomes: Sequence[Outcome]) -> Exam:
@@ -65,10 +65,12 @@ def read_comparison(folder: Path) -> dict[str, Any] | None:
         StorageError: the file exists but is not a comparison.
     """
     path = folder / COMPARISON_FILE
+    # A link in a foreign folder may lead anywhere.
     if not path.is_file() or path.is_symlink():
         return None
     try:
         comparison = json.loads(path.read_bytes())
+        # Read only to see that it is a comparison.
         comparison["differences"]["reward"]["mean"]
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(f"{path} is not the record of a comparison: {error!r}") from error

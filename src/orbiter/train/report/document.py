@@ -43,7 +43,7 @@ def _is_in(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink()
 
 
-class Source:
+class RunFolder:
     """A run's folder, which may be read again while the run continues."""
 
     def __init__(self, folder: Path) -> None:
@@ -70,6 +70,7 @@ class Source:
         story = read_story(self.folder)
         trainings = self._ordered([path.parent for path in paths if path.name == "run.json"])
         with_samples = sum((t.folder / "samples.jsonl").is_file() for t in trainings)
+        # The limit is for the whole page, so several trainings share it.
         room = int(share * SAMPLE_BYTES / max(1, with_samples))
         document = {
             "name": self.folder.resolve().name,
@@ -89,6 +90,7 @@ class Source:
             "cost": cost_of_run(self.folder, [training.folder for training in trainings]).as_dict(),
             "comparison": read_comparison(self.folder),
         }
+        # A page is passed on to others, and samples may contain keys of the environment.
         return dict(mask_texts(document, secrets_of_the_environment()))
 
     def state(self) -> tuple[tuple[str, int, int], ...]:
@@ -102,6 +104,7 @@ class Source:
 
     def _found(self) -> Iterator[Path]:
         folders = [self.folder]
+        # Level by level, so that a folder's own run comes before those within.
         for _ in range(DEPTH + 1):
             for folder in folders:
                 check_contained(folder)
@@ -152,6 +155,7 @@ def tasks(story: Story, *, max_bytes: int) -> list[Doc]:
 
     If not all fit, tasks whose scores differ between the exams come first.
     """
+    # A stable sort: within both kinds the tasks keep their order.
     order = sorted(range(len(story.tasks)), key=lambda at: not _differs(story, at))
     shown: dict[int, Doc] = {}
     for at in order[:TASKS]:

@@ -87,6 +87,7 @@ class _Family:
         member, score = self.member(name), line.get("s")
         if score is None:
             member.error = str(line.get("x") or "failed")
+        # The winner's fresh evaluations carry its name with a suffix.
         elif name != line["m"]:
             member.confirmed.append(float(score))
         else:
@@ -150,6 +151,7 @@ def _chosen(family: _Family, best: _Member | None) -> list[dict[str, Any]]:
     for member in [*line, *others][:MEMBERS]:
         doc = _shown(member, family)
         room -= len(json.dumps(doc))
+        # At least one, however long.
         if room < 0 and shown:
             break
         shown[member.name] = doc
@@ -177,6 +179,7 @@ def _shown(member: _Member, family: _Family) -> dict[str, Any]:
 def changes(before: str, after: str) -> list[list[str]]:
     """Return a word-level diff as pieces: "=" kept, "-" removed, "+" added."""
     old, new = (_TOKENS.findall(text) for text in (before, after))
+    # Common ends are cut off first, since difflib is quadratic.
     head = _alike(old, new)
     tail = _alike(old[head:][::-1], new[head:][::-1])
     end = (len(old) - tail, len(new) - tail)
@@ -211,12 +214,12 @@ def _piece(kind: str, tokens: Sequence[str]) -> list[list[str]]:
     return [[kind, "".join(tokens)]] if tokens else []
 
 
-def _shortened(text: str, place: int, last: int) -> str:
+def _shortened(text: str, index: int, last: int) -> str:
     """Shorten a long unchanged piece, keeping the text next to the changes."""
     if len(text) <= 3 * AROUND:
         return text
-    head = "" if place == 0 else text[:AROUND]
-    tail = "" if place == last else text[-AROUND:]
+    head = "" if index == 0 else text[:AROUND]
+    tail = "" if index == last else text[-AROUND:]
     return f"{head} […] {tail}"
 
 
@@ -239,5 +242,6 @@ def _progress(trials: Sequence[float | None]) -> list[list[float]]:
         if score is not None:
             best = max(best, score)
             rows.append([number, short(score), short(best)])
+    # Rounded up, so that at most POINTS rows remain.
     every = -(-len(rows) // POINTS) or 1
     return rows[::every] + (rows[-1:] if rows and (len(rows) - 1) % every else [])

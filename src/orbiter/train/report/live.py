@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orbiter.train.errors import TrainError
 from orbiter.train.page_server import HTML, JSON, PLAIN, PageHandler, PageServer
-from orbiter.train.report.document import Source
+from orbiter.train.report.document import RunFolder
 from orbiter.train.report.page import policy, render
 from orbiter.train.report.write import envelope
 
@@ -51,7 +51,7 @@ class LiveServer(PageServer):
             ConfigError: the port does not exist or is in use, or the host is not on this machine.
         """
         self.following = Following(Path(folder))
-        super().__init__(_Answer, host, port, policy=policy(live=True))
+        super().__init__(_ReportHandler, host, port, policy=policy(live=True))
 
 
 class Following:
@@ -59,7 +59,7 @@ class Following:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._source = Source(folder)
+        self._source = RunFolder(folder)
         self._lock = threading.Lock()  # every request is handled in a separate thread
         self._state: object = None
         self._page, self._data, self._tag = b"", b"", ""
@@ -78,6 +78,7 @@ class Following:
 
     def _refresh(self) -> None:
         state = self._source.state()
+        # Several open pages ask for the same state.
         if state != self._state:
             document = envelope([self._source.document()])
             self._page = render(document | {"live": True}, live=True).encode()
@@ -86,7 +87,7 @@ class Following:
             self._state = state
 
 
-class _Answer(PageHandler):
+class _ReportHandler(PageHandler):
     """Answers one request."""
 
     server: LiveServer

@@ -99,6 +99,7 @@ def render(document: Mapping[str, object], *, live: bool = False) -> str:
 
 def island(document: Mapping[str, object]) -> str:
     """Return the document as ASCII JSON, without any character that is special in HTML."""
+    # NaN is no JSON, and the page's parser would refuse the whole document.
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -38,6 +38,7 @@ class Samples:
         with self.path.open("rb") as file:
             file.seek(self._end)
             for line in file:
+                # Still being written; it is read the next time.
                 if not line.endswith(b"\n"):
                     return
                 self.facts.append(self._fact(line))
@@ -56,8 +57,8 @@ class Samples:
             return []
         with self.path.open("rb") as file:
 
-            def read(place: int) -> dict[str, Any]:
-                file.seek(self.facts[place].start)
+            def read(index: int) -> dict[str, Any]:
+                file.seek(self.facts[index].start)
                 return dict(json.loads(file.readline()))
 
             return choose(self.facts, read, max_bytes=max_bytes)
@@ -70,7 +71,7 @@ def choose(
 
     Args:
         facts: One entry for each group.
-        read: Returns the record of a group by its place.
+        read: Returns the record of a group by its position.
         max_bytes: Size limit of all groups together, as JSON.
     """
     shown: dict[int, Group] = {}

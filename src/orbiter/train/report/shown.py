@@ -48,8 +48,8 @@ def by_turns(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
     The reasons: first, last, best, worst, prompts whose reward changed most, and an even sample
     that finally includes all. A caller that stops early has some of every kind.
     """
-    known = [place for place, fact in enumerate(facts) if fact.reward is not None]
-    worst = sorted(known, key=lambda place: (facts[place].reward, -place))
+    known = [group for group, fact in enumerate(facts) if fact.reward is not None]
+    worst = sorted(known, key=lambda group: (facts[group].reward, -group))
     choices = {
         "first": range(len(facts)),
         "last": range(len(facts) - 1, -1, -1),
@@ -61,8 +61,8 @@ def by_turns(facts: Sequence[Fact]) -> Iterator[tuple[int, str]]:
     size = min(SHOWN, len(facts))
     cut_short = [
         [
-            (place, why)
-            for place in places[: max(1, int(SHARES[why] * size)) if SHARES[why] < 1 else None]
+            (group, why)
+            for group in places[: max(1, int(SHARES[why] * size)) if SHARES[why] < 1 else None]
         ]
         for why, places in choices.items()
     ]
@@ -123,6 +123,7 @@ def as_shown(record: Mapping[str, Any]) -> Group:
     most = EPISODES if any("turns" in output for output in outputs) else OUTPUTS
     if len(outputs) > most:
         group["left_out"] = len(outputs) - most
+        # The best and the worst show most of what can be learned.
         ranked = sorted(outputs, key=lambda output: -(output["reward"] or 0))
         outputs = ranked[: most // 2] + ranked[-most // 2 :]
     return group | {"outputs": [_output(output) for output in outputs]}

@@ -88,6 +88,7 @@ class Story:
         sizes = {len(exam.scores) for exam in self.exams} | (
             {len(self.tasks)} if self.tasks else set()
         )
+        # Otherwise answers would be shown with the questions of other tasks.
         if len(sizes) > 1 or 0 in sizes:
             raise DataError(
                 f"every exam needs one score for each task, got {len(self.tasks)} tasks and "

@@ -43,7 +43,7 @@ def traces_document(name: str, items: Iterable[TrajectoryItem]) -> Doc:
     groups = group_records(items)
     if not groups:
         raise DataError(f"{name} holds no items to show")
-    facts = [fact_of(group, place) for place, group in enumerate(groups)]
+    facts = [fact_of(group, number) for number, group in enumerate(groups)]
     training: Doc = {
         "name": name,
         "kind": "traces",
@@ -55,7 +55,7 @@ def traces_document(name: str, items: Iterable[TrajectoryItem]) -> Doc:
         "spread": None,
         "gains": [],
         "validations": [],
-        "groups": choose(facts, lambda place: groups[place], max_bytes=2 * SAMPLE_BYTES),
+        "groups": choose(facts, lambda number: groups[number], max_bytes=2 * SAMPLE_BYTES),
         "groups_in_all": len(groups),
     }
     episodes = sum(len(group["outputs"]) for group in groups)
@@ -81,12 +81,14 @@ def group_records(items: Iterable[TrajectoryItem]) -> list[dict[str, Any]]:
     """Return a record for each task, in the form of a run's samples, with its episodes."""
     episodes: dict[object, list[TrajectoryItem]] = {}
     for index, item in enumerate(items):
+        # A number cannot equal an id, which is a text.
         episodes.setdefault(item.episode_id or index, []).append(item)
     groups: dict[str, dict[str, Any]] = {}
     for name, steps in episodes.items():
         if all(item.step is not None for item in steps):
             steps.sort(key=lambda item: item.step or 0)
         first = steps[0]
+        # Attempts without a task id belong together if they begin with the same state.
         key = first.task_id or first.state
         group = groups.setdefault(
             key,
@@ -116,11 +118,12 @@ def _episode(name: str, steps: Sequence[TrajectoryItem]) -> dict[str, Any]:
     }
 
 
-def _turn(steps: Sequence[TrajectoryItem], place: int) -> dict[str, Any]:
-    item = steps[place]
+def _turn(steps: Sequence[TrajectoryItem], step: int) -> dict[str, Any]:
+    item = steps[step]
     asked = prompt_of(item)
-    if place:
-        before = [*prompt_of(steps[place - 1]), answer_of(steps[place - 1])]
+    if step:
+        before = [*prompt_of(steps[step - 1]), answer_of(steps[step - 1])]
+        # Otherwise the history was rewritten, and all of it is shown.
         if _begins_with(asked, before):
             asked = asked[len(before) :]
     tokens = item.metadata.get("output_tokens")
@@ -141,6 +144,7 @@ def _begins_with(
         return False
     return all(
         now["role"] == then["role"]
+        # An answer may come back in another form, such as without its reasoning.
         and (now["role"] == "assistant" or now.get("content") == then.get("content"))
         for now, then in zip(messages, before, strict=False)
     )

@@ -91,6 +91,7 @@ def _environment(folder: Path) -> Mapping[str, object]:
 def curves(folder: Path) -> Doc:
     """Return every metric over the steps: null if not measured, a name if not finite."""
     rows: dict[int, dict[str, float]] = {}
+    # Two files, because metrics are the same in a resumed run and times are not.
     for file in ("metrics.jsonl", "times.jsonl"):
         for row in read_numbers(folder / file):
             rows.setdefault(int(row["step"]), {}).update(row)
@@ -127,6 +128,7 @@ def spread(facts: Sequence[Fact]) -> Doc | None:
     if not rewards:
         return None
     low, high = min(rewards), max(rewards)
+    # Equal rewards fall into one bin of any width.
     width = (high - low) / BINS or 1.0
     first, last = facts[0].step, facts[-1].step
     columns = min(COLUMNS, last - first + 1)

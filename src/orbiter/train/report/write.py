@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from orbiter.train.report.document import FORMAT, Doc, Source
+from orbiter.train.report.document import FORMAT, Doc, RunFolder
 from orbiter.train.report.page import render
 from orbiter.train.storage import write_file
 
@@ -23,7 +23,7 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | N
             written.
     """
     path = Path(folder) / REPORT_FILE if out is None else Path(out)
-    return write_page(path, [Source(Path(folder)).document()])
+    return write_page(path, [RunFolder(Path(folder)).document()])
 
 
 def write_comparison(
@@ -40,10 +40,10 @@ def write_comparison(
     Raises:
         StorageError: as for `write_report`.
     """
-    sources = [Source(Path(folder)) for folder in (folder_a, folder_b)]
+    sources = [RunFolder(Path(folder)) for folder in (folder_a, folder_b)]
     runs = [source.document(share=0.5) for source in sources]
     if comparison is not None:
-        runs[1]["comparison"] = Source(Path(comparison)).document()["comparison"]
+        runs[1]["comparison"] = RunFolder(Path(comparison)).document()["comparison"]
     return write_page(Path(out), runs)
 
 

@@ -75,9 +75,10 @@ def cost_of_run(folder: Path, trainings: Iterable[Path] | None = None) -> Cost:
         StorageError: a file of the run is damaged.
     """
     cost = kept_cost(folder)
-    for place in [folder] if trainings is None else trainings:
-        rows = (read_numbers(place / name) for name in (METRICS_FILE, TIMES_FILE))
-        cost += cost_of_rows(*rows) + (kept_cost(place) if place != folder else Cost())
+    for part in [folder] if trainings is None else trainings:
+        rows = (read_numbers(part / name) for name in (METRICS_FILE, TIMES_FILE))
+        # The folder's own cost.json is in `cost` already.
+        cost += cost_of_rows(*rows) + (kept_cost(part) if part != folder else Cost())
     return cost
 
 

@@ -39,6 +39,7 @@ def _plain_value(value: object, where: str, secrets: Sequence[str]) -> object:
     if isinstance(value, str | os.PathLike):
         return mask_text(str(value), secrets)
     if isinstance(value, Real):
+        # Only metrics may be NaN or infinite.
         if isinstance(finite := number(where, value), str):
             raise DataError(f"{where} must be finite, got {value!r}")
         return finite

@@ -101,6 +101,7 @@ class Trackers:
         """
         self._active: list[tuple[str, Tracker]] = []
         with ExitStack() as started:
+            # Undone by `pop_all` once all of them run.
             started.callback(self.finish)
             for each in check_trackers(wanted):
                 name, tracker = _named(each)

@@ -102,6 +102,7 @@ class Mlflow:
         )
         if earlier:
             self._id = earlier[0].info.run_id
+            # MLflow has no call that reopens a run, but its state may be set.
             self._client.set_terminated(self._id, status="RUNNING")
             return
         created = self._client.create_run(
@@ -109,6 +110,7 @@ class Mlflow:
         )
         self._id = created.info.run_id
         for name, value in run.config.items():
+            # Longer values were refused by older servers.
             self._client.log_param(self._id, self._accepted(name), str(value)[:500])
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -119,6 +121,7 @@ class Mlflow:
     def _accepted(self, name: str) -> str:
         """Return the name in the form MLflow accepts; different names stay different."""
         if name not in self._names:
+            # MLflow takes names for paths, of at most 250 characters, and a number may follow.
             plain = posixpath.normpath(_REFUSED_BY_MLFLOW.sub("_", name)).strip("/.")[:240] or "_"
             taken = set(self._names.values())
             choices = itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))

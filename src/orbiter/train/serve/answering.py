@@ -19,7 +19,7 @@ from orbiter.train.engine.prompt import chat_text
 from orbiter.train.errors import DataError
 from orbiter.train.serve.asked import ChatRequest, Refusal
 from orbiter.train.serve.batching import StaleWeightsError
-from orbiter.train.serve.reply import ChatModel, Reply, Sampling
+from orbiter.train.serve.reply import ChatPolicy, DrawSettings, Reply
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ class RequestQueue(Protocol):
     def full(self) -> bool:
         """Whether the next request should be refused."""
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
         """Queue a request."""
 
 
@@ -42,7 +42,7 @@ Q = TypeVar("Q", bound=RequestQueue)
 class Answering(Generic[Q]):
     """A model that answers conversations; used by a server and by a policy in training."""
 
-    def __init__(self, policy: ChatModel, batcher: Q) -> None:
+    def __init__(self, policy: ChatPolicy, batcher: Q) -> None:
         """Answer with this model through its decode loop."""
         self.policy, self.batcher = policy, batcher
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="orbiter-prompt")
@@ -104,7 +104,7 @@ class Answering(Generic[Q]):
     def submit(
         self,
         prompt_ids: Sequence[int],
-        sampling: Sampling,
+        sampling: DrawSettings,
     ) -> Reply:
         """Queue a request.
 

@@ -26,7 +26,7 @@ from orbiter.train.serve.answering import Answering, as_refusal, too_long
 from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet
 from orbiter.train.serve.batching import Batcher
 from orbiter.train.serve.dialects import DIALECTS, Dialect
-from orbiter.train.serve.reply import Reply, Sampling
+from orbiter.train.serve.reply import DrawSettings, Reply
 from orbiter.train.serve.stream import events
 from orbiter.train.serve.terms import Terms
 
@@ -45,6 +45,7 @@ class Endpoint:
         """Serve this model on these terms."""
         self._answering, self._policy = answering, answering.policy
         self._batcher, self._terms = answering.batcher, terms
+        # Also the number that the seed of a request without one is drawn from.
         self._asked = 0
         self._since = int(time.time())
 
@@ -61,6 +62,7 @@ class Endpoint:
         handlers: dict[Any, Any] = {Refusal: _refused, HTTPException: _no_route}
         app = Starlette(routes=routes, exception_handlers=handlers)
 
+        # Before the routes, so that a refused client learns nothing about what exists.
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             refusal = self._refusal(scope) if scope["type"] == "http" else None
             answer = app if refusal is None else _json(refusal.body(), refusal.status)
@@ -98,6 +100,7 @@ class Endpoint:
         try:
             return await self._answer(dialect, request)
         except Refusal as refusal:
+            # Clients of both APIs wait for this long and try again.
             headers = {"retry-after": "1"} if refusal.status in (429, 503) else None
             return _json(dialect.refused(refusal), refusal.status, headers)
 
@@ -105,7 +108,9 @@ class Endpoint:
         asked = dialect.parse(await _body(request)).request
         self._check_name(asked.model)
         if self._terms.return_token_ids:
+            # The server was started for training, which needs both whatever the agent asks for.
             asked = msgspec.structs.replace(asked, return_token_ids=True, logprobs=True)
+        # Taken before the next await, so that two requests cannot get the same number.
         number = self._asked
         self._asked += 1
         prompt_ids = await self._answering.prompt(asked)
@@ -118,13 +123,13 @@ class Endpoint:
         await _or_leave(reply, request)
         return _json(writer.whole())
 
-    def _sampling(self, asked: ChatRequest, prompt_tokens: int, number: int) -> Sampling:
+    def _sampling(self, asked: ChatRequest, prompt_tokens: int, number: int) -> DrawSettings:
         """Check that the answer fits, and fill in the settings that the request does not give."""
         n, most = asked.n or 1, self._terms.max_rows
         if n > most:
             raise Refusal(400, f"n={n} is more than this server's {most}", param="n")
         own = sub_seed(self._terms.seed, "request", number)
-        return Sampling(
+        return DrawSettings(
             n=n,
             max_new_tokens=self._longest(asked, prompt_tokens),
             temperature=1.0 if asked.temperature is None else asked.temperature,
@@ -132,6 +137,7 @@ class Endpoint:
             seed=own if asked.seed is None else asked.seed,
             top_logprobs=asked.top_logprobs or 0,
             stops=asked.stops,
+            # Text that is not streamed need not be decoded while it grows.
             live=bool(asked.stream),
         )
 
@@ -139,6 +145,7 @@ class Endpoint:
         """Return the answer's maximum length: as requested, or the server's default if it fits."""
         context = self._policy.context_length
         room = context - prompt_tokens
+        # A default is shortened to fit; a length that was asked for is refused instead.
         longest = asked.longest or max(1, min(self._terms.max_tokens, room))
         if longest > room:
             raise too_long(context, prompt_tokens, longest)
@@ -146,11 +153,13 @@ class Endpoint:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Return why a request is refused, judged by raw path and headers; None if it is not."""
+        # A server without a token is on this machine only, and must not be reached by a web page.
         if self._terms.token is None:
             refused = refuse_web_pages(scope["headers"])
             return None if refused is None else Refusal(refused.status, refused.message)
         # Anthropic's clients send the token in a header of another name.
         sent = bearer_token(scope["headers"]) or Headers(scope=scope).get("x-api-key", "")
+        # Probes of an orchestrator have no token.
         if scope["path"] == "/health" or same_secret(sent, self._terms.token):
             return None
         return Refusal(401, "the token is missing or wrong", code="invalid_api_key")
@@ -179,6 +188,7 @@ async def _body(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
+        # Checked as it arrives: Content-Length may be missing or wrong.
         if len(body) > LARGEST_BODY:
             raise Refusal(413, f"the request has more than {LARGEST_BODY} bytes")
     return bytes(body)
@@ -203,6 +213,7 @@ async def _or_leave(reply: Reply, request: Request) -> None:
     except Exception as error:
         raise as_refusal(error) from error
     finally:
+        # Also after success, where it does nothing.
         reply.leave()
         whole.cancel()
         gone.cancel()

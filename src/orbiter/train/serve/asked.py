@@ -16,7 +16,7 @@ from msgspec import Meta
 from orbiter.train.chat.message import Message
 from orbiter.train.chat.tool_calls import Call, parse_calls
 from orbiter.train.engine.prompt import ROLES
-from orbiter.train.serve.reply import Choice, Drawn
+from orbiter.train.serve.reply import Choice, DrawnToken
 
 MaxTokens = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
@@ -162,8 +162,8 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at `$")
-        param = place.rstrip("`").lstrip(".") or None
+        problem, _, path = str(error).partition(" - at `$")
+        param = path.rstrip("`").lstrip(".") or None
         where = f" in {param}" if param else ""
         raise Refusal(400, f"{problem}{where}", param=param) from error
 
@@ -238,61 +238,59 @@ def _check_tools(request: ChatRequest) -> None:
         raise Refusal(400, "top_logprobs needs logprobs=true", param="top_logprobs")
 
 
-def _check_message(message: Message, place: str) -> None:
+def _check_message(message: Message, path: str) -> None:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise Refusal(
-            400, f"role must be one of {', '.join(ROLES)}, got {role!r:.80}", param=f"{place}.role"
+            400, f"role must be one of {', '.join(ROLES)}, got {role!r:.80}", param=f"{path}.role"
         )
     for name in ("name", "tool_call_id", "reasoning_content"):
-        _check_text(message, name, place)
+        _check_text(message, name, path)
     calls = message.get("tool_calls")
     if calls is not None and not isinstance(calls, list):
         raise Refusal(
             400, f"tool_calls must be a list of calls, got {calls!r:.80}",
-            param=f"{place}.tool_calls",
+            param=f"{path}.tool_calls",
         )  # fmt: skip
     for index, call in enumerate(calls or ()):
-        _check_call(call, f"{place}.tool_calls[{index}]")
+        _check_call(call, f"{path}.tool_calls[{index}]")
     parts = message.get("content")
     if not isinstance(parts, str | list | None):
         raise Refusal(
             400, f"content must be text or a list of parts, got {parts!r:.80}",
-            param=f"{place}.content",
+            param=f"{path}.content",
         )  # fmt: skip
     for part in parts if isinstance(parts, list) else []:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise Refusal(
                 400, f"content may hold text only, got a part of type {kind!r:.80}",
-                param=f"{place}.content",
+                param=f"{path}.content",
             )  # fmt: skip
 
 
-def _check_call(call: object, place: str) -> None:
+def _check_call(call: object, path: str) -> None:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise Refusal(
             400, f"a call must hold a function with a name, got {call!r:.80}",
-            param=place.rpartition("[")[0],
+            param=path.rpartition("[")[0],
         )  # fmt: skip
     if not isinstance(function.get("arguments"), str | dict | None):
         raise Refusal(
             400, f"a call's arguments must be JSON text, got {function['arguments']!r:.80}",
-            param=f"{place}.function.arguments",
+            param=f"{path}.function.arguments",
         )  # fmt: skip
     if isinstance(call, Mapping):
-        _check_text(call, "id", place)
+        _check_text(call, "id", path)
 
 
-def _check_text(holder: Mapping[str, Any], name: str, place: str) -> None:
+def _check_text(holder: Mapping[str, Any], name: str, path: str) -> None:
     if not isinstance(holder.get(name), str | None):
-        raise Refusal(
-            400, f"{name} must be text, got {holder[name]!r:.80}", param=f"{place}.{name}"
-        )
+        raise Refusal(400, f"{name} must be text, got {holder[name]!r:.80}", param=f"{path}.{name}")
 
 
-class Finished(NamedTuple):
+class FinishedAnswer(NamedTuple):
     """A complete answer, split into text and calls."""
 
     content: str | None
@@ -300,16 +298,16 @@ class Finished(NamedTuple):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-def finished(choice: Choice, request: ChatRequest) -> Finished:
+def finished(choice: Choice, request: ChatRequest) -> FinishedAnswer:
     """Split a complete answer into text and calls; without offered tools it is all text."""
     text, reason = choice.text.known, choice.finish_reason or "stop"
     if not request.offered:
-        return Finished(text, [], reason)
+        return FinishedAnswer(text, [], reason)
     parsed = parse_calls(text, request.offered_names)
     if not parsed.calls:
-        return Finished(text, [], reason)
+        return FinishedAnswer(text, [], reason)
     calls = parsed.calls[:1] if request.parallel_tool_calls is False else parsed.calls
-    return Finished(parsed.content or None, calls, "tool_calls")
+    return FinishedAnswer(parsed.content or None, calls, "tool_calls")
 
 
 class Sheet(NamedTuple):
@@ -320,12 +318,12 @@ class Sheet(NamedTuple):
     created: int
     model: str
 
-    def call_id(self, index: int, place: int) -> str:
+    def call_id(self, index: int, call: int) -> str:
         """Return a unique id for a call."""
-        return f"call_{self.key}_{index}_{place}"
+        return f"call_{self.key}_{index}_{call}"
 
 
-def as_message(done: Finished, sheet: Sheet, index: int) -> Message:
+def as_message(done: FinishedAnswer, sheet: Sheet, index: int) -> Message:
     """Return an answer as the message with which the conversation continues."""
     message: dict[str, Any] = {"role": "assistant", "content": done.content}
     if done.calls:
@@ -347,6 +345,6 @@ def count_drawn(choices: Sequence[Choice]) -> int:
     return sum(len(choice.tokens) for choice in choices)
 
 
-def token_ids_of(drawn: Sequence[Drawn]) -> list[int]:
+def token_ids_of(drawn: Sequence[DrawnToken]) -> list[int]:
     """Return the ids of drawn tokens."""
     return [token.token_id for token in drawn]

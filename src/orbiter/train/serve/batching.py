@@ -24,7 +24,7 @@ from orbiter.train.engine.thread import work
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.decoding import Decoding, decoding
-from orbiter.train.serve.reply import Choice, Drawn, Reply, Sampling
+from orbiter.train.serve.reply import Choice, DrawnToken, DrawSettings, Reply
 from orbiter.train.serve.weights import WeightsWatch
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Batcher:
         """The prompt tokens that the model actually processed for them."""
         return self._earlier_run + self._decoding.run_tokens
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
         """Queue a request; its answers begin at the next step with free rows."""
         if self._closed:
             raise StateError("the server is closing")
@@ -321,7 +321,7 @@ class Batcher:
 
     def _advance(
         self, kept: Sequence[int] | None, old: Sequence[Row], joining: Sequence[Reply]
-    ) -> list[Drawn] | None:
+    ) -> list[DrawnToken] | None:
         """Run the model on the engine's thread; None if new weights must be loaded first."""
         if kept is not None:
             self._decoding.keep(kept)
@@ -377,14 +377,14 @@ def _without(gone: Sequence[int], count: int) -> list[int]:
 
 
 @torch.inference_mode()
-def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[Drawn]:
+def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[DrawnToken]:
     """Draw every row's token with the settings of its request."""
     # Rows with equal settings are drawn together: one softmax a setting instead of one a row.
     alike: dict[tuple[float, float], list[int]] = {}
     for index, row in enumerate(rows):
         sampling = row.reply.sampling
         alike.setdefault((sampling.temperature, sampling.top_p), []).append(index)
-    drawn: dict[int, Drawn] = {}
+    drawn: dict[int, DrawnToken] = {}
     for (temperature, top_p), places in alike.items():
         part = logits if len(alike) == 1 else logits[places]
         noise = [rows[index].noise[len(rows[index].choice.tokens)] for index in places]
@@ -393,11 +393,11 @@ def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[Drawn]:
         of_tokens = zip(chosen.token_ids.tolist(), chosen.logprob.tolist(), strict=True)
         for index, (token_id, logprob) in zip(places, of_tokens, strict=True):
             top = _top(logits[index], rows[index].reply.sampling)
-            drawn[index] = Drawn(token_id, logprob, top)
+            drawn[index] = DrawnToken(token_id, logprob, top)
     return [drawn[index] for index in range(len(rows))]
 
 
-def _top(logits: Float[Tensor, "V"], sampling: Sampling) -> list[tuple[int, float]]:
+def _top(logits: Float[Tensor, "V"], sampling: DrawSettings) -> list[tuple[int, float]]:
     """List the likeliest tokens, at the temperature of the drawn token's log probability."""
     if not sampling.top_logprobs:
         return []

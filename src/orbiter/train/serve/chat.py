@@ -23,7 +23,7 @@ from orbiter.train.serve.asked import (
     finished,
     token_ids_of,
 )
-from orbiter.train.serve.reply import Choice, Drawn, Reply
+from orbiter.train.serve.reply import Choice, DrawnToken, Reply
 from orbiter.train.serve.stream import News, event
 
 DONE = b"data: [DONE]\n\n"
@@ -162,7 +162,7 @@ class ChatWriter:
             **self._tokens(choice.tokens),
         }
 
-    def _tokens(self, drawn: Sequence[Drawn]) -> dict[str, object]:
+    def _tokens(self, drawn: Sequence[DrawnToken]) -> dict[str, object]:
         """Return the log probabilities and ids of these tokens, if the request asks for them."""
         wanted: dict[str, object] = {"logprobs": None}
         if self._request.logprobs:
@@ -186,7 +186,7 @@ class ChatWriter:
         self,
         choice: Choice,
         delta: Message,
-        tokens: Sequence[Drawn],
+        tokens: Sequence[DrawnToken],
         *,
         finish_reason: str | None = None,
         opening: bool = False,

@@ -133,9 +133,9 @@ class Slots:
         self._reserve(first + len(of_row), max(map(len, of_row)))
         lengths = torch.tensor([len(token_ids) for token_ids in of_row], device=self._length.device)
         leader: dict[tuple[int, ...], int] = {}
-        for place, token_ids in enumerate(of_row):
+        for slot, token_ids in enumerate(of_row):
             # The first row of a prompt runs it; the others copy its keys and values.
-            leader.setdefault(token_ids, first + place)
+            leader.setdefault(token_ids, first + slot)
         logits: dict[tuple[int, ...], Tensor] = {}
         waiting = list(leader)
         while waiting:
@@ -182,7 +182,7 @@ class Slots:
                 # Before slots are overwritten below, while the row's keys are still in place.
                 self._remember(row, tokens)
         # Rows that stay in their slot cost nothing.
-        moved = [(source, place) for place, source in enumerate(rows) if source != place]
+        moved = [(source, slot) for slot, source in enumerate(rows) if source != slot]
         if moved:
             # One assignment with index lists reads all sources before it writes, so rows may
             # swap.

@@ -101,14 +101,14 @@ def error_body(refusal: Refusal) -> dict[str, object]:
     return {"type": "error", "error": {"type": kind, "message": refusal.message}}
 
 
-def _turned(message: Message, place: str) -> list[Message]:
+def _turned(message: Message, path: str) -> list[Message]:
     """Return a message in chat completions' form; tool results become messages before it."""
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant"):
-        raise Refusal(400, f"role must be user or assistant, got {role!r:.80}", param=place)
+        raise Refusal(400, f"role must be user or assistant, got {role!r:.80}", param=path)
     if not isinstance(content, list):
         return [{"role": role, "content": content}]
-    blocks = [_block(block, f"{place}.content[{index}]") for index, block in enumerate(content)]
+    blocks = [_block(block, f"{path}.content[{index}]") for index, block in enumerate(content)]
     results = [_result(block) for block in blocks if block["type"] == "tool_result"]
     calls = [_call_of(block) for block in blocks if block["type"] == "tool_use"]
     texts = [block for block in blocks if block["type"] == "text"]
@@ -121,13 +121,13 @@ def _turned(message: Message, place: str) -> list[Message]:
     return [*results, turned]
 
 
-def _block(block: object, place: str) -> Mapping[str, Any]:
+def _block(block: object, path: str) -> Mapping[str, Any]:
     """Check the kind of a block; drop thoughts, which belong to the answer they came with."""
     kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
     known = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
     if not isinstance(block, Mapping) or kind not in known:
         problem = f"content may hold text and calls only, got a block of type {kind!r:.80}"
-        raise Refusal(400, problem, param=place)
+        raise Refusal(400, problem, param=path)
     return block
 
 
@@ -141,11 +141,11 @@ def _call_of(block: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": block.get("id"), "type": "function", "function": function}
 
 
-def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any], path: str) -> dict[str, Any]:
     if not isinstance(tool.get("name"), str) or not isinstance(tool.get("input_schema"), Mapping):
         raise Refusal(
             400, f'a tool must be {{"name": ..., "input_schema": {{...}}}}, got {tool!r:.80}',
-            param=place,
+            param=path,
         )  # fmt: skip
     function = {"name": tool["name"], "parameters": tool["input_schema"]}
     if tool.get("description"):
@@ -241,8 +241,8 @@ class MessagesWriter:
             "usage": {"input_tokens": prompt, "output_tokens": drawn},
         }
 
-    def _call(self, place: int, name: str) -> dict[str, object]:
-        return {"type": "tool_use", "id": self._sheet.call_id(0, place), "name": name}
+    def _call(self, index: int, name: str) -> dict[str, object]:
+        return {"type": "tool_use", "id": self._sheet.call_id(0, index), "name": name}
 
     def _end(self, choice: Choice) -> dict[str, object]:
         """Return why the answer ended, in Anthropic's words."""

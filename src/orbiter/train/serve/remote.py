@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from orbiter.train.errors import StateError
 from orbiter.train.serve.answering import Answering
-from orbiter.train.serve.reply import ChatModel, Drawn, Reply, Sampling
+from orbiter.train.serve.reply import ChatPolicy, DrawnToken, DrawSettings, Reply
 from orbiter.train.serve.session import LiveSession, Turn
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ class RemotePolicy:
 
     def __init__(
         self,
-        model: ChatModel,
+        model: ChatPolicy,
         engine: Engine,
         loop: LoopThread,
         *,
@@ -159,10 +159,10 @@ class _Requests:
 
     full = False
 
-    def __init__(self, model: ChatModel, engine: Engine, name: str, versions: list[int]) -> None:
+    def __init__(self, model: ChatPolicy, engine: Engine, name: str, versions: list[int]) -> None:
         self._model, self._engine, self._name, self._versions = model, engine, name, versions
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
         """Ask the engine for the answers, which arrive later."""
         reply = _RemoteReply(prompt_ids, sampling, self._model)
         # A task keeps `submit` synchronous, as that of the decode loop is.
@@ -198,7 +198,7 @@ class _Requests:
             self._versions += [version for version in versions if version is not None]
             for token_id, logprob in zip(answer.token_ids, answer.logprobs, strict=True):
                 # Through the same method as local tokens, so stop texts and limits apply alike.
-                reply.take(choice, Drawn(token_id, logprob, []))
+                reply.take(choice, DrawnToken(token_id, logprob, []))
                 # The engine may return tokens after a stop text, which the client never sees.
                 if choice.finish_reason is not None:
                     break

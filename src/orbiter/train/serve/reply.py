@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from orbiter.train.serve.text import Text
+from orbiter.train.serve.text import AnswerText
 
 
-class ChatModel(Protocol):
+class ChatPolicy(Protocol):
     """What is read of a model to write its prompts and to read its answers; `Policy` has it."""
 
     @property
@@ -30,7 +30,7 @@ class ChatModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class DrawSettings:
     """How the answers to a prompt are drawn."""
 
     n: int = 1
@@ -49,7 +49,7 @@ class Sampling:
     """Which limit of the episode made `max_new_tokens` smaller than asked for, if any."""
 
 
-class Drawn(NamedTuple):
+class DrawnToken(NamedTuple):
     """One token of an answer."""
 
     token_id: int
@@ -64,8 +64,8 @@ class Choice:
     """One answer, as far as it has been drawn."""
 
     index: int
-    text: Text
-    tokens: list[Drawn] = field(default_factory=list)
+    text: AnswerText
+    tokens: list[DrawnToken] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] | None = None
     """"stop": the model or a stop text ended it; "length": it was cut off; None: not ended yet."""
 
@@ -73,7 +73,9 @@ class Choice:
 class Reply:
     """The growing answers to one request; wait for them with `changed` or `finished`."""
 
-    def __init__(self, prompt_ids: Sequence[int], sampling: Sampling, policy: ChatModel) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[int], sampling: DrawSettings, policy: ChatPolicy
+    ) -> None:
         """Create empty answers."""
         self.prompt_ids, self.sampling = list(prompt_ids), sampling
         self.error: Exception | None = None
@@ -81,7 +83,7 @@ class Reply:
         """Whether no client waits for it any more."""
         self._policy, self._news = policy, asyncio.Event()
         self.choices = [
-            Choice(index, Text(self._decode, sampling.stops)) for index in range(sampling.n)
+            Choice(index, AnswerText(self._decode, sampling.stops)) for index in range(sampling.n)
         ]
 
     @property
@@ -116,7 +118,7 @@ class Reply:
         """Abandon the reply: its rows are dropped before the next step."""
         self.left = True
 
-    def take(self, choice: Choice, drawn: Drawn) -> None:
+    def take(self, choice: Choice, drawn: DrawnToken) -> None:
         """Add a token to an answer, and end the answer if the token ends it."""
         sampling = self.sampling
         choice.tokens.append(drawn)

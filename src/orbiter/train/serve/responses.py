@@ -125,7 +125,7 @@ def _messages(asked: ResponsesRequest) -> list[dict[str, Any]]:
     return messages
 
 
-def _add(messages: list[dict[str, Any]], item: Item, place: str) -> None:
+def _add(messages: list[dict[str, Any]], item: Item, path: str) -> None:
     """Add an item; the calls of one turn belong to one message, with its text."""
     kind = item.get("type") or "message"
     if kind == "message":
@@ -142,13 +142,13 @@ def _add(messages: list[dict[str, Any]], item: Item, place: str) -> None:
         result = {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
         messages.append(result)
     elif kind != "reasoning":  # reasoning belongs only to the answer that it came with
-        raise Refusal(400, f"an item of type {kind!r:.80} is not supported", param=f"{place}.type")
+        raise Refusal(400, f"an item of type {kind!r:.80} is not supported", param=f"{path}.type")
 
 
-def _tool(tool: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _tool(tool: Mapping[str, Any], path: str) -> dict[str, Any]:
     if tool.get("type") != "function":
         kind = tool.get("type")
-        raise Refusal(400, f"a tool of type {kind!r:.80} is not supported", param=f"{place}.type")
+        raise Refusal(400, f"a tool of type {kind!r:.80} is not supported", param=f"{path}.type")
     function = {k: v for k, v in tool.items() if k != "type" and v is not None}
     return {"type": "function", "function": function}
 
@@ -293,11 +293,11 @@ class ResponsesWriter:
             "content": [] if status is None else [_part(text)],
         }
 
-    def _call(self, place: int, name: str, arguments: str) -> Item:
+    def _call(self, index: int, name: str, arguments: str) -> Item:
         return {
-            "id": f"fc_{self._sheet.key}_{place}",
+            "id": f"fc_{self._sheet.key}_{index}",
             "type": "function_call",
-            "call_id": self._sheet.call_id(0, place),
+            "call_id": self._sheet.call_id(0, index),
             "name": name,
             "arguments": arguments,
             "status": "completed",

@@ -20,7 +20,7 @@ from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.answering import Answering, as_refusal, too_long
 from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet, as_message, finished
 from orbiter.train.serve.dialects import Dialect, dialect_of
-from orbiter.train.serve.reply import Reply, Sampling
+from orbiter.train.serve.reply import DrawSettings, Reply
 from orbiter.train.serve.splice import Prompt, Splicer
 from orbiter.train.serve.stream import Writer, events
 
@@ -243,7 +243,7 @@ class LiveSession:
         self.stop_reason = self.stop_reason or reason
         return Refusal(400, message, code=reason)
 
-    def _sampling(self, request: ChatRequest, prompt: Prompt) -> Sampling:
+    def _sampling(self, request: ChatRequest, prompt: Prompt) -> DrawSettings:
         """Apply the trainer's settings and the limits of the episode."""
         live = self._live
         n = request.n or 1
@@ -269,7 +269,7 @@ class LiveSession:
         # The same prompt asked twice gets two samples.
         seed = sub_seed(self.seed, "turn", digest, self._asked[digest])
         self._asked[digest] += 1
-        return Sampling(
+        return DrawSettings(
             n=n,
             max_new_tokens=longest,
             temperature=live.temperature,

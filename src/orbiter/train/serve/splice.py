@@ -107,19 +107,19 @@ class Splicer:
         self,
         messages: Sequence[Message],
         tools: Sequence[Message],
-        place: int,
+        position: int,
         answer: _Answer,
         text: str,
     ) -> list[int] | None:
-        """Return the tokens after the answer at `place`; None if the history was rewritten."""
-        rendered = self._renderer.text(messages[: place + 1], tools, open_turn=False)
+        """Return the tokens after the answer at `position`; None if the history was rewritten."""
+        rendered = self._renderer.text(messages[: position + 1], tools, open_turn=False)
         # Both must hold: the template writes the same prompt as then, and the same history now.
         if not rendered.startswith(answer.prompt_text) or not text.startswith(rendered):
             return None
         written = rendered[len(answer.prompt_text) :]
         # Templates that drop thoughts or change the text do not contain the answer as it was
         # sent.
-        if _words(messages[place]) not in written:
+        if _words(messages[position]) not in written:
             return None
         closing = self._closing(written)
         if closing is None:
@@ -147,8 +147,8 @@ class Splicer:
             return self._usual
         # Some templates end calls with another mark than text, so take the last mark.
         marks = [*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()]
-        place = max((written.rfind(mark) for mark in marks), default=-1)
-        return written[place:] if place >= 0 else None
+        start = max((written.rfind(mark) for mark in marks), default=-1)
+        return written[start:] if start >= 0 else None
 
 
 def _keys(messages: Sequence[Message], tools: Sequence[Message]) -> list[bytes]:

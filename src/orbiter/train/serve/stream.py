@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from orbiter.train.chat.tool_calls import settled
-from orbiter.train.serve.asked import ChatRequest, Finished, Refusal, finished
-from orbiter.train.serve.reply import Choice, Drawn, Reply
+from orbiter.train.serve.asked import ChatRequest, FinishedAnswer, Refusal, finished
+from orbiter.train.serve.reply import Choice, DrawnToken, Reply
 
 
 class News(NamedTuple):
@@ -22,9 +22,9 @@ class News(NamedTuple):
 
     choice: Choice
     text: str
-    tokens: list[Drawn]
+    tokens: list[DrawnToken]
     """The tokens drawn since the previous piece."""
-    done: Finished | None
+    done: FinishedAnswer | None
     """The whole answer if this is the last piece; otherwise None."""
 
 

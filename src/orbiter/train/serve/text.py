@@ -11,7 +11,7 @@ Decode = Callable[[Sequence[int]], str]
 """Decodes token ids to text, without special tokens."""
 
 
-class Text:
+class AnswerText:
     """The text of an answer, as far as it is known.
 
     A character whose bytes are spread over several tokens appears with the last of them.
@@ -64,14 +64,14 @@ class Text:
         self._anchor, self._read = self._read, len(self._token_ids)
         self._head = self._decode(self._token_ids[self._anchor : self._read])
         ends = [
-            (place, stop)
+            (start, stop)
             for stop in self._stops
             # A stop text may have begun in the part that was known before.
-            if (place := self.known.find(stop, max(0, before - len(stop) + 1))) >= 0
+            if (start := self.known.find(stop, max(0, before - len(stop) + 1))) >= 0
         ]
         if not ends:
             return False
-        # The earliest place wins, whichever stop text is listed first.
+        # The earliest one wins, whichever stop text is listed first.
         end, self.stopped_by = min(ends)
         self.known = self.known[:end]
         return True

@@ -42,14 +42,14 @@ def batch_of(lessons: Lessons, rows: Sequence[int], device: torch.device) -> Bat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class ImitationJob(TrainingJob):
     """Everything that a fine-tuning run needs."""
 
     config: SFTConfig
     lessons: Lessons
 
 
-async def fit(job: Job) -> None:
+async def fit(job: ImitationJob) -> None:
     """Train for `epochs` passes, or until the time limit.
 
     Raises:

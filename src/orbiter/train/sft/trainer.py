@@ -94,7 +94,7 @@ class SFTTrainer(ModelTrainer):
         policy = await self.policy()
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
-        from orbiter.train.sft.local import Job, fit
+        from orbiter.train.sft.local import ImitationJob, fit
 
         config = self.config
         lessons = await self._lessons(policy, self._chosen(as_items(self.dataset)))
@@ -110,7 +110,7 @@ class SFTTrainer(ModelTrainer):
 
         data = f"{len(lessons.items)} items"
         async with self.running(session, opening, data=data) as progress:
-            job = Job(
+            job = ImitationJob(
                 config=config,
                 lessons=lessons,
                 session=session,

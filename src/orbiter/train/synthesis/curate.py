@@ -84,12 +84,14 @@ def filter_by_score(
     scores = _scores(records, key)
     why: dict[int, tuple[str, str]] = {}
     judged = _set_missing_aside(scores, missing, why)
+    # Both bounds are of all scored rows; top_k then chooses among those that pass.
     floor = _floor(judged, min_score, quantile)
     for index, score in judged.items():
         if score < floor:
             why[index] = ("score", f"score {score} is below {floor}")
     if top_k is not None:
         passed = [index for index in judged if index not in why]
+        # A stable sort, so that of equal scores the earlier row stays.
         for index in sorted(passed, key=lambda index: -judged[index])[top_k:]:
             why[index] = ("rank", f"score {judged[index]} is not among the {top_k} best")
     if report is not None:
@@ -117,6 +119,7 @@ def _scores(
 ) -> list[float | None]:
     if key is None:
         return records.scores()
+    # Before functions: a reward model is callable too, but scores many rows far faster at once.
     if isinstance(key, RowScorer):
         with boundary("key"):
             values: list[object] = list(key.score_rows(records.rows))
@@ -126,6 +129,8 @@ def _scores(
         values = [_by_key(row, key) for row in records.rows]
     scores: list[float | None] = []
     for index, value in enumerate(values):
+        # A verdict of true or false is not a score with an order, and Python would take it for 1 or
+        # 0.
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise DataError(f"row {index}: a score must be a number or None, got {value!r:.60}")
         scores.append(value)
@@ -142,6 +147,7 @@ def _by_key(row: Row, key: str | Callable[[Row], object]) -> object:
 def _set_missing_aside(
     scores: Sequence[float | None], missing: Missing, why: dict[int, tuple[str, str]]
 ) -> dict[int, float]:
+    # NaN compares false with everything, so no threshold could decide about it.
     judged = {i: s for i, s in enumerate(scores) if s is not None and not math.isnan(s)}
     absent = [index for index in range(len(scores)) if index not in judged]
     if absent and missing == "raise":
@@ -162,8 +168,9 @@ def _floor(judged: dict[int, float], min_score: float | None, quantile: float | 
         return floor
     ordered = sorted(judged.values())
     # The quantile as written in decimal: 0.07 of 100 rows is 7; float rounding would give 8.
-    place = math.ceil(Fraction(str(quantile)) * len(ordered))
-    return max(floor, ordered[min(place, len(ordered) - 1)])
+    rank = math.ceil(Fraction(str(quantile)) * len(ordered))
+    # With quantile 1 the best row stays, and rows that tie with it.
+    return max(floor, ordered[min(rank, len(ordered) - 1)])
 
 
 # ── near-duplicates ──────────────────────────────────────────────────────────────────────────────
@@ -217,6 +224,7 @@ def deduplicate(
     records = Records.of(data)
     reference = Records.of([] if against is None else against)
     units = _units(reference, records, key, unit)
+    # Other orders need no scores, and reading them may fail on odd rows.
     scores = [*reference.scores(), *records.scores()] if keep == "best" else []
     order = _order(units, scores, keep, len(reference))
     dropped: dict[int, Dropped] = {}
@@ -250,6 +258,7 @@ def _matches(
     matches: dict[int, Match] = {}
     for numbers in by_context(units.contexts, order):
         fixed = 0
+        # The order begins with the reference set, so it is a prefix in each context as well.
         while fixed < len(numbers) and units.members[numbers[fixed]][0] < reference:
             fixed += 1
         close = near_duplicates([units.texts[n] for n in numbers], measure, reference=fixed)
@@ -271,6 +280,7 @@ def _key_texts(records: Records[D], key: str | Callable[[Row], str]) -> list[str
 def _order(units: Units, scores: Sequence[float | None], keep: str, reference: int) -> list[int]:
     """Return the numbers of the units: the reference set, then the others, best first."""
     _check_choice("keep", keep, ("best", "first", "last", "longest"))
+    # Units are sorted by first rows, so the reference set comes first.
     first = sum(rows[0] < reference for rows in units.members) if reference else 0
     order = list(range(first, len(units.members)))
     if keep == "last":
@@ -289,6 +299,7 @@ def _order(units: Units, scores: Sequence[float | None], keep: str, reference: i
 def _worth(scores: Sequence[float | None]) -> float:
     """Return minus the mean of the known scores, so that the best unit sorts first."""
     known = [score for score in scores if score is not None and not math.isnan(score)]
+    # Exact, where a mean might round: ties between single rows must stay ties.
     if len(known) == 1:
         return -known[0]
     return -math.fsum(known) / len(known) if known else math.inf
@@ -296,6 +307,7 @@ def _worth(scores: Sequence[float | None]) -> float:
 
 def _duplicate(index: int, row: Row, match: Match, witness: int, reference: int) -> Dropped:
     outside = witness < reference
+    # Numbers of the caller's own data, not of the two sets joined.
     at = witness if outside else witness - reference
     reason, where = ("duplicate_of_reference", "reference row") if outside else ("duplicate", "row")
     detail = (

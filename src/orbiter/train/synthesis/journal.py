@@ -25,7 +25,7 @@ from orbiter.train.trajectory.codec import decode_item, encode_item
 FILE_NAME = "synthesis.jsonl"
 
 
-class Refused(NamedTuple):
+class RefusedCandidate(NamedTuple):
     """A candidate that a step rejected, or could not make."""
 
     rejection: Rejection
@@ -44,7 +44,7 @@ class Refused(NamedTuple):
         return self.rejection.item
 
 
-Candidate = TrajectoryItem | Refused
+Candidate = TrajectoryItem | RefusedCandidate
 """An item, or the reason why it is missing."""
 
 
@@ -73,17 +73,18 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
         """Pack the candidates."""
         return cls(batch, asked, offset, [_packed(each) for each in candidates], by_step)
 
-    def failed(self) -> dict[int, Refused]:
+    def failed(self) -> dict[int, RefusedCandidate]:
         """Return the candidates that failed and can be retried, by their place in the batch."""
         refused = {
             index: _unpacked(raw)
             for index, raw in enumerate(self.candidates)
+            # Refused candidates are arrays and items are objects, so most are not decoded at all.
             if bytes(raw).startswith(b"[")
         }
         return {
             index: each
             for index, each in refused.items()
-            if isinstance(each, Refused) and each.can_be_retried
+            if isinstance(each, RefusedCandidate) and each.can_be_retried
         }
 
     def unpacked(self) -> list[Candidate]:
@@ -91,7 +92,7 @@ class Made(msgspec.Struct, tag="made", omit_defaults=True):
         return [_unpacked(raw) for raw in self.candidates]
 
 
-class Scored(msgspec.Struct, tag="scored", omit_defaults=True):
+class ScoredCandidate(msgspec.Struct, tag="scored", omit_defaults=True):
     """The scorer's answer on one candidate."""
 
     batch: int
@@ -113,26 +114,26 @@ class _Scorer(msgspec.Struct, tag="scorer"):
     scorer: str
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """The request of one batch, as an earlier process made it."""
 
     asked: int
     offset: int
 
 
-class Journal(Protocol):
+class AnswerJournal(Protocol):
     """A store for answers."""
 
-    def plan(self, batch: int) -> Plan | None:
+    def plan(self, batch: int) -> BatchPlan | None:
         """Return the request that an earlier process made for a batch."""
 
     def made(self, batch: int) -> Made | None:
         """Return the answer to a batch that an earlier process had."""
 
-    def scored(self, batch: int, place: int) -> Scored | None:
+    def scored(self, batch: int, place: int) -> ScoredCandidate | None:
         """Return the score that an earlier process had."""
 
-    def keep(self, answer: Made | Scored) -> None:
+    def keep(self, answer: Made | ScoredCandidate) -> None:
         """Store an answer; once this has returned, it survives a crash of the process."""
 
     @property
@@ -148,23 +149,23 @@ class NoJournal:
 
     cost = 0.0
 
-    def plan(self, batch: int) -> Plan | None:
+    def plan(self, batch: int) -> BatchPlan | None:
         """Return None: there was no earlier process."""
 
     def made(self, batch: int) -> Made | None:
         """Return None: there was no earlier process."""
 
-    def scored(self, batch: int, place: int) -> Scored | None:
+    def scored(self, batch: int, place: int) -> ScoredCandidate | None:
         """Return None: there was no earlier process."""
 
-    def keep(self, answer: Made | Scored) -> None:
+    def keep(self, answer: Made | ScoredCandidate) -> None:
         """Store nothing."""
 
     def close(self) -> None:
         """Do nothing."""
 
 
-class FileJournal:
+class FileAnswerJournal:
     """A journal in `synthesis.jsonl` of a run's folder."""
 
     def __init__(
@@ -182,17 +183,19 @@ class FileJournal:
         check_contained(folder, to_write=True)
         self._log = ResumeJournal(path)
         self._made: dict[int, Made] = {}
-        self._plans: dict[int, Plan] = {}
-        self._scored: dict[tuple[int, int], Scored] = {}
+        self._plans: dict[int, BatchPlan] = {}
+        self._scored: dict[tuple[int, int], ScoredCandidate] = {}
         self._recorded_run: dict[str, object] | None = None
         self._recorded_scorer = ""
         self.cost = 0.0
         try:
             recorded = self._read(scorer)
             if recorded != run:
+                # Nothing was paid for yet, so changed settings may take the folder over.
                 if recorded is not None and self._holds_answers():
                     raise _other_run(path, recorded, run)
                 self._log.append(_ENCODER.encode(_Began(_VERSION, dict(run))))
+                # Scores need not be cleared: with any score there would have been answers.
                 self._made, self._plans = {}, {}
             if self._recorded_scorer != scorer:
                 self._log.append(_ENCODER.encode(_Scorer(scorer)))
@@ -200,20 +203,22 @@ class FileJournal:
             self._log.close()
             raise
 
-    def plan(self, batch: int) -> Plan | None:
+    def plan(self, batch: int) -> BatchPlan | None:
         """Return the request that an earlier process made for a batch."""
         return self._plans.get(batch)
 
     def made(self, batch: int) -> Made | None:
         """Return the answer to a batch that an earlier process had."""
+        # Popped, because each is read once and a long run would hold all of them.
         return self._made.pop(batch, None)
 
-    def scored(self, batch: int, place: int) -> Scored | None:
+    def scored(self, batch: int, place: int) -> ScoredCandidate | None:
         """Return the score that an earlier process had from this scorer."""
         return self._scored.pop((batch, place), None)
 
-    def keep(self, answer: Made | Scored) -> None:
+    def keep(self, answer: Made | ScoredCandidate) -> None:
         """Append the answer."""
+        # Before the caller uses it: an answer that was paid for must not be lost.
         self._log.append(_ENCODER.encode(answer))
 
     def close(self) -> None:
@@ -223,7 +228,11 @@ class FileJournal:
     def _holds_answers(self) -> bool:
         """Return whether anything but failures of the first step has been recorded."""
         return bool(self._scored) or any(
-            not (isinstance(candidate, Refused) and candidate.can_be_retried and not candidate.step)
+            not (
+                isinstance(candidate, RefusedCandidate)
+                and candidate.can_be_retried
+                and not candidate.step
+            )
             for made in self._made.values()
             for candidate in made.unpacked()
         )
@@ -238,12 +247,15 @@ class FileJournal:
                 raise StorageError(
                     f"{path}:{number} is not a record of a synthesis run: {error}"
                 ) from error
+            # Another tool's JSON lines may decode as one of the records by chance.
             if number == 1 and not isinstance(record, _Began):
                 raise StorageError(f"{path}:1 is not the first line of a synthesis run's journal")
             self._take(path, record, scorer)
         return self._recorded_run
 
-    def _take(self, path: Path, record: _Began | _Scorer | Made | Scored, scorer: str) -> None:
+    def _take(
+        self, path: Path, record: _Began | _Scorer | Made | ScoredCandidate, scorer: str
+    ) -> None:
         if isinstance(record, _Began):
             if record.version != _VERSION:
                 raise StorageError(
@@ -251,12 +263,15 @@ class FileJournal:
                     "use another run_dir"
                 )
             self._recorded_run = record.run
+            # A later run in the same folder replaces the earlier one, which had no answers.
             self._made, self._plans, self._scored = {}, {}, {}
         elif isinstance(record, _Scorer):
             self._recorded_scorer = record.scorer
         elif isinstance(record, Made):
+            # Paid in any case, also for failures.
             self.cost += record.cost
-            self._plans[record.batch] = Plan(record.asked, record.offset)
+            self._plans[record.batch] = BatchPlan(record.asked, record.offset)
+            # The plan stays, so that the batch is asked for again with the same size.
             if record.failure is None:
                 self._made[record.batch] = record
         else:
@@ -291,10 +306,10 @@ def _unpacked(raw: msgspec.Raw) -> Candidate:
         return decode_item(line)
     reason, detail, step, source = _REFUSED.decode(line)
     item = None if bytes(source) == b"null" else decode_item(bytes(source))
-    return Refused(Rejection(item, cast("RejectReason", reason), detail), step)
+    return RefusedCandidate(Rejection(item, cast("RejectReason", reason), detail), step)
 
 
 _VERSION = 2
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(_Began | _Scorer | Made | Scored)
+_DECODER = msgspec.json.Decoder(_Began | _Scorer | Made | ScoredCandidate)
 _REFUSED = msgspec.json.Decoder(tuple[str, str, int, msgspec.Raw])

@@ -84,6 +84,7 @@ def score_of(row: Row) -> float | None:
     if isinstance(row, TrajectoryItem):
         return row.reward
     name = form_of(row).reward
+    # Mixed keys occur, such as "input" with "reward".
     if name not in row:
         name = SAR.reward if name == IO.reward else IO.reward
     value = row.get(name)
@@ -105,6 +106,7 @@ def metadata_of(row: Row) -> Mapping[str, object]:
 def value_of(row: Row, name: str) -> object:
     """Return a field by name: the row's own, under either form's name, or else its metadata's."""
     if isinstance(row, TrajectoryItem):
+        # Under either form's names, so that "score" works for items as "reward" does.
         own = getattr(row, _ITEM_FIELDS[name]) if name in _ITEM_FIELDS else None
         return row.metadata.get(name) if own is None else own
     form = form_of(row)
@@ -116,6 +118,7 @@ def id_of(row: Row) -> str:
     """Return a stable name for the row, made from its content alone."""
     if isinstance(row, TrajectoryItem):
         return row.id
+    # Sorted, because two rows with the same content have the same name whatever their keys' order.
     content = json.dumps(row, sort_keys=True, default=repr)
     return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -149,10 +152,12 @@ def derive(
     no task.
     """
     parent = id_of(row)
+    # Of a derived row the original's, so that a split keeps all generations together.
     root = lineage_of(row).get("root", parent)
     lineage = Lineage(parent, str(root), op, seed)._asdict()
     recorded = {name: value for name, value in metadata_of(row).items() if name not in _RECORDED}
     if "action" in changes:
+        # It led to the old action.
         recorded.pop(REASONING, None)
     metadata = {**recorded, "lineage": lineage}
     stale = (_TOLD_BY_STATE if "state" in changes else ()) + (
@@ -161,6 +166,7 @@ def derive(
     if not same_step:
         stale += _TOLD_BY_STEP + (("task_id",) if "state" in changes else ())
     if isinstance(row, TrajectoryItem):
+        # The changes last: a caller that gives new messages with a new state means to keep them.
         fresh = {**dict.fromkeys(stale), **changes, "metadata": metadata}
         return dataclasses.replace(row, **fresh)  # type: ignore[arg-type]  # names checked by replace
     form = form_of(row)
@@ -226,6 +232,7 @@ class Records(Generic[D]):
         """
         if isinstance(self.data, TrajectoryDataset):
             fresh = TrajectoryDataset()
+            # In memory: the result is a new data set, not a change of the file behind the old one.
             fresh.extend(cast("Iterable[TrajectoryItem]", rows))
             return cast("D", fresh)
         return cast("D", tuple(rows) if isinstance(self.data, tuple) else list(rows))

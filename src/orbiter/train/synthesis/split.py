@@ -101,9 +101,10 @@ def split_dataset(
         part_of = _by_hash(records.rows, group_of, keys, ratios, seed)
     else:
         labels = _values(records.rows, stratify) if stratify else [None] * len(records)
-        part_of = place(group_of, labels, ratios, seed=seed)
+        part_of = assign_parts(group_of, labels, ratios, seed=seed)
     if report is not None:
         _fill(report, group_of, part_of, ratios)
+        # From the finished parts, so that a fault in the grouping would show.
         report.leaked = _leaks(part_of, keys)
         report.leaked += sum(_close(part_of, view) for view in views)
     indices: list[list[int]] = [[] for _ in ratios]
@@ -115,6 +116,7 @@ def split_dataset(
 def _check(ratios: Sequence[float], method: str) -> None:
     if not ratios or any(not 0 <= ratio <= 1 for ratio in ratios):
         raise ConfigError(f"ratios must be one or more shares in [0, 1], got {list(ratios)}")
+    # 0.7 + 0.2 + 0.1 is not exactly 1 in binary.
     if abs(math.fsum(ratios) - 1) > 1e-9:
         raise ConfigError(f"ratios must add up to 1, got {list(ratios)} = {math.fsum(ratios)}")
     if method not in ("exact", "hash"):
@@ -127,12 +129,15 @@ def _check(ratios: Sequence[float], method: str) -> None:
 def _values(rows: Sequence[Row], key: Key) -> list[Hashable]:
     """Return each row's value of the key; None if the row does not have it."""
     if key == LINEAGE:
+        # Without derived rows every row is its own ancestor, and naming them all costs time.
         if not any(map(lineage_of, rows)):
             return [None] * len(rows)
+        # An original is named by its id, which is the root of all that was derived from it.
         return [str(lineage_of(row).get("root") or id_of(row)) for row in rows]
     with boundary(f"key {key!r}"):
         values = [value_of(row, key) if isinstance(key, str) else key(row) for row in rows]
     try:
+        # The check that all are hashable, at the speed of a set.
         set(values)
     except TypeError:
         index = next(i for i, value in enumerate(values) if not isinstance(value, Hashable))
@@ -175,6 +180,7 @@ def _views(units: Units, measure: Measure) -> list[View]:
     for numbers in by_context(units.contexts, range(len(units.members))):
         first = [units.members[number][0] for number in numbers]
         views.append(View(measure, first, [units.states[number] for number in numbers]))
+        # Of single rows the opening is the state, which has been compared already.
         if any(len(units.members[number]) > 1 for number in numbers):
             openings = [units.openings[number] for number in numbers]
             long = [n for n, text in enumerate(openings) if _is_long(text, measure)]
@@ -195,10 +201,12 @@ def _groups(
     """Return the first row of each row's group."""
     leader = list(range(count))
     for values in keys:
+        # Equal keys first: they connect most rows without comparing any text.
         _unite(leader, _repeats(values, _first(values)))
     _unite(leader, ((rows[0], row) for rows in members for row in rows[1:]))
     for view in views:
         first = _first(view.texts)
+        # Equal texts are united directly, so that only distinct ones are compared.
         repeats = _repeats(view.texts, first)
         _unite(leader, ((view.rows[one], view.rows[other]) for one, other in repeats))
         numbers = list(first.values())
@@ -214,6 +222,7 @@ def _groups(
 
 def _first(values: Sequence[H]) -> dict[H, int]:
     """Return the index of the first occurrence of each value."""
+    # Backwards, since a later pair replaces an earlier one in a dict.
     return dict(zip(reversed(values), range(len(values) - 1, -1, -1), strict=True))
 
 
@@ -228,6 +237,7 @@ def _repeats(values: Sequence[H], first: Mapping[H, int]) -> Iterator[tuple[int,
 def _unite(leader: list[int], pairs: Iterable[tuple[int, int]]) -> None:
     for one, other in pairs:
         mine, its = _leader(leader, one), _leader(leader, other)
+        # Always the smaller, so that a group is named by its first row.
         leader[max(mine, its)] = min(mine, its)
 
 
@@ -241,7 +251,7 @@ def _leader(leader: list[int], index: int) -> int:
 # ── placing groups by size ────────────────────────────────────────────────────────────────────────
 
 
-def place(
+def assign_parts(
     group_of: Sequence[int], labels: Sequence[Hashable], ratios: Sequence[float], *, seed: int
 ) -> list[int]:
     """Return a part for every row: groups stay whole, and labels are distributed by `ratios`.
@@ -265,6 +275,7 @@ def place(
     parts = _Parts(labels, ratios, len(size_of))
     part_of = [0] * len(group_of)
     several = list(rows_of.values())
+    # Before the sort, which is stable: groups of equal size come in random order.
     random.shuffle(several)
     # Largest first: small groups can still even out what a large one has upset.
     for rows in sorted(several, key=len, reverse=True):
@@ -313,6 +324,7 @@ class _Parts:
                 for label, count in inside.items()
             )
 
+        # Relative to each label's total, so that rare labels count as much as common ones.
         part = max(among, key=need)
         for label, count in inside.items():
             self._wanted[label][part] -= count
@@ -325,6 +337,7 @@ class _Parts:
         weights: dict[Hashable, Sequence[float]] = {}
         for label in singles:
             open_wishes = [max(0, wish) for wish in self._wanted[label]]
+            # Large groups may have filled every part; then the rest goes by the ratios.
             weights[label] = open_wishes if any(open_wishes) else self._ratios
         shares = share_out(singles, weights)
         for part in self._empty:
@@ -341,19 +354,20 @@ def share_out(totals: Mapping[L, int], weights: Mapping[L, Sequence[float]]) -> 
     carried: list[float] = []
     for label, total in totals.items():
         weight = weights[label]
-        due = [total * one / math.fsum(weight) for one in weight]
+        due = [total * of_part / math.fsum(weight) for of_part in weight]
         if carried:
-            due = [one + rest for one, rest in zip(due, carried, strict=True)]
+            due = [exact + rest for exact, rest in zip(due, carried, strict=True)]
         shares[label] = _whole(due, total)
-        carried = [one - share for one, share in zip(due, shares[label], strict=True)]
+        carried = [exact - share for exact, share in zip(due, shares[label], strict=True)]
     return shares
 
 
 def _whole(due: Sequence[float], total: int) -> list[int]:
-    shares = [max(0, math.floor(one)) for one in due]
+    shares = [max(0, math.floor(exact)) for exact in due]
     parts = range(len(due))
     while sum(shares) < total:
         shares[max(parts, key=lambda part: due[part] - shares[part])] += 1
+    # The error carried from the label before may make a share too large.
     while sum(shares) > total:
         shares[min((p for p in parts if shares[p]), key=lambda part: due[part] - shares[part])] -= 1
     return shares
@@ -364,7 +378,8 @@ def _give_one(shares: Mapping[Hashable, list[int]], part: int, empty: Sequence[i
     sums = [sum(column) for column in zip(*shares.values(), strict=True)]
     if sums[part]:
         return
-    spare = [other for other, size in enumerate(sums) if size > (other in empty)]
+    # A part that was empty itself may give a row only if it keeps one.
+    spare = [donor_part for donor_part, size in enumerate(sums) if size > (donor_part in empty)]
     donor = max(spare, key=sums.__getitem__)
     share = max(shares.values(), key=lambda share: share[donor])
     share[donor] -= 1
@@ -386,9 +401,11 @@ def _by_hash(
     last = max(part for part, ratio in enumerate(ratios) if ratio)
     part_of: dict[int, int] = {}
     for first in dict.fromkeys(group_of):
+        # By the group's own key if it has one; only groups without one are named by a state.
         named = (repr(values[first]) for values in keys if values[first] is not None)
         name = next(named, state_of(rows[first]))
         draw = sub_seed(seed, "split_dataset", name) / 2**63
+        # The sum of the ratios may be a little below 1.
         part_of[first] = min(bisect(ends, draw), last)
     return [part_of[first] for first in group_of]
 
@@ -416,6 +433,7 @@ def _leaks(part_of: Sequence[int], keys: Sequence[Sequence[Hashable]]) -> int:
 def _close(part_of: Sequence[int], view: View) -> int:
     """Count the texts that are similar to one in an earlier part."""
     parts = [part_of[row] for row in view.rows]
+    # Equal texts in one part are compared once.
     distinct = list(dict.fromkeys(zip(view.texts, parts, strict=True)))
     texts, sides = [text for text, _ in distinct], [part for _, part in distinct]
     return crossing(texts, sides, view.measure)

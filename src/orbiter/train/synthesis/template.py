@@ -53,6 +53,7 @@ class TemplateSynthesiser(DataSynthesiser):
         if isinstance(templates, str) or not templates:
             raise ConfigError(f"templates must be a list of at least one text, got {templates!r}")
         values = {name: _values(name, given) for name, given in (variables or {}).items()}
+        # A template given twice would make every text twice.
         self._templates = [_parse(text, values) for text in dict.fromkeys(templates)]
         self._unique = unique
         self._seed = seed
@@ -83,6 +84,8 @@ class TemplateSynthesiser(DataSynthesiser):
         if context is None:
             renderings = self._next(count)
         else:
+            # A resumed run, or batches out of order: the place decides what comes next, not the
+            # calls so far.
             if self._in_pipeline.place != context.offset:
                 self._in_pipeline = _Walk(self._templates, self._seed, endless=False)
                 self._in_pipeline.take(context.offset)
@@ -180,10 +183,12 @@ class _Walk:
             for position, template in enumerate(self._templates)
         ]
         while decks:
+            # One from each in turn; a copy, since a deck that is used up is removed.
             for deck in tuple(decks):
                 template, indices = deck
                 for index in indices:
                     text = template.text(index)
+                    # Two combinations may give the same text.
                     if text not in seen:
                         seen.add(text)
                         yield template, index, text
@@ -200,7 +205,9 @@ def _deal(size: int, rng: random.Random) -> Iterator[int]:
     """
     moved: dict[int, int] = {}
     for last in range(size - 1, -1, -1):
+        # A float has 53 bits, so beyond that not every number could be drawn.
         pick = rng.randrange(last + 1) if last >> 50 else int(rng.random() * (last + 1))
+        # A position that was not touched still holds its own number.
         yield moved.get(pick, pick)
         moved[pick] = moved.pop(last, last)
 
@@ -218,6 +225,7 @@ def _parse(source: str, values: Mapping[str, tuple[str, ...]]) -> _Template:
         )
     strides: dict[str, int] = {}
     capacity = 1
+    # A name used twice gets one stride, and so one value in both places.
     for name in dict.fromkeys(names):
         strides[name] = capacity
         capacity *= len(values[name])
@@ -265,4 +273,5 @@ def _values(name: str, given: Sequence[object]) -> tuple[str, ...]:
         raise ConfigError(f"variable {name!r} must be a list of values, got {given!r}")
     if not given:
         raise ConfigError(f"variable {name!r} has no values")
+    # Values that are equal as text would make combinations with equal texts.
     return tuple(dict.fromkeys(map(str, given)))

@@ -65,11 +65,15 @@ class Memory:
         Raises:
             DataError: it is not JSON, or does not hold messages.
         """
+        # The longest known beginning wins: the less there is left to read.
         begun, messages = "", list[Message]()
         for chat in self._chats:
+            # What is remembered ends before the closing bracket, so a longer chat starts with it.
             if len(chat[0]) > len(begun) and text.startswith(chat[0]):
                 begun, messages = chat
+        # Without messages the memory is an empty array, from which nothing can continue.
         rest = text[len(begun) :] if messages else ""
+        # Only whole messages were added; anything else is read from the start.
         if rest.startswith(","):
             messages = messages + _as_messages(decode_json("[" + rest[1:]), "user")
         elif rest != "]":
@@ -89,6 +93,8 @@ def content_of_call(span: Span, memory: Memory) -> CallContent | None:
         DataError: an attribute does not have the form of its dialect; the message names it.
     """
     attributes, spread = span.attributes, span.spread
+    # The order matters: tracers write several dialects at once for compatibility, and this one is
+    # the most complete.
     if "gen_ai.input.messages" in attributes or "gen_ai.output.messages" in attributes:
         return _opentelemetry(attributes, memory)
     if "gen_ai.prompt." in spread or "gen_ai.completion." in spread:
@@ -100,6 +106,8 @@ def content_of_call(span: Span, memory: Memory) -> CallContent | None:
             _answers(answers, attributes),
             openinference_tools(span),
         )
+    # Whole values come after the dialects with messages, since they may be cut or reshaped for
+    # display.
     if "langfuse.observation.input" in attributes or "langfuse.observation.output" in attributes:
         return _whole_values(attributes, "langfuse.observation.")
     if "input.value" in attributes or "output.value" in attributes:
@@ -127,6 +135,7 @@ def _opentelemetry(attributes: Attributes, memory: Memory) -> CallContent:
     except DataError as error:
         raise _named("gen_ai.output.messages", error) from error
     return CallContent(
+        # Some tracers write the calls of one answer as several messages.
         joined(prompt, pieces_only=True),
         _answers(answers, attributes),
         tools_from(_read(attributes, "gen_ai.tool.definitions")),
@@ -135,9 +144,11 @@ def _opentelemetry(attributes: Attributes, memory: Memory) -> CallContent:
 
 def _answers(messages: list[Message], attributes: Attributes) -> list[Message]:
     """Return one message per choice; some tracers split one answer into several messages."""
+    # Several choices are several answers; otherwise they are pieces of one.
     if len(messages) < 2 or _choices(attributes) > 1:
         return messages
     whole = attributes.get("output.value")
+    # The Responses API gives one answer as several items, all of which belong together.
     from_responses = isinstance(whole, str) and _RESPONSE.search(whole) is not None
     return joined(messages, pieces_only=not from_responses)
 
@@ -167,7 +178,9 @@ def _from_events(attributes: Attributes, events: Sequence[SpanEvent]) -> CallCon
     has_messages = False
     for event in events:
         body = event.attributes
+        # Semantic conventions 1.37: one event with everything, in the attributes' own form.
         if event.name == "gen_ai.client.inference.operation.details":
+            # A new memory, because an event's values are nested and not text that could grow.
             return _opentelemetry({**attributes, **body}, Memory())
         if event.name == "gen_ai.choice":
             messages = _message_of_event(_read_if_json(body.get("message", body)), "assistant")
@@ -182,6 +195,7 @@ def _from_events(attributes: Attributes, events: Sequence[SpanEvent]) -> CallCon
             answers += messages_from(completion, role="assistant")
         else:
             continue
+        # An event with empty content still shows that content was recorded.
         has_messages = True
     tools = tools_from(_read(attributes, "gen_ai.tool.definitions"))
     return CallContent(prompt, answers, tools) if has_messages else None
@@ -191,6 +205,7 @@ def _message_of_event(body: object, role: str) -> list[Message]:
     if not isinstance(body, Mapping):
         return messages_from(body, role=role)
     given = {key: _read_if_json(value) for key, value in body.items() if key in _EVENT_FIELDS}
+    # A text that looks like JSON is still the text of the message.
     if isinstance(content := body.get("content"), str):
         given["content"] = content
     if role == "tool" and isinstance(identifier := body.get("id"), str):
@@ -222,12 +237,14 @@ def _read(attributes: Attributes, name: str) -> Any:  # noqa: ANN401 - any JSON
 
 def _named(attribute: str, error: DataError) -> DataError:
     """Return an error that names the attribute."""
+    # msgspec says "truncated"; limits on attributes are the usual cause.
     cut = "; was it cut at a limit for the length of attributes?" if "trunc" in str(error) else ""
     return DataError(f"attribute {attribute!r}: {error}{cut}")
 
 
 def _read_if_json(value: object) -> Any:  # noqa: ANN401 - any JSON
     """Decode a text that is a JSON object or array; return any other value unchanged."""
+    # A plain text such as "12" or "null" is what the user wrote, not JSON.
     if not (isinstance(value, str) and value.lstrip()[:1] in {"{", "["}):
         return value
     try:
@@ -264,6 +281,7 @@ def openllmetry_tools(span: Span) -> list[Message] | None:
     for piece in span.numbered("llm.request.functions."):
         given = _nested(piece.rows)
         parameters = given.get("parameters")
+        # OpenLLMetry writes the schema as text, since attributes cannot be nested.
         schema = decode_json(parameters) if isinstance(parameters, str) else parameters
         tools.append(given | {"parameters": schema} if schema is not None else given)
     return tools_from(tools)
@@ -300,6 +318,7 @@ def _messages(
     """Return messages; one that occurred in an earlier call of the trace is the same object."""
     messages: list[Message] = []
     for piece in pieces:
+        # Spans with a common start share the piece, so it is read for all of them.
         if piece.messages is None:
             piece.messages = _messages_of(piece.rows, known, read, role)
         messages += piece.messages
@@ -348,6 +367,7 @@ def _path(name: str) -> tuple[str, ...]:
 
 
 def _in_order(by_number: Mapping[str, Any]) -> list[Any]:
+    # Sorted as numbers: as texts, 10 would come before 2.
     numbers = [key for key in by_number if key.isascii() and key.isdigit() and len(key) < 10]
     return [by_number[key] for key in sorted(numbers, key=int)]
 
@@ -357,6 +377,7 @@ def _openllmetry(given: dict[str, Any]) -> dict[str, Any]:
     if isinstance(calls := message.pop("tool_calls", None), dict):
         message["tool_calls"] = _in_order(calls)
     content = given.get("content")
+    # A list of parts that the tracer wrote as text; a user's own JSON has no types in it.
     if isinstance(content, str) and content.startswith('[{"'):
         message["content"] = _parts(content)
     return message

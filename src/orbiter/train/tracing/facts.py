@@ -28,6 +28,7 @@ class SpanScore(NamedTuple):
 
 def is_relevant(span: Span) -> bool:
     """Return whether a span may be a call or a tool run, or name an agent or a score."""
+    # Most spans of a trace are HTTP calls and the like; looking further at them is what costs time.
     return bool(span.events or span.spread) or not _RELEVANT.isdisjoint(span.attributes)
 
 
@@ -49,12 +50,14 @@ def is_call(span: Span) -> bool:
     """Return whether a span is one model call (and not one of an agent, a tool or an embedding)."""
     attributes = span.attributes
     operation = attributes.get("gen_ai.operation.name")
+    # The convention's own attribute is decisive; the others are from tracers without it.
     if isinstance(operation, str):
         return operation in _CALLS
     return (
         attributes.get("openinference.span.kind") == "LLM"
         or str(attributes.get("llm.request.type")) in _CALLS
         or attributes.get("langfuse.observation.type") == "generation"
+        # Some tracers mark nothing as a call, but a numbered message with a role belongs to one.
         or not _first_names(span, "gen_ai.prompt.").isdisjoint(_ROLE)
         or not _first_names(span, "gen_ai.completion.").isdisjoint(_ROLE)
     )
@@ -75,6 +78,7 @@ def task_of(span: Span) -> str | None:
     """Return the task that a span names; it applies to the span and its descendants."""
     for key in _TASKS:
         value = span.attributes.get(key)
+        # Numbers are ids too; true and "" name nothing.
         if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
             return str(value)
     return None
@@ -95,6 +99,7 @@ def facts_of(span: Span) -> dict[str, Any]:
     }  # fmt: skip
     for key, value in _with_details(span.attributes):
         group, _, name = place_of(key)
+        # The first attribute wins where two dialects give the same fact.
         groups[group].setdefault(name, value)
     facts = groups["entries"]
     for name, fact in (
@@ -102,6 +107,7 @@ def facts_of(span: Span) -> dict[str, Any]:
         ("parent_span_id", span.parent_id),
         ("service", span.service),
         ("instrumentation", span.instrumentation),
+        # Stacks hold paths and values of the agent's process, and would bloat every item.
         ("error", span.error and _without_stack(span.error)),
         ("dropped_attributes", span.dropped),
         ("seconds", _seconds(span)),
@@ -146,6 +152,7 @@ def tool_run_of(span: Span) -> dict[str, Any]:
     run: dict[str, Any] = {}
     for name, keys in _TOOL.items():
         for key in keys:
+            # The keys of a field are in the order of trust: the convention's own first.
             if (value := attributes.get(key)) is not None:
                 run[name] = value
                 break
@@ -181,6 +188,7 @@ def score_in(event: SpanEvent, span_id: str) -> SpanScore | None:
         return None
     attributes = event.attributes
     target = attributes.get("span_id")
+    # Our own importers of exports put the scored span here; see `rows.score_event`.
     span_id = target if isinstance(target, str) else span_id
     return SpanScore(span_id, _response(attributes), _gen_ai_score(attributes))
 
@@ -195,14 +203,17 @@ def reward_of(entries: list[dict[str, Any]], wanted: str | None) -> float | None
         for entry in entries
         if isinstance(score := entry.get("score"), int | float) and abs(score) < _HUGE
     ]
+    # The latest of several with that name: scores may be corrected later.
     named = [score for name, score in scores if name == (wanted or "reward")]
     if named:
         return named[-1]
+    # A wanted score that is missing must not be replaced by another one.
     return scores[0][1] if len(scores) == 1 and wanted is None else None
 
 
 def _first_names(span: Span, group: str) -> set[str]:
     """Return the attribute names in the first piece of a group."""
+    # One message is enough to know the dialect, and cheaper than all of them.
     first = span.spread[group].get(0) if group in span.spread else None
     return set(first.rows) if first is not None else set()
 

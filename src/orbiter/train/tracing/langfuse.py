@@ -42,6 +42,7 @@ def read(source: Source, *, reward: str | None = None) -> Iterator[TrajectoryIte
 
 def detect(head: bytes, path: Path) -> float:  # noqa: ARG001 - the content says it
     """Return the confidence, from 0 to 1, that a file with this head is a Langfuse export."""
+    # Exports are written with and without blanks after the colons.
     text = head.replace(b" ", b"")
     named = any(key in text for key in (b'"traceId":', b'"trace_id":'))
     typed = any(b'"type":"%b"' % kind in text for kind in _KINDS)
@@ -50,6 +51,7 @@ def detect(head: bytes, path: Path) -> float:  # noqa: ARG001 - the content says
     )
     if b'"resourceSpans"' in text or not (named and typed):
         return 0.0
+    # A head cut inside the first object has fewer marks.
     return 0.9 if usage or head_objects(head) else 0.7
 
 
@@ -75,12 +77,14 @@ def _spans(value: Mapping[str, Any], line: int) -> Iterator[Span]:
     for row in rows:
         if not isinstance(row, Mapping):
             raise DataError("expected a list of observations")
+        # A row's own trace wins; within a download it may be left out.
         yield _span({"traceId": trace.get("id"), **row}, line)
     scores = value.get("scores", trace.get("scores"))
     for score in scores if isinstance(scores, list) else ():
         if isinstance(score, Mapping):
             trace_id = _get(score, "traceId") or trace.get("id")
             target = _get(score, "observationId")
+            # A score becomes a span with one evaluation event, because `Traces` takes nothing else.
             yield Span(
                 str(trace_id or ""), f"score of {target}", str(target or "") or None, "score", 0, 0,
                 {}, [score_event(score, span_id=str(target) if target else None)], line=line,
@@ -93,6 +97,7 @@ def _span(row: Mapping[str, Any], line: int) -> Span:
         raise DataError("not an observation: it has no type or no id")
     scores = row.get("scores")
     events = [score_event(score) for score in _scores(scores)]
+    # Warnings are levels too, but the call succeeded.
     failed = str(row.get("level") or "").upper() == "ERROR"
     return Span(
         str(_get(row, "traceId") or ""),
@@ -112,6 +117,7 @@ def _attributes(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Return the data of an observation under the attribute names of Langfuse's SDK."""
     attributes: dict[str, Any] = {"langfuse.observation.type": kind}
     for name, attribute in _NAMES.items():
+        # Exports have a column for every field, mostly empty.
         if (value := _get(row, name)) not in (None, "", {}, []):
             attributes[attribute] = value
     for name, prefix in (("modelParameters", "gen_ai.request."), ("usageDetails", _USAGE)):

@@ -52,6 +52,7 @@ def _spans(value: Mapping[str, Any], line: int) -> Iterator[Span]:
     below = value.get("child_runs")
     for run in below if isinstance(below, list) else ():
         if isinstance(run, Mapping):
+            # Nested runs may leave out the trace that they are in.
             yield from _spans({"trace_id": value.get("trace_id"), **run}, line)
 
 
@@ -86,7 +87,9 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
     answer = _answer_in(outputs) if kind == "llm" else {}
     usage, about_answer = _object(answer, "usage_metadata"), _object(answer, "response_metadata")
     attributes: dict[str, Any] = {
+        # The names of OpenInference, whose values are whole inputs and outputs like these.
         "openinference.span.kind": {"llm": "LLM", "tool": "TOOL"}.get(kind, kind),
+        # The tools are among the parameters, and our reader looks for them beside the messages.
         "input.value": {**inputs, **({"tools": tools} if tools else {})} or None,
         "output.value": outputs or None,
         "tool_call.id": _tool_call_id(outputs) if kind == "tool" else None,
@@ -118,6 +121,7 @@ def _attributes(run: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _answer_in(outputs: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of LangChain's message for a model's answer; {} without a message."""
     value: object = outputs.get("generations")
+    # LangChain nests generations by prompt and by choice: the first of each.
     while isinstance(value, list) and value:
         value = value[0]
     message = value.get("message") if isinstance(value, Mapping) else None
@@ -136,6 +140,7 @@ def _tool_call_id(outputs: Mapping[str, Any]) -> str | None:
 
 def _feedback(stats: Mapping[str, Any]) -> Iterator[SpanEvent]:
     for name, given in stats.items():
+        # Several people's feedback is averaged by LangSmith itself.
         value = given.get("avg") if isinstance(given, Mapping) else given
         if isinstance(value, int | float):
             yield score_event({"name": name, "value": value})
@@ -147,6 +152,7 @@ def _object(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if isinstance(value, str) and value.strip():
         value = decode_json(value)
     if value is not None and not isinstance(value, Mapping):
+        # A run may take and return any value, such as a text or a list.
         return {"input" if name == "inputs" else "output": value}
     return value or {}
 

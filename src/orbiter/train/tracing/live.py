@@ -66,6 +66,8 @@ class SpanCapture(SpanProcessor):
             try:
                 converted = span_of(span)
                 self._capture(self._traces.add(converted))
+                # A root, or the first span of this process in a distributed trace: no more will
+                # come here.
                 if converted.parent_id is None or _is_remote(span):
                     self._capture(self._traces.finish(converted.trace_id))
             except TrainError as error:
@@ -74,6 +76,7 @@ class SpanCapture(SpanProcessor):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002 - nothing waits
         """Capture the calls of traces whose root span has not ended."""
         with self._lock:
+            # Flushing is the last chance before the process ends.
             self._capture(self._traces.finish())
         return True
 
@@ -81,6 +84,7 @@ class SpanCapture(SpanProcessor):
         """Capture the remaining calls, and log a warning if nothing was captured at all."""
         self.force_flush()
         counts = self.counts
+        # Also true without any calls: an instrumentation is missing, or does not record content.
         if counts.calls == counts.without_messages:
             log.warning(
                 "nothing was captured: of %d spans, %d were model calls, and %d of these had no "
@@ -134,6 +138,7 @@ def _is_remote(span: ReadableSpan) -> bool:
 
 def _attributes(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
+        # The SDK stores sequences as tuples, and files have lists.
         key: list(value) if isinstance(value, tuple) else value
         for key, value in (given or {}).items()
     }

@@ -53,8 +53,10 @@ def _event_of(record: FoundLog) -> tuple[str, str, SpanEvent]:
     """Return the event in a log record, with the trace and the span that it belongs to."""
     log = record.log
     attributes = attributes_of(log.attributes)
+    # Some writers put the name into an attribute instead.
     name = log.event_name or str(attributes.pop("event.name", ""))
     body = plain(log.body)
+    # A body's fields are the event's attributes; a plain body is its content.
     if isinstance(body, dict):
         attributes = {**attributes, **body}
     elif body is not None:
@@ -64,6 +66,7 @@ def _event_of(record: FoundLog) -> tuple[str, str, SpanEvent]:
 
 def detect(head: bytes, path: Path) -> float:
     """Return the confidence, from 0 to 1, that a file with this head is OTLP JSON."""
+    # Requests may be in an array.
     start = head.removeprefix(BOM).lstrip(b" \t\r\n[")
     if not start.startswith(b"{") or _HOLDS.search(head) is None:
         return 0.0
@@ -102,6 +105,7 @@ def span_of(record: FoundSpan, known: AttributeReader) -> Span:
 
 
 def _error(status: Status | None) -> str | None:
+    # OTLP JSON writes enums as numbers or as names.
     if status is None or status.code not in {2, "2", "STATUS_CODE_ERROR"}:
         return None
     return status.message or "error"
@@ -109,6 +113,7 @@ def _error(status: Status | None) -> str | None:
 
 def _check(source: Source, counts: Counts) -> None:
     """Report calls without messages; raise if there are no usable calls at all."""
+    # Spans and logs are often written to separate files.
     if counts.spans == 0 and counts.logs:
         raise DataError(
             f"{source.path}:1: holds {counts.logs} log records and no span: the calls are in the "

@@ -224,6 +224,7 @@ def read_spans(source: Source) -> Iterator[FoundSpan | FoundLog]:
         # Some tools write a byte order mark at the beginning.
         rest = first.removeprefix(BOM)
         line, offset = 1, len(first) - len(rest)
+        # Blank lines before the first document.
         while rest.isspace():
             line, offset, rest = line + 1, offset + len(rest), file.readline(CHUNK)
         # The first line tells the two layouts apart: a whole document on one line, or a part of
@@ -251,6 +252,7 @@ def _read_line(
         return
     try:
         request = _REQUEST.decode(line)
+    # One bad span would lose the whole line, so it is read again piece by piece.
     except FOREIGN:
         walk = Walk(io.BytesIO(), line, line=number, offset=offset)
         yield from _read_documents(source, walk)
@@ -302,6 +304,7 @@ def _read_process(source: Source, walk: Walk) -> Iterator[FoundSpan]:
         if key == "resource":
             service = _service(_taken(source, walk, walk.take, _RESOURCE))
         elif key == "scopeSpans":
+            # The position moves with every element, so nothing is held but the current one.
             for _ in _elements(source, walk, key):
                 yield from _read_scope(source, walk, service)
         else:

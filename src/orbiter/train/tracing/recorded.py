@@ -54,6 +54,7 @@ class Recorder:
         calls = answer.get("tool_calls") or None
         content = answer.get("content")
         if thought := answer.get("reasoning_content"):
+            # Not part of the action: it is what the model thought, not what it did.
             metadata[REASONING] = thought
         rest = {key: answer[key] for key in answer if key not in _IN_FIELDS}
         if isinstance(content, list):
@@ -73,6 +74,7 @@ class Recorder:
         """Render a chat as text, continuing from an earlier chat that it starts with."""
         for chat in self._chats:
             begun, transcript = chat
+            # By identity, which is cheap; readers give repeated messages as one object.
             if len(begun) <= len(prompt) and all(map(is_, begun, prompt)):
                 self._chats.remove(chat)
                 break
@@ -85,6 +87,7 @@ class Recorder:
 def decoded_item(state: str, action: str, **known: Any) -> TrajectoryItem:  # noqa: ANN401
     """Make an item without validation, for values that msgspec has decoded."""
     known["state"], known["action"] = state, action
+    # The order of NAMES is that of the item's fields.
     return from_values(tuple(map(known.get, NAMES)))
 
 

@@ -33,6 +33,7 @@ def items_from(
     """
     traces = Traces(source.refuse, reward=reward)
     for row in rows:
+        # The reader of a row raises in the middle, so `for` would end at its first bad span.
         while True:
             try:
                 span = next(row.spans, None)
@@ -56,6 +57,7 @@ def nanoseconds_of(text: object) -> int:
         seconds = text / 1e3 if text > _MILLISECONDS else text
         if not 0 <= seconds < _MILLISECONDS:
             raise DataError(f"expected a time, got {str(text)[:40]}")
+        # By microseconds, because a float of seconds since 1970 holds no more.
         return round(seconds * 1e6) * 1000
     return 0 if text in (None, "") else max(0, round((time_of(text) or 0) * 1e6) * 1000)
 

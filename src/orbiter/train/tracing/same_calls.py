@@ -62,8 +62,10 @@ def one_per_call(
         outer = _call_above(call.span, parents, indices, dividing)
         if outer is not None:
             inner.setdefault(outer, []).append(index)
+    # The innermost first, so that a call inside a call inside a call is merged step by step.
     for outer in sorted(inner, key=lambda index: -_depth(calls[index].span, parents)):
         _join_nested(kept, outer, [index for index in inner[outer] if index in kept])
+    # After the nested ones: a twin may itself have been merged with what is inside it.
     _join_twins(kept)
     _join_streams(kept)
     return [kept[index] for index in sorted(kept)]
@@ -81,6 +83,7 @@ def _call_above(
     while above and above not in seen:
         if above in indices:
             return indices[above]
+        # An agent or a tool in between makes its own calls, even if their answers are the same.
         if above in dividing:
             return None
         seen.add(above)
@@ -128,6 +131,7 @@ def _join_twins(kept: dict[int, ModelCall]) -> None:
     open_calls: list[int] = []
     for index in sorted(kept):
         call = kept[index]
+        # Calls come in the order of their start, so ended ones can never contain a later one.
         open_calls = [earlier for earlier in open_calls if kept[earlier].span.end > call.span.start]
         for earlier in open_calls:
             first = kept[earlier]
@@ -136,6 +140,8 @@ def _join_twins(kept: dict[int, ModelCall]) -> None:
             have_content = call.content.answers and first.content.answers and first.content.prompt
             if (
                 within
+                # The same instrumentation does not record an answered call twice: two equal ones
+                # are two calls.
                 and len(origins - {None}) == 2
                 and have_content
                 and _alike(call.content, first.content)
@@ -155,6 +161,7 @@ def _join_streams(kept: dict[int, ModelCall]) -> None:
             continue
         for later in indices[number + 1 :]:
             other = kept[later]
+            # Siblings only; an equal prompt elsewhere in the trace may be a retry.
             same = other.span.parent_id == call.span.parent_id
             if same and other.content.answers and other.content.prompt == call.content.prompt:
                 kept[later] = _joined(other, kept.pop(index))
@@ -176,6 +183,7 @@ def _alike(content: CallContent, other_content: CallContent) -> bool:
 def _comparable(answer: Message) -> tuple[str, list[tuple[str, str]]]:
     calls = answer.get("tool_calls") or ()
     return (
+        # Tracers differ in blanks and in the ids of calls.
         text_of(answer.get("content")).strip(),
         [(name_of(call), "".join(input_of(call).split())) for call in calls],
     )

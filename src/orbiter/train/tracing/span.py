@@ -125,6 +125,7 @@ class Draft:
             group, number, name = place_of(key)
             if number is None:
                 self.single.append((count, key, value))
+            # The attributes of one message are adjacent, so most only extend the last run.
             elif number == last_number and group == last_group:
                 rows[name] = value
             else:
@@ -160,6 +161,7 @@ class Draft:
         for _, group, number, piece in self.runs:
             if group != at:
                 at, places = group, spread.setdefault(group, {})
+            # A piece whose attributes are not adjacent; a new one, since spans share pieces.
             if number in places:
                 places[number] = Piece(places[number].rows | piece.rows)
             else:
@@ -209,6 +211,7 @@ class AttributeReader:
 
     def _remember(self, key: tuple[str, str], data: bytes, draft: Draft) -> None:
         self._last[key] = (data, draft)
+        # May become negative, which the loop makes good at once.
         self._room -= len(data)
         while self._room < 0:
             forgotten, _ = self._last.popitem(last=False)[1]
@@ -231,6 +234,7 @@ def _parting(before: bytes, data: bytes) -> int:
     """Return the offset of the first attribute that differs; 0 if no attribute is shared."""
     at, size = 0, 1 << 10
     end = min(len(before), len(data))
+    # Compared in blocks that get smaller, because a loop over bytes would be far slower.
     while size:
         while at + size <= end and before[at : at + size] == data[at : at + size]:
             at += size

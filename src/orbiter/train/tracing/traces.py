@@ -165,6 +165,7 @@ class Traces:
     def _make_room(self, weight: int) -> Iterator[TrajectoryItem]:
         self._weight += weight
         while self._weight > self._window:
+            # The trace that was least recently added to, which is most likely complete.
             yield from self._release(next(iter(self._held)))
 
     def _trace(self, trace_id: str) -> _Trace:
@@ -177,7 +178,9 @@ class Traces:
 
     def _accept(self, span: Span) -> int:
         self.counts.spans += 1
+        # Irrelevant spans are kept as links only: a call's agent or task may be above them.
         relevant = is_relevant(span)
+        # Before the trace is changed, because reading a score may fail.
         scores = list(scores_of(span)) if relevant else []
         trace = self._trace(span.trace_id)
         trace.parents[span.span_id] = span.parent_id
@@ -210,6 +213,7 @@ class Traces:
         runs = self._runs_by_call(trace, calls)
         scores = self._scores_by_call(trace, calls)
         recorder = Recorder(self._make)
+        # A trace that was released in parts continues its numbering.
         step = self._steps.pop(trace_id, 0)
         for number, (call, ran, scored) in enumerate(zip(calls, runs, scores, strict=True), step):
             try:
@@ -234,9 +238,11 @@ class Traces:
     def _recorded_calls(self, trace: _Trace) -> list[ModelCall]:
         """Return the calls whose messages were recorded, each once, in the order of their start."""
         calls = []
+        # One for each release: what it remembers must not outlive the window.
         memory = Memory()
         for span in sorted(trace.calls, key=attrgetter("start")):
             if logged := trace.logs.get(span.span_id):
+                # Messages in log records arrive apart from their span.
                 span.events = [*span.events, *logged]
             try:
                 content = content_of_call(span, memory)
@@ -254,6 +260,7 @@ class Traces:
         dividing = {span.span_id for span in trace.runs} | trace.agents.keys()
         once = one_per_call(calls, trace.parents, dividing)
         self.counts.repeated += len(calls) - len(once)
+        # After merging, since the prompt may have been on the other span.
         whole = [call for call in once if call.content.prompt]
         self.counts.without_prompt += len(once) - len(whole)
         return whole
@@ -272,6 +279,7 @@ class Traces:
         for number, call in enumerate(calls if trace.runs else ()):
             for answer in call.content.answers:
                 for tool_call in answer.get("tool_calls") or ():
+                    # An id that two calls share (some servers reuse them) goes to the later one.
                     by_call_id[tool_call.get("id", "")] = number
                     by_tool.setdefault(name_of(tool_call), []).append(number)
         runs: list[list[dict[str, Any]]] = [[] for _ in calls]
@@ -317,6 +325,7 @@ class _Scores:
     def reward(self, wanted: str | None) -> float | None:
         """Return the reward: the one given by the scores of the nearest span."""
         for distance in sorted(self.by_distance):
+            # The nearest score is the most specific: a call's own before that of its agent.
             if (reward := reward_of(self.by_distance[distance], wanted)) is not None:
                 return reward
         return None
@@ -332,6 +341,7 @@ def _item(
 ) -> TrajectoryItem:
     span, content = call.span, call.content
     entries = facts_of(span)
+    # Facts that only the other instrumentation recorded, such as the token counts.
     for other in call.also:
         for name, fact in facts_of(other).items():
             if name not in _OF_SPAN:
@@ -386,6 +396,7 @@ def _scored(
         for index in range(len(calls))
         if score.span_id in above[index]
     ]
+    # A score on a span that encloses nothing here, such as the trace itself, is about all calls.
     return below or [(index, len(above[index]) + 1) for index in range(len(calls))]
 
 
@@ -393,6 +404,7 @@ def _task(trace: _Trace, span: Span) -> str | None:
     """Return the task of a call, named by a span above it or by the trace's only task name."""
     task = _named_above(trace, trace.tasks, span)
     named = set(trace.tasks.values())
+    # Some tracers put the task on a sibling; with one name there is no doubt.
     return named.pop() if task is None and len(named) == 1 else task
 
 

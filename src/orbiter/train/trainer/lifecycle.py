@@ -101,6 +101,7 @@ class Lifecycle:
         self.refuse_unless_idle(what)
         earlier, outside = self.state, _INSIDE.get()
         self._work = object()
+        # A tuple, because the work of one trainer may run another trainer.
         _INSIDE.set((*outside, self._work))
         try:
             self._move(state)

@@ -30,6 +30,7 @@ class TrainMetrics:
     """What to know before trusting the numbers, such as a judge that nobody has calibrated."""
 
     def __post_init__(self) -> None:
+        # A copy, since the caller may change its dict after the check.
         object.__setattr__(self, "extra", dict(self.extra))
         named = {"loss": self.loss, "accuracy": self.accuracy, "reward": self.reward}
         for name in self.extra:

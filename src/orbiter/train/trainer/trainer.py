@@ -142,6 +142,7 @@ class Trainer(ABC):
         )
         failed: list[str] = []
         raised: list[Exception] = []
+        # All of them, so that several mistakes are reported at once.
         for check in checks:
             try:
                 answer = await call_here(check)
@@ -193,10 +194,12 @@ def _under_lifecycle(
 
 async def _train(trainer: Trainer, method: _Method, call: inspect.BoundArguments) -> TrainMetrics:
     lifecycle = trainer._lifecycle
+    # Before `dataset` changes under a run in progress.
     lifecycle.refuse_unless_idle("train")
     dataset = call.arguments.get("dataset")
     if dataset is not None:
         trainer.dataset = dataset
+    # An earlier validation has not seen new data.
     if dataset is not None or trainer.state is not TrainerState.VALIDATED:
         await trainer.validate()
     with lifecycle.training():

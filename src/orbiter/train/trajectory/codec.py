@@ -143,8 +143,8 @@ def _not_unicode(line: bytes) -> DataError:
     try:
         line.decode()
     except UnicodeDecodeError as error:
-        place = _field_before(line[: error.start])
-        return DataError(f"{place}byte 0x{line[error.start]:02x} is not UTF-8")
+        field = _field_before(line[: error.start])
+        return DataError(f"{field}byte 0x{line[error.start]:02x} is not UTF-8")
     return DataError("a text in it is not UTF-8")
 
 
@@ -153,11 +153,11 @@ def _malformed(line: bytes, message: str) -> DataError:
         return DataError(f"{_field_before(line)}ends in the middle of an item")
     match = re.search(r"\(byte (\d+)\)", message)
     at = int(match[1]) if match else len(line)
-    place = _field_before(line[:at])
+    field = _field_before(line[:at])
     if re.match(rb"-?(NaN|Inf)", line[at:]):
-        return DataError(f"{place}expected a finite number, got {_excerpt(line, at)}")
+        return DataError(f"{field}expected a finite number, got {_excerpt(line, at)}")
     what = message.removeprefix("JSON is malformed: ").partition(" (byte")[0]
-    return DataError(f"{place}not JSON at byte {at + 1}, {_excerpt(line, at)}: {what}")
+    return DataError(f"{field}not JSON at byte {at + 1}, {_excerpt(line, at)}: {what}")
 
 
 def _excerpt(line: bytes, at: int) -> str:

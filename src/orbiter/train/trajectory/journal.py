@@ -31,7 +31,7 @@ from orbiter.train.storage import AppendLog, Durability, SyncError, read_records
 from orbiter.train.trajectory.codec import Line, values_in
 from orbiter.train.trajectory.item import TrajectoryItem, from_values, values_of
 from orbiter.train.trajectory.store import ItemsView, Place, Store
-from orbiter.train.trajectory.turns import Stored, Turn, packed, restore, unpacked
+from orbiter.train.trajectory.turns import Shortened, Stored, packed, restore, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Entry(msgspec.Struct, array_like=True):
     cut: tuple[int, ...]
 
 
-class Outcome(msgspec.Struct, array_like=True):
+class ScoredEntry(msgspec.Struct, array_like=True):
     """The result of scoring a waiting entry: the item that was kept, or None."""
 
     number: int
@@ -59,7 +59,7 @@ class Record(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """One line of the journal: exactly one of the two fields is set."""
 
     entry: Entry | None = None
-    scored: list[Outcome] | None = None
+    scored: list[ScoredEntry] | None = None
 
 
 class Recovery(NamedTuple):
@@ -71,7 +71,7 @@ class Recovery(NamedTuple):
     """Bytes of an unfinished last record, moved aside to `<name>.torn`; never acknowledged."""
 
 
-class Journal:
+class StoreJournal:
     """A write-ahead log of a `Store`: writes each change first, and replays them on opening."""
 
     def __init__(self, path: str | os.PathLike[str], store: Store, durability: Durability) -> None:
@@ -110,7 +110,7 @@ class Journal:
 
     def write_entry(self, place: Place, item: TrajectoryItem) -> None:
         """Write an item before it is added to the store."""
-        if isinstance(place.stored, Turn):
+        if isinstance(place.stored, Shortened):
             self._append(fields.encode(Record(entry=_entry(place, item))))
         else:  # the same bytes in two thirds of the time
             self._append(b'{"entry":[%b,-1,[]]}' % fields.encode(Line(*values_of(item))))
@@ -119,7 +119,7 @@ class Journal:
         self, outcomes: Sequence[tuple[int, tuple[Place, TrajectoryItem] | None]]
     ) -> None:
         """Write the results for all waiting entries of an episode as one record."""
-        scored = [Outcome(number, kept and _entry(*kept)) for number, kept in outcomes]
+        scored = [ScoredEntry(number, kept and _entry(*kept)) for number, kept in outcomes]
         self._append(fields.encode(Record(scored=scored)))
 
     def doubt(self) -> None:
@@ -195,7 +195,7 @@ def _open(path: Path, durability: Durability) -> AppendLog:
 
 
 def _entry(place: Place, item: TrajectoryItem) -> Entry:
-    if isinstance(place.stored, Turn):
+    if isinstance(place.stored, Shortened):
         return Entry(Line(*unpacked(place.stored.tail)), place.base, place.stored.cut)
     return Entry(Line(*values_of(item)), -1, ())
 
@@ -240,7 +240,7 @@ def _add(entry: Entry, store: Store, entries: list[Stored]) -> None:
     item = from_values(values_in(entry.item))
     stored: Stored = packed(item)
     if entry.base >= 0:
-        stored = Turn(packed(item), entry.cut, entries[entry.base])
+        stored = Shortened(packed(item), entry.cut, entries[entry.base])
     store.add(Place(stored, entry.base), item)
     entries.append(stored)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from orbiter.train.errors import StorageError
 from orbiter.train.storage import Durability
 from orbiter.train.trajectory.item import TrajectoryItem
-from orbiter.train.trajectory.journal import Journal
+from orbiter.train.trajectory.journal import StoreJournal
 from orbiter.train.trajectory.store import Place, Store
 
 
@@ -17,7 +17,7 @@ class Ledger:
 
     def __init__(self, path: str | os.PathLike[str] | None, durability: Durability) -> None:
         self.store = Store()
-        self.journal = Journal(path, self.store, durability) if path is not None else None
+        self.journal = StoreJournal(path, self.store, durability) if path is not None else None
 
     def take_in(self, item: TrajectoryItem) -> None:
         """Add an item: kept if it has a reward, otherwise waiting."""

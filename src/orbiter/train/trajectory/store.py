@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, overload
 
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem, Values, values_of
-from orbiter.train.trajectory.turns import Stored, Turn, packed, restore, shorten
+from orbiter.train.trajectory.turns import Shortened, Stored, packed, restore, shorten
 
 RECENT = 16
 """The number of episodes whose latest turn is held in full."""
@@ -84,7 +84,7 @@ class Store:
         # From the end, so that a step that was repeated is found in its latest form.
         for number in reversed(self.waiting_in(episode_id)):
             stored = self.waiting[number]
-            if (stored.tail if isinstance(stored, Turn) else stored)[_STEP] == step:
+            if (stored.tail if isinstance(stored, Shortened) else stored)[_STEP] == step:
                 return number
         return None
 
@@ -161,4 +161,4 @@ def _is_long(item: TrajectoryItem) -> bool:
 
 
 def _placed(stored: Stored, number: int) -> Place:
-    return Place(stored, number if isinstance(stored, Turn) else -1)
+    return Place(stored, number if isinstance(stored, Shortened) else -1)

@@ -1,8 +1,9 @@
 """Stores the turns of an episode without repeating their common prefixes.
 
 The state of turn n + 1 usually starts with the state of turn n, and so do its messages, its tools
-and its prompt tokens. A `Turn` records the length of each prefix that it shares with an earlier
-stored item and holds only the rest: 50 turns then cost their new text, not 50 growing prefixes.
+and its prompt tokens. A `Shortened` item records the length of each prefix that it shares with an
+earlier stored item and holds only the rest: 50 turns then cost their new text, not 50 growing
+prefixes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WORTH_SHARING = 64
 """The shortest common text, in characters, that is worth sharing."""
 
 
-class Turn(NamedTuple):
+class Shortened(NamedTuple):
     """An item whose shared fields are stored without their common prefix."""
 
     tail: Values
@@ -45,8 +46,8 @@ class Turn(NamedTuple):
     """The stored item that has the common prefixes."""
 
 
-Stored = Values | Turn
-"""An item in memory: a plain tuple of its values, or a `Turn`.
+Stored = Values | Shortened
+"""An item in memory: a plain tuple of its values, or a `Shortened`.
 
 Not the item itself: the garbage collector visits every object again and again, but stops tracking
 a tuple of texts and numbers after its first visit. For the same reason, metadata of plain values
@@ -71,7 +72,7 @@ def shorten(item: TrajectoryItem, previous: Stored, whole: Values | None = None)
         if was and now:
             cut[index] = length = _common_length(was, now)
             tail[position] = now[length:] if length else now
-    return Turn(tuple(tail), tuple(cut), previous) if any(cut) else values
+    return Shortened(tuple(tail), tuple(cut), previous) if any(cut) else values
 
 
 def packed(item: TrajectoryItem) -> Values:
@@ -102,7 +103,7 @@ def restore(stored: Stored) -> TrajectoryItem:
 
 
 def _values(stored: Stored) -> Values:
-    if not isinstance(stored, Turn):
+    if not isinstance(stored, Shortened):
         return stored
     values = list(stored.tail)
     for index, position in enumerate(SHARED):
@@ -111,21 +112,21 @@ def _values(stored: Stored) -> Values:
     return tuple(values)
 
 
-def _whole(stored: Stored, index: int, place: int) -> object:
+def _whole(stored: Stored, index: int, field: int) -> object:
     """Rebuild a field by collecting its pieces from the last turn back to the first."""
     pieces: list[Sequence[object]] = []
     needed = None
-    while isinstance(stored, Turn):
+    while isinstance(stored, Shortened):
         start = stored.cut[index]
         if needed is None or needed > start:
-            tail = stored.tail[place]
+            tail = stored.tail[field]
             pieces.append(tail if needed is None else tail[: needed - start])
             needed = start
         if needed == 0:
             break
         stored = stored.previous
     else:
-        pieces.append(stored[place][:needed])
+        pieces.append(stored[field][:needed])
     pieces.reverse()
     if isinstance(pieces[0], str):
         return "".join(pieces)  # type: ignore[arg-type]  # a field's pieces are of one type

@@ -89,14 +89,14 @@ class LocalBackend(Backend):
     async def _plan_agent(self) -> TrainPlan:
         """Play a few episodes and estimate a run of an agent from them."""
         trainer = self.trainer
-        from orbiter.train.verl.play import Setting
+        from orbiter.train.verl.play import PlaySetting
         from orbiter.train.verl.rehearsal import plan_agent
 
         policy = await trainer.policy()
         held_out = 0 if trainer.eval_dataset is None else len(as_tasks(trainer.eval_dataset))
         free = [reward for reward in self.rewards if reward.judge is None]  # a judge costs money
         return await plan_agent(
-            Setting(policy, self.config, trainer.running_agent, free),
+            PlaySetting(policy, self.config, trainer.running_agent, free),
             as_tasks(trainer.dataset),
             held_out=held_out,
             method=trainer.method,
@@ -131,7 +131,7 @@ class LocalBackend(Backend):
         """The rewards, and gold."""
         return [*self.rewards, *([] if self.gold is None else [self.gold])]
 
-    def _watched(
+    async def _watched(
         self,
         session: Session,
         validate: Validate,
@@ -139,6 +139,9 @@ class LocalBackend(Backend):
         measure: Callable[[Any, Sequence[RewardSpec], int], Awaitable[list[ScoredAttempt]]],
     ) -> Validate:
         """Return a function for the loop to call after every step: validation, and gold.
+
+        Gold is measured once before the first step: a reward that is easily gamed may be gamed
+        after one step already, and then later measurements alone would show no change.
 
         Args:
             session: The run.
@@ -159,9 +162,10 @@ class LocalBackend(Backend):
             )
         )
         chosen = tasks.select(places)
-        # A relative reward compares samples, so it needs a whole group; others are measured
-        # greedily.
-        samples = config.group_size if any(reward.relative for reward in self.rewards) else 0
+        # Sampled, since a change shows in samples long before the likeliest answer is another one.
+        # A relative reward compares samples, so it needs a whole group.
+        relative = any(reward.relative for reward in self.rewards)
+        samples = config.group_size if relative else config.gold_samples
         scorers = [*self.rewards, replace(gold, weight=0.0)]  # measured, but not in the total
         watch = GoldWatch(
             name=gold.name,
@@ -169,6 +173,8 @@ class LocalBackend(Backend):
             stop=config.gold_stop,
             measure=lambda: measure(chosen, scorers, samples),
         )
+        if not session.position.gold and session.position.step == 0:
+            await watch.after(session, 0)
 
         async def after(step: int) -> Mapping[str, float]:
             return {**await validate(step), **await watch.after(session, step)}
@@ -182,7 +188,7 @@ class LocalBackend(Backend):
         from orbiter.train.engine.thread import work
         from orbiter.train.verl.evaluate import attempts_of, judge, summary
         from orbiter.train.verl.judged import usage
-        from orbiter.train.verl.local import Job, Prompts, fit
+        from orbiter.train.verl.local import Prompts, RewardJob, fit
         from orbiter.train.verl.teaching import target_answers, with_divergence
 
         tasks = held_out = await trainer.encode(trainer.dataset)
@@ -220,7 +226,7 @@ class LocalBackend(Backend):
             trainer.running(session, opening, data=f"{len(tasks)} prompts") as progress,
             self._judging(),
         ):
-            job = Job(
+            job = RewardJob(
                 config=config,
                 source=Prompts(
                     config=config, rewards=self.rewards, tasks=tasks, teach=teach, answers=answers
@@ -228,7 +234,7 @@ class LocalBackend(Backend):
                 objective=ALGORITHMS[config.algorithm].objective(config),
                 session=session,
                 progress=progress,
-                validate=self._watched(session, validate, held_out, measure_gold),
+                validate=await self._watched(session, validate, held_out, measure_gold),
             )
             await fit(job)
         return trainer.results()
@@ -240,11 +246,11 @@ class LocalBackend(Backend):
         from orbiter.train.verl.episodes import objective_of, playing
         from orbiter.train.verl.journal import remove_covered
         from orbiter.train.verl.judged import usage
-        from orbiter.train.verl.local import Job, fit
-        from orbiter.train.verl.play import Setting, assess, evaluate
+        from orbiter.train.verl.local import RewardJob, fit
+        from orbiter.train.verl.play import PlaySetting, assess, evaluate
 
         trainer, config = self.trainer, self.config
-        setting = Setting(policy, config, trainer.running_agent, self.rewards)
+        setting = PlaySetting(policy, config, trainer.running_agent, self.rewards)
         tasks = as_tasks(trainer.dataset)
         held_out = tasks if trainer.eval_dataset is None else as_tasks(trainer.eval_dataset)
         per_epoch = tasks.steps_per_epoch(config.batch_size)
@@ -269,13 +275,13 @@ class LocalBackend(Backend):
             playing(setting, tasks, teach) as source,
             self._judging(),
         ):
-            job = Job(
+            job = RewardJob(
                 config=config,
                 source=source,
                 objective=objective_of(config),
                 session=session,
                 progress=progress,
-                validate=self._watched(session, validate, held_out, measure_gold),
+                validate=await self._watched(session, validate, held_out, measure_gold),
             )
             await fit(job)
             # Only after the loop, when the last checkpoint is known to cover these steps.

@@ -143,6 +143,12 @@ class VeRLConfig(AlgorithmConfig):
         WholeNumber(at_least=4),
         verl=NotInVerl(NO_GOLD),
     )
+    gold_samples: int = setting(
+        4,
+        "With gold=: samples of each of these tasks, drawn as in training; 0: one greedy answer.",
+        WholeNumber(at_least=0),
+        verl=NotInVerl(NO_GOLD),
+    )
     gold_stop: bool = setting(
         False,
         "With gold=: end the run after the step in which the reward rises and gold does not.",
@@ -192,8 +198,8 @@ class VeRLConfig(AlgorithmConfig):
     )
     max_extra_groups: int = setting(
         0,
-        "With agent=: groups that a step plays at most to replace those whose episodes all got the "
-        "same reward, which teach nothing (DAPO's dynamic sampling).",
+        "Groups that a step samples at most to replace those whose samples all got the same "
+        "reward, which teach nothing (DAPO's dynamic sampling).",
         WholeNumber(at_least=0),
         verl=NotInVerl("verl's steps play the same number of groups"),
     )
@@ -345,6 +351,11 @@ def _check_sampling(config: VeRLConfig) -> None:
         raise ConfigError(
             "solved_rate and unsolved_rate compare the samples of a group, and group_size="
             f"{config.group_size} makes none; use at least 2"
+        )
+    if config.max_extra_groups and config.group_size < 2:
+        raise ConfigError(
+            f"max_extra_groups={config.max_extra_groups} replaces groups without a difference in "
+            f"reward, and group_size={config.group_size} makes none; use at least 2"
         )
     if config.overlong_penalty != 1.0 and not config.overlong_buffer:
         raise ConfigError(

@@ -12,7 +12,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from typing_extensions import override
@@ -25,29 +25,33 @@ from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.session import Position, Session
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import Objective
-from orbiter.train.seeding import sub_random, sub_seed
+from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.live import LivePolicy, LiveStats
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import Credited, Turns
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import Rows, credit_rows, grouped
 from orbiter.train.verl.evaluate import reward_metrics
+from orbiter.train.verl.extra_groups import (
+    flat_groups,
+    further_tasks,
+    swapped,
+    swapped_scores,
+)
 from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.journal import EpisodeJournal, open_journal
-from orbiter.train.verl.local import Source, note
-from orbiter.train.verl.play import Setting, episode_metrics, open_live, play
+from orbiter.train.verl.local import SampleSource, note
+from orbiter.train.verl.play import PlaySetting, episode_metrics, open_live, play
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import Scores, weights_of
 from orbiter.train.verl.samples import episode_records
 from orbiter.train.verl.tasks import AgentTasks
 from orbiter.train.verl.teaching import Teach, with_teacher, without_reward
 
-T = TypeVar("T")
-
 
 @asynccontextmanager
 async def playing(
-    setting: Setting, tasks: AgentTasks, teach: Teach | None = None
+    setting: PlaySetting, tasks: AgentTasks, teach: Teach | None = None
 ) -> AsyncIterator[Episodes]:
     """Open the policy to the agent for as long as a run lasts."""
     async with open_live(setting, temperature=setting.config.temperature) as live:
@@ -61,10 +65,10 @@ def objective_of(config: VeRLConfig) -> Objective:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Episodes(Source):
+class Episodes(SampleSource):
     """Episodes of an agent, scored by rewards."""
 
-    setting: Setting
+    setting: PlaySetting
     tasks: AgentTasks
     live: LivePolicy
     teach: Teach | None = None
@@ -120,7 +124,7 @@ class Episodes(Source):
 
     async def _play(
         self, step: int, places: Sequence[int], offset: int, journal: EpisodeJournal | None
-    ) -> Drawn:
+    ) -> DrawnGroups:
         """Play a group for each of these tasks, which are the step's from number `offset` on."""
         config = self.setting.config
         seeds = [
@@ -135,11 +139,11 @@ class Episodes(Source):
         tasks = self.tasks.select(places)
         # `offset` keeps extra groups apart from the step's own in the journal.
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
-        return Drawn(list(places), *played)
+        return DrawnGroups(list(places), *played)
 
     async def _without_flat(
-        self, position: Position, step: int, drawn: Drawn, journal: EpisodeJournal | None
-    ) -> tuple[Drawn, dict[str, float]]:
+        self, position: Position, step: int, drawn: DrawnGroups, journal: EpisodeJournal | None
+    ) -> tuple[DrawnGroups, dict[str, float]]:
         """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
 
         The further tasks are drawn from those that the step does not have, as far as there are
@@ -149,27 +153,19 @@ class Episodes(Source):
         config = self.setting.config
         chosen, extra, first = drawn, 0, drawn.places
         while extra < config.max_extra_groups:
-            flat = flat_groups(chosen, config)
+            flat = _flat(chosen, config)
             count = min(len(flat), config.max_extra_groups - extra)
             if count == 0:
                 break
-            places = self._further(position, step, first, extra, count)
+            places = further_tasks(
+                config, position, step, first, of=len(self.tasks), done=extra, count=count
+            )
             more = await self._play(step, places, len(first) + extra, journal)
             extra += count
-            useful = set(range(count)) - set(flat_groups(more, config))
+            useful = set(range(count)) - set(_flat(more, config))
             for old, new in zip(flat, sorted(useful), strict=False):
                 chosen = chosen.replaced(old, more, new, config.group_size)
         return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
-
-    def _further(
-        self, position: Position, step: int, first: Sequence[int], done: int, count: int
-    ) -> list[int]:
-        """Return the next tasks that a step takes beyond its own; those in no pool come first."""
-        # A data set smaller than a step has no others, so its tasks are played again.
-        others = sorted(set(range(len(self.tasks))) - set(first)) or sorted(set(first))
-        sub_random(self.setting.config.seed, "extra groups", step).shuffle(others)
-        others.sort(key=lambda task: str(task) in position.pools)
-        return [others[at % len(others)] for at in range(done, done + count)]
 
     @override
     async def refresh(self) -> None:
@@ -177,7 +173,7 @@ class Episodes(Source):
         await self.live.refresh()
 
 
-class Drawn(NamedTuple):
+class DrawnGroups(NamedTuple):
     """The groups of a step."""
 
     places: list[int]
@@ -185,42 +181,20 @@ class Drawn(NamedTuple):
     episodes: list[Episode]
     scores: Scores
 
-    def replaced(self, group: int, by: Drawn, other: int, size: int) -> Drawn:
+    def replaced(self, group: int, by: DrawnGroups, other: int, size: int) -> DrawnGroups:
         """Return these groups with one of them replaced by one of `by`."""
-        mine, theirs = (
-            slice(group * size, (group + 1) * size),
-            slice(other * size, (other + 1) * size),
-        )
-
-        def swapped(values: Sequence[T], others: Sequence[T]) -> list[T]:
-            return [*values[: mine.start], *others[theirs], *values[mine.stop :]]
-
-        missing = [None] * len(by.episodes)
-        names = dict.fromkeys([*self.scores.by_name, *by.scores.by_name])
-        scores = Scores(
-            swapped(self.scores.total, by.scores.total),
-            {
-                name: swapped(
-                    self.scores.by_name.get(name, [None] * len(self.episodes)),
-                    by.scores.by_name.get(name, missing),
-                )
-                for name in names
-            },
-            self.scores.faults + by.scores.faults,
-            self.scores.left_out,
-            self.scores.order_effect,
-        )
         places = [by.places[other] if i == group else p for i, p in enumerate(self.places)]
-        return Drawn(places, swapped(self.episodes, by.episodes), scores)
+        return DrawnGroups(
+            places,
+            swapped(self.episodes, group, by.episodes, other, size=size),
+            swapped_scores(self.scores, group, by.scores, other, size=size),
+        )
 
 
-def flat_groups(drawn: Drawn, config: VeRLConfig) -> list[int]:
+def _flat(drawn: DrawnGroups, config: VeRLConfig) -> list[int]:
     """Return the groups whose episodes have no two different rewards, by number."""
     scores = with_truncation(drawn.scores, drawn.episodes, config.on_truncation)
-    size = config.group_size
-    groups = [scores.total[at : at + size] for at in range(0, len(scores.total), size)]
-    # Fewer than two rewards leave nothing to compare.
-    return [i for i, group in enumerate(groups) if len({t for t in group if t is not None}) < 2]
+    return flat_groups(scores.total, config.group_size)
 
 
 def with_truncation(

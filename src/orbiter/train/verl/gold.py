@@ -147,14 +147,15 @@ class GoldWatch:
     name: str
     """Name of the gold reward."""
     every: int
-    """Steps between two measurements; there is also one after the first step and the last."""
+    """Steps between two measurements; there is also one before the first step, and one after the
+    first and the last."""
     stop: bool
     """Whether an alarm ends the run after its step."""
     measure: Callable[[], Awaitable[Sequence[ScoredAttempt]]]
     """Answers the slice; each attempt has the proxy as its reward, and gold among its rewards."""
 
     async def after(self, session: Session, step: int) -> Mapping[str, float]:
-        """Measure if it is time to, and return the metrics for the log."""
+        """Measure if it is time to, and return the metrics for the log; step 0 is the start."""
         if step not in (1, session.steps) and step % self.every:
             return {}
         attempts = list(await self.measure())

@@ -1,8 +1,8 @@
 """The training loop in this process: each step samples, scores, assigns credit and updates.
 
-`fit` is the loop; where its samples come from is a `Source`: answers to prompts here, episodes of
-an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit assignment
-in `credit.py` and `algorithms/`, every formula in `rl/`.
+`fit` is the loop; where its samples come from is a `SampleSource`: answers to prompts here,
+episodes of an agent in `episodes.py`. Loading, checks and the lifecycle are in `trainer.py`, credit
+assignment in `credit.py` and `algorithms/`, every formula in `rl/`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
+from orbiter.train.verl.extra_groups import (
+    flat_groups,
+    further_tasks,
+    swapped,
+    swapped_scores,
+)
 from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.overlong import with_overlong_penalty
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
@@ -45,7 +51,7 @@ from orbiter.train.verl.teaching import (
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A source of the samples of a step."""
 
     async def draw(self, session: Session, step: int) -> None:
@@ -56,7 +62,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts(Source):
+class Prompts(SampleSource):
     """Answers to prompts, scored by rewards."""
 
     config: VeRLConfig
@@ -71,25 +77,68 @@ class Prompts(Source):
     async def draw(self, session: Session, step: int) -> None:
         config, tasks, position = self.config, self.tasks, session.position
         turn = choose(config, position, step, len(tasks))
-        drawn = await self._sample(session, step, turn.places)
+        own = own_answers(config, step, turn.places)
+        asked = [place for place, mine in zip(turn.places, own, strict=True) if mine]
+        drawn = await self._answers(session, step, asked, 0)
+        chosen, extra = await self._without_flat(session, step, asked, drawn)
         # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
-        shaped = with_overlong_penalty(config, drawn.scores, drawn.rollouts)
-        rollouts, scores = self._with_answers(step, turn.places, drawn.rollouts, shaped.scores)
+        shaped = with_overlong_penalty(config, chosen.scores, chosen.rollouts)
+        given = [place for place, mine in zip(turn.places, own, strict=True) if not mine]
+        rollouts, scores = self._with_targets(given, chosen.rollouts, shaped.scores)
         credited = await work(credit, session.policy, config, rollouts, scores)
         credited = await with_teacher(self.teach, credited)
         # Set only after the samples are credited: an interrupted step starts from the old cursor.
         position.cursor = turn.cursor
         update_pools(config, position, turn.places, drawn.scores.total)
-        extra = shaped.metrics | pool_metrics(config, position, turn, len(tasks))
-        await work(_note_answers, session, drawn, credited, extra, weights_of(self.rewards))
+        metrics = pool_metrics(config, position, turn, len(tasks)) | extra
+        if drawn.items:  # else all answers of the step are the data's
+            metrics = self._measured(session, drawn, credited) | metrics
+        records = await work(as_records, *chosen, credited.batch) if drawn.items else []
+        await work(note, session, credited, metrics, records)
 
-    async def _sample(self, session: Session, step: int, places: Sequence[int]) -> Drawn:
-        """Answer and score the tasks of a step, except those whose answer the data gives."""
+    def _measured(
+        self, session: Session, drawn: ScoredSamples, credited: Credited
+    ) -> dict[str, float]:
+        """Return the metrics of the step's own samples, and warn of what they show."""
         config = self.config
-        own = own_answers(config, step, places)
-        chosen = self.tasks.select([place for place, mine in zip(places, own, strict=True) if mine])
-        if not len(chosen):
-            return Drawn([], [], Scores([], {}, 0))
+        metrics = {
+            **reward_metrics(drawn.scores),
+            **credited.metrics,
+            **length_metrics(drawn.rollouts),
+            **with_overlong_penalty(config, drawn.scores, drawn.rollouts).metrics,
+        }
+        if not self.rewards:
+            metrics = without_reward(metrics)
+        hints = signs(
+            [rollout.text for rollout in drawn.rollouts],
+            [sum(rollout.mask) for rollout in drawn.rollouts],
+            drawn.scores.total,
+            config.group_size,
+        )
+        watch(session.position, metrics | hints, weights_of(self.rewards))
+        return metrics
+
+    def _with_targets(
+        self, places: Sequence[int], rollouts: Sequence[Rollout], scores: Scores
+    ) -> tuple[Sequence[Rollout], Scores]:
+        """Add the data's answers to these tasks, which the policy did not answer, as groups."""
+        if self.answers is None:
+            return rollouts, scores
+        targets = [
+            (self.tasks.prompts[place], self.answers[place])
+            for place in places
+            # As many copies as a group has samples, so that the share is one of all samples.
+            for _ in range(self.config.group_size)
+        ]
+        return with_answers(scores, rollouts, targets)
+
+    async def _answers(
+        self, session: Session, step: int, places: Sequence[int], extra: int
+    ) -> ScoredSamples:
+        """Answer these tasks; the step has `extra` groups beyond its own already."""
+        config, chosen = self.config, self.tasks.select(places)
+        if not places:
+            return ScoredSamples([], [], Scores([], {}, 0))
         rollouts = await work(
             sample,
             session.policy,
@@ -99,27 +148,38 @@ class Prompts(Source):
             temperature=config.temperature,
             # Derived from the step, so that a run resumed before this step draws the same
             # samples.
-            seed=sub_seed(config.seed, "sample", step),
+            seed=sub_seed(config.seed, "sample", step, *([extra] if extra else [])),
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
-        return Drawn(chosen.items, rollouts, scores)
+        return ScoredSamples(chosen.items, rollouts, scores)
 
-    def _with_answers(
-        self, step: int, places: Sequence[int], rollouts: Sequence[Rollout], scores: Scores
-    ) -> tuple[Sequence[Rollout], Scores]:
-        """Add the data's answers to the tasks that the policy did not answer, as groups."""
-        answers = self.answers
-        if answers is None:
-            return rollouts, scores
-        own = own_answers(self.config, step, places)
-        targets = [
-            (self.tasks.prompts[place], answers[place])
-            for place, mine in zip(places, own, strict=True)
-            if not mine
-            # As many copies as a group has samples, so that the share is one of all samples.
-            for _ in range(self.config.group_size)
-        ]
-        return with_answers(scores, rollouts, targets)
+    async def _without_flat(
+        self, session: Session, step: int, first: Sequence[int], drawn: ScoredSamples
+    ) -> tuple[ScoredSamples, dict[str, float]]:
+        """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
+
+        As with episodes, the metrics of the step stay those of its own tasks.
+        """
+        config, size = self.config, self.config.group_size
+        chosen, extra = drawn, 0
+        while extra < config.max_extra_groups:
+            flat = _flat(chosen, config)
+            count = min(len(flat), config.max_extra_groups - extra)
+            if count == 0:
+                break
+            places = further_tasks(
+                config, session.position, step, first, of=len(self.tasks), done=extra, count=count
+            )
+            extra += count
+            more = await self._answers(session, step, places, extra)
+            useful = sorted(set(range(count)) - set(_flat(more, config)))
+            for old, new in zip(flat, useful, strict=False):
+                chosen = ScoredSamples(
+                    swapped(chosen.items, old, more.items, new, size=1),
+                    swapped(chosen.rollouts, old, more.rollouts, new, size=size),
+                    swapped_scores(chosen.scores, old, more.scores, new, size=size),
+                )
+        return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
 
     @override
     async def refresh(self) -> None:
@@ -127,16 +187,16 @@ class Prompts(Source):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(TrainingJob):
+class RewardJob(TrainingJob):
     """The parts that a run by reward needs."""
 
     config: VeRLConfig
-    source: Source
+    source: SampleSource
     objective: Objective
     """What an update minimises."""
 
 
-async def fit(job: Job) -> None:
+async def fit(job: RewardJob) -> None:
     """Train for `epochs` passes, or until there is nothing left to learn.
 
     Raises:
@@ -171,7 +231,7 @@ async def fit(job: Job) -> None:
             break
 
 
-class Drawn(NamedTuple):
+class ScoredSamples(NamedTuple):
     """The samples of a step with their scores; they come in groups, one group for each item."""
 
     items: Sequence[TrajectoryItem]
@@ -179,32 +239,10 @@ class Drawn(NamedTuple):
     scores: Scores
 
 
-def _note_answers(
-    session: Session,
-    drawn: Drawn,
-    credited: Credited,
-    extra: Mapping[str, float],
-    weights: Mapping[str, float],
-) -> None:
-    if not drawn.items:  # all answers of the step are the data's
-        note(session, credited, dict(extra), [])
-        return
-    metrics = {
-        **reward_metrics(drawn.scores),
-        **credited.metrics,
-        **length_metrics(drawn.rollouts),
-        **extra,
-    }
-    if not weights:
-        metrics = without_reward(metrics)
-    hints = signs(
-        [rollout.text for rollout in drawn.rollouts],
-        [sum(rollout.mask) for rollout in drawn.rollouts],
-        drawn.scores.total,
-        len(drawn.rollouts) // len(drawn.items),
-    )
-    watch(session.position, metrics | hints, weights)
-    note(session, credited, metrics, as_records(*drawn, credited.batch))
+def _flat(drawn: ScoredSamples, config: VeRLConfig) -> list[int]:
+    """Return the groups whose rewards, as they are learned from, do not differ."""
+    shaped = with_overlong_penalty(config, drawn.scores, drawn.rollouts)
+    return flat_groups(shaped.scores.total, config.group_size)
 
 
 def note(

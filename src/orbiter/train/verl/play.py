@@ -33,7 +33,7 @@ EXAMPLES = 3
 """The number of failed episodes that an error quotes."""
 
 
-class Setting(NamedTuple):
+class PlaySetting(NamedTuple):
     """The parts of a run that do not change."""
 
     policy: Policy
@@ -42,7 +42,7 @@ class Setting(NamedTuple):
     rewards: Sequence[RewardSpec]
 
 
-def open_live(setting: Setting, *, temperature: float) -> LivePolicy:
+def open_live(setting: PlaySetting, *, temperature: float) -> LivePolicy:
     """Return an unopened live policy that serves as the agent's model."""
     return LivePolicy(
         setting.policy,
@@ -53,7 +53,7 @@ def open_live(setting: Setting, *, temperature: float) -> LivePolicy:
     )
 
 
-class Played(NamedTuple):
+class ScoredEpisodes(NamedTuple):
     """Episodes with their scores; those of a task are adjacent."""
 
     episodes: list[Episode]
@@ -61,14 +61,14 @@ class Played(NamedTuple):
 
 
 async def play(
-    setting: Setting,
+    setting: PlaySetting,
     live: LivePolicy,
     tasks: AgentTasks,
     seeds: Sequence[Sequence[int]],
     *,
     journal: EpisodeJournal | None = None,
     offset: int = 0,
-) -> Played:
+) -> ScoredEpisodes:
     """Play and score an episode for each seed of each task; those of a task are adjacent.
 
     Args:
@@ -85,15 +85,15 @@ async def play(
     rating = asyncio.Semaphore(setting.config.reward_concurrency)
 
     async def one(attempt: tuple[int, int]) -> tuple[Episode, Scores | None]:
-        place, number = attempt
-        key = EpisodeAttempt(offset + place, number, seeds[place][number])
-        known = journal.find(tasks.tasks[place], key) if journal else None
+        position, number = attempt
+        key = EpisodeAttempt(offset + position, number, seeds[position][number])
+        known = journal.find(tasks.tasks[position], key) if journal else None
         if known is not None:
             return known
-        episode = await play_one(setting.config, setting.agent, live, tasks.tasks[place], key)
+        episode = await play_one(setting.config, setting.agent, live, tasks.tasks[position], key)
         async with rating:
             scores = await rate(
-                setting.config, setting.rewards, tasks.items[place], episode, offset + place
+                setting.config, setting.rewards, tasks.items[position], episode, offset + position
             )
         if journal is not None and scores is not None:
             await asyncio.to_thread(journal.add, key, episode, scores)
@@ -109,8 +109,8 @@ async def play(
 
 
 async def _compared(
-    setting: Setting, tasks: AgentTasks, played: Played, sizes: Sequence[int]
-) -> Played:
+    setting: PlaySetting, tasks: AgentTasks, played: ScoredEpisodes, sizes: Sequence[int]
+) -> ScoredEpisodes:
     """Add the scores of relative judges, which compare the episodes of a task that did not fail.
 
     The judges' answers are kept in the run's folder, so a resumed run gets the same scores without
@@ -129,8 +129,8 @@ async def _compared(
     )
     before, by_name = played.scores, dict(played.scores.by_name)
     total: list[float | None] = list(before.total)
-    for place, row in enumerate(rows):
-        known, added = before.total[row], scores.total[place]
+    for position, row in enumerate(rows):
+        known, added = before.total[row], scores.total[position]
         total[row] = None if known is None or added is None else known + added
     for name, values in scores.by_name.items():
         by_row = dict(zip(rows, values, strict=True))
@@ -199,13 +199,13 @@ async def rate(
     rewards: Sequence[RewardSpec],
     item: TrajectoryItem,
     episode: Episode,
-    place: int,
+    position: int,
 ) -> Scores | None:
     """Compute the rewards of one episode; a failed one is not scored."""
     if episode.failed:
         return None
     absolute = [spec for spec in rewards if not spec.relative]
-    return await _score(config, absolute, [episode], [item], first_index=place)
+    return await _score(config, absolute, [episode], [item], first_index=position)
 
 
 async def _score(
@@ -230,7 +230,7 @@ async def _score(
     )
 
 
-def together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
+def together(played: Sequence[tuple[Episode, Scores | None]]) -> ScoredEpisodes:
     """Join the scores of single episodes.
 
     The total is the weighted sum of the rewards, and the unweighted step rewards.
@@ -245,7 +245,9 @@ def together(played: Sequence[tuple[Episode, Scores | None]]) -> Played:
     ]
     faults = sum(each.faults for _, each in played if each)
     left_out: Counter[str] = sum((Counter(e.left_out) for _, e in played if e), Counter())
-    return Played([episode for episode, _ in played], Scores(totals, by_name, faults, left_out))
+    return ScoredEpisodes(
+        [episode for episode, _ in played], Scores(totals, by_name, faults, left_out)
+    )
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -269,14 +271,14 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 async def evaluate(
-    setting: Setting, tasks: AgentTasks, *, samples: int, success: float
+    setting: PlaySetting, tasks: AgentTasks, *, samples: int, success: float
 ) -> TrainMetrics:
     """Play the agent on held-out tasks, as `assess` does, and return the numbers."""
     return (await assess(setting, tasks, samples=samples, success=success)).metrics
 
 
 async def assess(
-    setting: Setting, tasks: AgentTasks, *, samples: int, success: float
+    setting: PlaySetting, tasks: AgentTasks, *, samples: int, success: float
 ) -> Assessment:
     """Play the agent on held-out tasks: once and greedily with `samples=0`, else `samples` times.
 
@@ -297,7 +299,7 @@ async def assess(
     return Assessment(metrics, attempts_in(tasks, played))
 
 
-def attempts_in(tasks: AgentTasks, played: Played) -> list[ScoredAttempt]:
+def attempts_in(tasks: AgentTasks, played: ScoredEpisodes) -> list[ScoredAttempt]:
     """Return the episodes one by one, each with its task and its scores."""
     outputs = [episode.output for episode in played.episodes]
     attempts = attempts_of(tasks.items, outputs, played.scores)

@@ -19,7 +19,7 @@ from orbiter.train.verl.config import VeRLConfig
 Pool = Literal["solved", "unsolved"]
 
 
-class Turn(NamedTuple):
+class StepTasks(NamedTuple):
     """The tasks of a step, and where the next step begins."""
 
     places: list[int]
@@ -30,7 +30,7 @@ class Turn(NamedTuple):
     """Turns of this step that went to another task."""
 
 
-def choose(config: VeRLConfig, position: Position, step: int, count: int) -> Turn:
+def choose(config: VeRLConfig, position: Position, step: int, count: int) -> StepTasks:
     """Choose the tasks of a step.
 
     Without pools this is the epoch's next batch. With pools, turns are given out in the order of
@@ -45,19 +45,19 @@ def choose(config: VeRLConfig, position: Position, step: int, count: int) -> Tur
     """
     size = min(config.batch_size, count)
     if not config.has_pools:
-        epoch, place = divmod(step, -(-count // config.batch_size))
+        epoch, index = divmod(step, -(-count // config.batch_size))
         # The same shuffle that `Tasks.order` uses, so runs with and without pools start alike.
         order = shuffled(count, config.seed, epoch)
-        first = place * config.batch_size
-        return Turn(order[first : first + config.batch_size], 0, 0)
+        first = index * config.batch_size
+        return StepTasks(order[first : first + config.batch_size], 0, 0)
     rates = {"solved": config.solved_rate, "unsolved": config.unsolved_rate}
     chosen: dict[int, None] = {}
     waiting: dict[int, None] = {}
     cursor = position.cursor
     # At most one whole epoch beyond the step, so that rates of 0 cannot loop for ever.
     while len(chosen) < size and cursor - position.cursor < count + size:
-        epoch, place = divmod(cursor, count)
-        task = shuffled(count, config.seed, epoch)[place]
+        epoch, index = divmod(cursor, count)
+        task = shuffled(count, config.seed, epoch)[index]
         rate = rates.get(position.pools.get(str(task), ""), 1.0)
         if task in chosen:
             pass  # its next turn comes in a later step
@@ -70,7 +70,7 @@ def choose(config: VeRLConfig, position: Position, step: int, count: int) -> Tur
     # Almost every task is in a pool: those that were passed over first fill the step.
     filling = list(waiting)[: size - len(chosen)]
     passed_over = len(waiting) - len(filling)
-    return Turn([*chosen, *filling], cursor, passed_over)
+    return StepTasks([*chosen, *filling], cursor, passed_over)
 
 
 def update_pools(
@@ -102,7 +102,7 @@ def update_pools(
 
 
 def pool_metrics(
-    config: VeRLConfig, position: Position, turn: Turn, count: int
+    config: VeRLConfig, position: Position, turn: StepTasks, count: int
 ) -> dict[str, float]:
     """Return the share of the tasks in each pool, and the turns that went to another task."""
     if not config.has_pools:

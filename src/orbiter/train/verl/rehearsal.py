@@ -16,7 +16,7 @@ from orbiter.train.engine.thread import work
 from orbiter.train.errors import CallbackError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.verl.evaluate import ScoredAttempt
-from orbiter.train.verl.play import Setting, attempts_in, open_live, play
+from orbiter.train.verl.play import PlaySetting, attempts_in, open_live, play
 from orbiter.train.verl.tasks import AgentTasks
 
 EPISODES = 2
@@ -47,7 +47,7 @@ class Rehearsal(NamedTuple):
     """None if every episode failed."""
 
 
-async def rehearse(setting: Setting, tasks: AgentTasks) -> Rehearsal:
+async def rehearse(setting: PlaySetting, tasks: AgentTasks) -> Rehearsal:
     """Play one episode of each task, as a step of a run would."""
     config = replace(setting.config, max_failed_share=1.0)  # a failed one is shown, not raised
     seeds = [[sub_seed(config.seed, "rehearse", task)] for task in range(len(tasks))]
@@ -58,7 +58,7 @@ async def rehearse(setting: Setting, tasks: AgentTasks) -> Rehearsal:
 
 
 async def plan_agent(
-    setting: Setting, tasks: AgentTasks, *, held_out: int, method: str
+    setting: PlaySetting, tasks: AgentTasks, *, held_out: int, method: str
 ) -> TrainPlan:
     """Play an episode of each of the first tasks, and estimate a whole run from them.
 
@@ -92,7 +92,7 @@ async def plan_agent(
     )
 
 
-def _cost(setting: Setting, episodes: Sequence[Episode]) -> StepCost:
+def _cost(setting: PlaySetting, episodes: Sequence[Episode]) -> StepCost:
     config, policy = setting.config, setting.policy
     count = config.batch_size * config.group_size
     sampled = fmean(episode.sampled_tokens for episode in episodes)

@@ -37,8 +37,8 @@ def as_records(
     advantages = _advantages(scores, batch)
     kept = min(len(items), GROUPS_KEPT)
     return [
-        _group(items[place], rollouts, scores, advantages, range(place * size, (place + 1) * size))
-        for place in (i * len(items) // kept for i in range(kept))
+        _group(items[task], rollouts, scores, advantages, range(task * size, (task + 1) * size))
+        for task in (i * len(items) // kept for i in range(kept))
     ]
 
 
@@ -88,8 +88,8 @@ def episode_records(
     size = len(episodes) // len(items)
     kept = min(len(items), GROUPS_KEPT)
     records: list[dict[str, Any]] = []
-    for place in (i * len(items) // kept for i in range(kept)):
-        item = items[place]
+    for task in (i * len(items) // kept for i in range(kept)):
+        item = items[task]
         group: dict[str, Any] = {} if item.task_id is None else {"task": item.task_id}
         group["prompt"] = item.state
         group["outputs"] = [
@@ -100,7 +100,7 @@ def episode_records(
                 advantage=advantages[row],
                 by_turn=by_turn[row],
             )
-            for row in range(place * size, (place + 1) * size)
+            for row in range(task * size, (task + 1) * size)
         ]
         records.append(group)
     return records

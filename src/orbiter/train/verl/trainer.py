@@ -356,10 +356,10 @@ class VeRLTrainer(ModelTrainer):
         await self.check_agent()
         tasks, policy = as_tasks(dataset), await self.policy()
         from orbiter.train.verl.evaluate import with_corrections
-        from orbiter.train.verl.play import Setting, assess
+        from orbiter.train.verl.play import PlaySetting, assess
 
         rewards = self._rewards_for(samples)
-        setting = Setting(policy, self.config, self.running_agent, rewards)
+        setting = PlaySetting(policy, self.config, self.running_agent, rewards)
         async with kept(judges_of(rewards), self.config.output_dir):
             assessment = await assess(setting, tasks, samples=samples, success=success)
         return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
@@ -377,10 +377,10 @@ class VeRLTrainer(ModelTrainer):
             raise ConfigError("rehearse() plays episodes, and there is no agent= that runs")
         await self.check_reward()
         policy, chosen = await self.policy(), as_tasks(tasks)
-        from orbiter.train.verl.play import Setting
+        from orbiter.train.verl.play import PlaySetting
         from orbiter.train.verl.rehearsal import rehearse
 
-        setting = Setting(policy, self.config, self.running_agent, self.rewards)
+        setting = PlaySetting(policy, self.config, self.running_agent, self.rewards)
         return await rehearse(setting, chosen)
 
     @override

@@ -60,15 +60,18 @@ def _captured(send: Callable[..., Awaitable[Foreign]]) -> Callable[..., Awaitabl
             f"{method.upper()} {target.host}{target.path}",
             await _body_of(session, kwargs),
             raw_headers(headers),
+            # The body may be compressed, and is decoded when the item is made.
             next((value for name, value in headers if name.lower() == "content-encoding"), ""),
         )
         try:
             response = await send(session, method, url, **kwargs)
         except BaseException as error:
+            # With raise_for_status the status is only in the error.
             exchange.answered(getattr(error, "status", None) or 0, ())
             exchange.close(describe_error(error))
             raise
         exchange.answered(response.status, raw_headers(list(response.headers.items())))
+        # Every way to read a response goes through this attribute.
         response.content = _Content(response.content, exchange)
         return response
 
@@ -98,6 +101,7 @@ def _answered(
 
 def _target(session: Foreign, url: Foreign) -> Foreign:
     """Return the whole address of a request, as a `yarl.URL`."""
+    # A private attribute; a session without it takes whole addresses only.
     base = getattr(session, "_base_url", None)
     target = import_module("yarl").URL(url)
     return target if base is None or target.absolute else base.join(target)
@@ -106,12 +110,14 @@ def _target(session: Foreign, url: Foreign) -> Foreign:
 def _headers_of(session: Foreign, kwargs: dict[str, Foreign]) -> list[tuple[str, str]]:
     given = kwargs.get("headers") or {}
     own = list(given.items()) if hasattr(given, "items") else list(given)
+    # The session's headers first: the keys that are to be removed may be in either.
     return [(str(name), str(value)) for name, value in (*session.headers.items(), *own)]
 
 
 async def _body_of(session: Foreign, kwargs: dict[str, Foreign]) -> bytes:
     """Return a request's body; one that can be read only once is replaced by its bytes."""
     if kwargs.get("json") is not None:
+        # The session's own serialiser, so that these are the bytes that are sent.
         text = session.json_serialize(kwargs["json"])
         return text.encode() if isinstance(text, str) else bytes(text)
     data: Foreign = kwargs.get("data")
@@ -124,6 +130,7 @@ async def _body_of(session: Foreign, kwargs: dict[str, Foreign]) -> bytes:
         kwargs["data"] = b"".join([piece async for piece in data])
         return bytes(kwargs["data"])
     if callable(read := getattr(data, "read", None)):
+        # A file can be read once, so the library gets the bytes as well.
         piece = read()
         kwargs["data"] = piece.encode() if isinstance(piece, str) else piece
         return bytes(kwargs["data"])
@@ -234,6 +241,7 @@ def _connected(
             return await connect(connector, request, *args, **kwargs)
         loop = asyncio.get_running_loop()
         protocol = library.client_proto.ResponseHandler(loop)
+        # From here on aiohttp behaves as if a socket had been opened.
         protocol.connection_made(_Memory(protocol, request, pending))
         return library.connector.Connection(connector, request.connection_key, protocol, loop)
 
@@ -249,6 +257,7 @@ class _Memory(asyncio.Transport):
         self._closed = False
         self._ready = asyncio.Event()
         self._ready.set()
+        # Started at once: the request's body is known, so there is nothing to wait for.
         self._answering = asyncio.ensure_future(self._answer())
 
     async def _answer(self) -> None:

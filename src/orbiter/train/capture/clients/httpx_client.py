@@ -18,7 +18,7 @@ from orbiter.train.capture.clients.shared import (
     recognised_here,
 )
 from orbiter.train.capture.exchange import Exchange
-from orbiter.train.capture.in_process import Answer, Answerer, BlockingAnswer
+from orbiter.train.capture.in_process import Answerer, BlockingAnswer, HttpAnswer
 from orbiter.train.capture.wire import Recognised
 
 
@@ -34,7 +34,7 @@ def wrap(library: ModuleType) -> None:
 
 
 def _captured(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Stream(_Stream, library.SyncByteStream):  # type: ignore[misc, name-defined]
+    class Recorded(_Stream, library.SyncByteStream):  # type: ignore[misc, name-defined]
         def __iter__(self) -> Iterator[bytes]:
             try:
                 for chunk in self._stream:
@@ -54,19 +54,20 @@ def _captured(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
         recognised = _recognised(request)
         if recognised is None:
             return send(client, request, *args, **kwargs)
+        # Reading keeps the body in the request, so it can still be sent.
         exchange = _begin(recognised, request, request.read())
         try:
             response = send(client, request, *args, **kwargs)
         except BaseException as error:
             exchange.close(describe_error(error))
             raise
-        return _carried(exchange, response, Stream)
+        return _carried(exchange, response, Recorded)
 
     return captured
 
 
 def _captured_async(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Stream(_Stream, library.AsyncByteStream):  # type: ignore[misc, name-defined]
+    class Recorded(_Stream, library.AsyncByteStream):  # type: ignore[misc, name-defined]
         async def __aiter__(self) -> AsyncIterator[bytes]:
             try:
                 async for chunk in self._stream:
@@ -94,7 +95,7 @@ def _captured_async(library: ModuleType, send: Callable[..., Foreign]) -> Callab
         except BaseException as error:
             exchange.close(describe_error(error))
             raise
-        return _carried(exchange, response, Stream)
+        return _carried(exchange, response, Recorded)
 
     return captured
 
@@ -144,7 +145,7 @@ def _carried(
 
 
 def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Stream(library.SyncByteStream):  # type: ignore[misc, name-defined]
+    class Answered(library.SyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, chunks: Iterator[bytes]) -> None:
             self._chunks = chunks
 
@@ -166,7 +167,7 @@ def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
         for hook in client.event_hooks["request"]:
             hook(request)
         answer = answerer.handle_blocking(request.url.path, request.headers, request.content)
-        response = _response(library, request, answer, Stream(answer.chunks), started)
+        response = _response(library, request, answer, Answered(answer.chunks), started)
         for hook in client.event_hooks["response"]:
             hook(response)
         # The client reads the body inside send unless the caller streams.
@@ -178,7 +179,7 @@ def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
 
 
 def _answered_async(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Stream(library.AsyncByteStream):  # type: ignore[misc, name-defined]
+    class Answered(library.AsyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, chunks: AsyncIterator[bytes]) -> None:
             self._chunks = chunks
 
@@ -202,7 +203,7 @@ def _answered_async(library: ModuleType, send: Callable[..., Foreign]) -> Callab
         for hook in client.event_hooks["request"]:
             await hook(request)
         answer = await answerer.handle(request.url.path, request.headers, request.content)
-        response = _response(library, request, answer, Stream(answer.chunks), started)
+        response = _response(library, request, answer, Answered(answer.chunks), started)
         for hook in client.event_hooks["response"]:
             await hook(response)
         if not kwargs.get("stream", False):
@@ -219,7 +220,7 @@ def _answerer(request: Foreign) -> Answerer | None:
 def _response(
     library: ModuleType,
     request: Foreign,
-    answer: Answer | BlockingAnswer,
+    answer: HttpAnswer | BlockingAnswer,
     stream: Foreign,
     started: float,
 ) -> Foreign:

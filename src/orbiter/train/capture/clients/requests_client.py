@@ -40,6 +40,7 @@ def wrap(library: ModuleType) -> None:
     @functools.wraps(get_adapter)
     def adapter_here(client: Foreign, *args: Foreign, **kwargs: Foreign) -> Foreign:
         answerer = _ANSWERER.get()
+        # The adapter is what opens connections; everything before it works as usual.
         return get_adapter(client, *args, **kwargs) if answerer is None else adapter(answerer)
 
     session.get_adapter = adapter_here
@@ -53,6 +54,7 @@ def _captured(send: Callable[..., Foreign]) -> Callable[..., Foreign]:
         url = urlsplit(request.url or "")
         host = url.hostname or ""
         recognised = (
+            # A redirect calls `send` again from inside.
             None if _INSIDE.get() else recognised_here(request.method or "", host, url.path)
         )
         if recognised is None:
@@ -163,6 +165,7 @@ class _Raw:
         self._raw.release_conn()
 
     def _decodes(self, asked: object) -> bool:
+        # urllib3's own rule: the argument of a call wins over the response's setting.
         return bool(getattr(self._raw, "decode_content", False) if asked is None else asked)
 
     def _passed(self, pieces: Iterator[bytes], decoded: bool) -> Iterator[bytes]:
@@ -207,7 +210,7 @@ def _adapter(library: ModuleType) -> Callable[[Answerer], Foreign]:
             headers = {str(name): _text(value) for name, value in request.headers.items()}
             path = urlsplit(request.url).path
             answer = self._answerer.handle_blocking(path, _Headers(headers), _body_of(request))
-            raw = _Answer(answer.status, dict(answer.headers), answer.chunks)
+            raw = _InProcessResponse(answer.status, dict(answer.headers), answer.chunks)
             # The library's own adapter builds the response, so cookies and encodings work as
             # usual.
             return library.adapters.HTTPAdapter().build_response(request, raw)
@@ -235,7 +238,7 @@ class _Headers(dict[str, str]):
         return super().get(name.lower(), default)
 
 
-class _Answer:
+class _InProcessResponse:
     """An answer of this process in the form of urllib3's response, whose pieces stay pieces."""
 
     version = 11
@@ -261,6 +264,8 @@ class _Answer:
     def read(self, amt: int | None = None, *_: Foreign, **__: Foreign) -> bytes:
         """Read some bytes, or all that are left."""
         while amt is None or len(self._rest) < amt:
+            # A short read would look like the end, so chunks are collected up to the size asked
+            # for.
             chunk = next(self._chunks, b"")
             if not chunk:
                 break

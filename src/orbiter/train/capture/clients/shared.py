@@ -28,10 +28,12 @@ def recognised_here(method: str, host: str, path: str) -> Recognised | None:
     recognised = recognise(method, host, path)
     episode = CURRENT.get()
     if episode is None or episode.over:
+        # A poll for an answer is not counted: its first request was.
         if OPEN.blocks and recognised is not None and recognised.retrieves is None:
             OPEN.stray()
         return None
     if recognised is None:
+        # To tell the user which addresses were seen if none of them was a model's.
         episode.note_other(f"{method} {host}{path}")
     return recognised
 
@@ -68,6 +70,7 @@ def answerer_of(method: str, host: str, path: str) -> Answerer | None:
 def is_answered(body: bytes) -> bool:
     """Return whether a request names a model that is answered here."""
     current = ANSWERING.get()
+    # None means all models, as the agent may name whatever its provider has.
     return current is None or current.models is None or _model_of(body) in current.models
 
 

@@ -34,6 +34,7 @@ def install() -> None:
     callbacks = require("langchain_core.callbacks", extra="capture")
     context = require("langchain_core.tracers.context", extra="capture")
     handler = _handler(callbacks.BaseCallbackHandler)
+    # The default is found in every context, also in threads that were started before.
     variable = ContextVar("orbiter_langgraph", default=handler)
     context.register_configure_hook(variable, inheritable=True)
 
@@ -46,6 +47,7 @@ def _handler(base: Foreign) -> object:
 class _Watcher:
     """The callbacks of the handler; remembers what has started until it ends."""
 
+    # In the order of the events; otherwise langchain may run callbacks in other threads.
     run_inline = True
 
     def __init__(self) -> None:
@@ -57,12 +59,14 @@ class _Watcher:
             self._asking[run_id] = context.get("metadata") or {}
 
     def on_llm_end(self, response: Foreign, *, run_id: object, **_: object) -> None:
+        # Popped in any case, or calls outside of episodes would pile up.
         metadata, episode = self._asking.pop(run_id, None), CURRENT.get()
         if metadata is None or episode is None:
             return
         branch = {
             name.removeprefix("langgraph_"): metadata[name] for name in _BRANCH if name in metadata
         }
+        # A plain graph names no agent; its node is the closest thing.
         agent = metadata.get("lc_agent_name") or branch.get("node")
         episode.called_by(_response_id(response), agent, branch)
 
@@ -83,6 +87,7 @@ class _Watcher:
             self._tools[run_id] = _Tool(name, context.get("tool_call_id"), time.time(), now)
 
     def on_tool_end(self, output: Foreign, *, run_id: object, **_: object) -> None:
+        # A tool's error that langchain handled is a result with this status, not an exception.
         failed = getattr(output, "status", "") == "error"
         text = str(getattr(output, "content", output))
         call_id = getattr(output, "tool_call_id", None)

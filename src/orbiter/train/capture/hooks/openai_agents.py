@@ -46,12 +46,15 @@ def _processor(base: Any) -> object:  # noqa: ANN401 - a class of the framework
             if CURRENT.get() is None:
                 return
             kind = span.span_data.type
+            # Only the span of an agent has its name; those below it inherit it.
             agent = self._agent_of.get(span.parent_id)
             self._agent_of[span.span_id] = span.span_data.name if kind == "agent" else agent
             if kind in _ASKING:
+                # The HTTP request of this span is made next, in the same context.
                 SPEAKER.set(agent)
 
         def on_span_end(self, span: Span) -> None:
+            # Children end before their parents, so nothing needs it any more.
             self._agent_of.pop(span.span_id, None)
             episode, kind = CURRENT.get(), span.span_data.type
             if kind in _ASKING:

@@ -28,6 +28,7 @@ def capability() -> Foreign:
         async def wrap_model_request(
             self, ctx: Foreign, *, request_context: Foreign, handler: Foreign
         ) -> Foreign:
+            # Restored afterwards: an agent may be a tool of another agent.
             before = SPEAKER.get()
             SPEAKER.set(ctx.agent.name if ctx.agent is not None else None)
             try:

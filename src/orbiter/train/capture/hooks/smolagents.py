@@ -23,6 +23,7 @@ def on_step(step: Foreign, agent: Foreign) -> None:
     if episode is None:
         return
     output = step.model_output_message
+    # A step that failed before the model answered has no output.
     raw = output.raw if output is not None else None
     response_id = getattr(raw, "id", None)
     branch = {"step": step.step_number}

@@ -62,6 +62,7 @@ NO_PARAMETERS = frozenset(
 """Request fields that the item does not store among its parameters."""
 
 _BY_END = {"responses": RESPONSES, "messages": MESSAGES}
+# A leading dot marks a suffix: Azure gives every customer a host.
 _MODEL_HOSTS = ("api.openai.com", "api.anthropic.com", ".openai.azure.com", "openrouter.ai")
 """Hosts, or host suffixes, that serve only models."""
 

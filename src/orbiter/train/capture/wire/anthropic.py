@@ -33,6 +33,7 @@ def accepts(fields: Fields, *, certain: bool) -> bool:
         certain: Whether the host and the path alone identify Anthropic's API.
     """
     return are_messages(fields.get("messages")) and (
+        # Other services have lists of messages too; Anthropic's requires both of these.
         certain or "max_tokens" in fields or "model" in fields
     )
 
@@ -87,6 +88,7 @@ def assemble(events: Iterable[Json]) -> Reply:
             # The opening event carries id, model and the input's token counts.
             body |= event["message"]
         elif kind == "content_block_start":
+            # A copy, because the block grows and the event may still be looked at.
             blocks.append(_Block(event.get("index"), dict(event["content_block"])))
         elif kind == "content_block_delta":
             _block_at(blocks, event.get("index")).grow(event["delta"])
@@ -95,6 +97,7 @@ def assemble(events: Iterable[Json]) -> Reply:
             usage = {**(body.get("usage") or {}), **_present(event.get("usage"))}
             body |= {**_present(event.get("delta")), "usage": usage}
         elif kind == "error":
+            # Noted and not raised: what came before it is kept.
             error = str(event.get("error"))
     # Some servers put the whole content into `message_start` and stream no blocks.
     content = [block.closed() for block in blocks] or body["content"]
@@ -107,6 +110,7 @@ def message_in_openai_form(message: Json) -> list[Message]:
     """Return one message in OpenAI's form, its tool results first."""
     role, content = message.get("role"), message.get("content")
     if not isinstance(content, list):
+        # Already in OpenAI's form: a text needs no change.
         return [message if message.keys() <= {"role", "content"} else dict(message)]
     blocks = [
         {"type": "text", "text": block} if isinstance(block, str) else block for block in content
@@ -119,6 +123,7 @@ def message_in_openai_form(message: Json) -> list[Message]:
     calls = _calls(blocks)
     if not content_blocks and not calls:
         return results
+    # Images and documents keep their blocks, which the item stores as they are.
     plain = all(block.get("type") == "text" for block in content_blocks)
     turned: dict[str, Any] = {
         "role": role,
@@ -145,6 +150,7 @@ def _result(block: Json) -> Message:
 
 
 def _tool(tool: Json) -> Message:
+    # Anthropic's own tools, such as its web search, have a type and no schema.
     if not isinstance(tool, dict) or "input_schema" not in tool:
         return dict(tool) if isinstance(tool, dict) else {}
     function = {"name": tool.get("name"), "description": tool.get("description", "")}

@@ -39,6 +39,7 @@ def accepts(fields: Fields, *, certain: bool) -> bool:
         certain: Whether the host and the path alone identify OpenAI's API.
     """
     given = bytes(fields.get("input") or b"").lstrip()[:1]
+    # A request that continues a stored conversation may have no input at all.
     named = not fields.keys().isdisjoint({"previous_response_id", "conversation", "prompt"})
     if given not in {b'"', b"["} and not named:
         return False
@@ -54,6 +55,7 @@ def parts(fields: Fields) -> list[msgspec.Raw | bytes]:
     given = fields.get("input")
     if given is None or bytes(given) == b"null":
         return pieces
+    # Only the first byte is looked at: the input may be megabytes of items.
     if bytes(given).lstrip()[:1] == b"[":
         return [*pieces, *_LIST.decode(given)]
     return [*pieces, b'{"role":"user","content":%b}' % bytes(given)]
@@ -82,6 +84,7 @@ def reply(body: Json) -> Reply:
     """
     output = body.get("output") if isinstance(body, dict) else None
     status = body.get("status") if isinstance(body, dict) else None
+    # In the background: the answer is fetched later by its id.
     if output is None and status in _PENDING:
         output = []
     if not isinstance(output, list):
@@ -92,6 +95,7 @@ def reply(body: Json) -> Reply:
         text=text_of(text_parts),
         tool_calls=[call for item in output if (call := _call(item)) is not None],
         server_calls=[_server_call(item) for item in output if _is_server_call(item)],
+        # Each thought is an item; their order is that of the output.
         reasoning="\n".join([_thought(item) for item in _of(output, "reasoning")]),
         response_id=body.get("id"),
         model=body.get("model"),
@@ -108,6 +112,7 @@ def reply(body: Json) -> Reply:
     ]
     if logprobs:
         answer.logprobs = [float(entry["logprob"]) for entry in logprobs]
+        # This API gives no token ids, so the texts are kept to find them by.
         answer.logprob_tokens = [str(entry.get("token", "")) for entry in logprobs]
     return answer
 
@@ -124,6 +129,7 @@ def assemble(events: Iterable[Json]) -> Reply:
         kind = str(event.get("type"))
         if kind in _LAST:
             body = event["response"]
+            # The fields of earlier events fill what the last one leaves out.
             return reply(body if body.get("output") else {**head, **body, "output": output.items()})
         if kind in {"response.created", "response.queued", "response.in_progress"}:
             head = {**head, **event["response"]}
@@ -159,6 +165,7 @@ class _Output:
         if kind in {"response.output_item.added", "response.output_item.done"}:
             item = event["item"]
             slot = self._slot(index, item.get("id"), begins=kind.endswith("added"))
+            # The item of the end event is whole, and replaces what the deltas built up.
             slot.item, slot.done = {**slot.item, **item}, kind.endswith("done")
         elif kind in _TEXT_DELTAS:
             holder, part_type = _TEXT_DELTAS[kind]
@@ -174,6 +181,7 @@ class _Output:
             item_type, field = _FIELD_ENDS[kind]
             item = self._slot(index, event.get("item_id")).item
             item.setdefault("type", item_type)
+            # The end event repeats the whole text, in case a delta was lost.
             if isinstance(event.get(field), str):
                 item[field] = event[field]
 
@@ -187,10 +195,13 @@ class _Output:
     def _slot(self, index: object, item_id: object, *, begins: bool = False) -> _Slot:
         """Return the item that an event is about; servers repeat or omit indices."""
         for slot in reversed(self._slots):
+            # The id is decisive. An index may be used again for the next item by servers that count
+            # wrong.
             same_id = item_id is not None and slot.item.get("id") == item_id
             same_index = index is not None and slot.index == index
             if same_id or (same_index and not (slot.done and item_id != slot.item.get("id"))):
                 return slot
+            # With neither, an event can only be about the item in progress.
             if index is None and item_id is None and not begins and not slot.done:
                 return slot
         self._slots.append(_Slot(index, {} if item_id is None else {"id": item_id}))
@@ -223,9 +234,11 @@ _FIELD_ENDS = {
 
 
 def _grow_text(item: dict[str, Any], holder: str, part_type: str, event: Json) -> None:
+    # A copy, since the item may be the event's own object.
     parts = item[holder] = list(item.get(holder) or ())
     index = event.get("content_index", event.get("summary_index"))
     position = (
+        # A gap in the indices would need parts that never came.
         index if isinstance(index, int) and 0 <= index <= len(parts) else max(len(parts) - 1, 0)
     )
     field = "refusal" if part_type == "refusal" else "text"
@@ -242,6 +255,7 @@ def _add(messages: list[dict[str, Any]], item: Json) -> None:
     if isinstance(item, str):
         item = {"role": "user", "content": item}
     kind = item.get("type", "message")
+    # A call is a separate item here; in OpenAI's chat form it is part of the answer.
     last = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
     if kind == "message":
         messages.append({"role": item.get("role"), "content": _content(item.get("content"))})
@@ -281,6 +295,7 @@ def _call(item: Json) -> Message | None:
     if kind == "custom_tool_call":
         return custom_call(call_id, item.get("name"), item.get("input"))
     if kind in _FOR_THE_AGENT:
+        # Each of OpenAI's tools has another name for its input.
         what = item.get("action", item.get("operation", item.get("actions", {})))
         return {**function_call(call_id, kind.removesuffix("_call"), what), "raw": item}
     return None
@@ -288,6 +303,8 @@ def _call(item: Json) -> Message | None:
 
 def _is_server_call(item: Json) -> bool:
     kind = str(item.get("type"))
+    # The name ends the same way for calls of both sides; what the agent does not run, the server
+    # did.
     return kind == "mcp_approval_request" or (kind.endswith("_call") and _call(item) is None)
 
 

@@ -46,6 +46,7 @@ def convert(
     from orbiter.train.formats.registry import convert as convert_file
 
     if only_check:
+        # Ends the process itself, with its own exit code.
         check(source, format=from_format, as_json=as_json)
     if target is None:
         raise typer.BadParameter("name the file to write, or give --check")

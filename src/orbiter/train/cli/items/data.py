@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple, NoReturn
 
 import typer
 
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.items.rows import filter_items, merge, show
 from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
@@ -75,7 +75,7 @@ def check(file: DataFile, *, format: FormatName = None, as_json: JsonFlag = Fals
             "notes": list(report.notes),
         }
     )
-    raise typer.Exit(Code.OK if report.ok else Code.DATA)
+    raise typer.Exit(ExitCode.OK if report.ok else ExitCode.DATA)
 
 
 @data_app.command()
@@ -171,6 +171,7 @@ def split(
     names = PARTS if len(shares) <= len(PARTS) else [f"part-{n}" for n in range(1, len(shares) + 1)]
     targets = [out / f"{name}.jsonl" for name, _ in zip(names, shares, strict=False)]
     for target in targets:
+        # All before the first is written, so that a split is never half old and half new.
         if target.exists():
             raise StorageError(f"{target} is there already; choose another folder")
     with working(f"splitting {len(items)} items"):

@@ -69,6 +69,7 @@ def filter_items(
     def passes(item: TrajectoryItem) -> bool:
         low = -float("inf") if min_reward is None else min_reward
         high = float("inf") if max_reward is None else max_reward
+        # An unknown reward is neither above nor below a bound.
         bounded = min_reward is not None or max_reward is not None
         return (
             (not bounded or (item.reward is not None and low <= item.reward <= high))

@@ -213,6 +213,7 @@ class Setting:
     @property
     def may_be_none(self) -> bool:
         """Whether "none" means no value."""
+        # By the annotation's text, because the classes are not imported for their types.
         return "None" in self.type
 
 
@@ -250,6 +251,7 @@ def _setting(section: str, field: Field[Any], *, own: bool) -> Setting:
     default = field.default
     if field.default_factory is not MISSING:
         default = field.default_factory()
+    # EvolutionConfig does not mark its path itself.
     paths = {"run_dir": "file"} if section == "evolve" else {}
     return Setting(
         section=section,

@@ -74,6 +74,7 @@ class Settings:
     def _of(self, section: str, *, own: bool) -> Section:
         known = settings_of_section(section)
         return {
+            # TOML has no null.
             name: None if value in ("none", "None") and known[name].may_be_none else value
             for name, value in self.section(section).items()
             if name in known and known[name].own == own
@@ -81,6 +82,7 @@ class Settings:
 
     def _at(self, section: str, error: Exception) -> ConfigError:
         """Prefix an error with the location of the setting that its message begins with."""
+        # All checks begin their messages with the setting's name.
         name = re.match(r"\w+", str(error))
         return ConfigError(f"{self.where(section, name[0] if name else '')}{error}")
 
@@ -107,12 +109,14 @@ def load(file: Path | None, overrides: Sequence[Override] = ()) -> Settings:
     own = frozenset(str(override) for override in overrides)
     settings = Settings({}, file, text, own)
     _check(settings, values)
+    # Before the overrides are applied: their paths are relative to another folder.
     map_paths(values, lambda path: absolute(path, base))
     for override in overrides:
         single: dict[str, Any] = {}
         apply(single, override)
         _check(settings, single)
         map_paths(single, lambda path: absolute(path, Path.cwd()))
+        # The value as it is after the mapping of paths.
         value: object = single
         for part in override.path:
             value = cast("dict[str, object]", value)[part]
@@ -137,6 +141,7 @@ def write_run_config(folder: Path, values: Mapping[str, object]) -> Path:
 
     written = plain(values, "config", secrets_of_the_environment())
     there = folder.resolve()
+    # Relative, so that a run's folder can be moved together with its data.
     map_paths(written, lambda path: relative(path, there))
     target = folder / RUN_CONFIG
     write_file(target, dump(written).encode())
@@ -152,6 +157,7 @@ def all_settings(config: object, section: str) -> Section:
         value = getattr(config, name)
         if value is not None:
             written[name] = value
+        # "none" only where leaving it out would mean another value.
         elif setting.default is not None:
             written[name] = "none"
     return written
@@ -159,6 +165,7 @@ def all_settings(config: object, section: str) -> Section:
 
 def _read(file: Path) -> str:
     try:
+        # Editors on Windows may write a byte order mark.
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise StorageError(f"cannot read {file}: {error.strerror}") from error
@@ -198,6 +205,7 @@ def _check(settings: Settings, values: Mapping[str, object]) -> None:
     for section, given in values.items():
         if section not in SECTIONS:
             hint = did_you_mean(section, SECTIONS)
+            # A common slip: the name of a setting without its section.
             home = next((s for s in CONFIGS if section in settings_of_section(s)), None)
             if not hint and home:
                 hint = f"; did you mean {home}.{section}?"

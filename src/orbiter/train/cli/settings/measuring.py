@@ -43,6 +43,7 @@ def measuring_config(settings: Settings, **fixed: object) -> VeRLConfig:
     from orbiter.train.verl import VeRLConfig
 
     given = settings.section("train")
+    # A setting on the command line alone does not make the file one of [train].
     in_file = [name for name in given if f"train.{name}" not in settings.overridden]
     section = next((name for name in OTHERS if settings.section(name)), None)
     if in_file or section is None:

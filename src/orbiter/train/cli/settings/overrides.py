@@ -38,6 +38,7 @@ def _parse(word: str) -> Override:
 
 
 def _value(text: str) -> object:
+    # As Python spells them, which TOML does not know.
     if text in ("True", "False"):
         return text == "True"
     try:
@@ -53,10 +54,10 @@ def apply(values: dict[str, object], override: Override) -> None:
         ConfigError: a key on the path is a value, not a section.
     """
     *way, last = override.path
-    place = values
+    table = values
     for part in way:
-        inner = place.setdefault(part, {})
+        inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"{override} cannot be set: {part} is {inner!r}, not a section")
-        place = inner
-    place[last] = override.value
+        table = inner
+    table[last] = override.value

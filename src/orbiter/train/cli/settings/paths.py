@@ -29,6 +29,7 @@ def map_paths(values: dict[str, Any], change: Change) -> None:
                 given[name] = change(value)
             elif kind == "code":
                 given[name] = _map_code(value, change)
+            # A name such as "org/model" is a hub's unless there is a folder of that name.
             elif kind == "model" and (value[0:1] in ("/", ".", "~") or _is_dir(change, value)):
                 given[name] = change(value)
 
@@ -47,6 +48,7 @@ def _map_reward(given: object, change: Change) -> object:
 def _map_entry(entry: object, change: Change) -> object:
     if not isinstance(entry, Mapping):
         return _map_code(entry, change)
+    # A rubric may end in something that looks like "file.py:name".
     mapped = {key: _map_code(value, change) for key, value in entry.items() if key != "judge"}
     if isinstance(labels := entry.get("labels"), str):
         mapped["labels"] = change(labels)

@@ -18,6 +18,7 @@ _ESCAPED = {chr(n): f"\\u{n:04x}" for n in (0x7F, *range(0x80, 0xA0))}
 
 def dump(values: Mapping[str, object]) -> str:
     """Write settings as TOML: plain entries first, then a table for each mapping of mappings."""
+    # First, since TOML has no way back from a table to the top level.
     plain = {k: v for k, v in values.items() if not isinstance(v, Mapping)}
     tables = {k: v for k, v in values.items() if isinstance(v, Mapping)}
     lines = [f"{_key(name)} = {_value(value)}" for name, value in plain.items()]
@@ -32,6 +33,7 @@ def _key(name: str) -> str:
 
 
 def _value(value: object) -> str:
+    # Before int, of which bool is a kind in Python.
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -15,7 +15,7 @@ import typer
 
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
-from orbiter.train.cli.exits import Code
+from orbiter.train.cli.exits import ExitCode
 from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
 from orbiter.train.cli.output import JsonFlag, Output, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MODEL_FILES = ("config.json", "adapter_config.json")
 """Files whose presence marks a folder as a model."""
-CODES: dict[str | None, Code] = {"not met": Code.NOT_MET, "undecided": Code.UNDECIDED}
+CODES: dict[str | None, ExitCode] = {"not met": ExitCode.NOT_MET, "undecided": ExitCode.UNDECIDED}
 _ENDPOINT = re.compile(r"(.*)@(https?://.+)")
 
 compare_app = typer.Typer(rich_markup_mode=None)
@@ -75,6 +75,7 @@ def compare(
     intervals allow for that. With --require the exit code is 0 if the whole interval of each
     difference meets its condition, 9 if one is not met, and 10 if the items do not decide it.
     """
+    # B first: the new model's settings are those that it would be shipped with.
     settings = load(config or _config_of(b) or _config_of(a), parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
     agent = load_agent(settings)
@@ -98,7 +99,7 @@ def compare(
     output.say(f"report    {page}")
     places = {"data": str(path), "folder": str(folder), "report": str(page)}
     output.result(result.as_dict() | places)
-    raise typer.Exit(CODES.get(result.verdict, Code.OK))
+    raise typer.Exit(CODES.get(result.verdict, ExitCode.OK))
 
 
 class _Choices(NamedTuple):
@@ -162,6 +163,7 @@ async def _side(
     from orbiter.train.cli.chat import chat_model
 
     asked: dict[str, object] = {"temperature": config.temperature if sampled else 0.0}
+    # What [llm] says wins over what a local model would get.
     asked |= {"max_tokens": config.max_response_length} | settings.section("llm")
     asked |= {"model": endpoint[1], "base_url": endpoint[2]}
     return await chat_model(replace(settings, values={**settings.values, "llm": asked}), until)

@@ -58,6 +58,7 @@ class World:
         for result in expected:
             if result not in seen:
                 return False
+            # Each result counts as often as the right calls give it.
             seen.remove(result)
         return called and all(map(_equal, self.objects, self.twins))
 
@@ -118,6 +119,7 @@ def _limit_memory() -> None:
 
 def main() -> None:
     """Answer requests until the input ends."""
+    # A wheel is a zip file, from which Python imports directly.
     sys.path.insert(0, sys.argv[1])
     _limit_memory()
     world = World({})

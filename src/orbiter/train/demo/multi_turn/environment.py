@@ -66,6 +66,7 @@ class MultiTurn:
         del text  # the leaderboard judges the state, not the text of the answer
         task, child = self._begun()
         right = await child.check(task.right[self._turn])
+        # A wrong turn spoils the later ones, whose state builds on it.
         self._wrong |= not right
         self._right += not self._wrong
         self._turn, self._calls = self._turn + 1, 0

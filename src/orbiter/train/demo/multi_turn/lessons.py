@@ -45,6 +45,7 @@ async def _shown_call(
 ) -> TrajectoryItem:
     """Carry out a right call; return it as an item, and append it and its result to `messages`."""
     tool = tools[right.name]
+    # Right calls may be positional, and a model's calls name every argument.
     names = list(tool.parameters.get("properties", {}))
     arguments = dict(zip(names, right.positional, strict=False)) | right.named
     written = msgspec.json.encode(arguments).decode()

@@ -74,7 +74,7 @@ class _Request(msgspec.Struct):
     excluded_function: list[str] = []
 
 
-class _Answer(msgspec.Struct):
+class _Solution(msgspec.Struct):
     id: str
     ground_truth: list[list[str]]
 
@@ -125,7 +125,7 @@ def _all_tasks(wheel: str) -> dict[str, MultiTurnTask]:
     try:
         by_id = {
             answer.id: answer.ground_truth
-            for answer in (msgspec.json.decode(line, type=_Answer) for line in answers)
+            for answer in (msgspec.json.decode(line, type=_Solution) for line in answers)
         }
         decoded = [msgspec.json.decode(line, type=_Request) for line in requests]
         return {row.id: _task(row, by_id[row.id], Path(wheel)) for row in decoded}

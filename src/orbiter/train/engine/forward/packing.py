@@ -167,8 +167,8 @@ def _scored(
     length = prompts.real.sum(dim=1)
     in_prompt = (length.cumsum(0) - length)[prompt[row]] + column - 1
     # Clamped for tokens that the prompt predicts; `where` below discards the clamped index.
-    place = (column - 1 - batch.prompt_length[row]).clamp(min=0, max=answers.token.shape[1] - 1)
-    in_answer = len(prompts.cell) + answers.token[answers.row[row], place]
+    offset = (column - 1 - batch.prompt_length[row]).clamp(min=0, max=answers.token.shape[1] - 1)
+    in_answer = len(prompts.cell) + answers.token[answers.row[row], offset]
     # The first token of an answer is predicted by the last one of its prompt.
     before = in_prompt.where(column <= batch.prompt_length[row], in_answer)
     size = int(batch.token_ids.max()) + 1

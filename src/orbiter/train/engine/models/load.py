@@ -93,6 +93,30 @@ def load_model(
     return LoadedModel(model.to(device=target, dtype=wanted).eval(), tokenizer, text, source)
 
 
+def ensure_model(name: str | os.PathLike[str], *, trust_remote_code: bool = False) -> None:
+    """Fetch the files of a model, and of the models that an adapter needs, without loading any.
+
+    Raises:
+        StorageError: there is no such model; the message lists what was tried.
+    """
+    with no_progress_bars():
+        _ensure(os.fspath(name), trust_remote_code, ())
+
+
+def _ensure(name: str, trust: bool, adapters: tuple[Path, ...]) -> None:
+    if name == TINY:
+        return
+    if name == SMOLLM2:
+        ensure_smollm2(None)
+        return
+    folder = Path(name).expanduser() if is_path(name) else _hub_files(name, trust)
+    if saved_kind(folder) == "adapter":
+        config = check_adapter_files(folder)
+        base = find_base(folder, config["base_model_name_or_path"], adapters)
+        with base_model_of(folder, base):
+            _ensure(base, trust, (*adapters, folder.resolve()))
+
+
 class _Options(NamedTuple):
     """How to load a model, whatever its name is."""
 
@@ -222,15 +246,19 @@ def _from_adapter(folder: Path, options: _Options, adapters: tuple[Path, ...]) -
 
 
 def _from_hub(name: str, options: _Options, adapters: tuple[Path, ...]) -> Pretrained:
+    return _from_folder(_hub_files(name, options.trust_remote_code), options, adapters)
+
+
+def _hub_files(name: str, trust: bool) -> Path:
+    """Return the folder of a model of the hub; missing files are fetched."""
     try:
-        folder = hub_folder(name, with_code=options.trust_remote_code)
+        return hub_folder(name, with_code=trust)
     except StorageError as error:
         hint = did_you_mean(name, (TINY, SMOLLM2))
         raise StorageError(
             f"{name!r} is neither a folder, nor {TINY!r} or {SMOLLM2!r}, nor available from the "
             f"hub{hint or ':'} {error}"
         ) from error
-    return _from_folder(folder, options, adapters)
 
 
 @contextlib.contextmanager

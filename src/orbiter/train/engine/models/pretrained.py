@@ -27,6 +27,7 @@ from orbiter.train.engine.models.saved_files import (
     layer_number,
     read_header,
     read_object,
+    refuse_reward_model,
 )
 from orbiter.train.errors import StorageError, TrainError, require
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CAUSAL = "AutoModelForCausalLM"
+"""Transformers' class of models that write text."""
 OTHER_MEDIA = re.compile(r"image|audio|video|vision", re.IGNORECASE)
 """Marks tokens for other media, for which the text-only release of a model has no embedding."""
 MERGEABLE = ("LORA", "LOHA", "LOKR", "ADALORA", "IA3", "OFT", "BOFT", "VERA", "HRA")
@@ -53,7 +56,7 @@ def load_pretrained(
     dtype: torch.dtype,
     *,
     trust_remote_code: bool = False,
-    auto_class: str = "AutoModelForCausalLM",
+    auto_class: str = CAUSAL,
 ) -> Pretrained:
     """Load a model and its tokenizer from a folder in Hugging Face's layout.
 
@@ -61,9 +64,12 @@ def load_pretrained(
     models.
 
     Raises:
-        StorageError: a file is missing or damaged, or the files do not belong together.
+        StorageError: a file is missing or damaged, the files do not belong together, or they are
+            those of a reward model and a language model is wanted.
     """
     stored = check_model_files(folder)
+    if auto_class == CAUSAL:
+        refuse_reward_model(folder)  # its head would be dropped, and a random one answer
     config = load_config(folder, trust_remote_code=trust_remote_code)
     transformers = require("transformers", extra="train")
     with readable(folder):

@@ -141,6 +141,26 @@ def names_classifier(config: Mapping[str, Any]) -> bool:
     return any(str(each).endswith("ForSequenceClassification") for each in listed)
 
 
+def holds_reward_model(folder: Path) -> bool:
+    """Return whether a folder holds a sequence classifier; False if it is no folder."""
+    path = folder / CONFIG
+    return path.is_file() and names_classifier(read_object(path))
+
+
+def refuse_reward_model(folder: Path) -> None:
+    """Refuse a reward model where a model that writes answers is needed.
+
+    Raises:
+        StorageError: the folder holds a reward model, or another sequence classifier.
+    """
+    if holds_reward_model(folder):
+        raise StorageError(
+            f"{folder} holds a reward model, which scores answers and writes none; use it as a "
+            "reward, RewardSpec(name, fn=RewardModel(folder)), measure it with `orbiter-train "
+            "eval --model FOLDER --data PAIRS`, or name a language model here"
+        )
+
+
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """Return the files with the weights, in the order in which Transformers looks for them.
 

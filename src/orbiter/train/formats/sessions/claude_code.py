@@ -77,6 +77,8 @@ class _Reading:
             DataError: the record does not have the form of its type.
         """
         kind = kind_of(row)
+        # Every record belongs to a chain, also those that are not messages: later records may name
+        # them as their parent.
         chain = self._chain(row, agent)
         uuid, parent = str(row.get("uuid") or ""), str(row.get("parentUuid") or "")
         before = chain.chat.tail
@@ -84,6 +86,7 @@ class _Reading:
             self._take_user(chain, row, parent)
         elif kind == "assistant":
             self._take_assistant(chain, row)
+        # The summary that replaces the context follows as a user's record.
         elif kind == "system" and row.get("subtype") == "compact_boundary":
             chain.chat.start_again()
         elif kind == "system" or kind in _NOT_CHAT:
@@ -92,6 +95,8 @@ class _Reading:
         else:
             self.tally.unknown[str(kind)] += 1
         if uuid:
+            # A record that is not a message leads to the last message before it, so that a child of
+            # it continues there.
             moved = chain.chat.tail is not before
             chain.nodes[uuid] = chain.chat.tail if moved else chain.nodes.get(parent, before)
 
@@ -113,9 +118,12 @@ class _Reading:
         time = seconds_of(row.get("timestamp"))
         message = _message(row)
         results = [block for block in _blocks(message) if block.get("type") == "tool_result"]
+        # Without a boundary record before it, as in older logs, the summary itself starts the new
+        # context.
         if row.get("isCompactSummary"):
             if chain.chat.tail is not None:
                 chain.chat.start_again()
+        # Tool results cannot go back: they follow the answer that asked for them.
         elif not results:
             self._go_back(chain, row, parent)
         for part in message_from(message, role="user"):
@@ -128,11 +136,14 @@ class _Reading:
         """Move to the parent of a user's message, which is an earlier one if the user went back."""
         chat = chain.chat
         if not parent:
+            # No parent in the middle of a chat: the user cleared it. After a compaction there is
+            # none either, but a logical one.
             if not row.get("logicalParentUuid") and chat.tail is not None and "parentUuid" in row:
                 self.tally.remarks["conversations that a user cleared or began again"] += 1
                 chat.go_back(None)
             return
         target = chain.nodes.get(parent, chat.tail)
+        # A parent that is not in the file (a log that begins in the middle) is no going back.
         if target is None or chat.tail is None:
             return
         # The results of parallel calls follow one another, so the parent is any one of them.
@@ -145,16 +156,19 @@ class _Reading:
 
     def _take_assistant(self, chain: _Chain, row: Mapping[str, Any]) -> None:
         message = _message(row)
+        # Claude Code writes its own notices in the form of answers; the model did not say them.
         if row.get("isApiErrorMessage") or message.get("model") == "<synthetic>":
             self.tally.known["assistant/api error"] += 1
             return
         identifier = str(message.get("id") or row.get("uuid") or "")
         blocks = _blocks(message)
         facts = _facts_of(message)
+        # A further record of the same response: its blocks are added to the one answer.
         if identifier in chain.answers:
             answer = chain.answers[identifier]
             known = chain.blocks[identifier]
             known += [block for block in blocks if block not in known]
+            # The last record has the final token counts; earlier ones are preliminary.
             answer.facts |= {name: value for name, value in facts.items() if value is not None}
             answer.node.message = _answer_of(known)
             chain.chat.note_calls(answer)
@@ -174,7 +188,9 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     for source in logs:
         if _agent_of(source) is not None:
             below.setdefault(_session_of(source), []).append(source)
+    # The main file first, since a sub-agent is named after the call in it.
     groups = [(name, [source, *below.pop(name, ())]) for source, name in mains]
+    # Sub-agents whose main file was not given become separate sessions.
     for identifier, files in [*groups, *below.items()]:
         reading = _Reading(LoggedSession(identifier, {"source": "claude-code"}), tally)
         for source in files:
@@ -204,7 +220,9 @@ def _session_of(source: Source) -> str:
         return path.stem
     if "subagents" in path.parts:
         folders = path.parts
+        # The last "subagents" of the path, because the user's own folders may have that name.
         return folders[len(folders) - 1 - folders[::-1].index("subagents") - 1]
+    # A renamed file: the id is in its records.
     with source.open() as file:
         for line in islice(file, _HEAD):
             try:
@@ -277,6 +295,7 @@ def _blocks(message: Mapping[str, Any]) -> list[Block]:
 
 def _answer_of(blocks: Sequence[Block]) -> Message:
     """Return an answer in OpenAI's form; text in several blocks becomes one text."""
+    # Results of tools that the server ran come first; the answer is the last message.
     *_, message = message_from({"role": "assistant", "content": list(blocks)})
     return with_plain_text(message)
 
@@ -284,6 +303,7 @@ def _answer_of(blocks: Sequence[Block]) -> Message:
 def _facts_of(message: Mapping[str, Any]) -> Facts:
     usage = as_object(message.get("usage"))
     read, written = usage.get("cache_read_input_tokens"), usage.get("cache_creation_input_tokens")
+    # Anthropic counts cached tokens apart; our input_tokens include them.
     counts = [usage.get("input_tokens"), read, written]
     known = [count for count in counts if isinstance(count, int)]
     return {
@@ -312,6 +332,7 @@ def _claims(rows: list[dict[str, Any]]) -> float:
     for row in rows:
         if row.get("type") in ("user", "assistant") and "sessionId" in row and "uuid" in row:
             return 0.95
+    # A log may begin with more such records than fit into the head.
     known = [row for row in rows if str(row.get("type")) in _NOT_CHAT and "timestamp" not in row]
     return 0.4 if rows and len(known) == len(rows) else 0.0
 

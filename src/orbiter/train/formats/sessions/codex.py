@@ -69,10 +69,12 @@ class _Reading:
         """
         kind, time = kind_of(row), seconds_of(row.get("timestamp"))
         payload = row.get("payload")
+        # The order matters: a payload has a type as well, but the line's type decides.
         if isinstance(payload, dict):
             self._take_payload(str(kind), payload, time)
         elif kind in _ITEMS:
             self._take_item(row, time)
+        # The first line of the logs of 2025.
         elif "id" in row and "timestamp" in row and "type" not in row:
             self._begin(row)
         elif "record_type" in row:
@@ -101,6 +103,7 @@ class _Reading:
 
     def _begin(self, meta: Mapping[str, Any]) -> None:
         """Process a session's description; a forked session repeats that of its parent."""
+        # Only the first description is this session's own.
         if "cwd" in self.session.facts or self.chat.tail is not None:
             self.tally.known["session_meta of a parent"] += 1
             return
@@ -132,7 +135,9 @@ class _Reading:
         if kind == "message":
             self._take_message(item, time)
         elif kind == "reasoning":
+            # Held back until the answer that they led to appears.
             self.thoughts += thoughts_of(item)
+        # After a result, further items are another response of the model.
         elif kind in {"function_call_output", "custom_tool_call_output"}:
             self.open = None
             self._take_result(item, time)
@@ -156,6 +161,7 @@ class _Reading:
             raise DataError("a message has no role")
         self.open = None
         if role == "user":
+            # A rollback counts the user's turns, so the place before each is remembered.
             self.turns.append(self.chat.tail)
         self.chat.say(message, time)
 
@@ -164,6 +170,7 @@ class _Reading:
 
         The identifier is the same in the log of a thread that was forked from this one.
         """
+        # The first item of a response may have no id, and a later one does.
         if self.open is not None and self.open.identifier is None and identifier:
             self.open.identifier = str(identifier)
         thoughts, self.thoughts = "\n".join(self.thoughts), []
@@ -173,6 +180,7 @@ class _Reading:
             named = str(identifier) if identifier else None
             self.open = self.chat.answer(message, time, dict(self.context), named)
             return
+        # Text and calls of one response are separate items here, and one message in OpenAI's form.
         known = self.open.node.message
         texts = [part for part in (known.get("content"), message.get("content")) if part]
         merged = dict(known)
@@ -212,6 +220,7 @@ class _Reading:
         if kind == "token_count":
             usage = as_object(as_object(event.get("info")).get("last_token_usage"))
             if usage and self.chat.answers:
+                # The event comes after the items of the response that it counts.
                 self.chat.answers[-1].facts |= {
                     entry: usage.get(name) for name, entry in _USAGE.items()
                 }
@@ -222,6 +231,7 @@ class _Reading:
                 self.tally.remarks["times that a user went back to an earlier message"] += 1
                 self.open = None
                 self.chat.go_back(self.turns[-count])
+                # The turns that were undone cannot be counted by the next rollback.
                 del self.turns[-count:]
         elif kind == "turn_aborted":
             if self.chat.answers:
@@ -235,10 +245,12 @@ class _Reading:
     def _compact(self, payload: Mapping[str, Any], time: float | None) -> None:
         """Replace the context by the history that the log gives, or by the summary."""
         self.open, self.turns = None, []
+        # Older logs only have the summary; newer ones have the whole new context.
         history = payload.get("replacement_history")
         if not isinstance(history, list):
             message = {"role": "user", "content": str(payload.get("message") or "")}
             path = self.chat.tail.path() if self.chat.tail is not None else []
+            # The instructions stay: Codex sends them with every request.
             first = [node.message for node in path[:1] if node.message.get("role") == "system"]
             self.chat.start_again([*first, message], time)
             return
@@ -261,6 +273,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     for source in roots:
         reading = _read(source, tally)
         session = reading.session
+        # Sub-agents may have sub-agents; all their chats join the root's session.
         waiting = [session.identifier]
         while waiting:
             for child in children.pop(waiting.pop(), ()):
@@ -305,6 +318,7 @@ def _claims(rows: list[dict[str, Any]]) -> float:
         return (
             0.95 if first.get("type") in ("session_meta", "response_item", "turn_context") else 0.0
         )
+    # 2025's logs have no payloads, only a first line with these three and items.
     old = {"id", "timestamp", "instructions"} <= first.keys()
     return 0.9 if old and all("type" in row or "record_type" in row for row in rows[1:]) else 0.0
 

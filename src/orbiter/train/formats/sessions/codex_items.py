@@ -47,6 +47,7 @@ def thoughts_of(item: Mapping[str, Any]) -> list[str]:
 
 def output_of(output: object) -> tuple[object, Facts]:
     """Return the result of a call and what is known about the run of the tool."""
+    # Codex's own shell writes its result as JSON in a text, with exit code and duration.
     if isinstance(output, str) and output.startswith('{"output":'):
         try:
             output = decode_object(output.encode())
@@ -59,6 +60,7 @@ def output_of(output: object) -> tuple[object, Facts]:
         return "" if output is None else str(output), {}
     about = as_object(output.get("metadata"))
     content = output.get("content", output.get("output"))
+    # A missing exit code says nothing; 0 is success.
     failed = output.get("success") is False or bool(about.get("exit_code"))
     run: Facts = {
         "exit_code": about.get("exit_code"),

@@ -151,6 +151,7 @@ def array_in(row: Mapping[str, Any], name: str) -> list[Any]:
 
 def _read(source: Source, patterns: Sequence[str], sessions: Sessions) -> Iterator[TrajectoryItem]:
     path, tally, seen = Path(source.path), Tally(), set[str]()
+    # A file that was named by the user is read whatever it is called.
     files = _files(path, patterns) if path.is_dir() else iter([path])
     sources = [source.inside(file) for file in files]
     if path.is_dir() and (packed := len(list(_files(path, [f"{p}.zst" for p in patterns])))):
@@ -167,11 +168,13 @@ def _read(source: Source, patterns: Sequence[str], sessions: Sessions) -> Iterat
                 yield item
         except RecursionError as error:
             source.refuse(1, f"session {session.identifier!r}: nested too deep", error)
+        # All answers with an id that were not new: copies from a resumed or forked session.
         if repeated := _identified(session) - (len(seen) - before):
             tally.remarks["left out answers that another file or line already had"] += repeated
         if not answers:
             tally.remarks["left out sessions without an answer of the model"] += 1
     tally.report(source)
+    # With skipped records the caller learns from those why nothing is left.
     if not count and not source.skipped:
         raise DataError(f"{path}:1: its {len(sources)} session files hold no answer of a model")
 
@@ -193,6 +196,7 @@ def _files(folder: Path, patterns: Sequence[str], limit: int | None = None) -> I
     """Yield the log files in a folder and all folders below it, in the order of their names."""
     entries: Iterable[Path] = folder.rglob("*")
     if limit is not None:
+        # Detection must not walk through a whole home folder.
         entries = islice(entries, limit)
     matching = [path for path in entries if any(path.match(pattern) for pattern in patterns)]
     yield from sorted(path for path in matching if path.is_file())

@@ -43,6 +43,7 @@ class _Line(NamedTuple):
 def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield one session for each log of a main agent, with those of its sub-agents."""
     logs = [_read(source, tally) for source in sources]
+    # By the folder's name: a sub-agent's file is in a folder named after its session.
     mains = {session.identifier: session for session, _ in logs if not session.chats[0].agent}
     calls = {
         str(run["agent_id"]): run["tool_call_id"]
@@ -61,6 +62,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
         if main is not None:
             main.chats.append(chat)
     for session, source in logs:
+        # A sub-agent whose main log is missing is a session by itself.
         if session.chats[0].agent is None or Path(source.path).parent.name not in mains:
             yield session
 
@@ -97,6 +99,7 @@ class _Log:
     def _change(self, number: int, changes: Mapping[str, Any]) -> None:
         """Process facts about the session; messages among them replace the earlier messages."""
         if isinstance(messages := changes.get("messages"), list):
+            # The first list of messages is the session itself and replaces nothing.
             self.compactions += bool(self.lines)
             self.lines = _by_id(number, messages)
         self.about |= {name: value for name, value in changes.items() if name != "messages"}
@@ -121,6 +124,7 @@ def _read(source: Source, tally: Tally) -> tuple[LoggedSession, Source]:
     facts: Facts = {"source": "gemini-cli"}
     if log.about.get("projectHash"):
         facts["project"] = log.about["projectHash"]
+    # Only now, because a later line may have changed or removed any message.
     for line in log.lines.values():
         try:
             _take(chat, line.value, tally)
@@ -155,6 +159,7 @@ def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> 
     content = _parts(message.get("content"))
     answer = dict(with_plain_text({"role": "assistant", "content": content}))
     if calls:
+        # OpenAI's form: null, not "", beside calls.
         answer["content"] = answer["content"] or None
         answer["tool_calls"] = [
             function_call(call.get("id"), call.get("name"), call.get("args")) for call in calls
@@ -177,6 +182,7 @@ def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> 
 
 
 def _take_result(chat: Chat, call: Mapping[str, Any]) -> None:
+    # A failed or cancelled call has a status in place of a result.
     if call.get("result") is None and call.get("status") not in ("error", "cancelled"):
         return  # the session ended before the tool did
     content, failed = _result(call.get("result"))
@@ -204,6 +210,7 @@ def _result(result: object) -> tuple[object, bool]:
         response = as_object(as_object(part).get("functionResponse")).get("response")
         if isinstance(response, dict):
             failed = failed or "error" in response
+            # Gemini wraps a text into an object; only the text was the tool's.
             output = response.get("error", response.get("output", response))
             content.append({"type": "text", "text": as_text(output)})
         else:
@@ -229,6 +236,7 @@ def _part(part: object) -> dict[str, Any]:
         url = f"data:{data.get('mimeType')};base64,{data.get('data')}"
         if str(data.get("mimeType")).startswith("image/"):
             return {"type": "image_url", "image_url": {"url": url}}
+    # An unknown kind of part has one field, whose name says what it is.
     return {"type": next(iter(part), "part"), **part}
 
 

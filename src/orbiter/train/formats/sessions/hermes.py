@@ -74,6 +74,7 @@ def _take_message(
     if role not in {"system", "user", "assistant", "tool"}:
         tally.unknown[f"message/{role}"] += 1
         return
+    # The other fields are the log's own, not part of what the model saw.
     plain = {name: value for name, value in given.items() if name in _MESSAGE}
     for message in message_from(plain, role=str(role)):
         if role == "assistant":

@@ -76,6 +76,7 @@ class Chat:
 
     def say(self, message: Message, time: float | None = None) -> Node:
         """Append a message that is not an answer of the model."""
+        # The link to before the compaction goes to the first message after it, once.
         self.tail = Node(message, self.tail, time, self._compacted)
         self._compacted = None
         return self.tail
@@ -101,10 +102,13 @@ class Chat:
         call_id = str(message.get("tool_call_id"))
         node = self.say(message, time)
         answer = self._asked.get(call_id)
+        # A result without a call, as in a context that was cut or edited.
         if answer is None:
             return node
         facts: Facts = {"tool_call_id": call_id, "name": _name_of_call(answer, call_id)}
         begun = answer.node.time
+        # An approximation, unless the log gives the tool's own time: it includes waiting for
+        # permission.
         if time is not None and begun is not None and time > begun:
             facts["seconds"] = round(time - begun, 6)
         if message.get("is_error"):
@@ -119,6 +123,7 @@ class Chat:
 
     def start_again(self, messages: Sequence[Message] = (), time: float | None = None) -> None:
         """Replace the context by these messages, as compaction does."""
+        # There is no context to replace, as at the start of a resumed log.
         if self.tail is None:
             return
         self._compacted, self.tail = self.tail, None
@@ -133,9 +138,11 @@ class Chat:
     def kept(self) -> set[int]:
         """Return the ids of the nodes that lead to the end of the chat, across compactions."""
         ids = set()
+        # A chat may end right after a compaction, before any new message.
         node = self.tail or self._compacted
         while node is not None:
             ids.add(id(node))
+            # Compacted messages are not abandoned: the summary took their place.
             node = node.parent or node.compacted
         return ids
 
@@ -171,11 +178,13 @@ def items_of_session(
         for chat in session.chats:
             _redact(chat)
     recorders = {id(chat): Recorder() for chat in session.chats}
+    # After the whole log, because only its end shows which branches the user left.
     kept = {id(chat): chat.kept() for chat in session.chats}
     last = {id(chat): chat.answers[-1] for chat in session.chats if chat.answers}
     step = 0
     for chat, answer in _in_order(session.chats):
         if answer.identifier is not None and seen is not None:
+            # Left out, but its node stays, so that later prompts contain it.
             if answer.identifier in seen:
                 continue
             seen.add(answer.identifier)
@@ -195,6 +204,7 @@ def items_of_session(
             step=step,
             agent=chat.agent,
         )
+        # Counted over all chats: a step is a position in the episode, not in a chat.
         step += 1
 
 
@@ -214,6 +224,7 @@ def _in_order(chats: Sequence[Chat]) -> list[Step]:
     for number, chat in enumerate(chats):
         latest = 0.0
         for position, answer in enumerate(chat.answers):
+            # An answer without a time, or with an earlier one, keeps its place in its chat.
             latest = max(latest, answer.node.time or 0.0)
             keyed.append((latest, number, position, Step(chat, answer)))
     keyed.sort(key=lambda entry: entry[:3])
@@ -225,6 +236,7 @@ def _facts(session: LoggedSession, answer: LoggedAnswer, *, abandoned: bool) -> 
         name: value for name, value in answer.facts.items() if value is not None
     }
     before = answer.node.parent.time if answer.node.parent is not None else None
+    # From the message before it: logs have no time at which a request was sent.
     if before is not None and answer.node.time is not None and answer.node.time > before:
         facts["seconds"] = round(answer.node.time - before, 6)
     if answer.runs:

@@ -86,6 +86,7 @@ class _Store:
         """Put the messages and parts that are stored in separate files into their sessions."""
         for session_id, rows in self.messages.items():
             holder = self.sessions.setdefault(session_id, _Stored({"id": session_id}, source))
+            # The files of a folder come in the order of their names, not of the conversation.
             for row in sorted(rows, key=_by_id):
                 below = sorted(self.parts.get(str(row.get("id")), ()), key=_by_id)
                 holder.messages.append((row, below))
@@ -93,6 +94,7 @@ class _Store:
 
 def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession]:
     """Yield the sessions in files; those of sub-agents are chats of their parents' sessions."""
+    # All files first: a message and its parts may be in any of them.
     store = _Store()
     for source in sources:
         for number, value in objects_of(source, tally):
@@ -127,6 +129,7 @@ def _joined(stored: Mapping[str, _Stored], tally: Tally) -> Iterator[LoggedSessi
         session_id: _session_of(session_id, holder, calls, tally)
         for session_id, holder in stored.items()
     }
+    # Only after all were read, because a sub-agent's file may come before its parent's.
     for session_id in stored:
         chat, root = sessions[session_id].chats[0], _root_of(session_id, stored)
         if session_id in calls:
@@ -161,6 +164,7 @@ def _root_of(session_id: str, stored: Mapping[str, _Stored]) -> str:
     """Return the session of the main agent, as far as its ancestors are among the files."""
     seen = {session_id}
     while (parent := str(stored[session_id].info.get("parentID") or "")) in stored:
+        # Damaged files may name each other as parents.
         if parent in seen:
             break
         seen.add(parent)
@@ -175,6 +179,7 @@ def _take(
     if message.get("role") == "user":
         _take_prompt(chat, parts, time, tally)
     elif message.get("role") == "assistant":
+        # The session only says that it is a sub-agent's; its messages name the agent.
         if chat.agent is not None and isinstance(agent := message.get("agent"), str):
             chat.agent = agent
         _take_answer(chat, message, parts, calls, tally)
@@ -201,6 +206,7 @@ def _take_answer(
     steps = _steps(parts)
     for number, step in enumerate(steps):
         answer, results, facts = _step_of(step, tally)
+        # A step that failed, or held nothing but thoughts.
         if not answer.get("content") and "tool_calls" not in answer:
             if failed:
                 tally.remarks["errors of the API, whose calls have no answer"] += 1
@@ -210,6 +216,7 @@ def _take_answer(
             "provider": message.get("providerID"),
             "finish_reason": finish if number == len(steps) - 1 else None,
             "error": failed.get("name") if failed and number == len(steps) - 1 else None,
+            # The message counts all its steps together, so with several it says nothing about one.
             **(_usage(message) if len(steps) == 1 else {}),
             **facts,
         }
@@ -229,6 +236,7 @@ def _steps(parts: Sequence[Row]) -> list[list[Row]]:
     """Divide the parts of an answer at each start of a step."""
     steps: list[list[Row]] = [[]]
     for part in parts:
+        # A start without content before it, such as the first, opens no further step.
         if part.get("type") == "step-start" and any(
             earlier.get("type") in ("text", "tool", "reasoning") for earlier in steps[-1]
         ):
@@ -281,6 +289,7 @@ def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
     call_id = str(part.get("callID") or "")
     metadata = as_object(state.get("metadata"))
     if isinstance(below := metadata.get("sessionId", metadata.get("sessionID")), str):
+        # The tool that starts a sub-agent returns the id of its session.
         calls[below] = call_id
     if status not in {"completed", "error"}:
         return  # the session ended before the tool did

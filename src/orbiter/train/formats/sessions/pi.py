@@ -52,6 +52,7 @@ class _Reading:
         if kind == "session":
             self._begin(row)
             return
+        # Before the entry is added: its parent decides where it continues.
         self._go_back(row)
         time = seconds_of(row.get("timestamp"))
         if kind == "message":
@@ -64,6 +65,7 @@ class _Reading:
             self.tally.known[str(kind)] += 1
         else:
             self.tally.unknown[str(kind)] += 1
+        # Also for entries that are no messages, since others may follow them.
         self.nodes[str(row.get("id"))] = self.chat.tail
 
     def _go_back(self, row: Row) -> None:
@@ -71,6 +73,7 @@ class _Reading:
         if "parentId" not in row or not self.nodes:
             return
         parent = row["parentId"]
+        # A null parent is the root: the user began again from nothing.
         target = self.nodes.get(str(parent)) if parent is not None else None
         if target is not self.chat.tail:
             self.tally.remarks["times that a user went back to an earlier message"] += 1
@@ -98,6 +101,7 @@ class _Reading:
             if message.get("isError"):
                 result["is_error"] = True
             self.chat.result(with_plain_text(result), time)
+        # What Pi puts into the context on the user's side, whatever it calls it.
         elif role in {"user", "custom", "hookMessage", "branchSummary", "compactionSummary"}:
             self._say("user", message.get("content", message.get("summary")), time)
         elif role == "bashExecution":
@@ -126,6 +130,7 @@ class _Reading:
         )
         summary: Message = {"role": "user", "content": str(row.get("summary") or "")}
         self.chat.start_again([summary], time)
+        # New nodes with the old messages: the old ones belong to the compacted branch.
         for node in path[position:]:
             self.chat.say(node.message, node.time)
 

@@ -24,6 +24,7 @@ def without_private(value: T) -> T:
 
 def _masked(value: Any) -> Any:  # noqa: ANN401 - any JSON
     if isinstance(value, str):
+        # An image as text would be destroyed by a pattern that matches inside it.
         return value if value.startswith("data:") else mask_private(value)
     if isinstance(value, dict):
         return {name: _masked_field(name, inner) for name, inner in value.items()}
@@ -40,6 +41,7 @@ def _masked_field(name: str, value: Any) -> Any:  # noqa: ANN401 - any JSON
         arguments = arguments_of(value)
         if isinstance(arguments, dict):
             masked = _masked(mask_named(arguments))
+            # Unchanged arguments keep the model's own spelling, which training should see.
             return value if masked == arguments else as_json(masked)
     if name == "data" and isinstance(value, str) and len(value) > _LONG and " " not in value:
         return value  # image data, which no pattern may change

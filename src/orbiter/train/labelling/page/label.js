@@ -1,6 +1,8 @@
 // The labelling page: shows one unit, takes a key or a click, and shows the next one.
 
 const state = { now: JSON.parse(document.getElementById("data").textContent), since: performance.now(), busy: false, trouble: "" };
+const drafts = new Map(); // notes that are written but not saved, by place
+const WAIT = 20_000; // milliseconds for an answer of the command
 
 function choices() {
   const { kind, scale } = state.now;
@@ -54,14 +56,22 @@ function unit() {
   ];
 }
 
-function show(now) {
+function show(now, history_entry) {
   state.now = now;
   state.trouble = "";
   draw();
   const note = document.getElementById("note");
-  if (note) note.value = now.given?.note ?? "";
+  if (note) note.value = drafts.get(now.place) ?? now.given?.note ?? "";
+  if (history_entry) history[history_entry]({ place: now.place }, "");
   document.getElementById("main").focus({ preventScroll: true });
   window.scrollTo(0, 0);
+}
+
+function keepDraft() {
+  const note = document.getElementById("note");
+  if (!note) return;
+  if (note.value === (state.now.given?.note ?? "")) drafts.delete(state.now.place);
+  else drafts.set(state.now.place, note.value);
 }
 
 function fail(words) {
@@ -70,15 +80,26 @@ function fail(words) {
   if (line) line.replaceChildren(words);
 }
 
-async function ask(address, options) {
+async function ask(address, options, history_entry = "pushState") {
   if (state.busy) return;
   state.busy = true;
+  keepDraft();
+  const { place } = state.now;
   try {
-    const reply = await fetch(address, options);
-    if (reply.ok) show(await reply.json());
-    else fail((await reply.text()).trim());
+    const reply = await fetch(address, { ...options, signal: AbortSignal.timeout(WAIT) });
+    if (reply.ok) {
+      if (options) drafts.delete(place); // it is saved with the label
+      show(await reply.json(), history_entry);
+    } else if (reply.status === 409) {
+      const now = await reply.json(), mine = drafts.get(place), saved = now.given?.note;
+      if (mine && saved && mine !== saved) drafts.set(place, `${saved}\n${mine}`);
+      show(now);
+      fail("Not saved: you labelled this in another tab or window meanwhile, as shown. Choose again to replace that label.");
+    } else if (reply.status === 404) {
+      fail("Not saved: this page is from an earlier start of the command. Open the address that it has printed.");
+    } else fail(`Not saved: ${(await reply.text()).trim()}`);
   } catch {
-    fail("Not saved: the command that serves this page has stopped.");
+    fail("Not saved: the command that serves this page has stopped or does not answer. Start it again, and open the address that it prints.");
   } finally {
     state.busy = false;
   }
@@ -87,7 +108,8 @@ async function ask(address, options) {
 function send(value) {
   if (state.now.place >= state.now.total) return;
   const seconds = Math.round(performance.now() - state.since) / 1000;
-  const body = JSON.stringify({ place: state.now.place, value, note: document.getElementById("note").value, seconds });
+  const { place, version } = state.now;
+  const body = JSON.stringify({ place, version, value, note: document.getElementById("note").value, seconds });
   ask("label", { method: "POST", headers: { "Content-Type": "application/json" }, body });
 }
 
@@ -110,5 +132,14 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 
-show(state.now);
+// The browser's own buttons go from unit to unit, as Back does.
+window.addEventListener("popstate", (event) => {
+  if (Number.isInteger(event.state?.place)) ask(`unit/${event.state.place}`, undefined, null);
+});
+window.addEventListener("beforeunload", (event) => {
+  keepDraft();
+  if (drafts.size) event.preventDefault(); // asks before a note is lost
+});
+
+show(state.now, "replaceState");
 document.documentElement.setAttribute("data-ready", "1");

@@ -58,9 +58,11 @@ def augment_add_noise(
         raise ConfigError(f"copies must be at least 1, got {copies}")
     patterns = _compiled(protect)
     records = Records.of(data)
+    # A separator that text does not hold, or seed 1 and copy 11 would equal seed 11 and copy 1.
     keys = [f"{seed}\x1f{copy}\x1f" for copy in range(copies)]
     noisy: list[Row] = []
     for row, state in zip(records.rows, records.states(), strict=True):
+        # Values that the action uses must stay readable, or the action would no longer be right.
         names = names_in_calls(action_of(row), _calls_of(row))
         for key in keys:
             spoil = partial(_spoiled, noise=noise, patterns=patterns, names=names, key=key)
@@ -88,6 +90,7 @@ def _noisy_chat(row: Row, state: str, spoil: Callable[[str], str]) -> dict[str, 
     at = 0
     for message in messages:
         fresh, replaced = _noisy_message(message, spoil)
+        # The state is the messages as text, so each change is repeated in it, from left to right.
         for old, new in replaced:
             position = state.find(old, at)
             if position < 0:  # the state does not contain this message verbatim
@@ -126,6 +129,7 @@ def _noisy_message(
 def _noisy_state(state: str, spoil: Callable[[str], str]) -> str:
     """Return a state without messages: noise everywhere, or in the user turns of a transcript."""
     turns = turns_in(state)
+    # Without roles, the whole state is what the user wrote.
     if len(turns) == 1 and not turns[0].role:
         return spoil(state)
     pieces: list[str] = []
@@ -136,6 +140,7 @@ def _noisy_state(state: str, spoil: Callable[[str], str]) -> str:
             pieces += [state[at:position], spoil(turn.text)]
             at = position + len(turn.text)
         else:
+            # Past the mark first: the text of a turn may occur in an earlier one.
             at_turn = state.index(f"[{turn.role}]", at)
             end = at_turn + len(turn.role) + 2
             end = state.index(turn.text, end) + len(turn.text)
@@ -202,6 +207,7 @@ def _around_answer(mode: str, template: str | None) -> tuple[str, str]:
             raise ConfigError("template applies to mode='inverse_prompt' only; a swap adds no text")
         return "", ""
     words = INVERSE_PROMPT if template is None else template
+    # Not str.format, since answers hold braces.
     if words.count("{answer}") != 1:
         raise ConfigError(f"template needs exactly one {{answer}}, got {words!r}")
     before, _, after = words.partition("{answer}")

@@ -1,7 +1,7 @@
 """Typing noise whose strength is an expected character error rate.
 
 The character error rate of a noisy text is its Levenshtein distance to the original over the
-number of characters that noise may touch (`augment_protect.free_spans`). Not supported: noise of
+number of characters that noise may touch (`protect.free_spans`). Not supported: noise of
 speech recognition or scanning, which makes other kinds of errors.
 """
 
@@ -70,6 +70,7 @@ class Noise:
         units: Sequence[str] = text
         if not text.isascii() and len(pieces := clusters(text)) < len(text):
             units, free = pieces, _in_units(pieces, free)
+        # Six standard deviations above the mean, so that a second round is hardly ever needed.
         wanted = int(edits + 6 * math.sqrt(edits)) + 16
         while (noisy := self._edit(units, free, _draws(key + text, wanted))) is None:
             wanted *= 2
@@ -85,12 +86,14 @@ class Noise:
         at, end = next(spans, (0, 0))
         done = 0
         for draw in draws:
+            # Twelve bits choose the gap, and the other twenty the error.
             at += gaps[draw & 0xFFF]
             while at >= end:
                 span = next(spans, None)
                 if span is None:
                     out.extend(text[done:])
                     return "".join(out)
+                # What is left of the gap continues in the next span: protected text does not count.
                 at += span[0] - end
                 end = span[1]
             out.extend(text[done:at])
@@ -107,6 +110,7 @@ def _slip(
     char, op = text[at], ops[draw % len(ops)]
     if op == "delete":
         return "", at + 1
+    # Two equal neighbours would swap without an effect; then another letter is typed.
     if op == "swap" and at + 1 < end and text[at + 1] != char:
         return text[at + 1] + char, at + 2
     letter = _letter(text, at, draw // len(ops))
@@ -119,15 +123,18 @@ def _letter(text: Sequence[str], at: int, draw: int) -> str:
     """Return a letter of the script around `at`, drawn from the text: its own frequencies."""
     char = text[at]
     if isinstance(text, str) and text.isascii():
+        # From the text itself: its letters have the frequencies of its language.
         letter = text[draw % len(text)]
         return letter if letter != char and letter.isalpha() else _latin(char, draw)
     script = _script_near(text, at)
     for probe in range(8):
+        # A prime step, so that a few probes see different places of the text.
         letter = text[(draw + probe * 7919) % len(text)]
         if letter != char and _script(letter) == script:
             return letter
     if script == "LATIN":
         return _latin(char, draw)
+    # Slow but rare: the text has hardly any letter of this script.
     others = [other for other in text if other != char and _script(other) == script]
     return others[draw % len(others)] if others else char
 
@@ -151,6 +158,7 @@ def _script(cluster: str) -> str:
     char = cluster[:1]
     if not char.isalpha():
         return ""
+    # The first word of a letter's Unicode name is its script.
     return unicodedata.name(char, "?").split(" ")[0]
 
 
@@ -170,6 +178,7 @@ def clusters(text: str) -> list[str]:
 
 def _belongs(before: str, char: str) -> bool:
     """Return whether `char` continues the cluster `before`."""
+    # No ASCII character is a mark, and "\r\n" is the one pair that belongs together.
     if char.isascii():
         return before == "\r" and char == "\n"
     last = before[-1]
@@ -188,6 +197,7 @@ def _in_units(pieces: Sequence[str], free: Sequence[Span]) -> list[Span]:
     spans: list[Span] = []
     for start, end in free:
         first = bisect_left(ends, start + 1)
+        # The span begins inside a cluster, part of which is protected.
         if first < len(ends) and ends[first] - len(pieces[first]) < start:
             first += 1
         last = bisect_right(ends, end)
@@ -237,6 +247,7 @@ def _geometric(rate: float) -> Sequence[int]:
     if rate in {0.0, 1.0}:
         return [0] * 4096
     log_miss = math.log1p(-rate)
+    # The inverse of the geometric distribution, at the middle of each of 4,096 equal parts.
     return [int(math.log((draw + 0.5) / 4096) / log_miss) for draw in range(4096)]
 
 

@@ -40,6 +40,7 @@ def free_spans(
     free: list[Span] = []
     at = 0
     for start, end in spans:
+        # One character on each side stays too, as the file's first lines explain.
         if start - 1 > at:
             free.append((at, start - 1))
         at = max(at, end + 1)
@@ -50,6 +51,7 @@ def free_spans(
 
 def _is_prose(text: str) -> bool:
     """Return whether certainly nothing needs protection; a fast path."""
+    # `translate` deletes the plain characters; what is left needs a closer look.
     if not text.isascii() or text.encode("ascii").translate(None, _PLAIN) or "www." in text:
         return False
     if _may_hold_name(text):
@@ -86,6 +88,7 @@ def _matches(text: str, patterns: Sequence[re.Pattern[str]]) -> Iterator[Span]:
 def _occurrences(text: str, names: Sequence[str]) -> Iterator[Span]:
     """Yield the spans where the names occur as whole words, in any case."""
     folded = text.casefold()
+    # Folding may change lengths (a German sharp s becomes two letters); then positions would shift.
     lowered = folded if len(folded) == len(text) else text
     for name in names:
         wanted = name.casefold() if lowered is folded else name
@@ -127,6 +130,7 @@ def names_in_calls(action: str, calls: Sequence[Mapping[str, object]] | None) ->
         names.add(match[1] or match[2])
     names |= {match[0] for match in _ARGUMENT.finditer(action)}
     names |= {text[start:end] for text in [action] for start, end in _identifiers(text)}
+    # Longer spans are whole blocks of code or JSON, of which the words are taken below.
     names |= {action[start:end] for start, end in _marked(action) if end - start < _LONGEST_NAME}
     words = {word for name in names for word in _WORD.findall(name) if _worth_keeping(word)}
     return sorted({name for name in names | words if 1 < len(name) < _LONGEST_NAME})
@@ -194,12 +198,14 @@ def _marked(text: str) -> Iterator[Span]:
     at = 0
     while (match := _SPECIAL.search(text, at)) is not None:
         position = match.start()
+        # All digits have one reader.
         mark = "0" if text[position].isdigit() else text[position]
         span = _READERS[mark](text, position, at)
         if span is None:
             at = position + 1
         else:
             yield span
+            # An empty span must not stop the search from advancing.
             at = max(span[1], position + 1)
 
 
@@ -241,6 +247,7 @@ def _angle(text: str, position: int, _: int) -> Span | None:
 
 
 def _brace(text: str, position: int, _: int) -> Span | None:
+    # JSON first, because braces inside its strings would upset the counting.
     end = _json_end(text, position) or _balanced_end(text, position, "{", "}")
     if end is not None:
         return position, end
@@ -258,6 +265,7 @@ def _bracket(text: str, position: int, _: int) -> Span | None:
 
 def _paren(text: str, position: int, least: int) -> Span | None:
     start = _word_start(text, position, least)
+    # A parenthesis without a name before it is ordinary prose.
     if start == position:
         return None
     end = _balanced_end(text, position, "(", ")")
@@ -267,6 +275,7 @@ def _paren(text: str, position: int, least: int) -> Span | None:
 def _slash(text: str, position: int, least: int) -> Span | None:
     start, end = _run(text, position, least)
     token = text[start:end]
+    # "and/or" is prose; a path begins so, or has several slashes or a suffix.
     if token.startswith(("/", "./", "../", "~/")) or token.count("/") > 1 or "." in token:
         return start, end
     return None
@@ -340,6 +349,7 @@ def _json_end(text: str, position: int) -> int | None:
 
 def _balanced_end(text: str, position: int, opening: str, closing: str) -> int | None:
     depth = 0
+    # Bounded, or a text of many open brackets would take quadratic time.
     for match in re.finditer(f"[{opening}{closing}]", text[position : position + 4000]):
         depth += 1 if match.group() == opening else -1
         if depth == 0:
@@ -354,12 +364,13 @@ def _word_start(text: str, position: int, least: int) -> int:
 
 
 def _run(text: str, position: int, least: int) -> Span:
-    """Return the run of non-spaces around `place`, without closing punctuation."""
+    """Return the run of non-spaces around `position`, without closing punctuation."""
     start, end = position, position
     while start > least and not text[start - 1].isspace() and text[start - 1] not in "([<\"'":
         start -= 1
     while end < len(text) and not text[end].isspace() and text[end] not in "<>\"'":
         end += 1
+    # A URL at the end of a sentence does not include its full stop.
     while end > position + 1 and text[end - 1] in ".,;:!?)]":
         end -= 1
     return start, end

@@ -80,21 +80,22 @@ class ChatSynthesiser(DataSynthesiser):
         context = context or SynthesisContext()
         sources = self._sources(count, context)
 
-        async def make_one(place: int) -> Made:
+        async def make_one(position: int) -> Made:
             try:
-                return await self.make(sources[place], place, context)
+                return await self.make(sources[position], position, context)
             except (CallbackError, DataError, BudgetError) as error:
                 if context.report_failure is None:
                     raise
                 context.report_failure(error)
                 is_budget = isinstance(error, BudgetError)
-                return Rejection(sources[place], "budget" if is_budget else "failed", str(error))
+                return Rejection(sources[position], "budget" if is_budget else "failed", str(error))
 
+        # All at once: the client limits how many requests are in progress.
         made = await map_bounded(range(len(sources)), make_one, concurrency=max(1, count))
         return self.screened(made, [item.state for item in (*context.seeds, *context.accepted)])
 
     @abstractmethod
-    async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
+    async def make(self, source: TrajectoryItem, position: int, context: SynthesisContext) -> Made:
         """Make one candidate from one source."""
 
     def screened(self, made: Sequence[Made], pool: list[str]) -> Sequence[Made]:  # noqa: ARG002 - for subclasses that compare
@@ -109,8 +110,10 @@ class ChatSynthesiser(DataSynthesiser):
                 f"{type(self).__name__} has no source items: give the pipeline seed data, or put "
                 f"a step before it"
             )
+        # By the offset, so that each source is used once over all batches.
         if self.finite:
             return list(context.seeds[context.offset : context.offset + count])
+        # Both in a fixed order, on which the draw depends.
         pool = [*context.seeds, *context.accepted]
         rng = sub_random(context.seed, "source")
         return [rng.choice(pool) for _ in range(count)]
@@ -128,6 +131,7 @@ class ChatSynthesiser(DataSynthesiser):
 def new_task(source: TrajectoryItem, answer: Answer, op: str, seed: int, **changes: object) -> Made:
     """Return the task in an answer as an item derived from `source`."""
     text = task_in(answer.text)
+    # A task without its end would be trained on as if it were whole.
     if text is None or is_cut_off(answer):
         return Rejection(source, "invalid", f"{op}: the answer was cut off: {answer.text!r:.60}")
     if not text:
@@ -148,11 +152,13 @@ def task_in(answer: str) -> str | None:
     """
     marked = [text for text in _MARKED.findall(answer) if text.strip()]
     if marked:
+        # The last one: a model that thinks aloud may quote the marks before.
         return str(marked[-1]).strip()
     if _OPENED.search(answer):
         return None
     text = answer.strip()
     for lead_in in (_COURTESY_LINE, _LEAD_IN, _LABEL):
+        # A line that announces a task but has nothing after it is the task itself.
         if (match := lead_in.match(text)) and text[match.end() :].strip():
             text = text[match.end() :].strip()
     if len(_NUMBERED_LINE.findall(text)) == 1:  # with several, the list is the task
@@ -165,6 +171,7 @@ def _unquoted(text: str) -> str:
     for opening, closing in _QUOTES:
         inner = text[1:-1]
         if len(text) > 1 and text[0] == opening and text[-1] == closing:
+            # '"A" or "B"?' begins and ends with quotes that are not around the whole.
             return inner.strip() if opening not in inner and closing not in inner else text
     return text
 

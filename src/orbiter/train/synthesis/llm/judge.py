@@ -96,6 +96,7 @@ class Judge(BaseJudge):
         cast = await map_bounded(
             range(self.votes), lambda index: self._vote(asked, index), concurrency=self.votes
         )
+        # The others are texts that say what was wrong.
         votes = [vote for vote, _ in cast if isinstance(vote, Vote)]
         cost = sum(cost for _, cost in cast)
         if not votes:
@@ -103,6 +104,7 @@ class Judge(BaseJudge):
             return Ruling(None, reason, cost=cost, cause="unreadable")
         scores = [vote.score for vote in votes]
         median = statistics.median(scores)
+        # Of the vote nearest to the score that counts, so that the two agree.
         reason = min(votes, key=lambda vote: abs(vote.score - median)).reason
         agreement = agreement_of(scores)
         if agreement is not None:

@@ -37,6 +37,7 @@ def nearest(text: str, pool: Iterable[str]) -> Nearest:
     for candidate in pool:
         others = words_of(candidate)
         short, long = sorted((len(words), len(others)))
+        # The table of a subsequence is quadratic, so most pairs are ruled out by length.
         if short + long and 2 * short / (short + long) <= best.similarity:
             continue  # too low even if the longer text contained the shorter one
         similarity = _rouge_l(words, others)
@@ -47,6 +48,7 @@ def nearest(text: str, pool: Iterable[str]) -> Nearest:
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation."""
+    # A text of nothing but punctuation is still compared with others like it.
     return _PUNCTUATION.sub(" ", normalise(text)).split() or normalise(text).split()
 
 

@@ -92,14 +92,17 @@ class SelfInstruct(ChatSynthesiser):
         self.shown, self.novelty, self.instruction = shown, novelty, instruction
 
     @override
-    async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
+    async def make(self, source: TrajectoryItem, position: int, context: SynthesisContext) -> Made:
         """Ask for one task; it counts as derived from `source`."""
-        rng = sub_random(context.seed, "shown", place)
+        rng = sub_random(context.seed, "shown", position)
+        # By identity: two seeds may be equal.
         others = [item for item in (*context.seeds, *context.accepted) if item is not source]
         shown = [source, *rng.sample(others, min(self.shown - 1, len(others)))]
+        # So that the source is not always in the same place.
         rng.shuffle(shown)
         listed = "\n\n".join(f"Task: {item.state}" for item in shown)
-        seed = sub_seed(context.seed, "self-instruct", place)
+        seed = sub_seed(context.seed, "self-instruct", position)
+        # Not str.format: tasks hold braces.
         question = self.instruction.replace("{shown}", listed)
         answer = await self.ask(question, sample_index(seed), context)
         return new_task(source, answer, "self-instruct", seed, action="")
@@ -111,6 +114,7 @@ class SelfInstruct(ChatSynthesiser):
         for candidate in made:
             checked = if_novel(candidate, pool, self.novelty)
             if isinstance(checked, TrajectoryItem):
+                # So that the next task of the batch is compared with this one too.
                 pool.append(checked.state)
             screened.append(checked)
         return screened
@@ -142,10 +146,10 @@ class Evolve(ChatSynthesiser):
         self.instructions, self.novelty = tuple(instructions), novelty
 
     @override
-    async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
+    async def make(self, source: TrajectoryItem, position: int, context: SynthesisContext) -> Made:
         """Evolve one task."""
-        instruction = sub_random(context.seed, "way", place).choice(self.instructions)
-        seed = sub_seed(context.seed, "evolve", place)
+        instruction = sub_random(context.seed, "way", position).choice(self.instructions)
+        seed = sub_seed(context.seed, "evolve", position)
         question = instruction.replace("{state}", source.state)
         answer = await self.ask(question, sample_index(seed), context)
         evolved = new_task(source, answer, "evolve", seed, action="")
@@ -170,12 +174,12 @@ class BackTranslate(ChatSynthesiser):
         self.instruction = instruction
 
     @override
-    async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
+    async def make(self, source: TrajectoryItem, position: int, context: SynthesisContext) -> Made:
         """Ask for the question to one answer."""
         shown = strip_reasoning(source.action).strip()
         if not shown:
             return Rejection(source, "invalid", "there is no answer to write a question for")
-        seed = sub_seed(context.seed, "back-translate", place)
+        seed = sub_seed(context.seed, "back-translate", position)
         question = self.instruction.replace("{action}", shown)
         answer = await self.ask(question, sample_index(seed), context)
         return new_task(source, answer, "back-translate", seed)
@@ -214,17 +218,19 @@ class Respond(ChatSynthesiser):
         self.samples, self.verifier = samples, verifier
 
     @override
-    async def make(self, source: TrajectoryItem, place: int, context: SynthesisContext) -> Made:
+    async def make(self, source: TrajectoryItem, position: int, context: SynthesisContext) -> Made:
         """Answer one task."""
         objections: list[str] = []
+        # One after the other, since a later answer is only paid for if it is needed.
         for index in range(self.samples):
-            seed = sub_seed(context.seed, "respond", place, index)
+            seed = sub_seed(context.seed, "respond", position, index)
             answer = await self.ask(source.state, sample_index(seed), context)
             made = new_answer(source, answer, "respond", seed)
             if is_cut_off(answer):
                 objections.append("was cut off; raise max_tokens")
             elif not answer.text:
                 objections.append("is empty")
+            # Last, because a verifier may be expensive.
             elif await self._passes(made):
                 return made
             else:

@@ -18,7 +18,13 @@ from orbiter.train.callback import call, call_here, map_bounded
 from orbiter.train.errors import CallbackError, DataError, TrainError, boundary
 from orbiter.train.llm.failure import BudgetError
 from orbiter.train.seeding import sub_seed
-from orbiter.train.synthesis.journal import Candidate, Journal, Made, Refused, Scored
+from orbiter.train.synthesis.journal import (
+    AnswerJournal,
+    Candidate,
+    Made,
+    RefusedCandidate,
+    ScoredCandidate,
+)
 from orbiter.train.synthesis.pipeline.config import SynthesisConfig
 from orbiter.train.synthesis.pipeline.result import Rejection
 from orbiter.train.synthesis.records import action_of, metadata_of, score_of, state_of
@@ -67,7 +73,7 @@ class Desk:
     config: SynthesisConfig
     steps: Sequence[DataSynthesiser]
     seeds: Sequence[TrajectoryItem]
-    journal: Journal
+    journal: AnswerJournal
     scorer: Scorer | None
     validator: Validator | None
     cost: float
@@ -96,6 +102,7 @@ class Desk:
         try:
             return await self._answer(batch)
         except BudgetError as error:
+            # The run ends with what it has; a spent budget is no error of the batch.
             self.spent_budget = str(error)
             return None
 
@@ -107,6 +114,7 @@ class Desk:
         async def judge(place: int) -> TrajectoryItem | Rejection:
             return await self._judge(batch.number, place, candidates[place])
 
+        # As read back from the journal, so that a fresh run and a resumed one see the same items.
         candidates = made.unpacked()
         judged = await map_bounded(
             range(len(candidates)), judge, concurrency=self.config.concurrency
@@ -120,12 +128,13 @@ class Desk:
         if kept is not None and not failed:
             return kept
         async with self._asking:
+            # Looked at again here: another batch may have spent the rest while this one waited.
             if self.broke:
                 return kept
             return await self._make(batch, kept, failed)
 
     async def _make(
-        self, batch: Batch, kept: Made | None, failed: Mapping[int, Refused]
+        self, batch: Batch, kept: Made | None, failed: Mapping[int, RefusedCandidate]
     ) -> Made | None:
         """Ask for a batch, or again for the `failed` places of a `kept` one, and write it down.
 
@@ -154,10 +163,13 @@ class Desk:
             raise outcome.errors[0]
         return made
 
-    async def _chain(self, batch: Batch, failed: Mapping[int, Refused], outcome: _Outcome) -> None:
+    async def _chain(
+        self, batch: Batch, failed: Mapping[int, RefusedCandidate], outcome: _Outcome
+    ) -> None:
         """Call the steps in order; earlier failures enter again at the step that failed."""
         items: list[TrajectoryItem] = []
         refused: list[Candidate] = []
+        # Another seed, or a sampled answer that failed would be the same one again.
         again = ("again",) if failed else ()
         for index, step in enumerate(self.steps):
             items += [each.source for each in failed.values() if each.step == index]
@@ -171,18 +183,20 @@ class Desk:
                 spend=outcome.spend,
                 report_failure=outcome.report_failure,
             )
+            # Only the first step is asked for a number; later ones get one candidate for each item.
             count = len(items) if index or failed else batch.count
             answer = await _generate(step, count, context) if count else ()
             outcome.by_step.append(len(answer))
             made = [_as_candidate(each, index) for each in answer]
             items = [each for each in made if isinstance(each, TrajectoryItem)]
             outcome.candidates = [*made, *refused]
+            # After the output was recorded, which puts this step's refusals first.
             refused += [each for each in made if not isinstance(each, TrajectoryItem)]
 
     async def _judge(
         self, batch: int, place: int, candidate: Candidate
     ) -> TrajectoryItem | Rejection:
-        if isinstance(candidate, Refused):
+        if isinstance(candidate, RefusedCandidate):
             return candidate.rejection
         if self.validator is not None:
             try:
@@ -194,10 +208,12 @@ class Desk:
                 return Rejection(candidate, "failed", str(error))
             if not is_valid:
                 return Rejection(candidate, "invalid", "the validator refused it")
+        # A step may give rewards itself, such as by a verifier.
         if self.scorer is None or candidate.reward is not None:
             return candidate
         scored = self.journal.scored(batch, place)
         if scored is None:
+            # Apart from the steps' limit, so that slow scoring does not hold up the asking.
             async with self._scoring:
                 scored = await self._score(self.scorer, batch, place, candidate)
             self.journal.keep(scored)
@@ -210,16 +226,16 @@ class Desk:
 
     async def _score(
         self, scorer: Scorer, batch: int, place: int, candidate: TrajectoryItem
-    ) -> Scored:
+    ) -> ScoredCandidate:
         try:
             with boundary("the scorer"):
                 verdict = _verdict(await call(scorer, candidate))
         except (CallbackError, DataError) as error:
             if self.config.on_error == "raise":
                 raise
-            return Scored(batch, place, None, failure=str(error))
+            return ScoredCandidate(batch, place, None, failure=str(error))
         self.cost += verdict.cost
-        return Scored(batch, place, verdict.score, verdict.reason, verdict.cost)
+        return ScoredCandidate(batch, place, verdict.score, verdict.reason, verdict.cost)
 
 
 @dataclass(slots=True)
@@ -252,7 +268,7 @@ class _Outcome:
     def is_unasked(self) -> bool:
         """Whether the budget was spent before anything was asked."""
         return bool(self.candidates) and all(
-            isinstance(each, Refused) and each.rejection.reason == "budget"
+            isinstance(each, RefusedCandidate) and each.rejection.reason == "budget"
             for each in self.candidates
         )
 
@@ -263,6 +279,7 @@ def _replaced(
     """Put the retried candidates at the positions of the failed ones; the others do not move."""
     for index, candidate in zip(places, retried, strict=False):
         kept[index] = candidate
+    # A step may return more than was asked for.
     return [*kept, *retried[len(places) :]]
 
 
@@ -276,6 +293,7 @@ async def _generate(
             answer = await answer
         if isinstance(answer, AsyncIterator):
             answer = [item async for item in answer]
+    # A text is a sequence of characters, and a mapping one of keys: neither is a list of items.
     if isinstance(answer, str | Mapping) or not isinstance(answer, Sequence):
         raise CallbackError(f"{name}.generate must return a list of items, got {answer!r:.80}")
     return answer
@@ -284,15 +302,15 @@ async def _generate(
 def _as_candidate(made: object, step: int) -> Candidate:
     """Return the output of a step as an item, or the reason why it is not a valid item."""
     if isinstance(made, Rejection):
-        return Refused(made, step)
+        return RefusedCandidate(made, step)
     try:
         item = item_of(made)
     except DataError as error:
-        return Refused(Rejection(None, "invalid", str(error)), step)
+        return RefusedCandidate(Rejection(None, "invalid", str(error)), step)
     if item.state.strip():
         return item
     detail = f"its state is empty ({item.action!r:.40})"
-    return Refused(Rejection(None, "invalid", detail), step)
+    return RefusedCandidate(Rejection(None, "invalid", detail), step)
 
 
 def item_of(row: object) -> TrajectoryItem:

@@ -22,11 +22,11 @@ from orbiter.train.errors import ConfigError, StateError
 from orbiter.train.fingerprint import settings_text
 from orbiter.train.interrupts import TwoStepInterrupt
 from orbiter.train.progress import LOG_SECONDS, make_progress
-from orbiter.train.synthesis.journal import FileJournal, Journal, NoJournal
+from orbiter.train.synthesis.journal import AnswerJournal, FileAnswerJournal, NoJournal
 from orbiter.train.synthesis.pipeline.asking import Desk, Scorer, Validator, item_of
 from orbiter.train.synthesis.pipeline.config import SynthesisConfig
 from orbiter.train.synthesis.pipeline.result import SynthesisResult
-from orbiter.train.synthesis.pipeline.run import Run
+from orbiter.train.synthesis.pipeline.run import PipelineRun
 from orbiter.train.synthesis.records import Records
 from orbiter.train.synthesis.synthesiser import DataSynthesiser
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
@@ -72,7 +72,7 @@ class SynthesisPipeline:
         self._run_dir = run_dir
         self._progress = progress
         self._steps: list[DataSynthesiser] = []
-        self._run: Run | None = None
+        self._run: PipelineRun | None = None
 
     def add_step(self, step: DataSynthesiser) -> SynthesisPipeline:
         """Add a step to the end of the chain and return the pipeline.
@@ -86,6 +86,7 @@ class SynthesisPipeline:
                 "async def generate(self, count, *, context=None)"
             )
         try:
+            # Now, and not after the first answers of other steps were paid for.
             inspect.signature(step.generate).bind(1, context=None)
         except TypeError as error:
             raise ConfigError(
@@ -140,6 +141,7 @@ class SynthesisPipeline:
                         )
                         yield item
         finally:
+            # Also when the caller leaves the loop, so that another run may open the folder.
             run.desk.journal.close()
             self.result, self._run = run.result(), None
 
@@ -151,21 +153,22 @@ class SynthesisPipeline:
     def _begin(
         self,
         seed_data: TrajectoryDataset | Sequence[TrajectoryItem] | Sequence[Mapping[str, object]],
-    ) -> Run:
+    ) -> PipelineRun:
         if not self._steps:
             raise ConfigError("the pipeline has no step; add one with add_step(synthesiser)")
         if self._run is not None:
             raise StateError("this pipeline is running; stop() it, or make another one")
         seeds = [item_of(row) for row in Records.of(seed_data).rows]
         least = self.config.min_score
+        # An unscored seed is not known to be bad.
         used = [s for s in seeds if least is None or s.reward is None or s.reward >= least]
         journal = self._journal(seeds)
         desk = Desk(
             self.config, self._steps, used, journal, self._scorer, self._validator, journal.cost
         )
-        return Run(desk, unused_seed_count=len(seeds) - len(used))
+        return PipelineRun(desk, unused_seed_count=len(seeds) - len(used))
 
-    def _journal(self, seeds: Sequence[TrajectoryItem]) -> Journal:
+    def _journal(self, seeds: Sequence[TrajectoryItem]) -> AnswerJournal:
         if self._run_dir is None:
             return NoJournal()
         # Not target_size, max_candidates and patience: a run may be prolonged.
@@ -173,9 +176,10 @@ class SynthesisPipeline:
         run: dict[str, object] = {name: getattr(self.config, name) for name in shaping}
         for number, step in enumerate(self._steps, start=1):
             run[f"step {number}"] = step.fingerprint
+        # Ids have a fixed length, so joining them is unambiguous.
         ids = "".join(seed.id for seed in seeds)
         run["seeds"] = hashlib.blake2b(ids.encode(), digest_size=16).hexdigest()
-        return FileJournal(self._run_dir, run, scorer=_described(self._scorer))
+        return FileAnswerJournal(self._run_dir, run, scorer=_described(self._scorer))
 
 
 def _described(scorer: Scorer | None) -> str:

@@ -50,6 +50,7 @@ class Repetitions:
             matches = self._index(context).admit([places[number][1] for number in mine])
             for number, match in zip(mine, matches, strict=True):
                 if match is not None:
+                    # Seeds were indexed first, so their numbers come before those of candidates.
                     seed = seeds[match.witness] if match.witness < len(seeds) else None
                     repeated[number] = Repeats(match.similarity, seed)
         return repeated
@@ -58,6 +59,7 @@ class Repetitions:
         """Return the number of an item's instructions, and its text without them."""
         instructions, text = text_alone(item)
         if instructions not in self._contexts:
+            # Prompts that differ in a date or a name are one context.
             (match,) = self._instructions.admit([instructions])
             new = len(self._context_of) + 1
             self._context_of.append(new if match is None else self._context_of[match.witness])

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orbiter.train.errors import DataError
-from orbiter.train.synthesis.journal import Plan
+from orbiter.train.synthesis.journal import BatchPlan
 from orbiter.train.synthesis.pipeline.asking import Answered, Batch, Desk
 from orbiter.train.synthesis.pipeline.repetition import Repetitions
 from orbiter.train.synthesis.pipeline.result import (
@@ -34,7 +34,7 @@ _MOST_FAILURES = 64
 
 
 @dataclass(slots=True)
-class Run:
+class PipelineRun:
     """The state of one run: `items()` advances it, `result()` reads it."""
 
     desk: Desk
@@ -70,6 +70,7 @@ class Run:
         """Yield the accepted items as they are accepted, until there is a reason to stop."""
         try:
             while (ask := self._next_ask()) > 0:
+                # Remembered to see afterwards what this round brought.
                 accepted, generated = len(self.accepted), self.generated
                 failures = len(self._failures)
                 async for answered in self._round(ask):
@@ -78,6 +79,7 @@ class Run:
                 self.rounds += 1
                 self._barren = 0 if len(self.accepted) > accepted else self._barren + 1
                 failed = len(self._failures) - failures
+                # Not if the steps failed: they may have more to give once they work again.
                 self._dry = self.generated == generated and not failed
                 self._only_failures = self._only_failures or (
                     failed > 0 and self._failed_in_a_row >= self.generated - generated
@@ -114,7 +116,9 @@ class Run:
                 return 0
         ask = need
         if self.accepted:
+            # As many as the acceptance so far suggests.
             ask = math.ceil(need * self.generated / len(self.accepted))
+        # Twice as many after each round without success.
         return min(ask << self._barren, room)
 
     def result(self) -> SynthesisResult:
@@ -138,6 +142,7 @@ class Run:
 
     async def _round(self, ask: int) -> AsyncIterator[Answered]:
         """Ask for `ask` candidates in batches and yield the answers in the batches' order."""
+        # A snapshot: what a batch sees must not depend on how fast the others are.
         accepted, open_count = tuple(self.accepted), ask
         while True:
             for _ in range(self._room()):
@@ -151,6 +156,7 @@ class Run:
                 open_count -= plan.asked
             if not self._tasks:
                 return
+            # Only the oldest is waited for, because decisions are made in the batches' order.
             await asyncio.wait({self._tasks[0]})
             if self._stopping:
                 return
@@ -162,7 +168,7 @@ class Run:
             if self._only_failures:
                 return
 
-    def _next_plan(self, most: int) -> Plan:
+    def _next_plan(self, most: int) -> BatchPlan:
         """Return what the next batch asks for: as in the journal, if it is there."""
         journal = self.desk.journal
         plan = journal.plan(self._batches)
@@ -172,7 +178,7 @@ class Run:
         following = journal.plan(self._batches + 1)
         if following is not None:  # the process was killed before this batch was answered
             asked = max(1, min(asked, following.offset - self._asked))
-        return Plan(asked, self._asked)
+        return BatchPlan(asked, self._asked)
 
     def _room(self) -> int:
         """Return how many batches may be started: enough that a slow one delays no other."""
@@ -182,9 +188,11 @@ class Run:
         """Accept or reject the candidates of one batch, in their order."""
         self._count(answered)
         judged = [self._by_score(candidate) for candidate in answered.candidates]
+        # All of the batch at once, which is faster; the index decides in their order.
         unrepeated = self._by_repetition([c for c in judged if isinstance(c, TrajectoryItem)])
         for candidate in judged:
             verdict = next(unrepeated) if isinstance(candidate, TrajectoryItem) else candidate
+            # Checked for each candidate: the target may be reached in the middle of a batch.
             if len(self.accepted) >= self.desk.config.target_size:
                 self.trimmed += 1
                 continue
@@ -205,6 +213,7 @@ class Run:
             self._made_by_step[index] += made
         if answered.made.failure is not None:
             self._failures.append(answered.made.failure)
+            # A batch that failed as a whole failed for each item that it was asked for.
             self._failed_in_a_row += answered.made.asked
 
     def _by_score(self, candidate: TrajectoryItem | Rejection) -> TrajectoryItem | Rejection:
@@ -274,6 +283,7 @@ class Run:
         if rejection.reason == "failed":
             self._failures.append(rejection.detail)
             self._failed_in_a_row += 1
+        # A spent budget is neither a failure nor a sign that the model works.
         elif rejection.reason != "budget":
             self._failed_in_a_row = 0
         self.rejections.append(rejection)
@@ -289,6 +299,7 @@ class Run:
                 continue
             answered = task.result()
             if answered is not None:
+                # They were paid for and are in the journal, so the totals include them.
                 self._count(answered)
                 self.trimmed += len(answered.candidates)
         self._tasks.clear()

@@ -145,15 +145,15 @@ def matchable(
 ) -> NDArray[np.bool_]:
     """Return for every set whether enough of its tokens occur elsewhere for a match."""
     answer = np.empty(begin.shape[0] - 1, np.bool_)
-    for one in range(answer.shape[0]):
-        size = begin[one + 1] - begin[one]
+    for number in range(answer.shape[0]):
+        size = begin[number + 1] - begin[number]
         spare = size - partner[size]
-        for at in range(begin[one], begin[one + 1]):
+        for at in range(begin[number], begin[number + 1]):
             slot = tokens[at] >> shift
             spare -= (seen[slot >> _U(2)] >> ((slot & _U(3)) * _U(2))) & 3 < 2
             if spare < 0:
                 break
-        answer[one] = spare >= 0
+        answer[number] = spare >= 0
     return answer
 
 
@@ -161,8 +161,8 @@ def matchable(
 def gather(tokens: Uint64s, start: Int64s, size: Int32s, chosen: Int64s, out: Uint64s) -> None:
     """Copy the chosen sets' tokens to `out`, one after the other."""
     written = 0
-    for one in chosen:
-        for at in range(start[one], start[one] + size[one]):
+    for number in chosen:
+        for at in range(start[number], start[number] + size[number]):
             out[written] = tokens[at]
             written += 1
 
@@ -188,8 +188,8 @@ def _rank(count: int) -> np.uint64:
 @compiled
 def arrange(sets: Sets, counts: NDArray[np.uint16], shift: np.uint64) -> None:
     """Put every set's tokens in the global order, each once; note the sets' sizes and bitmaps."""
-    for one in range(sets.size.shape[0]):
-        tokens = sets.tokens[sets.start[one] : sets.start[one] + sets.size[one]]
+    for number in range(sets.size.shape[0]):
+        tokens = sets.tokens[sets.start[number] : sets.start[number] + sets.size[number]]
         for at in range(tokens.shape[0]):
             hashed = tokens[at] & _HASH
             hashed += hashed == 0  # 0 marks an empty slot of the index
@@ -206,7 +206,7 @@ def arrange(sets: Sets, counts: NDArray[np.uint16], shift: np.uint64) -> None:
                 tokens[kept] = tokens[at]
                 bitmap ^= _U(1) << (tokens[at] & _U(63))
                 kept += 1
-        sets.size[one], sets.bitmap[one] = kept, bitmap
+        sets.size[number], sets.bitmap[number] = kept, bitmap
 
 
 @inlined

@@ -79,6 +79,6 @@ def is_true(measure: Measure, text: str, witness: str, match: Match) -> bool:
     """
     if text == witness:
         return match.shared == match.union
-    one, other = measure.shingles(text), measure.shingles(witness)
-    shared = len(one & other)
-    return (shared, len(one) + len(other) - shared) == (match.shared, match.union)
+    of_text, of_witness = measure.shingles(text), measure.shingles(witness)
+    shared = len(of_text & of_witness)
+    return (shared, len(of_text) + len(of_witness) - shared) == (match.shared, match.union)

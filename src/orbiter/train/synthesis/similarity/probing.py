@@ -85,17 +85,17 @@ class Found(NamedTuple):
 def prefix_total(join: Join, first: int) -> int:
     """Count the index entries that the sets from `first` on can need."""
     total = 0
-    for one in range(first, join.sets.size.shape[0]):
-        for index in range(_prefix(join, one)):
-            total += _rank(_token(join, one, index)) > join.skip
+    for number in range(first, join.sets.size.shape[0]):
+        for index in range(_prefix(join, number)):
+            total += _rank(_token(join, number, index)) > join.skip
     return total
 
 
 @compiled
 def enter(join: Join, chosen: Int64s) -> None:
     """Index the chosen sets, even if they are similar to others."""
-    for one in chosen:
-        _enter(join, one)
+    for number in chosen:
+        _enter(join, number)
 
 
 @compiled
@@ -128,49 +128,49 @@ def connect(join: Join, parent: Int64s) -> Int64s:
     """
     ties = np.empty((join.sets.size.shape[0], 3), np.int64)
     count = 0
-    for one in range(join.sets.size.shape[0]):
-        short = _short_prefix(join, one)
-        for index in range(_prefix(join, one)):
-            token = _token(join, one, index)
+    for number in range(join.sets.size.shape[0]):
+        short = _short_prefix(join, number)
+        for index in range(_prefix(join, number)):
+            token = _token(join, number, index)
             if _rank(token) <= join.skip:
                 continue
             slot = _slot(join.postings.key, token)
-            visit = (one, index, join.postings.short_head[slot])
+            visit = (number, index, join.postings.short_head[slot])
             count = _tie(join, visit, parent, ties, count)
             if index < short:
-                visit = (one, index, join.postings.long_head[slot])
+                visit = (number, index, join.postings.long_head[slot])
                 count = _tie(join, visit, parent, ties, count)
-        _enter(join, one)
+        _enter(join, number)
     return ties[:count]
 
 
 @inlined
-def _closest(join: Join, one: int) -> Found:
+def _closest(join: Join, number: int) -> Found:
     """Return the indexed set most similar to one set."""
     best = Found(signed(-1), signed(0), signed(1))
-    short = _short_prefix(join, one)
-    for index in range(_prefix(join, one)):
-        token = _token(join, one, index)
+    short = _short_prefix(join, number)
+    for index in range(_prefix(join, number)):
+        token = _token(join, number, index)
         if _rank(token) <= join.skip:
             continue
         slot = _slot(join.postings.key, token)
-        best = _walk(join, (one, index, join.postings.short_head[slot]), best)
+        best = _walk(join, (number, index, join.postings.short_head[slot]), best)
         if index < short:
-            best = _walk(join, (one, index, join.postings.long_head[slot]), best)
+            best = _walk(join, (number, index, join.postings.long_head[slot]), best)
     return best
 
 
 @inlined
 def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
     """Follow one chain and return the best match, closest first and then earliest."""
-    one, place, entry = visit
+    number, index, entry = visit
     while entry != -1:
         other = signed(join.postings.owner[entry])
         # `seen` holds the set that was compared last, so it need not be cleared between sets.
-        if join.seen[other] != one:
-            join.seen[other] = one
-            shared = _compare(join, one, other, (place, join.postings.place[entry]))
-            union = join.sets.size[one] + join.sets.size[other] - shared
+        if join.seen[other] != number:
+            join.seen[other] = number
+            shared = _compare(join, number, other, (index, join.postings.place[entry]))
+            union = join.sets.size[number] + join.sets.size[other] - shared
             # shared / union compared by cross multiplication: no division, no rounding.
             gain = shared * best.union - best.shared * union
             if shared > 0 and (gain > 0 or (gain == 0 and other < best.owner)):
@@ -182,70 +182,70 @@ def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
 @inlined
 def _tie(join: Join, visit: tuple[int, int, int], parent: Int64s, ties: Int64s, count: int) -> int:
     """Follow one chain and unite the set with each similar one of another cluster."""
-    one, place, entry = visit
-    mine = _leader(parent, one)
+    number, index, entry = visit
+    mine = _leader(parent, number)
     while entry != -1:
         other = signed(join.postings.owner[entry])
         # Sets of one cluster need not be compared: the tie would add nothing.
-        if join.seen[other] != one and _leader(parent, other) != mine:
-            join.seen[other] = one
-            shared = _compare(join, one, other, (place, join.postings.place[entry]))
+        if join.seen[other] != number and _leader(parent, other) != mine:
+            join.seen[other] = number
+            shared = _compare(join, number, other, (index, join.postings.place[entry]))
             if shared > 0:
                 # Without ranks; halving the paths in `_leader` keeps them short.
                 parent[_leader(parent, other)] = mine
-                ties[count, 0], ties[count, 1], ties[count, 2] = one, other, shared
+                ties[count, 0], ties[count, 1], ties[count, 2] = number, other, shared
                 count += 1
         entry = join.postings.next[entry]
     return count
 
 
 @inlined
-def _leader(parent: Int64s, one: int) -> int:
-    while parent[one] != one:
+def _leader(parent: Int64s, number: int) -> int:
+    while parent[number] != number:
         # Path halving: every other node skips one step for the next search.
-        parent[one] = parent[parent[one]]
-        one = parent[one]
-    return one
+        parent[number] = parent[parent[number]]
+        number = parent[number]
+    return number
 
 
 @inlined
-def _enter(join: Join, one: int) -> None:
+def _enter(join: Join, number: int) -> None:
     """Put one set's prefix into the index."""
     postings = join.postings
-    short = _short_prefix(join, one)
-    for index in range(_prefix(join, one)):
-        token = _token(join, one, index)
+    short = _short_prefix(join, number)
+    for index in range(_prefix(join, number)):
+        token = _token(join, number, index)
         if _rank(token) <= join.skip:
             continue
         slot = _slot(postings.key, token)
         entry = postings.used[0]
         postings.used[0] = entry + 1
         postings.key[slot] = token
-        postings.owner[entry], postings.place[entry] = one, index
+        postings.owner[entry], postings.place[entry] = number, index
         head = postings.short_head if index < short else postings.long_head
         postings.next[entry] = head[slot]
         head[slot] = entry
 
 
 @inlined
-def _prefix(join: Join, one: int) -> int:
+def _prefix(join: Join, number: int) -> int:
     """Return how many first tokens suffice to find every similar set."""
-    size = signed(join.sets.size[one])
+    size = signed(join.sets.size[number])
     prefix: int = size - join.limits.partner[size] + 1
     return prefix
 
 
 @inlined
-def _short_prefix(join: Join, one: int) -> int:
+def _short_prefix(join: Join, number: int) -> int:
     """Return how many of them suffice for a set that is not longer than its partner."""
-    size = signed(join.sets.size[one])
+    size = signed(join.sets.size[number])
     prefix: int = size - join.limits.shared[2 * size] + 1
     return prefix
 
 
 @inlined
-def _token(join: Join, one: int, place: int) -> np.uint64:
-    token: np.uint64 = join.sets.tokens[join.sets.start[one] + place]
+def _token(join: Join, number: int, index: int) -> np.uint64:
+    token: np.uint64 = join.sets.tokens[join.sets.start[number] + index]
     return token
 
 
@@ -265,10 +265,10 @@ def _slot(key: Uint64s, token: np.uint64) -> int:
 
 
 @inlined
-def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
+def _compare(join: Join, number: int, other: int, places: tuple[int, int]) -> int:
     """Count what two sets share, or return 0 if that is too little; cheapest test first."""
     sets = join.sets
-    mine, its = sets.size[one], sets.size[other]
+    mine, its = sets.size[number], sets.size[other]
     if its < join.limits.partner[mine] or mine < join.limits.partner[its]:
         return 0
     least = join.limits.shared[mine + its]
@@ -277,9 +277,9 @@ def _compare(join: Join, one: int, other: int, places: tuple[int, int]) -> int:
         return 0
     # Tokens set bits of the bitmap by exclusive or, so each bit that differs is a token on one side
     # only: the overlap is at most (|A| + |B| - differing) / 2.
-    if (mine + its - _differing(sets.bitmap[one], sets.bitmap[other])) // 2 < least:
+    if (mine + its - _differing(sets.bitmap[number], sets.bitmap[other])) // 2 < least:
         return 0
-    return _shared(sets, one, other, places, least)
+    return _shared(sets, number, other, places, least)
 
 
 @inlined
@@ -293,10 +293,13 @@ def _differing(left: np.uint64, right: np.uint64) -> int:
 
 
 @inlined
-def _shared(sets: Sets, one: int, other: int, places: tuple[int, int], least: int) -> int:
+def _shared(sets: Sets, number: int, other: int, places: tuple[int, int], least: int) -> int:
     """Count the tokens two sets share, given their first common one; 0 if fewer than `least`."""
-    left, right = sets.start[one] + places[0] + 1, sets.start[other] + places[1] + 1
-    left_end, right_end = sets.start[one] + sets.size[one], sets.start[other] + sets.size[other]
+    left, right = sets.start[number] + places[0] + 1, sets.start[other] + places[1] + 1
+    left_end, right_end = (
+        sets.start[number] + sets.size[number],
+        sets.start[other] + sets.size[other],
+    )
     shared = 1
     while left < left_end and right < right_end:
         # Even if all remaining tokens matched, they would be too few.

@@ -85,11 +85,13 @@ def ship_agent(agent: object) -> ShippedAgent:
     Raises:
         ConfigError: it cannot be sent; says why, and what to do.
     """
+    # Before the check for `run`, which both of these classes have as well.
     if isinstance(agent, CommandAgent):
         return _command(agent)
     if isinstance(agent, EnvironmentAgent):
         return _environment(agent)
     if callable(getattr(agent, "run", None)):
+        # A worker cannot make the same object anew: it must find it under a name.
         code = held_by_module(agent)
         if code is None:
             refuse(
@@ -105,11 +107,13 @@ def ship_agent(agent: object) -> ShippedAgent:
 
 def sendable_rewards(agent: object, rewards: Sequence[RewardSpec]) -> list[RewardSpec]:
     """Return the rewards without the one of an environment, which the workers make anew."""
+    # Its function is bound to the environment of this process.
     own = isinstance(agent, EnvironmentAgent)
     return [spec for spec in rewards if not (own and spec.name == ENVIRONMENT)]
 
 
 def _command(agent: CommandAgent) -> ShippedAgent:
+    # Given values would be written into the run's folder; names of variables are not secret.
     if agent.variables:
         raise ConfigError(
             f"CommandAgent(variables=) with {', '.join(sorted(agent.variables))} cannot be sent to "
@@ -127,6 +131,7 @@ def _environment(agent: EnvironmentAgent) -> ShippedAgent:
     code = []
     for part in listed:
         what = f"environment {getattr(part, '__qualname__', agent.kind.name)!r}"
+        # Not as source, as a reward may go: the methods of a class may use anything in its module.
         if not is_importable(part) and held_by_module(part) is None:
             refuse(what, "no module defines it under this name", OF_ENVIRONMENTS)
         code.append(code_of(part, what, STEM))
@@ -148,6 +153,7 @@ def _versions(code: Sequence[Code]) -> dict[str, str | None]:
 def _version(distributions: Sequence[str]) -> str | None:
     """Return the version of a package that one distribution provides; None if it is not known."""
     try:
+        # A namespace package belongs to several distributions, and none of them has its version.
         return version(distributions[0]) if len(set(distributions)) == 1 else None
     except PackageNotFoundError:
         return None
@@ -160,20 +166,21 @@ def written_tasks(tasks: Sequence[object]) -> list[str | None]:
         DataError: a task would not come out of JSON as it went in.
     """
     return [
-        None if isinstance(task, TrajectoryItem) else _written(task, place)
-        for place, task in enumerate(tasks)
+        None if isinstance(task, TrajectoryItem) else _written(task, index)
+        for index, task in enumerate(tasks)
     ]
 
 
-def _written(task: object, place: int) -> str:
+def _written(task: object, index: int) -> str:
     why = "it does not come out of JSON as it went in"
     try:
         text = json.dumps(task, ensure_ascii=False)
+        # Tuples become lists and numbers as keys become texts, which the agent would trip over.
         if json.loads(text) == task:
             return text
     except (TypeError, ValueError, RecursionError) as error:
         why = str(error)
     raise DataError(
-        f"task {place} cannot be sent to verl's workers ({why}): {str(task)[:60]!r}; use texts, "
+        f"task {index} cannot be sent to verl's workers ({why}): {str(task)[:60]!r}; use texts, "
         "numbers, lists, and dicts with texts as keys"
     )

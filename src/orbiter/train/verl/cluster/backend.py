@@ -45,6 +45,8 @@ class ClusterBackend(Backend):
 
     @override
     async def plan(self) -> Plan:
+        # A plan writes nothing, so a folder that is not known yet can be a placeholder in its
+        # paths.
         return (await self._prepare(Path(self.config.output_dir or "<output_dir>"))).plan
 
     @override
@@ -52,6 +54,7 @@ class ClusterBackend(Backend):
         trainer, config = self.trainer, self.config
         folder = config.output_dir
         if folder is None:
+            # Held by the backend: the trained model is in it, and must live as long as the trainer.
             self._scratch = TemporaryDirectory(prefix="orbiter-verl-")
             folder = self._scratch.name
         run = await self._prepare(Path(folder))
@@ -87,6 +90,7 @@ class ClusterBackend(Backend):
         from orbiter.train.engine.models.load import load_model
         from orbiter.train.engine.policy import make_policy
 
+        # The trained model may be loaded on another machine than the workers'.
         device = "cpu" if self.config.device == "cpu" else "auto"
         loaded = load_model(self._final, device=device)
         return make_policy(
@@ -111,6 +115,7 @@ class ClusterBackend(Backend):
 def _copy(adapter: Path, path: Path) -> Path:
     from orbiter.train.engine.models.folder import staged_folder
 
+    # Only a saved model may be replaced.
     if path.exists() and not (path / "adapter_config.json").is_file() and any(path.iterdir()):
         raise StorageError(f"{path} exists and is not a saved model; choose another path")
     with staged_folder(path) as staged:

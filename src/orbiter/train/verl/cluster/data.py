@@ -73,6 +73,7 @@ def model_files(name: str, folder: Path) -> ModelFiles:
         ConfigError: its tokenizer has no chat template, which verl applies to every prompt.
     """
     path = Path(name).expanduser()
+    # verl loads models from files, and this one is made by code.
     if name == TINY:
         tokenizer = tiny_tokenizer()
         files = ModelFiles(str(folder), True, tokenizer, CONTEXT, stop_token_ids(tokenizer))
@@ -84,6 +85,7 @@ def model_files(name: str, folder: Path) -> ModelFiles:
         stops = configured_stops(loaded.model) | stop_token_ids(loaded.tokenizer)
         files = ModelFiles(str(folder), True, loaded.tokenizer, context, stops)
     else:
+        # A hub name stays a name, since the workers of other machines load it themselves.
         files = _described(path.resolve()) if is_path(name) else _described(hub_folder(name), name)
     if files.tokenizer.chat_template is None:
         raise ConfigError(
@@ -106,6 +108,7 @@ def stops_of_folder(folder: Path) -> frozenset[int]:
     if not path.is_file():
         return frozenset()
     known = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    # Transformers allows one token or several here.
     listed = known if isinstance(known, list) else [known]
     return frozenset(token_id for token_id in listed if isinstance(token_id, int))
 
@@ -117,6 +120,7 @@ def write_model(name: str, files: ModelFiles) -> None:
     loaded = load_model(name, device="cpu")
     if loaded.model.generation_config is not None:  # an adapter's base does not know its stops
         stops = configured_stops(loaded.model) | stop_token_ids(loaded.tokenizer)
+        # The samplers stop by this file, and training by the tokenizer: both must agree.
         loaded.model.generation_config.eos_token_id = sorted(stops)
     loaded.model.save_pretrained(files.path)
     loaded.tokenizer.save_pretrained(files.path)
@@ -131,6 +135,7 @@ def describe_model(name: str, files: ModelFiles, folder: Path) -> str:
     if not files.written or (Path(files.path) / "config.json").is_file():
         return files.path
     model = load_model(name, device="cpu").model
+    # Unset in a model that was never saved, and verl reads it.
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     files.tokenizer.save_pretrained(folder)
@@ -200,6 +205,7 @@ def make_agent_tasks(
     return Prompts(
         items=tasks.items,
         held_out=[] if evaluated is None else evaluated.items,
+        # The longest prompt that an episode could have, since the real ones are not known.
         longest=context - config.max_response_length,
         system=None,
         tasks=written_tasks(tasks.tasks),
@@ -234,6 +240,7 @@ def _encoder(
             roles = [turn["role"] for turn in turns]
             raise DataError(f"the chat template refuses these turns ({roles}): {error}") from error
         token_ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        # verl cuts on the left by tokens, without regard to turns; the plan has a note about it.
         return token_ids if longest is None else token_ids[-longest:]
 
     return encode
@@ -258,11 +265,13 @@ def write_files(config: VeRLConfig, layout: Layout, inputs: Inputs) -> None:
     """
     with disk_errors(layout.folder):
         layout.folder.mkdir(parents=True, exist_ok=True)
+    # A fault of the earlier start would end this one at once.
     shutil.rmtree(layout.folder / FAULTS, ignore_errors=True)
     shutil.rmtree(layout.samples, ignore_errors=True)
     layout.metrics_file.unlink(missing_ok=True)
     prompts = inputs.prompts
     with disk_errors(Path(inputs.model.path)):
+        # Before the rows, so that a full disk shows before the long work.
         write_model(config.model, inputs.model)
     write_rows(
         prompts.items,

@@ -69,6 +69,7 @@ class ClusterJob:
         config = self.config
         gpus = config.nodes * config.gpus_per_node
         drawn = config.max_response_length * (config.max_turns if self.agent else 1)
+        # max_episode_tokens counts prompts as well, so it bounds what is sampled.
         most = drawn if config.max_episode_tokens is None else config.max_episode_tokens
         tokens = self.steps * config.samples_per_step * min(drawn, most)
         kind = "episodes" if self.agent else "samples"
@@ -85,6 +86,7 @@ class ClusterJob:
         """Return the shell command of the run, which resumes it if it has begun."""
         folder = shlex.quote(str(self.folder))
         words = f"orbiter-train train --config {folder}/config.toml --out {folder}"
+        # Decided when the job starts: a requeued one finds the file.
         resumed = f"$(test -e {folder}/metrics.jsonl && echo --resume)"
         return f"{words} train.ray_address={address} {resumed}"
 
@@ -95,6 +97,7 @@ def slurm_script(job: ClusterJob) -> str:
     cpus, memory = CPUS_A_GPU * config.gpus_per_node, GIB_A_GPU * config.gpus_per_node
     notes = "\n".join(f"# {line}" for line in job.described())
     names = "\n".join(
+        # The value is not in the script: Slurm passes the environment of `sbatch` on.
         f': "${{{name}:?set it before sbatch, which passes it on}}"'
         for name in config.environment_variables
     )
@@ -168,9 +171,11 @@ def kuberay_manifest(job: ClusterJob, *, image: str, claim: str) -> str:
         },
         "spec": {
             "entrypoint": f"bash -c {shlex.quote(job.command('http://127.0.0.1:8265'))}",
+            # GPUs that wait for nobody cost as much as those at work.
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "rayClusterSpec": {
+                # The head has no GPU, so verl's workers cannot be placed on it.
                 "headGroupSpec": {
                     "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
                     "template": {"spec": head},
@@ -215,6 +220,7 @@ def _pod(
         "containers": [container],
         "volumes": [
             {"name": "runs", "persistentVolumeClaim": {"claimName": claim}},
+            # Ray keeps its objects in shared memory, of which Kubernetes gives 64 MiB by default.
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{gib // 2}Gi"}},
         ],
     }

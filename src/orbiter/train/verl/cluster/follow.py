@@ -61,6 +61,7 @@ class Tail:
                 added = file.read()
         except FileNotFoundError:
             return
+        # A line that is still being written is read the next time.
         whole = added[: added.rfind(b"\n") + 1]
         self._at += len(whole)
         for line in whole.splitlines():
@@ -71,6 +72,7 @@ class Tail:
 def first_fault(folder: Path) -> str | None:
     """Return the earliest fault of a reward, or None."""
     try:
+        # The earliest is the cause; others often follow from it.
         faults = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     except FileNotFoundError:
         return None
@@ -82,6 +84,7 @@ def groups_of(dump: Path) -> list[dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for line in dump.read_bytes().splitlines():
         sample = json.loads(line)
+        # The rest of the uid is the number of the sample.
         key = str(sample["uid"]).split("_")[0]
         group = groups.setdefault(key, {"prompt": sample["input"], "outputs": []})
         group["outputs"].append({"text": sample["output"], "reward": sample["score"]})
@@ -113,6 +116,7 @@ def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> StepRow:
         named.pop("cut_off", None)
         named |= {k.removeprefix(METRIC): v for k, v in of_episodes.items()}
     named |= _validated(numbers)
+    # Each number once: what has one of our names does not appear under verl's as well.
     taken = {*NAMES.values(), *named, *of_episodes}
     clock = {OWN + k: v for k, v in numbers.items() if k.startswith(CLOCK)}
     others = {OWN + k: v for k, v in numbers.items() if not k.startswith(CLOCK) and k not in taken}
@@ -133,6 +137,7 @@ def _validated(numbers: Mapping[str, float]) -> dict[str, float]:
     for key, value in numbers.items():
         kind, *parts = key.split("/")
         if kind in {"val-core", "val-aux"} and "reward" in parts and parts[-1][:5] == "mean@":
+            # From "reward" on, because a source before it may contain slashes.
             name = "/".join(parts[parts.index("reward") : -1])
             held.setdefault(f"eval/{name}", []).append(value)
     return {name: fmean(values) for name, values in held.items()}

@@ -39,6 +39,7 @@ async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
             "is written before the end"
         )
     source, merged = layout.checkpoints / f"global_step_{number}/actor", layout.folder / "merged"
+    # What an interrupted merge left would be mixed with the new files.
     shutil.rmtree(merged, ignore_errors=True)
     command = [interpreter(config), "-m", MERGER, "merge", "--backend", "fsdp"]
     command += ["--local_dir", str(source), "--target_dir", str(merged)]
@@ -54,6 +55,7 @@ async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
 
 def last_checkpoint(folder: Path) -> int:
     """Return the step of verl's last complete checkpoint, or 0 without one."""
+    # verl writes this file after the checkpoint, so it never names an incomplete one.
     with contextlib.suppress(OSError, ValueError):
         return int((folder / "latest_checkpointed_iteration.txt").read_text(encoding="utf-8"))
     return 0
@@ -66,6 +68,7 @@ def _move(merged: Path, target: Path, base: str) -> None:
         if adapter.is_dir():
             shutil.copytree(adapter, staged, dirs_exist_ok=True)
             _name_base(staged / "adapter_config.json", base)
+            # The merger leaves the tokenizer beside the folder of the adapters.
             for file in [*merged.glob("tokenizer*"), *merged.glob("*.jinja")]:
                 shutil.copy(file, staged)
         else:

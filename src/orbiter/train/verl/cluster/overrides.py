@@ -57,9 +57,11 @@ def make_overrides(config: VeRLConfig, layout: Layout) -> Overrides:
         parts.append(_float32(config))
     made: Overrides = {}
     for part in parts:
+        # Later parts win: those for a rehearsal or for float32 replace general ones.
         made |= part
     if layout.agent:
         made = _with_episodes(config, layout, made)
+    # Last, so that a user can set any key of verl against this package's choice.
     return made | dict(config.verl_overrides)
 
 
@@ -78,8 +80,10 @@ def _with_episodes(config: VeRLConfig, layout: Layout, made: Overrides) -> Overr
         "+trainer.v1.sampler.sampler_kwargs.shipment": layout.agent_file,
     }
     if config.algorithm == "rloo":
+        # The mean over all siblings; `inside/batches.py` corrects it to the mean over the others.
         made["algorithm.adv_estimator"] = "grpo"
         made["algorithm.norm_adv_by_std_in_grpo"] = False
+    # Our sampler writes the samples itself, and a constant divisor is part of its weights.
     unused = ("trainer.rollout_data_dir", f"{ACTOR}.loss_scale_factor")
     return {key: value for key, value in made.items() if key not in unused}
 
@@ -115,6 +119,7 @@ def as_arguments(overrides: Mapping[str, object]) -> list[str]:
 
 def _value(value: object) -> str:
     if isinstance(value, str | Path):
+        # Hydra's own quoting; a shell is not involved.
         text = str(value).replace("\\", "\\\\").replace("'", "\\'")
         return f"'{text}'"
     if isinstance(value, Mapping):
@@ -123,6 +128,7 @@ def _value(value: object) -> str:
         return "[" + ",".join(map(_value, value)) + "]"
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
+    # null, true, false and whole numbers are spelt in Hydra as in JSON.
     return json.dumps(value)
 
 
@@ -135,6 +141,7 @@ def _data(layout: Layout) -> Overrides:
 
 
 def _actor(config: VeRLConfig, layout: Layout) -> Overrides:
+    # verl counts this in prompts, and this package in samples.
     prompts_an_update = (config.minibatch_size // config.group_size) or config.batch_size
     made: Overrides = {
         f"{ACTOR}.strategy": "fsdp2",
@@ -142,6 +149,7 @@ def _actor(config: VeRLConfig, layout: Layout) -> Overrides:
         f"{ACTOR}.use_dynamic_bsz": True,
         f"{ACTOR}.ppo_max_token_len_per_gpu": _micro_batch(config, layout),
         f"{ACTOR}.clip_ratio_high": config.clip_range_high or config.clip_range,
+        # verl's dual clip has no switch; this package has none.
         f"{ACTOR}.clip_ratio_c": NEVER,
         f"{ACTOR}.shuffle": True,
     }
@@ -174,6 +182,7 @@ def _model(config: VeRLConfig, layout: Layout) -> Overrides:
         made |= {
             f"{MODEL}.lora_rank": config.lora_rank,
             f"{MODEL}.lora_alpha": int(alpha),
+            # The layers that `engine/models/lora.py` adapts too.
             f"{MODEL}.target_modules": "all-linear",
             f"{ROLL}.load_format": "safetensors",
         }
@@ -184,6 +193,7 @@ def _run(config: VeRLConfig, layout: Layout) -> Overrides:
     total = config.epochs * steps_per_epoch(config, layout.prompts)
     return {
         "trainer.val_before_train": False,
+        # verl must save once: its last checkpoint is where the trained model comes from.
         "trainer.save_freq": save_frequency(config) or total,
         "trainer.default_local_dir": layout.checkpoints,
         "trainer.logger": ["console", "file"],
@@ -197,6 +207,7 @@ def _run(config: VeRLConfig, layout: Layout) -> Overrides:
 
 def save_frequency(config: VeRLConfig) -> int:
     """Return `save_every`, which counts updates, in steps; 0 saves after the last step only."""
+    # Rounded up, because verl cannot save within a step.
     return math.ceil(config.save_every / config.updates_per_step)
 
 
@@ -247,10 +258,12 @@ def _cpu(config: VeRLConfig) -> Overrides:
         f"{REF}.fsdp_config.use_torch_compile": False,
     }
     for model in models:
+        # Removed padding needs flash attention, which needs a GPU.
         made[f"{model}.use_remove_padding"] = False
         made[f"+{model}.override_config.attn_implementation"] = "sdpa"
     if config.lora_rank:
         made[f"{MODEL}.lora.merge"] = True
+    # A cluster of the user's own has been started with its own numbers.
     if config.ray_address is None:
         workers = config.nodes * config.gpus_per_node
         made |= {

@@ -99,6 +99,7 @@ async def make_plan(
     """
     overrides = make_overrides(config, layout)
     environment = job_environment(config, layout, rewards, agent)
+    # The check reads the model's configuration, which may not be where the run will have it.
     asked = {k: described if v == layout.model else v for k, v in overrides.items()}
     request = {
         "overrides": as_arguments(asked),
@@ -108,6 +109,7 @@ async def make_plan(
         "packages": {} if agent is None else dict(agent.packages),
     }
     answer = await _ask_verl(config, environment, request)
+    # All reasons at once, so that a user does not correct them one by one.
     refusals = [*_too_few(config, layout), *answer["refusals"], *_absent(rewards, answer)]
     if agent is not None:
         refusals += [*answer["agent"], *_unset(config)]
@@ -154,10 +156,13 @@ def job_environment(
     }
     if roots:
         known = os.environ.get("PYTHONPATH")
+        # Before what is set already: the user's modules must be the ones of this process.
         made["PYTHONPATH"] = os.pathsep.join([*roots, *([known] if known else [])])
     if config.device == "cpu":
         made |= {
             "VERL_USE_EXTERNAL_MODULES": PLUGIN,
+            # verl registers its engines for cuda and npu only; on the CPU platform they work as
+            # they are.
             "VERL_ENGINE_DEVICE": "cuda",
             "ORBITER_VERL_POLL_SECONDS": str(POLL_SECONDS),
             "OMP_NUM_THREADS": "1",
@@ -201,6 +206,7 @@ async def _ask_verl(
         raise MissingExtraError(
             f"{python} cannot check a plan for verl ({lines[-1]}); run: {install_command(python)}"
         )
+    # The last line, since verl and its libraries print while they are imported.
     answer: dict[str, Any] = json.loads(finished.output.splitlines()[-1])
     if answer["version"] is None:
         raise MissingExtraError(

@@ -66,16 +66,19 @@ class Child:
                 stderr=output,
                 cwd=self.folder,
                 env=dict(self.environment),
+                # A group of processes, so that Ray's and verl's children can be ended with it.
                 start_new_session=sys.platform != "win32",
             )
         assert self._process.stdin is not None
         self._process.stdin.write(self.stdin.encode())
         with contextlib.suppress(ConnectionError):
+            # A child that ended at once closes the pipe; its exit code says why.
             await self._process.stdin.drain()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop the process in any case, and wait for its end even if cancelled again."""
+        # A task, so that a second cancellation does not leave processes on the GPUs.
         stopping = asyncio.ensure_future(self.stop())
         try:
             await asyncio.shield(stopping)
@@ -107,6 +110,7 @@ class Child:
             await self.wait(seconds)
         if sys.platform != "win32":
             with contextlib.suppress(ProcessLookupError, PermissionError):
+                # Also after a normal end: grandchildren may outlive their parent.
                 os.killpg(self.process.pid, signal.SIGKILL)
         elif self.code is None:
             self.process.kill()
@@ -123,6 +127,7 @@ def last_lines(log: Path) -> str:
     """Return the end of a log file, without noise from libraries."""
     try:
         with log.open("rb") as file:
+            # A job's log may be gigabytes long.
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
             text = file.read().decode("utf-8", "replace")
     except OSError:

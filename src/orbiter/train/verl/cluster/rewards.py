@@ -41,6 +41,7 @@ def ship(rewards: Sequence[RewardSpec]) -> list[Shipped]:
     Raises:
         ConfigError: a reward cannot be sent; the message gives the reward, the reason and a remedy.
     """
+    # Numbered, because a reward's name may hold anything and a file's may not.
     return [_ship(spec, f"reward_{place}") for place, spec in enumerate(rewards)]
 
 

@@ -110,8 +110,10 @@ class ClusterRun:
             resume_from=self.layout.start,
             trackers=self.config.trackers,
         ) as run_log:
+            # After the log was opened, which cuts off the steps after the checkpoint.
             self.history += _earlier(self.folder, self.layout.start)
             await work(write_files, self.config, self.layout, self.inputs)
+            # A finished run that is resumed only merges its last checkpoint.
             if self.layout.start < self.plan.steps:
                 async with self._job() as job:
                     await self._follow(job, run_log, progress)
@@ -120,6 +122,7 @@ class ClusterRun:
     def means(self) -> dict[str, float]:
         """Return the mean of every metric over the last epoch."""
         per_epoch = max(1, self.plan.steps // self.config.epochs)
+        # The last step before the epoch that was begun last.
         begun = (self.steps_done - 1) // per_epoch * per_epoch
         rows = [row for row in self.history if row["step"] > begun]
         names = dict.fromkeys(name for row in rows for name in row)
@@ -213,6 +216,7 @@ class ClusterRun:
                 read = episode_groups if self.layout.agent else groups_of
                 for group in read(dump)[:GROUPS_KEPT]:
                     run_log.sample(number, group)
+                # The run's log has them now, and a dump holds every sample of a step.
                 dump.unlink()
             self._sampled = number
 
@@ -270,6 +274,7 @@ class Prepared(NamedTuple):
             start=self.start,
         )
         with TemporaryDirectory(prefix="orbiter-verl-") as folder:
+            # In a temporary folder, since a plan must not write into the run's.
             described = await work(describe_model, config.model, self.model, Path(folder))
             plan = await make_plan(
                 config, layout, self.rewards, agent=self.agent, described=described
@@ -279,7 +284,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    config: VeRLConfig, rewards: Sequence[RewardSpec], place: Path, agent: object = None
+    config: VeRLConfig, rewards: Sequence[RewardSpec], output_dir: Path, agent: object = None
 ) -> Prepared:
     """Collect everything that a run needs, without writing anything.
 
@@ -287,7 +292,7 @@ def prepare(
         ConfigError: a reward or the agent cannot be sent to verl's workers.
         StorageError: the model does not exist, or the folder already holds a run.
     """
-    folder = place.absolute()
+    folder = output_dir.absolute()
     return Prepared(
         config,
         folder,

@@ -1,10 +1,11 @@
 """Write a user's functions so that verl's workers can load them: by import path, else as source.
 
-A function of an importable module is imported by the workers. A function from a script or a
-notebook is sent as plain source, with the imports, constants and functions that it uses. The
-resulting file in the run's folder is readable and also runs under another Python version; a
-pickled function, which Ray could send, would be neither. Objects without separate source (a lambda,
-a partial) are refused before anything starts.
+A function of an importable module is imported by the workers. An object that can write a module
+which makes it anew (`as_source`), such as a RewardModel, is sent as that module. A function from a
+script or a notebook is sent as plain source, with the imports, constants and functions that it
+uses. The resulting file in the run's folder is readable and also runs under another Python version;
+a pickled function, which Ray could send, would be neither. Objects without separate source (a
+lambda, a partial) are refused before anything starts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from orbiter.train.errors import ConfigError
 
@@ -45,6 +46,14 @@ class Code:
     """Folder to import the module from; None if the module is installed."""
 
 
+@runtime_checkable
+class Remakeable(Protocol):
+    """An object that another process can make anew."""
+
+    def as_source(self) -> str:
+        """Return a module that makes it under the name `reward`; ConfigError if it cannot."""
+
+
 def code_of(fn: Any, what: str, stem: str) -> Code:  # noqa: ANN401 - anything a user passes
     """Return a function in a form that can be sent to the workers.
 
@@ -56,6 +65,16 @@ def code_of(fn: Any, what: str, stem: str) -> Code:  # noqa: ANN401 - anything a
     Raises:
         ConfigError: it cannot be sent; names it, the reason and what to do.
     """
+    if isinstance(fn, Remakeable) and not isinstance(fn, type):
+        try:
+            source = fn.as_source()
+        except ConfigError as error:
+            raise ConfigError(f"{what} cannot be sent to verl: {error}") from error
+        head = f'"""The {what}, as it was sent to verl."""\n\n'
+        return Code(
+            module=stem, function="reward", file=f"{stem}.py", source=head + source, root=None
+        )
+    # The worker gets exactly this function; source is only the second choice.
     if is_importable(fn):
         return Code(
             module=fn.__module__,
@@ -83,10 +102,12 @@ def held_by_module(value: object) -> Code | None:
     if owner is None or isinstance(owner, type | FunctionType | ModuleType | functools.partial):
         return None
     own = sys.modules.get(type(owner).__module__)
+    # The module of its class first: it is where the object most likely is.
     for module in [own, *list(sys.modules.values())]:
         if module is None or module.__name__ == "__main__" or not hasattr(module, "__file__"):
             continue
         for name, held in list(vars(module).items()):
+            # By identity: an equal object under another name may have another state.
             if held is owner:
                 method = f".{value.__name__}" if inspect.ismethod(value) else ""
                 return Code(
@@ -110,6 +131,7 @@ def imported_packages(code: Code) -> list[str]:
         if file is None or not file.endswith(".py"):
             return []
         text = Path(file).read_text(encoding="utf-8")
+    # The package itself is sent or installed as a whole.
     own = {code.module.partition(".")[0], *sys.stdlib_module_names}
     names: set[str] = set()
     for node in ast.walk(ast.parse(text)):
@@ -133,16 +155,17 @@ def refuse(what: str, why: str, way_out: str = WAY_OUT) -> NoReturn:
     raise ConfigError(f"{what} cannot be sent to verl: {why}; {way_out}")
 
 
-def is_importable(thing: object) -> bool:
+def is_importable(value: object) -> bool:
     """Return whether another process gets this same object by importing it."""
-    module = sys.modules.get(getattr(thing, "__module__", None) or "")
-    qualified = getattr(thing, "__qualname__", None)
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    qualified = getattr(value, "__qualname__", None)
     if module is None or module.__name__ == "__main__" or qualified is None:
         return False
     named: object = module
     for part in qualified.split("."):
         named = getattr(named, part, None)
-    return named is thing
+    # A decorator may have put something else under the name.
+    return named is value
 
 
 def _root(module: ModuleType) -> str | None:
@@ -150,6 +173,7 @@ def _root(module: ModuleType) -> str | None:
     if module.__file__ is None:
         return None
     file = Path(module.__file__).resolve()
+    # As many folders up as the module is deep in its package.
     up = module.__name__.count(".") + (file.name == "__init__.py")
     root = file.parents[up]
     installed = {"site-packages", "dist-packages", f"python{sys.version_info[0]}"}
@@ -185,6 +209,7 @@ class _Source:
             if self.meant[name] is not value and self.meant[name] != value:
                 refuse(self.what, f"the name {name!r} means two things in what it uses")
             return
+        # Before what it uses: two functions may call each other.
         self.meant[name] = value
         if isinstance(value, ModuleType):
             self.imports[name] = f"import {value.__name__} as {name}"
@@ -197,6 +222,7 @@ class _Source:
 
     def _import(self, name: str, value: object) -> None:
         qualified: str = getattr(value, "__qualname__", "")
+        # Such as a method or an inner class.
         if "." in qualified:
             refuse(self.what, f"{name!r} is {qualified}, which no import statement names")
         self.imports[name] = f"from {value.__module__} import {qualified} as {name}"
@@ -211,6 +237,7 @@ class _Source:
             refuse(self.what, f"the source of {fn.__qualname__} cannot be read ({error})")
         if not isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef):
             refuse(self.what, f"{fn.__qualname__} is not defined with def")
+        # What it uses comes before it in the file.
         for used, value in _used(fn, tree):
             self._add(used, value)
         self.functions[name] = source.rstrip()
@@ -231,6 +258,7 @@ def _written(value: object) -> str | None:
     if isinstance(value, re.Pattern):
         return f"__import__('re').compile({value.pattern!r}, {value.flags})"
     try:
+        # Read back, because not every repr is source that gives an equal value.
         return repr(value) if ast.literal_eval(repr(value)) == value else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
@@ -241,6 +269,7 @@ def _used(
 ) -> Iterator[tuple[str, object]]:
     """Yield every name that a function uses from outside, with its value."""
     outside: dict[str, object] = {**fn.__globals__, **_closed_over(fn)}
+    # Evaluated when the function is defined, so they are not among its code's names.
     heads = [*tree.decorator_list, *tree.args.defaults, *filter(None, tree.args.kw_defaults)]
     in_head = {n.id for head in heads for n in ast.walk(head) if isinstance(n, ast.Name)}
     for name in sorted(in_head | set(_names(fn.__code__)) | set(fn.__code__.co_freevars)):

@@ -74,6 +74,7 @@ class EpisodeLoop(AgentLoopBase):  # type: ignore[misc] # verl is untyped here
         """Play one episode, score it, and return its streams."""
         engine = ServerEngine(self.server_manager, sampling_params)
         worker = self.worker
+        # The whole item is in the row, since verl passes only texts and numbers on.
         item = decode_item(str(extra_info["item"]).encode())
         task = extra_info.get("task")
         wanted = Wanted(
@@ -84,9 +85,11 @@ class EpisodeLoop(AgentLoopBase):  # type: ignore[misc] # verl is untyped here
             name=f"{uid}_{session_id}",
         )
         try:
+            # On the agents' loop: an agent that blocks must not hold up verl's own loop.
             playing = worker.agents.submit(worker.play(engine, wanted))
             return await asyncio.wrap_future(playing)
         except TrainError as error:
+            # verl would only log it; the process that started the job looks into this folder.
             note_fault(worker.folder / FAULTS, error)
             raise
 
@@ -125,6 +128,7 @@ class ServerEngine:
     ) -> Generated:
         """Draw one answer; verl sends all prompts of a session to the same server."""
         answer = await self._manager.generate(
+            # The same server for all turns, which has the conversation's prefix in its cache.
             request_id=session,
             prompt_ids=list(prompt_ids),
             sampling_params={**self._sampling, "max_tokens": max_new_tokens},
@@ -146,6 +150,7 @@ def _agent_worker(path: str) -> AgentWorker:
 def worker_of(path: str, tokenizer: Any) -> AgentWorker:
     """Return this process's worker for a run, which is made for its first episode."""
     worker = _agent_worker(path)
+    # verl's, which every loop has; loading another one for each process would take seconds.
     worker.tokenizer = tokenizer
     return worker
 
@@ -168,6 +173,7 @@ class AgentWorker:
         except TrainError as error:
             note_fault(self.folder / FAULTS, error)
             raise
+        # Two loops, because an agent may block its own one while it waits for an answer.
         self.agents, self.answers = LoopThread("agents"), LoopThread("answers")
         self._room = asyncio.Semaphore(self.config.episode_concurrency)
         self._rating = asyncio.Semaphore(self.config.reward_concurrency)
@@ -196,6 +202,7 @@ class AgentWorker:
             live.close()
         async with self._rating:
             scores = await rate(config, self.rewards, wanted.item, episode, wanted.place)
+        # Adds the rewards that the agent or the environment gave itself.
         scores = together([(episode, scores)]).scores
         return self._outputs(episode, scores, live.versions)
 
@@ -234,9 +241,11 @@ class AgentWorker:
             "global_steps": max(versions, default=0),
             "min_global_steps": min(versions, default=0),
             "max_global_steps": max(versions, default=0),
+            # As text, which passes through verl's batches unchanged.
             EPISODE: json.dumps(facts, default=str),
         }
         if not facts["trained"]:
+            # verl needs a row for each episode, also for one without tokens to train on.
             end = int(self.tokenizer.eos_token_id or 0)
             return [
                 made(

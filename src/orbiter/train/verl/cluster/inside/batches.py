@@ -63,6 +63,7 @@ class Sifted(NamedTuple):
 
 def sift(rows: Sequence[EpisodeRow], config: VeRLConfig) -> Sifted:
     """Sort out a step's rows."""
+    # One row of each is enough: the facts are the same in all of them.
     episodes = {row.session: row for row in rows}
     trained = {name: row for name, row in episodes.items() if row.facts["trained"]}
     kept = [row for row in rows if row.session in trained]
@@ -86,6 +87,7 @@ def _weights(
     kept: Sequence[EpisodeRow], trained: Mapping[str, EpisodeRow], config: VeRLConfig
 ) -> dict[str, float]:
     """Return the weight of the tokens of each row, by key."""
+    # Only the trained ones: verl computes its baseline after the others were taken out.
     siblings = Counter(row.prompt for row in trained.values())
     tokens = sum(int(row.facts["tokens"]) for row in trained.values())
     longest = config.max_episode_tokens or config.max_turns * config.max_response_length
@@ -94,12 +96,15 @@ def _weights(
     def weight(row: EpisodeRow) -> float:
         value, n = 1.0, siblings[row.prompt]
         if config.loss_aggregation == "episode":
+            # Times the mean over tokens, this is the mean over episodes of their means over tokens.
             value = tokens / (len(trained) * int(row.facts["tokens"]))
         elif config.loss_aggregation == "constant":
             value = tokens / (len(trained) * longest)
         if compares and n == 1:
             return 0.0
         if config.algorithm is VeRLAlgorithm.RLOO:
+            # The mean of all n includes the episode itself; this turns the difference into that to
+            # the mean of the others.
             value *= n / (n - 1)
         return value
 
@@ -159,5 +164,6 @@ def rows_of_an_update(rows: int, *, updates: int, workers: int, group_size: int)
 
     verl counts an update's rows in whole groups, and each of the workers takes the same number.
     """
+    # Divisible by both, or verl would refuse the batch or drop rows.
     unit = math.lcm(workers, group_size)
     return unit * max(1, math.ceil(rows / (unit * updates)))

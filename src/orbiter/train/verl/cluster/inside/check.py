@@ -49,13 +49,16 @@ def check(request: Mapping[str, Any]) -> CheckAnswer:
         return answer
     if answer.version not in request["tested"]:
         return answer
+    # After the version was checked: an interpreter without verl may not have torch either.
     import torch
 
     answer.devices = torch.cuda.device_count()
     answer.missing = dict(_missing(request["modules"]))
     _check_agent(answer, request.get("agent_modules", []), request.get("packages", {}))
+    # verl's defaults; the one key without a default must be given for them to compose.
     known = _leaves(_config(["actor_rollout_ref.rollout.name=vllm"]), inner=True)
     answer.refusals = list(_unknown_keys(request["overrides"], known))
+    # With an unknown key Hydra would fail first, with a message that names only that key.
     if not answer.refusals:
         _compose(answer, [*request["overrides"]])
     if answer.composed:
@@ -67,6 +70,7 @@ def _check_agent(
     answer: CheckAnswer, modules: list[str], packages: Mapping[str, str | None]
 ) -> None:
     """Look for what an agent imports, and compare the versions with those of the asking process."""
+    # Found without importing: a package may be slow to import, or change the process.
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
         answer.agent = [
@@ -106,6 +110,7 @@ def _unknown_keys(overrides: list[str], known: Mapping[str, Any]) -> Iterator[st
     """Yield an error for every key that verl does not know, unless it is added with a "+"."""
     for override in overrides:
         key = override.partition("=")[0].lstrip("~")
+        # A "+" says that the key is new, as Hydra requires for it.
         if not key.startswith("+") and key not in known:
             yield (
                 f"verl has no key {key!r}{did_you_mean(key, known)}"
@@ -116,6 +121,7 @@ def _unknown_keys(overrides: list[str], known: Mapping[str, Any]) -> Iterator[st
 def _no_numbers(composed: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
     """Yield an error for every text value where verl's default is a number."""
     for key, value in composed.items():
+        # Hydra takes any text; verl would fail on it hours later.
         if isinstance(value, str) and isinstance(known.get(key), int | float):
             yield f"{key} must be a number, got {value!r}"
 
@@ -145,6 +151,7 @@ def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
     try:
         config = _config(overrides)
         OmegaConf.resolve(config)
+        # Standard output is for the answer alone.
         with contextlib.redirect_stdout(sys.stderr):
             validate_config(
                 config,
@@ -152,6 +159,7 @@ def _compose(answer: CheckAnswer, overrides: list[str]) -> None:
                 use_critic=need_critic(config),
             )
     except Exception as error:
+        # Hydra wraps the cause, which is what a user can act on.
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         answer.refusals = [f"verl refuses the configuration: {' '.join(lines[:3])}"]
         return

@@ -52,6 +52,7 @@ class EpisodeBatches(NamedRewards):
         shipment = Path(kwargs["sampler_kwargs"]["shipment"])
         self._folder, self._shipment = shipment.parent, read_shipment(shipment)
         self._config = self._shipment.config
+        # The way to the trainer that the docstring of this file explains.
         self._trainer = kwargs["refill_fn"].__self__
         self._pings: dict[int, Any] = {}
         self._pinged = 0.0
@@ -59,6 +60,7 @@ class EpisodeBatches(NamedRewards):
     @override
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> Any:
         """Return verl's batch without failed episodes, and its metrics with those of episodes."""
+        # Past `NamedRewards`, whose means would include failed episodes.
         batch, metrics = ReplayBuffer.sample(self, global_steps, partition_id, batch_size)
         if not batch.keys:
             return batch, metrics
@@ -69,10 +71,12 @@ class EpisodeBatches(NamedRewards):
             raise
         tags = dict(zip(batch.keys, batch.tags, strict=True))
         if sifted.dropped:
+            # Otherwise the next step would find these rows again.
             transfer_queue.kv_clear(keys=sifted.dropped, partition_id=partition_id)
         batch = type(batch)(
             partition_id=partition_id, keys=sifted.kept, tags=[tags[key] for key in sifted.kept]
         )
+        # A validation is only measured: no weights and no padding.
         if partition_id == "val":
             return batch, metrics
         self._keep_samples(global_steps, sifted)
@@ -87,6 +91,7 @@ class EpisodeBatches(NamedRewards):
         data = transfer_queue.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
         )
+        # verl wraps values that are not tensors.
         extra = [getattr(entry, "data", entry) for entry in data["extra_fields"]]
         rows = [
             EpisodeRow(key, json.loads(each[EPISODE]))
@@ -115,6 +120,7 @@ class EpisodeBatches(NamedRewards):
         )
         end = self._trainer.tokenizer.eos_token_id
         batch = upsample_batch_to_divisible_size(batch, rows * updates, end)
+        # In prompts, by which verl counts.
         actor.ppo_mini_batch_size = rows // self._config.group_size
         if self._trainer.use_critic:
             config.critic.ppo_mini_batch_size = actor.ppo_mini_batch_size
@@ -122,6 +128,7 @@ class EpisodeBatches(NamedRewards):
             torch.full((int(tag["response_len"]),), sifted.weight.get(key, 0.0))
             for key, tag in zip(batch.keys, batch.tags, strict=True)
         ]
+        # Jagged, as verl's own fields of answers are.
         nested = torch.nested.as_nested_tensor(weights, layout=torch.jagged)
         transfer_queue.kv_batch_put(
             keys=batch.keys,
@@ -160,6 +167,7 @@ class EpisodeBatches(NamedRewards):
         for number, worker in enumerate(workers):
             ping = self._pings.get(number) or worker.__ray_ready__.remote()
             self._pings[number] = ping
+            # Without waiting: a worker that is busy answers at a later poll.
             answered, _ = ray.wait([ping], timeout=0)
             if answered:
                 del self._pings[number]

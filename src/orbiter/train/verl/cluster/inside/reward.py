@@ -51,8 +51,10 @@ def load(module: str) -> ComputeScore:
         *, solution_str: str, extra_info: Mapping[str, Any], **_: object
     ) -> dict[str, float]:
         try:
+            # At the first call, in the worker: the module itself must load without the user's code.
             if not specs:
                 specs.extend(spec_of(folder, each) for each in shipment.rewards)
+            # A semaphore belongs to one event loop, and verl may have several in a process.
             gate = gates.setdefault(
                 asyncio.get_running_loop(), asyncio.Semaphore(shipment.concurrency)
             )
@@ -78,6 +80,7 @@ async def _score(
         concurrency=shipment.concurrency,
         first_index=int(extra_info["index"]),
     )
+    # verl requires a number in every row; a skipped reward counts as a fault as well.
     named = {PREFIX + name: answers[0] or 0.0 for name, answers in scores.by_name.items()}
     return {"score": scores.total[0] or 0.0, **named, "reward_faults": float(scores.faults)}
 

@@ -36,6 +36,7 @@ class NamedRewards(ReplayBuffer):  # type: ignore[misc] # verl is untyped here
     def sample(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:
         """Return verl's batch and metrics, with the rewards of the batch among the metrics."""
         batch, metrics = super().sample(*args, **kwargs)
+        # verl reports the rewards of a validation itself.
         if batch.partition_id != "val" and batch.keys:
             metrics = {**metrics, **reward_metrics(batch)}
         return batch, metrics

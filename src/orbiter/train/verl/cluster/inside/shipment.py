@@ -76,6 +76,7 @@ def load_agent(folder: Path, described: Mapping[str, Any]) -> object:
 
 def _has(package: str) -> bool:
     try:
+        # `find_spec` fails for some modules that are loaded already.
         return package in sys.modules or find_spec(package) is not None
     except (ImportError, ValueError):
         return False
@@ -128,6 +129,7 @@ def _module_at(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs, as an import does: dataclasses look their module up.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -45,7 +45,9 @@ async def submit(request: JobRequest) -> int:
     )
     loop, log = asyncio.get_running_loop(), asyncio.create_task(_print_log(client, request))
     for number in (signal.SIGTERM, signal.SIGINT):
+        # Ends the waiting for the log; the job itself is stopped below.
         loop.add_signal_handler(number, log.cancel)
+    # A parent that was killed cannot send a signal, but its end of the pipe closes.
     loop.add_reader(sys.stdin.fileno(), _unless_ended, log)
     try:
         await log
@@ -70,6 +72,7 @@ async def _print_log(client: JobSubmissionClient, request: JobRequest) -> None:
 async def _end(client: JobSubmissionClient, request: JobRequest) -> JobStatus:
     """Wait until the job has ended, which is shortly after its log ends."""
     until = time.monotonic() + STOPPING_SECONDS
+    # The log may end a moment before Ray knows how the job ended.
     while (status := client.get_job_status(request.submission_id)) not in ENDED:
         if time.monotonic() > until:
             break
