@@ -21,7 +21,7 @@ from orbiter.train.engine.thread import work
 from orbiter.train.engine.turn_end import render_action
 from orbiter.train.engine.update import update
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
+from orbiter.train.verl import RewardSpec, VeRLAlgorithm, VeRLConfig, VeRLTrainer
 from tests.verl.teachers import save, wider_model
 
 ITEMS = [TrajectoryItem(letter, chr(ord(letter) + 1)) for letter in "abcdef"]
@@ -50,7 +50,7 @@ async def test_a_student_learns_its_teachers_skill_from_its_own_samples(
 ) -> None:
     teacher = await work(teach, tmp_path / "teacher", seed)
     config = VeRLConfig(
-        algorithm="distill",
+        algorithm=VeRLAlgorithm.DISTILL,
         model="tiny",
         teacher=str(teacher),
         distill_beta=0.5,

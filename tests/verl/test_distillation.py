@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +164,13 @@ def gradients(policy: Policy, run: Callable[[], object]) -> dict[str, Tensor]:
     for parameter in named.values():
         parameter.grad = None
     kept: dict[str, Tensor] = {}
+
+    def keep(name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        kept[name] = parameter.grad.clone()
+
     hooks = [
-        parameter.register_post_accumulate_grad_hook(
-            lambda p, name=name: kept.__setitem__(name, p.grad.clone())
-        )
+        parameter.register_post_accumulate_grad_hook(partial(keep, name))
         for name, parameter in named.items()
     ]
     run()
@@ -226,6 +230,7 @@ async def test_episodes_of_an_agent_learn_from_a_teacher(
     async with LivePolicy(policy, max_new_tokens=6) as live:
         played = await play(setting, live, as_tasks(tasks), [[1, 2, 3], [4, 5, 6]])
     probe = (await work(credit_episodes, policy, made, *played)).credited.batch
+    assert probe is not None
     before = await work(measure_divergence, policy, probe, temperature=1.0, beta=1.0)
     await trainer.train(tasks)
     after = await work(measure_divergence, policy, probe, temperature=1.0, beta=1.0)

@@ -19,7 +19,7 @@ from orbiter.train.errors import ConfigError
 from orbiter.train.llm.config import ClientConfig
 from orbiter.train.llm.failure import ChatError
 from orbiter.train.llm.gate import Gate
-from orbiter.train.llm.wire import RequestFailed, Wire
+from orbiter.train.llm.wire import ConnectionPool, RequestFailed
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.25, 20.0
 """Seconds: upper limit of the random pause before the second attempt, doubled for each further one,
@@ -60,7 +60,7 @@ class PromptScorer:
             MissingExtraError: the `openai` package is not installed.
         """
         self.config = config
-        self._wire = Wire(config, api_key)
+        self._pool = ConnectionPool(config, api_key)
         self._gate = Gate(concurrency=config.concurrency, give_up_seconds=config.give_up_seconds)
         self._form: _Form | None = None
         self._jitter = random.Random()  # affects only retry times, never the data
@@ -92,7 +92,7 @@ class PromptScorer:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._wire.close()
+        await self._pool.close()
 
     async def _find(self, token_ids: Sequence[int]) -> _Form:
         """Return the first form that the endpoint answers."""
@@ -135,7 +135,7 @@ class PromptScorer:
         self, token_ids: Sequence[int], extra: Mapping[str, object], sent_at: float
     ) -> Json:
         try:
-            raw = await self._wire.complete(token_ids, extra)
+            raw = await self._pool.complete(token_ids, extra)
         except RequestFailed as failure:
             if failure.kind == "rate_limit":
                 self._gate.rate_limited(sent_at, failure.retry_after)
