@@ -45,6 +45,8 @@ class Safe:
         self.tried += times
         if digits == "0000":
             raise RuntimeError("the dial is stuck")
+        if digits == "exit":
+            raise SystemExit(2)
         self.opened = digits == self.code
         return "open" if self.opened else "closed"
 
@@ -167,6 +169,7 @@ async def test_an_episode_is_played_and_its_reward_is_the_environments(
     ("call", "answer", "invalid"),
     [
         (tool_call("turn", digits="0000"), "Error: RuntimeError: the dial is stuck", 0),
+        (tool_call("turn", digits="exit"), "Error: SystemExit: 2", 0),
         (tool_call("trun", digits="1"), "no tool 'trun'; did you mean 'turn'?; the tools are", 1),
         (tool_call("turn", digits=7), "wrong arguments for turn: Expected `str`, got `int`", 1),
         (tool_call("turn", digit="7"), "wrong arguments for turn: ", 1),
@@ -357,7 +360,7 @@ class Taskset:
         (_with(unhinted), "has no type hint for 'x'"),
         (_with(starred), "takes \\*rest; a tool needs a name for each argument"),
         (_with(positional), "takes 'x' by position only"),
-        (_with(odd), "a type hint that JSON cannot express"),
+        (_with(odd), "a type hint that JSON cannot express: Lock"),
         (_with(unknown), "type hints that cannot be resolved: name 'Nowhere'"),
     ],
 )

@@ -182,3 +182,14 @@ def test_calls_that_are_repeated_or_invalid_are_counted(
     ]
     episode: Any = SimpleNamespace(turns=turns)
     assert call_metrics([episode]) == {"tool_calls": calls, "bad_calls": bad}
+
+
+async def test_a_short_run_that_learned_nothing_says_so_and_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await trainer(two_turns, max_episode_tokens=3).train(["a", "b"])
+    assert "nothing was learned: in none of the 1 steps" in caplog.text
+    assert "stopped/max_tokens 6" in caplog.text
+    caplog.clear()
+    await trainer(two_turns).train(["a", "b"])
+    assert "nothing was learned" not in caplog.text

@@ -119,7 +119,7 @@ async def forever_politely(task: str) -> str:
     [
         (raises, {}, "agent_error", "ValueError: a tool is down"),
         (exits, {}, "agent_error", "SystemExit: 3"),
-        (silent, {}, "no_calls", None),
+        (silent, {}, "no_calls", "made no model call"),
         (cancels_itself, {}, "agent_error", "CancelledError"),
         (own_time_limit, {}, "agent_error", "TimeoutError"),
         (hangs, {"timeout_seconds": 1.0}, "timeout", None),

@@ -196,7 +196,7 @@ async def test_an_agent_that_calls_no_model_of_the_policy_is_an_error() -> None:
     async def silent(task: str) -> str:
         return "42"
 
-    with pytest.raises(CallbackError, match="no_calls, it called no model that the policy"):
+    with pytest.raises(CallbackError, match="no_calls, it made no model call that the policy"):
         await trainer(silent).train(["a"])
 
 
@@ -303,7 +303,7 @@ async def test_the_tasks_and_rewards_of_an_agent_are_checked() -> None:
     for nonsense in NONSENSE:
         with pytest.raises(ConfigError, match="tasks"):
             await trainer(two_turns).train(nonsense)
-    with pytest.raises(DataError, match="no data to evaluate on"):
+    with pytest.raises(DataError, match="nothing to evaluate on"):
         await trainer(two_turns).evaluate()
     asks = RewardSpec("r", 1.0, lambda task, result: float(task == result))
     alone = VeRLTrainer(tiny(), [asks])

@@ -76,7 +76,7 @@ async def test_runs_come_in_the_order_of_the_tasks_with_their_rewards(server: Mo
     assert {item.agent for item in done.dataset} == {"echo"}
     assert len({item.task_id for item in done.dataset}) == 12
     assert 1 < agent.most_at_once <= 3
-    assert str(done) == "24 tasks, 0 failed, 24 calls, mean reward 1.000"
+    assert str(done) == "24 attempts at 12 tasks, 0 failed, 24 calls, mean reward 1.000"
 
 
 async def test_failed_and_late_episodes_stay_as_data_with_their_error(server: ModelServer) -> None:

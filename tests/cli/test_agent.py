@@ -103,6 +103,7 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
     ran = run("train", "-c", "config.toml", *KINDS[kind], "--dry-run")
     assert ran.code == ExitCode.OK, ran.err
     assert ran.out.count("task      {'question': 'tasks ") == 2
+    assert "4 tasks, 3 held out" in ran.out
     assert "user      tasks 0?" in ran.out
     assert "assistant " in ran.out
     assert "  ended   done, after" in ran.out
@@ -127,15 +128,14 @@ def test_a_dry_run_plays_two_episodes_and_says_what_a_step_costs(
 def test_train_measures_before_and_after_and_eval_reads_the_run(
     run: Run, agents: Path, kind: str
 ) -> None:
-    ran = run("train", "-c", "config.toml", *KINDS[kind], "--out", "runs/one")
+    ran = run("train", "-c", "config.toml", *KINDS[kind], "eval.by=topic", "--out", "runs/one")
     assert ran.code == ExitCode.OK, ran.err
     assert "held out  reward" in ran.out
     assert "try it    orbiter-train eval --run runs/one" in ran.out
     story = json.loads((agents / "runs/one/story.json").read_text())
     assert [exam["name"] for exam in story["exams"]] == ["before", "after"]
     assert len(story["tasks"]) == 3
-    words = ["--run", "runs/one", "eval.by=topic", "--json"]
-    told = json.loads(run("eval", *words).out)
+    told = json.loads(run("eval", "--run", "runs/one", "--json").out)
     (measured,) = told["models"].values()
     after = json.loads((agents / "runs/one/result.json").read_text())["after"]["mean"]
     assert measured["reward"] == pytest.approx(after)
@@ -155,6 +155,20 @@ def test_a_dry_run_without_any_reward_says_so(run: Run, agents: Path) -> None:
     ran = run("train", "-c", "config.toml", 'agent.run="my_agent.py:agent"', "--dry-run")
     assert ran.code == ExitCode.OK
     assert "no episode got a reward" in ran.out
+
+
+@pytest.mark.parametrize("spec", ["by_file/agent.py:agent", "by_name.agent:agent"])
+def test_an_agent_may_be_part_of_a_package(run: Run, agents: Path, spec: str) -> None:
+    # Two names, since a package that is loaded already is not loaded from another folder.
+    parts = agents / spec.replace("/", ".").partition(".")[0]
+    parts.mkdir()
+    (parts / "__init__.py").touch()
+    (parts / "agent.py").write_text("from .inner import agent\n\nMARK = agent\n")
+    (parts / "inner.py").write_text(AGENT)
+    ran = run("train", "-c", "config.toml", f'agent.run="{spec}"', "reward=my_agent.py:hashed",
+              "--dry-run")  # fmt: skip
+    assert ran.code == ExitCode.OK, (ran.err, ran.out)
+    assert "ended   done" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -244,6 +258,21 @@ def test_imitation_ignores_a_reward_that_judges_episodes(run: Run, agents: Path)
     assert (without.code, "judge" in without.err) == (ExitCode.CALLBACK, True)
 
 
+def test_the_plan_counts_items_and_the_sequences_that_episodes_form(run: Run, agents: Path) -> None:
+    asked = {"role": "user", "content": "Where is it?"}
+    rows: list[dict[str, object]] = []
+    for episode in ("a", "b"):
+        answered = {"role": "assistant", "content": "There."}
+        for step, messages in enumerate(([asked], [asked, answered, asked])):
+            row = {"state": "s", "action": "There.", "reward": 1.0, "messages": messages}
+            rows.append({**row, "episode_id": episode, "step": step})
+    (agents / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "--dry-run"]
+    assert "4 items in 2 sequences, 4 held out" in run("sft", *words).out
+    (agents / "good.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert "1 items, 1 held out" in run("sft", *words).out
+
+
 @pytest.mark.slow
 def test_imitation_without_rewards_tells_the_loss_on_the_held_out_items(
     run: Run, agents: Path
@@ -253,6 +282,7 @@ def test_imitation_without_rewards_tells_the_loss_on_the_held_out_items(
     words = ["data.train=good.jsonl", "data.eval=good.jsonl", "sft.model=tiny", "sft.epochs=1"]
     ran = run("sft", *words, "--out", "runs/sft")
     assert ran.code == 0, ran.err
+    assert "try it    orbiter-train generate --model runs/sft/model" in ran.out
     told = [line for line in ran.out.splitlines() if line.startswith("held out  loss ")]
     assert len(told) == 1
     result = json.loads((agents / "runs/sft/result.json").read_text())

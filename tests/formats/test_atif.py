@@ -224,3 +224,28 @@ FULL: dict[str, Any] = {
     "token_ids": [2],
     "logprobs": [-0.5],
 }
+
+
+@pytest.mark.parametrize("holder", ["extra", "final_metrics"])
+def test_the_score_of_a_foreign_trajectory_reaches_every_step_without_its_own(
+    holder: str, tmp_path: Path
+) -> None:
+    call = {"tool_call_id": "c", "function_name": "find", "arguments": {"order": "1"}}
+    late = {"results": [{"source_call_id": "c", "content": "late"}]}
+    steps: list[dict[str, Any]] = [
+        {"step_id": 1, "source": "user", "message": "Where is order 1?"},
+        {"step_id": 2, "source": "agent", "message": "", "tool_calls": [call], "observation": late},
+        {"step_id": 3, "source": "agent", "message": "Hm.", "extra": {"reward": 0.25}},
+        {"step_id": 4, "source": "agent", "message": "It is late."},
+    ]
+    score = {"reward": 1.0} if holder == "extra" else {"extra": {"reward": 1.0}}
+    trajectory = {
+        "schema_version": "ATIF-v1.7",
+        "session_id": "s",
+        "agent": {"name": "a", "version": "1"},
+        "steps": steps,
+        holder: score,
+    }
+    path = tmp_path / "trajectory.json"
+    path.write_text(json.dumps(trajectory))
+    assert [item.reward for item in read(path)] == [1.0, 0.25, 1.0]

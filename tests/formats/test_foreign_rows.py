@@ -10,6 +10,7 @@ import pytest
 
 from orbiter.train import TrajectoryItem
 from orbiter.train.formats import check, detect, read, write
+from orbiter.train.synthesis import filter_by_score
 
 Json = Any
 USER = {"role": "user", "content": "Weather in Graz?"}
@@ -289,6 +290,43 @@ def test_a_reward_beside_a_chat_is_that_of_its_last_answer(name: str, tmp_path: 
     chat = {"messages": [*CHAT, *CHAT], "conversations": [*TURNS, *TURNS]}[name]
     first, last = items({name: chat, "reward": 0.5}, tmp_path)
     assert (first.reward, last.reward, last.metadata) == (None, 0.5, {})
+
+
+def called(name: str, function: str, answer: str) -> list[Json]:
+    """Return an episode of an agent that calls a tool, then answers, in either form."""
+    arguments = '{"order": "1"}'
+    if name == "conversations":
+        call = json.dumps({"name": function, "arguments": {"order": "1"}})
+        return [
+            {"from": "human", "value": "Where is order 1?"},
+            {"from": "function_call", "value": call},
+            {"from": "observation", "value": "late"},
+            {"from": "gpt", "value": answer},
+        ]
+    made = {"id": "c", "type": "function", "function": {"name": function, "arguments": arguments}}
+    return [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [made]},
+        {"role": "tool", "tool_call_id": "c", "content": "late"},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations"])
+@pytest.mark.parametrize("turns", [1, 2])
+def test_the_score_of_an_agents_episode_reaches_every_call(
+    name: str, turns: int, tmp_path: Path
+) -> None:
+    chat = called(name, "find", "It is late.") * turns
+    read = items({name: chat, "reward": 0.5}, tmp_path)
+    assert [item.reward for item in read] == [0.5] * (2 * turns)
+    assert all(item.metadata == {} for item in read)
+    assert len(filter_by_score(read, 0.5)) == 2 * turns
+
+
+def test_a_tag_beside_an_agents_episode_judges_its_last_answer(tmp_path: Path) -> None:
+    read = items({"messages": called("messages", "find", "Late."), "label": True}, tmp_path)
+    assert [item.reward for item in read] == [None, 1.0]
 
 
 def test_a_long_dialogue_of_hh_rlhf_is_a_chat(tmp_path: Path) -> None:

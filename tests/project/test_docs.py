@@ -52,3 +52,21 @@ def test_the_blocks_of_a_page_run_in_their_order(
             run(source, namespace, f"{page.name}, block {number}", runner)
     namespace.clear()
     gc.collect()  # here, where what is left open belongs
+
+
+def needs_a_notebook(source: str) -> bool:
+    try:
+        compile(source, "block", "exec", dont_inherit=True)
+    except SyntaxError:  # an `await` outside a function
+        return True
+    return False
+
+
+def test_a_page_with_await_outside_a_function_says_where_that_works() -> None:
+    pages = {
+        page.name: page.read_text(encoding="utf-8")
+        for page in PAGES
+        if any(needs_a_notebook(source) for source in blocks(page))
+    }
+    assert {"README.md", "index.md", "train_agent.md"} <= pages.keys()
+    assert [name for name, text in pages.items() if "notebook" not in text] == []

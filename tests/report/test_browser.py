@@ -16,9 +16,11 @@ from orbiter.train.report import (
     keep_story,
     write_comparison,
     write_report,
+    write_traces,
 )
 from orbiter.train.report.live import LiveServer
 from orbiter.train.runlog import RunLog
+from orbiter.train.trajectory import TrajectoryItem
 from tests.report.conftest import Opener
 from tests.report.folders import CONFIG, evolution, go_on, story, training
 from tests.report.hostile import PAYLOADS
@@ -356,6 +358,30 @@ def test_at_390_pixels_every_value_of_the_result_is_within_the_screen(
     )
     assert any("+55.0" in text for text, _ in cells)
     assert max(right for _, right in cells) <= 390
+
+
+def test_a_row_shows_what_its_task_asks_and_not_what_all_tasks_share(
+    open_page: Opener, tmp_path: Path
+) -> None:
+    shared = "[system]\nYou help customers of a shop, kindly and briefly."
+    states = [
+        f"{shared}\n\n[user]\nWhere is my parcel?",
+        f"{shared}\n\n[user]\nHello.\n\n[assistant]\nYes?\n\n[user]\nMy lamp is broken.",
+        f"{shared}\n\n[user]\nWhat is late?\n\n[tool find]\nnothing",
+        '{"task_id": "7", "question": "Is it open on Sunday?", "day": "Sunday"}',
+        '{"task_id": "8"}',
+        "[not a transcript] plain words",
+    ]
+    items = [TrajectoryItem(state, "Done.", 1.0, task_id=f"t{n}") for n, state in enumerate(states)]
+    page = open_page(write_traces(tmp_path / "traces.jsonl", items))
+    assert page.locator("#samples-0-list .line").all_inner_texts() == [
+        "t0 · Where is my parcel?",
+        "t1 · My lamp is broken.",
+        "t2 · What is late?",
+        "t3 · Is it open on Sunday?",
+        't4 · {"task_id": "8"}',
+        "t5 · [not a transcript] plain words",
+    ]
 
 
 @pytest.mark.parametrize("tasks", [1, 3])

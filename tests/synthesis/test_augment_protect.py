@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from orbiter.train.chat.transcript import state_of
 from orbiter.train.synthesis import augment_add_noise
 from orbiter.train.synthesis.augment.protect import free_spans
 from orbiter.train.synthesis.comparison import turns_in
@@ -247,6 +248,34 @@ def test_in_a_chat_only_the_user_makes_slips(as_item: bool) -> None:
             assert after == before
     assert state.count("\n\n[") == 4
     assert str(MESSAGES[1]["content"]) in STATE, "what was handed in is not changed"
+
+
+@pytest.mark.parametrize("foreign_form", [False, True])
+def test_words_that_the_user_shares_with_another_turn_change_in_the_users_turn_only(
+    foreign_form: bool,
+) -> None:
+    words = "yesterday morning please"
+    call = {"function": {"name": "find", "arguments": json.dumps({"when": words})}}
+    messages: list[dict[str, object]] = [
+        {"role": "system", "content": f"Customers often say: {words}"},
+        {"role": "user", "content": "When does the parcel arrive?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", **call}]},
+        {"role": "tool", "tool_call_id": "1", "content": f"no parcel {words}"},
+        {"role": "user", "content": words},
+    ]
+    state = state_of(messages)
+    if foreign_form:  # another tool wrote the state, without the call
+        state = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+    for seed in range(10):
+        item = TrajectoryItem(state, "Done.", messages=messages)
+        (changed,) = augment_add_noise([item], 0.3, seed=seed)
+        noisy = list(changed.messages or ())
+        assert noisy[4]["content"] != words
+        assert [noisy[0], *noisy[2:4]] == [messages[0], *messages[2:4]]
+        expected = state_of(noisy)
+        if foreign_form:
+            expected = "\n".join(f"{message['role']}: {message['content']}" for message in noisy)
+        assert changed.state == expected
 
 
 def test_in_a_transcript_without_messages_only_the_user_makes_slips() -> None:

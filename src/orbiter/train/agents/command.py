@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orbiter.train.agents.episode import current_episode
+from orbiter.train.agents.plain import as_plain
 from orbiter.train.agents.session_server import SessionServer, SessionUrl
 from orbiter.train.checks import is_finite_number, shown
 from orbiter.train.errors import CallbackError, ConfigError, DataError
@@ -175,9 +176,16 @@ def task_text(task: object) -> str:
     if isinstance(task, TrajectoryItem):
         return encode_item(task).decode()
     try:
-        return json.dumps(task, ensure_ascii=False)
+        return json.dumps(task, ensure_ascii=False, default=_fields)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"the task cannot be written as JSON for the command: {error}") from error
+
+
+def _fields(value: object) -> object:
+    plain = as_plain(value)
+    if plain is value:
+        raise TypeError(f"an object of type {type(value).__name__} has no JSON form")
+    return plain
 
 
 def read_result(printed: str) -> CommandResult:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
+from orbiter.train.agents.plain import as_plain, as_plain_or_text
 from orbiter.train.checks import is_finite_number, shown
 from orbiter.train.errors import ConfigError, DataError, StateError
 
@@ -43,7 +47,7 @@ class Episode:
     stop_reason: StopReason
     """"done", the limit that the agent reached, or the reason why the episode failed."""
     error: str | None
-    """The agent's exception, if it raised one."""
+    """The agent's exception, if it raised one; without a call of the policy, the reason."""
     step_rewards: tuple[float, ...]
     """The rewards passed to `current_episode().step_reward`."""
     step_reward_turns: tuple[int, ...] = ()
@@ -146,7 +150,8 @@ def entry_of(agent: object) -> Callable[[object], object]:
     """Return the function that works on a task: the agent's `run`, or the agent itself.
 
     Raises:
-        ConfigError: the agent is a class, or neither callable nor an object with `run`.
+        ConfigError: the agent is a class, or neither callable nor an object with `run`; or it
+            cannot be called with one task, or is a generator.
     """
     if isinstance(agent, type):
         raise ConfigError(
@@ -154,28 +159,61 @@ def entry_of(agent: object) -> Callable[[object], object]:
         )
     run = getattr(agent, "run", None)
     # `run` first, because an agent object may be callable for another purpose.
-    if callable(run):
-        return cast("Callable[[object], object]", run)
-    if callable(agent):
-        return cast("Callable[[object], object]", agent)
-    raise ConfigError(
-        f"agent= must be a function of a task, or an object with run(task), got {shown(agent)}"
-    )
+    entry = run if callable(run) else agent
+    if not callable(entry):
+        raise ConfigError(
+            f"agent= must be a function of a task, or an object with run(task), got {shown(agent)}"
+        )
+    _check_entry(entry)
+    return cast("Callable[[object], object]", entry)
+
+
+def _check_entry(entry: Callable[..., object]) -> None:
+    """Refuse a function that would fail in every episode, before a model is loaded for it."""
+    definition = inspect.unwrap(entry)
+    while isinstance(definition, functools.partial):
+        definition = inspect.unwrap(definition.func)
+    name = getattr(definition, "__name__", type(definition).__name__)
+    if not inspect.isroutine(definition):
+        definition = type(definition).__call__
+    if inspect.isgeneratorfunction(definition) or inspect.isasyncgenfunction(definition):
+        raise ConfigError(
+            f"agent= {name} is a generator, which would never run; return the answer instead of "
+            "yielding it"
+        )
+    try:
+        signature = inspect.signature(entry)
+    except (TypeError, ValueError):  # a few built-ins do not reveal their signature
+        return
+    try:
+        signature.bind("task")
+    except TypeError as error:
+        raise ConfigError(
+            f"agent= {name}{signature} cannot be called with one argument, the task: {error}; "
+            "bind the others, for example with functools.partial"
+        ) from error
 
 
 def as_text(result: object) -> str:
     """Convert an agent's result to text; rewards get it as `output`.
 
-    A string is returned unchanged, and None becomes "". Of a framework's result object it is the
-    text in `output` (pydantic-ai) or `final_output` (openai-agents). Lists and dicts are written as
-    JSON.
+    A string is returned unchanged, and None becomes "". Of a framework's result object it is
+    `output` (pydantic-ai) or `final_output` (openai-agents). Lists, dicts, dataclasses and pydantic
+    models are written as JSON, anything else as `str` writes it.
     """
     if result is None or isinstance(result, str):
         return result or ""
     for name in ("output", "final_output"):
         inner = getattr(result, name, None)
-        if isinstance(inner, str):
-            return inner
-    if isinstance(result, dict | list | tuple):
-        return json.dumps(result, ensure_ascii=False, default=str)
-    return str(result)
+        if inner is not None and not callable(inner):
+            return _value_as_text(inner)
+    return _value_as_text(result)
+
+
+def _value_as_text(value: object) -> str:
+    plain = value if isinstance(value, str) else as_plain(value)
+    if isinstance(plain, dict | list | tuple):
+        # It may have keys that JSON does not, such as tuples, or contain itself.
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            return json.dumps(plain, ensure_ascii=False, default=as_plain_or_text)
+    return str(value)

@@ -7,6 +7,7 @@ are answered in this process (`capture.transport.answered_by`, `serve.live`).
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -44,6 +45,7 @@ class _Outcome(NamedTuple):
     """How a call of the agent ended."""
 
     result: object = None
+    output: str = ""
     error: BaseException | None = None
     timed_out: bool = False
 
@@ -99,11 +101,11 @@ async def run_episode(
         task=task,
         attempt=attempt,
         result=outcome.result,
-        output=as_text(outcome.result),
+        output=outcome.output,
         turns=turns,
         streams=tuple(turns_to_streams(turns)),
-        stop_reason=_stop_reason(outcome, session.stop_reason, called=bool(turns)),
-        error=_described(outcome.error),
+        stop_reason=_stop_reason(outcome, session),
+        error=_error(outcome, session),
         step_rewards=tuple(opened.step_rewards),
         step_reward_turns=tuple(opened.step_reward_turns),
         seconds=time.perf_counter() - started,
@@ -139,8 +141,13 @@ async def _outcome(
 async def _guarded(run: Callable[[object], object], task: object) -> _Outcome:
     """Call the agent; any exception, including that of `sys.exit()`, becomes an outcome."""
     try:
-        return _Outcome(await call(cast("Callable[[object], Awaitable[object]]", run), task))
-    except (Exception, SystemExit) as error:
+        result: object = await call(cast("Callable[[object], Awaitable[object]]", run), task)
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise TypeError("the agent returned a generator, which never ran; return the answer")
+        return _Outcome(result, as_text(result))
+    except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        raise  # a cancellation, and Ctrl-C
+    except BaseException as error:  # also SystemExit, and panics of libraries written in Rust
         return _Outcome(error=error)
 
 
@@ -160,16 +167,40 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-def _stop_reason(outcome: _Outcome, limit: str | None, *, called: bool) -> StopReason:
+def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
     # The time limit comes first, since closing the session makes the agent fail in other ways.
     if outcome.timed_out:
         return "timeout"
-    if limit is not None:
-        return cast("StopReason", limit)
+    if session.stop_reason is not None:
+        return cast("StopReason", session.stop_reason)
     if outcome.error is not None:
         return "agent_error"
-    return "done" if called else "no_calls"
+    return "done" if session.turns else "no_calls"
+
+
+def _error(outcome: _Outcome, session: LiveSession) -> str | None:
+    if _stop_reason(outcome, session) == "no_calls":
+        return _why_no_calls(session)
+    return _described(outcome.error)
+
+
+def _why_no_calls(session: LiveSession) -> str:
+    """Return why an agent that returned got no answer of the policy."""
+    if session.refusals:
+        # An agent that catches every exception hides them.
+        return f"all its model calls were refused: {'; '.join(list(session.refusals)[:2])}"
+    if session.requests:
+        return "it asked for streams, and left them before it read a token"
+    return (
+        "it made no model call that the policy answers: of httpx, httpx2, requests and aiohttp, "
+        "to chat completions, Responses or Anthropic messages, naming one of policy_models if set"
+    )
 
 
 def _described(error: BaseException | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}"
+    if error is None:
+        return None
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # the exception's own __str__ raises
+        return type(error).__name__

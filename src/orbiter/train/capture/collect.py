@@ -72,7 +72,11 @@ class Collected(Generic[T]):
         calls = sum(run.calls for run in self.runs)
         known = [run.reward for run in self.runs if run.reward is not None]
         mean = f", mean reward {sum(known) / len(known):.3f}" if known else ""
-        return f"{len(self.runs)} tasks, {len(self.failed)} failed, {calls} calls{mean}"
+        tasks = len({run.task_id for run in self.runs})
+        played = f"{tasks} tasks"
+        if tasks != len(self.runs):
+            played = f"{len(self.runs)} attempts at {played}"
+        return f"{played}, {len(self.failed)} failed, {calls} calls{mean}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the user wrote
     """Return the object named by "file.py:name" or "package.module:name".
 
-    The file's folder becomes importable.
+    The file's folder becomes importable, and the one around its package, if it is in one.
 
     Raises:
         ConfigError: the file, module or name does not exist.
@@ -41,7 +41,7 @@ def _from_file(file: Path, what: str) -> ModuleType:
     if not file.is_file():
         raise ConfigError(f"{what}: there is no file {file}")
     # Not the plain stem, or a file named json.py would replace the standard module.
-    name = f"orbiter_user_{file.stem}"
+    root, name = _module_of(file)
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(file):
         return loaded
@@ -49,9 +49,10 @@ def _from_file(file: Path, what: str) -> ModuleType:
     assert spec is not None, "a file that ends in .py has a loader"
     assert spec.loader is not None, "as above"
     module = importlib.util.module_from_spec(spec)
-    if str(file.parent) not in sys.path:
-        # The user's file may import what is beside it.
-        sys.path.insert(0, str(file.parent))
+    for folder in (root, file.parent):
+        if str(folder) not in sys.path:
+            # The user's file may import what is beside it, or beside its package.
+            sys.path.insert(0, str(folder))
     sys.modules[name] = module  # before it runs, as in a normal import: dataclasses look it up
     try:
         with boundary(f"{what}: reading {file.name}"):
@@ -60,6 +61,25 @@ def _from_file(file: Path, what: str) -> ModuleType:
         del sys.modules[name]  # half of it is loaded
         raise
     return module
+
+
+def _module_of(file: Path) -> tuple[Path, str]:
+    """Return the folder to import a file from, and its module name.
+
+    A file inside a package gets its full name, so that its relative imports work. Any other file
+    has a name that cannot hide an installed module.
+    """
+    root, parts = file.resolve().parent, [file.stem]
+    while (root / "__init__.py").is_file():
+        root, parts = root.parent, [root.name, *parts]
+    loaded = sys.modules.get(parts[0])
+    # A package of this name from another folder would answer the relative imports.
+    foreign = loaded is not None and root / parts[0] not in map(
+        Path, getattr(loaded, "__path__", [])
+    )
+    if len(parts) == 1 or foreign or not all(part.isidentifier() for part in parts):
+        return file.parent, f"orbiter_user_{file.stem}"
+    return root, ".".join(parts)
 
 
 def _by_name(module: str, what: str) -> ModuleType:

@@ -174,7 +174,7 @@ def _cache() -> Iterator[Finding]:
         what="model smollm2-135m",
         level="ok" if here else "note",
         found=f"in {folder}" if here else "not downloaded yet",
-        remedy="" if here else "the first run that uses it downloads it once (110 MB)",
+        remedy="" if here else "the first run that uses it downloads it once (93 MB)",
     )
     writable = os.access(folder if folder.is_dir() else _nearest(folder), os.W_OK)
     if not writable:

@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import typer
 from orbiter.train.callback import map_bounded
 from orbiter.train.cli.code import load_object, load_rewards
 from orbiter.train.cli.exits import ExitCode
-from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
+from orbiter.train.cli.options import ConfigFile, OverrideWords, new_run_folder, read_items
 from orbiter.train.cli.output import JsonFlag, Output, shown
 from orbiter.train.cli.settings.config_file import Settings, load
 from orbiter.train.cli.settings.overrides import parse_overrides
@@ -54,7 +53,7 @@ def evolve(
     """
     settings = load(config, parse_overrides(overrides or ()))
     output = Output(as_json=as_json)
-    folder = Path(str(settings.section("evolve").get("run_dir") or RUNS / f"evolve-{_now()}"))
+    folder = Path(str(settings.section("evolve").get("run_dir") or new_run_folder("evolve")))
     again = _resume_command(folder, overrides or (), config)
     if is_plain(sys.stderr):
         logging.getLogger("orbiter.train").setLevel(logging.INFO)  # a line for each epoch
@@ -72,10 +71,6 @@ def evolve(
     output.result(_as_json(result, folder, page))
     if result.stop_reason is StopReason.FAILURES:
         raise typer.Exit(ExitCode.CALLBACK)
-
-
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def _resume_command(folder: Path, overrides: Sequence[str], config: Path | None) -> str:

@@ -70,7 +70,7 @@ population_size = 3
 
 # The model that [evolve] uses, and that [synth] may ask (teacher = ["self-instruct"]).
 [llm]
-model = "smollm2-135m"    # downloaded once, 110 MB; or an endpoint: base_url = "http://127.0.0.1:8000/v1"
+model = "smollm2-135m"    # downloaded once, 93 MB; or an endpoint: base_url = "http://127.0.0.1:8000/v1"
 max_tokens = 64
 """
 

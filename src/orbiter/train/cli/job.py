@@ -9,13 +9,12 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_gold, load_object, load_rewards
-from orbiter.train.cli.options import RUNS, read_items
+from orbiter.train.cli.options import new_run_folder, read_items
 from orbiter.train.cli.output import command, duration
 from orbiter.train.cli.settings.config_file import Settings, all_settings
 from orbiter.train.engine.plan import TrainPlan
@@ -71,6 +70,8 @@ class Job:
         values["data"] = self.settings.section("data")
         if self.agent is not None:
             values["agent"] = self.agent.settings
+        if self.settings.section("eval"):
+            values["eval"] = self.settings.section("eval")  # for `eval --run`
         own = all_settings(self.trainer.config, self.method)
         own["trackers"] = self.settings.section(self.method).get("trackers", [])
         kept = {k: v for k, v in own.items() if k not in ("output_dir", "resume", "progress")}
@@ -87,7 +88,7 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
         CallbackError: the user's file of rewards raised.
     """
     section = settings.section(method)
-    folder = out or Path(str(section.get("output_dir") or RUNS / f"{method}-{_now()}"))
+    folder = out or Path(str(section.get("output_dir") or new_run_folder(method)))
     fixed: dict[str, object] = {
         "output_dir": folder,
         "resume": resume or section.get("resume", False),
@@ -177,23 +178,24 @@ def _tracker(name: str) -> Any:  # noqa: ANN401 - whatever the user's own functi
     return name
 
 
-def _now() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-
-
-def plan_lines(plan: TrainPlan | Plan, agent: AgentChoice | None) -> list[tuple[str, str]]:
+def plan_lines(job: Job, plan: TrainPlan | Plan) -> list[tuple[str, str]]:
     """Return a plan as pairs of label and value."""
-    return _on_verl(plan) if isinstance(plan, Plan) else _here(plan, agent)
+    return _on_verl(plan) if isinstance(plan, Plan) else _here(job, plan)
 
 
-def _here(plan: TrainPlan, agent: AgentChoice | None) -> list[tuple[str, str]]:
+def _here(job: Job, plan: TrainPlan) -> list[tuple[str, str]]:
+    rows = len(job.items)
+    # The turns of an episode that continue each other are one sequence.
+    joined = "" if rows == plan.items else f" in {plan.items} sequences"
+    unit = "items" if job.agent is None else "tasks"
     absent = "unknown until the model is downloaded"
     # The length of an agent's episodes is only known once some were played.
-    later = absent if agent is None else "depends on the episodes; --dry-run plays two of them"
+    played = "depends on the episodes; --dry-run plays two of them"
+    later = absent if job.agent is None else played
     lines = [
         ("method", plan.method),
         ("model", plan.model),
-        ("data", f"{plan.items} items, {plan.held_out} held out"),
+        ("data", f"{rows} {unit}{joined}, {plan.held_out} held out"),
         ("steps", f"{plan.steps} ({plan.updates} updates)"),
         ("tokens", later if plan.tokens is None else f"at most {plan.tokens:,}"),
     ]

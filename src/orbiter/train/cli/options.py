@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,12 @@ from orbiter.train.trajectory import TrajectoryItem
 
 RUNS = Path("runs")
 """The default parent folder of runs."""
+
+
+def new_run_folder(kind: str) -> Path:
+    """Return the folder of a run that begins now, named by its kind and the time."""
+    return RUNS / f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="The settings: a TOML or YAML file.")

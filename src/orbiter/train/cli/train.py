@@ -155,9 +155,8 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Exi
     plan = asyncio.run(_plan(job))
     limit = job.trainer.config.max_seconds
     limits = [] if limit is None else [("limit", f"stops after {duration(limit)} (max_seconds)")]
-    output.table(
-        ("what", "how much"), [*limits, *plan_lines(plan, job.agent), ("folder", str(job.folder))]
-    )
+    lines = plan_lines(job, plan)
+    output.table(("what", "how much"), [*limits, *lines, ("folder", str(job.folder))])
     if asked.dry_run:
         cost = asyncio.run(_try(job, output))
         output.say("all checks passed; without --dry-run this starts the run")

@@ -10,7 +10,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from orbiter.train.checks import Boolean, Number, OneOf, OrNone, Text, WholeNumber, setting
+from orbiter.train.checks import (
+    Boolean,
+    Number,
+    OneOf,
+    OrNone,
+    Text,
+    WholeNumber,
+    setting,
+    setting_like,
+)
 from orbiter.train.errors import ConfigError
 from orbiter.train.runlog.log import RUN_FILE, read_config
 from orbiter.train.runlog.trackers import Tracker, check_trackers
@@ -24,6 +33,18 @@ OnLongPrompt = Literal["error", "drop", "truncate-left"]
 class EngineConfig(TrainConfig):
     """Settings of the model, its arithmetic, and the files that a run keeps on disk."""
 
+    learning_rate: float = setting_like(
+        TrainConfig,
+        "learning_rate",
+        1e-5,
+        "AdamW's step size, reached after warmup_steps updates of linear warm-up.",
+    )
+    eval_every: int | None = setting_like(
+        TrainConfig,
+        "eval_every",
+        None,
+        "Updates between two validations on eval_dataset; none means only after the end.",
+    )
     model: str = setting(
         "smollm2-135m",
         'A folder in Hugging Face\'s layout, a name on the hub, "smollm2-135m" or "tiny".',
@@ -172,6 +193,23 @@ class EngineConfig(TrainConfig):
         for name in ("save_every", "resume", "trackers"):
             if self.output_dir is None and getattr(self, name):
                 raise ConfigError(f"{name} needs output_dir=, the folder that keeps the run")
+
+
+def longest_prompt(config: EngineConfig, context: int) -> int:
+    """Return the most tokens that a prompt may have, so that a response fits behind it.
+
+    Raises:
+        ConfigError: prompt and response do not fit into `context`, the model's context length.
+    """
+    room = context - config.max_response_length
+    wanted = room if config.max_prompt_length is None else config.max_prompt_length
+    if wanted > room or room < 1:
+        raise ConfigError(
+            f"max_prompt_length={wanted} + max_response_length={config.max_response_length} = "
+            f"{wanted + config.max_response_length} tokens, and the context of {config.model} "
+            f"holds {context}; lower one of them"
+        )
+    return wanted
 
 
 def settings_of(config: EngineConfig) -> dict[str, object]:

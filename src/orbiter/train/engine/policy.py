@@ -27,7 +27,7 @@ from orbiter.train.engine.arithmetic import DTYPES, Arithmetic, choose_dtype, pi
 from orbiter.train.engine.forward.fast import FastForward, misfit
 from orbiter.train.engine.forward.generic import Forward, GenericForward, why_generic_fails
 from orbiter.train.engine.models.architectures import context_of, refuse, require_supported
-from orbiter.train.engine.models.lora import add_lora
+from orbiter.train.engine.models.lora import add_lora, is_adapted
 from orbiter.train.engine.turn_end import configured_stops, stop_token_ids
 from orbiter.train.errors import DataError, StateError
 
@@ -91,7 +91,7 @@ class Policy:
     @property
     def adapted(self) -> bool:
         """Whether LoRA adapters are trained instead of the weights."""
-        return hasattr(self.model, "peft_config")
+        return is_adapted(self.model)
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name, in a stable order, the value head last."""

@@ -46,6 +46,18 @@ def read_once(dataset: object) -> object:
     return list(dataset) if isinstance(dataset, Iterator) else dataset
 
 
+def first_given(*datasets: object) -> object:
+    """Return the first data set that is not None, to evaluate on.
+
+    Raises:
+        DataError: all of them are None.
+    """
+    given = next((dataset for dataset in datasets if dataset is not None), None)
+    if given is None:
+        raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+    return read_once(given)
+
+
 def _as_item(entry: object, index: int) -> TrajectoryItem:
     if isinstance(entry, TrajectoryItem):
         return entry

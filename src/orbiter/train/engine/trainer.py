@@ -14,7 +14,12 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orbiter.train.engine.config import EngineConfig, recorded_dtype, settings_of
+from orbiter.train.engine.config import (
+    EngineConfig,
+    longest_prompt,
+    recorded_dtype,
+    settings_of,
+)
 from orbiter.train.engine.models.saved_files import refuse_reward_model
 from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import Tasks, as_items, make_tasks, read_once
@@ -142,11 +147,19 @@ class ModelTrainer(Trainer):
                 "there is no data set; pass one to train(), or as dataset= to the constructor"
             )
         self.dataset = read_once(self.dataset)
-        as_items(self.dataset)
+        self._check_data(self.dataset)
         if self.eval_dataset is not None:
             self.eval_dataset = read_once(self.eval_dataset)
-            as_items(self.eval_dataset)
+            self._check_held_out(self.eval_dataset)
         return True
+
+    def _check_data(self, dataset: object) -> None:
+        """Raise a `DataError` if this trainer cannot learn from the data."""
+        as_items(dataset)
+
+    def _check_held_out(self, dataset: object) -> None:
+        """The same for held-out data, of which the error may say so."""
+        self._check_data(dataset)
 
     async def check_config(self) -> bool:
         """Check that `eval_every` comes with held-out data, and that the model can answer."""
@@ -312,24 +325,12 @@ class ModelTrainer(Trainer):
         policy = await self.policy()
         from orbiter.train.engine.thread import work
 
-        longest = self._longest_prompt(policy)
+        longest = longest_prompt(self.config, policy.context_length)
         return await work(
             make_tasks, as_items(dataset), self._encoder(policy),
             room=lambda item: longest,  # noqa: ARG005 - the same for all
             on_long_prompt=self.config.on_long_prompt,
         )  # fmt: skip
-
-    def _longest_prompt(self, policy: Policy) -> int:
-        config = self.config
-        room = policy.context_length - config.max_response_length
-        wanted = room if config.max_prompt_length is None else config.max_prompt_length
-        if wanted > room or room < 1:
-            raise ConfigError(
-                f"max_prompt_length={wanted} + max_response_length={config.max_response_length} = "
-                f"{wanted + config.max_response_length} tokens, and the context of {config.model} "
-                f"holds {policy.context_length}; lower one of them"
-            )
-        return wanted
 
     @asynccontextmanager
     async def running(

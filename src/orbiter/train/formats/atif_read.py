@@ -131,6 +131,7 @@ def _items(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
         "agent": agent.get("name"),
         "tools": _objects(agent, "tool_definitions", "agent.") or None,
     }
+    score = _score(trajectory)
     steps = _objects(trajectory, "steps", "")
     recorder, chat, count = Recorder(), list[Message](), 0
     # The facts about the whole trajectory go to its last item, where a reward belongs.
@@ -140,7 +141,7 @@ def _items(trajectory: Trajectory) -> Iterator[TrajectoryItem]:
             message = message_of(step)
             if _is_item(step):
                 root = _root_entries(trajectory) if index == last else {}
-                item = _item(recorder, chat, step, {**known, "step": count}, root)
+                item = _item(recorder, chat, step, {**known, "step": count}, root, score=score)
                 yield _restored(item, _ours(step).get("item"))
                 count += 1
             # A new list each time, because the items before hold on to the old one.
@@ -155,7 +156,10 @@ def _item(
     step: Mapping[str, Any],
     known: Mapping[str, Any],
     root: Mapping[str, Any],
+    *,
+    score: object,
 ) -> TrajectoryItem:
+    """Return the item of a step; the trajectory's score counts for steps without their own."""
     metrics = _object(step, "metrics")
     extra = {key: value for key, value in _object(step, "extra").items() if key != OURS}
     tokens = metrics.get("completion_token_ids")
@@ -174,7 +178,7 @@ def _item(
         chat,
         message_of(step),
         {key: value for key, value in entries.items() if value not in (None, {})},
-        reward=extra.get("reward", root.get("trajectory", {}).get("reward")),
+        reward=extra.get("reward", score),
         timestamp=time_of(step.get("timestamp")),
         prompt_token_ids=metrics.get("prompt_token_ids"),
         token_ids=tokens,
@@ -198,6 +202,14 @@ def _is_item(step: Mapping[str, Any]) -> bool:
     )
 
 
+def _score(trajectory: Trajectory) -> object:
+    """Return the reward of a whole trajectory; None in our own files, whose steps have theirs."""
+    extra, metrics = _object(trajectory, "extra"), _object(trajectory, "final_metrics")
+    if OURS in extra:
+        return None
+    return extra.get("reward", _object(metrics, "extra").get("reward"))
+
+
 def _root_entries(trajectory: Trajectory) -> dict[str, Any]:
     """Return the metadata of the whole trajectory, which goes to its last item."""
     agent, extra = _object(trajectory, "agent"), _object(trajectory, "extra")
@@ -210,7 +222,7 @@ def _root_entries(trajectory: Trajectory) -> dict[str, Any]:
         "notes": trajectory.get("notes"),
         "final_metrics": metrics,
         "continued": trajectory.get("continued_trajectory_ref"),
-        "reward": extra.get("reward", _object(metrics, "extra").get("reward")),
+        "reward": _score(trajectory),
         "extra": {key: value for key, value in extra.items() if key not in _ROOT_FIELDS},
     }
     # Our own files: all this is in the items already.

@@ -19,7 +19,7 @@ from orbiter.train.disk import disk_errors
 from orbiter.train.errors import DataError, StorageError, require
 from orbiter.train.formats.format import Column, ExportReport, Format, Rows
 from orbiter.train.formats.rows import items_of_records
-from orbiter.train.formats.tables import FOREIGN, plain_rows, rows_in, rows_of
+from orbiter.train.formats.tables import FOREIGN, plain_rows, rows_in, rows_of, rows_of_batches
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
 from orbiter.train.trajectory.item import NAMES, TrajectoryItem
@@ -119,16 +119,8 @@ def _items(loaded: Any, source: Source) -> Iterator[TrajectoryItem]:  # noqa: AN
 
 def _rows(dataset: Any, source: Source) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - as above
     """Yield the rows as stored in Arrow, since the library's JSON reader rounds numbers."""
-    # One batch at a time, so that a data set larger than memory can be read.
     batches = dataset.with_format("arrow").iter(BATCH)
-    while True:
-        try:
-            rows = next(batches).to_pylist()
-        except StopIteration:
-            return
-        except FOREIGN as error:
-            raise DataError(f"{source.path}:1: its rows cannot be read: {error}") from error
-        yield from rows
+    return rows_of_batches(batches, f"{source.path}:1: its rows cannot be read")
 
 
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:

@@ -90,7 +90,10 @@ def parse(row: Row, where: str) -> Iterator[TrajectoryItem]:
 def chat_items(
     messages: list[dict[str, Any]], row: Row, where: str, *, known: frozenset[str], tag: str
 ) -> Iterator[TrajectoryItem]:
-    """Yield the items of a whole chat; the last gets the reward that the row's tag says.
+    """Yield the items of a whole chat, with the reward that the row gives.
+
+    A tag judges the last answer, and so does a number beside a plain dialogue. If an answer calls a
+    tool, the row is the episode of an agent, and the number is the score of all its answers.
 
     Args:
         messages: The chat, with weights.
@@ -119,8 +122,11 @@ def chat_items(
             metadata=unset_free(row, known if reward is None else known | {tag}),
         )
     )
-    yield from items[:-1]
-    yield items[-1] if reward is None else replace(items[-1], reward=reward)
+    first = len(items) - 1
+    if tag == "reward" and any(item.tool_calls for item in items):
+        first = 0
+    for index, item in enumerate(items):
+        yield item if reward is None or index < first else replace(item, reward=reward)
 
 
 def build(items: Iterable[TrajectoryItem], left: Left) -> Iterator[Built]:

@@ -15,7 +15,7 @@ from orbiter.train.errors import DataError, MissingExtraError, require
 from orbiter.train.formats.format import ExportReport, Format, Row
 from orbiter.train.formats.own import ROWS
 from orbiter.train.formats.rows import items_of_records
-from orbiter.train.formats.tables import FOREIGN, claim, plain_rows, rows_in
+from orbiter.train.formats.tables import FOREIGN, claim, plain_rows, rows_in, rows_of_batches
 from orbiter.train.json_files import fields
 from orbiter.train.json_files.source import Source
 from orbiter.train.storage import atomic_write
@@ -59,7 +59,7 @@ def open_table(source: Source, file: IO[bytes]) -> Any:  # noqa: ANN401 - pyarro
         # Converted lazily; a damaged schema would otherwise raise outside this block.
         _ = table.schema_arrow.names
     except FOREIGN as error:
-        raise _unreadable(source, error) from error
+        raise DataError(f"{_damaged(source)}: {error}") from error
     return table
 
 
@@ -69,19 +69,11 @@ def rows_of_table(source: Source, table: Any, batch: int) -> Iterator[Row]:  # n
     Raises:
         DataError: the file is damaged.
     """
-    batches = table.iter_batches(batch)
-    while True:
-        try:
-            rows = next(batches).to_pylist()
-        except StopIteration:
-            return
-        except FOREIGN as error:
-            raise _unreadable(source, error) from error
-        yield from rows
+    return rows_of_batches(table.iter_batches(batch), _damaged(source))
 
 
-def _unreadable(source: Source, error: Exception) -> DataError:
-    return DataError(f"{source.path}:1: not a readable Parquet file: {error}")
+def _damaged(source: Source) -> str:
+    return f"{source.path}:1: not a readable Parquet file"
 
 
 def _write(items: Iterable[TrajectoryItem], path: Path) -> ExportReport:

@@ -30,6 +30,25 @@ IN_TABLES = ("jsonl", *(name for name in NAMES if name.startswith(_ROW_FORMATS))
 """The formats whose rows can be in a table, our own first."""
 
 
+def rows_of_batches(
+    batches: Iterator[Any],  # Arrow's record batches or tables, which are not typed
+    damaged: str,
+) -> Iterator[Row]:
+    """Yield the rows of Arrow batches, one batch in memory at a time.
+
+    Raises:
+        DataError: a batch cannot be read; the message begins with `damaged`.
+    """
+    while True:
+        try:
+            rows = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except FOREIGN as error:
+            raise DataError(f"{damaged}: {error}") from error
+        yield from rows
+
+
 def claim(columns: Iterable[str]) -> float:
     """Return the confidence, from 0 to 1, that these columns belong to one of the formats."""
     return max(_claims(columns).values())

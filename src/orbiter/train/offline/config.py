@@ -43,12 +43,6 @@ class OfflineConfig(EngineConfig):
     batch_size: int = setting_like(
         EngineConfig, "batch_size", 8, "Tasks of one step, with all their logged episodes."
     )
-    learning_rate: float = setting_like(
-        EngineConfig,
-        "learning_rate",
-        1e-5,
-        "AdamW's step size, reached after warmup_steps updates of linear warm-up.",
-    )
     eval_every: int | None = setting_like(
         EngineConfig,
         "eval_every",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from orbiter.train.engine.plan import Workload
-from orbiter.train.engine.tasks import Tasks, as_items
+from orbiter.train.engine.tasks import Tasks, as_items, first_given
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.offline.config import OfflineConfig
@@ -126,11 +126,7 @@ class OfflineTrainer(ModelTrainer):
         `effective_share`, the share of the episodes that this estimate rests on. Without stored log
         probabilities only `loss` is measured: the negative log likelihood in nats a token.
         """
-        chosen = next(
-            (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
-        )
-        if chosen is None:
-            raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+        chosen = first_given(dataset, self.eval_dataset, self.dataset)
         policy = await self.policy()
         return as_metrics(await self._measure(policy, await self._log(policy, as_items(chosen))))
 

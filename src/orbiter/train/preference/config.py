@@ -72,12 +72,6 @@ class PreferenceConfig(PairConfig):
     batch_size: int = setting_like(
         EngineConfig, "batch_size", 8, "Pairs of one update; with kto, answers."
     )
-    eval_every: int | None = setting_like(
-        EngineConfig,
-        "eval_every",
-        None,
-        "Updates between two validations on eval_dataset; none means only after the end.",
-    )
     max_response_length: int = setting_like(
         EngineConfig,
         "max_response_length",

@@ -16,18 +16,6 @@ class RewardModelConfig(PairConfig):
 
     epochs: int = setting_like(EngineConfig, "epochs", 1, "Passes over the pairs.")
     batch_size: int = setting_like(EngineConfig, "batch_size", 8, "Pairs of one update.")
-    learning_rate: float = setting_like(
-        EngineConfig,
-        "learning_rate",
-        1e-5,
-        "AdamW's step size, reached after warmup_steps updates of linear warm-up.",
-    )
-    eval_every: int | None = setting_like(
-        EngineConfig,
-        "eval_every",
-        None,
-        "Updates between two validations on eval_dataset; none means only after the end.",
-    )
     margin_coef: float = setting(
         0.0,
         "Margin between the two scores that is asked for, as a multiple of the difference of the "

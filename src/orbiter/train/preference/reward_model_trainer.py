@@ -16,9 +16,9 @@ from typing_extensions import override
 
 from orbiter.train.engine.config import recorded_dtype
 from orbiter.train.engine.plan import Workload
-from orbiter.train.engine.tasks import read_once
+from orbiter.train.engine.tasks import first_given
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
-from orbiter.train.errors import DataError, StateError
+from orbiter.train.errors import StateError
 from orbiter.train.preference.reward_model import RewardModel
 from orbiter.train.preference.reward_model_config import RewardModelConfig
 from orbiter.train.trainer import TrainerState, TrainMetrics
@@ -76,21 +76,19 @@ class RewardModelTrainer(ModelTrainer):
         )
         self._pad_token_id: int | None = None
 
-    async def check_dataset(self) -> bool:
+    @override
+    def _check_data(self, dataset: object) -> None:
         """Check that the data make pairs."""
-        from orbiter.train.preference.material import about_held_out_data, pairs_of
+        from orbiter.train.preference.material import pairs_of
 
-        if self.dataset is None:
-            raise DataError(
-                "there is no data set; pass one to train(), or as dataset= to the constructor"
-            )
-        self.dataset = read_once(self.dataset)
-        pairs_of(self.dataset, self.config)
-        if self.eval_dataset is not None:
-            self.eval_dataset = read_once(self.eval_dataset)
-            with about_held_out_data():
-                pairs_of(self.eval_dataset, self.config)
-        return True
+        pairs_of(dataset, self.config)
+
+    @override
+    def _check_held_out(self, dataset: object) -> None:
+        from orbiter.train.preference.material import about_held_out_data
+
+        with about_held_out_data():
+            self._check_data(dataset)
 
     async def check_reward(self) -> bool:
         """Nothing is left to check: `check_dataset` needs the rewards to make pairs."""
@@ -156,13 +154,9 @@ class RewardModelTrainer(ModelTrainer):
         Raises:
             DataError: there are no pairs.
         """
-        chosen = next(
-            (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
-        )
-        if chosen is None:
-            raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+        chosen = first_given(dataset, self.eval_dataset, self.dataset)
         policy = await self.policy()
-        return await self._quality(policy, await self._pairs(policy, read_once(chosen)))
+        return await self._quality(policy, await self._pairs(policy, chosen))
 
     async def reward_model(self) -> RewardModel:
         """Return the model in its present state as a reward; later training changes its scores."""

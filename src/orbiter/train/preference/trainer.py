@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from orbiter.train.engine.plan import Workload
-from orbiter.train.engine.tasks import read_once
+from orbiter.train.engine.tasks import first_given
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
-from orbiter.train.errors import DataError
 from orbiter.train.preference.config import PreferenceConfig
 from orbiter.train.trainer import TrainerState, TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
@@ -79,29 +78,22 @@ class PreferenceTrainer(ModelTrainer):
         self._weights = ""
         """A hash of the weights that the policy began with; "" if no reference is needed."""
 
-    async def check_dataset(self) -> bool:
+    @override
+    def _check_data(self, dataset: object) -> None:
         """Check that the data make pairs, or with KTO have good and bad answers."""
-        if self.dataset is None:
-            raise DataError(
-                "there is no data set; pass one to train(), or as dataset= to the constructor"
-            )
-        self.dataset = read_once(self.dataset)
-        self._check(self.dataset)
-        if self.eval_dataset is not None:
-            from orbiter.train.preference.material import about_held_out_data
-
-            self.eval_dataset = read_once(self.eval_dataset)
-            with about_held_out_data():
-                self._check(self.eval_dataset)
-        return True
-
-    def _check(self, dataset: object) -> None:
         from orbiter.train.preference.material import judged, pairs_of
 
         if self.config.method.is_paired:
             pairs_of(dataset, self.config)
         else:
             judged(dataset, self.config)
+
+    @override
+    def _check_held_out(self, dataset: object) -> None:
+        from orbiter.train.preference.material import about_held_out_data
+
+        with about_held_out_data():
+            self._check_data(dataset)
 
     async def check_reward(self) -> bool:
         """Nothing is left to check: `check_dataset` needs the rewards to make pairs."""
@@ -159,13 +151,9 @@ class PreferenceTrainer(ModelTrainer):
         counts as right. With KTO, `accuracy` is the share of answers on their side of the reference
         point. Without `dataset`, `eval_dataset` is used, or else the training data.
         """
-        chosen = next(
-            (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
-        )
-        if chosen is None:
-            raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+        chosen = first_given(dataset, self.eval_dataset, self.dataset)
         policy = await self.policy()
-        preferences = await self._preferences(policy, read_once(chosen))
+        preferences = await self._preferences(policy, chosen)
         await self._refer(policy, preferences.material.attempts)
         return as_metrics(await self._measure(policy, preferences))
 

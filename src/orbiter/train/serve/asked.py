@@ -21,6 +21,8 @@ from orbiter.train.serve.reply import Choice, DrawnToken
 MaxTokens = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
 
+SAMPLING = ("temperature", "top_p", "seed")
+"""Settings of the distribution that answers are drawn from."""
 SMALLEST = 1e-5
 """Smallest temperature other than 0, and smallest top_p: float32 cannot represent the result of
 less."""
@@ -177,7 +179,8 @@ def drop_unsupported(
         fields: The request.
         allowed: The known fields. A list holds the values of an unsupported setting that have no
             effect; None allows every value.
-        lenient: Drop what is not supported instead of refusing it.
+        lenient: Drop what is not supported instead of refusing it, and the sampling settings,
+            whatever their values: those of the trainer apply.
 
     Raises:
         Refusal: 400, unless `lenient`.
@@ -186,6 +189,10 @@ def drop_unsupported(
     for name in list(fields):
         value = fields[name]
         neutral = allowed.get(name, ())
+        if lenient and name in SAMPLING and value is not None:
+            dropped.append(name)
+            del fields[name]
+            continue
         if neutral is None or value is None or value in neutral:
             continue
         if not lenient:

@@ -309,8 +309,10 @@ class Batcher:
             first = self._waiting[0]
             # A request whose client has left is taken off without a row.
             new = 0 if first.left else self._decoding.new_tokens(first.prompt_ids)
-            # The first request may exceed the limit; otherwise it would wait forever.
-            fits = first.sampling.n <= room and (not joining or new <= tokens)
+            # The first request may exceed the limits; otherwise it, and all after it, would wait
+            # forever.
+            alone = not joining and not running
+            fits = (first.sampling.n <= room or alone) and (not joining or new <= tokens)
             if not first.left and not fits:
                 break
             self._waiting.popleft()

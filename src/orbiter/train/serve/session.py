@@ -18,13 +18,15 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.answering import Answering, as_refusal, too_long
-from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet, as_message, finished
+from orbiter.train.serve.asked import SAMPLING, ChatRequest, Refusal, Sheet, as_message, finished
 from orbiter.train.serve.dialects import Dialect, dialect_of
 from orbiter.train.serve.reply import DrawSettings, Reply
 from orbiter.train.serve.splice import Prompt, Splicer
 from orbiter.train.serve.stream import Writer, events
 
 T = TypeVar("T")
+MOST_ANSWERS = 128
+"""The maximum `n` of a request, as OpenAI's API has it."""
 END = None
 """Marks the end of a stream of chunks that is passed between threads."""
 
@@ -120,6 +122,8 @@ class LiveSession:
         none."""
         self.tokens = 0
         """Tokens of the episode so far, each once."""
+        self.refusals: Counter[str] = Counter()
+        """Requests that got an error instead of an answer, by its status and message."""
         self.dropped: Counter[str] = Counter()
         """Unsupported settings that requests contained, by name."""
         self.overridden: Counter[str] = Counter()
@@ -130,6 +134,11 @@ class LiveSession:
         self._asked: Counter[str] = Counter()
         self._requests = 0
         self._closed = False
+
+    @property
+    def requests(self) -> int:
+        """Requests that were accepted, whether or not an answer was drawn."""
+        return self._requests
 
     def takes(self, method: str, path: str) -> bool:
         """Return whether a request is one that `handle` answers."""
@@ -191,6 +200,7 @@ class LiveSession:
             return await self._reply(dialect, body)
         except Exception as error:
             refusal = as_refusal(error)
+            self.refusals[f"{refusal.status}: {refusal.message}"] += 1
             return _json(refusal.status, dialect.refused(refusal))
 
     async def _reply(self, dialect: Dialect, body: bytes) -> Response:
@@ -198,11 +208,9 @@ class LiveSession:
         self._check_open()
         # Lenient: an agent's settings that do not exist here must not end its episode.
         request, dropped = dialect.parse(body, lenient=True)
-        self.dropped.update(dropped)
         # The distribution must be the one that training assumes, so the trainer's settings win.
-        for name in ("temperature", "top_p", "seed"):
-            if getattr(request, name) is not None:
-                self.overridden[name] += 1
+        for name in dropped:
+            (self.overridden if name in SAMPLING else self.dropped)[name] += 1
         # Counted by requests, not answers, since several may be open at once.
         if self.max_turns is not None and self._requests >= self.max_turns:
             raise self._stop("max_turns", f"this episode may have {self.max_turns} turns")
@@ -247,6 +255,8 @@ class LiveSession:
         """Apply the trainer's settings and the limits of the episode."""
         live = self._live
         n = request.n or 1
+        if n > MOST_ANSWERS:
+            raise Refusal(400, f"n may be at most {MOST_ANSWERS}, got {n}", param="n")
         room = live.answering.policy.context_length - len(prompt.token_ids)
         if room < 1:
             self.stop_reason = self.stop_reason or "context"

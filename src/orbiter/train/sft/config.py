@@ -19,12 +19,6 @@ class SFTConfig(EngineConfig):
         1e-4,
         "AdamW's step size, reached after warmup_steps updates of linear warm-up.",
     )
-    eval_every: int | None = setting_like(
-        EngineConfig,
-        "eval_every",
-        None,
-        "Updates between two validations on eval_dataset; none means only after the end.",
-    )
     max_response_length: int = setting_like(
         EngineConfig,
         "max_response_length",

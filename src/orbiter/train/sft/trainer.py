@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from orbiter.train.engine.plan import Workload
-from orbiter.train.engine.tasks import as_items
+from orbiter.train.engine.tasks import as_items, first_given
 from orbiter.train.engine.trainer import ModelTrainer, as_metrics
 from orbiter.train.errors import DataError
 from orbiter.train.sft.config import SFTConfig
@@ -67,16 +67,14 @@ class SFTTrainer(ModelTrainer):
             on_state_change=on_state_change,
         )
 
-    async def check_dataset(self) -> bool:
+    @override
+    def _check_data(self, dataset: object) -> None:
         """Check that every item has an action or tool calls to imitate."""
-        await super().check_dataset()
-        for dataset in (self.dataset, self.eval_dataset):
-            for index, item in enumerate([] if dataset is None else as_items(dataset)):
-                if not item.action and not item.tool_calls:
-                    raise DataError(
-                        f"item {index} has no action to imitate (state {item.state[:60]!r})"
-                    )
-        return True
+        for index, item in enumerate(as_items(dataset)):
+            if not item.action and not item.tool_calls:
+                raise DataError(
+                    f"item {index} has no action to imitate (state {item.state[:60]!r})"
+                )
 
     async def check_reward(self) -> bool:
         """Check that the items have the rewards that the config requires."""
@@ -126,11 +124,7 @@ class SFTTrainer(ModelTrainer):
         `loss` is in nats per token; `accuracy` is the share of tokens that are the model's
         likeliest choice. Without `dataset`, `eval_dataset` is used, or else the training data.
         """
-        chosen = next(
-            (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
-        )
-        if chosen is None:
-            raise DataError("there is nothing to evaluate on; give evaluate() a data set")
+        chosen = first_given(dataset, self.eval_dataset, self.dataset)
         policy = await self.policy()
         lessons = await self._lessons(policy, as_items(chosen))
         return as_metrics(await self._measure(policy, lessons))

@@ -174,7 +174,7 @@ class VeRLConfig(AlgorithmConfig):
     max_failed_share: float = setting(
         0.5,
         "With agent=: share of a step's episodes that may fail (the agent raised, took too long, "
-        "or called no model); more end the run with an error.",
+        "or got no answer of the policy); more end the run with an error.",
         Number(at_least=0, at_most=1),
     )
     episode_retries: int = setting(

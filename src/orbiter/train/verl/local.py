@@ -204,6 +204,7 @@ async def fit(job: RewardJob) -> None:
         CallbackError: a reward failed, and `on_reward_error` is "raise".
     """
     config, session = job.config, job.session
+    row: dict[str, float] = {}
     for step in range(session.position.step, session.steps):
         if session.batch is None:  # a run resumed inside a step has its samples already
             await job.source.draw(session, step)
@@ -226,9 +227,11 @@ async def fit(job: RewardJob) -> None:
             await work(session.save)
         if session.position.flat_steps >= config.max_flat_steps:
             stop_without_signal(session, row)
-            break
+            return
         if session.out_of_time:
             break
+    if row and not session.position.has_taught:
+        warn_of_no_signal(session, row)
 
 
 class ScoredSamples(NamedTuple):
@@ -314,8 +317,7 @@ def stop_without_signal(session: Session, row: Mapping[str, float]) -> None:
     Raises:
         TrainingError: they never got different rewards, so nothing has been learned.
     """
-    steps = session.position.flat_steps
-    reward = f"{row['reward']:.4g}" if "reward" in row else "none, every sample was skipped"
+    steps, reward = session.position.flat_steps, _last_reward(row)
     if session.position.has_taught:
         log.warning(
             "stopped at step %d: in the last %d steps every sample got the same reward (%s), so "
@@ -330,3 +332,22 @@ def stop_without_signal(session: Session, row: Mapping[str, float]) -> None:
         f"temperature), start "
         "with easier prompts or with SFT; max_flat_steps sets the number of such steps"
     )
+
+
+def warn_of_no_signal(session: Session, row: Mapping[str, float]) -> None:
+    """Warn at the end of a run, too short to be stopped, whose samples never differed in reward."""
+    log.warning(
+        "nothing was learned: in none of the %d steps did two samples of a prompt get different "
+        "rewards (most recently %s)%s",
+        *(session.position.step, _last_reward(row)),
+        # Episodes that all ran into the same limit, or failed, are the usual reason.
+        "".join(f"; {name} {n:g}" for name, n in row.items() if name.startswith(_ENDED_EARLY)),
+    )
+
+
+_ENDED_EARLY = ("stopped/", "failed/")
+"""Beginnings of the metrics that count episodes by the reason why they ended early."""
+
+
+def _last_reward(row: Mapping[str, float]) -> str:
+    return f"{row['reward']:.4g}" if "reward" in row else "none, every sample was skipped"

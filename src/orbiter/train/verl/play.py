@@ -175,7 +175,6 @@ def describe_failure(episode: Episode, config: VeRLConfig) -> str:
     """Return the task of a failed episode, and why it failed."""
     reasons = {
         "timeout": f"no end within {config.episode_timeout_seconds:g} s",
-        "no_calls": "it called no model that the policy answers (see policy_models)",
     }
     reason = reasons.get(episode.stop_reason, episode.error)
     return f"task {str(episode.task)[:60]!r}: {episode.stop_reason}, {reason}"
@@ -190,7 +189,8 @@ def refuse_failures(failed: Sequence[str], episodes: int, max_failed_share: floa
     if len(failed) > max_failed_share * episodes:
         raise CallbackError(
             f"{len(failed)} of {episodes} episodes failed, more than max_failed_share="
-            f"{max_failed_share:g} allows: {'; '.join(failed[:EXAMPLES])}"
+            # The attempts at a task usually fail alike, and say so once.
+            f"{max_failed_share:g} allows: {'; '.join([*dict.fromkeys(failed)][:EXAMPLES])}"
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
+from orbiter.train.agents.plain import content_of
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.errors import DataError
 from orbiter.train.trajectory import TrajectoryItem
@@ -47,5 +48,14 @@ def _as_item(task: object) -> TrajectoryItem:
     if isinstance(task, TrajectoryItem):
         return task
     task_id = task.get("task_id") if isinstance(task, Mapping) else None
-    text = task if isinstance(task, str) else json.dumps(task, ensure_ascii=False, default=repr)
-    return TrajectoryItem(text, "", task_id=task_id if isinstance(task_id, str) else None)
+    return TrajectoryItem(_text(task), "", task_id=task_id if isinstance(task_id, str) else None)
+
+
+def _text(task: object) -> str:
+    if isinstance(task, str):
+        return task
+    try:
+        return json.dumps(task, ensure_ascii=False, default=content_of)
+    except (TypeError, ValueError, RecursionError):
+        # Keys that JSON does not have, or a task that contains itself.
+        return str(task)

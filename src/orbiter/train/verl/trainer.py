@@ -18,9 +18,9 @@ from orbiter.train.agents.episode import entry_of, runs
 from orbiter.train.checks import WholeNumber
 from orbiter.train.engine.plan import Workload
 from orbiter.train.engine.progress import answering
-from orbiter.train.engine.tasks import read_once
+from orbiter.train.engine.tasks import first_given
 from orbiter.train.engine.trainer import ModelTrainer
-from orbiter.train.errors import ConfigError, DataError
+from orbiter.train.errors import ConfigError
 from orbiter.train.progress import working
 from orbiter.train.trainer import TrainerState, TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
@@ -223,15 +223,12 @@ class VeRLTrainer(ModelTrainer):
         return True
 
     @override
-    async def check_dataset(self) -> bool:
+    def _check_data(self, dataset: object) -> None:
         """Make sure that there is data; the tasks of an agent may be any objects."""
-        if self.running_agent is None or self.dataset is None:
-            return await super().check_dataset()
-        self.dataset, self.eval_dataset = read_once(self.dataset), read_once(self.eval_dataset)
-        as_tasks(self.dataset)
-        if self.eval_dataset is not None:
-            as_tasks(self.eval_dataset)
-        return True
+        if self.running_agent is None:
+            super()._check_data(dataset)
+        else:
+            as_tasks(dataset)
 
     @override
     async def check_config(self) -> bool:
@@ -318,11 +315,7 @@ class VeRLTrainer(ModelTrainer):
         judges that are not calibrated.
         """
         WholeNumber(at_least=0)("samples", samples)
-        chosen = next(
-            (d for d in (dataset, self.eval_dataset, self.dataset) if d is not None), None
-        )
-        if chosen is None:
-            raise DataError("there is no data to evaluate on; give evaluate() a data set")
+        chosen = first_given(dataset, self.eval_dataset, self.dataset)
         await self.check_reward()
         rewards = self._rewards_for(samples)
         if self.running_agent is not None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 from orbiter.train.agents.environments.tools import Tool, make_tool
+from orbiter.train.agents.plain import as_plain
 from orbiter.train.checks import shown
 from orbiter.train.errors import ConfigError, DataError
 from orbiter.train.trajectory import TrajectoryItem
@@ -199,14 +200,16 @@ def tools_of(kind: Kind, environment: object) -> list[Tool]:
 def task_fields(task: object) -> dict[str, Any]:
     """Return a task as named fields: what `reset` may ask for.
 
-    A text is the field `prompt`. A `TrajectoryItem` has `prompt` (its messages, or its state),
-    `answer` (its action), `task_id`, and the fields of its metadata.
+    A text is the field `prompt`; a dataclass or a pydantic model has its fields. A `TrajectoryItem`
+    has `prompt` (its messages, or its state), `answer` (its action), `task_id`, and the fields of
+    its metadata.
     """
     if isinstance(task, TrajectoryItem):
         prompt: object = [dict(m) for m in task.messages] if task.messages else task.state
         own = {"prompt": prompt, "answer": task.action, "task_id": task.task_id}
         # The item's own fields win over metadata of the same name.
         return {**(task.metadata or {}), **own}
+    task = as_plain(task)
     if isinstance(task, Mapping):
         return {str(name): value for name, value in task.items()}
     return {"prompt": task if isinstance(task, str) else str(task)}

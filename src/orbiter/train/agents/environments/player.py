@@ -198,7 +198,8 @@ class _Play:
         except TrainError:
             # a package error, such as StateError after the episode, is not for the model
             raise
-        except Exception as error:  # the user's tool: the model may react to it
+        # The user's tool: the model may react to it. Command-line parsers raise SystemExit.
+        except (Exception, SystemExit) as error:
             text = f"Error: {type(error).__name__}: {error}"
         self._messages.append(
             {"role": "tool", "tool_call_id": str(tool_call.get("id") or ""), "content": text}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from orbiter.train.agents.plain import as_plain_or_text
 from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError
 
@@ -69,7 +70,8 @@ def make_tool(fn: Callable[..., object], *, owner: str = "") -> Tool:
     summary, of_parameters = _read_docstring(text)
     if not summary:
         raise ConfigError(
-            f"{where} has no docstring; the model reads it to learn what the tool is for"
+            f"{where} has no docstring; the model reads it to learn what the tool is for. Begin "
+            "the name of a method that is no tool with an underscore"
         )
     struct, by_name = _argument_type(fn, name, where)
 
@@ -101,7 +103,7 @@ def decode_arguments(arguments: str, kind: type[T], name: str) -> T:
     """
     try:
         # Some models write nothing at all for a call without arguments.
-        return msgspec.json.decode(arguments or "{}", type=kind)
+        return msgspec.json.decode(arguments or "{}", type=kind, dec_hook=_pydantic_value)
     except (msgspec.DecodeError, UnicodeError) as error:
         raise ToolError(f"wrong arguments for {name}: {error}") from error
 
@@ -111,9 +113,29 @@ def tool_text(result: object) -> str:
     if result is None or isinstance(result, str):
         return result or ""
     try:
-        return msgspec.json.encode(result).decode()
+        return msgspec.json.encode(result, enc_hook=as_plain_or_text).decode()
     except (TypeError, ValueError, RecursionError):
-        return json.dumps(result, ensure_ascii=False, default=str)
+        pass
+    try:
+        return json.dumps(result, ensure_ascii=False, default=as_plain_or_text)
+    except (TypeError, ValueError, RecursionError):
+        # It has keys that JSON does not, or contains itself; the tool itself has worked.
+        return str(result)
+
+
+def _pydantic_value(kind: type, value: object) -> object:
+    """Convert JSON to a pydantic model; msgspec knows every other type that JSON can express."""
+    validate = getattr(kind, "model_validate", None)
+    if validate is None:
+        raise NotImplementedError(f"{kind.__name__} has no JSON form")
+    try:
+        return validate(value)
+    except ValueError as error:
+        # One line for the model, without links to pydantic's documentation.
+        errors: list[Any] = getattr(error, "errors", list)()
+        lines = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in errors]
+        # msgspec reports a ValueError as wrong arguments.
+        raise ValueError("; ".join(lines) or str(error)) from error
 
 
 def _argument_type(
@@ -160,13 +182,28 @@ def _schema(
     struct: type[msgspec.Struct], of_parameters: Mapping[str, str], where: str
 ) -> dict[str, Any]:
     """Return the JSON schema of the arguments, with the descriptions from the docstring."""
+    of_pydantic: dict[str, Any] = {}
+    unknown: list[str] = []
+
+    def pydantic_schema(kind: type) -> dict[str, Any]:
+        read = getattr(kind, "model_json_schema", None)
+        if read is None:
+            unknown.append(kind.__name__)
+            raise NotImplementedError
+        schema: dict[str, Any] = read()
+        # Its references begin at the root too, so its definitions have to be there.
+        of_pydantic.update(schema.pop("$defs", {}))
+        return schema
+
     try:
         schemas, definitions = msgspec.json.schema_components(
-            [struct], ref_template="#/$defs/{name}"
+            [struct], schema_hook=pydantic_schema, ref_template="#/$defs/{name}"
         )
+        definitions.update(of_pydantic)
         msgspec.json.Decoder(struct)  # msgspec refuses unions whose members JSON cannot distinguish
     except (TypeError, NotImplementedError) as error:
-        first = str(error).partition("\n")[0]
+        # msgspec hides what its hook says behind a text about hooks.
+        first = ", ".join(unknown) or str(error).partition("\n")[0]
         raise ConfigError(f"{where} has a type hint that JSON cannot express: {first}") from error
     # The schema comes as a reference into its own definitions; models need it at the top level.
     reference = str(schemas[0].get("$ref", "")).removeprefix("#/$defs/")

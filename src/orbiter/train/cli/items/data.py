@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple, NoReturn
 import typer
 
 from orbiter.train.cli.exits import ExitCode
-from orbiter.train.cli.items.rows import filter_items, merge, show
+from orbiter.train.cli.items.rows import filter_items, merge, require_other, show
 from orbiter.train.cli.options import DataFile, FormatName, read_items, write_items
 from orbiter.train.cli.output import JsonFlag, Output
 from orbiter.train.errors import ConfigError, StorageError
@@ -126,7 +126,7 @@ def dedup(
 
     output, report = Output(as_json=as_json), CurationReport()
     items = read_items(file, format)
-    _require_other(file, out)
+    require_other([file], out)
     with working(f"comparing {len(items)} items"):
         kept = deduplicate(items, threshold, keep=keep, unit=unit, key=key, report=report)  # type: ignore[arg-type] # deduplicate refuses other words
     for drop in report.dropped[:PROBLEMS_SHOWN]:
@@ -246,8 +246,3 @@ def _similarity(text: str) -> float | None:
         raise ConfigError(
             f"--near-duplicates must be a similarity in (0, 1] or none, got {text!r}"
         ) from None
-
-
-def _require_other(file: Path, out: Path) -> None:
-    if file.resolve() == out.resolve():
-        raise ConfigError(f"--out names the input file {out}; choose another file")

@@ -58,8 +58,16 @@ def _map_entry(entry: object, change: Change) -> object:
 
 
 def _map_code(value: object, change: Change) -> object:
-    file, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    return f"{change(file)}:{name}" if colon and file.endswith(".py") else value
+    if not isinstance(value, str):
+        return value
+    place, colon, name = value.rpartition(":")
+    if colon and place.endswith(".py"):
+        return f"{change(place)}:{name}"
+    if colon and name.isidentifier() and all(part.isidentifier() for part in place.split(".")):
+        # A module of the user's folder is written like an installed one: "package.module:name".
+        module = change(f"{place.replace('.', '/')}.py")
+        return f"{module}:{name}" if Path(module).is_file() else value
+    return value
 
 
 def absolute(path: str, base: Path) -> str:

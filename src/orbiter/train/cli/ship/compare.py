@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -16,7 +15,7 @@ import typer
 from orbiter.train.cli.agent import AgentChoice, load_agent, read_tasks
 from orbiter.train.cli.code import load_rewards
 from orbiter.train.cli.exits import ExitCode
-from orbiter.train.cli.options import RUNS, ConfigFile, OverrideWords, read_items
+from orbiter.train.cli.options import ConfigFile, OverrideWords, new_run_folder, read_items
 from orbiter.train.cli.output import JsonFlag, Output, duration, shown
 from orbiter.train.cli.settings.config_file import RUN_CONFIG, Settings, load
 from orbiter.train.cli.settings.measuring import measuring_config
@@ -89,7 +88,7 @@ def compare(
     )
     items, path = _items(settings, data, with_agent=agent is not None)
     output.say(f"A {a}\nB {b}, on {path}")
-    folder = out or RUNS / f"compare-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    folder = out or new_run_folder("compare")
     _require_new(folder)
     result = asyncio.run(
         _compare((a, b), settings, items, agent=agent, choices=choices, output=output)

@@ -9,12 +9,18 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from orbiter.train.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Return whether adapters are trained instead of the weights."""
+    return hasattr(model, "peft_config")
 
 
 def add_lora(

@@ -26,7 +26,7 @@ from orbiter.train.engine.models.load import (
     no_progress_bars,
     saved_kind,
 )
-from orbiter.train.engine.models.lora import add_lora
+from orbiter.train.engine.models.lora import add_lora, is_adapted
 from orbiter.train.engine.models.pretrained import Pretrained, check_adapter_files, load_outline
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import StorageError
@@ -59,7 +59,7 @@ class Outline:
     @property
     def adapted(self) -> bool:
         """Whether LoRA adapters are trained instead of the weights."""
-        return hasattr(self.model, "peft_config")
+        return is_adapted(self.model)
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that would be trained, by name."""

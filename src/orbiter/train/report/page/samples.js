@@ -38,8 +38,23 @@ function groupRow(group, mean, known, scale) {
 }
 
 function firstLine(group) {
-  const text = group.task ? `${group.task} · ${group.prompt}` : group.prompt;
-  return text.slice(0, 160).replace(/\s+/g, " ");
+  const text = gist(group.prompt);
+  return (group.task ? `${group.task} · ${text}` : text).slice(0, 160).replace(/\s+/g, " ");
+}
+
+// What tells one task from the others: the latest words of a user, or the first text of a task's fields.
+function gist(prompt) {
+  if (/^\[(system|developer|user)\]\n/.test(prompt)) {
+    const asked = prompt.split(/(?:^|\n\n)\[user\]\n/).at(-1);
+    return asked.split(/\n\n\[(?:system|developer|assistant|tool)[^\]\n]*\]\n/)[0] || prompt;
+  }
+  if (!prompt.startsWith("{")) return prompt;
+  try {
+    const texts = Object.values(JSON.parse(prompt)).filter((value) => typeof value === "string");
+    return texts.find((text) => /\s/.test(text.trim())) ?? prompt;
+  } catch {
+    return prompt; // shortened, or not JSON
+  }
 }
 
 function groupDetail(group, scale, words, family, key, jump) {
@@ -126,7 +141,7 @@ function answersSection(run) {
     key, task,
     words: [task.name ?? "", task.prompt, task.expected ?? "", ...task.answers.map((one) => one.text)].join("\n").toLowerCase(),
     row: () => [
-      el("span", { class: "line" }, (task.name ? `${task.name} · ` : "") + task.prompt.slice(0, 160).replace(/\s+/g, " ")),
+      el("span", { class: "line" }, (task.name ? `${task.name} · ` : "") + gist(task.prompt).slice(0, 160).replace(/\s+/g, " ")),
       el("span", { class: "verdicts" }, task.answers.map((one) => verdict(one.score, percent))),
     ],
     detail: (words) => taskDetail(task, rows, percent, words),

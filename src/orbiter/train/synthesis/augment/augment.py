@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+from orbiter.train.chat import transcript
 from orbiter.train.errors import ConfigError
 from orbiter.train.synthesis.augment.noise import ALL_OPS, Noise, NoiseOp
 from orbiter.train.synthesis.augment.protect import free_spans, names_in_calls
@@ -85,30 +86,39 @@ def _noisy_chat(row: Row, state: str, spoil: Callable[[str], str]) -> dict[str, 
     messages = row.messages if isinstance(row, TrajectoryItem) else row.get("messages")
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         return {"state": _noisy_state(state, spoil)}
-    changed: list[object] = []
+    noisy = [_noisy_message(message, spoil) for message in messages]
+    changed = [message for message, _ in noisy]
+    if all(isinstance(message, Mapping) for message in messages):
+        # The words of a user may also occur in another turn, so they are not searched for.
+        if state == transcript.state_of(messages):
+            return {"state": transcript.state_of(changed), "messages": changed}
+        if state == transcript.write_transcript(messages):
+            return {"state": transcript.write_transcript(changed), "messages": changed}
     pieces: list[str] = []
     at = 0
-    for message in messages:
-        fresh, replaced = _noisy_message(message, spoil)
-        # The state is the messages as text, so each change is repeated in it, from left to right.
-        for old, new in replaced:
-            position = state.find(old, at)
-            if position < 0:  # the state does not contain this message verbatim
-                continue
-            pieces += [state[at:position], new]
-            at = position + len(old)
-        changed.append(fresh)
-    pieces.append(state[at:])
-    return {"state": "".join(pieces), "messages": changed}
+    # The state is the messages as text, so each change is repeated in it, from left to right.
+    for old, new in (texts for _, replaced in noisy for texts in replaced):
+        position = state.find(old, at)
+        if position < 0:  # the state does not contain this message verbatim
+            continue
+        pieces += [state[at:position], new]
+        at = position + len(old)
+    return {"state": "".join([*pieces, state[at:]]), "messages": changed}
 
 
 def _noisy_message(
-    message: object, spoil: Callable[[str], str]
-) -> tuple[object, list[tuple[str, str]]]:
-    """Return a message with noise if the user wrote it, and its texts before and after."""
-    if not isinstance(message, Mapping) or message.get("role") != "user":
+    message: Any,  # noqa: ANN401 - from the user's file
+    spoil: Callable[[str], str],
+) -> tuple[Any, list[tuple[str, str]]]:
+    """Return a message with noise if the user wrote it, and its texts before and after.
+
+    The texts of other roles are returned too, unchanged, so that a search in the state passes them.
+    """
+    if not isinstance(message, Mapping):
         return message, []
     content = message.get("content")
+    if message.get("role") != "user":
+        return message, [(content, content)] if isinstance(content, str) and content else []
     if isinstance(content, str):
         noisy = spoil(content)
         return {**message, "content": noisy}, [(content, noisy)]

@@ -51,12 +51,6 @@ class RewardConfig(EngineConfig):
         WholeNumber(at_least=1),
         verl=VerlKeys(("actor_rollout_ref.rollout.n",), read_back=True),
     )
-    learning_rate: float = setting_like(
-        EngineConfig,
-        "learning_rate",
-        1e-5,
-        "AdamW's step size, reached after warmup_steps updates of linear warm-up.",
-    )
     eval_every: int | None = setting_like(
         EngineConfig,
         "eval_every",

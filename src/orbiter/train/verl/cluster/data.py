@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orbiter.train.disk import disk_errors
+from orbiter.train.engine.config import longest_prompt
 from orbiter.train.engine.models.architectures import context_of
 from orbiter.train.engine.models.download import hub_folder
 from orbiter.train.engine.models.gguf import SMOLLM2, ensure_smollm2
@@ -165,7 +166,7 @@ def make_prompts(
         DataError: a prompt is too long and `on_long_prompt` is "error", or no prompt is left.
         ConfigError: prompt and response do not fit into the model's context.
     """
-    room = _room(config, files)
+    room = longest_prompt(config, files.context)
     encode = _encoder(files.tokenizer, system)
 
     def fitting(given: object) -> tuple[list[TrajectoryItem], int]:
@@ -211,17 +212,6 @@ def make_agent_tasks(
         tasks=written_tasks(tasks.tasks),
         held_out_tasks=None if evaluated is None else written_tasks(evaluated.tasks),
     )
-
-
-def _room(config: VeRLConfig, files: ModelFiles) -> int:
-    room = files.context - config.max_response_length
-    wanted = room if config.max_prompt_length is None else config.max_prompt_length
-    if wanted > room or room < 1:
-        raise ConfigError(
-            f"max_prompt_length={wanted} + max_response_length={config.max_response_length} "
-            f"tokens, and the context of {config.model} holds {files.context}; lower one of them"
-        )
-    return wanted
 
 
 def _encoder(
