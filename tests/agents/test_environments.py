@@ -22,6 +22,11 @@ from tests.agents.playing import tiny
 from tests.agents.scripted import scripted, tool_call
 
 
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
 class Safe:
     """A safe that opens with a code."""
 
@@ -47,6 +52,8 @@ class Safe:
             raise RuntimeError("the dial is stuck")
         if digits == "exit":
             raise SystemExit(2)
+        if digits == "silent":
+            raise SilentError
         self.opened = digits == self.code
         return "open" if self.opened else "closed"
 
@@ -169,6 +176,7 @@ async def test_an_episode_is_played_and_its_reward_is_the_environments(
     ("call", "answer", "invalid"),
     [
         (tool_call("turn", digits="0000"), "Error: RuntimeError: the dial is stuck", 0),
+        (tool_call("turn", digits="silent"), "Error: SilentError", 0),
         (tool_call("turn", digits="exit"), "Error: SystemExit: 2", 0),
         (tool_call("trun", digits="1"), "no tool 'trun'; did you mean 'turn'?; the tools are", 1),
         (tool_call("turn", digits=7), "wrong arguments for turn: Expected `str`, got `int`", 1),

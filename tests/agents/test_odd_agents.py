@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -264,6 +265,24 @@ async def test_more_answers_than_rows_are_drawn_and_hold_up_nobody(policy: Polic
     assert refused.stop_reason == "agent_error"
 
 
+async def test_an_agent_that_never_gives_up_cannot_keep_the_policy_busy(live: LivePolicy) -> None:
+    tried, over = [0], threading.Event()
+
+    def stubborn(task: str) -> str:
+        with httpx.Client() as client:
+            while not over.is_set():
+                answer = client.post(NOWHERE, json={"model": "any", "messages": HELLO})
+                tried[0] += answer.status_code != 200
+        return ""
+
+    episode = await run_episode(stubborn, "hello", live, seed=0, max_turns=2, timeout_seconds=1.5)
+    await asyncio.sleep(0.5)
+    over.set()
+    assert episode.stop_reason == "timeout"
+    # Ten at once, and then two a second; without a pause there would be hundreds.
+    assert 1 <= tried[0] <= 20
+
+
 class Plain:
     def __init__(self, size: int) -> None:
         self.size = size
@@ -327,3 +346,13 @@ def test_a_result_that_json_cannot_hold_still_reaches_the_model() -> None:
     assert tool_text({(1, 2): {1}}) == '{"(1, 2)":[1]}'
     assert tool_text([RED]) == '[{"colour":"red","parts":[1]}]'
     assert tool_text(ITSELF) == "{'me': {...}}"
+
+
+async def test_an_error_without_the_reason_of_a_refusal_gets_it(live: LivePolicy) -> None:
+    async def sends_an_image(task: str) -> str:
+        return str(await ask([{"role": "user", "content": [IMAGE]}]))
+
+    episode = await run_episode(sends_an_image, "hello", live, seed=0)
+    assert episode.stop_reason == "agent_error"
+    assert "HTTPStatusError" in str(episode.error)
+    assert "the policy refused a call: 400: content may hold text only" in str(episode.error)

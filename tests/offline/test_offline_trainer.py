@@ -156,6 +156,8 @@ async def test_a_failed_episode_and_one_without_a_reward_are_left_out_and_named(
         ({"logprobs": None}, "no log probability for each sampled token"),
         ({"action": "quite another answer"}, "of another tokenizer"),
         ({"token_ids": [9_999], "logprobs": [-1.0]}, "the token id 9999"),
+        ({"token_ids": [-5], "logprobs": [-1.0]}, "the token id -5"),
+        ({"prompt_token_ids": [70, -1]}, "the token id -1"),
     ],
 )
 async def test_an_answer_that_cannot_be_learned_from_is_named(

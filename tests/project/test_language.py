@@ -28,7 +28,7 @@ DIALECT = {
     r"\bhang together\b": "belong together",
     r"\bwho deserves what\b": "credit assignment",
     r"\bcomes? out even\b": "divides evenly",
-    r"\b(?:is|are|can be|could be) had\b": "is available",
+    r"\b(?:is|are|can be|cannot be|could be) had\b": "is available",
     r"\btell(?:s|ing)? of\b": "report",
     r"\bunder way\b": "active, in progress",
     r"\bin the making\b": "under construction",
@@ -43,6 +43,11 @@ DIALECT = {
     r"\bread on\b": "continue",
     r"^\s*(?:\"\"\")?Say (?:whether|why|where|what|that|of)\b": "Return whether, Describe",
     r"\b(?:is|are) no (?:part|item|call|stream|letter|number|result)\b": "is not a",
+    r"\bcounts? for nothing\b": "is ignored",
+    r"\bthings? (?:is |are |was |were )?labelled\b|\blabel of (?:a|each) thing\b": "answer, pair",
+    # Not "Of the 200 answers, 12 are wrong".
+    r"(?:^\s*|\w: |\"\"\"|[.] )(?-i:Of) (?:an?|each|every)\b": "For a, The ... of each",
+    r"^\s*\w+: (?-i:Of) the\b": "The ... of the",
 }
 """Each pattern with what to write instead."""
 
@@ -77,6 +82,10 @@ def test_no_word_of_the_dialect_is_left() -> None:
         "Whom it is taken over from.",
         "a folder of its own",
         "what stands in the file",
+        "a reward that cannot be had without tools",
+        "Of each person the last label counts.",
+        "    tokenizer: Of the model in training.",
+        "12 things labelled",
     ],
 )
 def test_the_dialect_is_recognised(line: str) -> None:

@@ -270,6 +270,23 @@ def leaves(output: str) -> float:
     raise SystemExit(3)
 
 
+class PanicError(BaseException):
+    """Like the panics of libraries written in Rust, which are not `Exception`s."""
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def panics(output: str) -> float:
+    raise PanicError("a panic")
+
+
+def fails_silently(output: str) -> float:
+    raise SilentError
+
+
 async def forgets_to_await(output: str) -> object:
     return later(output)
 
@@ -283,6 +300,8 @@ UNUSABLE: dict[str, Callable[..., object]] = {
     "a plain CancelledError": raises_cancelled,
     "an inner CancelledError": cancelled_inside,
     "SystemExit": leaves,
+    "a panic": panics,
+    "an error without a text": fails_silently,
     "a coroutine": forgets_to_await,
     "10**400": lambda _: 10**400,
     "10**5000": lambda _: 10**5000,

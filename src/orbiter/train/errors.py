@@ -70,7 +70,15 @@ class boundary:  # noqa: N801 - it reads as what it does, like contextlib's own
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Leave the user's code; wrap an exception from it."""
         if isinstance(error, Exception) and not isinstance(error, TrainError):
-            raise CallbackError(f"{self._what} raised {type(error).__name__}: {error}") from error
+            raise CallbackError(f"{self._what} raised {described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """Return the type and the text of an exception; the type alone if it cannot write its text."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # the `__str__` of a user's exception may raise too
+        return type(error).__name__
 
 
 def require(module: str, *, extra: str) -> ModuleType:

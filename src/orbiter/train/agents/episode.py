@@ -197,7 +197,7 @@ def _check_entry(entry: Callable[..., object]) -> None:
 def as_text(result: object) -> str:
     """Convert an agent's result to text; rewards get it as `output`.
 
-    A string is returned unchanged, and None becomes "". Of a framework's result object it is
+    A string is returned unchanged, and None becomes "". For a framework's result object it is
     `output` (pydantic-ai) or `final_output` (openai-agents). Lists, dicts, dataclasses and pydantic
     models are written as JSON, anything else as `str` writes it.
     """

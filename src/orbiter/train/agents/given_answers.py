@@ -37,7 +37,7 @@ class GivenAnswers:
         """Check the items' captured token ids, and log how many are used.
 
         Args:
-            tokenizer: Of the model in training.
+            tokenizer: The tokenizer of the model in training.
             items: All items that will be encoded.
             system: The system prompt of every item; None keeps each item's own. With one,
                 everything is rendered, since captured ids contain another prompt.

@@ -86,7 +86,7 @@ def why_unusable(
     """Return why the captured ids of an item cannot be trained on; None if they can.
 
     Args:
-        tokenizer: Of the model in training.
+        tokenizer: The tokenizer of the model in training.
         item: The captured item.
         logprobs: Whether the log probabilities of the sampled tokens are needed too.
     """
@@ -98,10 +98,11 @@ def why_unusable(
     if logprobs and max(item.logprobs or ()) > 1e-3:
         return f"a log probability is {max(item.logprobs or ()):g}, above 0"
     size = len(tokenizer)
-    # A larger id would fail in the embedding, with an error that does not name the item.
-    largest = max(*item.prompt_token_ids, *item.token_ids)
-    if largest >= size:
-        return f"it has the token id {largest}, and this model's tokenizer knows {size} tokens"
+    # Another id would fail in the embedding, with an error that does not name the item.
+    captured = (*item.prompt_token_ids, *item.token_ids)
+    unknown = next((each for each in (min(captured), max(captured)) if not 0 <= each < size), None)
+    if unknown is not None:
+        return f"it has the token id {unknown}, and this model's tokenizer knows {size} tokens"
     # Both spellings: special tokens may be part of a call, or stand between words.
     raw: str = tokenizer.decode(list(item.token_ids), skip_special_tokens=False)
     spelled: str = tokenizer.decode(list(item.token_ids), skip_special_tokens=True)
@@ -128,7 +129,7 @@ def logged_episodes(
 
     Args:
         items: Captured items; those of an episode share an `episode_id`.
-        tokenizer: Of the model in training.
+        tokenizer: The tokenizer of the model in training.
         logprobs: Whether each sampled token needs its log probability.
         failed_too: Whether to keep episodes that ended with an error.
 

@@ -18,6 +18,7 @@ from orbiter.train.agents.episode import Episode, OpenEpisode, StopReason, as_te
 from orbiter.train.agents.streams import turns_to_streams
 from orbiter.train.callback import call
 from orbiter.train.capture.transport import answered_by
+from orbiter.train.errors import described
 
 if TYPE_CHECKING:
     from orbiter.train.serve.session import LiveSession
@@ -181,7 +182,12 @@ def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
 def _error(outcome: _Outcome, session: LiveSession) -> str | None:
     if _stop_reason(outcome, session) == "no_calls":
         return _why_no_calls(session)
-    return _described(outcome.error)
+    if outcome.error is None:
+        return None
+    text = described(outcome.error)
+    # The exceptions of plain HTTP clients leave out what the policy answered.
+    reasons = [reason for reason in session.refusals if reason.partition(": ")[2] not in text]
+    return f"{text}; the policy refused a call: {reasons[-1]}" if reasons else text
 
 
 def _why_no_calls(session: LiveSession) -> str:
@@ -195,12 +201,3 @@ def _why_no_calls(session: LiveSession) -> str:
         "it made no model call that the policy answers: of httpx, httpx2, requests and aiohttp, "
         "to chat completions, Responses or Anthropic messages, naming one of policy_models if set"
     )
-
-
-def _described(error: BaseException | None) -> str | None:
-    if error is None:
-        return None
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # the exception's own __str__ raises
-        return type(error).__name__

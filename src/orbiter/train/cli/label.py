@@ -109,8 +109,9 @@ def labels(
 ) -> None:
     """Merge labels, state how far the labellers agree, and write training data.
 
-    Of each person the last label of a thing counts, and of several people the majority; ratings
-    are averaged. The agreement is Krippendorff's alpha: 1 is perfect, 0 is chance.
+    If a person labelled the same answer or pair again, the later label replaces the earlier one.
+    Among several people the majority wins, and ratings are averaged. The agreement is
+    Krippendorff's alpha: 1 is perfect, 0 is chance.
     """
     from orbiter.train.labelling import labelled_items, labelled_pairs, merge
 
@@ -147,7 +148,9 @@ def labels(
 
 def _print(merged: Merged, output: Output) -> None:
     output.table(("rater", "labels"), list(merged.raters.items()))
-    output.say(f"{len(merged.verdicts)} things labelled, {merged.overlap} by several people")
+    output.say(
+        f"{len(merged.verdicts)} answers or pairs labelled, {merged.overlap} by several people"
+    )
     for kind, alpha in merged.alphas.items():
         agreement = "unknown" if alpha is None else shown(alpha)
         output.say(f"agreement on {kind!r}: Krippendorff's alpha {agreement}")

@@ -92,7 +92,7 @@ class Comparison:
     items: int
     """Items that both models were given; fewer than planned if it stopped early."""
     differences: Mapping[str, Interval]
-    """Of the total reward, as "reward", and of each reward, as "reward/NAME"."""
+    """The total reward's, as "reward", and each reward's, as "reward/NAME"."""
     slices: Sequence[Slice]
     requirements: Sequence[CheckedRequirement]
     detectable: float | None

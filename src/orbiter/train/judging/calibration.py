@@ -174,7 +174,7 @@ async def calibrate(
 
     From then on `judge.calibration` is the result, and evaluations correct what the judge measures.
     Labels of one kind only: "right", "rating" or "better". If several people labelled the same
-    thing, their mean counts; for verdicts the majority, and without one the label is left out.
+    answer, their mean is used, and for verdicts the majority; without one the label is left out.
 
     Args:
         judge: Compares pairs of kind "better" with their sides both ways if it is a `GroupJudge`;
@@ -202,7 +202,7 @@ async def calibrate(
 
 
 def _merged(records: Iterable[Judgement]) -> list[Judgement]:
-    """Return one label for each thing that was labelled."""
+    """Return one label for each answer or pair that was labelled."""
     by_subject: dict[str, list[Judgement]] = {}
     # A label that its rater changed later counts only as it was last.
     for record in last_of_each_rater(records):

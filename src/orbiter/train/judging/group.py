@@ -153,7 +153,7 @@ class _Vote(NamedTuple):
     """One answer of the model about a whole group."""
 
     scores: tuple[float, ...] | None
-    """Of each distinct attempt; None if the answer could not be used."""
+    """One for each distinct attempt; None if the answer could not be used."""
     places: tuple[float, ...]
     reason: str
     cost: float
@@ -162,7 +162,7 @@ class _Vote(NamedTuple):
 def shown_once(attempts: Sequence[Attempt]) -> Shown:
     """Split a group into the messages that all attempts begin with, and the rest of each.
 
-    Single answers share their task. Of an episode the conversation is shown; what the agent
+    Single answers share their task. For an episode the conversation is shown; what the agent
     returned follows it if it is not the last message already.
     """
     if not any(attempt.messages for attempt in attempts):

@@ -16,7 +16,7 @@ from orbiter.train.trajectory import TrajectoryItem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergedLabel:
-    """What all people together say about one thing."""
+    """What all people together say about one unit."""
 
     kind: JudgementKind
     task: str
@@ -33,9 +33,9 @@ class Merged:
     """The labels of several people."""
 
     judgements: Sequence[Judgement]
-    """Each person's last label of each thing."""
+    """Each person's last label of each unit."""
     verdicts: Sequence[MergedLabel]
-    """One for each thing that anybody gave a value."""
+    """One for each unit that anybody gave a value."""
     alphas: Mapping[JudgementKind, float | None]
     """Krippendorff's alpha of each kind of label; None where nothing was labelled twice, or all
     labels are equal."""
@@ -44,14 +44,14 @@ class Merged:
 
     @property
     def overlap(self) -> int:
-        """Things that at least two people gave a value."""
+        """Units that at least two people gave a value."""
         return sum(verdict.raters > 1 for verdict in self.verdicts)
 
 
 def merge(judgements: Iterable[Judgement]) -> Merged:
-    """Merge labels: of each person the last one counts, and of several people the majority.
+    """Merge labels: a person's last label of a unit replaces earlier ones, and the majority wins.
 
-    Ratings are averaged. Skipped things count for nothing.
+    Ratings are averaged. Skipped units are ignored.
 
     Raises:
         DataError: there are no labels.

@@ -1,7 +1,7 @@
 """One person's labelling: what is shown next, and the journal of what was said.
 
 The journal is a file of `Judgement`s, one a line, written before the page shows the next unit.
-Labelling a unit again adds a line; the last one counts.
+Labelling a unit again adds a line; only the last one is used.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class LabelSession:
 
     @property
     def elsewhere(self) -> int:
-        """How many things this person has labelled in the journal that the data does not hold."""
+        """How many units this person has labelled in the journal that are not in the data."""
         return len(self._elsewhere)
 
     @property

@@ -40,7 +40,7 @@ class Unit:
 
 
 def make_units(items: Iterable[TrajectoryItem], kind: JudgementKind | None = None) -> list[Unit]:
-    """Return what can be labelled in a data set, each thing once, in the order of the data.
+    """Return what can be labelled in a data set, without repeats, in the order of the data.
 
     Args:
         items: Answers to tasks. Two answers belong to the same task if their states, chats and

@@ -37,7 +37,7 @@ def bradley_terry_loss(
     Args:
         chosen: Scores of the better answers.
         rejected: Scores of the worse answers.
-        margin: Of each pair; None means 0.
+        margin: The margin of each pair; None means 0.
         centering_coef: Weight of the last term.
     """
     distance = chosen - rejected
@@ -51,7 +51,7 @@ class BradleyTerryObjective:
     """The mean loss over the pairs of a step, exact however they are cut into micro-batches."""
 
     margin: Float[Tensor, "U"]
-    """Of each pair of the step."""
+    """The margin of each pair of the step."""
     centering_coef: float
 
     def __call__(

@@ -117,7 +117,7 @@ class AttemptEncoder:
         """Prepare to encode.
 
         Args:
-            tokenizer: Of the model in training.
+            tokenizer: The tokenizer of the model in training.
             attempts: All attempts that will be encoded.
             context: Largest number of tokens of prompt and answer together.
             longest_prompt: Largest number of tokens of a prompt; None means the context.

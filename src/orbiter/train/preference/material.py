@@ -99,7 +99,7 @@ def make_material(
     """Choose and encode what a run learns from.
 
     Args:
-        tokenizer: Of the model in training.
+        tokenizer: The tokenizer of the model in training.
         dataset: Items, or pairs of items.
         config: The settings.
         context: Largest number of tokens of prompt and answer together.

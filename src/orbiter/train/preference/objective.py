@@ -23,7 +23,7 @@ class PairObjective:
 
     config: PreferenceConfig
     ref_logprob: Float[Tensor, "U 2"]
-    """Of the chosen and the rejected answer of each pair of the step; 0 without a reference."""
+    """For the chosen and the rejected answer of each pair of the step; 0 without a reference."""
 
     def __call__(
         self, scored: Scored, batch: Batch, part: Part
@@ -84,9 +84,9 @@ def answers_of(
     """Sum token log probabilities over each answer.
 
     Args:
-        logprob: Of the tokens of the batch; 0 where its mask is False.
+        logprob: Log probabilities of the tokens of the batch; 0 where its mask is False.
         batch: Some units of a step, each whole.
-        ref_logprob: Of the answers of all units of the step.
+        ref_logprob: Log probabilities of the answers of all units of the step.
     """
     if not isinstance(batch, AttemptBatch) or batch.unit is None:
         raise StateError("this objective needs a batch made by preference.encoding.batch_of")

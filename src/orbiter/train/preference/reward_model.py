@@ -62,7 +62,7 @@ class RewardModel:
         Args:
             model: A folder, or a name on the hub.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first accelerator found.
-            dtype: Of the matrix products.
+            dtype: The type of the matrix products.
             micro_batch_tokens: Tokens of one forward pass.
             on_long_prompt: Whether a conversation that does not fit the context is an error, or
                 loses its beginning.

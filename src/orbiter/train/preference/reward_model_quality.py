@@ -87,7 +87,7 @@ def quality_of(pairs: Sequence[ScoredPair], *, confidence: float = 0.95) -> Rewa
 
     Args:
         pairs: The pairs with their scores.
-        confidence: Of every interval.
+        confidence: The level of every interval.
 
     Raises:
         DataError: there are no pairs.

@@ -120,7 +120,7 @@ def encoded_pairs(
     """Encode the last turns of pairs.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: The model's tokenizer.
         pairs: The pairs.
         context: The model's context length; one token of it is needed to read the score.
         longest_prompt: Largest number of tokens of a prompt; None means the context.

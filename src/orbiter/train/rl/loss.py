@@ -59,8 +59,8 @@ def clipped_surrogate(
     bound for negative advantages (dual clip) that is not here.
 
     Args:
-        logprob: Of the policy in training, with a gradient.
-        old_logprob: Of the policy that sampled; a constant.
+        logprob: Log probabilities under the policy in training, with a gradient.
+        old_logprob: Those under the policy that sampled; constants.
         advantage: Aligned with the tokens; a constant.
         mask: True on the tokens to train on.
         clip_range: Ratios below 1 - clip_range gain nothing.

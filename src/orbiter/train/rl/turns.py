@@ -137,7 +137,7 @@ def turn_gae(
     sum over the turn's tokens, V_k the value before the first of them; all of them get A_k and R_k.
 
     Args:
-        reward: Of each token.
+        reward: The reward of each token.
         value: Value before each token was chosen.
         turn: Number of the turn that sampled each token, from 0; anything where not trained.
         mask: True on the trained tokens; the tokens of a turn may have gaps between them.

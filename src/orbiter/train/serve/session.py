@@ -27,6 +27,10 @@ from orbiter.train.serve.stream import Writer, events
 T = TypeVar("T")
 MOST_ANSWERS = 128
 """The maximum `n` of a request, as OpenAI's API has it."""
+REFUSED_AT_ONCE = 10
+"""Refusals of an episode that are sent at once."""
+REFUSAL_SECONDS = 0.5
+"""How long each further refusal waits."""
 END = None
 """Marks the end of a stream of chunks that is passed between threads."""
 
@@ -201,6 +205,10 @@ class LiveSession:
         except Exception as error:
             refusal = as_refusal(error)
             self.refusals[f"{refusal.status}: {refusal.message}"] += 1
+            # An agent that catches every error and tries again would otherwise keep this loop busy,
+            # also long after its episode.
+            if self.refusals.total() > REFUSED_AT_ONCE:
+                await asyncio.sleep(REFUSAL_SECONDS)
             return _json(refusal.status, dialect.refused(refusal))
 
     async def _reply(self, dialect: Dialect, body: bytes) -> Response:

@@ -65,7 +65,7 @@ def make_lessons(
     everything is rendered.
 
     Args:
-        tokenizer: Of the model in training.
+        tokenizer: The tokenizer of the model in training.
         items: The items, in any order.
         config: The settings.
         context: Largest number of tokens of prompt and answer together.

@@ -152,7 +152,7 @@ def derive(
     no task.
     """
     parent = id_of(row)
-    # Of a derived row the original's, so that a split keeps all generations together.
+    # A derived row keeps its parent's root, so that a split keeps all generations together.
     root = lineage_of(row).get("root", parent)
     lineage = Lineage(parent, str(root), op, seed)._asdict()
     recorded = {name: value for name, value in metadata_of(row).items() if name not in _RECORDED}

@@ -123,6 +123,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
                     + did_you_mean(str(episode_id), self._store.waiting_episodes())
                 )
             waiting = [restore(self._store.waiting[number]) for number in numbers]
+            # All are decided before anything changes, since the strategy may raise.
             outcomes = [
                 (number, decide(self.strategy, replace(item, reward=final * gamma**distance)))
                 for number, item, distance in zip(

@@ -80,6 +80,7 @@ def read_json(
     offset, line = 0, 1
     for element in elements:
         part = bytes(element)
+        # msgspec does not say where a raw element was, only that it follows the one before.
         start = data.index(part, offset)
         line += data.count(b"\n", offset, start)
         try:

@@ -62,6 +62,6 @@ class Ledger:
         outcomes: Sequence[tuple[int, TrajectoryItem | None]],
         kept: dict[int, tuple[Place, TrajectoryItem]],
     ) -> None:
-        for index, item in kept.values():
-            self.store.add(index, item)
+        for place, item in kept.values():
+            self.store.add(place, item)
         self.store.stop_waiting(number for number, _ in outcomes)

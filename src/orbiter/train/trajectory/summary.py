@@ -49,6 +49,7 @@ def summarise(items: Iterable[TrajectoryItem], *, waiting: int) -> Summary:
     episodes: set[str] = set()
     count = 0
     for count, item in enumerate(items, start=1):
+        # A number cannot equal an episode's id, which is a text.
         unit = count if item.episode_id is None else item.episode_id
         if item.episode_id is not None:
             episodes.add(item.episode_id)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.98
-"""Of the intervals that an alarm rests on; it also has to hold at two measurements in a row."""
+"""Level of an alarm's intervals; it also has to hold at two measurements in a row."""
 BACK = 3
 """A stall is looked for since this many measurements ago, and since the first one."""
 SHARE = 0.25

@@ -82,7 +82,7 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
     if "tool_calls" in last and last["tool_calls"] < first["tool_calls"] / 4 > 0.05:
         holding["lost_tool_use"] = (
             f"the policy hardly calls tools any more (an episode: {became('tool_calls')}). Make "
-            "sure that the reward cannot be had without them; a KL penalty (kl_coef) or a lower "
+            "sure that the agent earns no reward without them; a KL penalty (kl_coef) or a lower "
             "learning_rate keeps the policy closer to its start"
         )
     if "bad_calls" in last and last["bad_calls"] > max(0.5, 2 * first["bad_calls"]):

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, SupportsFloat
 
 from orbiter.train.callback import call, map_bounded
 from orbiter.train.checks import is_finite_number, shown
-from orbiter.train.errors import CallbackError, ConfigError, TrainError, boundary
+from orbiter.train.errors import CallbackError, ConfigError, TrainError, boundary, described
 from orbiter.train.judging.base import Attempt, BaseJudge, Ruling
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.judged import attempt_of, grouped, order_effect
@@ -287,12 +287,15 @@ async def _ask(
                 answer: object = await call(fn)
     except TimeoutError as error:
         raise CallbackError(f"{where} gave no answer within {timeout_seconds:g} s") from error
-    except (asyncio.CancelledError, SystemExit) as error:
+    except (TrainError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # SystemExit, a cancellation, panics of libraries in Rust
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
             raise  # this call was cancelled from outside
-        raise CallbackError(f"{where} raised {type(error).__name__}: {error}") from error
+        raise CallbackError(f"{where} raised {described(error)}") from error
     value = _as_float(answer)
+    # `not ... <=` refuses NaN as well.
     if value is None or not abs(value * spec.weight) <= LARGEST:
         hint = ""
         if inspect.iscoroutine(answer):

@@ -311,7 +311,7 @@ class VeRLTrainer(ModelTrainer):
     ) -> Assessment:
         """Evaluate as `evaluate` does, and return every answer or episode with its score too.
 
-        Of a calibrated judge the corrected rate is measured too. The notes of the metrics name the
+        For a calibrated judge the corrected rate is measured too. The notes of the metrics name the
         judges that are not calibrated.
         """
         WholeNumber(at_least=0)("samples", samples)

@@ -21,7 +21,14 @@ from orbiter.train.agents.episode import OpenEpisode, current_episode
 from orbiter.train.callback import call
 from orbiter.train.chat.tool_calls import OPENING
 from orbiter.train.checks import is_finite_number, shown
-from orbiter.train.errors import CallbackError, DataError, TrainError, boundary, did_you_mean
+from orbiter.train.errors import (
+    CallbackError,
+    DataError,
+    TrainError,
+    boundary,
+    described,
+    did_you_mean,
+)
 
 LIMITS = ("max_turns", "max_tokens", "context", "context_length_exceeded")
 """Codes of a refused call that end an episode in the normal way."""
@@ -200,7 +207,7 @@ class _Play:
             raise
         # The user's tool: the model may react to it. Command-line parsers raise SystemExit.
         except (Exception, SystemExit) as error:
-            text = f"Error: {type(error).__name__}: {error}"
+            text = f"Error: {described(error)}"
         self._messages.append(
             {"role": "tool", "tool_call_id": str(tool_call.get("id") or ""), "content": text}
         )

@@ -1,7 +1,7 @@
 """`python -m orbiter.train.demo.multi_turn`: imitate multi-turn requests, then learn by doing.
 
-An exam on conversations that no training saw comes before and after. No figures of a whole run
-have been measured yet.
+An exam on conversations that no training saw comes before and after. A whole run has
+not been measured yet.
 
 Options: --classes NAME ..., --model NAME, --seed N, --minutes M, --out FOLDER.
 """

@@ -225,6 +225,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
         if context.replicate or context.parent_score is None:
             return {}
         scores = context.parent_score.instances or {}
+        # An abandoned parent was not tried on all, so there is no race against it.
         return dict(scores) if len(scores) == len(self.instances) else {}
 
     def _order(self, parent: Mapping[str, float]) -> tuple[list[str], list[str]]:
@@ -310,6 +311,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             reason = f"the metric returned {verdict.score!r:.80} on instance {name!r}, not a number"
             return _Attempt(self._worst, self._trace(name, output, reason), reason)
         score = float(verdict.score)
+        # Without a trace: there is nothing to improve.
         if score >= self._perfect:
             return _Attempt(score)
         feedback = verdict.feedback or f"score {score:g} of {self._perfect:g}"

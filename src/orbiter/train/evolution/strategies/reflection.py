@@ -48,6 +48,7 @@ class Limits:
             return "the instructions are empty"
         if len(text) > self.max_chars:
             return f"{len(text)} characters are too long; the limit is {self.max_chars}"
+        # Only what the rewriting added: the text before it may quote a task on purpose.
         new = _runs(text, self.copied_words) - _runs(before, self.copied_words)
         for task in tasks if new else ():
             copied = new & _runs(task, self.copied_words)
@@ -138,6 +139,7 @@ def shown_input(instance: object) -> str:
         parts = {str(name): value for name, value in instance.items()}
     else:
         return str(instance)
+    # If every field names a solution, all are shown: the input would be empty otherwise.
     kept = {name: value for name, value in parts.items() if name.lower() not in SOLUTION_FIELDS}
     return "\n".join(f"{name}: {value}" for name, value in (kept or parts).items())
 

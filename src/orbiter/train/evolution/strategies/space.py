@@ -31,6 +31,7 @@ class Float:
     def at(self, share: float) -> float:
         """Return the number at this share of the way from low to high, clipped to 0 and 1."""
         low, high = _span(self.low, self.high, log=self.log)
+        # Exactly the bound, which exp(log(bound)) may miss by a rounding error.
         if share <= 0 or share >= 1:
             return float(self.high if share >= 1 else self.low)
         number = low + share * (high - low)
@@ -57,6 +58,7 @@ class Int:
 
     def at(self, share: float) -> int:
         """Return the whole number at this share of the way from low to high."""
+        # Half a unit more at both ends, so that each number has an equal share.
         low, high = _span(self.low - 0.5, self.high + 0.5, log=self.log)
         number = low + min(1.0, max(0.0, share)) * (high - low)
         return min(self.high, max(self.low, round(math.exp(number) if self.log else number)))

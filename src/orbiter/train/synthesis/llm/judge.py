@@ -104,7 +104,7 @@ class Judge(BaseJudge):
             return Ruling(None, reason, cost=cost, cause="unreadable")
         scores = [vote.score for vote in votes]
         median = statistics.median(scores)
-        # Of the vote nearest to the score that counts, so that the two agree.
+        # From the vote nearest to the median, so that score and reason agree.
         reason = min(votes, key=lambda vote: abs(vote.score - median)).reason
         agreement = agreement_of(scores)
         if agreement is not None:
