@@ -1,6 +1,6 @@
 """The loss of distillation: the divergence from a teacher, beside the loss of a reward.
 
-A local teacher runs beside the student in every update, over the whole vocabulary. Of a teacher
+A local teacher runs beside the student in every update, over the whole vocabulary. For a teacher
 behind an endpoint only the log probabilities of the sampled tokens are known; they become an
 advantage of each token.
 """

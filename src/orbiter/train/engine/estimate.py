@@ -137,7 +137,7 @@ def _measured(
 
 
 def _teacher_outline(config: EngineConfig, workload: Workload, student: Outline) -> Outline | None:
-    """Return the outline of the teacher; None if there is none, or it is not on this machine.
+    """Return the outline of the teacher; None without a teacher, or if it is not on this machine.
 
     Raises:
         ConfigError: its tokenizer is not the student's, or its context is shorter.

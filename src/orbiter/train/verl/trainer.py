@@ -129,7 +129,7 @@ class VeRLTrainer(ModelTrainer):
         if gold is None:
             return
         if not self.rewards and self.running_agent is None:
-            raise ConfigError("gold= is compared with the rewards, and there are none")
+            raise ConfigError("gold= is compared with rewards=, which is empty")
         if not isinstance(gold, RewardSpec):
             raise ConfigError(f"gold must be a RewardSpec, got {type(gold).__name__}")
         if self.config.backend != "local":

@@ -189,7 +189,7 @@ class Distill(Grpo):
         }
 
     def verl_notes(self) -> Sequence[str]:
-        """Say where the rewards and the teacher meet."""
+        """Explain how the losses of rewards and teacher are combined."""
         return ("verl clips the losses of rewards and teacher apart; here their sum is clipped",)
 
     def is_flat(self, metrics: Mapping[str, float]) -> bool:  # noqa: ARG002 - the base's interface
