@@ -129,6 +129,9 @@ def history(**series: tuple[float, float]) -> dict[str, list[float]]:
         ({"bad_calls": (0.1, 1.2)}, "invalid_calls"),
         ({"bad_calls": (1.2, 1.2)}, None),
         ({"turns": (2.2, 1.0)}, "ends_at_once"),
+        ({"turns": (1.1, 1.0)}, "ends_at_once"),  # a tiny model at twice its learning rate
+        ({"turns": (1.1, 1.02)}, None),
+        ({"turns": (1.02, 1.0)}, None),
         ({"turns": (1.0, 1.0)}, None),
         ({"length": (80.0, 3.0)}, "collapsing_length"),
         ({"length": (80.0, 900.0)}, "growing_length"),

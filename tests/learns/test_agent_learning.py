@@ -8,6 +8,7 @@ ablation that trains the first turn only learns to call the tool, and stays at w
 from __future__ import annotations
 
 import random
+import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,30 +32,31 @@ from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 LETTERS = "abcdefgh"
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 URL = "https://api.example.invalid/v1/chat/completions"
+TLS = ssl.create_default_context()
+"""Shared by all clients: making it anew for each episode would take most of a run's time."""
 CALLS, NAMES, GUESSES = 0.25, 0.5, 0.4
 """In the traces: share that call the tool, that then name its letter, and that else guess one."""
 
 PATIENCE = 3
 """Batches in a row that are imitated without a mistake before the copying counts as learned."""
 
+SHARED = {
+    "learning_rate": 5e-4,
+    "batch_size": 8,  # with two tasks in a step, each a letter of eight, some seeds end below .9
+    "group_size": 8,
+    "epochs": 60,
+    "lr_schedule": "linear",
+}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "grpo": {"learning_rate": 5e-4, "group_size": 16, "batch_size": 2, "epochs": 50},
-    "ppo": {
-        "learning_rate": 5e-4,
-        "group_size": 16,
-        "batch_size": 2,
-        "epochs": 60,
-        "gae_lambda": 1.0,
-        "credit": "turn",
-        "lr_schedule": "linear",  # whitened advantages never become small
-    },
+    "grpo": SHARED,
+    "ppo": {**SHARED, "gae_lambda": 1.0, "credit": "turn"},
 }
 
 
 async def agent(task: dict[str, str]) -> str:
     """Play an ordinary loop over tools, as with any provider."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "?"}]
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=TLS) as client:
         for _ in range(3):
             body = {"model": "gpt-5-mini", "messages": messages, "tools": TOOLS}
             answer = (await client.post(URL, json=body)).raise_for_status().json()

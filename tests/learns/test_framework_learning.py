@@ -165,6 +165,6 @@ async def test_an_unchanged_agent_learns_to_use_what_its_tool_said(
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     agent = make()
     model = await start(tmp_path / "model", seed, await recorded(agent))
-    before, after = await learned(model, algorithm, seed, agent, epochs=100, lr_schedule="linear")
+    before, after = await learned(model, algorithm, seed, agent)
     assert before < 0.2
     assert after > 0.9

@@ -80,6 +80,7 @@ def make_lessons(
     tasks = make_tasks(
         items,
         given.prompt,
+        # A prompt may be cut, but never the answer, which is what is imitated.
         room=lambda item: min(limit, context - len(answers[id(item)])),
         on_long_prompt=config.on_long_prompt,
     )

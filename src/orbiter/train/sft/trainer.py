@@ -133,6 +133,7 @@ class SFTTrainer(ModelTrainer):
         from orbiter.train.sft.local import imitated
 
         loss, accuracy = await imitated(policy, self.config, lessons)
+        # exp overflows from about 710 on.
         return {"loss": loss, "accuracy": accuracy, "perplexity": math.exp(min(loss, 700.0))}
 
     def _chosen(self, items: Sequence[TrajectoryItem]) -> list[TrajectoryItem]:

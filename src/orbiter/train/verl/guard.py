@@ -90,10 +90,11 @@ def warnings(watched: Mapping[str, Sequence[float]]) -> dict[str, str]:
             f"the policy repeats calls, or makes calls that no tool understands (an episode: "
             f"{became('bad_calls')}). Penalise them with a step reward, or lower max_turns"
         )
-    if "turns" in last and first["turns"] >= 1.5 and last["turns"] < 1.05:
+    # Also from few further turns: a policy that rarely calls a tool can lose it within three steps.
+    if "turns" in last and _ends_at_once(first["turns"], last["turns"]):
         holding["ends_at_once"] = (
-            f"one action ends almost every episode (turns: {became('turns')}). A KL penalty "
-            "(kl_coef), clip_range_high, or an entropy bonus (ent_coef) counters that"
+            f"one action ends almost every episode (turns: {became('turns')}). Lower learning_rate "
+            "first; a KL penalty (kl_coef) or an entropy bonus (ent_coef) counters that too"
         )
     if "length" in last and last["length"] < first["length"] / 4:
         holding["collapsing_length"] = (
@@ -160,6 +161,11 @@ def _gaming(
                 "are noise to that extent; use more votes, or another model"
             )
     return holding
+
+
+def _ends_at_once(first: float, last: float) -> bool:
+    """Return whether further turns have all but vanished: means of an episode's turns are given."""
+    return first >= 1.05 and last - 1 < min(0.05, (first - 1) / 10)
 
 
 def _moved(values: Sequence[float]) -> bool:
