@@ -194,13 +194,13 @@ def _from_echo(body: Json, token_ids: Sequence[int]) -> list[KnownToken] | None:
 def _known(entry: Json, text: str) -> KnownToken | None:
     if not isinstance(entry, dict):
         return None
-    logprob, said = entry.get("logprob"), entry.get(text)
+    logprob, token = entry.get("logprob"), entry.get(text)
     if isinstance(logprob, bool) or not isinstance(logprob, int | float):
         return None
     # Rounding may leave a certain token a little above 0.
     if not math.isfinite(logprob) or logprob > 1e-3:
         return None
-    return KnownToken(float(logprob), said if isinstance(said, str) else None)
+    return KnownToken(float(logprob), token if isinstance(token, str) else None)
 
 
 def _complete(tokens: Sequence[KnownToken | None]) -> list[KnownToken] | None:
