@@ -50,7 +50,7 @@ class PackedAttention:
 
         Args:
             packing: The tokens.
-            dtype: Of the queries and keys.
+            dtype: The dtype of the queries and keys.
             wanted: The tokens whose queries the last layer passes, in ascending order.
         """
         self.packing = packing
