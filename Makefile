@@ -58,10 +58,12 @@ test-oldest: build/transformers-$(OLDEST)/.ok
 
 # The real verl on Ray, on the CPU, in a separate environment, since verl needs transformers below 5.11.
 VERL := .venv-verl/bin/python
+# Their unchanged agents are trained on verl.
+FRAMEWORKS := anthropic langchain-openai langgraph openai openai-agents 'pydantic-ai-slim[openai]'
 .venv-verl/.ok: pyproject.toml constraints-verl.txt
 	@echo "== installing verl and Ray into .venv-verl: a few minutes the first time"
 	$(PYTHON) -m venv --clear .venv-verl
-	$(VERL) -m pip install --disable-pip-version-check --progress-bar off -c constraints-verl.txt -e '.[verl]' beartype hypothesis pytest pytest-asyncio pytest-timeout
+	$(VERL) -m pip install --disable-pip-version-check --progress-bar off -c constraints-verl.txt -e '.[verl]' beartype hypothesis pytest pytest-asyncio pytest-timeout $(FRAMEWORKS)
 	touch $@
 
 test-verl: .venv-verl/.ok

@@ -13,9 +13,11 @@ import httpx
 import pytest
 
 from orbiter.train.agents import current_episode, run_episode
+from orbiter.train.engine.policy import Policy
 from orbiter.train.errors import ConfigError, DataError, StateError
 from orbiter.train.serve.live import LivePolicy
 from tests.agents.playing import NOWHERE, ask, branching, two_turns
+from tests.agents.scripted import scripted
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 
@@ -95,6 +97,18 @@ async def hangs(task: str) -> str:
     return ""
 
 
+async def raises_for_the_length(task: str) -> str:
+    """As openai's `parse` does after an answer that the limit has cut off."""
+    await ask(HELLO)
+    raise RuntimeError("Could not parse response content as the length limit was reached")
+
+
+async def raises_for_the_tokens(task: str) -> str:
+    """As the OpenAI Agents SDK does."""
+    await ask(HELLO)
+    raise RuntimeError("status=incomplete; IncompleteDetails(reason='max_output_tokens')")
+
+
 async def forever(task: str) -> str:
     messages = list(HELLO)
     while True:
@@ -127,6 +141,8 @@ async def forever_politely(task: str) -> str:
         (forever_politely, {"max_turns": 3}, "max_turns", None),
         (forever, {"max_episode_tokens": 60}, "max_tokens", "400"),
         (forever_at_length, {}, "context", "400"),
+        (raises_for_the_length, {}, "max_response", "length limit"),
+        (raises_for_the_tokens, {}, "max_response", "max_output_tokens"),
     ],
 )
 async def test_how_an_episode_ended_has_a_name(
@@ -142,6 +158,16 @@ async def test_how_an_episode_ended_has_a_name(
         assert words in str(episode.error)
     if limits.get("max_turns"):
         assert len(episode.turns) == 3
+
+
+async def test_only_an_answer_that_was_cut_off_makes_the_agents_error_a_limit(
+    policy: Policy, live: LivePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, policy, lambda _prompt, _seed: "ok")
+    live.max_new_tokens = 60
+    whole = await run_episode(raises_for_the_length, "task", live, seed=0)
+    assert whole.turns[-1].finish_reason == "stop"
+    assert whole.stop_reason == "agent_error"
 
 
 async def test_calls_after_the_end_get_410_and_late_step_rewards_are_refused(

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,6 @@ def test_the_slurm_script_is_valid_bash(folder: str, tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-@pytest.mark.skipif(shutil.which("sbatch") is None, reason="Slurm is not installed")
-def test_slurm_itself_takes_the_script(tmp_path: Path) -> None:
-    path = tmp_path / "run.sbatch"
-    path.write_text(slurm_script(job(str(tmp_path), nodes=1, gpus_per_node=1)))
-    checked = run_child(["sbatch", "--test-only", str(path)])
-    assert "invalid" not in checked.stderr.lower(), checked.stderr
-
-
 def test_secrets_are_named_and_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", "very secret")
     named = job(environment_variables=["A_KEY"])
@@ -96,6 +87,77 @@ def test_the_kuberay_manifest_has_the_nodes_of_the_run() -> None:
         assert "/shared/runs" in {mount["mountPath"] for mount in container["volumeMounts"]}
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "4"
+
+
+TEXT, WHOLE = {"type": "string"}, {"type": "integer", "minimum": 0}
+
+
+def fields(required: str, optional: str = "", **types: object) -> dict[str, object]:
+    """The schema of an object with these fields and no others."""
+    names = [*required.split(), *optional.split()]
+    known = {name: types.get(name, {}) for name in names}
+    return {
+        "type": "object",
+        "required": required.split(),
+        "properties": known,
+        "additionalProperties": False,
+    }
+
+
+PARAMS = {"type": "object", "additionalProperties": TEXT}
+HEAD = fields("rayStartParams template", "enableIngress headService", rayStartParams=PARAMS)
+GROUP = fields(
+    "groupName replicas minReplicas maxReplicas rayStartParams template",
+    "suspend numOfHosts idleTimeoutSeconds scaleStrategy",
+    groupName=TEXT,
+    replicas=WHOLE,
+    minReplicas=WHOLE,
+    maxReplicas=WHOLE,
+    rayStartParams=PARAMS,
+)
+CLUSTER = fields(
+    "headGroupSpec workerGroupSpecs",
+    "rayVersion enableInTreeAutoscaling autoscalerOptions suspend managedBy",
+    headGroupSpec=HEAD,
+    workerGroupSpecs={"type": "array", "items": GROUP},
+)
+RAY_JOB = fields(
+    "apiVersion kind metadata spec",
+    spec=fields(
+        "entrypoint rayClusterSpec",
+        "activeDeadlineSeconds backoffLimit submitterPodTemplate metadata clusterSelector "
+        "submitterConfig runtimeEnvYAML jobId submissionMode entrypointNumCpus suspend "
+        "shutdownAfterJobFinishes ttlSecondsAfterFinished",
+        entrypoint=TEXT,
+        rayClusterSpec=CLUSTER,
+        shutdownAfterJobFinishes={"type": "boolean"},
+        ttlSecondsAfterFinished=WHOLE,
+    ),
+)
+"""The fields of a RayJob as KubeRay's API of version ray.io/v1 has them, and their types.
+
+No package on PyPI or npm carries KubeRay's own schema. The pods in it, by far the larger part, are
+checked by Kubernetes' schema.
+"""
+
+
+@pytest.mark.parametrize("name", ["A_KEY", None])
+def test_the_kuberay_manifest_has_the_fields_of_kuberay_and_kubernetes(name: str | None) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    pods = pytest.importorskip("kubernetes_validate", reason="Kubernetes' schema is not installed")
+    wanted = job(environment_variables=[name] if name else [])
+    made = json.loads(kuberay_manifest(wanted, image="repo/verl:1", claim="runs"))
+    jsonschema.validate(made, RAY_JOB)
+    cluster = made["spec"]["rayClusterSpec"]
+    for spec in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **spec["template"]}
+        pods.validate(pod, pods.latest_version(), strict=True)
+        pod["spec"]["containers"][0]["volumeMount"] = []
+        with pytest.raises(pods.ValidationError, match="volumeMount"):
+            pods.validate(pod, pods.latest_version(), strict=True)
+    made["spec"]["entryPoint"] = "x"
+    with pytest.raises(jsonschema.ValidationError, match="entryPoint"):
+        jsonschema.validate(made, RAY_JOB)
 
 
 def test_the_plan_counts_steps_and_tokens() -> None:

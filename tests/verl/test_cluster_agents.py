@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from orbiter.train.agents import CommandAgent, EnvironmentAgent
+from orbiter.train.cli.code import load_object
 from orbiter.train.errors import CallbackError, ConfigError, DataError
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.verl.cluster.agents import sendable_rewards, ship_agent, written_tasks
 from orbiter.train.verl.cluster.inside.shipment import AgentShipment, load_agent, read_shipment
+from orbiter.train.verl.cluster.rewards import ship
 from orbiter.train.verl.environments import ENVIRONMENT
 from tests.children import run_child
 
@@ -93,6 +95,29 @@ def test_a_function_of_a_script_is_sent_as_source(tmp_path: Path) -> None:
     assert "PREFIX = 'said: '" in source
     assert "import json as json" in source
     compile(source, name, "exec")
+
+
+def test_what_the_command_line_loads_from_a_file_is_imported_by_the_files_name(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "of_a_config.py"
+    file.write_text(
+        "import pytest\n"
+        "class Desk:\n    async def run(self, task):\n        return task\n"
+        "desk = Desk()\n"
+        "async def solve(task):\n    return task\n"
+        "def vowels(output):\n    return 1.0\n"
+    )
+    for name in ("solve", "desk"):
+        shipped = ship_agent(load_object(f"{file}:{name}", what="[agent] run"))
+        assert shipped.modules == ["of_a_config"]
+        assert shipped.roots == [str(tmp_path)]
+        assert "pytest" in shipped.packages
+    (reward,) = ship([RewardSpec("vowels", fn=load_object(f"{file}:vowels", what="[reward]"))])
+    assert (reward.module, reward.function, reward.root) == ("of_a_config", "vowels", str(tmp_path))
+    source = f"import sys; sys.path.insert(0, {reward.root!r}); import {reward.module} as m"
+    done = run_child([sys.executable, "-c", f"{source}; print(m.{reward.function}('a'))"])
+    assert done.stdout == "1.0\n", done.stderr
 
 
 def test_an_environment_is_made_anew_with_its_reward(tmp_path: Path) -> None:

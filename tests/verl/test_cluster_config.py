@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,13 @@ def layout(prompts: int = 40) -> Layout:
         ({"on_reward_error": "skip"}, "verl pads a group that lacks a sample"),
         ({"minibatch_size": 4}, "must be a multiple of group_size=8"),
         ({"verl_overrides": {"trainer.nnodes": 2}}, "'trainer.nnodes': nodes= does"),
+        (
+            {"verl_overrides": {"trainer.v1.trainer_mode": "separate_async"}},
+            "'trainer.v1.trainer_mode': max_staleness= does",
+        ),
+        ({"max_staleness": -1}, "max_staleness must be at least 0"),
+        ({"max_importance": 0.5}, "max_importance must be at least 1"),
+        ({"backend": "local", "max_staleness": 1}, "max_staleness=1 needs backend='verl'"),
         ({"verl_overrides": {"+data.seed=": 1}}, "must be a dotted name"),
         ({"verl_overrides": {"a.b": object()}}, r"verl_overrides\['a.b'\] cannot be written as"),
         ({"verl_overrides": ["a"]}, "must map verl's keys"),
@@ -100,6 +108,25 @@ def test_a_grpo_run_has_no_critic_and_keeps_its_kl_in_the_loss() -> None:
 def test_a_forward_pass_holds_at_least_one_sequence() -> None:
     small = make_overrides(config(micro_batch_tokens=10, max_response_length=50), layout())
     assert small["actor_rollout_ref.actor.ppo_max_token_len_per_gpu"] == 80
+
+
+def test_sampling_ahead_is_off_by_default_and_verls_colocated_mode_otherwise() -> None:
+    assert not [key for key in make_overrides(config(), layout()) if "async" in key]
+    made = make_overrides(config(max_staleness=2, max_importance=3.0), layout())
+    assert made["trainer.v1.trainer_mode"] == "colocate_async"
+    assert made["trainer.v1.colocate_async.num_warmup_batches"] == 2
+    assert made["trainer.v1.sampler.max_off_policy_threshold"] == 3, "in versions, the own one too"
+    assert made["trainer.v1.sampler.custom_sampler.name"] == "NamedRewardsAsync"
+    assert made["algorithm.rollout_correction.rollout_is"] == "token"
+    assert made["algorithm.rollout_correction.rollout_is_threshold"] == 3.0
+
+
+def test_an_agents_importance_is_bounded_by_the_clip_since_verls_weights_are_taken() -> None:
+    of_agent = replace(layout(), agent=True)
+    made = make_overrides(config(max_staleness=1), of_agent)
+    assert made["trainer.v1.sampler.custom_sampler.name"] == "EpisodeBatchesAsync"
+    assert made["algorithm.rollout_correction.rollout_is"] is None
+    assert made["algorithm.rollout_correction.bypass_mode"] is True
 
 
 def test_without_checkpoints_wished_the_last_step_leaves_one() -> None:

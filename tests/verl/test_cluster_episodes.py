@@ -20,6 +20,7 @@ def rows(prompt: str, session: int, *, streams: int = 1, **told: Any) -> list[Ep
         "failure": None,
         "stop_reason": "done",
         "reward": 1.0,
+        "score": 1.0,
         "rewards": {"r": 1.0},
         "faults": 0,
         "turns": 2,
@@ -35,6 +36,7 @@ FAILED: dict[str, Any] = {
     "trained": False,
     "failure": "task 'x': timeout",
     "stop_reason": "timeout",
+    "score": None,
     "rewards": {},
 }
 
@@ -48,6 +50,22 @@ def test_failed_episodes_are_taken_out_and_counted() -> None:
     assert sifted.metrics["episode/failed/timeout"] == 1
     assert sifted.metrics["episode/reward"] == 0.5, "not a third: a failure is no reward of 0"
     assert sifted.episodes == 3
+
+
+def test_a_validation_counts_episodes_that_training_leaves_out_for_their_length() -> None:
+    masked: dict[str, Any] = {"trained": False, "reward": None, "score": 0.5}
+    given = [*rows("a", 0), *rows("b", 0, **masked), *rows("c", 0, **FAILED)]
+    assert sift(given, config()).metrics["episode/reward"] == 1.0
+    validated = sift(given, config(), validates=True)
+    assert validated.kept == ["a_0_0", "b_0_0"]
+    assert validated.metrics["episode/reward"] == 0.75
+    assert validated.metrics["episode/failed"] == pytest.approx(1 / 3)
+
+
+def test_an_agent_that_raises_after_a_cut_off_answer_has_reached_a_limit() -> None:
+    sifted = sift([*rows("a", 0, stop_reason="max_response"), *rows("a", 1)], config())
+    assert sifted.kept == ["a_0_0", "a_1_0"]
+    assert sifted.metrics["episode/stopped/max_response"] == 1
 
 
 def test_rows_of_a_branching_episode_count_once() -> None:

@@ -228,7 +228,7 @@ async def test_a_plan_has_its_notes_and_its_files(tmp_path: Path) -> None:
     said = str(plan)
     for words in ("2 of 8 prompts are left out", "vf_coef is not used", "warmup_steps counts"):
         assert words in said
-    assert str(tmp_path / "run/verl/rewards.py") in plan.files
+    assert str(tmp_path / "run/verl/orbiter_rewards.py") in plan.files
     assert not (tmp_path / "run").exists()
 
 

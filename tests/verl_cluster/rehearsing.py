@@ -24,9 +24,10 @@ def rehearsal(folder: Path, rewards: list[RewardSpec], **settings: object) -> Ve
         "output_dir": folder,
         "step_timeout_seconds": 2000,
     }
-    held_out, agent = settings.pop("eval_dataset", None), settings.pop("agent", None)
+    names = ("eval_dataset", "agent", "environment")
+    given: dict[str, Any] = {name: settings.pop(name, None) for name in names}
     config = VeRLConfig(**(small | settings))
-    return VeRLTrainer(config, rewards, eval_dataset=held_out, agent=agent)
+    return VeRLTrainer(config, rewards, **given)
 
 
 def processes_with(word: str) -> list[int]:

@@ -23,6 +23,7 @@ from tests.verl_cluster.shipped_agents import (
     two_turns,
     vowels_said,
 )
+from tests.verl_cluster.shipped_environment import Singing
 from tests.verl_cluster.two_nodes import can_make_namespaces, two_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
@@ -44,6 +45,33 @@ async def test_an_agent_of_two_turns_learns(tmp_path: Path) -> None:
     assert rewards[-1] > 0.8, rewards
     assert max(row["verl/training/rollout_probs_diff_max"] for row in run.history) < 1e-4
     assert run.history[0]["turns"] == 2
+
+
+async def test_an_environment_is_made_in_the_workers_and_trained_one_step_off(
+    tmp_path: Path, cluster: str
+) -> None:
+    run = rehearsal(
+        tmp_path,
+        [],
+        environment=Singing,
+        batch_size=4,
+        group_size=8,
+        epochs=2,
+        max_response_length=8,
+        max_staleness=1,
+        ray_address=cluster,
+    )
+    await run.train([{"word": word} for word in "abcdefghijklmnop"])
+    history = run.history
+    assert [row["step"] for row in history] == list(range(1, 9)), "no step is lost at the end"
+    assert {row["turns"] for row in history} == {2}
+    assert all(row["failed"] == 0 for row in history)
+    assert all(0 <= row["reward/environment"] <= 1 for row in history)
+    assert all(row["grad_norm"] > 0 for row in history)
+    stale = [row["verl/training/off_policy/trajectory_staleness_worst/max"] for row in history]
+    assert stale[0] == 0, "nothing is older than the first weights"
+    assert max(stale) == 1, "the weights that sampled were one step old, and never older"
+    assert len(read_run(tmp_path).samples) >= 8
 
 
 TASKS = [{"text": text, "fails": text == "c"} for text in "abcdefgh"]

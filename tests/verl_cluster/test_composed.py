@@ -143,3 +143,21 @@ def make_table() -> dict[str, dict[str, Any]]:
 
 if __name__ == "__main__":  # python -m tests.verl_cluster.test_composed: after a wanted change
     TABLE.write_text(json.dumps(make_table(), indent=1) + "\n")
+
+
+@pytest.mark.filterwarnings("default")  # verl's imports warn
+def test_sampling_ahead_is_a_mode_that_verl_ships_and_accepts() -> None:
+    """`colocate_async` is the mode that `max_staleness` means; verl's own config takes its keys."""
+    from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+    made = changed({"max_staleness": 2, "max_importance": 4.0})
+    expected = {
+        "trainer.v1.trainer_mode": "colocate_async",
+        "trainer.v1.colocate_async.num_warmup_batches": 2,
+        "trainer.v1.sampler.max_off_policy_threshold": 3,
+        "trainer.v1.sampler.max_off_policy_strategy": "wait",
+        "algorithm.rollout_correction.rollout_is": "token",
+        "algorithm.rollout_correction.rollout_is_threshold": 4.0,
+    }
+    assert {key: made.get(key) for key in expected} == expected
+    assert "colocate_async" in TRAINER_REGISTRY

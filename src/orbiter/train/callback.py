@@ -21,6 +21,9 @@ from typing_extensions import override
 T = TypeVar("T")
 R = TypeVar("R")
 
+USER_MODULE = "orbiter_user_"
+"""Prefix of a module that the command line loads from a file, so that it hides no other module."""
+
 
 def is_async(fn: Callable[..., object]) -> bool:
     """Return whether calling `fn` gives an awaitable, judged by its definition."""

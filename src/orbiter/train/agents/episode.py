@@ -20,12 +20,22 @@ if TYPE_CHECKING:
     from orbiter.train.serve.session import BlockingResponse, LiveSession, Response, Turn
 
 StopReason = Literal[
-    "done", "max_turns", "max_tokens", "context", "timeout", "agent_error", "no_calls"
+    "done",
+    "max_turns",
+    "max_tokens",
+    "context",
+    "max_response",
+    "timeout",
+    "agent_error",
+    "no_calls",
 ]
 FAILURES: tuple[StopReason, ...] = ("agent_error", "timeout", "no_calls")
 """Stop reasons that say nothing about the policy: such an episode is not trained on."""
-LIMITS: tuple[StopReason, ...] = ("max_turns", "max_tokens", "context")
-"""Stop reasons of an episode that reached a limit before it was finished."""
+LIMITS: tuple[StopReason, ...] = ("max_turns", "max_tokens", "context", "max_response")
+"""Stop reasons of an episode that reached a limit before it was finished.
+
+"max_response": the agent raised because an answer was cut off at `max_response_length`.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +73,7 @@ class Episode:
 
     @property
     def truncated(self) -> bool:
-        """Whether it reached `max_turns`, `max_episode_tokens` or the model's context."""
+        """Whether a limit ended it: turns, tokens, the model's context, or those of an answer."""
         return self.stop_reason in LIMITS
 
     @property

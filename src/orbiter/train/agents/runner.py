@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
@@ -21,9 +22,16 @@ from orbiter.train.capture.transport import answered_by
 from orbiter.train.errors import described
 
 if TYPE_CHECKING:
-    from orbiter.train.serve.session import LiveSession
+    from orbiter.train.serve.session import LiveSession, Turn
 
 T = TypeVar("T")
+LENGTH_ERROR = re.compile(
+    r"length limit|LengthFinish|finish_?reason\W+length|max_?(output_?|completion_?)?tokens"
+    r"|token limit|incomplete|truncated|cut off",
+    re.IGNORECASE,
+)
+"""How clients and frameworks write that an answer reached its limit of tokens: openai, the OpenAI
+Agents SDK, pydantic-ai, instructor."""
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
@@ -66,7 +74,7 @@ async def run_episode(
     """Let an agent work on a task; failures are recorded in the episode's `stop_reason`.
 
     If an agent raises after reaching a limit, the stop reason is the limit, because the refused
-    call most likely caused the error.
+    call most likely caused the error; see also `_was_cut_off`.
 
     Args:
         agent: A function of the task, sync or async, or an object with `run`. A plain function
@@ -175,8 +183,22 @@ def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
     if session.stop_reason is not None:
         return cast("StopReason", session.stop_reason)
     if outcome.error is not None:
-        return "agent_error"
+        return "max_response" if _was_cut_off(outcome.error, session.turns) else "agent_error"
     return "done" if session.turns else "no_calls"
+
+
+def _was_cut_off(error: BaseException, turns: Sequence[Turn]) -> bool:
+    """Return whether an agent raised because its last answer was cut off.
+
+    That is a limit and no failure: leaving such episodes out would hide from the policy that its
+    answers are too long.
+
+    Both must hold: with a small `max_response_length` nearly every answer is cut off, also the one
+    before a database that is down.
+    """
+    if not turns or turns[-1].finish_reason != "length":
+        return False
+    return LENGTH_ERROR.search(f"{type(error).__name__}: {error}") is not None
 
 
 def _error(outcome: _Outcome, session: LiveSession) -> str | None:

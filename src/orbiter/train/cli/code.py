@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from orbiter.train.callback import USER_MODULE
 from orbiter.train.errors import ConfigError, boundary, did_you_mean
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _module_of(file: Path) -> tuple[Path, str]:
         Path, getattr(loaded, "__path__", [])
     )
     if len(parts) == 1 or foreign or not all(part.isidentifier() for part in parts):
-        return file.parent, f"orbiter_user_{file.stem}"
+        return file.parent, f"{USER_MODULE}{file.stem}"
     return root, ".".join(parts)
 
 

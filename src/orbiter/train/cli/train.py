@@ -338,7 +338,9 @@ def write_result(folder: Path, result: dict[str, Any]) -> None:
 
 
 def _has_checkpoint(job: Job) -> bool:
-    return any((job.folder / "checkpoints").glob("step-*"))
+    # verl's are in the folder of its job.
+    here, there = job.folder / "checkpoints", job.folder / "verl" / "checkpoints"
+    return any(here.glob("step-*")) or any(there.glob("global_step_*"))
 
 
 def _farewell(job: Job) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -42,22 +42,18 @@ def _check_algorithm(_: str, value: object) -> None:
         raise ConfigError(f"algorithm must be {listed}, got {shown(value)}{hint}")
 
 
-def _check_on_reward_error(name: str, value: object) -> None:
-    """Accept 'raise', 'skip' or a number."""
-    if isinstance(value, str):
-        if value not in ("raise", "skip"):
-            raise ConfigError(f"{name} must be 'raise', 'skip' or a number, got {value!r}")
-        return
-    Number()(name, value)
+def _word_or_number(*words: str) -> Callable[[str, object], None]:
+    """Return a check that accepts one of some words, or a number."""
+    listed = ", ".join(map(repr, words))
 
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, str):
+            Number()(name, value)
+        elif value not in words:
+            raise ConfigError(f"{name} must be {listed} or a number, got {value!r}")
 
-def _check_on_truncation(name: str, value: object) -> None:
-    """Accept 'score', 'mask' or a number."""
-    if isinstance(value, str):
-        if value not in ("score", "mask"):
-            raise ConfigError(f"{name} must be 'score', 'mask' or a number, got {value!r}")
-        return
-    Number()(name, value)
+    check.__doc__ = f"Accept {listed} or a number."
+    return check
 
 
 def _check_overrides(name: str, value: object) -> None:
@@ -81,8 +77,7 @@ def _check_models(name: str, value: object) -> None:
 
 
 def _check_variables(name: str, value: object) -> None:
-    texts = isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
-    if not isinstance(value, list | tuple) or not texts:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
         raise ConfigError(f"{name} must be a list of names, got {shown(value)}")
     for each in value:
         if not each or "=" in each:
@@ -109,7 +104,7 @@ class VeRLConfig(AlgorithmConfig):
         "raise",
         'When a reward fails or is not a finite number: "raise" stops the run, "skip" leaves '
         "the sample out, and a number is used as the reward.",
-        _check_on_reward_error,
+        _word_or_number("raise", "skip"),
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
         ),
@@ -194,7 +189,7 @@ class VeRLConfig(AlgorithmConfig):
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
         '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
-        _check_on_truncation,
+        _word_or_number("score", "mask"),
     )
     max_extra_groups: int = setting(
         0,
@@ -325,6 +320,10 @@ class VeRLConfig(AlgorithmConfig):
         _check_sampling(self)
         if self.backend == "verl":
             _check_for_verl(self)
+        elif self.max_staleness:
+            raise ConfigError(
+                f"max_staleness={self.max_staleness} needs backend='verl'; use 0 here"
+            )
 
 
 def _check_batch(config: VeRLConfig) -> None:
@@ -374,6 +373,7 @@ OURS: Mapping[str, str] = {
     "data.val_files": "eval_dataset=",
     "reward.custom_reward_function.path": "rewards=",
     "reward.custom_reward_function.name": "rewards=",
+    "trainer.v1.trainer_mode": "max_staleness=",
     **{
         key: f"{declared.name}="
         for declared in fields(VeRLConfig)

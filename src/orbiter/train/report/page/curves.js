@@ -19,7 +19,7 @@ const PANELS = [
   { title: "Tool calls per episode", names: ["tool_calls", "bad_calls"], label: { tool_calls: "calls", bad_calls: "repeated or invalid" } },
   { title: "Failed episodes", names: ["failed"], note: "Share of a step's episodes that failed for a reason that says nothing about the policy; they are not trained on." },
   { title: "Failures by kind", prefix: "failed/", note: "Episodes of a step." },
-  { title: "Episodes that ran into a limit", prefix: "stopped/", note: "Episodes of a step that ran out of turns, tokens or context." },
+  { title: "Episodes that ran into a limit", prefix: "stopped/", note: "Episodes of a step that ran out of turns, tokens or context, or whose agent raised after an answer that was cut off." },
   { title: "Clip fraction", names: ["clip_fraction"], note: "Share of tokens whose ratio left the clip range." },
   { title: "Speed", names: ["tokens_per_second"], label: { tokens_per_second: "tokens per second" } },
   { title: "Validation by component", prefix: "eval/reward/", several: true, more: true },

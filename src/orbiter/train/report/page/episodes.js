@@ -2,10 +2,11 @@
 
 const ENDS = {
   done: "done", max_turns: "ran out of turns", max_tokens: "ran out of tokens", context: "context full",
+  max_response: "answer cut off",
   timeout: "timed out", agent_error: "agent raised", no_calls: "no model call",
 };
 const FAILED = new Set(["timeout", "agent_error", "no_calls"]);
-const LIMITS = new Set(["max_turns", "max_tokens", "context"]);
+const LIMITS = new Set(["max_turns", "max_tokens", "context", "max_response"]);
 
 const isEpisodes = (group) => group.outputs.some((output) => output.turns);
 const endedBy = (group, reasons) => group.outputs.some((output) => reasons.has(output.stop_reason));

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ACTOR = "actor_rollout_ref.actor"
 """The part of verl's configuration that holds the policy's update."""
+V1 = "trainer.v1"
+"""The part of verl's configuration that says how sampling and training take turns."""
 KL_NAMES: Mapping[str, str] = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
 """verl's name of each KL estimator."""
 
@@ -143,6 +145,22 @@ class RewardConfig(EngineConfig):
         "Samples of one optimiser update; 0 takes all samples of the step.",
         WholeNumber(at_least=0),
         verl=VerlKeys((f"{ACTOR}.ppo_mini_batch_size",), written=False),
+    )
+    max_staleness: int = setting(
+        0,
+        "Steps by which the policy that samples may lag behind the one in training: with more than "
+        "0, verl samples the next step's batch during an update. 0 samples and trains in turn.",
+        WholeNumber(at_least=0),
+        verl=VerlKeys(
+            (f"{V1}.trainer_mode", f"{V1}.sampler.max_off_policy_threshold"), written=False
+        ),
+    )
+    max_importance: float = setting(
+        2.0,
+        "With max_staleness: largest weight of a token by how much likelier the policy in training "
+        "makes it than the one that sampled it (truncated importance sampling). Not with agent=.",
+        Number(at_least=1),
+        verl=VerlKeys(("algorithm.rollout_correction.rollout_is_threshold",), written=False),
     )
     target_kl: float | None = setting(
         None,

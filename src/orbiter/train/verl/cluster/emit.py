@@ -111,7 +111,7 @@ def slurm_script(job: ClusterJob) -> str:
 #SBATCH --gpus-per-node={config.gpus_per_node}
 #SBATCH --cpus-per-task={cpus}
 #SBATCH --mem={memory}G
-#SBATCH --output={job.folder}/slurm-%j.log
+#SBATCH --output={shlex.quote(f"{job.folder}/slurm-%j.log")}
 #SBATCH --requeue
 
 set -euo pipefail
@@ -177,6 +177,8 @@ def kuberay_manifest(job: ClusterJob, *, image: str, claim: str) -> str:
             "rayClusterSpec": {
                 # The head has no GPU, so verl's workers cannot be placed on it.
                 "headGroupSpec": {
+                    # All addresses of the pod: the operator submits the job, and asks how it
+                    # goes, from its own pod. Let a NetworkPolicy admit no other.
                     "rayStartParams": {"num-gpus": "0", "dashboard-host": "0.0.0.0"},
                     "template": {"spec": head},
                 },

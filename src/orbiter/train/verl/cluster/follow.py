@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from orbiter.train.verl.algorithms import ALGORITHMS, VeRLAlgorithm
-from orbiter.train.verl.cluster.inside.batches import METRIC
+from orbiter.train.verl.cluster.inside.batches import EVALUATION, METRIC
 
 NAMES: Mapping[str, str] = {
     "reward": "critic/score/mean",
@@ -94,6 +94,15 @@ def groups_of(dump: Path) -> list[dict[str, Any]]:
 def episode_groups(dump: Path) -> list[dict[str, Any]]:
     """Read a step's episodes as the sampler wrote them, one record per task."""
     return [json.loads(line) for line in dump.read_bytes().splitlines()]
+
+
+def episode_evaluation(samples: Path, step: int) -> dict[str, float]:
+    """Read the metrics of a validation with an agent, as the sampler wrote them."""
+    file = samples / EVALUATION.format(step=step)
+    if not file.exists():
+        return {}
+    numbers: dict[str, float] = json.loads(file.read_bytes())
+    return {f"eval/{name.removeprefix(METRIC)}": value for name, value in numbers.items()}
 
 
 class StepRow(NamedTuple):

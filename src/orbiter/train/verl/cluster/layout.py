@@ -39,8 +39,11 @@ class Layout:
 
     @property
     def reward_file(self) -> Path:
-        """The module with the rewards."""
-        return self.folder / "rewards.py"
+        """The module with the rewards.
+
+        The job runs in this folder, where "rewards.py" would hide the user's module of that name.
+        """
+        return self.folder / "orbiter_rewards.py"
 
     @property
     def agent_file(self) -> Path:
@@ -56,6 +59,11 @@ class Layout:
     def checkpoints(self) -> Path:
         """Folder of verl's checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best validation, as verl saved them."""
+        return self.folder / "best"
 
     @property
     def metrics_file(self) -> Path:

@@ -1,4 +1,4 @@
-"""Convert verl's last checkpoint into a folder that other tools can load: weights or adapters.
+"""Convert a checkpoint of verl into a folder that other tools can load: weights or adapters.
 
 Adapters are not merged into their base model here, because verl's merger cannot do it; `save()`
 with `merge=True` does.
@@ -26,7 +26,7 @@ MERGING_SECONDS = 3600.0
 """Time limit of the merge."""
 
 
-async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
+async def merge_last(config: VeRLConfig, layout: Layout, target: Path) -> Path:
     """Merge the last checkpoint into `target`, completely or not at all.
 
     Raises:
@@ -38,7 +38,16 @@ async def merge(config: VeRLConfig, layout: Layout, target: Path) -> Path:
             f"the job left no checkpoint in {layout.checkpoints}; save_every= sets how often one "
             "is written before the end"
         )
-    source, merged = layout.checkpoints / f"global_step_{number}/actor", layout.folder / "merged"
+    return await merge(config, layout, layout.checkpoints / f"global_step_{number}/actor", target)
+
+
+async def merge(config: VeRLConfig, layout: Layout, source: Path, target: Path) -> Path:
+    """Merge one checkpoint of the policy into `target`, completely or not at all.
+
+    Raises:
+        TrainingError: verl cannot merge it; the message shows why.
+    """
+    merged = layout.folder / "merged"
     # What an interrupted merge left would be mixed with the new files.
     shutil.rmtree(merged, ignore_errors=True)
     command = [interpreter(config), "-m", MERGER, "merge", "--backend", "fsdp"]

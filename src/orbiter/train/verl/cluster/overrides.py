@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orbiter.train.trainer.config import VerlKeys
 from orbiter.train.verl.algorithms import ALGORITHMS
-from orbiter.train.verl.algorithms.base import ACTOR
+from orbiter.train.verl.algorithms.base import ACTOR, V1
 from orbiter.train.verl.cluster.layout import Layout, steps_per_epoch
 from orbiter.train.verl.config import OVERLONG, VeRLConfig
 
@@ -31,7 +31,8 @@ FURTHER_CPUS = 12
 
 AGENT_LOOP = "orbiter_episode"
 """The name under which verl knows our agent loop."""
-SAMPLER = "trainer.v1.sampler.custom_sampler"
+SAMPLER = f"{V1}.sampler.custom_sampler"
+CORRECTION = "algorithm.rollout_correction"
 ROLL, REF, MODEL = (f"actor_rollout_ref.{part}" for part in ("rollout", "ref", "model"))
 
 
@@ -48,6 +49,7 @@ def make_overrides(config: VeRLConfig, layout: Layout) -> Overrides:
         _run(config, layout),
         _reward(layout),
         overlong_overrides(config),
+        _staleness(config),
     ]
     if algorithm.value_head:
         parts.append(_critic(config, layout))
@@ -76,9 +78,13 @@ def _with_episodes(config: VeRLConfig, layout: Layout, made: Overrides) -> Overr
         f"{ROLL}.agent.agent_loop_config_path": layout.loop_file,
         f"{ACTOR}.loss_agg_mode": "token-mean",
         f"{SAMPLER}.path": "pkg://orbiter.train.verl.cluster.inside.episodes",
-        f"{SAMPLER}.name": "EpisodeBatches",
-        "+trainer.v1.sampler.sampler_kwargs.shipment": layout.agent_file,
+        f"{SAMPLER}.name": "EpisodeBatchesAsync" if config.max_staleness else "EpisodeBatches",
+        f"+{V1}.sampler.sampler_kwargs.shipment": layout.agent_file,
     }
+    if config.max_staleness:
+        # verl's field for importance weights holds the weights of episodes, so the ratio of the
+        # loss, which clip_range bounds, is that to the policy that sampled.
+        made |= {f"{CORRECTION}.rollout_is": None, f"{CORRECTION}.bypass_mode": True}
     if config.algorithm == "rloo":
         # The mean over all siblings; `inside/batches.py` corrects it to the mean over the others.
         made["algorithm.adv_estimator"] = "grpo"
@@ -194,21 +200,51 @@ def _run(config: VeRLConfig, layout: Layout) -> Overrides:
     return {
         "trainer.val_before_train": False,
         # verl must save once: its last checkpoint is where the trained model comes from.
-        "trainer.save_freq": save_frequency(config) or total,
+        "trainer.save_freq": checkpoint_frequency(config, layout) or total,
         "trainer.default_local_dir": layout.checkpoints,
         "trainer.logger": ["console", "file"],
         "trainer.project_name": "orbiter-train",
         "trainer.experiment_name": layout.folder.parent.name,
         "trainer.rollout_data_dir": layout.samples,
         f"{SAMPLER}.path": "pkg://orbiter.train.verl.cluster.inside.sampler",
-        f"{SAMPLER}.name": "NamedRewards",
+        f"{SAMPLER}.name": "NamedRewardsAsync" if config.max_staleness else "NamedRewards",
     }
 
 
 def save_frequency(config: VeRLConfig) -> int:
-    """Return `save_every`, which counts updates, in steps; 0 saves after the last step only."""
+    """Return `save_every`, which counts updates, in steps."""
     # Rounded up, because verl cannot save within a step.
     return math.ceil(config.save_every / config.updates_per_step)
+
+
+def checkpoint_frequency(config: VeRLConfig, layout: Layout) -> int:
+    """Return the steps between two checkpoints; 0 saves after the last step only.
+
+    A validated step needs one too, so that the best model can be kept.
+    """
+    saves = save_frequency(config)
+    if config.eval_every and layout.validates and config.output_dir is not None:
+        return math.gcd(saves, config.eval_every)
+    return saves
+
+
+def _staleness(config: VeRLConfig) -> Overrides:
+    """Return the keys of verl's asynchronous trainer that shares the GPUs with the sampling.
+
+    It samples `max_staleness` steps ahead. During an update the sampling is paused, and open
+    answers continue afterwards with the new weights. "wait" keeps every prompt, where verl's
+    default "drop" throws late ones away.
+    """
+    if not config.max_staleness:
+        return {}
+    return {
+        f"{V1}.trainer_mode": "colocate_async",
+        f"{V1}.colocate_async.num_warmup_batches": config.max_staleness,
+        f"{V1}.sampler.max_off_policy_threshold": config.max_staleness + 1,
+        f"{V1}.sampler.max_off_policy_strategy": "wait",
+        f"{CORRECTION}.rollout_is": "token",
+        f"{CORRECTION}.rollout_is_threshold": config.max_importance,
+    }
 
 
 def _reward(layout: Layout) -> Overrides:

@@ -19,6 +19,7 @@ from orbiter.train.verl.cluster.agents import ShippedAgent
 from orbiter.train.verl.cluster.layout import Layout, steps_per_epoch
 from orbiter.train.verl.cluster.overrides import (
     as_arguments,
+    checkpoint_frequency,
     in_float32,
     make_overrides,
     save_frequency,
@@ -121,7 +122,7 @@ async def make_plan(
     return Plan(
         overrides=overrides,
         composed={k: layout.model if v == described else v for k, v in answer["composed"].items()},
-        files=_files(layout, rewards, agent),
+        files=_files(config, layout, rewards, agent),
         command=command,
         environment=environment,
         nodes=config.nodes,
@@ -246,7 +247,7 @@ def _without_gpus(config: VeRLConfig, devices: int) -> list[str]:
 
 
 def _files(
-    layout: Layout, rewards: Sequence[Shipped], agent: ShippedAgent | None
+    config: VeRLConfig, layout: Layout, rewards: Sequence[Shipped], agent: ShippedAgent | None
 ) -> dict[str, str]:
     made = {layout.train_file: f"{layout.prompts} rows to train on"}
     if layout.validates:
@@ -266,20 +267,31 @@ def _files(
     made[layout.checkpoints] = "verl's checkpoints"
     made[layout.folder / "job.log"] = "the output of the job"
     made[layout.folder.parent / "final"] = "the trained model"
+    if layout.validates and config.eval_every and config.output_dir is not None:
+        made[layout.folder.parent / "best"] = "the model of the best validation"
     return {str(path): what for path, what in made.items()}
 
 
 def _notes(config: VeRLConfig, layout: Layout) -> list[str]:
     """Return notes on how the run differs from the same config on one machine."""
-    left = layout.prompts % config.batch_size
+    left, saves = layout.prompts % config.batch_size, checkpoint_frequency(config, layout)
     notes = {
         f"{left} of {layout.prompts} prompts are left out of each epoch, different ones each time: "
         "verl drops an incomplete batch": left > 0,
         "warmup_steps counts verl's steps, and the first has learning rate 0": (
             config.warmup_steps > 0
         ),
-        f"a checkpoint every {save_frequency(config)} steps: verl saves after whole steps": (
+        f"a checkpoint every {saves} steps: verl saves after whole steps": (
             config.save_every > 0 and config.updates_per_step > 1
+        ),
+        f"a checkpoint every {saves} steps, so that the best validated model can be kept": (
+            saves > 0 and saves != save_frequency(config)
+        ),
+        f"up to {config.max_staleness} steps are sampled ahead, by older weights": (
+            config.max_staleness > 0
+        ),
+        "the ratio of the loss is that to the weights that sampled, without max_importance": (
+            config.max_staleness > 0 and layout.agent
         ),
         "a prompt that is too long loses its first tokens, the marker of its turn included": (
             config.on_long_prompt == "truncate-left"

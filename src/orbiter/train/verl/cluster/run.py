@@ -27,6 +27,7 @@ from orbiter.train.progress import Progress
 from orbiter.train.runlog import RunLog, read_run
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.cluster.agents import ShippedAgent, sendable_rewards, ship_agent
+from orbiter.train.verl.cluster.best import best_of, keep_best
 from orbiter.train.verl.cluster.data import (
     Inputs,
     ModelFiles,
@@ -41,13 +42,14 @@ from orbiter.train.verl.cluster.follow import (
     Step,
     Tail,
     as_row,
+    episode_evaluation,
     episode_groups,
     first_fault,
     groups_of,
 )
 from orbiter.train.verl.cluster.inside.shipment import FAULTS
 from orbiter.train.verl.cluster.layout import Layout
-from orbiter.train.verl.cluster.merge import last_checkpoint, merge
+from orbiter.train.verl.cluster.merge import last_checkpoint, merge, merge_last
 from orbiter.train.verl.cluster.plan import Plan, interpreter, make_plan, named_variables
 from orbiter.train.verl.cluster.process import Child, last_lines
 from orbiter.train.verl.cluster.rewards import Shipped, ship
@@ -57,8 +59,8 @@ from orbiter.train.verl.samples import GROUPS_KEPT
 
 log = logging.getLogger(__name__)
 
-FOLDER, FINAL = "verl", "final"
-"""Subfolders of a run's folder, for the job's files and for the trained model."""
+FOLDER, FINAL, BEST = "verl", "final", "best"
+"""Subfolders of a run's folder, for the job's files, the trained model, and the best one."""
 LOOKING_SECONDS = 0.2
 """Interval at which the job's files are checked."""
 APART = ("step", "seconds", "tokens_per_second")
@@ -117,7 +119,10 @@ class ClusterRun:
             if self.layout.start < self.plan.steps:
                 async with self._job() as job:
                     await self._follow(job, run_log, progress)
-        return await merge(self.config, self.layout, self.folder / FINAL)
+        final = await merge_last(self.config, self.layout, self.folder / FINAL)
+        if best_of(self.layout) is not None:
+            await merge(self.config, self.layout, self.layout.best / "actor", self.folder / BEST)
+        return final
 
     def means(self) -> dict[str, float]:
         """Return the mean of every metric over the last epoch."""
@@ -166,6 +171,7 @@ class ClusterRun:
             ended = await job.wait(LOOKING_SECONDS)
             for step in tail.new():
                 self._take(step, run_log, progress)
+                await self._keep_best()
                 # Every finished step restarts the time limit.
                 until = monotonic() + self._patience
             # Checked before the end of the job, because the fault is the more useful message.
@@ -201,12 +207,19 @@ class ClusterRun:
     def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
         """Write one step to the run's folder, the history and the progress bar."""
         row = as_row(step.data, self.config.algorithm)
+        row.metrics.update(episode_evaluation(self.layout.samples, step.number))
         run_log.write(step.number, row.metrics)
         run_log.time(step.number, row.clock)
         self._note_samples(run_log, step.number)
         self.history.append({"step": step.number, **row.metrics, **row.clock})
         progress.update(step.number, line_of(row.metrics | row.clock))
         self._watch(row.metrics)
+
+    async def _keep_best(self) -> None:
+        """Keep the weights of the step that ended last, if its validation is the best so far."""
+        row = self.history[-1]
+        if "eval/reward" in row and self.config.output_dir is not None:
+            await work(keep_best, self.layout, int(row["step"]), row["eval/reward"])
 
     def _note_samples(self, run_log: RunLog, before: int) -> None:
         """Log the samples of all steps before this one; verl writes them shortly after a step."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
+from orbiter.train.callback import USER_MODULE
 from orbiter.train.errors import ConfigError
 
 WAY_OUT = (
@@ -77,7 +78,7 @@ def code_of(fn: Any, what: str, stem: str) -> Code:  # noqa: ANN401 - anything a
     # The worker gets exactly this function; source is only the second choice.
     if is_importable(fn):
         return Code(
-            module=fn.__module__,
+            module=_import_name(sys.modules[fn.__module__]),
             function=fn.__qualname__,
             file=None,
             source=None,
@@ -111,7 +112,7 @@ def held_by_module(value: object) -> Code | None:
             if held is owner:
                 method = f".{value.__name__}" if inspect.ismethod(value) else ""
                 return Code(
-                    module=module.__name__,
+                    module=_import_name(module),
                     function=name + method,
                     file=None,
                     source=None,
@@ -127,7 +128,8 @@ def imported_packages(code: Code) -> list[str]:
     """
     text = code.source
     if text is None:
-        file = getattr(sys.modules[code.module], "__file__", None)
+        module = sys.modules.get(USER_MODULE + code.module) or sys.modules[code.module]
+        file = getattr(module, "__file__", None)
         if file is None or not file.endswith(".py"):
             return []
         text = Path(file).read_text(encoding="utf-8")
@@ -166,6 +168,13 @@ def is_importable(value: object) -> bool:
         named = getattr(named, part, None)
     # A decorator may have put something else under the name.
     return named is value
+
+
+def _import_name(module: ModuleType) -> str:
+    """Return the name under which another process imports a module, given its root folder."""
+    if module.__name__.startswith(USER_MODULE) and module.__file__ is not None:
+        return Path(module.__file__).stem
+    return module.__name__
 
 
 def _root(module: ModuleType) -> str | None:
@@ -212,7 +221,7 @@ class _Source:
         # Before what it uses: two functions may call each other.
         self.meant[name] = value
         if isinstance(value, ModuleType):
-            self.imports[name] = f"import {value.__name__} as {name}"
+            self.imports[name] = f"import {_import_name(value)} as {name}"
         elif callable(value) and is_importable(value):
             self._import(name, value)
         elif isinstance(value, FunctionType):
@@ -225,7 +234,8 @@ class _Source:
         # Such as a method or an inner class.
         if "." in qualified:
             refuse(self.what, f"{name!r} is {qualified}, which no import statement names")
-        self.imports[name] = f"from {value.__module__} import {qualified} as {name}"
+        module = _import_name(sys.modules[value.__module__])
+        self.imports[name] = f"from {module} import {qualified} as {name}"
 
     def _define(self, name: str, fn: FunctionType) -> None:
         if fn.__name__ != name:

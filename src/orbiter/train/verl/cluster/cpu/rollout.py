@@ -58,6 +58,11 @@ class Sampler:
         self.version: int | None = None
         self.waiting: list[SamplingRequest] = []
         self.at_work: asyncio.Task[None] | None = None
+        self.open = asyncio.Event()
+        """Set unless verl has paused the sampling for an update (`colocate_async`)."""
+        self.open.set()
+        self.busy = asyncio.Lock()
+        """Held while the model runs."""
 
     async def ready(self) -> bool:
         """Return once the model is loaded."""
@@ -91,10 +96,12 @@ class Sampler:
         # verl sends the prompts of a batch one by one.
         await asyncio.sleep(GATHERING_SECONDS)
         while self.waiting:
+            await self.open.wait()
             batch, self.waiting = self.waiting[:ROWS_AT_ONCE], self.waiting[ROWS_AT_ONCE:]
             try:
                 # In a thread, so that further requests are accepted while the model runs.
-                answers = await asyncio.to_thread(self._sample, batch)
+                async with self.busy:
+                    answers = await asyncio.to_thread(self._sample, batch)
             except Exception as error:
                 for request in batch:
                     request.answer.set_exception(error)
@@ -112,7 +119,8 @@ class Sampler:
         logprob: list[list[float]] = [[] for _ in batch]
         live = torch.tensor([request.limit > 0 for request in batch])
         past = None
-        while live.any():
+        # Paused, the answers end as they are; verl's client asks for their rest afterwards.
+        while live.any() and self.open.is_set():
             seen = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -132,7 +140,8 @@ class Sampler:
             ids = token[:, None]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             position = position[:, -1:] + 1
-        return [self._output(*each) for each in zip(drawn, logprob, strict=True)]
+        rows = zip(drawn, logprob, live.tolist(), strict=True)
+        return [self._output(*row) for row in rows]
 
     def _padded(self, batch: list[SamplingRequest]) -> tuple[Tensor, Tensor]:
         """Return the prompts padded on the left, with their mask."""
@@ -155,12 +164,15 @@ class Sampler:
         token = torch.multinomial(chance, 1, generator=self.random)
         return token[:, 0], logprob.gather(1, token)[:, 0]
 
-    def _output(self, token_ids: list[int], log_probs: list[float]) -> TokenOutput:
+    def _output(
+        self, token_ids: list[int], log_probs: list[float], interrupted: bool
+    ) -> TokenOutput:
         ended = bool(token_ids) and token_ids[-1] in self.ends
+        reason = "completed" if ended else "length"
         return TokenOutput(
             token_ids=token_ids,
             log_probs=log_probs,
-            stop_reason="completed" if ended else "length",
+            stop_reason="aborted" if interrupted else reason,
             extra_fields={"global_steps": self.version},
         )
 
@@ -177,11 +189,21 @@ class Sampler:
                     own[name].copy_(value)
         self.version = version
 
+    async def abort_all_requests(self, *, reject_request: bool = False) -> None:  # noqa: ARG002
+        """Interrupt the answers, and return when the model has stopped; later requests wait."""
+        self.open.clear()
+        async with self.busy:
+            pass
+
+    async def resume_generation(self) -> None:
+        """Answer again, with the weights that are loaded now."""
+        self.open.set()
+
     async def _nothing(self, *_: object, **__: object) -> None:
         """Do nothing, since this server keeps no cache and frees no memory."""
 
     wake_up = sleep = clear_kv_cache = release_kv_cache = resume_kv_cache = _nothing
-    abort_all_requests = resume_generation = start_profile = stop_profile = _nothing
+    start_profile = stop_profile = _nothing
 
 
 def _narrowed(chance: Tensor, request: SamplingRequest) -> Tensor:

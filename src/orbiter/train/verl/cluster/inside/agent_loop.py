@@ -211,23 +211,23 @@ class AgentWorker:
     ) -> list[AgentLoopOutput]:
         """Return the rows of an episode, all with the same fields."""
         trained = with_truncation(scores, [episode], self.config.on_truncation).total[0]
+        by_name = {name: values[0] for name, values in scores.by_name.items()}
         facts = {
             "trained": trained is not None and bool(episode.streams),
             "failure": describe_failure(episode, self.config) if episode.failed else None,
             "stop_reason": episode.stop_reason,
             "reward": trained,
-            "rewards": {name: values[0] for name, values in scores.by_name.items()},
+            "score": scores.total[0],
+            "rewards": by_name,
             "faults": scores.faults,
             "turns": len(episode.turns),
             "streams": len(episode.streams),
             "tokens": episode.sampled_tokens,
             "retries": episode.retries,
-            "record": episode_output(
-                episode, scores.total[0], {name: v[0] for name, v in scores.by_name.items()}
-            ),
+            "record": episode_output(episode, scores.total[0], by_name),
         }
         self._refuse_uncredited(episode)
-        rewards = {f"{PREFIX}{name}": v[0] or 0.0 for name, v in scores.by_name.items()}
+        rewards = {f"{PREFIX}{name}": value or 0.0 for name, value in by_name.items()}
         made = functools.partial(
             AgentLoopOutput,
             reward_score=float(trained or 0.0),

@@ -20,11 +20,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
+from orbiter.train.agents.episode import LIMITS
 from orbiter.train.verl.algorithms import ALGORITHMS, VeRLAlgorithm
 from orbiter.train.verl.config import VeRLConfig
 
 METRIC = "episode/"
 """Prefix of these metrics in verl's log; the process that started the job removes it."""
+EVALUATION = "evaluation-{step}.json"
+"""File with the metrics of a validation, which verl's own would not count by episodes."""
 
 
 class EpisodeRow(NamedTuple):
@@ -61,8 +64,10 @@ class Sifted(NamedTuple):
     """The episodes of each prompt, as records for the run's folder."""
 
 
-def sift(rows: Sequence[EpisodeRow], config: VeRLConfig) -> Sifted:
-    """Sort out a step's rows."""
+def sift(rows: Sequence[EpisodeRow], config: VeRLConfig, *, validates: bool = False) -> Sifted:
+    """Sort out a step's rows; a validation counts every episode, without `on_truncation`."""
+    if validates:
+        rows = [EpisodeRow(row.key, _as_scored(row.facts)) for row in rows]
     # One row of each is enough: the facts are the same in all of them.
     episodes = {row.session: row for row in rows}
     trained = {name: row for name, row in episodes.items() if row.facts["trained"]}
@@ -81,6 +86,11 @@ def sift(rows: Sequence[EpisodeRow], config: VeRLConfig) -> Sifted:
         episodes=len(episodes),
         groups=[{"prompt": "", "outputs": outputs} for outputs in of_prompt.values()],
     )
+
+
+def _as_scored(facts: Mapping[str, Any]) -> dict[str, Any]:
+    score = facts["score"]
+    return {**facts, "reward": score, "trained": score is not None}
 
 
 def _weights(
@@ -123,7 +133,7 @@ def _metrics(
         for each in played
         if each["failure"]
     }
-    for limit in ("max_turns", "max_tokens", "context"):
+    for limit in LIMITS:
         if reasons[limit]:
             metrics[f"stopped/{limit}"] = float(reasons[limit])
     if retries := sum(each["retries"] for each in played):

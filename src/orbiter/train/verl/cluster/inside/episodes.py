@@ -21,16 +21,21 @@ import ray
 import torch
 import transfer_queue
 from tensordict import TensorDict
-from typing_extensions import override
 from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from orbiter.train.errors import CallbackError, TrainError
 from orbiter.train.storage import write_file
 from orbiter.train.verl.cluster.inside.agent_loop import EPISODE
-from orbiter.train.verl.cluster.inside.batches import EpisodeRow, Sifted, rows_of_an_update, sift
+from orbiter.train.verl.cluster.inside.batches import (
+    EVALUATION,
+    EpisodeRow,
+    Sifted,
+    rows_of_an_update,
+    sift,
+)
 from orbiter.train.verl.cluster.inside.reward import note_fault
-from orbiter.train.verl.cluster.inside.sampler import NamedRewards
+from orbiter.train.verl.cluster.inside.sampler import OwnInterval
 from orbiter.train.verl.cluster.inside.shipment import FAULTS, read_shipment
 from orbiter.train.verl.play import refuse_failures
 from orbiter.train.verl.samples import GROUPS_KEPT
@@ -43,8 +48,8 @@ WEIGHTS = "rollout_is_weights"
 """verl's field for weights of tokens."""
 
 
-class EpisodeBatches(NamedRewards):
-    """Samples whole episodes."""
+class WholeEpisodes(OwnInterval):
+    """Sorts out the episodes of a batch that a buffer of verl has sampled."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Accept verl's arguments."""
@@ -57,11 +62,11 @@ class EpisodeBatches(NamedRewards):
         self._pings: dict[int, Any] = {}
         self._pinged = 0.0
 
-    @override
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> Any:
         """Return verl's batch without failed episodes, and its metrics with those of episodes."""
-        # Past `NamedRewards`, whose means would include failed episodes.
-        batch, metrics = ReplayBuffer.sample(self, global_steps, partition_id, batch_size)
+        batch, metrics = super().sample(  # type: ignore[misc] # verl's
+            global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
+        )
         if not batch.keys:
             return batch, metrics
         try:
@@ -78,6 +83,7 @@ class EpisodeBatches(NamedRewards):
         )
         # A validation is only measured: no weights and no padding.
         if partition_id == "val":
+            self._keep(EVALUATION.format(step=global_steps), json.dumps(sifted.metrics))
             return batch, metrics
         self._keep_samples(global_steps, sifted)
         return self._weighted(batch, sifted), {**metrics, **sifted.metrics}
@@ -97,11 +103,11 @@ class EpisodeBatches(NamedRewards):
             EpisodeRow(key, json.loads(each[EPISODE]))
             for key, each in zip(batch.keys, extra, strict=True)
         ]
-        sifted = sift(rows, self._config)
+        sifted = sift(rows, self._config, validates=batch.partition_id == "val")
         refuse_failures(sifted.failures, sifted.episodes, self._config.max_failed_share)
         if not sifted.kept:
             raise CallbackError(
-                f"none of the {sifted.episodes} episodes of a step can be trained on: "
+                f"none of the {sifted.episodes} episodes of a step or validation counts: "
                 f"{len(sifted.failures)} failed, and the others got no reward or were left out by "
                 "on_truncation='mask'"
             )
@@ -140,11 +146,13 @@ class EpisodeBatches(NamedRewards):
     def _keep_samples(self, step: int, sifted: Sifted) -> None:
         """Write some of the step's episodes for the process that started the job."""
         lines = [json.dumps(group) for group in sifted.groups[:GROUPS_KEPT]]
+        self._keep(f"{step}.jsonl", "\n".join(lines))
+
+    def _keep(self, name: str, text: str) -> None:
         folder = self._folder / SAMPLES
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / f"{step}.jsonl", ("\n".join(lines) + "\n").encode())
+        write_file(folder / name, f"{text}\n".encode())
 
-    @override
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         """Wait as verl does, which would go on for ever if a worker had died."""
         if time.monotonic() - self._pinged > PING_SECONDS:
@@ -154,7 +162,9 @@ class EpisodeBatches(NamedRewards):
             except TrainError as error:
                 note_fault(self._folder / FAULTS, error)
                 raise
-        waited: float = super()._wait_for_next_poll(partition_id, last_debug_time)
+        waited: float = super()._wait_for_next_poll(  # type: ignore[misc] # verl's
+            partition_id, last_debug_time
+        )
         return waited
 
     def _check_workers(self) -> None:
@@ -179,3 +189,11 @@ class EpisodeBatches(NamedRewards):
                         f"the worker {number} of {len(workers)} that runs the agent died during "
                         f"its episodes: {reason[:600]}"
                     ) from error
+
+
+class EpisodeBatches(WholeEpisodes, ReplayBuffer):  # type: ignore[misc] # verl is untyped here
+    """verl's sampling, of whole episodes."""
+
+
+class EpisodeBatchesAsync(WholeEpisodes, ReplayBufferAsync):  # type: ignore[misc]
+    """The same, of episodes that may be older than the policy in training."""

@@ -1,4 +1,4 @@
-"""verl's replay buffer, extended to report the mean of each reward.
+"""verl's replay buffers, extended to report the mean of each reward.
 
 verl 0.9.1 stores the additional values that a reward function returns with its score, but shows
 them only for validation. A sampler set through its extension point
@@ -14,8 +14,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 import transfer_queue
-from typing_extensions import override
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from orbiter.train.verl.cluster.inside.reward import PREFIX
 
@@ -23,23 +22,34 @@ POLL = "ORBITER_VERL_POLL_SECONDS"
 """Environment variable with the interval of checks for a complete batch; verl's is 2 seconds."""
 
 
-class NamedRewards(ReplayBuffer):  # type: ignore[misc] # verl is untyped here
-    """verl's sampling, with the mean of every reward added to the metrics."""
+class OwnInterval:
+    """Sets the interval at which a buffer of verl looks for a complete batch."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Accept verl's arguments, and set the polling interval."""
+        """Accept verl's arguments."""
         super().__init__(*args, **kwargs)
         if POLL in os.environ:
             self.poll_interval = float(os.environ[POLL])
 
-    @override
+
+class WithRewards(OwnInterval):
+    """Adds the rewards of a batch to its metrics."""
+
     def sample(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, float]]:
         """Return verl's batch and metrics, with the rewards of the batch among the metrics."""
-        batch, metrics = super().sample(*args, **kwargs)
+        batch, metrics = super().sample(*args, **kwargs)  # type: ignore[misc] # verl's
         # verl reports the rewards of a validation itself.
         if batch.partition_id != "val" and batch.keys:
             metrics = {**metrics, **reward_metrics(batch)}
         return batch, metrics
+
+
+class NamedRewards(WithRewards, ReplayBuffer):  # type: ignore[misc] # verl is untyped here
+    """verl's sampling, with the mean of every reward added to the metrics."""
+
+
+class NamedRewardsAsync(WithRewards, ReplayBufferAsync):  # type: ignore[misc]
+    """The same, of samples that may be older than the policy in training."""
 
 
 def reward_metrics(batch: Any) -> dict[str, float]:
