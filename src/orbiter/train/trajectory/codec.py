@@ -65,7 +65,7 @@ def decode_item(line: bytes, *, extra_to_metadata: bool = False) -> TrajectoryIt
 
 def values_in(line: Line) -> Values:
     """Return the fields of a decoded line as an item stores them."""
-    # JSON writes 1.0 as 1 in some languages, and items hold floats.
+    # Some languages write 1.0 as 1, and items hold floats.
     if type(line.reward) is int:
         line.reward = fields.number("reward", line.reward)
     if type(line.timestamp) is int:

@@ -145,7 +145,7 @@ def _carried(
 
 
 def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Answered(library.SyncByteStream):  # type: ignore[misc, name-defined]
+    class SyncChunks(library.SyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, chunks: Iterator[bytes]) -> None:
             self._chunks = chunks
 
@@ -167,7 +167,7 @@ def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
         for hook in client.event_hooks["request"]:
             hook(request)
         answer = answerer.handle_blocking(request.url.path, request.headers, request.content)
-        response = _response(library, request, answer, Answered(answer.chunks), started)
+        response = _response(library, request, answer, SyncChunks(answer.chunks), started)
         for hook in client.event_hooks["response"]:
             hook(response)
         # The client reads the body inside send unless the caller streams.
@@ -179,7 +179,7 @@ def _answered(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
 
 
 def _answered_async(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Answered(library.AsyncByteStream):  # type: ignore[misc, name-defined]
+    class AsyncChunks(library.AsyncByteStream):  # type: ignore[misc, name-defined]
         def __init__(self, chunks: AsyncIterator[bytes]) -> None:
             self._chunks = chunks
 
@@ -203,7 +203,7 @@ def _answered_async(library: ModuleType, send: Callable[..., Foreign]) -> Callab
         for hook in client.event_hooks["request"]:
             await hook(request)
         answer = await answerer.handle(request.url.path, request.headers, request.content)
-        response = _response(library, request, answer, Answered(answer.chunks), started)
+        response = _response(library, request, answer, AsyncChunks(answer.chunks), started)
         for hook in client.event_hooks["response"]:
             await hook(response)
         if not kwargs.get("stream", False):
