@@ -16,6 +16,7 @@ import pytest
 
 from tests.children import started_child
 from tests.crash.journals import finished
+from tests.verl.teachers import save, wider_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -115,6 +116,21 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_never_interrupted(
     assert whole["code"] == 0
     deaths = [runs(tmp_path / "killed", kill, **settings)["code"] for kill in MOMENTS]
     assert deaths == [KILLED] * len(MOMENTS)
+    assert runs(tmp_path / "killed", **settings) == whole
+
+
+@pytest.mark.parametrize("over", ["vocabulary", "sampled"])
+def test_a_distillation_killed_six_times_ends_as_one_that_was_not(
+    runs: Runs, tmp_path: Path, over: str
+) -> None:
+    teacher = save(wider_model(), tmp_path / "teacher")
+    settings: dict[str, Any] = {
+        "algorithm": "distill", "teacher": str(teacher), "distill_over": over,
+    }  # fmt: skip
+    whole = runs(tmp_path / "whole", **settings)
+    assert whole["code"] == 0
+    deaths = [runs(tmp_path / "killed", kill, **settings)["code"] for kill in MOMENTS[:6]]
+    assert deaths == [KILLED] * 6
     assert runs(tmp_path / "killed", **settings) == whole
 
 

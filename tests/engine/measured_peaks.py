@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from orbiter.train.engine.batch import Batch, collate
+from orbiter.train.engine.distillation import DistillObjective
 from orbiter.train.engine.memory import MemoryEstimate, memory_estimate
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.models.tiny import tiny_tokenizer
@@ -39,7 +40,7 @@ class Case:
     """One way to train one model."""
 
     method: str
-    """sft, grpo or ppo."""
+    """sft, grpo, ppo or distill."""
     model: dict[str, int] | None = None
     """Sizes of a random Llama; None: SmolLM2-135M."""
     knobs: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +65,7 @@ CASES = {
     ),
     "grpo small": Case(method="grpo", model=SMALL),
     "grpo small generic": Case(method="grpo", model=SMALL, prompts=8, knobs={"path": "generic"}),
+    "distill middle": Case(method="distill", model=MIDDLE, prompts=8),
     "ppo middle bfloat16": Case(
         method="ppo",
         model=MIDDLE,
@@ -98,6 +100,8 @@ def measure(case: Case) -> list[int]:
         else:
             batch = credited(policy, case, drawn(policy, case, words))
             objective = PolicyObjective(vf_coef=0.5 if case.method == "ppo" else 0.0)
+            if case.method == "distill":
+                objective = DistillObjective(reward=objective)
         update(policy, batch, optimiser, objective, micro_batch_tokens=case.micro_batch_tokens)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return [told.total, told.resident, peak]
@@ -110,7 +114,15 @@ def make(case: Case) -> Policy:
         return make_policy(loaded.model, loaded.tokenizer, device="cpu", **case.knobs)
     config = transformers.LlamaConfig(**case.model, **HEADS, vocab_size=4096, pad_token_id=0)
     model = transformers.LlamaForCausalLM(config)
-    return make_policy(model, tiny_tokenizer(), device="cpu", **case.knobs)
+    policy = make_policy(model, tiny_tokenizer(), device="cpu", **case.knobs)
+    if case.method == "distill":
+        wider = transformers.LlamaConfig(
+            **(case.model | {"hidden_size": 512}), **HEADS, vocab_size=4096, pad_token_id=0
+        )
+        taught = transformers.LlamaForCausalLM(wider)
+        policy.teacher = make_policy(taught, tiny_tokenizer(), device="cpu", **case.knobs)
+        policy.teacher.model.requires_grad_(False)
+    return policy
 
 
 def tell(policy: Policy, case: Case) -> MemoryEstimate:
@@ -124,6 +136,7 @@ def tell(policy: Policy, case: Case) -> MemoryEstimate:
         new_tokens=0 if imitates else case.new_tokens,
         trained_tokens=case.new_tokens if imitates else None,
         micro_batch_tokens=case.micro_batch_tokens,
+        teacher=policy.teacher,
     )
 
 
@@ -140,7 +153,7 @@ def drawn(policy: Policy, case: Case, words: Words) -> list[Rollout]:
 def credited(policy: Policy, case: Case, rollouts: Sequence[Rollout]) -> Batch:
     """Add advantages; for PPO also what it compares with."""
     batch = collate(rollouts, advantage=torch.linspace(-1, 1, len(rollouts)))
-    if case.method == "grpo":
+    if case.method in ("grpo", "distill"):
         return batch
     size = case.micro_batch_tokens
     old_value = value(policy, batch, micro_batch_tokens=size)

@@ -128,7 +128,7 @@ def test_every_family_gets_an_estimate_in_words(policy_of: MakePolicy, family: s
 
 
 def test_adapters_and_fewer_tokens_take_less(policy_of: MakePolicy) -> None:
-    sizes = {"prompts": 2, "n": 4, "prompt_tokens": 20, "new_tokens": 8}
+    sizes: dict[str, Any] = {"prompts": 2, "n": 4, "prompt_tokens": 20, "new_tokens": 8}
     full = memory_estimate(policy_of(), **sizes)
     lora = memory_estimate(policy_of(lora_rank=2), **sizes)
     more = memory_estimate(policy_of(), **(sizes | {"new_tokens": 80}))
@@ -138,7 +138,7 @@ def test_adapters_and_fewer_tokens_take_less(policy_of: MakePolicy) -> None:
 
 
 def test_fewer_trained_tokens_keep_less_softmax(policy_of: MakePolicy) -> None:
-    sizes = {"prompts": 8, "n": 1, "prompt_tokens": 60, "new_tokens": 0}
+    sizes: dict[str, Any] = {"prompts": 8, "n": 1, "prompt_tokens": 60, "new_tokens": 0}
     whole = memory_estimate(policy_of(), **sizes)
     part = memory_estimate(policy_of(), **sizes, trained_tokens=10)
     softmax = 8 * 50 * policy_of().model.config.vocab_size * 4
@@ -149,7 +149,7 @@ def test_fewer_trained_tokens_keep_less_softmax(policy_of: MakePolicy) -> None:
 @linux
 def test_memory_that_a_run_before_has_freed_is_not_told_twice(policy_of: MakePolicy) -> None:
     policy = policy_of()
-    sizes = {"prompts": 2, "n": 2, "prompt_tokens": 20, "new_tokens": 8}
+    sizes: dict[str, Any] = {"prompts": 2, "n": 2, "prompt_tokens": 20, "new_tokens": 8}
     before = memory_estimate(policy, **sizes).resident
     blocks = [torch.ones(1 << 20) for _ in range(64)]
     held = memory_estimate(policy, **sizes).resident

@@ -18,7 +18,8 @@ from tests.verl.test_cluster_config import layout
 
 ACTOR = "actor_rollout_ref.actor"
 VARIANTS: list[dict[str, Any]] = [
-    *({"algorithm": name} for name in VeRLAlgorithm),
+    *({"algorithm": name} for name in VeRLAlgorithm if name != "distill"),
+    {"algorithm": "distill", "teacher": "tiny"},
     {"algorithm": "grpo", "ratio": "sequence", "loss_aggregation": "sequence"},
     {"algorithm": "grpo", "scale_rewards": False, "loss_aggregation": "constant"},
     {"algorithm": "grpo", "kl_coef": 0.1, "kl_estimator": "k2"},
@@ -38,8 +39,15 @@ def test_the_table_has_every_algorithm() -> None:
 
 
 def test_no_algorithm_runs_as_another_one_on_verl() -> None:
+    taught = {"teacher": "/t", "distill_over": "sampled", "device": "auto"}
     written = [
-        algorithm.verl_overrides(on_verl(algorithm=name, loss_aggregation="sequence"))
+        algorithm.verl_overrides(
+            on_verl(
+                algorithm=name,
+                loss_aggregation="sequence",
+                **(taught if name == "distill" else {}),
+            )
+        )
         for name, algorithm in ALGORITHMS.items()
     ]
     assert all(written.count(each) == 1 for each in written)
@@ -134,7 +142,10 @@ def test_a_setting_reaches_verl_under_its_key(
         ({"kl_estimator": "k1", "kl_coef": 0.1}, "gradient is zero on average"),
         ({"kl_estimator": "k4"}, "kl_estimator must be one of"),
         ({"tau_positive": 0}, "tau_positive must be above 0"),
-        ({"algorithm": "dapo"}, "algorithm must be 'ppo', 'grpo', 'rloo', 'cispo' or 'sapo'"),
+        (
+            {"algorithm": "dapo"},
+            "algorithm must be 'ppo', 'grpo', 'rloo', 'cispo', 'sapo' or 'distill'",
+        ),
     ],
     ids=str,
 )

@@ -100,7 +100,8 @@ def make_job(method: Method, settings: Settings, *, out: Path | None, resume: bo
     # An environment gives its own reward, and an agent may give rewards as it works. The other
     # methods run no agent, and a reward that judges episodes cannot judge their single answers.
     judges_episodes = method != "train" and bool(settings.section("agent"))
-    wanted = method == "train" and agent is None
+    # A teacher gives a signal at every token, so that rewards may be left out.
+    wanted = method == "train" and agent is None and section.get("algorithm") != "distill"
     # A reward model writes no answers, so there is nothing to score.
     useful = method != "reward-model" and "reward" in settings.values and not judges_episodes
     rewards = load_rewards(settings.values.get("reward"), settings) if wanted or useful else []

@@ -20,7 +20,10 @@ runs_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 EVOLUTION = "evolution.jsonl"
 """File of an evolution."""
-SHOWN = ("reward", "loss", "kl", "entropy", "length", "eval/reward", "eval/loss")
+SHOWN = (
+    *("reward", "loss", "kl", "divergence", "entropy", "length"),
+    *("eval/reward", "eval/loss", "eval/divergence"),
+)
 """The metrics that a comparison shows first, if both runs have them."""
 
 

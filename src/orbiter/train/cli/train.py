@@ -128,7 +128,8 @@ def train(
     """Improve a model by reward, with GRPO or PPO.
 
     The settings are those of [train], [reward] and [data]. With [agent] the model learns inside
-    your agent or environment; --dry-run then plays two episodes.
+    your agent or environment; --dry-run then plays two episodes. With train.algorithm=distill it
+    learns from a larger model (train.teacher), and rewards may be left out.
     """
     settings = load(config, parse_overrides(overrides or ()))
     asked, output = Asked(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
@@ -314,7 +315,11 @@ class Course:
             quality = await trainer.quality(job.held_out)
             result["quality"] = quality.measured()
             self._output.say(f"held out  {quality}")
-        if isinstance(trainer, SFTTrainer) and before is None and job.held_out is not None:
+        learns_without_rewards = isinstance(trainer, SFTTrainer) or (
+            isinstance(trainer, VeRLTrainer) and job.agent is None and not job.rewards
+        )
+        if learns_without_rewards and before is None and job.held_out is not None:
+            assert isinstance(trainer, SFTTrainer | VeRLTrainer)
             result["held_out"] = (await trainer.evaluate(job.held_out)).measured()
         result["model"] = str(await trainer.save(job.folder / "model"))
         return result
@@ -420,6 +425,8 @@ def _tell(result: dict[str, Any], output: Output) -> None:
         )
         return
     name = "reward" if result["method"] == "train" else "loss"
+    if name == "reward" and name not in result["training"]:
+        name = "divergence"  # of a run by a teacher alone
     output.say(f"training  {name} {shown(result['training'].get(name))} over the last epoch")
     if "held_out" in result:
         output.say(f"held out  {name} {shown(result['held_out'].get(name))}")

@@ -47,8 +47,10 @@ class Batch:
     """Return of each token: the target of the value function."""
     old_value: Float[Tensor, "B T"] | None = None
     """Prediction of the value function before this update."""
+    teacher_logprob: Float[Tensor, "B T"] | None = None
+    """Log probability under a teacher that gives no more than that."""
     weight: Float[Tensor, "B T"] | None = None
-    """Weight of each token in the imitation loss; None means 1."""
+    """Weight of each token in the loss of imitation or distillation; None means 1."""
     unit: Int[Tensor, "B"] | None = None
     """Rows with the same number enter the loss together, such as the two sides of a pair, and are
     never separated into different micro-batches; None means that each row is alone."""

@@ -17,6 +17,12 @@ from orbiter.train.engine.config import EngineConfig
 from orbiter.train.engine.memory import GIB, memory_estimate
 from orbiter.train.engine.models.load import TINY
 from orbiter.train.engine.models.outline import Outline, make_outline
+from orbiter.train.engine.models.teacher import (
+    TeacherNames,
+    make_teacher_outline,
+    require_context,
+    require_same_tokenizer,
+)
 from orbiter.train.engine.plan import TrainPlan, Workload
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.prompt import render, shorten
@@ -100,6 +106,7 @@ def _measured(
     lengths: Sequence[int],
 ) -> TrainPlan:
     """Return the plan with tokens, memory and time filled in."""
+    teacher = _teacher_outline(config, workload, outline)
     memory = memory_estimate(
         outline,
         prompts=min(config.batch_size, plan.items),
@@ -108,7 +115,10 @@ def _measured(
         new_tokens=workload.new_tokens,
         trained_tokens=workload.trained_tokens,
         micro_batch_tokens=config.micro_batch_tokens,
+        teacher=teacher if workload.compares_heads else None,
     )
+    if teacher is not None and workload.teacher != TINY:
+        memory = replace(memory, resident=memory.resident + teacher.weights)
     if config.model != TINY:  # its weights are in memory already
         memory = replace(memory, resident=memory.resident + outline.weights)
     # An upper bound: answers may end early.
@@ -121,8 +131,29 @@ def _measured(
         memory=f"about {memory.total / GIB:.1f} GiB at the peak",
         memory_bytes=memory.total,
         computes=outline.computes,
-        seconds=_seconds(plan, workload, outline, read=read, sampled=sampled),
+        seconds=_seconds(plan, workload, outline, read=read, sampled=sampled)
+        + (0.0 if teacher is None else reading_seconds(teacher, read + sampled, workload.passes)),
     )
+
+
+def _teacher_outline(config: EngineConfig, workload: Workload, student: Outline) -> Outline | None:
+    """Return the outline of the teacher; None without a teacher, or if it is not on this machine.
+
+    Raises:
+        ConfigError: its tokenizer is not the student's, or its context is shorter.
+        StorageError: there is no such model.
+    """
+    if workload.teacher is None:
+        return None
+    teacher = make_teacher_outline(config, workload.teacher)
+    if teacher is not None:
+        names = TeacherNames(workload.teacher, config.model)
+        require_same_tokenizer(names, student.tokenizer, teacher.tokenizer)
+        longest = student.context_length
+        if config.max_prompt_length is not None:
+            longest = min(longest, config.max_prompt_length + workload.new_tokens)
+        require_context(names, longest, teacher.context_length)
+    return teacher
 
 
 def _seconds(
@@ -158,6 +189,12 @@ def step_seconds(
     # Sampling is bound by memory: each draw reads all weights once, however many rows there are.
     sampling = draws * (weights * 4 / BYTES_A_SECOND + layers * LAYER_SECONDS)
     return arithmetic + sampling + STEP_SECONDS
+
+
+def reading_seconds(of: Outline | Policy, tokens: int, passes: int) -> float:
+    """Estimate the seconds in which a model reads tokens `passes` times without learning."""
+    weights: int = sum(p.numel() for p in of.model.parameters())
+    return 2 * weights * tokens * passes / _operations_a_second(str(of.device))
 
 
 def _operations_a_second(device: str) -> float:

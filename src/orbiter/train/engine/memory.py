@@ -20,12 +20,15 @@ from torch import nn
 
 from orbiter.train.engine.arithmetic import DTYPES
 from orbiter.train.engine.forward.attention import FUSED_FROM
+from orbiter.train.engine.forward.head import CHUNK_ELEMENTS
 from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 
 FLOAT32 = 4
 """Bytes of a master weight, a gradient, and each of AdamW's two moments."""
 LOGIT_COPIES = 4
 """Number of [B V] float32 tensors one draw holds: logits, mass, cumulative sum, scaled logits."""
+CHUNK_COPIES = 6
+"""Number of float32 tensors of a chunk's logits that comparing two distributions holds."""
 HOLES = 1.5
 """Bytes that glibc's heap grows by for each byte that a phase holds at its peak.
 
@@ -95,12 +98,14 @@ def memory_estimate(
     new_tokens: int,
     trained_tokens: int | None = None,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+    teacher: Measurable | None = None,
 ) -> MemoryEstimate:
     """Estimate the peak memory of steps with `n` answers to each of `prompts` prompts.
 
     `prompt_tokens` and `new_tokens` are the largest expected lengths. If `new_tokens` is 0, nothing
     is sampled: `prompt_tokens` then includes the answer, as in SFT, and `trained_tokens` of it are
-    trained on (None means all).
+    trained on (None means all). A `teacher` is one whose distributions are compared in every
+    update; its weights count as resident once it is loaded.
     """
     dims = _Dimensions.of(policy)
     batch = _Block.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
@@ -114,7 +119,12 @@ def memory_estimate(
     several, gradient = share < 1, FLOAT32 * dims.trained
     # The loss comes from glibc's way of aligning blocks; see HOLES.
     holes = HOLES if policy.device.type == "cpu" and platform.libc_ver()[0] == "glibc" else 1.0
-    kept = dims.kept(batch) * share + dims.head(answers, again=several) + dims.joined
+    if teacher is None:
+        head = dims.head(answers, again=several)
+    else:
+        taught = _Dimensions.of(teacher)
+        head = dims.compared_head(answers) + taught.read(share * tokens, answers)
+    kept = dims.kept(batch) * share + head + dims.joined
     drawn = dims.sampling(tokens, rows=prompts * n) if new_tokens else 0
     return MemoryEstimate(
         resident=_resident(policy),
@@ -221,6 +231,22 @@ class _Dimensions(NamedTuple):
         """
         softmax = answers * self.vocabulary * self.width * (2 if again else 1)
         return softmax + (0 if self.adapted else self.vocabulary * self.hidden * FLOAT32)
+
+    def compared_head(self, answers: float) -> float:
+        """Bytes of the head where it is compared with a teacher's: chunks, and the head's gradient.
+
+        The backward pass computes the logits again, so no softmax is kept.
+        """
+        chunk = min(answers * self.vocabulary, CHUNK_ELEMENTS) * FLOAT32 * CHUNK_COPIES
+        states = 2 * answers * self.hidden * self.width
+        # One gradient is summed over the chunks, and one is that of the last chunk.
+        gradient = 0 if self.adapted else 2 * self.vocabulary * self.hidden * FLOAT32
+        return chunk + states + gradient
+
+    def read(self, tokens: float, answers: float) -> float:
+        """Bytes of a pass without gradient: a layer's tensors, the states of answers, weights."""
+        layer = tokens * (3 * self.hidden * FLOAT32 + 3 * self.inner * self.width)
+        return layer + answers * self.hidden * FLOAT32 + self.joined
 
     def _of_token(self) -> int:
         """Bytes that one token takes in a layer, apart from attention.

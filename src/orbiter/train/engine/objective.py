@@ -65,11 +65,9 @@ class PolicyObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return this part's contribution to the loss, and its metrics."""
         policy = self._policy_loss(scored, batch)
-        # A mean over tokens is weighted by the tokens of this part, one over rows by its rows.
-        share = part.tokens if self.aggregation == "token" else part.rows
         beside = self._beside(scored, batch)
         weight = {"entropy": -self.ent_coef, "kl": self.kl_coef, "vf_loss": self.vf_coef}
-        loss = policy.loss * share
+        loss = policy.loss * self.share(part)
         for name, term in beside.items():
             # A weight of 0 is skipped, so the term's graph is not run backward for nothing.
             if weight[name]:
@@ -87,6 +85,10 @@ class PolicyObjective:
         if self.ent_coef or self.vf_coef or self.kl_coef:
             return torch.zeros_like(batch.length, dtype=torch.bool)
         return (_needed(batch.advantage, "advantage") == 0).all(dim=-1)
+
+    def share(self, part: Part) -> float:
+        """Return a part's weight: by its tokens for a mean over tokens, else by its rows."""
+        return part.tokens if self.aggregation == "token" else part.rows
 
     def _policy_loss(self, scored: Scored, batch: Batch) -> PolicyLoss:
         """Return the policy's surrogate loss."""
@@ -165,7 +167,9 @@ def _sampler_gap(scored: Scored, batch: Batch) -> Tensor:
     differently, another temperature, an answer from older weights.
     """
     old = scored.logprob.detach() if batch.old_logprob is None else batch.old_logprob
-    return masked_mean((old - batch.sampled_logprob).abs(), batch.mask)
+    # A row without any log probability was given by the data, not sampled.
+    sampled = batch.sampled_logprob.ne(0).any(dim=-1, keepdim=True)
+    return masked_mean((old - batch.sampled_logprob).abs(), batch.mask & sampled)
 
 
 def _needed(stream: Tensor | None, name: str) -> Tensor:

@@ -26,6 +26,10 @@ class Workload:
     value_head: bool = False
     trained_tokens: int | None = None
     """Tokens of each sequence that the vocabulary head scores; None means all."""
+    teacher: str | None = None
+    """A second model in this process that reads every sample."""
+    compares_heads: bool = False
+    """Whether the teacher's whole distributions are compared in every update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,8 @@ class Policy:
     device: torch.device
     stop_token_ids: frozenset[int]
     """Tokens that end an answer: of the model's configuration, the tokenizer, the chat template."""
+    teacher: Policy | None = None
+    """A frozen model with the same tokenizer, for distillation."""
     dtype_reason: str = ""
     """Why the policy computes in `dtype`, as text for the log."""
 

@@ -14,12 +14,14 @@ SHOWN = {
     "reward": "reward {:.3f}",
     "loss": "loss {:.4f}",
     "kl": "KL {:.4f}",
+    "divergence": "divergence {:.4f}",
     "grad_norm": "grad {:.2f}",
     "clip_fraction": "clip {:.2f}",
     "entropy": "H {:.2f}",
     "length": "length {:.0f}",
     "eval/reward": "eval {:.3f}",
     "eval/loss": "eval loss {:.4f}",
+    "eval/divergence": "eval divergence {:.4f}",
     "tokens_per_second": "{:.0f} tok/s",
 }
 """Format of each metric shown, in this order; metrics that were not measured are skipped."""

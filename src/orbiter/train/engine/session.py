@@ -201,7 +201,7 @@ class Session:
     def explain(self, error: TrainingError) -> TrainingError:
         """Return an error that says where the run diverged and lists the last step's metrics."""
         before = self.history[-1] if self.history else {}
-        names = ("loss", "reward", "grad_norm", "kl", "approx_kl", "entropy")
+        names = ("loss", "reward", "grad_norm", "kl", "divergence", "approx_kl", "entropy")
         story = ", ".join(f"{name} {before[name]:.3g}" for name in names if name in before)
         return TrainingError(
             f"step {self.position.step + 1}: {error} [learning_rate={self.config.learning_rate:g}, "

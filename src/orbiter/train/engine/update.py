@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +32,8 @@ class Scored(NamedTuple):
     entropy: Float[Tensor, "B T"]
     value: Float[Tensor, "B T"] | None
     """Value of the state in which the token was chosen; None without a value head."""
+    divergence: Float[Tensor, "B T"] | None = None
+    """From the teacher, in nats; None unless the objective compares with one."""
 
 
 class Part(NamedTuple):
@@ -53,6 +55,14 @@ class Objective(Protocol):
 
     def idle(self, batch: Batch) -> Bool[Tensor, "B"]:
         """Return which rows have no effect on the loss and need not be computed."""
+
+
+@runtime_checkable
+class ScoringObjective(Objective, Protocol):
+    """A loss that needs more of the forward pass than `score` returns."""
+
+    def score(self, policy: Policy, batch: Batch, *, temperature: float) -> Scored:
+        """Return the policy's scores for a batch, with gradients."""
 
 
 def update(
@@ -82,13 +92,15 @@ def update(
     # Each micro-batch adds its share of the whole batch's mean, so the gradient does not depend on
     # how the batch was cut.
     loss, seen, totals = 0.0, 0, dict[str, Tensor]()
+    scorer = objective.score if isinstance(objective, ScoringObjective) else score
     optimiser.zero()
     for rows in split_rows(policy.forward, batch, busy, micro_batch_tokens):
         part = batch.select(rows)
         trained = int(part.mask.sum())
         # Shares sum to 1 over the parts only if no row is idle, which is right: idle rows add 0.
         share = Part(tokens=trained / tokens, rows=len(rows) / rows_trained)
-        contribution, metrics = objective(score(policy, part, temperature=temperature), part, share)
+        scored = scorer(policy, part, temperature=temperature)
+        contribution, metrics = objective(scored, part, share)
         # Checked before backward: a NaN must not reach the gradients that earlier parts left.
         loss += _finite(contribution)
         # Gradients of all parts add up in the same tensors until the optimiser's step.

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,12 +254,31 @@ class ConnectionPool:
         Raises:
             RequestFailed: no response came, or it is incomplete.
         """
+        async with self._translated():
+            if self._config.stream:
+                return await self._streamed(list(messages), dict(extra), alive)
+            return await self._whole(list(messages), dict(extra))
+
+    async def complete(self, token_ids: Sequence[int], extra: Mapping[str, object]) -> bytes:
+        """Return the body of the response to a completion of these tokens.
+
+        Raises:
+            RequestFailed: no response came.
+        """
+        async with self._translated():
+            response = await self._client.completions.with_raw_response.create(
+                model=self._config.model, prompt=list(token_ids), extra_body=dict(extra)
+            )
+            content: bytes = response.content
+            return content
+
+    @contextlib.asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Limit the time of a request, and raise its errors as `RequestFailed`."""
         openai, httpx = self._openai, self._httpx
         try:
             async with asyncio.timeout(self._config.total_timeout):
-                if self._config.stream:
-                    return await self._streamed(list(messages), dict(extra), alive)
-                return await self._whole(list(messages), dict(extra))
+                yield
         except (TimeoutError, openai.APITimeoutError, httpx.TimeoutException):
             raise RequestFailed("nothing arrived in time", "timeout", maybe_paid=True) from None
         except openai.APIStatusError as error:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from orbiter.train.engine.tasks import Tasks
     from orbiter.train.verl.cluster.plan import Plan
     from orbiter.train.verl.evaluate import ScoredAttempt
+    from orbiter.train.verl.teaching import Teach
 
 Validate = Callable[[int], Awaitable[Mapping[str, float]]]
 
@@ -104,9 +105,13 @@ class LocalBackend(Backend):
     @override
     async def train(self) -> TrainMetrics:
         policy = await self.trainer.policy()
-        if self.trainer.running_agent is not None:
-            return await self._train_agent(policy)
-        return await self._train_answers(policy)
+        from orbiter.train.verl.teaching import teaching
+
+        # Opened before the run's folder, so that an endpoint that cannot teach leaves no trace.
+        async with teaching(self.config, policy) as teach:
+            if self.trainer.running_agent is not None:
+                return await self._train_agent(policy, teach)
+            return await self._train_answers(policy, teach)
 
     @asynccontextmanager
     async def _judging(self) -> AsyncIterator[None]:
@@ -176,7 +181,7 @@ class LocalBackend(Backend):
 
         return after
 
-    async def _train_answers(self, policy: Policy) -> TrainMetrics:
+    async def _train_answers(self, policy: Policy, teach: Teach | None) -> TrainMetrics:
         """Train on answers to prompts."""
         trainer, config = self.trainer, self.config
         from orbiter.train.engine.session import Session
@@ -184,12 +189,14 @@ class LocalBackend(Backend):
         from orbiter.train.verl.evaluate import attempts_of, judge, summary
         from orbiter.train.verl.judged import usage
         from orbiter.train.verl.local import Prompts, RewardJob, fit
+        from orbiter.train.verl.teaching import target_answers, with_divergence
 
         tasks = held_out = await trainer.encode(trainer.dataset)
         if trainer.eval_dataset is not None:
             held_out = await trainer.encode(trainer.eval_dataset)
         per_epoch = tasks.steps_per_epoch(config.batch_size)
         opening = self._opening(policy, tasks, config.epochs * per_epoch)
+        answers = await work(target_answers, config, policy.tokenizer, tasks)
         session = await work(Session, config, policy, tasks, steps_per_epoch=per_epoch)
         session.also_timed = partial(usage, judges_of(self._scorers))
         # A relative reward has no meaning for a single greedy answer, so validation leaves it
@@ -198,7 +205,8 @@ class LocalBackend(Backend):
 
         async def measure() -> Mapping[str, float]:
             judged = await judge(policy, config, absolute, held_out, samples=0)
-            return summary(judged, len(held_out), success=1.0).measured()
+            measured = summary(judged, len(held_out), success=1.0)
+            return (await with_divergence(config, policy, teach, held_out, measured)).measured()
 
         async def measure_gold(
             chosen: Tasks, scorers: Sequence[RewardSpec], samples: int
@@ -207,7 +215,11 @@ class LocalBackend(Backend):
             outputs = [rollout.text for rollout in judged.rollouts]
             return attempts_of(chosen.items, outputs, judged.scores)
 
-        validate = trainer.validation(session, measure, lambda result: result["reward"])
+        def score(measured: Mapping[str, float]) -> float:
+            # A run by a teacher may have no reward.
+            return measured["reward"] if "reward" in measured else -measured["divergence"]
+
+        validate = trainer.validation(session, measure, score)
         # Entered in this order: the judges' files are closed before the session, which saves
         # last.
         async with (
@@ -216,7 +228,9 @@ class LocalBackend(Backend):
         ):
             job = RewardJob(
                 config=config,
-                source=Prompts(config=config, rewards=self.rewards, tasks=tasks),
+                source=Prompts(
+                    config=config, rewards=self.rewards, tasks=tasks, teach=teach, answers=answers
+                ),
                 objective=ALGORITHMS[config.algorithm].objective(config),
                 session=session,
                 progress=progress,
@@ -225,7 +239,7 @@ class LocalBackend(Backend):
             await fit(job)
         return trainer.results()
 
-    async def _train_agent(self, policy: Policy) -> TrainMetrics:
+    async def _train_agent(self, policy: Policy, teach: Teach | None) -> TrainMetrics:
         """Train on the episodes of an agent."""
         from orbiter.train.engine.session import Session
         from orbiter.train.engine.thread import work
@@ -258,7 +272,7 @@ class LocalBackend(Backend):
         opening = self._opening_of_agent(policy, len(tasks), config.epochs * per_epoch)
         async with (
             trainer.running(session, opening, data=f"{len(tasks)} tasks") as progress,
-            playing(setting, tasks) as source,
+            playing(setting, tasks, teach) as source,
             self._judging(),
         ):
             job = RewardJob(
@@ -290,6 +304,7 @@ class LocalBackend(Backend):
             prompt_tokens=1,
             new_tokens=min(config.max_episode_tokens or context, context) - 1,
             micro_batch_tokens=config.micro_batch_tokens,
+            teacher=None if config.distills_sampled else policy.teacher,
         )
         size = (
             f"{self.trainer.method} of {config.model} with an agent: {tasks} tasks, {total} steps "
@@ -311,6 +326,7 @@ class LocalBackend(Backend):
             prompt_tokens=max(len(prompt) for prompt in tasks.prompts),
             new_tokens=config.max_response_length,
             micro_batch_tokens=config.micro_batch_tokens,
+            teacher=None if config.distills_sampled else policy.teacher,
         )
         size = (
             f"{self.trainer.method} of {config.model}: {len(tasks)} prompts, {total} steps of "

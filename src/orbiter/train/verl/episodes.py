@@ -15,17 +15,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from orbiter.train.agents.episode import Episode
 from orbiter.train.agents.streams import shared_beginnings, token_weights
 from orbiter.train.engine.batch import Batch
-from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.session import Position, Session
 from orbiter.train.engine.thread import work
+from orbiter.train.engine.update import Objective
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.live import LivePolicy, LiveStats
 from orbiter.train.verl.algorithms import ALGORITHMS
@@ -47,16 +46,19 @@ from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import Scores, weights_of
 from orbiter.train.verl.samples import episode_records
 from orbiter.train.verl.tasks import AgentTasks
+from orbiter.train.verl.teaching import Teach, with_teacher, without_reward
 
 
 @asynccontextmanager
-async def playing(setting: PlaySetting, tasks: AgentTasks) -> AsyncIterator[Episodes]:
+async def playing(
+    setting: PlaySetting, tasks: AgentTasks, teach: Teach | None = None
+) -> AsyncIterator[Episodes]:
     """Open the policy to the agent for as long as a run lasts."""
     async with open_live(setting, temperature=setting.config.temperature) as live:
-        yield Episodes(setting=setting, tasks=tasks, live=live)
+        yield Episodes(setting=setting, tasks=tasks, live=live, teach=teach)
 
 
-def objective_of(config: VeRLConfig) -> PolicyObjective:
+def objective_of(config: VeRLConfig) -> Objective:
     """Return the objective of an update: a mean over tokens, with the weights of `_weighted`."""
     # One mean over tokens in the loss; the weights already contain every other aggregation.
     return ALGORITHMS[config.algorithm].objective(replace(config, loss_aggregation="token"))
@@ -69,6 +71,8 @@ class Episodes(SampleSource):
     setting: PlaySetting
     tasks: AgentTasks
     live: LivePolicy
+    teach: Teach | None = None
+    """The teacher's log probabilities of sampled tokens; None unless distillation needs them."""
 
     @override
     async def draw(self, session: Session, step: int) -> None:
@@ -92,6 +96,7 @@ class Episodes(SampleSource):
             # The metrics below use the scores before truncation.
             with_truncation(chosen.scores, chosen.episodes, config.on_truncation),
         )
+        taught = await with_teacher(self.teach, credited.credited)
         # The position changes only once the whole step has been played and credited.
         session.position.cursor = turn.cursor
         update_pools(config, session.position, drawn.places, drawn.scores.total)
@@ -103,6 +108,8 @@ class Episodes(SampleSource):
             **extra,
             **_run_share(before, self.live.stats),
         }
+        if not ALGORITHMS[config.algorithm].needs_reward and not drawn.scores.by_name:
+            metrics = without_reward(metrics)
         hints = signs(
             [episode.output for episode in drawn.episodes],
             [episode.sampled_tokens for episode in drawn.episodes],
@@ -113,7 +120,7 @@ class Episodes(SampleSource):
         records = episode_records(
             tasks.items, chosen.episodes, chosen.scores, credited.advantages, credited.by_turn
         )
-        await work(note, session, credited.credited, metrics, records)
+        await work(note, session, taught, metrics, records)
 
     async def _play(
         self, step: int, places: Sequence[int], offset: int, journal: EpisodeJournal | None
@@ -244,7 +251,7 @@ def credit_episodes(
     )
     credited = credit_rows(policy, config, rows, reward=reward, valid=valid)
     assert credited.batch is not None
-    weighted = replace(credited.batch, advantage=_weighted(credited.batch, config, episodes, kept))
+    weighted = _weighted(credited.batch, config, episodes, kept)
     return CreditedEpisodes(
         credited._replace(batch=weighted), *_recorded(credited.batch, rows, episodes, kept)
     )
@@ -310,15 +317,15 @@ def _recorded(
 
 def _weighted(
     batch: Batch, config: VeRLConfig, episodes: Sequence[Episode], kept: Sequence[int]
-) -> Tensor | None:
+) -> Batch:
     """Scale the advantages so that the mean over tokens equals the configured aggregation.
 
     Every surrogate is linear in a positive factor of the advantage, its clip included, so the
-    weight of a token's loss can be put there.
+    weight of a token's loss can be put there. A divergence from a teacher takes it from the batch.
     """
     aggregation, advantage = config.loss_aggregation, batch.advantage
     if aggregation not in ("episode", "constant") or advantage is None:
-        return advantage
+        return batch
     # The divisor of "constant" must not depend on the batch.
     longest = config.max_episode_tokens or config.max_turns * config.max_response_length
     shares = token_weights([episodes[i].streams for i in kept], aggregation, max_tokens=longest)
@@ -327,7 +334,9 @@ def _weighted(
     for row, of_row in enumerate(share for of_episode in shares for share in of_episode):
         weight[row, : len(of_row)] = torch.tensor(of_row, dtype=advantage.dtype)
     # The loss divides by the number of trained tokens, so that factor is multiplied back in.
-    return advantage * (weight.to(advantage.device) * trained)
+    weight = weight.to(advantage.device) * trained
+    taught = weight if config.algorithm == "distill" else None
+    return replace(batch, advantage=advantage * weight, weight=taught)
 
 
 def _run_share(before: LiveStats, after: LiveStats) -> dict[str, float]:

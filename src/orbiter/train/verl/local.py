@@ -15,13 +15,13 @@ from typing import Any, NamedTuple, Protocol
 from typing_extensions import override
 
 from orbiter.train.engine.batch import Batch, minibatches
-from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.progress import line_of
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
 from orbiter.train.engine.session import Session, TrainingJob
 from orbiter.train.engine.tasks import Tasks
 from orbiter.train.engine.thread import work
+from orbiter.train.engine.update import Objective
 from orbiter.train.errors import TrainingError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.trajectory import TrajectoryItem
@@ -40,6 +40,13 @@ from orbiter.train.verl.overlong import with_overlong_penalty
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
 from orbiter.train.verl.reward import RewardSpec, Scores, weights_of
 from orbiter.train.verl.samples import as_records
+from orbiter.train.verl.teaching import (
+    Teach,
+    own_answers,
+    with_answers,
+    with_teacher,
+    without_reward,
+)
 
 log = logging.getLogger(__name__)
 
@@ -61,42 +68,77 @@ class Prompts(SampleSource):
     config: VeRLConfig
     rewards: Sequence[RewardSpec]
     tasks: Tasks
+    teach: Teach | None = None
+    """The teacher's log probabilities of sampled tokens; None unless distillation needs them."""
+    answers: Sequence[list[int]] | None = None
+    """The data's answer to each task, if distillation learns on them too."""
 
     @override
     async def draw(self, session: Session, step: int) -> None:
         config, tasks, position = self.config, self.tasks, session.position
         turn = choose(config, position, step, len(tasks))
-        drawn = await self._answers(session, step, turn.places, 0)
-        chosen, extra = await self._without_flat(session, step, turn.places, drawn)
+        own = own_answers(config, step, turn.places)
+        asked = [place for place, mine in zip(turn.places, own, strict=True) if mine]
+        drawn = await self._answers(session, step, asked, 0)
+        chosen, extra = await self._without_flat(session, step, asked, drawn)
         # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
         shaped = with_overlong_penalty(config, chosen.scores, chosen.rollouts)
-        credited = await work(credit, session.policy, config, chosen.rollouts, shaped.scores)
+        given = [place for place, mine in zip(turn.places, own, strict=True) if not mine]
+        rollouts, scores = self._with_targets(given, chosen.rollouts, shaped.scores)
+        credited = await work(credit, session.policy, config, rollouts, scores)
+        credited = await with_teacher(self.teach, credited)
         # Set only after the samples are credited: an interrupted step starts from the old cursor.
         position.cursor = turn.cursor
         update_pools(config, position, turn.places, drawn.scores.total)
+        metrics = pool_metrics(config, position, turn, len(tasks)) | extra
+        if drawn.items:  # else all answers of the step are the data's
+            metrics = self._measured(session, drawn, credited) | metrics
+        records = await work(as_records, *chosen, credited.batch) if drawn.items else []
+        await work(note, session, credited, metrics, records)
+
+    def _measured(
+        self, session: Session, drawn: ScoredSamples, credited: Credited
+    ) -> dict[str, float]:
+        """Return the metrics of the step's own samples, and warn of what they show."""
+        config = self.config
         metrics = {
             **reward_metrics(drawn.scores),
             **credited.metrics,
             **length_metrics(drawn.rollouts),
             **with_overlong_penalty(config, drawn.scores, drawn.rollouts).metrics,
-            **pool_metrics(config, position, turn, len(tasks)),
-            **extra,
         }
+        if not self.rewards:
+            metrics = without_reward(metrics)
         hints = signs(
             [rollout.text for rollout in drawn.rollouts],
             [sum(rollout.mask) for rollout in drawn.rollouts],
             drawn.scores.total,
             config.group_size,
         )
-        watch(position, metrics | hints, weights_of(self.rewards))
-        records = await work(as_records, *chosen, credited.batch)
-        await work(note, session, credited, metrics, records)
+        watch(session.position, metrics | hints, weights_of(self.rewards))
+        return metrics
+
+    def _with_targets(
+        self, places: Sequence[int], rollouts: Sequence[Rollout], scores: Scores
+    ) -> tuple[Sequence[Rollout], Scores]:
+        """Add the data's answers to these tasks, which the policy did not answer, as groups."""
+        if self.answers is None:
+            return rollouts, scores
+        targets = [
+            (self.tasks.prompts[place], self.answers[place])
+            for place in places
+            # As many copies as a group has samples, so that the share is one of all samples.
+            for _ in range(self.config.group_size)
+        ]
+        return with_answers(scores, rollouts, targets)
 
     async def _answers(
         self, session: Session, step: int, places: Sequence[int], extra: int
     ) -> ScoredSamples:
         """Answer these tasks; the step has `extra` groups beyond its own already."""
         config, chosen = self.config, self.tasks.select(places)
+        if not places:
+            return ScoredSamples([], [], Scores([], {}, 0))
         rollouts = await work(
             sample,
             session.policy,
@@ -150,7 +192,7 @@ class RewardJob(TrainingJob):
 
     config: VeRLConfig
     source: SampleSource
-    objective: PolicyObjective
+    objective: Objective
     """What an update minimises."""
 
 
@@ -253,6 +295,11 @@ def check_gradient(session: Session, row: Mapping[str, float], patience: int) ->
         TrainingError: the gradient has been exactly zero for `patience` such steps.
     """
     position = session.position
+    if row.get("divergence") == 0 and row.get("grad_norm") == 0:
+        raise TrainingError(
+            "nothing can be learned: the teacher's distribution is exactly the policy's on every "
+            "token (divergence 0); give another model as teacher="
+        )
     # Equal rewards also give a zero gradient, which is no divergence.
     still = position.flat_steps == 0 and row.get("grad_norm") == 0
     position.still_steps = position.still_steps + 1 if still else 0

@@ -25,7 +25,7 @@ def with_overlong_penalty(
     config: VeRLConfig, scores: Scores, rollouts: Sequence[Rollout]
 ) -> Shaped:
     """Return the scores with the penalty in the totals; the metrics keep the rewards as given."""
-    if not config.overlong_buffer:
+    if not config.overlong_buffer or not rollouts:
         return Shaped(scores, {})
     length = torch.tensor([sum(rollout.mask) for rollout in rollouts])
     penalties: list[float] = overlong_penalty(

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from orbiter.train.agents.episode import Episode
-from orbiter.train.engine.estimate import step_seconds
+from orbiter.train.engine.estimate import reading_seconds, step_seconds
 from orbiter.train.engine.memory import GIB, memory_estimate
 from orbiter.train.engine.plan import TrainPlan
 from orbiter.train.engine.thread import work
@@ -110,6 +110,7 @@ def _cost(setting: PlaySetting, episodes: Sequence[Episode]) -> StepCost:
         prompt_tokens=1,
         new_tokens=max(1, longest - 1),
         micro_batch_tokens=config.micro_batch_tokens,
+        teacher=None if config.distills_sampled else policy.teacher,
     )
     seconds = step_seconds(
         policy,
@@ -118,6 +119,8 @@ def _cost(setting: PlaySetting, episodes: Sequence[Episode]) -> StepCost:
         draws=round(waves * sampled),
         passes=config.ppo_epochs,
     )
+    if policy.teacher is not None:
+        seconds += reading_seconds(policy.teacher, round(count * read), config.ppo_epochs)
     return StepCost(
         episodes=count,
         sampled_tokens=round(count * sampled),

@@ -21,11 +21,13 @@ from orbiter.train.engine.progress import answering
 from orbiter.train.engine.tasks import first_given
 from orbiter.train.engine.trainer import ModelTrainer
 from orbiter.train.errors import ConfigError
+from orbiter.train.progress import working
 from orbiter.train.trainer import TrainerState, TrainMetrics
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.backend import Backend, LocalBackend
 from orbiter.train.verl.cluster.backend import ClusterBackend
 from orbiter.train.verl.config import VeRLConfig
+from orbiter.train.verl.distillation import check_distillation
 from orbiter.train.verl.environments import reward_of
 from orbiter.train.verl.judged import kept
 from orbiter.train.verl.reward import OF_EPISODES, RewardSpec, judges_of
@@ -100,7 +102,9 @@ class VeRLTrainer(ModelTrainer):
 
     async def check_reward(self) -> bool:
         """Check that there are rewards with distinct names, and that one has a nonzero weight."""
-        if not self.rewards and self.running_agent is None:  # an agent may give step rewards
+        needed = ALGORITHMS[self.config.algorithm].needs_reward or self.config.backend == "verl"
+        # An agent may give step rewards.
+        if not self.rewards and self.running_agent is None and needed:
             raise ConfigError("rewards is empty: give at least one RewardSpec(name=..., fn=...)")
         for reward in self.rewards:
             if not isinstance(reward, RewardSpec):
@@ -110,7 +114,8 @@ class VeRLTrainer(ModelTrainer):
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards have the same name: {names}")
-        if self.rewards and not any(reward.weight for reward in self.rewards):
+        weighted = any(reward.weight for reward in self.rewards)
+        if self.rewards and not weighted and needed:
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
         for reward in self.rewards:
             self._check_signature(reward)
@@ -123,6 +128,8 @@ class VeRLTrainer(ModelTrainer):
         gold = self.gold
         if gold is None:
             return
+        if not self.rewards and self.running_agent is None:
+            raise ConfigError("gold= is compared with rewards=, which is empty")
         if not isinstance(gold, RewardSpec):
             raise ConfigError(f"gold must be a RewardSpec, got {type(gold).__name__}")
         if self.config.backend != "local":
@@ -227,6 +234,7 @@ class VeRLTrainer(ModelTrainer):
     async def check_config(self) -> bool:
         """Make sure that the settings go with an agent, or without one."""
         config = self.config
+        check_distillation(config, self.rewards, has_agent=self.running_agent is not None)
         if self.running_agent is None:
             if config.loss_aggregation == "episode":
                 raise ConfigError("loss_aggregation='episode' needs agent=; use 'sequence'")
@@ -328,10 +336,13 @@ class VeRLTrainer(ModelTrainer):
                     policy, self.config, rewards, tasks, samples=samples, report=report
                 )
         outputs = [rollout.text for rollout in judged.rollouts]
-        assessment = Assessment(
-            summary(judged, len(tasks), success=success),
-            attempts_of(tasks.items, outputs, judged.scores),
-        )
+        metrics = summary(judged, len(tasks), success=success)
+        if self._has_teacher:
+            from orbiter.train.verl.teaching import teaching, with_divergence
+
+            async with teaching(self.config, policy) as teach:
+                metrics = await with_divergence(self.config, policy, teach, tasks, metrics)
+        assessment = Assessment(metrics, attempts_of(tasks.items, outputs, judged.scores))
         return with_corrections(assessment, judges_of(rewards), samples=max(1, samples))
 
     async def _assess_agent(self, dataset: object, *, samples: int, success: float) -> Assessment:
@@ -382,7 +393,22 @@ class VeRLTrainer(ModelTrainer):
         """Load the model that the backend has trained, or else the config's model."""
         if self._policy is None:
             self._policy = self._backend.load()
-        return super()._loaded()
+        policy = super()._loaded()
+        if self._has_teacher and policy.teacher is None:
+            from orbiter.train.verl.teaching import load_teacher
+
+            with working(f"loading {self.config.teacher}", shown=self.config.progress):
+                try:
+                    policy.teacher = load_teacher(self.config, policy)
+                except BaseException:
+                    self._policy = None  # else the next call would train without a teacher
+                    raise
+        return policy
+
+    @property
+    def _has_teacher(self) -> bool:
+        """Whether this process compares the policy with a teacher."""
+        return self.config.algorithm == "distill" and self.config.backend == "local"
 
     @override
     def _policy_parts(self) -> dict[str, Any]:
@@ -392,11 +418,14 @@ class VeRLTrainer(ModelTrainer):
 
     @override
     def _workload(self) -> Workload:
+        local_teacher = self._has_teacher and self.config.teacher_url is None
         return Workload(
             method=self.method,
             samples=self.config.group_size,
             new_tokens=self.config.max_response_length,
             passes=self.config.ppo_epochs,
             updates=self.config.updates_per_step,
+            teacher=self.config.teacher if local_teacher else None,
+            compares_heads=local_teacher and not self.config.distills_sampled,
             **self._policy_parts(),
         )

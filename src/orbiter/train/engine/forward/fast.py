@@ -32,6 +32,7 @@ from orbiter.train.engine.forward.layers import (
     trunk,
 )
 from orbiter.train.engine.forward.packing import Packing, Rectangle
+from orbiter.train.engine.forward.teacher_head import HeadInput
 from orbiter.train.engine.rollout import given
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ class FastForward:
         """Run the body over the packed batch."""
         packing = Packing.of(batch)
         return self._states(packing).index_select(0, packing.trained)
+
+    def head_input(self, batch: Batch) -> HeadInput:
+        """Return the states before the trained tokens, and the head."""
+        return HeadInput(self.hidden(batch).to(self.dtype), self.model.lm_head.weight)
 
     def _states(self, packing: Packing) -> Float[Tensor, "M H"]:
         """Return the states before scored tokens, after the final norm."""

@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from orbiter.train.engine.batch import Batch, collate
 from orbiter.train.engine.forward.head import TokenScores, scores_of_logits, token_scores
+from orbiter.train.engine.forward.teacher_head import HeadInput
 from orbiter.train.engine.rollout import given
 
 PROBE_TOLERANCE = 1e-2
@@ -58,6 +59,9 @@ class Forward(Protocol):
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
         """Return only the hidden states, without running the vocabulary head."""
+
+    def head_input(self, batch: Batch) -> HeadInput:
+        """Return what the vocabulary head makes the logits of the trained tokens from."""
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
         """Return how many tokens each row puts through the model."""
@@ -105,6 +109,16 @@ class GenericForward:
         rows, columns = batch.mask.nonzero(as_tuple=True)
         with self._autocast():
             return self._states(batch)[rows, columns - 1].float()
+
+    def head_input(self, batch: Batch) -> HeadInput:
+        """Return the states before the trained tokens, or the model's own logits there."""
+        rows, columns = batch.mask.nonzero(as_tuple=True)
+        with self._autocast():
+            if self.plain_head:
+                hidden = self._states(batch)[rows, columns - 1]
+                return HeadInput(hidden.to(self.dtype), self.head.weight)
+            logits = self.model(batch.token_ids, use_cache=False).logits
+            return HeadInput(logits[rows, columns - 1], None)
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
         """Count the full length of every row."""

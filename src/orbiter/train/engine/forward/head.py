@@ -96,8 +96,8 @@ class _TokenScores(torch.autograd.Function):
         logprob = hidden.new_empty(len(hidden), dtype=wide)
         entropy = torch.empty_like(logprob)
         likeliest = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-        multiply = _product_with(narrow, rows=len(hidden))
-        for rows in _chunks(len(hidden), len(weight)):
+        multiply = product_with(narrow, rows=len(hidden))
+        for rows in chunks(len(hidden), len(weight)):
             logits = multiply(hidden[rows]).to(wide)
             if temperature != 1:
                 logits /= temperature
@@ -134,7 +134,7 @@ class _TokenScores(torch.autograd.Function):
         d_logits: Tensor = ctx.probability
         # Without an entropy bonus its gradient is zero, and two thirds of the work can be skipped.
         with_entropy = bool(d_entropy.any())
-        for rows in _chunks(*d_logits.shape):
+        for rows in chunks(*d_logits.shape):
             part = d_logits[rows]
             slope = d_logprob[rows, None]
             if with_entropy:
@@ -155,7 +155,7 @@ class _TokenScores(torch.autograd.Function):
         return d_hidden, d_weight, None, None
 
 
-def _product_with(weight: Tensor, *, rows: int) -> Linear:
+def product_with(weight: Tensor, *, rows: int) -> Linear:
     """Return the product with the vocabulary's weight, for `rows` rows in chunks.
 
     In float32 on a CPU the weight is packed first, because a chunk has so few rows that torch's own
@@ -166,7 +166,7 @@ def _product_with(weight: Tensor, *, rows: int) -> Linear:
     return lambda x: functional.linear(x, weight)
 
 
-def _chunks(rows: int, width: int) -> list[slice]:
+def chunks(rows: int, width: int) -> list[slice]:
     """Cut `rows` into slices of about `CHUNK_ELEMENTS` / `width` rows."""
     size = max(1, CHUNK_ELEMENTS // width)
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]

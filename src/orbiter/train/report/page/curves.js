@@ -13,6 +13,7 @@ const PANELS = [
   { title: "Scores", more: true, names: ["score", "score_spread"], label: { score: "mean", score_spread: "root mean square" }, note: "Of a reward model; only differences matter to its loss." },
   { title: "Implicit rewards", names: ["chosen_reward", "rejected_reward"], label: { chosen_reward: "better answers", rejected_reward: "worse answers" } },
   { title: "KL", names: ["kl", "approx_kl"], label: { kl: "from the reference", approx_kl: "within the step" }, note: "Nats per token." },
+  { title: "Divergence from the teacher", names: ["divergence", "eval/divergence"], note: "Nats per token, on the policy's own samples. Points are validations." },
   { title: "Entropy", names: ["entropy"], note: "Nats per token; near 0 the model no longer explores." },
   { title: "Length", names: ["length", "eval/length"], note: "Mean tokens per output." },
   { title: "Turns per episode", names: ["turns", "eval/turns"], note: "Answers of the policy in an episode; failed episodes are left out." },

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from orbiter.train.verl.algorithms.base import Algorithm
 from orbiter.train.verl.algorithms.cispo import Cispo
+from orbiter.train.verl.algorithms.distill import Distill, DistillConfig
 from orbiter.train.verl.algorithms.grpo import Grpo
 from orbiter.train.verl.algorithms.ppo import Ppo, PpoConfig
 from orbiter.train.verl.algorithms.rloo import Rloo
@@ -31,10 +32,12 @@ class VeRLAlgorithm(StrEnum):
     """GRPO with a clipped importance weight: no token loses its gradient."""
     SAPO = "sapo"
     """GRPO with a smooth gate instead of the clip."""
+    DISTILL = "distill"
+    """The policy learns a teacher's distribution on its own samples; rewards may be added."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlgorithmConfig(PpoConfig, SapoConfig):
+class AlgorithmConfig(PpoConfig, SapoConfig, DistillConfig):
     """The settings of all algorithms."""
 
     __slots__ = ()
@@ -46,4 +49,5 @@ ALGORITHMS: Mapping[VeRLAlgorithm, Algorithm[AlgorithmConfig]] = {
     VeRLAlgorithm.RLOO: Rloo(),
     VeRLAlgorithm.CISPO: Cispo(),
     VeRLAlgorithm.SAPO: Sapo(),
+    VeRLAlgorithm.DISTILL: Distill(),
 }

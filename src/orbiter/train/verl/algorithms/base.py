@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from orbiter.train.engine.batch import Batch
-    from orbiter.train.engine.objective import PolicyObjective
     from orbiter.train.engine.policy import Policy
+    from orbiter.train.engine.update import Objective
 
 ACTOR = "actor_rollout_ref.actor"
 """The part of verl's configuration that holds the policy's update."""
@@ -243,6 +243,8 @@ class Algorithm(ABC, Generic[C_contra]):
     """Whether it needs a value function: a head on the policy here, a critic in verl."""
     least_group: ClassVar[int] = 1
     """The smallest `group_size` it supports."""
+    needs_reward: ClassVar[bool] = True
+    """Whether it learns from rewards only, so that a run without any is refused."""
     verl_kl: ClassVar[str] = "actor/kl_loss"
     """verl's metric for the KL from the reference."""
 
@@ -275,7 +277,7 @@ class Algorithm(ABC, Generic[C_contra]):
         """Return the samples with an advantage for every token."""
 
     @abstractmethod
-    def objective(self, config: C_contra) -> PolicyObjective:
+    def objective(self, config: C_contra) -> Objective:
         """Return the loss that an update minimises."""
 
     def opening(self) -> Sequence[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from orbiter.train.engine.objective import PolicyObjective
+    from orbiter.train.engine.update import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Grpo(Algorithm[GrpoConfig]):
         advantage = group_relative_advantage(samples.reward, valid=samples.valid, scale=scale)
         return with_states(config, samples, advantage, scale=scale)
 
-    def objective(self, config: GrpoConfig) -> PolicyObjective:
+    def objective(self, config: GrpoConfig) -> Objective:
         """Return the clipped surrogate, with the KL as a term of the loss."""
         from orbiter.train.engine.objective import PolicyObjective
 
