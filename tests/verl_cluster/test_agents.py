@@ -29,24 +29,6 @@ from tests.verl_cluster.two_nodes import can_make_namespaces, two_nodes
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 
 
-async def test_an_agent_of_two_turns_learns(tmp_path: Path) -> None:
-    run = rehearsal(
-        tmp_path,
-        [RewardSpec("vowels", 1.0, vowels_said)],
-        agent=two_turns,
-        batch_size=8,
-        group_size=8,
-        epochs=6,
-        max_response_length=8,
-    )
-    await run.train(["Say something.", "Sing."] * 16)
-    rewards = [row["reward"] for row in run.history]
-    assert rewards[0] < 0.2, rewards
-    assert rewards[-1] > 0.8, rewards
-    assert max(row["verl/training/rollout_probs_diff_max"] for row in run.history) < 1e-4
-    assert run.history[0]["turns"] == 2
-
-
 async def test_an_environment_is_made_in_the_workers_and_trained_one_step_off(
     tmp_path: Path, cluster: str
 ) -> None:
