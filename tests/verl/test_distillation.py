@@ -345,7 +345,6 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
         ({"group_size": 1}, PROBE, None, "group_size=1 leaves nothing to compare"),
         ({"distill_lambda": 0.5}, [], branching, "distill_lambda=0.5 is for answers"),
     ],
-    ids=str,
 )
 async def test_runs_that_cannot_work_are_refused_before_they_start(
     settings: dict[str, Any], rewards: list[RewardSpec], agent: object, words: str
