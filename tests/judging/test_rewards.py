@@ -86,7 +86,7 @@ async def test_a_resumed_run_takes_the_same_answers_without_asking_again(
     # Restored episodes are not played again, so their prompts are not in the share that was run.
     # How the sampler rounds depends on which calls arrive together.
     by_arrival = {"prompt_run_share": 0, "sampler_gap": 0}
-    rows = [[row | by_arrival for row in each] for each in metrics]
+    rows = [[{**row, **by_arrival} for row in each] for each in metrics]
     assert rows[0] == rows[1]
     asked = set(stopping.asked)
     assert len(asked & set(again.asked)) <= 1, "only what was cut off is asked again"

@@ -7,7 +7,7 @@ that verl does not measure are absent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -67,6 +67,13 @@ class Tail:
         for line in whole.splitlines():
             record = json.loads(line)
             yield Step(int(record["step"]), record["data"])
+
+
+def steps_of(files: Iterable[Path]) -> list[Step]:
+    """Read verl's metrics of several starts, the earliest first, in the order of the steps."""
+    # A start that continued from a checkpoint repeated the steps after it: its lines count.
+    steps = {step.number: step for file in files for step in Tail(file).new()}
+    return [steps[number] for number in sorted(steps)]
 
 
 def first_fault(folder: Path) -> str | None:

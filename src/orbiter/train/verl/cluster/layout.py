@@ -68,7 +68,16 @@ class Layout:
     @property
     def metrics_file(self) -> Path:
         """File of verl's metrics; each start has a new one, since verl truncates it."""
-        return self.folder / f"metrics-{self.start}.jsonl"
+        return self._metrics_from(self.start)
+
+    @property
+    def earlier_metrics_files(self) -> list[Path]:
+        """The files of verl's metrics of earlier starts, the earliest first."""
+        files = map(self._metrics_from, range(self.start))
+        return [file for file in files if file.exists()]
+
+    def _metrics_from(self, start: int) -> Path:
+        return self.folder / f"metrics-{start}.jsonl"
 
     @property
     def samples(self) -> Path:

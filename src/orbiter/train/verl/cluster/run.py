@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -40,12 +40,14 @@ from orbiter.train.verl.cluster.data import (
 from orbiter.train.verl.cluster.follow import (
     OWN,
     Step,
+    StepRow,
     Tail,
     as_row,
     episode_evaluation,
     episode_groups,
     first_fault,
     groups_of,
+    steps_of,
 )
 from orbiter.train.verl.cluster.inside.shipment import FAULTS
 from orbiter.train.verl.cluster.layout import Layout
@@ -114,6 +116,7 @@ class ClusterRun:
         ) as run_log:
             # After the log was opened, which cuts off the steps after the checkpoint.
             self.history += _earlier(self.folder, self.layout.start)
+            self.catch_up(run_log)
             await work(write_files, self.config, self.layout, self.inputs)
             # A finished run that is resumed only merges its last checkpoint.
             if self.layout.start < self.plan.steps:
@@ -190,7 +193,7 @@ class ClusterRun:
                 f"{self.plan.steps}. {self._last_words()}"
             )
         # The last step's samples are written after its metrics, so they are read at the end.
-        self._note_samples(run_log, self.steps_done + 1)
+        self._note_samples(run_log, self._unsampled(self.steps_done + 1))
 
     @property
     def _patience(self) -> float:
@@ -204,14 +207,32 @@ class ClusterRun:
         if fault is not None:
             raise CallbackError(f"in verl's worker, {fault}")
 
-    def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
-        """Write one step to the run's folder, the history and the progress bar."""
+    def catch_up(self, run_log: RunLog) -> None:
+        """Log the steps that verl ended and saved while an earlier start was being stopped."""
+        last = int(self.history[-1]["step"]) if self.history else 0
+        for step in steps_of(self.layout.earlier_metrics_files):
+            if last < step.number <= self.layout.start:
+                self._log(step, run_log)
+        known = {int(row["step"]) for row in self.history}
+        # verl saves a step before it writes its metrics, so a kill in between loses these.
+        if lost := sorted(set(range(1, self.layout.start + 1)) - known):
+            log.warning("verl was stopped before it wrote the metrics of steps %s", lost)
+        sampled = {int(str(group["step"])) for group in read_run(self.folder).samples}
+        self._note_samples(run_log, sorted(known - sampled))
+
+    def _log(self, step: Step, run_log: RunLog) -> StepRow:
+        """Write one step to the run's folder and the history."""
         row = as_row(step.data, self.config.algorithm)
         row.metrics.update(episode_evaluation(self.layout.samples, step.number))
         run_log.write(step.number, row.metrics)
         run_log.time(step.number, row.clock)
-        self._note_samples(run_log, step.number)
         self.history.append({"step": step.number, **row.metrics, **row.clock})
+        return row
+
+    def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
+        """Log a step that ended now, show it, and stop a run that cannot learn."""
+        row = self._log(step, run_log)
+        self._note_samples(run_log, self._unsampled(step.number))
         progress.update(step.number, line_of(row.metrics | row.clock))
         self._watch(row.metrics)
 
@@ -221,9 +242,13 @@ class ClusterRun:
         if "eval/reward" in row and self.config.output_dir is not None:
             await work(keep_best, self.layout, int(row["step"]), row["eval/reward"])
 
-    def _note_samples(self, run_log: RunLog, before: int) -> None:
-        """Log the samples of all steps before this one; verl writes them shortly after a step."""
-        for number in range(max(self._sampled, self.layout.start) + 1, before):
+    def _unsampled(self, before: int) -> range:
+        """Return the steps of this start, up to this one, whose samples are not in the log yet."""
+        return range(max(self._sampled, self.layout.start) + 1, before)
+
+    def _note_samples(self, run_log: RunLog, steps: Iterable[int]) -> None:
+        """Log the samples of steps; verl writes them shortly after a step's metrics."""
+        for number in steps:
             dump = self.layout.samples / f"{number}.jsonl"
             if dump.exists():
                 read = episode_groups if self.layout.agent else groups_of
