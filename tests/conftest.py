@@ -45,6 +45,16 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """Undo what a test, or an example that it runs, does to the environment variables."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({k: v for k, v in before.items() if k != "PYTEST_CURRENT_TEST"})
+
+
+@pytest.fixture(autouse=True)
 def no_handler_stays() -> Iterator[None]:
     """Remove log handlers that write to a stream of the test, such as the command line's."""
     root = logging.getLogger()

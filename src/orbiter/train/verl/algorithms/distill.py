@@ -60,7 +60,7 @@ class DistillConfig(GrpoConfig):
     )
     distill_beta: float = setting(
         1.0,
-        "0 is the forward KL, 1 the reverse KL, between them generalised Jensen-Shannon.",
+        "Divergence: 0 is the forward KL, 1 the reverse KL, between them Jensen-Shannon.",
         Number(at_least=0, at_most=1),
         verl=NotInVerl("its forms are the reverse KL, and a forward KL over the likeliest tokens"),
     )
