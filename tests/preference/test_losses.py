@@ -146,11 +146,8 @@ def test_the_gradient_of_kto_is_that_of_its_loss_and_none_reaches_the_reference_
 def test_rewards_have_no_gradient_so_metrics_keep_no_graph_in_memory(name: str) -> None:
     logprob = torch.tensor([-12.5, -30.0], requires_grad=True)
     every = Answers(logprob, torch.tensor([3, 4]), torch.tensor([-12.0, -29.0]))
-    if name == "kto":
-        got = kto_loss(every, torch.tensor([True, False]), torch.tensor(0.7), beta=0.3)
-    else:
-        got = PAIRED[name](every, every)
-    loss, *rewards = got
+    of_kto = kto_loss(every, torch.tensor([True, False]), torch.tensor(0.7), beta=0.3)
+    loss, *rewards = of_kto if name == "kto" else PAIRED[name](every, every)
     assert loss.requires_grad
     assert len(rewards) == (1 if name == "kto" else 2)
     assert not any(reward.requires_grad for reward in rewards)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_explicit_pairs_to_one_prompt_are_all_kept() -> None:
     assert {pair.task for pair in pairs} == {0}
 
 
-ROWS = {
+ROWS: dict[str, Callable[[str, str, str], dict[str, Any]]] = {
     "trl": lambda prompt, good, bad: {"prompt": prompt, "chosen": good, "rejected": bad},
     "openai": lambda prompt, good, bad: {
         "input": {"messages": [{"role": "user", "content": prompt}]},
