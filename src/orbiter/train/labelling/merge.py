@@ -127,9 +127,9 @@ def _by_text(data: Iterable[TrajectoryItem]) -> _ByText:
 
 def _items(known: _ByText, verdict: MergedLabel) -> list[TrajectoryItem]:
     """Return the items of a verdict's answers, all to the same prompt; bare texts if unknown."""
-    found = [known.get((verdict.task, answer), {}) for answer in verdict.answers]
+    by_prompt = [known.get((verdict.task, answer), {}) for answer in verdict.answers]
     # Equal texts may belong to chats or tools that differ, and the sides of a pair must share them.
-    prompt = next((key for key in found[0] if all(key in items for items in found)), None)
+    prompt = next((key for key in by_prompt[0] if all(key in items for items in by_prompt)), None)
     if prompt is None:
         return [TrajectoryItem(verdict.task, answer) for answer in verdict.answers]
-    return [items[prompt] for items in found]
+    return [items[prompt] for items in by_prompt]
