@@ -81,6 +81,16 @@ def settings_text(value: object, *, code: bool = True) -> str:
     return f"{type(value).__qualname__}({', '.join(_settings(value, code=code))})"
 
 
+def digest_with_data(function: object) -> str:
+    """Return a digest of a function, or a callable object, with all the data that it refers to.
+
+    In contrast to `settings_text`, the containers, whole numbers and flags that a function refers
+    to count, and so does the state of objects. So changed data always give another digest, but a
+    log that the function keeps does too: take the digest before the first call.
+    """
+    return digest(_Description(with_data=True).of(function))
+
+
 def _settings(value: object, *, code: bool) -> Iterator[str]:
     """Yield `name=setting` for each attribute that no method changes."""
     kind = type(value)
@@ -109,7 +119,13 @@ def digest(description: object) -> str:
 class _Description:
     """Describes values by what decides their behaviour; the same in every process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_data: bool = False) -> None:
+        """Begin a description.
+
+        Args:
+            with_data: Whether state and the data that functions refer to count too.
+        """
+        self._with_data = with_data
         self._seen: dict[int, object] = {}
         """Values under description, by id: a cycle ends there. Holding them keeps the ids valid."""
 
@@ -161,12 +177,18 @@ class _Description:
         own = getattr(value, "fingerprint", None)
         if isinstance(own, str):
             return (kind.__qualname__, own)
-        state = _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
+        state = self._state(kind)
         written = None if state else Codec().write(value)
         if written is not None:
             return written
         held = {n: self.of(v) for n, v in _attributes(value).items() if n not in state}
         return (self.of_class(kind), *held.items()) if _describable(kind) else kind.__qualname__
+
+    def _state(self, kind: type) -> frozenset[str]:
+        """Return the attributes of a class that do not count."""
+        if self._with_data:
+            return frozenset()
+        return _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
 
     def _of_function(self, fn: types.FunctionType) -> object:
         held: dict[str, object] = {}
@@ -176,16 +198,34 @@ class _Description:
                 value = cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-            if _counts(value) or not is_ours:  # a library keeps no log in a closure
+            if self._counts(value) or not is_ours:  # a library keeps no log in a closure
                 held[name] = self.of(value)
         if not is_ours:
             return (fn.__module__, fn.__qualname__, *held.items())
         for name in sorted(_global_names(fn.__code__)):
             value = fn.__globals__.get(name)
-            if _counts(value) and getattr(value, "__module__", fn.__module__) == fn.__module__:
+            if self._counts(value) and self._is_of_module(value, fn):
                 held[name] = self.of(value)
         defaults = (self.of(fn.__defaults__), self.of(fn.__kwdefaults__))
         return (_of_code(fn.__code__), defaults, *held.items())
+
+    def _counts(self, value: object) -> bool:
+        """Return whether a value that a function refers to decides what it does.
+
+        Containers and counters are left out, as functions keep a log in them, unless data count.
+        """
+        if isinstance(value, types.BuiltinFunctionType | types.ModuleType):
+            return False
+        decides = isinstance(value, str | float | tuple) or callable(value)
+        return decides or self._with_data
+
+    def _is_of_module(self, value: object, fn: types.FunctionType) -> bool:
+        """Return whether a global value belongs to the module of a function.
+
+        An instance names the module of its class as its own, so data are taken from any.
+        """
+        is_data = self._with_data and not callable(value)
+        return is_data or getattr(value, "__module__", fn.__module__) == fn.__module__
 
 
 def _of_code(code: types.CodeType) -> object:
@@ -209,16 +249,6 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _global_names(constant)
-
-
-def _counts(value: object) -> bool:
-    """Return whether a value that a function refers to decides what it does.
-
-    Containers and counters are left out: functions keep a log in them.
-    """
-    return isinstance(value, str | float | tuple | types.FunctionType | functools.partial) or (
-        callable(value) and not isinstance(value, types.BuiltinFunctionType)
-    )
 
 
 def _attributes(value: object) -> dict[str, Any]:

@@ -262,7 +262,7 @@ class Episode:
 
     def _take(self, exchange: Exchange, body: bytes, error: str | None) -> None:
         if exchange.retrieves is not None:
-            self._take_retrieved(exchange, body, error)
+            self._add_retrieved(exchange, body, error)
             return
         try:
             if exchange.unreadable is not None:
@@ -289,7 +289,7 @@ class Episode:
             return
         self._answer(exchange, asked, reply)
 
-    def _take_retrieved(self, exchange: Exchange, body: bytes, error: str | None) -> None:
+    def _add_retrieved(self, exchange: Exchange, body: bytes, error: str | None) -> None:
         """Complete the item of a background response that has now been fetched."""
         waiting = self._background.get(exchange.retrieves or "")
         if waiting is None:

@@ -113,7 +113,7 @@ class _Parts:
         elif word in _RESULTS:
             self.results.append(_result(block, name))
         elif word in _THOUGHTS:
-            self._take_thought(block, name)
+            self._add_thought(block, name)
         elif word in _MEDIA or word.endswith(_SERVER_BLOCKS):
             self.kept.append({key: value for key, value in block.items() if value is not None})
         else:
@@ -127,7 +127,7 @@ class _Parts:
         """Whether there was a block that OpenAI's form stores outside of the content."""
         return bool(self.calls or self.results or self.thoughts or self.signed)
 
-    def _take_thought(self, block: Mapping[str, Any], name: str) -> None:
+    def _add_thought(self, block: Mapping[str, Any], name: str) -> None:
         texts = [block[key] for key in ("thinking", "reasoning", "text", "content") if key in block]
         if texts and not isinstance(texts[0], str):
             raise DataError(f"{name}: reasoning must be text, got {fields.shown(texts[0])}")
@@ -149,23 +149,23 @@ class _Chat:
         if not isinstance(message, Mapping):
             raise DataError(f"{name} must be an object, got {fields.shown(message)}")
         if "role" not in message and "from" not in message:
-            self._take_typed(message, name)
+            self._add_typed(message, name)
             return
         role = role_of(message.get("role", message.get("from")), name)
         content = message.get("content", message.get("value"))
         if role == CALL:
-            self._take_calls(content, message, name)
+            self._add_calls(content, message, name)
         elif isinstance(content, str) and message.keys() <= _PLAIN and message["role"] == role:
             self._add(dict(message))
         else:
-            self._take_any(role, content, message, name)
+            self._add_any(role, content, message, name)
 
-    def _take_typed(self, message: Mapping[str, Any], name: str) -> None:
+    def _add_typed(self, message: Mapping[str, Any], name: str) -> None:
         """Add a message with a type in place of a role: LangChain's, or an item of Responses."""
         kind = message.get("type")
         rest = {key: value for key, value in message.items() if key != "type"}
         if kind == "function_call":
-            self._take_calls(message, {}, name)
+            self._add_calls(message, {}, name)
         elif kind == "function_call_output":
             result = {
                 "type": kind,
@@ -178,7 +178,7 @@ class _Chat:
         else:
             raise DataError(f"{name} must have a role, got {fields.shown(message)}")
 
-    def _take_calls(self, content: object, message: Mapping[str, Any], name: str) -> None:
+    def _add_calls(self, content: object, message: Mapping[str, Any], name: str) -> None:
         """Add a message that is only calls to the assistant's message before it."""
         calls = calls_in(content, f"{name}.content")
         last = self.messages[-1] if self.messages else {}
@@ -196,7 +196,7 @@ class _Chat:
         rest = {key: message[key] for key in message if key not in _TAKEN}
         self.messages.append({"role": "assistant", "content": None, "tool_calls": calls, **rest})
 
-    def _take_any(self, role: str, content: object, message: Mapping[str, Any], name: str) -> None:
+    def _add_any(self, role: str, content: object, message: Mapping[str, Any], name: str) -> None:
         parts = _parts_of(content, name)
         is_answer = role == "assistant"
         only_results = bool(parts.results) and not (parts.kept or parts.calls or parts.thoughts)

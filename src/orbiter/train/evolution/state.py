@@ -50,6 +50,8 @@ class State(Generic[C]):
     failed_in_a_row: int = 0
     """Evaluations that failed since the last success."""
     has_warned: bool = False
+    holdout: str = ""
+    """Digest of the function that scores on held-out data; empty without a function or a folder."""
 
     def emit(self, kind: EventKind, message: str = "", score: float | None = None) -> None:
         """Send an event to every listener."""

@@ -296,7 +296,7 @@ def check(
             items += 1
     except DataError as error:
         # A format that cannot continue raises although problems are only noted.
-        problems.append(_as_problem(os.fspath(path), str(error)))
+        problems.append(_skipped_from_error(os.fspath(path), str(error)))
     if not items and not problems:
         problems.append(Skipped(os.fspath(path), 1, _nothing(problems)))
     return CheckReport(
@@ -367,7 +367,7 @@ def _nothing(skipped: Sequence[Skipped]) -> str:
     )
 
 
-def _as_problem(path: str, message: str) -> Skipped:
+def _skipped_from_error(path: str, message: str) -> Skipped:
     """Split an error that ended the reading into file, line and reason."""
     # Paths may contain colons, so the known path is removed before the line is looked for.
     line, mark, reason = message.removeprefix(f"{path}:").partition(": ")

@@ -96,7 +96,7 @@ class RewardModel:
         made._trust, made._in_memory_only = False, True
         return made
 
-    def as_source(self) -> str:
+    def module_source(self) -> str:
         """Return a module that makes this reward model as `reward`, for another process.
 
         verl's workers run it (`verl/cluster/sources.py`). A folder is named by its full path.

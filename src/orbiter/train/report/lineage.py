@@ -78,11 +78,13 @@ class _Family:
             self.cost += line["cost"]
         elif "end" in line:
             self.best = line["end"]["best"]
+        elif "held_out" in line:
+            pass  # a score of the winner, which "end" has named
         else:
             self.best = None  # the run continues after an earlier end
-            self._take_trial(line)
+            self._add_trial(line)
 
-    def _take_trial(self, line: Mapping[str, Any]) -> None:
+    def _add_trial(self, line: Mapping[str, Any]) -> None:
         name = line["m"].removesuffix(CONFIRMED)
         member, score = self.member(name), line.get("s")
         if score is None:

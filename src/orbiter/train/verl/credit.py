@@ -21,11 +21,11 @@ from orbiter.train.engine.update import logprob, ref_logprob
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import Credited, Samples, Turns
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 
 def credit(
-    policy: Policy, config: VeRLConfig, rollouts: Sequence[Rollout], scores: Scores
+    policy: Policy, config: VeRLConfig, rollouts: Sequence[Rollout], scores: SampleScores
 ) -> Credited:
     """Turn rewards into an advantage for every token, by the algorithm of the config.
 

@@ -24,7 +24,7 @@ from orbiter.train.seeding import sub_seed
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import RewardSpec, Scores, score
+from orbiter.train.verl.reward import RewardSpec, SampleScores, score
 
 ROWS_AT_ONCE = 256
 """Samples drawn before the next check whether an evaluation was cancelled."""
@@ -56,7 +56,7 @@ class Judged(NamedTuple):
     """Outputs on held-out tasks with their scores; output i belongs to item i // samples."""
 
     rollouts: list[Rollout]
-    scores: Scores
+    scores: SampleScores
 
 
 async def judge(
@@ -93,7 +93,7 @@ async def ask_rewards(
     rewards: Sequence[RewardSpec],
     items: Sequence[TrajectoryItem],
     rollouts: Sequence[Rollout],
-) -> Scores:
+) -> SampleScores:
     """Score the samples, which come in groups, one group for each item."""
     group_size = len(rollouts) // len(items)
     return await score(
@@ -109,7 +109,7 @@ async def ask_rewards(
 
 
 def attempts_of(
-    items: Sequence[TrajectoryItem], outputs: Sequence[str], scores: Scores
+    items: Sequence[TrajectoryItem], outputs: Sequence[str], scores: SampleScores
 ) -> list[ScoredAttempt]:
     """Return the attempts; the samples come in groups, one group for each item."""
     group_size = len(outputs) // len(items)
@@ -130,7 +130,7 @@ def summary(judged: Judged, tasks: int, *, success: float) -> TrainMetrics:
 
 
 def summarise(
-    scores: Scores, beside: Mapping[str, float], tasks: int, *, success: float
+    scores: SampleScores, beside: Mapping[str, float], tasks: int, *, success: float
 ) -> TrainMetrics:
     """Return an evaluation in numbers; the interval is over tasks, not over their samples.
 
@@ -189,7 +189,7 @@ def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def reward_metrics(scores: Scores) -> dict[str, float]:
+def reward_metrics(scores: SampleScores) -> dict[str, float]:
     """Return mean and spread of the total, the mean of each reward, and the number of faults.
 
     Of judges also the samples without a verdict by cause, and the effect of the order shown.

@@ -27,7 +27,7 @@ from orbiter.train.engine.thread import work
 from orbiter.train.errors import StorageError
 from orbiter.train.resume_journal import ResumeJournal, read_journal
 from orbiter.train.serve.live import Turn
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,12 @@ class EpisodeJournal:
         else:
             log.info("%d finished episodes of this step are not played again", len(self._known))
 
-    def find(self, task: object, attempt: EpisodeAttempt) -> tuple[Episode, Scores] | None:
+    def find(self, task: object, attempt: EpisodeAttempt) -> tuple[Episode, SampleScores] | None:
         """Return an episode that finished before the run was interrupted, with its scores."""
         record = self._known.get(attempt)
         return None if record is None else _restored(task, attempt, record)
 
-    def add(self, attempt: EpisodeAttempt, episode: Episode, scores: Scores) -> None:
+    def add(self, attempt: EpisodeAttempt, episode: Episode, scores: SampleScores) -> None:
         """Store a finished episode; one with contents that JSON cannot represent is left out."""
         record = {
             "place": attempt.place,
@@ -167,7 +167,7 @@ def _encode(record: Mapping[str, object]) -> bytes:
 
 def _restored(
     task: object, attempt: EpisodeAttempt, record: Mapping[str, Any]
-) -> tuple[Episode, Scores]:
+) -> tuple[Episode, SampleScores]:
     turns = tuple(Turn(**turn) for turn in record["turns"])
     episode = Episode(
         task=task,
@@ -182,4 +182,4 @@ def _restored(
         step_reward_turns=tuple(record["step_reward_turns"]),
         seconds=record["seconds"],
     )
-    return episode, Scores(**record["scores"])
+    return episode, SampleScores(**record["scores"])

@@ -26,7 +26,7 @@ from orbiter.train.verl.evaluate import Assessment, ScoredAttempt, attempts_of, 
 from orbiter.train.verl.guard import call_metrics
 from orbiter.train.verl.journal import EpisodeAttempt, EpisodeJournal
 from orbiter.train.verl.judged import grouped
-from orbiter.train.verl.reward import RewardSpec, Scores, score
+from orbiter.train.verl.reward import RewardSpec, SampleScores, score
 from orbiter.train.verl.tasks import AgentTasks
 
 EXAMPLES = 3
@@ -57,7 +57,7 @@ class ScoredEpisodes(NamedTuple):
     """Episodes with their scores; those of a task are adjacent."""
 
     episodes: list[Episode]
-    scores: Scores
+    scores: SampleScores
 
 
 async def play(
@@ -84,7 +84,7 @@ async def play(
     """
     rating = asyncio.Semaphore(setting.config.reward_concurrency)
 
-    async def one(attempt: tuple[int, int]) -> tuple[Episode, Scores | None]:
+    async def one(attempt: tuple[int, int]) -> tuple[Episode, SampleScores | None]:
         position, number = attempt
         key = EpisodeAttempt(offset + position, number, seeds[position][number])
         known = journal.find(tasks.tasks[position], key) if journal else None
@@ -137,7 +137,9 @@ async def _compared(
         by_name[name] = [by_row.get(row) for row in range(len(played.episodes))]
     faults = before.faults + scores.faults
     left_out = dict(Counter(before.left_out) + Counter(scores.left_out))
-    return played._replace(scores=Scores(total, by_name, faults, left_out, scores.order_effect))
+    return played._replace(
+        scores=SampleScores(total, by_name, faults, left_out, scores.order_effect)
+    )
 
 
 async def play_one(
@@ -200,7 +202,7 @@ async def rate(
     item: TrajectoryItem,
     episode: Episode,
     position: int,
-) -> Scores | None:
+) -> SampleScores | None:
     """Compute the rewards of one episode; a failed one is not scored."""
     if episode.failed:
         return None
@@ -216,7 +218,7 @@ async def _score(
     *,
     first_index: int = 0,
     group_sizes: Sequence[int] | None = None,
-) -> Scores:
+) -> SampleScores:
     return await score(
         [episode.output for episode in episodes],
         items,
@@ -230,7 +232,7 @@ async def _score(
     )
 
 
-def together(played: Sequence[tuple[Episode, Scores | None]]) -> ScoredEpisodes:
+def together(played: Sequence[tuple[Episode, SampleScores | None]]) -> ScoredEpisodes:
     """Join the scores of single episodes.
 
     The total is the weighted sum of the rewards, and the unweighted step rewards.
@@ -246,7 +248,7 @@ def together(played: Sequence[tuple[Episode, Scores | None]]) -> ScoredEpisodes:
     faults = sum(each.faults for _, each in played if each)
     left_out: Counter[str] = sum((Counter(e.left_out) for _, e in played if e), Counter())
     return ScoredEpisodes(
-        [episode for episode, _ in played], Scores(totals, by_name, faults, left_out)
+        [episode for episode, _ in played], SampleScores(totals, by_name, faults, left_out)
     )
 
 

@@ -118,7 +118,7 @@ def weights_of(rewards: Sequence[RewardSpec]) -> dict[str, float]:
     return {spec.name: float(spec.weight) for spec in rewards}
 
 
-class Scores(NamedTuple):
+class SampleScores(NamedTuple):
     """The rewards of a list of outputs; None for a skipped sample."""
 
     total: list[float | None]
@@ -144,7 +144,7 @@ async def score(
     first_index: int = 0,
     known: Sequence[Mapping[str, object]] | None = None,
     group_sizes: Sequence[int] | None = None,
-) -> Scores:
+) -> SampleScores:
     """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
     Error messages number the items starting from `first_index`. `known[i]` holds what rewards may
@@ -188,7 +188,7 @@ async def score(
         and (effect := order_effect(grouped(rulings[spec.name], sizes))) is not None
     }
     total = totals(rewards, by_name, len(outputs))
-    return Scores(total, by_name, faults, dict(sorted(causes.items())), effects)
+    return SampleScores(total, by_name, faults, dict(sorted(causes.items())), effects)
 
 
 def totals(

@@ -37,7 +37,7 @@ from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.evaluate import judge
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -210,8 +210,10 @@ def own_answers(config: VeRLConfig, step: int, places: Sequence[int]) -> list[bo
 
 
 def with_answers(
-    scores: Scores, rollouts: Sequence[Rollout], answers: Sequence[tuple[list[int], list[int]]]
-) -> tuple[list[Rollout], Scores]:
+    scores: SampleScores,
+    rollouts: Sequence[Rollout],
+    answers: Sequence[tuple[list[int], list[int]]],
+) -> tuple[list[Rollout], SampleScores]:
     """Add prompts with their given answers to the samples of a step.
 
     The reward of the copies of an answer is the same, so that their advantage is zero.

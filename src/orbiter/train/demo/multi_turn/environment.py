@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.agents.environments import Tool
-from orbiter.train.agents.environments.tools import ToolError
+from orbiter.train.agents.environments.tools import ToolError, decode_arguments
 from orbiter.train.demo.multi_turn import apis
 from orbiter.train.demo.multi_turn.tasks import MODULES, MultiTurnTask, task_of, tool_schemas
 from orbiter.train.errors import CallbackError, StateError
@@ -91,12 +91,7 @@ class MultiTurn:
         name: str = schema["name"]
 
         async def run(arguments: str) -> str:
-            try:
-                given = json.loads(arguments or "{}")
-            except (ValueError, RecursionError) as error:
-                raise ToolError(f"wrong arguments for {name}: {error}") from error
-            if not isinstance(given, dict):
-                raise ToolError(f"wrong arguments for {name}: they must be an object")
+            given = decode_arguments(arguments, dict[str, Any], name)
             self._calls += 1
             if self._calls > CALLS:
                 self.done = True

@@ -83,9 +83,9 @@ class _Reading:
         uuid, parent = str(row.get("uuid") or ""), str(row.get("parentUuid") or "")
         before = chain.chat.tail
         if kind == "user":
-            self._take_user(chain, row, parent)
+            self._add_user(chain, row, parent)
         elif kind == "assistant":
-            self._take_assistant(chain, row)
+            self._add_assistant(chain, row)
         # The summary that replaces the context follows as a user's record.
         elif kind == "system" and row.get("subtype") == "compact_boundary":
             chain.chat.start_again()
@@ -114,7 +114,7 @@ class _Reading:
             self.session.chats.append(chat)
         return self.chains[key]
 
-    def _take_user(self, chain: _Chain, row: Mapping[str, Any], parent: str) -> None:
+    def _add_user(self, chain: _Chain, row: Mapping[str, Any], parent: str) -> None:
         time = seconds_of(row.get("timestamp"))
         message = _message(row)
         results = [block for block in _blocks(message) if block.get("type") == "tool_result"]
@@ -154,7 +154,7 @@ class _Reading:
             self.tally.remarks["times that a user went back to an earlier message"] += 1
             chat.go_back(target)
 
-    def _take_assistant(self, chain: _Chain, row: Mapping[str, Any]) -> None:
+    def _add_assistant(self, chain: _Chain, row: Mapping[str, Any]) -> None:
         message = _message(row)
         # Claude Code writes its own notices in the form of answers; the model did not say them.
         if row.get("isApiErrorMessage") or message.get("model") == "<synthetic>":

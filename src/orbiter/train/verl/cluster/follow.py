@@ -119,7 +119,7 @@ class StepRow(NamedTuple):
     clock: dict[str, float]
 
 
-def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> StepRow:
+def step_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> StepRow:
     """Return a line of verl's metrics under our names; values that are not numbers are dropped."""
     kl = ALGORITHMS[algorithm].verl_kl
     numbers = {k: float(v) for k, v in data.items() if isinstance(v, int | float)}

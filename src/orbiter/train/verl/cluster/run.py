@@ -42,11 +42,11 @@ from orbiter.train.verl.cluster.follow import (
     Step,
     StepRow,
     Tail,
-    as_row,
     episode_evaluation,
     episode_groups,
     first_fault,
     groups_of,
+    step_row,
     steps_of,
 )
 from orbiter.train.verl.cluster.inside.shipment import FAULTS
@@ -222,7 +222,7 @@ class ClusterRun:
 
     def _log(self, step: Step, run_log: RunLog) -> StepRow:
         """Write one step to the run's folder and the history."""
-        row = as_row(step.data, self.config.algorithm)
+        row = step_row(step.data, self.config.algorithm)
         row.metrics.update(episode_evaluation(self.layout.samples, step.number))
         run_log.write(step.number, row.metrics)
         run_log.time(step.number, row.clock)
