@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from orbiter.train.errors import StorageError
-from orbiter.train.report.samples import Samples
+from orbiter.train.report.samples import SampleGroups
 from orbiter.train.report.shown import OUTPUTS, SHOWN, cut, group_for_page
 from tests.report.folders import training
 
 ROOM = 10**9
 
 
-def read(folder: Path) -> Samples:
-    samples = Samples(folder / "samples.jsonl")
+def read(folder: Path) -> SampleGroups:
+    samples = SampleGroups(folder / "samples.jsonl")
     samples.read_on()
     return samples
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from orbiter.train.capture.conversation import Conversation
+from orbiter.train.capture.conversation import RequestHistory
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Cleaner
 from orbiter.train.capture.wire.events import events, is_event_stream
@@ -57,7 +57,7 @@ def read(exchange: Exchange, body: bytes, error: str | None) -> Reply:
 
 
 def item_of(
-    talk: Conversation,
+    talk: RequestHistory,
     reply: Reply,
     *,
     episode_id: str,
@@ -93,7 +93,7 @@ def completed(waiting: TrajectoryItem, complete: TrajectoryItem) -> TrajectoryIt
 
 
 def metadata_of(
-    exchange: Exchange, talk: Conversation, reply: Reply, failed: list[UnansweredRequest]
+    exchange: Exchange, talk: RequestHistory, reply: Reply, failed: list[UnansweredRequest]
 ) -> dict[str, Json]:
     """Return an item's metadata: everything known about a call except its texts."""
     entries: dict[str, Json] = {

@@ -88,7 +88,7 @@ def normal_messages(value: object, name: str = "messages") -> list[dict[str, Any
 
 
 @dataclass(slots=True)
-class _Parts:
+class _SortedBlocks:
     """The blocks of a message's content, sorted by kind."""
 
     kept: list[Any] = field(default_factory=list)
@@ -219,7 +219,9 @@ class _Chat:
         }
         self._add({"role": role, "content": _content(content, parts), **rest})
 
-    def _calls(self, message: Mapping[str, Any], parts: _Parts, name: str) -> list[dict[str, Any]]:
+    def _calls(
+        self, message: Mapping[str, Any], parts: _SortedBlocks, name: str
+    ) -> list[dict[str, Any]]:
         """Return the calls in a message: OpenAI's, its old form, and Anthropic's blocks."""
         given = message.get("tool_calls")
         calls = list(parts.calls)
@@ -257,7 +259,7 @@ class _Chat:
 def _answer(
     content: object,
     message: Mapping[str, Any],
-    parts: _Parts,
+    parts: _SortedBlocks,
     calls: list[dict[str, Any]],
     name: str,
 ) -> dict[str, Any]:
@@ -284,8 +286,8 @@ def _answer(
     return answer | rest
 
 
-def _parts_of(content: object, name: str) -> _Parts:
-    parts = _Parts()
+def _parts_of(content: object, name: str) -> _SortedBlocks:
+    parts = _SortedBlocks()
     if isinstance(content, list | tuple):
         for index, block in enumerate(content):
             parts.take(block, f"{name}.content[{index}]")
@@ -294,7 +296,7 @@ def _parts_of(content: object, name: str) -> _Parts:
     return parts
 
 
-def _content(given: object, parts: _Parts) -> object:
+def _content(given: object, parts: _SortedBlocks) -> object:
     """Return the content that is left once calls, results and reasoning are taken out."""
     if not isinstance(given, list | tuple):
         return given
@@ -317,7 +319,7 @@ def _text_block(block: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _result(block: Mapping[str, Any], name: str) -> dict[str, Any]:
     content = next((block[key] for key in ("content", "response", "result") if key in block), "")
     if isinstance(content, list):
-        parts = _Parts()
+        parts = _SortedBlocks()
         for index, inner in enumerate(content):
             parts.take(inner, f"{name}.content[{index}]")
         if parts.foreign:

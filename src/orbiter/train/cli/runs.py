@@ -32,7 +32,7 @@ def runs() -> None:
     """List runs, show one, compare two, resume one."""
 
 
-class Found(NamedTuple):
+class ListedRun(NamedTuple):
     """A run's folder and its contents."""
 
     run: Run
@@ -91,9 +91,9 @@ def list_runs(
     )
 
 
-def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
+def _find_all(folder: Path) -> tuple[list[ListedRun], dict[str, str]]:
     """Return the runs below a folder, oldest first, and the error of each that cannot be read."""
-    runs: list[Found] = []
+    runs: list[ListedRun] = []
     damaged: dict[str, str] = {}
     with working(f"reading {folder}", "runs") as count:
         for number, file in enumerate(sorted(folder.glob("**/run.json"), key=_age), 1):
@@ -194,12 +194,12 @@ def resume(
     raise typer.Exit(resume_run(folder, overrides or [], Output(as_json=as_json)))
 
 
-def _find(folder: Path) -> Found:
+def _find(folder: Path) -> ListedRun:
     # the first read checks that links stay inside the folder
     run, result = read_run(folder), _result(folder)
     if _is_held(folder):
-        return Found(run, "running", result)
-    return Found(run, "finished" if result.get("finished") else "stopped", result)
+        return ListedRun(run, "running", result)
+    return ListedRun(run, "finished" if result.get("finished") else "stopped", result)
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _shared(a: Found, b: Found) -> list[str]:
+def _shared(a: ListedRun, b: ListedRun) -> list[str]:
     # Only what both have can be compared.
     names = {n for row in a.run.metrics for n in row} & {n for row in b.run.metrics for n in row}
     return [n for n in SHOWN if n in names] + sorted(names - {*SHOWN, "step"})

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, DataError, StateError, boundary
-from orbiter.train.evolution.budget import Budget
+from orbiter.train.evolution.budget import EvaluationBudget
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.evaluator import Evaluator
 from orbiter.train.evolution.event import EvolutionPhase, listeners
@@ -98,7 +98,7 @@ class EvolutionPipeline(Generic[C]):
             raise StateError(
                 f"this pipeline is {self.phase}: await its run, or create another pipeline"
             )
-        state = State(self.config, self.strategy, Budget(self.config))
+        state = State(self.config, self.strategy, EvaluationBudget(self.config))
         state.limiter = asyncio.Semaphore(self.config.concurrency)
         self._state = state
         state.listeners = listeners(self.config.on_event, self.config.epochs)

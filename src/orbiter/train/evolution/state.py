@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from orbiter.train.errors import DataError
-from orbiter.train.evolution.budget import Budget
+from orbiter.train.evolution.budget import EvaluationBudget
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.event import Event, EventKind, EvolutionPhase, Listener
 from orbiter.train.evolution.journal import RunJournal
@@ -27,7 +27,7 @@ class State(Generic[C]):
 
     config: EvolutionConfig
     strategy: EvolutionStrategy[C]
-    budget: Budget
+    budget: EvaluationBudget
     listeners: Sequence[Listener] = ()
     journal: RunJournal = field(default_factory=RunJournal)
     codec: Codec = field(default_factory=Codec)

@@ -28,7 +28,7 @@ LONGEST = 3600.0
 """Seconds above which a pause was no thinking, so its time is not recorded."""
 
 
-class Shown(NamedTuple):
+class ShownUnit(NamedTuple):
     """A unit as the page shows it."""
 
     place: int
@@ -145,7 +145,7 @@ class LabelSession:
         with self._lock:
             return next((p for p in range(self.total) if p not in self._given), self.total)
 
-    def shown(self, place: object) -> Shown:
+    def shown(self, place: object) -> ShownUnit:
         """Return a unit in this person's order.
 
         Raises:
@@ -155,7 +155,7 @@ class LabelSession:
             last = self.total - 1
             raise DataError(f"place must be a whole number from 0 to {last}, got {place!r}")
         given, version = self._given.get(place), self._versions[place]
-        return Shown(place, self._units[place], self._orders[place], given, version)
+        return ShownUnit(place, self._units[place], self._orders[place], given, version)
 
     def label(self, place: object, answer: Mapping[str, Any]) -> Judgement:
         """Record a label of the unit at `place`, and return it.
@@ -164,7 +164,7 @@ class LabelSession:
             place: Position in this person's order.
             answer: `value` is "left", "right" or "equal" for two answers, a number for a rating,
                 true or false for right or wrong, and null to skip; `note` and `seconds` are
-                optional, as is `version`, that of the `Shown` which the person has seen.
+                optional, as is `version`, that of the `ShownUnit` which the person has seen.
 
         Raises:
             OutdatedError: the unit has been labelled since that version; nothing is recorded.
@@ -197,7 +197,7 @@ class LabelSession:
             self._versions[shown.place] += 1
         return judgement
 
-    def _value(self, shown: Shown, choice: object) -> float | None:
+    def _value(self, shown: ShownUnit, choice: object) -> float | None:
         """Return the value of a judgement from what the page sends."""
         if choice is None:
             return None

@@ -77,7 +77,7 @@ class RewardModel:
         self._device, self._dtype, self._trust = device, dtype, trust_remote_code
         self._micro_batch_tokens, self._on_long_prompt = micro_batch_tokens, on_long_prompt
         self._scorer: Scorer | None = None
-        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Call]] = (
+        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_WaitingCall]] = (
             WeakKeyDictionary()
         )
         self._batches: set[asyncio.Task[None]] = set()
@@ -288,7 +288,7 @@ class RewardModel:
     async def _score_with_others(self, item: TrajectoryItem) -> float:
         """Score an item in one batch with the other calls that wait."""
         loop = asyncio.get_running_loop()
-        call = _Call(Attempt(items=(item,), reward=None), loop.create_future())
+        call = _WaitingCall(Attempt(items=(item,), reward=None), loop.create_future())
         waiting = self._waiting.setdefault(loop, [])
         waiting.append(call)
         if len(waiting) == 1:
@@ -297,7 +297,7 @@ class RewardModel:
             batch.add_done_callback(self._batches.discard)
         return await call.score
 
-    async def _score_waiting(self, waiting: list[_Call]) -> None:
+    async def _score_waiting(self, waiting: list[_WaitingCall]) -> None:
         """Score the waiting calls, once no more arrive, until none is left."""
         while waiting:
             # Calls of one step arrive one after the other; a batch begins once no more come.
@@ -324,7 +324,7 @@ class RewardModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _WaitingCall:
     """A call that waits for its score."""
 
     attempt: Attempt

@@ -15,7 +15,7 @@ from orbiter.train.errors import StorageError
 from orbiter.train.report.shown import SHOWN, Fact, Group, by_turns, group_for_page, outputs_of
 
 
-class Samples:
+class SampleGroups:
     """The groups of samples of a run."""
 
     def __init__(self, path: Path) -> None:

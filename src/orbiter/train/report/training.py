@@ -16,7 +16,7 @@ from typing import Any
 
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval, mean_interval, paired_difference
-from orbiter.train.report.samples import Samples
+from orbiter.train.report.samples import SampleGroups
 from orbiter.train.report.shown import Fact
 from orbiter.train.runlog import read_config, read_numbers
 from orbiter.train.runlog.alarms import read_alarms, read_notes
@@ -39,7 +39,7 @@ class Training:
     def __init__(self, folder: Path, name: str) -> None:
         """Set the run's folder and its name on the page."""
         self.folder, self.name = folder, name
-        self.samples = Samples(folder / "samples.jsonl")
+        self.samples = SampleGroups(folder / "samples.jsonl")
         self.began = str(_environment(folder).get("began", ""))
 
     def document(self, *, max_bytes: int) -> Doc:

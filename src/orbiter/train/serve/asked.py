@@ -14,9 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from orbiter.train.chat.message import Message
-from orbiter.train.chat.tool_calls import Call, parse_calls
+from orbiter.train.chat.tool_calls import WrittenCall, parse_calls
 from orbiter.train.engine.prompt import ROLES
-from orbiter.train.serve.reply import Choice, DrawnToken
+from orbiter.train.serve.reply import DrawnToken, GrowingAnswer
 
 MaxTokens = Annotated[int, Meta(ge=1)] | None
 T = TypeVar("T")
@@ -133,7 +133,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, in OpenAI's words
         return {"error": detail}
 
 
-class Parsed(NamedTuple):
+class ParsedRequest(NamedTuple):
     """A request, and the names of its settings that have no effect."""
 
     request: ChatRequest
@@ -301,11 +301,11 @@ class FinishedAnswer(NamedTuple):
     """A complete answer, split into text and calls."""
 
     content: str | None
-    calls: list[Call]
+    calls: list[WrittenCall]
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-def finished(choice: Choice, request: ChatRequest) -> FinishedAnswer:
+def finished(choice: GrowingAnswer, request: ChatRequest) -> FinishedAnswer:
     """Split a complete answer into text and calls; without offered tools it is all text."""
     text, reason = choice.text.known, choice.finish_reason or "stop"
     if not request.offered:
@@ -317,7 +317,7 @@ def finished(choice: Choice, request: ChatRequest) -> FinishedAnswer:
     return FinishedAnswer(parsed.content or None, calls, "tool_calls")
 
 
-class Sheet(NamedTuple):
+class SharedFields(NamedTuple):
     """The fields that every piece of an answer repeats: key, time, and model."""
 
     key: str
@@ -330,24 +330,24 @@ class Sheet(NamedTuple):
         return f"call_{self.key}_{index}_{call}"
 
 
-def as_message(done: FinishedAnswer, sheet: Sheet, index: int) -> Message:
+def as_message(done: FinishedAnswer, shared: SharedFields, index: int) -> Message:
     """Return an answer as the message with which the conversation continues."""
     message: dict[str, Any] = {"role": "assistant", "content": done.content}
     if done.calls:
         message["tool_calls"] = [
-            wire_call(call, sheet.call_id(index, position))
+            wire_call(call, shared.call_id(index, position))
             for position, call in enumerate(done.calls)
         ]
     return message
 
 
-def wire_call(call: Call, call_id: str) -> dict[str, object]:
+def wire_call(call: WrittenCall, call_id: str) -> dict[str, object]:
     """Return a call in the form of chat completions."""
     function = {"name": call.name, "arguments": call.arguments_text()}
     return {"id": call_id, "type": "function", "function": function}
 
 
-def count_drawn(choices: Sequence[Choice]) -> int:
+def count_drawn(choices: Sequence[GrowingAnswer]) -> int:
     """Count the tokens of all answers, with the tokens that end them."""
     return sum(len(choice.tokens) for choice in choices)
 

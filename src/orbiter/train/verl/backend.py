@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
     from orbiter.train.engine.session import Session
     from orbiter.train.engine.tasks import Tasks
-    from orbiter.train.verl.cluster.plan import Plan
+    from orbiter.train.verl.cluster.plan import ClusterPlan
     from orbiter.train.verl.evaluate import ScoredAttempt
     from orbiter.train.verl.teaching import Teach
 
@@ -49,7 +49,7 @@ class Backend(ABC):
         self.trainer, self.config, self.rewards, self.gold = trainer, config, rewards, gold
 
     @abstractmethod
-    async def plan(self) -> TrainPlan | Plan:
+    async def plan(self) -> TrainPlan | ClusterPlan:
         """Return the plan of a run, without starting it."""
 
     @abstractmethod

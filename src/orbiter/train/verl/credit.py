@@ -36,11 +36,11 @@ def credit(
     kept = valid.flatten().nonzero()[:, 0].tolist()
     if not kept:
         return Credited(None, {}, flat=True)
-    rows = Rows([rollouts[row] for row in kept], list(range(len(kept))))
+    rows = TrainingRows([rollouts[row] for row in kept], list(range(len(kept))))
     return credit_rows(policy, config, rows, reward=reward, valid=valid)
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """The rows to train on: token sequences, and the sample that each belongs to."""
 
     rollouts: Sequence[Rollout]
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
 def credit_rows(
     policy: Policy,
     config: VeRLConfig,
-    rows: Rows,
+    rows: TrainingRows,
     *,
     reward: Float[Tensor, "P G"],
     valid: Bool[Tensor, "P G"],

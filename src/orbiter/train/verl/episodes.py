@@ -30,7 +30,7 @@ from orbiter.train.serve.live import LivePolicy, LiveStats
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import Credited, Turns
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.credit import Rows, credit_rows, grouped
+from orbiter.train.verl.credit import TrainingRows, credit_rows, grouped
 from orbiter.train.verl.evaluate import reward_metrics
 from orbiter.train.verl.extra_groups import (
     flat_groups,
@@ -217,7 +217,7 @@ def credit_episodes(
         empty = [None] * len(episodes)
         return CreditedEpisodes(Credited(None, {}, flat=True), [*empty], [*empty])
     flat = [stream for of_episode in streams for stream in of_episode]
-    rows = Rows(
+    rows = TrainingRows(
         [
             Rollout(
                 token_ids=stream.token_ids,
@@ -273,7 +273,7 @@ def turns_of(episodes: Sequence[Episode], scores: SampleScores, group_size: int)
 
 
 def _recorded(
-    batch: Batch, rows: Rows, episodes: Sequence[Episode], kept: Sequence[int]
+    batch: Batch, rows: TrainingRows, episodes: Sequence[Episode], kept: Sequence[int]
 ) -> tuple[list[float | None], list[list[float] | None]]:
     """Return the mean advantage of each episode, and of each of its turns, for the record."""
     assert batch.advantage is not None

@@ -56,7 +56,7 @@ class _Chain:
 
 
 @dataclass(slots=True, eq=False)
-class _Reading:
+class _ClaudeCodeReading:
     """One session while its records are read."""
 
     session: LoggedSession
@@ -192,7 +192,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     groups = [(name, [source, *below.pop(name, ())]) for source, name in mains]
     # Sub-agents whose main file was not given become separate sessions.
     for identifier, files in [*groups, *below.items()]:
-        reading = _Reading(LoggedSession(identifier, {"source": "claude-code"}), tally)
+        reading = _ClaudeCodeReading(LoggedSession(identifier, {"source": "claude-code"}), tally)
         for source in files:
             for record in records_of(source, tally):
                 try:
@@ -203,7 +203,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
         yield reading.session
 
 
-def _take(reading: _Reading, record: Record, agent: str | None) -> None:
+def _take(reading: _ClaudeCodeReading, record: Record, agent: str | None) -> None:
     row = record.value
     if "type" not in row:
         raise DataError("not a record of Claude Code: it has no type")
@@ -238,7 +238,7 @@ def _agent_of(source: Source) -> str | None:
     return name.removeprefix("agent-") if name.startswith("agent-") else None
 
 
-def _name_agents(reading: _Reading) -> None:
+def _name_agents(reading: _ClaudeCodeReading) -> None:
     """Name the sub-agents by their types, and note which call started each."""
     runs = {
         str(run["agent_id"]): run

@@ -44,7 +44,7 @@ from orbiter.train.json_files.source import Source
 
 
 @dataclass(slots=True, eq=False)
-class _Reading:
+class _CodexReading:
     """One thread while its log is read."""
 
     chat: Chat
@@ -285,10 +285,10 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
         yield from (_read(orphan, tally).session for orphan in orphans)
 
 
-def _read(source: Source, tally: Tally) -> _Reading:
+def _read(source: Source, tally: Tally) -> _CodexReading:
     chat = Chat()
     session = LoggedSession(Path(source.path).stem, {"source": "codex"}, [chat])
-    reading = _Reading(chat, session, tally)
+    reading = _CodexReading(chat, session, tally)
     for record in records_of(source, tally):
         try:
             reading.take(record.value)

@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 @dataclass(slots=True, eq=False)
-class _Reading:
+class _PiReading:
     """One session while its log is read."""
 
     session: LoggedSession
@@ -142,7 +142,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     for source in sources:
         chat = Chat()
         session = LoggedSession(Path(source.path).stem, {"source": "pi"}, [chat])
-        reading = _Reading(session, chat, tally)
+        reading = _PiReading(session, chat, tally)
         for record in records_of(source, tally):
             try:
                 reading.take(record.value)

@@ -39,7 +39,7 @@ from orbiter.train.verl.cluster.data import (
 )
 from orbiter.train.verl.cluster.follow import (
     OWN,
-    Step,
+    MetricsLine,
     StepRow,
     Tail,
     episode_evaluation,
@@ -52,7 +52,7 @@ from orbiter.train.verl.cluster.follow import (
 from orbiter.train.verl.cluster.inside.shipment import FAULTS
 from orbiter.train.verl.cluster.layout import Layout
 from orbiter.train.verl.cluster.merge import last_checkpoint, merge, merge_last
-from orbiter.train.verl.cluster.plan import Plan, interpreter, make_plan, named_variables
+from orbiter.train.verl.cluster.plan import ClusterPlan, interpreter, make_plan, named_variables
 from orbiter.train.verl.cluster.process import Child, last_lines
 from orbiter.train.verl.cluster.rewards import Shipped, ship
 from orbiter.train.verl.config import VeRLConfig
@@ -75,7 +75,7 @@ class ClusterRun:
 
     config: VeRLConfig
     layout: Layout
-    plan: Plan
+    plan: ClusterPlan
     inputs: Inputs
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     """The metrics of every finished step."""
@@ -220,7 +220,7 @@ class ClusterRun:
         sampled = {int(str(group["step"])) for group in read_run(self.folder).samples}
         self._note_samples(run_log, sorted(known - sampled))
 
-    def _log(self, step: Step, run_log: RunLog) -> StepRow:
+    def _log(self, step: MetricsLine, run_log: RunLog) -> StepRow:
         """Write one step to the run's folder and the history."""
         row = step_row(step.data, self.config.algorithm)
         row.metrics.update(episode_evaluation(self.layout.samples, step.number))
@@ -229,7 +229,7 @@ class ClusterRun:
         self.history.append({"step": step.number, **row.metrics, **row.clock})
         return row
 
-    def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
+    def _take(self, step: MetricsLine, run_log: RunLog, progress: Progress) -> None:
         """Log a step that ended now, show it, and stop a run that cannot learn."""
         row = self._log(step, run_log)
         self._note_samples(run_log, self._unsampled(step.number))

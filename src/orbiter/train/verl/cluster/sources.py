@@ -1,11 +1,11 @@
 """Write a user's functions so that verl's workers can load them: by import path, else as source.
 
 A function of an importable module is imported by the workers. An object that can write a module
-which makes it anew (`module_source`), such as a RewardModel, is sent as that module. A function from a
-script or a notebook is sent as plain source, with the imports, constants and functions that it
-uses. The resulting file in the run's folder is readable and also runs under another Python version;
-a pickled function, which Ray could send, would be neither. Objects without separate source (a
-lambda, a partial) are refused before anything starts.
+which makes it anew (`module_source`), such as a RewardModel, is sent as that module. A function
+from a script or a notebook is sent as plain source, with the imports, constants and functions that
+it uses. The resulting file in the run's folder is readable and also runs under another Python
+version; a pickled function, which Ray could send, would be neither. Objects without separate source
+(a lambda, a partial) are refused before anything starts.
 """
 
 from __future__ import annotations
