@@ -142,6 +142,7 @@ class _Description:
             return str(value)
         if isinstance(value, list | tuple):
             return (type(value).__name__, *(self.of(part) for part in value))
+        # Sorted by text: the order of a set changes with the seed of the hash in every process.
         if isinstance(value, set | frozenset):
             return ("set", *sorted(repr(self.of(part)) for part in value))
         if isinstance(value, Mapping):
@@ -175,13 +176,19 @@ class _Description:
     def _of_object(self, value: object) -> object:
         kind = type(value)
         own = getattr(value, "fingerprint", None)
+        # An object that knows what decides its results says so by itself, such as a model with its
+        # address.
         if isinstance(own, str):
             return (kind.__qualname__, own)
+        # Counters and caches change while a run goes on and must not look like another strategy.
         state = self._state(kind)
+        # A dataclass or a model is its content. With state among its fields, the content would
+        # change.
         written = None if state else Codec().write(value)
         if written is not None:
             return written
         held = {n: self.of(v) for n, v in _attributes(value).items() if n not in state}
+        # A library's object is its class alone: a lock or an HTTP client has no lasting content.
         return (self.of_class(kind), *held.items()) if _describable(kind) else kind.__qualname__
 
     def _state(self, kind: type) -> frozenset[str]:
@@ -200,6 +207,8 @@ class _Description:
                 continue
             if self._counts(value) or not is_ours:  # a library keeps no log in a closure
                 held[name] = self.of(value)
+        # A library's code is its name: its bytecode changes with its version, its behaviour rarely
+        # does.
         if not is_ours:
             return (fn.__module__, fn.__qualname__, *held.items())
         for name in sorted(_global_names(fn.__code__)):
@@ -237,11 +246,13 @@ def _of_code(code: types.CodeType) -> object:
         else repr(constant)
         for constant in code.co_consts
     )
+    # Without line numbers and local names, so comments and formatting do not count.
     return (code.co_code.hex(), code.co_names, constants)
 
 
 def _global_names(code: types.CodeType) -> Iterator[str]:
     """Yield the global names that a function reads, in the functions inside it too."""
+    # A global that the function itself assigns is a counter or a cache.
     written = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
     for instruction in dis.get_instructions(code):
         if instruction.opname == "LOAD_GLOBAL" and instruction.argval not in written:
@@ -254,6 +265,7 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
 def _attributes(value: object) -> dict[str, Any]:
     """Return the attributes of an object, of slots too."""
     held = dict(getattr(value, "__dict__", {}))
+    # An object with slots has no __dict__, and each base class has slots of its own.
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -269,6 +281,7 @@ def _state_attributes(kind: type) -> frozenset[str]:
     for base in kind.__mro__:
         for name, member in vars(base).items():
             fn = getattr(member, "__func__", member)
+            # What only the constructor assigns is a setting.
             if isinstance(fn, types.FunctionType) and name not in {"__init__", "__post_init__"}:
                 names |= _changed_by(fn.__code__)
     return frozenset(names)
@@ -282,7 +295,9 @@ def _changed_by(code: types.CodeType) -> set[str]:
         if instruction.opname in {"STORE_ATTR", "DELETE_ATTR"}:
             names.add(instruction.argval)
         elif instruction.opname in {"STORE_SUBSCR", "DELETE_SUBSCR"}:
+            # `self.log[key] = value` compiles to: value, self.log, key, STORE_SUBSCR.
             names.update(_attribute_at(instructions, _container(instructions, position)))
+        # `self.log.append(x)` compiles to LOAD_ATTR log, then a LOAD_ATTR of the method.
         elif instruction.argval in _MUTATORS:
             names.update(_attribute_at(instructions, position - 1))
     for constant in code.co_consts:
@@ -314,6 +329,7 @@ def _before_expression(instructions: list[dis.Instruction], position: int) -> in
     missing = 1
     while position >= 0 and missing > 0:
         instruction = instructions[position]
+        # Backwards until one value has been pushed: that is where its expression began.
         missing -= dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
         position -= 1
     return position
