@@ -72,6 +72,7 @@ async def judge(
     times at the config's temperature. `report` receives the progress.
     """
     n = max(1, samples)
+    # Cut by tasks, so the samples of a task are drawn together and its prompt runs once.
     at_once = max(1, ROWS_AT_ONCE // n)
     rollouts: list[Rollout] = []
     for first in range(0, len(tasks), at_once):
@@ -82,6 +83,8 @@ async def judge(
             n=n,
             max_new_tokens=config.max_response_length,
             temperature=config.temperature if samples else 0.0,
+            # By the position of the part, so that another size of a part alone would change the
+            # samples.
             seed=sub_seed(config.seed, "evaluate", first),
             report=shifted(report, first * n, config.max_response_length),
         )
@@ -103,6 +106,7 @@ async def ask_rewards(
         on_error=config.on_reward_error,
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
+        # For rewards that look at special tokens, whatever keep_special_tokens says.
         known=[{"raw_output": rollout.raw_text} for rollout in rollouts],
         group_sizes=[group_size] * len(items),
     )
@@ -140,6 +144,7 @@ def summarise(
     total = scores.total
     n = len(total) // tasks
     groups = [[t for t in total[at : at + n] if t is not None] for at in range(0, len(total), n)]
+    # A task without any scored sample is left out, not counted as 0.
     known = [group for group in groups if group]
     if not known:
         raise DataError("nothing was scored: every sample failed, or the rewards failed on it")

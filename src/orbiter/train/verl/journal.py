@@ -140,6 +140,7 @@ def _fingerprint(policy: Policy) -> str:
     named = policy.named_trainable()
     # In float64, so that a small change of one weight does not vanish in the sum.
     sums = torch.stack([tensor.detach().double().sum().cpu() for tensor in named.values()])
+    # A digest of all weights would take seconds for a large model, at every step.
     return hashlib.blake2b(sums.numpy().tobytes(), digest_size=16).hexdigest()
 
 
@@ -175,6 +176,7 @@ def _restored(
         result=None,  # only rewards use the result, and they have run already
         output=record["output"],
         turns=turns,
+        # Derived from the turns, so they are not stored.
         streams=tuple(turns_to_streams(turns)),
         stop_reason=record["stop_reason"],
         error=record["error"],

@@ -27,6 +27,7 @@ def with_overlong_penalty(
     """Return the scores with the penalty in the totals; the metrics keep the rewards as given."""
     if not config.overlong_buffer or not rollouts:
         return Shaped(scores, {})
+    # Sampled tokens only: the prompt's length is not the policy's doing.
     length = torch.tensor([sum(rollout.mask) for rollout in rollouts])
     penalties: list[float] = overlong_penalty(
         length,
@@ -35,6 +36,7 @@ def with_overlong_penalty(
         penalty=config.overlong_penalty,
     ).tolist()
     totals = [
+        # The penalty is 0 or negative.
         None if total is None else total + penalty
         for total, penalty in zip(scores.total, penalties, strict=True)
     ]
