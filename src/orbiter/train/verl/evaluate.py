@@ -83,8 +83,7 @@ async def judge(
             n=n,
             max_new_tokens=config.max_response_length,
             temperature=config.temperature if samples else 0.0,
-            # By the position of the part, so that another size of a part alone would change the
-            # samples.
+            # One for each part, or all parts would draw alike.
             seed=sub_seed(config.seed, "evaluate", first),
             report=shifted(report, first * n, config.max_response_length),
         )

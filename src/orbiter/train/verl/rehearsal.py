@@ -49,8 +49,8 @@ class Rehearsal(NamedTuple):
 
 async def rehearse(setting: PlaySetting, tasks: AgentTasks) -> Rehearsal:
     """Play one episode of each task, as a step of a run would."""
-    # Its seeds are its own, so a rehearsal does not play what the run will play.
     config = replace(setting.config, max_failed_share=1.0)  # a failed one is shown, not raised
+    # Seeds of its own: a rehearsal does not play the episodes of the run.
     seeds = [[sub_seed(config.seed, "rehearse", task)] for task in range(len(tasks))]
     async with open_live(setting, temperature=config.temperature) as live:
         played = await play(setting._replace(config=config), live, tasks, seeds)
