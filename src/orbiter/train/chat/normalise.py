@@ -100,6 +100,7 @@ class _SortedBlocks:
 
     def take(self, block: object, name: str) -> None:
         """Sort in one block."""
+        # Some files mix texts and blocks in one list.
         if isinstance(block, str):
             block = {"type": "text", "text": block}
         if not isinstance(block, Mapping):
@@ -153,6 +154,7 @@ class _Chat:
             return
         role = role_of(message.get("role", message.get("from")), name)
         content = message.get("content", message.get("value"))
+        # ShareGPT's `function_call` turns hold nothing but the call.
         if role == CALL:
             self._add_calls(content, message, name)
         elif isinstance(content, str) and message.keys() <= _PLAIN and message["role"] == role:
@@ -217,6 +219,7 @@ class _Chat:
         rest = {
             key: value for key, value in message.items() if key not in _TAKEN and value is not None
         }
+        # Unknown fields stay: a later export to the same format writes them again.
         self._add({"role": role, "content": _content(content, parts), **rest})
 
     def _calls(
@@ -322,6 +325,7 @@ def _result(block: Mapping[str, Any], name: str) -> dict[str, Any]:
         parts = _SortedBlocks()
         for index, inner in enumerate(content):
             parts.take(inner, f"{name}.content[{index}]")
+        # OpenAI's tool message has only text and media.
         if parts.foreign:
             raise DataError(f"{name}: a tool result cannot hold calls, results or reasoning")
         plain = all(part.get("type") == "text" for part in parts.kept)

@@ -69,10 +69,12 @@ def read_call(text: str) -> dict[str, Any]:
         value = json.loads(inner)
     except (ValueError, RecursionError) as error:
         raise DataError(f"expected a tool call in JSON, got {text[:80]!r}") from error
+    # The form for calls that the short form cannot hold: see `write_call`.
     if isinstance(value, dict) and isinstance(value.get("call"), dict):
         return dict(value["call"])
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise DataError(f"expected a tool call with a name, got {text[:80]!r}")
+    # A custom tool has `input`, a function `arguments`.
     if "input" in value:
         return {"type": "custom", "custom": {"name": value["name"], "input": value["input"]}}
     arguments = arguments_text(value.get("arguments"))
@@ -283,6 +285,7 @@ def settled(text: str, names: Sequence[str]) -> int:
     # Both ways: the name may be half written, or the call already begun.
     if any(f"{name}(".startswith(begun) or begun.startswith(f"{name}(") for name in names):
         return 0
+    # Everything from the mark on may be a call, and the blank space before it is dropped with it.
     opened = text.find(OPENING)
     if opened >= 0:
         return len(text[:opened].rstrip())
@@ -303,6 +306,7 @@ def _in_json(text: str) -> list[WrittenCall]:
 def _json_call(value: object) -> WrittenCall:
     if not isinstance(value, dict):
         raise ValueError("not an object")
+    # Llama 3 is taught to write `parameters`, most other models `arguments`.
     arguments = value.get("arguments", value.get("parameters"))
     return _checked(
         value.get("name"), json.loads(arguments) if isinstance(arguments, str) else arguments

@@ -211,8 +211,8 @@ def target_answers(
 
 def own_answers(config: VeRLConfig, step: int, places: Sequence[int]) -> list[bool]:
     """Return for each task of a step whether the policy answers it itself."""
-    # GKD's algorithm 1 draws once for a whole batch; here each task draws, which mixes both kinds in
-    # every step. From the step's number, so that a resumed run draws the same.
+    # GKD's algorithm 1 draws once for a whole batch; here each task draws, so that a step has both
+    # kinds. From the number of the step, so that a resumed run draws the same.
     draw = sub_random(config.seed, "distill", step)
     return [draw.random() < config.distill_lambda for _ in places]
 
