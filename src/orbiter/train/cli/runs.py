@@ -121,6 +121,7 @@ def show(
         raise StorageError(
             f"{folder} holds no run: none of run.json, {EVOLUTION} and {COST_FILE} is in it"
         )
+    # An evolution has no run.json, but it has a cost.
     shown_run = _find(folder) if is_run else None
     cost = cost_of_run(folder)
     if shown_run is not None:
@@ -218,6 +219,7 @@ def _is_held(folder: Path) -> bool:
         # never open the target of a link in a foreign folder
         return False
     try:
+        # Taken and given back at once: the only portable way to learn whether somebody holds it.
         FileLock(lock).release()
     except StorageError:
         return True

@@ -130,8 +130,10 @@ class _LabelHandler(PageHandler):
         session = self.server.session
         try:
             label = self._body()
+            # `shown` checks the place, which comes from the page.
             place = session.shown(label.get("place")).place
             session.label(place, label)
+        # The page gets the unit as it is now, with the label that the other tab has given.
         except OutdatedError:
             self._send_unit(str(label["place"]), status=409)
         except DataError as error:

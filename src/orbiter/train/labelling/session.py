@@ -192,6 +192,8 @@ class LabelSession:
         with self._lock:
             if answer.get("version", self._versions[shown.place]) != self._versions[shown.place]:
                 raise OutdatedError("this was labelled in another tab or window meanwhile")
+            # On disk first: a label that could not be written must not look as if it had been
+            # given.
             self._journal.append(msgspec.json.encode(judgement.to_dict()))
             self._given[shown.place] = judgement
             self._versions[shown.place] += 1
@@ -206,12 +208,15 @@ class LabelSession:
             if choice == "equal":
                 return 0.5
             if isinstance(choice, str) and choice in sides:
+                # The page knows only left and right; 1 means that the first answer of the unit is
+                # better.
                 return 1.0 if shown.order[sides[choice]] == 0 else 0.0
             raise DataError(f"value must be 'left', 'right', 'equal' or null, got {choice!r}")
         if self.kind == "right":
             if isinstance(choice, bool):
                 return float(choice)
             raise DataError(f"value must be true, false or null, got {choice!r}")
+        # JSON's true is an int in Python.
         if isinstance(choice, bool) or not isinstance(choice, int) or not 1 <= choice <= self.scale:
             raise DataError(
                 f"value must be a whole number from 1 to {self.scale} or null, got {choice!r}"
