@@ -95,7 +95,9 @@ class LocalChatModel:
         """Return the `index`-th answer."""
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Answer] = loop.create_future()
+        # Copied, since the caller may go on with its list before the batch begins.
         self._waiting.append(_WaitingQuestion([dict(m) for m in messages], index, reply))
+        # A program may call asyncio.run several times; the worker of an ended loop never answers.
         if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
             self._worker = asyncio.create_task(self._work())
         return await reply
@@ -105,6 +107,7 @@ class LocalChatModel:
         batch: list[_WaitingQuestion] = []
         try:
             work = await asyncio.to_thread(_engine_work)
+            # Questions that start together arrive within a few milliseconds.
             await asyncio.sleep(GATHER_SECONDS)
             while batch := self._next_batch():
                 try:
@@ -139,6 +142,7 @@ class LocalChatModel:
             max_new_tokens=self._max_tokens,
             temperature=self._temperature,
             top_p=self._top_p,
+            # One for each question, so an answer does not depend on what else is in the batch.
             seed=[self._seed_of(batch[row]) for row in good],
             max_rows=self._batch_size,
         )
@@ -146,6 +150,7 @@ class LocalChatModel:
         return [p if isinstance(p, DataError) else _as_answer(next(drawn)) for p in prompts]
 
     def _seed_of(self, question: _WaitingQuestion) -> int:
+        # Sorted keys: the same conversation gets the same answer, however its dicts were built.
         asked = msgspec.json.encode(question.messages, order="deterministic").decode()
         return sub_seed(self._seed, "chat", asked, question.index)
 

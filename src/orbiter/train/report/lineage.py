@@ -147,6 +147,7 @@ def _chosen(family: _Family, best: _Member | None) -> list[dict[str, Any]]:
         best = family.members.get(best.parents[0]) if best.parents else None
     names = {member.name for member in line}
     others = [m for m in family.members.values() if m.name not in names and m.text is not None]
+    # Members without a score come last.
     others.sort(key=lambda member: -(member.score if member.score is not None else -1e300))
     shown: dict[str, dict[str, Any]] = {}
     room = MEMBER_BYTES

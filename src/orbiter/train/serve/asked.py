@@ -69,6 +69,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def longest(self) -> int | None:
         """The maximum length of the answer, under either of its names."""
+        # OpenAI renamed it; clients of either age are served.
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -164,6 +165,7 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
+        # msgspec's message ends in the place, such as "- at `$.messages[0]`".
         problem, _, path = str(error).partition(" - at `$")
         param = path.rstrip("`").lstrip(".") or None
         where = f" in {param}" if param else ""
@@ -188,6 +190,7 @@ def drop_unsupported(
     dropped = []
     for name in list(fields):
         value = fields[name]
+        # An unknown setting has no value that would leave the answer unchanged.
         neutral = allowed.get(name, ())
         if lenient and name in SAMPLING and value is not None:
             dropped.append(name)
@@ -211,6 +214,7 @@ def check_request(request: ChatRequest) -> None:
     """
     for name in ("temperature", "top_p"):
         value = getattr(request, name)
+        # 0 is allowed for the temperature: it means greedy.
         if value and value < SMALLEST:
             least = f"0 or at least {SMALLEST}" if name == "temperature" else f"at least {SMALLEST}"
             raise Refusal(400, f"{name} must be {least}, got {value}", param=name)
@@ -313,7 +317,9 @@ def finished(choice: GrowingAnswer, request: ChatRequest) -> FinishedAnswer:
     parsed = parse_calls(text, request.offered_names)
     if not parsed.calls:
         return FinishedAnswer(text, [], reason)
+    # The model cannot be kept from writing several, so all but the first are left out.
     calls = parsed.calls[:1] if request.parallel_tool_calls is False else parsed.calls
+    # OpenAI sends null, not an empty text, beside calls.
     return FinishedAnswer(parsed.content or None, calls, "tool_calls")
 
 

@@ -128,7 +128,10 @@ class _Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            # asyncio's default of 64 KiB would cut off the content of a long file.
             limit=LINE_BYTES,
+            # The code of the tools comes from the wheel, and must not find the keys of this
+            # machine.
             env={},
         )
         child = cls(process)
@@ -170,6 +173,7 @@ class _Child:
             streams.stdin.write(json.dumps(request).encode() + b"\n")
             await streams.stdin.drain()
             line = await asyncio.wait_for(streams.stdout.readline(), SECONDS)
+        # What the child would answer later would be taken for the answer to the next request.
         except TimeoutError:
             await self.close()
             raise

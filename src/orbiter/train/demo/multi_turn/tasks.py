@@ -160,6 +160,7 @@ def parse_right_call(text: str) -> RightCall:
         raise ValueError(f"not a call: {text!r}") from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise ValueError(f"not a call: {text!r}")
+    # literal_eval runs nothing, so a changed wheel cannot execute code here.
     named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
     return RightCall(call.func.id, tuple(map(ast.literal_eval, call.args)), named)
 
