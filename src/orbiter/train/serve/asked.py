@@ -19,6 +19,8 @@ from orbiter.train.engine.prompt import ROLES
 from orbiter.train.serve.reply import DrawnToken, GrowingAnswer
 
 MaxTokens = Annotated[int, Meta(ge=1)] | None
+Tokenizer = Any
+"""A tokenizer of Hugging Face, whose classes have no types."""
 T = TypeVar("T")
 
 SAMPLING = ("temperature", "top_p", "seed")

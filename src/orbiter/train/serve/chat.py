@@ -14,6 +14,7 @@ from orbiter.train.serve.asked import (
     ParsedRequest,
     Refusal,
     SharedFields,
+    Tokenizer,
     as_message,
     check_request,
     convert,
@@ -87,11 +88,7 @@ class ChatWriter:
     """Writes one reply as a chat completion, with the tokenizer's own pieces of text."""
 
     def __init__(
-        self,
-        reply: GrowingReply,
-        request: ChatRequest,
-        shared: SharedFields,
-        tokenizer: Any,  # noqa: ANN401 - Hugging Face's
+        self, reply: GrowingReply, request: ChatRequest, shared: SharedFields, tokenizer: Tokenizer
     ) -> None:
         """Create a writer that has sent nothing."""
         self._reply, self._request = reply, request

@@ -14,6 +14,7 @@ from orbiter.train.serve.asked import (
     ParsedRequest,
     Refusal,
     SharedFields,
+    Tokenizer,
     check_request,
     convert,
     count_drawn,
@@ -168,11 +169,7 @@ class MessagesWriter:
     """Writes one reply as a message."""
 
     def __init__(
-        self,
-        reply: GrowingReply,
-        request: ChatRequest,
-        shared: SharedFields,
-        tokenizer: Any,  # noqa: ANN401 - Hugging Face's
+        self, reply: GrowingReply, request: ChatRequest, shared: SharedFields, tokenizer: Tokenizer
     ) -> None:
         """Create a writer that has sent nothing."""
         del tokenizer  # ids and log probabilities are not part of this API here
