@@ -154,6 +154,7 @@ class ClusterRun:
             )
         request = {
             "address": self.config.ray_address,
+            # Chosen here, so that the job can be stopped even if its submission was interrupted.
             "submission_id": f"orbiter-{uuid.uuid4().hex[:12]}",
             # "python" on the cluster is another interpreter than the one here.
             "command": shlex.join(["python", *command[1:]]),
@@ -171,6 +172,7 @@ class ClusterRun:
         """Record each step when it ends, until the job ends or a time limit passes."""
         tail, until = Tail(self.layout.metrics_file), monotonic() + self._patience
         while True:
+            # Before the files are read: what the job wrote at its very end is then seen too.
             ended = await job.wait(LOOKING_SECONDS)
             for step in tail.new():
                 self._take(step, run_log, progress)
@@ -265,6 +267,7 @@ class ClusterRun:
             TrainingError: for `max_flat_steps` steps all samples of a prompt got the same reward.
         """
         flat = ALGORITHMS[self.config.algorithm].is_flat(metrics)
+        # verl's own metrics count rows, of which an episode may have several.
         if self.layout.agent:
             flat = metrics.get("flat_groups") == 1
         self.flat_steps = self.flat_steps + 1 if flat else 0
@@ -347,6 +350,7 @@ def start_of(config: VeRLConfig, folder: Path) -> int:
     Raises:
         StorageError: the folder already holds a run, and `resume` is off.
     """
+    # verl's checkpoints, not our metrics: a step whose weights were not saved is done again.
     begun = last_checkpoint(folder / FOLDER / "checkpoints")
     if not config.resume and (begun or (folder / "metrics.jsonl").exists()):
         raise StorageError(
