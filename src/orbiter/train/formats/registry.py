@@ -263,6 +263,7 @@ def convert(
     opened = _Reported(in_path, on_error, "error", skipped, redact=redact)
     items = counted(_reader(source)(opened), on_count)
     # Before the target is created: a file without items must not replace it by an empty one.
+    # `_with_first` puts it back.
     first = next(items, None)
     if first is None:
         raise DataError(f"{os.fspath(in_path)}:1: {_nothing(skipped)}")
