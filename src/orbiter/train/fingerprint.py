@@ -195,7 +195,7 @@ class _Description:
         """Return the attributes of a class that do not count."""
         if self._with_data:
             return frozenset()
-        return _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
+        return _state_attributes(kind)
 
     def _of_function(self, fn: types.FunctionType) -> object:
         held: dict[str, object] = {}
