@@ -265,7 +265,7 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
 def _attributes(value: object) -> dict[str, Any]:
     """Return the attributes of an object, of slots too."""
     held = dict(getattr(value, "__dict__", {}))
-    # An object with slots has no __dict__, and each base class has slots of its own.
+    # An object with slots has no __dict__, and each base class declares only its new ones.
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:

@@ -112,7 +112,7 @@ def _streams(items: Sequence[TrajectoryItem]) -> dict[str, list[int]]:
     """Group the positions of items by episode and agent, in step order; other items stay alone."""
     streams: dict[str, list[int]] = {}
     for position, item in enumerate(items):
-        # By agent: a sub-agent has a conversation of its own within the episode.
+        # By agent: a sub-agent has a separate conversation within the episode.
         name = f"{position}" if item.episode_id is None else f"{item.episode_id}/{item.agent}"
         streams.setdefault(name, []).append(position)
     for positions in streams.values():

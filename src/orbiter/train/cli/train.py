@@ -233,7 +233,7 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
         return None
     from orbiter.train.verl.reward import score
 
-    # Its own action stands in for an answer of the model, which would have to be loaded.
+    # Its own action replaces an answer of the model, which would have to be loaded.
     first = job.items[0]
     functions = [reward for reward in job.rewards if reward.judge is None]  # a judge costs money
     scores = await score([first.action], [first], functions)

@@ -143,7 +143,7 @@ def _contestants(
     *,
     samples: int,
 ) -> list[Contestant]:
-    # A comparison writes nothing of its own, and never continues from a checkpoint.
+    # The trainers of a comparison write nothing, and never continue from a checkpoint.
     quiet = replace(
         config, output_dir=None, resume=False, save_every=0, trackers=(), eval_every=None
     )

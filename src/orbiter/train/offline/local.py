@@ -192,7 +192,7 @@ def weighted(policy: Policy, config: OfflineConfig, log_: Log, logged: LoggedBat
             factor = advantage * truncated_weight(ratio, limit=_limit(config))
         else:
             factor = advantage
-            # A weight of its own for each token: less variance than the product over the episode,
+            # A separate weight for each token: less variance than the product over the episode,
             # but biased.
             per_token = truncated_weight(token_ratio, limit=_limit(config))
     elif config.method is OfflineMethod.AWR:

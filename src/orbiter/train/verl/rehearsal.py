@@ -50,7 +50,7 @@ class Rehearsal(NamedTuple):
 async def rehearse(setting: PlaySetting, tasks: AgentTasks) -> Rehearsal:
     """Play one episode of each task, as a step of a run would."""
     config = replace(setting.config, max_failed_share=1.0)  # a failed one is shown, not raised
-    # Seeds of its own: a rehearsal does not play the episodes of the run.
+    # Other seeds than the run's: a rehearsal does not play the same episodes.
     seeds = [[sub_seed(config.seed, "rehearse", task)] for task in range(len(tasks))]
     async with open_live(setting, temperature=config.temperature) as live:
         played = await play(setting._replace(config=config), live, tasks, seeds)

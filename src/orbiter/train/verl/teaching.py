@@ -128,7 +128,7 @@ async def with_teacher(teach: Teach | None, credited: Credited) -> Credited:
 
 async def _ask(scorer: PromptScorer, batch: Batch) -> Float[Tensor, "B T"]:
     """Ask for each distinct row of a batch once."""
-    # The batch may be on an accelerator, so it is read on the engine's thread.
+    # The batch may be on an accelerator, so the engine's thread reads it.
     token_ids, lengths = await work(lambda: (batch.token_ids.tolist(), batch.length.tolist()))
     rows = [tuple(row[:length]) for row, length in zip(token_ids, lengths, strict=True)]
     # Samples of a group are often equal, and each row costs a request.

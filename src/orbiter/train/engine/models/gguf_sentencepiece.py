@@ -59,7 +59,7 @@ def scores_of(spec: Mapping[str, Any], pairs: Sequence[Sequence[str]], vocabular
     _check_complete(tokens.keys() - apart, tokens, {(left, right) for left, right in pairs})
     scores = [0.0] * vocabulary
     for text, place in rank.items():
-        # The earlier a pair stands in the list, the higher its score.
+        # The earlier a pair is in the list, the higher its score.
         scores[tokens[text]] = -float(place)
     return Floats(scores)
 
