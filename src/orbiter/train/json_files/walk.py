@@ -209,7 +209,7 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
                     line = walk.line
                     try:
                         value = walk.take(_OBJECT, unique=True)
-                    # A subclass of the DataError below, which would skip one element and read on in
+                    # A subclass of the DataError below, which would skip one element and continue in
                     # a broken file.
                     except BrokenDocumentError:
                         raise
