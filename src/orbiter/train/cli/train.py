@@ -186,7 +186,6 @@ async def _plan(job: Job) -> TrainPlan | ClusterPlan:
     await trainer.validate()
     config, count = trainer.config, len(job.items)
     steps = config.epochs * math.ceil(count / config.batch_size)
-    # Only training by reward has agents.
     assert isinstance(config, VeRLConfig)
     from orbiter.train.engine.models.outline import make_outline
     from orbiter.train.engine.thread import work
@@ -233,7 +232,6 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
         return None
     from orbiter.train.verl.reward import score
 
-    # Its own action replaces an answer of the model, which would have to be loaded.
     first = job.items[0]
     functions = [reward for reward in job.rewards if reward.judge is None]  # a judge costs money
     scores = await score([first.action], [first], functions)
@@ -245,7 +243,6 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
 def _carry_out(job: Job, steps: int, asked: CommandOptions, output: Output) -> ExitCode:
     """Train with two-step Ctrl-C handling, and write the results into the run's folder."""
     if not job.trainer.config.progress:
-        # Without a bar the log is the only sign of life, and its lines are at level INFO.
         logging.getLogger("orbiter.train").setLevel(logging.INFO)
     course = MeasuredTraining(job, output)
     began = perf_counter()
@@ -295,8 +292,7 @@ class MeasuredTraining:
         if self._training:
             self._job.trainer.stop()
         elif self._loop is not None and self._task is not None:
-            # A signal handler runs between any two instructions, where the loop must not be touched
-            # directly.
+            # A signal handler runs between any two instructions, perhaps inside the loop.
             self._loop.call_soon_threadsafe(self._task.cancel)
 
     async def go(self) -> dict[str, Any] | None:
@@ -335,12 +331,10 @@ class MeasuredTraining:
         job = self._job
         if job.held_out is None or not (job.rewards or job.agent):
             return None
-        # The checkpoint has moved on, so only the exam of the earlier process shows where it began.
         known = kept_exam(job.folder, "before") if job.trainer.config.resume else None
         if known is not None:
             return known
         exam = await examine(job.trainer, "before", job.held_out, job.rewards)
-        # Before the training: a resumed run could not repeat the exam of the untrained model.
         keep_exams(job.folder, job.held_out, [exam])
         return exam
 
@@ -364,7 +358,6 @@ def _farewell(job: Job) -> str:
 
 
 def _stopped(job: Job, number: int, output: Output) -> ExitCode:
-    # The shell's convention for a program that a signal has ended.
     code = ExitCode(128 + number)
     saved = _has_checkpoint(job)
     output.say(

@@ -209,8 +209,8 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
                     line = walk.line
                     try:
                         value = walk.take(_OBJECT, unique=True)
-                    # A subclass of the DataError below, which would skip one element and continue in
-                    # a broken file.
+                    # A subclass of the DataError below, which would leave out one element and try the
+                    # next one, in a file that cannot be walked any more.
                     except BrokenDocumentError:
                         raise
                     except DataError as error:
