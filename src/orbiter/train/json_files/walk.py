@@ -209,8 +209,8 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
                     line = walk.line
                     try:
                         value = walk.take(_OBJECT, unique=True)
-                    # A subclass of the DataError below, which would leave out one element and try the
-                    # next one, in a file that cannot be walked any more.
+                    # A subclass of the DataError below, which would leave out one element and
+                    # continue in a file whose next element cannot be found.
                     except BrokenDocumentError:
                         raise
                     except DataError as error:
