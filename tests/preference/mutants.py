@@ -12,6 +12,8 @@ from tests.mutation import Bug, hunt_all
 
 HERE = Path(__file__).parent
 
+PACKAGE = "preference"
+"""Where the files of the bugs are, below `orbiter.train`."""
 BUGS = (
     Bug("the preference the wrong way round", "methods/dpo",
         "margin = chosen_reward - rejected_reward", "margin = rejected_reward - chosen_reward"),
@@ -23,6 +25,8 @@ BUGS = (
         " - label_smoothing * logsigmoid(-margin)", ""),
     Bug("the reward has a gradient", "methods/dpo",
         "chosen_reward.detach()", "chosen_reward.clone()"),
+    Bug("KTO's reward has a gradient", "methods/kto", "beta * advantage.detach()",
+        "beta * advantage"),
     Bug("IPO sums over tokens", "methods/ipo",
         "(chosen.logprob - chosen.ref_logprob) / chosen.tokens",
         "(chosen.logprob - chosen.ref_logprob)"),
@@ -55,7 +59,9 @@ BUGS = (
         "values.mean() * (share / part.tokens)", "values.mean()"),
     Bug("the sides swapped", "objective", "[:, CHOSEN]", "[:, REJECTED]"),
     Bug("the best with the best", "pairs",
-        "(best[place], best[-1 - place])", "(best[place], best[place + half])"),
+        "(best[index], best[-1 - index])", "(best[index], best[index + half])"),
+    Bug("the rows of a preference file are mixed", "pairs",
+        "if stated is not None:", "if False:"),
     Bug("the worst is chosen", "pairs",
         "sorted(group, key=_reward, reverse=True)", "sorted(group, key=_reward)"),
     Bug("episodes paired with anything", "pairs", "key = first.task_id if by_id else", "key ="),
@@ -73,4 +79,4 @@ BUGS = (
 
 
 if __name__ == "__main__":
-    sys.exit(hunt_all(BUGS, HERE, package="preference"))
+    sys.exit(hunt_all(BUGS, HERE, package=PACKAGE))

@@ -19,7 +19,7 @@ from orbiter.train.engine.prompt import chat_text
 from orbiter.train.errors import DataError
 from orbiter.train.serve.asked import ChatRequest, Refusal
 from orbiter.train.serve.batching import StaleWeightsError
-from orbiter.train.serve.reply import ChatPolicy, DrawSettings, Reply
+from orbiter.train.serve.reply import ChatPolicy, DrawSettings, GrowingReply
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ class RequestQueue(Protocol):
     def full(self) -> bool:
         """Whether the next request should be refused."""
 
-    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Queue a request."""
 
 
@@ -105,7 +105,7 @@ class Answering(Generic[Q]):
         self,
         prompt_ids: Sequence[int],
         sampling: DrawSettings,
-    ) -> Reply:
+    ) -> GrowingReply:
         """Queue a request.
 
         Raises:

@@ -24,7 +24,7 @@ from orbiter.train.engine.thread import work
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.decoding import Decoding, decoding
-from orbiter.train.serve.reply import Choice, DrawnToken, DrawSettings, Reply
+from orbiter.train.serve.reply import DrawnToken, DrawSettings, GrowingAnswer, GrowingReply
 from orbiter.train.serve.weights import WeightsWatch
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class StaleWeightsError(StateError):
 
 
 @dataclass(slots=True)
-class Row:
+class AnswerRow:
     """One answer in the model."""
 
-    reply: Reply
-    choice: Choice
+    reply: GrowingReply
+    choice: GrowingAnswer
     noise: list[float]
     """The uniform random number for each token to come."""
     # A row may fail once because of another row; twice at the same token means it is the cause.
@@ -92,8 +92,8 @@ class Batcher:
         """
         self._policy, self._max_rows, self._max_waiting = policy, max_rows, max_waiting
         self._cache_bytes, self._on_change = cache_bytes, on_change
-        self._waiting: deque[Reply] = deque()
-        self._rows: list[Row] = []
+        self._waiting: deque[GrowingReply] = deque()
+        self._rows: list[AnswerRow] = []
         self._wanted = asyncio.Event()
         self._closed = False
         self._refreshing: list[asyncio.Future[None]] = []
@@ -126,11 +126,11 @@ class Batcher:
         """The prompt tokens that the model actually processed for them."""
         return self._earlier_run + self._decoding.run_tokens
 
-    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Queue a request; its answers begin at the next step with free rows."""
         if self._closed:
             raise StateError("the server is closing")
-        reply = Reply(prompt_ids, sampling, self._policy)
+        reply = GrowingReply(prompt_ids, sampling, self._policy)
         self._waiting.append(reply)
         self._wanted.set()
         return reply
@@ -251,7 +251,7 @@ class Batcher:
             elif not reply.left:
                 await self._try(reply, self._alone(reply))
 
-    async def _try(self, reply: Reply, attempt: Coroutine[Any, Any, None]) -> None:
+    async def _try(self, reply: GrowingReply, attempt: Coroutine[Any, Any, None]) -> None:
         """Run one part of a recovery; if it fails as well, its request fails and no other."""
         try:
             await attempt
@@ -261,13 +261,13 @@ class Batcher:
             # The failed attempt may have left rows in the decoder beyond the known ones.
             await work(self._decoding.keep, list(range(len(self._rows))))
 
-    async def _again(self, row: Row) -> None:
+    async def _again(self, row: AnswerRow) -> None:
         """Put a row that had tokens back into the model."""
         # The last drawn token is not run here, but read in the next step.
         await work(self._decoding.join, [row.run_token_ids()], [1])
         self._rows.append(row)
 
-    async def _alone(self, reply: Reply) -> None:
+    async def _alone(self, reply: GrowingReply) -> None:
         """Begin the answers of one request, without any other request."""
         kept = self._rows
         new = _rows(reply)
@@ -300,9 +300,9 @@ class Batcher:
         for row, token in zip(self._rows, drawn, strict=True):
             row.reply.take(row.choice, token)
 
-    def _admit(self, running: int) -> list[Reply]:
+    def _admit(self, running: int) -> list[GrowingReply]:
         """Take as many requests off the queue as fit, in the order of their arrival."""
-        joining: list[Reply] = []
+        joining: list[GrowingReply] = []
         room, tokens = self._max_rows - running, JOIN_TOKENS
         while self._waiting:
             # Only looked at; taken off once it is clear that it fits.
@@ -322,7 +322,7 @@ class Batcher:
         return joining
 
     def _advance(
-        self, kept: Sequence[int] | None, old: Sequence[Row], joining: Sequence[Reply]
+        self, kept: Sequence[int] | None, old: Sequence[AnswerRow], joining: Sequence[GrowingReply]
     ) -> list[DrawnToken] | None:
         """Run the model on the engine's thread; None if new weights must be loaded first."""
         if kept is not None:
@@ -354,7 +354,7 @@ class Batcher:
         return _draw(torch.cat(logits), self._rows) if logits else []
 
 
-def _rows(reply: Reply) -> list[Row]:
+def _rows(reply: GrowingReply) -> list[AnswerRow]:
     """Make a row for each answer, with the random numbers that `sample` would use for it."""
     rows = []
     for choice in reply.choices:
@@ -363,7 +363,7 @@ def _rows(reply: Reply) -> list[Row]:
         noise = torch.empty(reply.sampling.max_new_tokens).uniform_(generator=generator)
         # The whole row is drawn at once, so token t gets the same number however rows are
         # batched.
-        rows.append(Row(reply, choice, noise.clamp_(max=JUST_BELOW_ONE).tolist()))
+        rows.append(AnswerRow(reply, choice, noise.clamp_(max=JUST_BELOW_ONE).tolist()))
     return rows
 
 
@@ -379,7 +379,7 @@ def _without(gone: Sequence[int], count: int) -> list[int]:
 
 
 @torch.inference_mode()
-def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[DrawnToken]:
+def _draw(logits: Float[Tensor, "B V"], rows: Sequence[AnswerRow]) -> list[DrawnToken]:
     """Draw every row's token with the settings of its request."""
     # Rows with equal settings are drawn together: one softmax a setting instead of one a row.
     alike: dict[tuple[float, float], list[int]] = {}
