@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,6 +175,39 @@ async def test_a_list_that_a_held_out_function_refers_to_is_data_too(tmp_path: P
         holdout = holdout_with(items, calls[-1])
         await EvolutionPipeline(config, OneMax(), holdout=holdout).run(population(4))
     assert [len(made) for made in calls] == [1, 0, 1]
+
+
+class Unreadable:
+    """Data whose attributes cannot be read."""
+
+    @property
+    def fingerprint(self) -> str:
+        raise RuntimeError("no connection")
+
+
+@pytest.mark.parametrize("data", [deque([1]), bytearray(b"1"), Unreadable()])
+async def test_data_that_cannot_be_compared_are_scored_anew(tmp_path: Path, data: object) -> None:
+    calls: list[Bits] = []
+
+    def holdout(candidate: Bits) -> float:
+        assert data is not None
+        calls.append(candidate)
+        return 0.5
+
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    for _ in range(2):
+        calls.clear()
+        result = await EvolutionPipeline(config, OneMax(), holdout=holdout).run(population(4))
+        assert (result.holdout_score, len(calls)) == (0.5, 1)
+
+
+async def test_a_range_that_a_held_out_function_refers_to_is_its_numbers(tmp_path: Path) -> None:
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    scores = []
+    for numbers in (range(3), range(3), range(4)):
+        pipeline = EvolutionPipeline(config, OneMax(), holdout=lambda _, n=numbers: float(len(n)))
+        scores.append((await pipeline.run(population(4))).holdout_score)
+    assert scores == [3.0, 3.0, 4.0]
 
 
 async def test_another_winner_is_scored_on_the_held_out_data(tmp_path: Path) -> None:
