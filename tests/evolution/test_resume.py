@@ -202,12 +202,22 @@ async def test_data_that_cannot_be_compared_are_scored_anew(tmp_path: Path, data
 
 
 async def test_a_range_that_a_held_out_function_refers_to_is_its_numbers(tmp_path: Path) -> None:
+    def holdout_over(numbers: range, calls: list[int]) -> Callable[[Bits], float]:
+        def holdout(_: Bits) -> float:
+            calls.append(1)
+            return float(len(numbers))
+
+        return holdout
+
     config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
-    scores = []
+    scores: list[float | None] = []
+    calls: list[list[int]] = []
     for numbers in (range(3), range(3), range(4)):
-        pipeline = EvolutionPipeline(config, OneMax(), holdout=lambda _, n=numbers: float(len(n)))
+        calls.append([])
+        pipeline = EvolutionPipeline(config, OneMax(), holdout=holdout_over(numbers, calls[-1]))
         scores.append((await pipeline.run(population(4))).holdout_score)
     assert scores == [3.0, 3.0, 4.0]
+    assert [len(made) for made in calls] == [1, 0, 1]
 
 
 async def test_another_winner_is_scored_on_the_held_out_data(tmp_path: Path) -> None:
