@@ -41,6 +41,18 @@ class Catch:
             self.name = report.nodeid.rpartition("::")[2].partition("[")[0]
 
 
+def unplantable(bugs: Sequence[Bug], *, package: str) -> list[str]:
+    """Return the bugs whose line the source no longer has, or has already as the bug has it."""
+    root = SOURCE / "orbiter" / "train" / package
+    return [
+        bug.what
+        for bug in bugs
+        if bug.right == bug.wrong
+        or not (path := root / f"{bug.file}.py").is_file()
+        or bug.right not in path.read_text(encoding="utf-8")
+    ]
+
+
 def hunt(bug: Bug | None, folder: Path, tests: Path, package: str) -> str:
     """Return the name of a test that a bug makes fail, or "" where all stay green."""
     source = shutil.copytree(SOURCE, folder / "src")

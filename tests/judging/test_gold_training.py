@@ -8,6 +8,7 @@ judge that likes enthusiasm; the honest one gives partial credit, but pays for n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -98,17 +99,19 @@ async def test_a_gamed_reward_is_noticed_in_a_real_run_and_an_honest_one_is_not(
     assert on.history[-1]["gold/exact"] > on.history[0]["gold/exact"] + 0.1
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The taught model that the trainings of every seed begin with."""
+    return asyncio.run(taught(tmp_path_factory.mktemp("taught")))
+
+
 @pytest.mark.nightly
+@pytest.mark.parametrize("seed", [f"seed{seed:02}" for seed in range(20)])
 async def test_over_twenty_seeds_every_gamed_run_is_noticed_and_no_honest_one(
-    tmp_path: Path,
+    model: Path, tmp_path: Path, seed: str
 ) -> None:
-    model = await taught(tmp_path / "taught")
-    missed: list[int] = []
-    false: list[int] = []
-    for seed in range(20):
-        for name, fn, wrong in (("g", likes_enthusiasm, missed), ("h", honest, false)):
-            folder = tmp_path / f"{name}{seed}"
-            await trained(model, folder, fn, seed, stop=False)
-            if bool(read_alarms(folder)) != (name == "g"):
-                wrong.append(seed)
-    assert (missed, false) == ([], [])
+    number = int(seed.removeprefix("seed"))
+    await trained(model, tmp_path / "gamed", likes_enthusiasm, number, stop=False)
+    await trained(model, tmp_path / "honest", honest, number, stop=False)
+    assert read_alarms(tmp_path / "gamed")
+    assert read_alarms(tmp_path / "honest") == []

@@ -245,6 +245,35 @@ def test_labelled_pairs_are_what_the_preference_trainer_takes(tmp_path: Path) ->
     assert pair.margin == 1.0
 
 
+def test_the_sides_of_a_labelled_pair_keep_the_prompt_that_they_share(tmp_path: Path) -> None:
+    """Two prompts look alike on the page, differ in their tools, and share the text "same"."""
+    plain = [TrajectoryItem("task", text) for text in ("same", "worse")]
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    with_tools = [TrajectoryItem("task", text, tools=tools) for text in ("same", "worst")]
+    for data in ([*plain, *with_tools], [*with_tools, *plain]):
+        path = tmp_path / f"{data[0].tools is None}.jsonl"
+        with LabelSession(make_units(data), path, rater="ann") as session:
+            assert session.total == 2
+            for place in range(2):
+                shown = session.shown(place)
+                side = [shown.unit.answers[at] for at in shown.order].index("same")
+                session.label(place, {"value": ("left", "right")[side]})
+        pairs = labelled_pairs(merge(read_judgements(path)), data)
+        assert len(make_pairs(pairs).pairs) == 2, "refused if the sides had different prompts"
+        of_rejected = {pair.rejected.action: pair.rejected.tools for pair in pairs}
+        assert of_rejected == {"worse": None, "worst": tools}
+
+
+def test_answers_that_differ_in_the_template_settings_are_no_pair() -> None:
+    data = [
+        TrajectoryItem("t", text, metadata={"chat_template_kwargs": {"enable_thinking": flag}})
+        for text, flag in (("a", True), ("b", False))
+    ]
+    assert {unit.kind for unit in make_units(data)} == {"right"}
+    with pytest.raises(DataError, match="no task has two different answers"):
+        make_units(data, "better")
+
+
 def test_the_journal_is_lines_of_json_that_judges_write_too(tmp_path: Path) -> None:
     with LabelSession(pairs_of(1), tmp_path / "l.jsonl", rater="ann") as session:
         session.label(0, {"value": "equal"})

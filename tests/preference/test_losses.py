@@ -142,6 +142,17 @@ def test_the_gradient_of_kto_is_that_of_its_loss_and_none_reaches_the_reference_
     assert of_kl is None
 
 
+@pytest.mark.parametrize("name", [*PAIRED, "kto"])
+def test_rewards_have_no_gradient_so_metrics_keep_no_graph_in_memory(name: str) -> None:
+    logprob = torch.tensor([-12.5, -30.0], requires_grad=True)
+    every = Answers(logprob, torch.tensor([3, 4]), torch.tensor([-12.0, -29.0]))
+    of_kto = kto_loss(every, torch.tensor([True, False]), torch.tensor(0.7), beta=0.3)
+    loss, *rewards = of_kto if name == "kto" else PAIRED[name](every, every)
+    assert loss.requires_grad
+    assert len(rewards) == (1 if name == "kto" else 2)
+    assert not any(reward.requires_grad for reward in rewards)
+
+
 @pytest.mark.parametrize("name", ["dpo", "smoothed", "ipo"])
 def test_only_the_ratio_to_the_reference_counts(name: str) -> None:
     one = PAIRED[name](answers(-12.0, 4, -10.0), answers(-9.0, 4, -11.0))

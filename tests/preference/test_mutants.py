@@ -7,6 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.children import run_child
+from tests.mutation import unplantable
+from tests.preference.mutants import BUGS
+
+
+def test_every_bug_can_be_planted_in_the_source_of_today() -> None:
+    assert BUGS
+    assert unplantable(BUGS, package="preference") == []
 
 
 @pytest.mark.nightly

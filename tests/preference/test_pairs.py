@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import make_policy
 from orbiter.train.engine.update import split_rows
 from orbiter.train.formats.preference import preference_pairs
-from orbiter.train.formats.registry import read
+from orbiter.train.formats.registry import read, write
 from orbiter.train.preference.encoding import AttemptEncoder, EncodedPair, batch_of, encode_pairs
 from orbiter.train.preference.pairs import PreferencePair, make_pairs
 
@@ -70,6 +71,55 @@ def test_explicit_pairs_to_one_prompt_are_all_kept() -> None:
     pairs = make_pairs([item(*row) for row in rows]).pairs
     assert len(pairs) == 3
     assert {pair.task for pair in pairs} == {0}
+
+
+ROWS: dict[str, Callable[[str, str, str], dict[str, Any]]] = {
+    "trl": lambda prompt, good, bad: {"prompt": prompt, "chosen": good, "rejected": bad},
+    "openai": lambda prompt, good, bad: {
+        "input": {"messages": [{"role": "user", "content": prompt}]},
+        "preferred_output": [{"role": "assistant", "content": good}],
+        "non_preferred_output": [{"role": "assistant", "content": bad}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("two stars", "one star"), ("five stars", "four stars")],
+        [("a", "b"), ("b", "c")],
+        [("a", "b"), ("c", "b"), ("a", "d")],
+        [("a", "b"), ("b", "c"), ("c", "a")],
+    ],
+)
+def test_the_rows_of_a_preference_file_stay_the_pairs_that_they_are(
+    rows: list[tuple[str, str]], kind: str, tmp_path: Path
+) -> None:
+    """Rows of one prompt only compare their own two answers, so none may be paired across rows."""
+    file = tmp_path / "pairs.jsonl"
+    other = [("yes", "no"), ("maybe", "no")]
+    made = [("q", *row) for row in rows]
+    made[1:1] = [("p", *row) for row in other]  # the rows of a prompt need not be together
+    file.write_text("".join(json.dumps(ROWS[kind](*row)) + "\n" for row in made))
+    items = list(read(file))
+    pairs = make_pairs(items).pairs
+    assert told(pairs) == [*rows, *other]
+    assert told(make_pairs(items, per_task=1).pairs) == [rows[0], other[0]]
+    copied = tmp_path / "copied.jsonl"
+    report = write(items, copied, "openai-dpo" if kind == "trl" else "trl-preference")
+    assert (report.written, report.left_out.get("items in no pair")) == (2 * len(made), None)
+    assert told(make_pairs(list(read(copied))).pairs) == [*rows, *other]
+
+
+def test_scores_still_choose_the_widest_pairs(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "chosen": good, "rejected": bad, "score_chosen": b, "score_rejected": w}
+        for good, b, bad, w in (("two", 2.0, "one", 1.0), ("five", 5.0, "four", 4.0))
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert told(make_pairs(list(read(file))).pairs) == [("five", "one"), ("four", "two")]
 
 
 def test_a_label_counts_where_there_is_no_reward() -> None:

@@ -102,6 +102,29 @@ async def test_the_first_loss_is_that_of_the_papers_and_the_reference_stays() ->
     assert measured.loss == pytest.approx(sum(by_hand_losses) / 2, rel=1e-4)
 
 
+async def test_the_loss_of_kto_is_the_papers_with_the_divergence_on_answers_to_other_prompts() -> (
+    None
+):
+    """By hand: each prompt is followed by the answer to the next task's prompt, and by its own."""
+    trainer = prefer(method="kto", beta=0.5, epochs=6)
+    await trainer.train(TRAIN)
+    policy, fresh = await trainer.policy(), load_model("tiny")
+
+    def ratio(item: TrajectoryItem) -> float:
+        now, then = (logprob_by_hand(item, m.model, m.tokenizer) for m in (policy, fresh))
+        return now - then
+
+    others = [HELD_OUT[2], HELD_OUT[2], HELD_OUT[0], HELD_OUT[0]]
+    mismatched = [
+        replace(item, action=other.action) for item, other in zip(HELD_OUT, others, strict=True)
+    ]
+    kl = sum(map(ratio, mismatched)) / len(HELD_OUT)
+    assert kl > 0.05, "else it is raised to 0, and nothing depends on it"
+    losses = [by_hand.kto(ratio(item), item.reward == 1.0, kl, 0.5, 1.0) for item in HELD_OUT]
+    measured = await trainer.evaluate(HELD_OUT)
+    assert measured.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
 async def test_the_reference_of_adapters_is_the_model_without_them() -> None:
     full, adapted = prefer(epochs=1), prefer(epochs=1, lora_rank=4, learning_rate=1e-2)
     for trainer in (full, adapted):

@@ -118,3 +118,11 @@ def test_a_chain_of_preferences_is_in_full_agreement_with_scores_in_its_order() 
     assert quality_of([of("a", "b"), of("b", "c")]).agreement.mean == 1
     assert quality_of([of("b", "a"), of("c", "b")]).agreement.mean == -1
     assert quality_of([of("a", "b"), of("c", "b")]).agreement.mean == 0
+
+
+def test_pairs_without_scores_are_not_compared_with_each_other() -> None:
+    def of(chosen: float, rejected: float) -> ScoredPair:
+        return ScoredPair(task=0, chosen=chosen, rejected=rejected)
+
+    # The stars of four answers, scored as they deserve: "2 over 1" and "5 over 4".
+    assert quality_of([of(2.0, 1.0), of(5.0, 4.0)]).agreement.mean == 1

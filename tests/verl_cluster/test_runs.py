@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.errors import CallbackError, StorageError
+from orbiter.train.preference import RewardModel
 from orbiter.train.runlog import read_run
 from orbiter.train.trainer import TrainerState
+from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
 from tests.children import run_child
+from tests.preference.saved import saved_reward_model
 from tests.verl_cluster.rehearsing import PROMPTS, processes_with, rehearsal
 from tests.verl_cluster.shipped_rewards import broken, same_prompt, vowels
 
@@ -154,12 +157,17 @@ async def test_ppo_trains_a_critic_and_pays_for_the_kl_on_two_workers(
 async def test_adapters_come_back_alone_or_fused_and_every_reward_has_its_metric(
     tmp_path: Path, cluster: str
 ) -> None:
-    rewards = [VOWELS, RewardSpec("starts", 0.5, same_prompt)]
+    liked = RewardModel(await saved_reward_model(tmp_path / "liked"), device="cpu")
+    rewards = [VOWELS, RewardSpec("starts", 0.5, same_prompt), RewardSpec("liked", 0.3, liked)]
     run = rehearsal(tmp_path, rewards, lora_rank=4, kl_coef=0.01, ray_address=cluster)
     await run.train(PROMPTS[:8])
     row = run.history[-1]
     assert row["reward/starts"] == 1, "the task's item has reached the worker"
-    assert row["reward"] == pytest.approx(row["reward/vowels"] + 0.5, abs=1e-6)
+    of_model = 0.3 * row["reward/liked"]
+    assert row["reward"] == pytest.approx(row["reward/vowels"] + 0.5 + of_model, abs=1e-6)
+    assert [each["reward/liked"] for each in run.history] == pytest.approx(
+        await mean_scores(liked, tmp_path), abs=1e-4
+    ), "verl's workers score as this process does"
     assert run.history[0]["kl"] == pytest.approx(0, abs=1e-5)
     adapter = await run.save(tmp_path / "adapter")
     assert json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"] == 8
@@ -169,6 +177,20 @@ async def test_adapters_come_back_alone_or_fused_and_every_reward_has_its_metric
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.allclose(fused[name], again[name], atol=1e-6)
     assert not torch.equal(fused[name], base[name])
+
+
+async def mean_scores(model: RewardModel, folder: Path) -> list[float]:
+    """Score the samples of a run here, and return the mean of each step."""
+    answers: dict[int, list[TrajectoryItem]] = {}
+    for group in read_run(folder).samples:
+        # verl keeps the prompt as text, in the form that the template gives it.
+        prompt = next(prompt for prompt in set(PROMPTS) if prompt in str(group["prompt"]))
+        outputs: list[dict[str, str]] = group["outputs"]  # type: ignore[assignment] # JSON
+        answers.setdefault(int(str(group["step"])), []).extend(
+            TrajectoryItem(prompt, output["text"]) for output in outputs
+        )
+    assert [len(items) for _, items in sorted(answers.items())] == [16, 16]
+    return [fmean(await model.score(items)) for _, items in sorted(answers.items())]
 
 
 async def test_a_reward_that_raises_in_a_worker_comes_back_named(

@@ -56,9 +56,38 @@ def preference_pairs(
         yield from islice(differing, max_per_state)
 
 
+def stated_or_widest_pairs(items: Iterable[TrajectoryItem]) -> Iterator[Pair]:
+    """Yield, for each state, the pairs that a preference file stated, or else the widest pair."""
+    for group in _by_state(items):
+        stated = stated_pairs(group, _reward)
+        pairs = widest_first(group, _reward) if stated is None else stated
+        differing = (Pair(*pair) for pair in pairs if answer_of(pair[0]) != answer_of(pair[1]))
+        yield from differing if stated is not None else islice(differing, 1)
+
+
+def stated_pairs(group: Sequence[T], reward: Callable[[T], float]) -> list[tuple[T, T]] | None:
+    """Return the pairs that a preference file without scores stated; None for another group.
+
+    Each row of such a file is read as two answers with rewards 1 and 0, one after the other. These
+    rewards only compare the two answers of a row: of the rows "2 stars over 1" and "5 over 4", a
+    pair of the first row's better answer with the second row's worse one would be the wrong way
+    round.
+
+    Args:
+        group: The answers to one state, or attempts at one task, in the order of the data.
+        reward: Returns the reward of one of them.
+    """
+    better, worse = group[::2], group[1::2]
+    if len(better) != len(worse) or not group:
+        return None
+    if any(reward(each) != 1 for each in better) or any(reward(each) != 0 for each in worse):
+        return None
+    return list(zip(better, worse, strict=True))
+
+
 def state_key(item: TrajectoryItem) -> bytes:
     """Return what two items must share to have the same state: all that their answers depend on."""
-    beside = [item.metadata.get(name) for name in _BESIDE]
+    beside = [item.metadata.get(name) for name in PROMPT_SETTINGS]
     return fields.encode_sorted([prompt_of(item), item.tools or [], beside])
 
 
@@ -105,5 +134,5 @@ def _reward(item: TrajectoryItem) -> float:
     return item.reward or 0.0
 
 
-_BESIDE = ("chat_template_kwargs", "parallel_tool_calls")
+PROMPT_SETTINGS = ("chat_template_kwargs", "parallel_tool_calls")
 """Metadata entries that are part of the model's input, so they must match as well."""

@@ -29,7 +29,7 @@ from orbiter.train.formats.chats import (
     tag_in,
 )
 from orbiter.train.formats.format import Built, Row, Rows
-from orbiter.train.formats.preference import Pair, preference_pairs
+from orbiter.train.formats.preference import Pair, stated_or_widest_pairs
 from orbiter.train.formats.rows import row_format
 from orbiter.train.formats.trl import (
     BESIDE,
@@ -69,10 +69,13 @@ def pair_row(pair: Pair) -> dict[str, Any]:
 def in_pairs(
     items: Iterable[TrajectoryItem], left: Left, carried: frozenset[str]
 ) -> Iterator[Pair]:
-    """Yield a pair per state; count the items in no pair and the fields that it cannot store."""
+    """Yield the pairs that were read from a preference file, and one pair of each other state.
+
+    Counts the items in no pair and the fields that a pair cannot store.
+    """
     given = list(items)
     paired = 0
-    for pair in preference_pairs(given):
+    for pair in stated_or_widest_pairs(given):
         # Such a pair would train the model to prefer silence.
         if says_nothing(answer_of(pair.chosen)) or not prompt_of(pair.chosen):
             continue

@@ -10,7 +10,7 @@ from statistics import fmean
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Judgement, alpha_of
 from orbiter.train.evaluation.judgement import JudgementKind, last_of_each_rater
-from orbiter.train.formats.preference import Pair
+from orbiter.train.formats.preference import Pair, state_key
 from orbiter.train.trajectory import TrajectoryItem
 
 
@@ -96,14 +96,13 @@ def labelled_pairs(merged: Merged, data: Iterable[TrajectoryItem] = ()) -> list[
         data: The items that were labelled; the pairs then have their chats and tools.
     """
     known = _by_text(data)
-    return [
-        Pair(
-            _item(known, verdict, 0 if verdict.value else 1, 1.0),
-            _item(known, verdict, 1 if verdict.value else 0, 0.0),
-        )
-        for verdict in merged.verdicts
-        if verdict.kind == "better" and verdict.value is not None
-    ]
+    pairs = []
+    for verdict in merged.verdicts:
+        if verdict.kind == "better" and verdict.value is not None:
+            first, second = _items(known, verdict)
+            better, worse = (first, second) if verdict.value else (second, first)
+            pairs.append(Pair(replace(better, reward=1.0), replace(worse, reward=0.0)))
+    return pairs
 
 
 def labelled_items(merged: Merged, data: Iterable[TrajectoryItem] = ()) -> Iterator[TrajectoryItem]:
@@ -111,18 +110,26 @@ def labelled_items(merged: Merged, data: Iterable[TrajectoryItem] = ()) -> Itera
     known = _by_text(data)
     for verdict in merged.verdicts:
         if verdict.kind != "better" and verdict.value is not None:
-            yield _item(known, verdict, 0, verdict.value)
+            (item,) = _items(known, verdict)
+            yield replace(item, reward=verdict.value)
 
 
-def _by_text(data: Iterable[TrajectoryItem]) -> dict[tuple[str, str], TrajectoryItem]:
-    return {(item.state, item.action): item for item in data}
+_ByText = Mapping[tuple[str, str], Mapping[bytes, TrajectoryItem]]
+"""The items by state and action, and among those with the same texts by their prompts."""
 
 
-def _item(
-    known: Mapping[tuple[str, str], TrajectoryItem], verdict: MergedLabel, side: int, reward: float
-) -> TrajectoryItem:
-    answer = verdict.answers[side]
-    item = known.get((verdict.task, answer))
-    if item is None:
-        return TrajectoryItem(verdict.task, answer, reward)
-    return replace(item, reward=reward)
+def _by_text(data: Iterable[TrajectoryItem]) -> _ByText:
+    known: dict[tuple[str, str], dict[bytes, TrajectoryItem]] = {}
+    for item in data:
+        known.setdefault((item.state, item.action), {}).setdefault(state_key(item), item)
+    return known
+
+
+def _items(known: _ByText, verdict: MergedLabel) -> list[TrajectoryItem]:
+    """Return the items of a verdict's answers, all to the same prompt; bare texts if unknown."""
+    by_prompt = [known.get((verdict.task, answer), {}) for answer in verdict.answers]
+    # Equal texts may belong to chats or tools that differ, and the sides of a pair must share them.
+    prompt = next((key for key in by_prompt[0] if all(key in items for items in by_prompt)), None)
+    if prompt is None:
+        return [TrajectoryItem(verdict.task, answer) for answer in verdict.answers]
+    return [items[prompt] for items in by_prompt]

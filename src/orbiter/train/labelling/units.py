@@ -9,6 +9,7 @@ from itertools import pairwise
 from orbiter.train.errors import DataError
 from orbiter.train.evaluation import Judgement
 from orbiter.train.evaluation.judgement import JudgementKind
+from orbiter.train.formats.preference import PROMPT_SETTINGS
 from orbiter.train.json_files import fields
 from orbiter.train.trajectory import TrajectoryItem
 
@@ -43,8 +44,8 @@ def make_units(items: Iterable[TrajectoryItem], kind: JudgementKind | None = Non
     """Return what can be labelled in a data set, without repeats, in the order of the data.
 
     Args:
-        items: Answers to tasks. Two answers belong to the same task if their states, chats and
-            tools are equal; empty answers are left out.
+        items: Answers to tasks. Two answers belong to the same task if their states, chats, tools
+            and settings of the chat template are equal; empty answers are left out.
         kind: "better" makes pairs of different answers to a task, each answer with the next one;
             "rating" and "right" take single answers. None takes pairs if there are any, and else
             asks whether each answer is right.
@@ -56,7 +57,8 @@ def make_units(items: Iterable[TrajectoryItem], kind: JudgementKind | None = Non
     for item in items:
         if item.action.strip():
             # Answers can be compared only if the model saw the same.
-            key = fields.encode_sorted([item.state, item.messages or [], item.tools or []])
+            beside = [item.metadata.get(name) for name in PROMPT_SETTINGS]
+            key = fields.encode_sorted([item.state, item.messages or [], item.tools or [], beside])
             groups.setdefault(key, {}).setdefault(item.action, item)
     answers = [list(group.values()) for group in groups.values()]
     pairs = [pair for group in answers for pair in pairwise(group)]

@@ -17,7 +17,7 @@ from orbiter.train.agents.logged import FAILED, by_episode
 from orbiter.train.chat.conversation import answer_of
 from orbiter.train.engine.tasks import as_items
 from orbiter.train.errors import DataError
-from orbiter.train.formats.preference import Pair, state_key, widest_first
+from orbiter.train.formats.preference import Pair, state_key, stated_pairs, widest_first
 from orbiter.train.trajectory import TrajectoryItem
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,8 @@ def make_pairs(
         min_margin: The smallest difference of two rewards; even at 0 they must differ.
         per_task: The most pairs of a task, those with the widest difference first; None uses each
             attempt once: the best with the worst, the second best with the second worst, and so on.
+            Attempts with rewards 1 and 0 in turn, as preference files without scores are read, are
+            paired as they follow each other.
 
     Raises:
         DataError: there is no pair; says why. Or a given pair has its sides swapped.
@@ -198,16 +200,7 @@ def _of_group(
     if len({attempt.reward for attempt in group}) == 1:
         left_out[TIED] += 1
         return []
-    if per_task is None:
-        best = sorted(group, key=_reward, reverse=True)
-        half = len(best) // 2
-        # From both ends towards the middle; the middle one of an odd number faces nobody.
-        facing: list[Sides] = [(best[index], best[-1 - index]) for index in range(half)]
-        gaps = [_reward(better) - _reward(worse) for better, worse in facing]
-        # Rewards must differ even with a margin of 0.
-        differing = [p for p, gap in zip(facing, gaps, strict=True) if gap > 0 and gap >= margin]
-    else:
-        differing = list(widest_first(group, _reward, margin=margin))
+    differing = _differing(group, margin, per_task)
     if not differing:
         left_out[CLOSE] += 1
     kept = []
@@ -218,6 +211,22 @@ def _of_group(
         elif per_task is None or len(kept) < per_task:
             left_out[reason] += 1
     return list(islice(kept, per_task))
+
+
+def _differing(group: list[Attempt], margin: float, per_task: int | None) -> list[Sides]:
+    """Return the pairs whose rewards differ enough, whether or not they can be learned from."""
+    stated = stated_pairs(group, _reward)
+    if stated is not None:
+        return [pair for pair in stated if margin <= 1]
+    if per_task is not None:
+        return list(widest_first(group, _reward, margin=margin))
+    best = sorted(group, key=_reward, reverse=True)
+    half = len(best) // 2
+    # From both ends towards the middle; the middle one of an odd number faces nobody.
+    facing: list[Sides] = [(best[index], best[-1 - index]) for index in range(half)]
+    gaps = [_reward(better) - _reward(worse) for better, worse in facing]
+    # Rewards must differ even with a margin of 0.
+    return [p for p, gap in zip(facing, gaps, strict=True) if gap > 0 and gap >= margin]
 
 
 def _unfit(sides: Sides) -> str | None:

@@ -62,7 +62,8 @@ class RewardQuality:
     """What a perfectly calibrated model with these confidences would show on so few pairs."""
     agreement: Interval
     """Kendall's tau within a task: pairs of answers that scores and rewards order alike, minus
-    those that they order differently, as a share of those whose rewards differ."""
+    those that they order differently, as a share of those whose rewards differ. Where all rewards
+    are 1 and 0, only the given pairs count, as such rewards may order nothing else."""
 
     def measured(self) -> dict[str, float]:
         """Return the numbers by name, with the ends of their intervals."""
@@ -177,9 +178,10 @@ def _agreement(group: Sequence[ScoredPair]) -> float:
             pair.answers or (), (pair.chosen_reward, pair.rejected_reward), strict=False
         ):
             rewards.setdefault(answer, set()).add(reward)
-    # In A > B > C, B is the better one of a pair (1) and the worse one of another (0). Then these
-    # numbers are no rewards, and only the order within each pair is known.
-    if any(len(values) > 1 for values in rewards.values()):
+    # With 1 and 0 alone only the order within each pair is known: "2 stars over 1" and "5 over 4"
+    # do not make the 2 better than the 4, and in A > B > C, B has both rewards.
+    only_order = all((pair.chosen_reward, pair.rejected_reward) == (1.0, 0.0) for pair in group)
+    if only_order or any(len(values) > 1 for values in rewards.values()):
         return fmean(2 * _is_right(pair) - 1 for pair in group)
     answers = {(pair.chosen, pair.chosen_reward) for pair in group}
     answers |= {(pair.rejected, pair.rejected_reward) for pair in group}
