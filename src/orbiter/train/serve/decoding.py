@@ -352,7 +352,7 @@ class Released:
     snapshot = False
 
     def __init__(self, before: Decoding, refuse: Callable[[], NoReturn]) -> None:
-        """Keep the counts of the decoder before; `refuse` raises for whoever asks for an answer."""
+        """Keep the counts of the decoder before; `refuse` raises the error of a request."""
         self.asked_tokens, self.run_tokens = before.asked_tokens, before.run_tokens
         self._refuse = refuse
 

@@ -152,7 +152,7 @@ class Reply:
         self._report()
 
     def _report(self) -> None:
-        """Wake whoever waits for the change."""
+        """Wake the tasks that wait for a change."""
         self._news.set()
         if self.done or self.error is not None:
             self._end.set()
