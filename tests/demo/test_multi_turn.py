@@ -21,7 +21,7 @@ from orbiter.train.demo.multi_turn import (
     load_tasks,
     show_tasks,
 )
-from orbiter.train.demo.multi_turn.__main__ import Sizes, run, split_tasks
+from orbiter.train.demo.multi_turn.__main__ import ConversationCounts, run, split_tasks
 from orbiter.train.demo.multi_turn.tasks import (
     RightCall,
     parse_right_call,
@@ -271,7 +271,7 @@ def test_only_calls_with_literals_are_right_calls(text: str) -> None:
         parse_right_call(text)
 
 
-TINY = Sizes(
+TINY = ConversationCounts(
     model="tiny",
     classes=("TicketAPI",),
     attempts=1,

@@ -19,7 +19,7 @@ from orbiter.train.serve import batching
 from orbiter.train.serve import decoding as serve_decoding
 from orbiter.train.serve.batching import Batcher, _without
 from orbiter.train.serve.decoding import Slots
-from orbiter.train.serve.reply import DrawSettings, Reply
+from orbiter.train.serve.reply import DrawSettings, GrowingReply
 
 PROMPTS = [[256, 104, 105 + i, *range(60, 60 + 7 * i)] for i in range(9)]
 
@@ -40,7 +40,7 @@ def alone(policy: Policy, prompt: list[int], sampling: DrawSettings) -> list[Rol
     )
 
 
-def assert_same(reply: Reply, rollouts: list[Rollout]) -> None:
+def assert_same(reply: GrowingReply, rollouts: list[Rollout]) -> None:
     for choice, rollout in zip(reply.choices, rollouts, strict=True):
         assert [token.token_id for token in choice.tokens] == rollout.completion_ids
         logprobs = torch.tensor([token.logprob for token in choice.tokens])

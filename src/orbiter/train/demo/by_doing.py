@@ -103,7 +103,7 @@ def question(person: str) -> str:
     return f"In which room does {person}'s team meet?"
 
 
-class Parts(NamedTuple):
+class TaskParts(NamedTuple):
     """Tasks by their use; no person is in two parts."""
 
     shown: list[dict[str, str]]
@@ -111,7 +111,7 @@ class Parts(NamedTuple):
     held_out: list[dict[str, str]]
 
 
-def make_parts(sizes: Sizes, seed: int) -> Parts:
+def make_parts(sizes: Sizes, seed: int) -> TaskParts:
     """Make the tasks of a run."""
     generator = sub_random(seed, "directory")
     people = [f"{first} {last}" for first in FIRST for last in LAST]
@@ -125,7 +125,7 @@ def make_parts(sizes: Sizes, seed: int) -> Parts:
         for person in people
     ]
     shown, end = sizes.shown, sizes.shown + sizes.tasks
-    return Parts(tasks[:shown], tasks[shown:end], tasks[end : end + sizes.held_out])
+    return TaskParts(tasks[:shown], tasks[shown:end], tasks[end : end + sizes.held_out])
 
 
 def lessons(shown: Sequence[dict[str, str]]) -> list[TrajectoryItem]:

@@ -108,7 +108,7 @@ def memory_estimate(
     update; its weights count as resident once it is loaded.
     """
     dims = _Dimensions.of(policy)
-    batch = _Block.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
+    batch = _EqualRows.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
     tokens = sum(block.tokens for block in batch)
     longest = max(block.queries for block in batch)
     # At least one row is always processed, even if it is longer than the limit of a micro-batch.
@@ -135,7 +135,7 @@ def memory_estimate(
     )
 
 
-class _Block(NamedTuple):
+class _EqualRows(NamedTuple):
     """Rows of equal length, with the number of keys that their queries attend to."""
 
     rows: int
@@ -145,7 +145,7 @@ class _Block(NamedTuple):
     @classmethod
     def of_batch(
         cls, policy: Measurable, prompts: int, n: int, prompt_tokens: int, new_tokens: int
-    ) -> list[_Block]:
+    ) -> list[_EqualRows]:
         """Split a batch as the policy's forward pass does: the fast one runs each prompt once."""
         length = prompt_tokens + new_tokens
         # In SFT the prompt is inside `prompt_tokens`, and rows rarely share one.
@@ -219,14 +219,14 @@ class _Dimensions(NamedTuple):
         logits = LOGIT_COPIES * FLOAT32 * self.vocabulary
         return self.weights * self.width + cached * cache + rows * logits
 
-    def kept(self, batch: list[_Block]) -> int:
+    def kept(self, batch: list[_EqualRows]) -> int:
         """Bytes that autograd keeps for these rows between forward and backward."""
         tokens = sum(block.tokens for block in batch)
         every = self.layers * (tokens * self._of_token() + sum(map(self._of_attention, batch)))
         # Only the fast forward pass runs prompts apart from answers.
         return every - self._spared(batch[0]) if len(batch) > 1 else every
 
-    def _spared(self, prompts: _Block) -> int:
+    def _spared(self, prompts: _EqualRows) -> int:
         """Bytes that the last layer does not keep: of a prompt, it computes the last token alone.
 
         It still normalises every token, for keys and values.
@@ -280,7 +280,7 @@ class _Dimensions(NamedTuple):
         wide = 1 if self.fast or self.adapted else 2
         return self.hidden * (FLOAT32 * wide + self.width) + FLOAT32
 
-    def _of_attention(self, block: _Block) -> int:
+    def _of_attention(self, block: _EqualRows) -> int:
         """Bytes of attention in a layer for these rows: queries, output, keys, values, softmax.
 
         The fused kernel keeps no softmax, but it keeps keys and values for every head and the

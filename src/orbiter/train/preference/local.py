@@ -87,6 +87,7 @@ def _take(job: PreferenceJob, rows: Sequence[int]) -> None:
     """Take the update on these units."""
     preferences, policy = job.preferences, job.session.policy
     config = preferences.config
+    # Both sides of a pair are in one batch, so their shared prompt runs once.
     batch = batch_of([preferences.material.units[row] for row in rows], policy.device)
     ref = preferences.ref_logprob(rows).to(policy.device)
     if config.method.is_paired:
@@ -105,6 +106,7 @@ def _kl(policy: Policy, preferences: Preferences, rows: Sequence[int]) -> Float[
     """Estimate KL(policy || reference) from the mismatched answers of these units."""
     mismatched = [preferences.material.mismatched[row] for row in rows]
     batch = batch_of([[each] for each in mismatched], policy.device)
+    # No gradient: the reference point is a constant of the update in KTO.
     now = logprob(policy, batch, micro_batch_tokens=preferences.config.micro_batch_tokens)
     numbers = [[preferences.reference.of(each)] for each in mismatched]
     return kl_estimate(answers_of(now, batch, torch.tensor(numbers).to(policy.device)).answers)

@@ -20,7 +20,7 @@ from orbiter.train.engine.prompt import chat_text
 from orbiter.train.errors import DataError
 from orbiter.train.serve.asked import ChatRequest, Refusal
 from orbiter.train.serve.batching import StaleWeightsError
-from orbiter.train.serve.reply import ChatPolicy, DrawSettings, Reply
+from orbiter.train.serve.reply import ChatPolicy, DrawSettings, GrowingReply
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +33,7 @@ class RequestQueue(Protocol):
     def full(self) -> bool:
         """Whether the next request should be refused."""
 
-    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Queue a request."""
 
     def announced(self) -> AbstractContextManager[None]:
@@ -109,7 +109,7 @@ class Answering(Generic[Q]):
         self,
         prompt_ids: Sequence[int],
         sampling: DrawSettings,
-    ) -> Reply:
+    ) -> GrowingReply:
         """Queue a request.
 
         Raises:

@@ -19,8 +19,8 @@ import torch
 from orbiter.train.engine.thread import work
 from orbiter.train.errors import StateError
 from orbiter.train.serve.decoding import Decoding, Released, decoding
-from orbiter.train.serve.reply import DrawnToken, DrawSettings, Reply
-from orbiter.train.serve.rows import Row, draw, rows_of
+from orbiter.train.serve.reply import DrawnToken, DrawSettings, GrowingReply
+from orbiter.train.serve.rows import AnswerRow, draw, rows_of
 from orbiter.train.serve.weights import WeightsWatch
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Batcher:
         """
         self._policy, self._max_rows, self._max_waiting = policy, max_rows, max_waiting
         self._cache_bytes, self._on_change = cache_bytes, on_change
-        self._waiting: deque[Reply] = deque()
-        self._rows: list[Row] = []
+        self._waiting: deque[GrowingReply] = deque()
+        self._rows: list[AnswerRow] = []
         self._wanted = asyncio.Event()
         self._closed = False
         self._refreshing: list[asyncio.Future[None]] = []
@@ -106,11 +106,11 @@ class Batcher:
         """The prompt tokens that the model actually processed for them."""
         return self._earlier_run + self._decoding.run_tokens
 
-    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Queue a request; its answers begin at the next step with free rows."""
         if self._closed:
             raise StateError("the server is closing")
-        reply = Reply(prompt_ids, sampling, self._policy)
+        reply = GrowingReply(prompt_ids, sampling, self._policy)
         self._waiting.append(reply)
         self._wanted.set()
         return reply
@@ -268,7 +268,7 @@ class Batcher:
             elif not reply.left:
                 await self._try(reply, self._alone(reply))
 
-    async def _try(self, reply: Reply, attempt: Coroutine[Any, Any, None]) -> None:
+    async def _try(self, reply: GrowingReply, attempt: Coroutine[Any, Any, None]) -> None:
         """Run one part of a recovery; if it fails as well, its request fails and no other."""
         try:
             await attempt
@@ -278,13 +278,13 @@ class Batcher:
             # The failed attempt may have left rows in the decoder beyond the known ones.
             await work(self._decoding.keep, list(range(len(self._rows))))
 
-    async def _again(self, row: Row) -> None:
+    async def _again(self, row: AnswerRow) -> None:
         """Put a row that had tokens back into the model."""
         # The last drawn token is not run here, but read in the next step.
         await work(self._decoding.join, [row.run_token_ids()], [1])
         self._rows.append(row)
 
-    async def _alone(self, reply: Reply) -> None:
+    async def _alone(self, reply: GrowingReply) -> None:
         """Begin the answers of one request, without any other request."""
         kept = self._rows
         new = rows_of(reply)
@@ -318,9 +318,9 @@ class Batcher:
         for row, token in zip(self._rows, drawn, strict=True):
             row.reply.take(row.choice, token)
 
-    def _admit(self, running: int) -> list[Reply]:
+    def _admit(self, running: int) -> list[GrowingReply]:
         """Take as many requests off the queue as fit, in the order of their arrival."""
-        joining: list[Reply] = []
+        joining: list[GrowingReply] = []
         room, tokens = self._max_rows - running, JOIN_TOKENS
         while self._waiting:
             # Only looked at; taken off once it is clear that it fits.
@@ -340,7 +340,7 @@ class Batcher:
         return joining
 
     def _advance(
-        self, kept: Sequence[int] | None, old: Sequence[Row], joining: Sequence[Reply]
+        self, kept: Sequence[int] | None, old: Sequence[AnswerRow], joining: Sequence[GrowingReply]
     ) -> list[DrawnToken] | None:
         """Run the model on the engine's thread; None if new weights must be loaded first."""
         if kept is not None:

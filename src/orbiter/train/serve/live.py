@@ -107,8 +107,10 @@ class LivePolicy:
         self._batcher = Batcher(
             policy,
             max_rows=max_rows,
+            # A run has a known number of episodes, so no request is refused for load.
             max_waiting=1 << 20,
             cache_bytes=cache_bytes,
+            # Answers of old weights would make log probabilities that belong to no policy.
             on_change="refuse",
         )
         self.return_token_ids = return_token_ids
@@ -200,6 +202,7 @@ class LivePolicy:
             StateError: the live policy is not open.
         """
         if self._loop is None:
+            # Never awaited, it would warn when it is collected.
             work.close()
             raise StateError("this LivePolicy is not open: use it in an `async with` block")
         return asyncio.run_coroutine_threadsafe(work, self._loop)

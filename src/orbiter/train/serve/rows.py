@@ -11,15 +11,15 @@ from torch import Tensor
 
 from orbiter.train.engine.sample import JUST_BELOW_ONE, choose
 from orbiter.train.seeding import sub_seed
-from orbiter.train.serve.reply import Choice, DrawnToken, DrawSettings, Reply
+from orbiter.train.serve.reply import DrawnToken, DrawSettings, GrowingAnswer, GrowingReply
 
 
 @dataclass(slots=True)
-class Row:
+class AnswerRow:
     """One answer in the model."""
 
-    reply: Reply
-    choice: Choice
+    reply: GrowingReply
+    choice: GrowingAnswer
     noise: list[float]
     """The uniform random number for each token to come."""
     # A row may fail once because of another row; twice at the same token means it is the cause.
@@ -37,7 +37,7 @@ class Row:
         return [*self.reply.prompt_ids, *(drawn.token_id for drawn in self.choice.tokens[:-1])]
 
 
-def rows_of(reply: Reply) -> list[Row]:
+def rows_of(reply: GrowingReply) -> list[AnswerRow]:
     """Make a row for each answer, with the random numbers that `sample` would use for it."""
     rows = []
     for choice in reply.choices:
@@ -46,12 +46,12 @@ def rows_of(reply: Reply) -> list[Row]:
         noise = torch.empty(reply.sampling.max_new_tokens).uniform_(generator=generator)
         # The whole row is drawn at once, so token t gets the same number however rows are
         # batched.
-        rows.append(Row(reply, choice, noise.clamp_(max=JUST_BELOW_ONE).tolist()))
+        rows.append(AnswerRow(reply, choice, noise.clamp_(max=JUST_BELOW_ONE).tolist()))
     return rows
 
 
 @torch.inference_mode()
-def draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[DrawnToken]:
+def draw(logits: Float[Tensor, "B V"], rows: Sequence[AnswerRow]) -> list[DrawnToken]:
     """Draw every row's token with the settings of its request."""
     # Rows with equal settings are drawn together: one softmax a setting instead of one a row.
     alike: dict[tuple[float, float], list[int]] = {}

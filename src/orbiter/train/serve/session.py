@@ -18,9 +18,16 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.answering import Answering, as_refusal, too_long
-from orbiter.train.serve.asked import SAMPLING, ChatRequest, Refusal, Sheet, as_message, finished
+from orbiter.train.serve.asked import (
+    SAMPLING,
+    ChatRequest,
+    Refusal,
+    SharedFields,
+    as_message,
+    finished,
+)
 from orbiter.train.serve.dialects import Dialect, dialect_of
-from orbiter.train.serve.reply import DrawSettings, Reply
+from orbiter.train.serve.reply import DrawSettings, GrowingReply
 from orbiter.train.serve.splice import Prompt, Splicer
 from orbiter.train.serve.stream import Writer, events
 
@@ -134,7 +141,7 @@ class LiveSession:
         """Sampling settings in requests that the trainer's settings replaced, by name."""
         self._live = live
         self._splicer = Splicer(live.answering)
-        self._replies: set[Reply] = set()
+        self._replies: set[GrowingReply] = set()
         self._asked: Counter[str] = Counter()
         self._requests = 0
         self._closed = False
@@ -242,10 +249,10 @@ class LiveSession:
             reply = answering.submit(prompt.token_ids, sampling)
         self._replies.add(reply)
         key = f"{sampling.seed & (1 << 64) - 1:016x}"
-        sheet = Sheet(key, int(started), request.model)
-        writer = dialect.writer(reply, request, sheet, answering.policy.tokenizer)
+        shared = SharedFields(key, int(started), request.model)
+        writer = dialect.writer(reply, request, shared, answering.policy.tokenizer)
         # The version is taken now; the weights do not change while an answer is drawn.
-        record = _Recording(self, reply, request, sheet, prompt, started, self._live.version)
+        record = _Recording(self, reply, request, shared, prompt, started, self._live.version)
         if request.stream:
             return _stream(reply, request, writer, record)
         try:
@@ -328,7 +335,7 @@ class LiveSession:
         )
         self._live.count(turn)
 
-    def forget(self, reply: Reply) -> None:
+    def forget(self, reply: GrowingReply) -> None:
         """Drop a reply that has ended."""
         self._replies.discard(reply)
 
@@ -338,9 +345,9 @@ class _Recording:
     """Records the answers of one reply as turns of the session, each once."""
 
     session: LiveSession
-    reply: Reply
+    reply: GrowingReply
     request: ChatRequest
-    sheet: Sheet
+    shared: SharedFields
     prompt: Prompt
     started: float
     version: int
@@ -367,7 +374,7 @@ class _Recording:
                 logprobs=[token.logprob for token in choice.tokens],
                 finish_reason=choice.finish_reason or "cancelled",
                 weights_version=self.version,
-                reply=as_message(done, self.sheet, choice.index),
+                reply=as_message(done, self.shared, choice.index),
                 continues=self.prompt.continues,
                 drift=self.prompt.drift,
                 temperature=self.reply.sampling.temperature,
@@ -377,7 +384,9 @@ class _Recording:
             self.session.add(turn, self.prompt, self.reply.sampling.limit)
 
 
-def _stream(reply: Reply, request: ChatRequest, writer: Writer, record: _Recording) -> Response:
+def _stream(
+    reply: GrowingReply, request: ChatRequest, writer: Writer, record: _Recording
+) -> Response:
     chunks = events(reply, request, writer, refusal=as_refusal, at_end=record.end)
     headers = [("content-type", "text/event-stream"), ("cache-control", "no-cache")]
     return Response(200, headers, chunks)

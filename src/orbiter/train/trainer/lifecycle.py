@@ -86,6 +86,7 @@ class Lifecycle:
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Be EVALUATING inside the block, and COMPLETE after it; before training, as it was."""
+        # An evaluation of the untrained model must not count as the end of a training.
         done = self.state if self.state in _BEFORE_TRAINING else TrainerState.COMPLETE
         return self._doing("evaluate", TrainerState.EVALUATING, done)
 
@@ -99,6 +100,8 @@ class Lifecycle:
     @contextmanager
     def _doing(self, what: str, state: TrainerState, done: TrainerState) -> Iterator[None]:
         self.refuse_unless_idle(what)
+        # A context variable follows the tasks that the work starts, which a flag on the trainer
+        # could not.
         earlier, outside = self.state, _INSIDE.get()
         self._work = object()
         # A tuple, because the work of one trainer may run another trainer.

@@ -64,6 +64,7 @@ class Trainer(ABC):
         super().__init_subclass__(**kwargs)
         for name, start in (("train", _train), ("evaluate", _evaluate)):
             method = getattr(cls, name)
+            # An inherited method is wrapped already; wrapping it again would run the checks twice.
             entered = getattr(method, _UNDER_LIFECYCLE, None) is method
             if not entered and not getattr(method, "__isabstractmethod__", False):
                 setattr(cls, name, _under_lifecycle(name, method, start))
@@ -180,6 +181,8 @@ def _under_lifecycle(
         self: Trainer, *args: object, **kwargs: object
     ) -> TrainMetrics | Awaitable[TrainMetrics]:
         if not self._lifecycle.is_inside():
+            # Bound here, so that a wrong argument is a TypeError at the call and not in the middle
+            # of a run.
             return start(self, method, inspect.signature(method).bind(self, *args, **kwargs))
         if name == "train" and self.state is not TrainerState.TRAINING:
             raise StateError(

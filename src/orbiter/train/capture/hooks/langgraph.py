@@ -21,7 +21,7 @@ Foreign = Any
 _BRANCH = ("langgraph_node", "langgraph_step", "langgraph_checkpoint_ns")
 
 
-class _Tool(NamedTuple):
+class _RunningTool(NamedTuple):
     name: str
     call_id: str | None
     started: float
@@ -52,7 +52,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._asking: dict[object, dict[str, Any]] = {}
-        self._tools: dict[object, _Tool] = {}
+        self._tools: dict[object, _RunningTool] = {}
 
     def on_chat_model_start(self, *_: object, run_id: object, **context: Any) -> None:  # noqa: ANN401
         if CURRENT.get() is not None:
@@ -84,7 +84,7 @@ class _Watcher:
         if CURRENT.get() is not None:
             name = (serialized or {}).get("name") or context.get("name") or "tool"
             now = time.perf_counter()
-            self._tools[run_id] = _Tool(name, context.get("tool_call_id"), time.time(), now)
+            self._tools[run_id] = _RunningTool(name, context.get("tool_call_id"), time.time(), now)
 
     def on_tool_end(self, output: Foreign, *, run_id: object, **_: object) -> None:
         # A tool's error that langchain handled is a result with this status, not an exception.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.agents.environments import Tool
-from orbiter.train.agents.environments.tools import ToolError
+from orbiter.train.agents.environments.tools import ToolError, decode_arguments
 from orbiter.train.demo.multi_turn import apis
 from orbiter.train.demo.multi_turn.tasks import MODULES, MultiTurnTask, task_of, tool_schemas
 from orbiter.train.errors import CallbackError, StateError
@@ -91,12 +91,7 @@ class MultiTurn:
         name: str = schema["name"]
 
         async def run(arguments: str) -> str:
-            try:
-                given = json.loads(arguments or "{}")
-            except (ValueError, RecursionError) as error:
-                raise ToolError(f"wrong arguments for {name}: {error}") from error
-            if not isinstance(given, dict):
-                raise ToolError(f"wrong arguments for {name}: they must be an object")
+            given = decode_arguments(arguments, dict[str, Any], name)
             self._calls += 1
             if self._calls > CALLS:
                 self.done = True
@@ -133,7 +128,10 @@ class _Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            # asyncio's default of 64 KiB would cut off the content of a long file.
             limit=LINE_BYTES,
+            # The code of the tools comes from the wheel, and must not find the keys of this
+            # machine.
             env={},
         )
         child = cls(process)
@@ -175,6 +173,7 @@ class _Child:
             streams.stdin.write(json.dumps(request).encode() + b"\n")
             await streams.stdin.drain()
             line = await asyncio.wait_for(streams.stdout.readline(), SECONDS)
+        # What the child would answer later would be taken for the answer to the next request.
         except TimeoutError:
             await self.close()
             raise

@@ -185,7 +185,7 @@ def _layer(
     )
 
 
-class Adapter(NamedTuple):
+class LoraAdapter(NamedTuple):
     """A LoRA adapter: W + scale * B A."""
 
     a: Float[Tensor, "r in"]
@@ -193,13 +193,15 @@ class Adapter(NamedTuple):
     scale: float
 
 
-def _adapters(module: Any) -> Iterator[Adapter]:  # noqa: ANN401 - peft's classes, or torch's own
+def _adapters(module: Any) -> Iterator[LoraAdapter]:  # noqa: ANN401 - peft's classes, or torch's own
     """Yield the active adapters of a module in peft's layout; a plain layer has none."""
     # Disabled adapters are how the frozen reference is read from the same model.
     if not hasattr(module, "lora_A") or module.disable_adapters:
         return
     for name in module.active_adapters:
-        yield Adapter(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+        yield LoraAdapter(
+            module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+        )
 
 
 def _base(module: Any) -> nn.Linear:  # noqa: ANN401 - peft's classes, or torch's own
