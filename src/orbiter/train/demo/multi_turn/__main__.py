@@ -29,7 +29,7 @@ class ConversationCounts:
     """How large a run is."""
 
     model: str = "smollm2-135m"
-    classes: Sequence[str] = ("GorillaFileSystem",)
+    classes: Sequence[str] = ("TradingBot",)
     """Conversations whose tools all belong to these classes."""
     shown_share: float = 0.4
     """Share of the conversations that are imitated."""

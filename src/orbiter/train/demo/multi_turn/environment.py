@@ -30,7 +30,8 @@ class MultiTurn:
 
     The policy calls tools, and its first answer without a call ends a turn of the user. The reward
     is the share of turns, counted from the first, that were right without a wrong one before; a
-    conversation counts as solved on the leaderboard exactly when that is 1.
+    conversation counts as solved on the leaderboard exactly when that is 1. A wrong turn therefore
+    settles the reward, and the episode ends there.
     """
 
     def __init__(self, wheel: Path | None = None) -> None:
@@ -62,7 +63,11 @@ class MultiTurn:
         return [self._tool(schema) for schema in self._schemas]
 
     async def on_answer(self, text: str) -> str | None:
-        """End a turn of the user: check it, and return the next request; None after the last."""
+        """End a turn of the user; return the next request, or None after a wrong or the last turn.
+
+        Whatever follows a wrong turn cannot change the reward: its tokens would take most of the
+        time of a weak policy's episode, and only add noise to the gradient.
+        """
         del text  # the leaderboard judges the state, not the text of the answer
         task, child = self._begun()
         right = await child.check(task.right[self._turn])
@@ -70,7 +75,9 @@ class MultiTurn:
         self._wrong |= not right
         self._right += not self._wrong
         self._turn, self._calls = self._turn + 1, 0
-        return task.questions[self._turn] if self._turn < len(task.questions) else None
+        if self._wrong or self._turn == len(task.questions):
+            return None
+        return task.questions[self._turn]
 
     def get_reward(self) -> float:
         """Return the share of turns that were right before the first wrong one."""
