@@ -2,7 +2,8 @@
 
 Each child leads a session. When the block or the call ends, what is left of the session is killed,
 so that nothing that a child has started outlives the test either. A test process that is killed,
-as pytest-xdist does with its workers on Ctrl-C, has no time for that: then Linux sends its children SIGTERM.
+as pytest-xdist does with its workers on Ctrl-C, has no time for that: then Linux sends its
+children SIGTERM.
 """
 
 from __future__ import annotations
