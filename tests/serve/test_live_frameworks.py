@@ -18,9 +18,9 @@ from orbiter.train.capture.transport import answered_by
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.thread import work
 from orbiter.train.serve import batching
-from orbiter.train.serve.batching import AnswerRow
 from orbiter.train.serve.live import LivePolicy
 from orbiter.train.serve.reply import DrawnToken
+from orbiter.train.serve.rows import AnswerRow
 from tests.serve.test_live import assert_exact
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own
@@ -58,7 +58,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
             drawn.append(DrawnToken(token, float(scores[place, token]), []))
         return drawn
 
-    monkeypatch.setattr(batching, "_draw", draw)
+    monkeypatch.setattr(batching, "draw", draw)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
 

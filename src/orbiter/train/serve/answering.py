@@ -11,6 +11,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from orbiter.train.chat.message import Message
@@ -34,6 +35,9 @@ class RequestQueue(Protocol):
 
     def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Queue a request."""
+
+    def announced(self) -> AbstractContextManager[None]:
+        """Announce a request for as long as its prompt is being written."""
 
 
 Q = TypeVar("Q", bound=RequestQueue)

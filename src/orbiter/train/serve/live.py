@@ -6,6 +6,7 @@
         async for chunk in answer.chunks: ...
         session.close()                     # later calls get 410
         session.turns                       # ids, log probabilities, version: what to train on
+        await live.release()                # frees memory for the update, if it is needed
         ...                                 # update the weights; then, before the next answer:
         await live.refresh()
 
@@ -161,6 +162,13 @@ class LivePolicy:
         It waits for active answers, and clears the prefix cache.
         """
         await asyncio.wrap_future(self.submit(self._batcher.refresh()))
+
+    async def release(self) -> None:
+        """Free the memory of the prepared weights and of all caches, for an update.
+
+        Until `refresh`, every model call fails with `StaleWeightsError`.
+        """
+        await asyncio.wrap_future(self.submit(self._batcher.release()))
 
     async def __aenter__(self) -> Self:
         """Start the decode loop on its thread."""

@@ -19,6 +19,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -168,6 +169,10 @@ class _Requests:
         # A task keeps `submit` synchronous, as that of the decode loop is.
         reply.asking = asyncio.get_running_loop().create_task(self._ask(reply))
         return reply
+
+    def announced(self) -> AbstractContextManager[None]:
+        """Do nothing: the engine elsewhere makes its own batches."""
+        return nullcontext()
 
     async def _ask(self, reply: GrowingReply) -> None:
         try:

@@ -81,7 +81,7 @@ class GrowingReply:
         self.error: Exception | None = None
         self.left = False
         """Whether no client waits for it any more."""
-        self._policy, self._news = policy, asyncio.Event()
+        self._policy, self._news, self._end = policy, asyncio.Event(), asyncio.Event()
         self.choices = [
             GrowingAnswer(index, AnswerText(self._decode, sampling.stops))
             for index in range(sampling.n)
@@ -112,8 +112,10 @@ class GrowingReply:
         Raises:
             Exception: as for `changed`.
         """
-        while not self.done:
-            await self.changed()
+        # Not by `changed`, which wakes its caller at every token.
+        await self._end.wait()
+        if self.error is not None and not self.done:
+            raise self.error
 
     def leave(self) -> None:
         """Abandon the reply: its rows are dropped before the next step."""
@@ -135,7 +137,7 @@ class GrowingReply:
             cut = choice.text.finish()
         if ended or cut or full:
             choice.finish_reason = "stop" if ended or cut else "length"
-        self._news.set()
+        self._report()
 
     def end(self, choice: GrowingAnswer) -> None:
         """End an answer that gets no more tokens, for a reason that its tokens do not show."""
@@ -143,12 +145,18 @@ class GrowingReply:
             full = len(choice.tokens) >= self.sampling.max_new_tokens
             choice.text.finish()
             choice.finish_reason = "length" if full else "stop"
-        self._news.set()
+        self._report()
 
     def fail(self, error: Exception) -> None:
         """End the reply with an error."""
         self.error = error
+        self._report()
+
+    def _report(self) -> None:
+        """Wake the tasks that wait for a change."""
         self._news.set()
+        if self.done or self.error is not None:
+            self._end.set()
 
     def _spell(self, choice: GrowingAnswer, token_id: int, *, live: bool) -> bool:
         if live:

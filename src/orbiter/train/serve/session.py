@@ -159,6 +159,8 @@ class LiveSession:
         """Answer a request from any event loop."""
         # The caller may be on any loop; the work itself runs on the decode loop's thread.
         answered = await asyncio.wrap_future(self._live.submit(self._answer(path, headers, body)))
+        if isinstance(answered.chunks, _Whole):
+            return answered
 
         async def chunks() -> AsyncIterator[bytes]:
             try:
@@ -178,6 +180,8 @@ class LiveSession:
     ) -> BlockingResponse:
         """Answer a request and block the calling thread meanwhile."""
         answered = self._live.submit(self._answer(path, headers, body)).result()
+        if isinstance(answered.chunks, _Whole):
+            return BlockingResponse(answered.status, answered.headers, iter(answered.chunks.left))
 
         def chunks() -> Iterator[bytes]:
             try:
@@ -237,11 +241,12 @@ class LiveSession:
         answering.check_length(request)
         chat, tools = request.chat, request.offered
         # Rendering runs beside the decode loop, which goes on drawing meanwhile.
-        prompt = await answering.beside(self._splicer.prompt, chat, tools)
-        sampling = self._sampling(request, prompt)
-        # Checked again: the episode may have been closed during the await.
-        self._check_open()
-        reply = answering.submit(prompt.token_ids, sampling)
+        with answering.batcher.announced():
+            prompt = await answering.beside(self._splicer.prompt, chat, tools)
+            sampling = self._sampling(request, prompt)
+            # Checked again: the episode may have been closed during the await.
+            self._check_open()
+            reply = answering.submit(prompt.token_ids, sampling)
         self._replies.add(reply)
         key = f"{sampling.seed & (1 << 64) - 1:016x}"
         shared = SharedFields(key, int(started), request.model)
@@ -389,15 +394,26 @@ def _stream(
 
 def _json(status: int, body: object) -> Response:
     encoded = msgspec.json.encode(body)
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield encoded
-
     headers = [("content-type", "application/json"), ("content-length", str(len(encoded)))]
     if status >= 400:
         # OpenAI's and Anthropic's clients obey this header
         headers.append(("x-should-retry", "false"))
-    return Response(status, headers, chunks())
+    return Response(status, headers, _Whole([encoded]))
+
+
+class _Whole:
+    """A body that is complete, so that its reader need not ask the decode loop's thread for it."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self.left = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop(0)
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

@@ -129,6 +129,8 @@ class Episodes(SampleSource):
             tasks.items, chosen.episodes, chosen.scores, credited.advantages, credited.by_turn
         )
         await work(note, session, taught, metrics, records)
+        # All answers of the step are drawn; the update has their memory until `refresh`.
+        await self.live.release()
 
     async def _play(
         self, step: int, places: Sequence[int], offset: int, journal: EpisodeJournal | None
