@@ -88,14 +88,14 @@ def _check_one_scale(judgements: Sequence[Judgement]) -> None:
     shares = [
         rater
         for rater, values in ratings.items()
-        if 0 <= min(values) and max(values) <= 1 and any(0 < value < 1 for value in values)
+        if min(values) >= 0 and max(values) <= 1 and any(0 < value < 1 for value in values)
     ]
     higher = [rater for rater, values in ratings.items() if max(values) > 1]
     if shares and higher:
         raise DataError(
             f"the ratings are on two scales: {shares[0]!r} rates from 0 to 1, and {higher[0]!r} "
-            f"gave {max(ratings[higher[0]]):g}; merge the labels of judges and of people apart, and "
-            "compare a judge with people by orbiter.train.judging.calibrate"
+            f"gave {max(ratings[higher[0]]):g}; merge the labels of judges apart from "
+            "those of people; orbiter.train.judging.calibrate compares a judge with people"
         )
 
 
