@@ -79,6 +79,24 @@ def test_equal_models_use_all_items_and_decide_nothing() -> None:
     assert found.verdict == "undecided"
 
 
+def test_models_that_agree_on_all_items_so_far_are_not_known_to_be_equal() -> None:
+    """Also where rewards are graded, so that their differences show no spread at all."""
+
+    def graded(output: str, item: TrajectoryItem) -> float:
+        return float(item.state.split()[-1]) % 3
+
+    same = Scripted("same", always)
+    compared = asyncio.run(
+        compare(
+            same, same, items_of(100), [RewardSpec("graded", fn=graded)],
+            require=["reward >= 0", "reward >= -0.2"],
+        )
+    )  # fmt: skip
+    assert compared.difference.low < 0 < compared.difference.high
+    assert [checked.verdict for checked in compared.requirements] == ["undecided", "met"]
+    assert not compared.stopped_early
+
+
 def test_a_worse_model_is_refused_as_soon_as_it_is_known() -> None:
     found = run(always, lambda n: n % 2 == 0, require=["reward > 0"])
     assert found.verdict == "not met"
