@@ -14,6 +14,7 @@ from orbiter.train.errors import CallbackError, ConfigError, DataError, StorageE
 from orbiter.train.llm import Answer, Message
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig
+from tests.preference.saved import saved_reward_model
 
 
 class Scripted:
@@ -271,6 +272,14 @@ def test_a_damaged_model_is_found_before_the_other_one_works(tmp_path: Path) -> 
     old = Scripted("old", always)
     with pytest.raises(StorageError, match="model"):
         asyncio.run(compare(old, tmp_path, items_of(60), REWARDS))
+    assert len(old.asked) <= 1
+
+
+async def test_a_reward_model_is_found_before_the_other_one_works(tmp_path: Path) -> None:
+    old, folder = Scripted("old", always), await saved_reward_model(tmp_path / "liked")
+    for models in ((old, folder), (folder, old)):
+        with pytest.raises(StorageError, match="holds a reward model, which scores answers"):
+            await compare(*models, items_of(60), REWARDS)
     assert len(old.asked) <= 1
 
 
