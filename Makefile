@@ -63,11 +63,12 @@ FRAMEWORKS := anthropic langchain-openai langgraph openai openai-agents 'pydanti
 .venv-verl/.ok: pyproject.toml constraints-verl.txt
 	@echo "== installing verl and Ray into .venv-verl: a few minutes the first time"
 	$(PYTHON) -m venv --clear .venv-verl
-	$(VERL) -m pip install --disable-pip-version-check --progress-bar off -c constraints-verl.txt -e '.[verl]' beartype hypothesis pytest pytest-asyncio pytest-timeout $(FRAMEWORKS)
+	$(VERL) -m pip install --disable-pip-version-check --progress-bar off -c constraints-verl.txt -e '.[verl]' beartype hypothesis pytest pytest-asyncio pytest-timeout pytest-xdist $(FRAMEWORKS)
 	touch $@
 
+# Most of a run is the start of its ten processes, one after the other: two runs at a time fill two cores.
 test-verl: .venv-verl/.ok
-	$(VERL) -m pytest tests/verl_cluster --durations=8
+	$(VERL) -m pytest tests/verl_cluster -n 2 --dist loadfile --durations=8
 
 # Style, types and layers.
 lint: .venv/.dev-ok

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
+from trl_peer import trl_settings
 from turns import Race, await_turn, race, say_peak, tell, versions
 
 TASKS = 2
@@ -363,7 +364,7 @@ def work_trl(case: Case, steps: int) -> None:
         ),
         callbacks=[Turns()],
         args=GRPOConfig(
-            output_dir=os.path.join(os.environ.get("TMPDIR", "."), "bench-agents-trl"),
+            **trl_settings("agents", case.dtype, steps, learning_rate=case.learning_rate),
             per_device_train_batch_size=case.group * TASKS,
             gradient_accumulation_steps=1,
             num_generations=case.group,
@@ -373,19 +374,10 @@ def work_trl(case: Case, steps: int) -> None:
                 "max_new_tokens": case.answer_tokens,
                 "min_new_tokens": case.answer_tokens,
             },
-            max_steps=steps,
-            learning_rate=case.learning_rate,
             lr_scheduler_type="constant",
             seed=case.seed,
-            bf16=case.dtype == "bfloat16",
-            gradient_checkpointing=False,
             shuffle_dataset=False,
-            use_cpu=True,
             beta=0.0,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
         ),
     )
     turn = trainer._generate_single_turn

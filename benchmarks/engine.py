@@ -4,20 +4,17 @@
     python benchmarks/engine.py --cases tiny bf16 --steps 6
 
 Both run the same model, prompts, group size, lengths, threads and arithmetic, each in a process
-of its own (so that peak memory can be told apart) and only when it is its turn. There is no KL,
+of its own (so that peak memory can be measured apart) and only when it is its turn. There is no KL,
 and gradient checkpointing is off in both but for `demo`, which has TRL's default, where it is on;
-`demo-best` is the same without. Those two take the demo's real requests and its policy behind SFT
+`demo-best` is the same without. Those two take the demo's real requests and its policy after SFT
 (made on first use), four other requests a step. TRL is the `bench` extra (trl==1.16.0).
-CPU seconds stand beside wall seconds: on a shared machine they are the steadier of the two.
+CPU seconds are printed beside wall seconds: on a shared machine they are the steadier of the two.
 """
 
 # ruff: noqa: ANN401 - what TRL, torch and a JSON line hand over has no types
 
 from __future__ import annotations
 
-import argparse
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +22,6 @@ from typing import Any
 import torch
 
 from demo_policy import demo_policy, demo_prompts, demo_reward
-from machine import machine
 from orbiter.train.engine.batch import collate
 from orbiter.train.engine.forward.fast import FastDecoder
 from orbiter.train.engine.forward.generic import GenericDecoder
@@ -36,7 +32,9 @@ from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import update
 from orbiter.train.rl.advantage import group_relative_advantage
-from turns import Race, await_turn, race, say_peak, tell, timed, versions, wrap
+from trl_peer import Numbers, make_turns, run_cases, trl_settings
+from trl_peer import step as timed_step
+from turns import say_peak, timed, wrap
 
 GROUP = 8
 TRL_ROWS = 16
@@ -60,7 +58,7 @@ class Case:
     lora_rank: int = 0
     path: str = "auto"
     checkpointing: bool = False
-    """Whether TRL computes activations anew on the way back, which it does unless told not to."""
+    """Whether TRL recomputes activations in the backward pass, which is its default."""
     target: float = 0.0
     """How many times TRL's tokens a second (the demo's: samples a second) are asked for."""
 
@@ -86,24 +84,16 @@ CASES = {
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    arguments.add_argument("--steps", type=int, default=6)
-    arguments.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
-    if options.worker:
-        engine, name = options.worker
-        {"ours": work_ours, "trl": work_trl}[engine](CASES[name], options.steps)
-        return
-    print(f"{machine()}, {versions()}")
-    for name in options.cases:
-        case = CASES[name]
-        if case.real:
-            demo_policy()
-        title = f"{name}: {case}"
-        measure = "samples" if case.real else "tokens"
-        parts = (case.threads, case.dtype, case.target, measure)
-        race(Race(__file__, name, title, *parts), options.steps)
+    workers = {"ours": work_ours, "trl": work_trl}
+    run_cases(__file__, __doc__, CASES, workers, prepare=prepare)
+
+
+def prepare(case: Case) -> str:
+    """Make the policy of the demo's cases; return what is counted a second."""
+    if not case.real:
+        return "tokens"
+    demo_policy()
+    return "samples"
 
 
 def reward_of(case: Case) -> Callable[[str, str], float]:
@@ -154,24 +144,19 @@ def work_ours(case: Case, steps: int) -> None:
     for step in range(steps):
         asked = texts[step * case.prompts : (step + 1) * case.prompts]
         prompts = [policy.tokenizer(text)["input_ids"] for text in asked]
-        await_turn()
         seconds.clear()
-        wall, cpu = time.perf_counter(), time.process_time()
-        with timed(seconds, "sample"):
-            rollouts = sample(policy, prompts, n=GROUP, max_new_tokens=case.new_tokens, seed=step)
-        with timed(seconds, "reward"):
-            rewards = [judge(asked[at // GROUP], each.text) for at, each in enumerate(rollouts)]
-        advantage = group_relative_advantage(torch.tensor(rewards).view(-1, GROUP)).flatten()
-        batch = collate(rollouts, advantage=advantage)
-        with timed(seconds, "update"):
-            update(policy, batch, optimiser, PolicyObjective())
-        tell(
-            tokens=int(batch.mask.sum()),
-            samples=len(rollouts),
-            wall=time.perf_counter() - wall,
-            cpu=time.process_time() - cpu,
-            **seconds,
-        )
+        with timed_step() as numbers:
+            with timed(seconds, "sample"):
+                rollouts = sample(
+                    policy, prompts, n=GROUP, max_new_tokens=case.new_tokens, seed=step
+                )
+            with timed(seconds, "reward"):
+                rewards = [judge(asked[at // GROUP], each.text) for at, each in enumerate(rollouts)]
+            advantage = group_relative_advantage(torch.tensor(rewards).view(-1, GROUP)).flatten()
+            batch = collate(rollouts, advantage=advantage)
+            with timed(seconds, "update"):
+                update(policy, batch, optimiser, PolicyObjective())
+            numbers.update(tokens=int(batch.mask.sum()), samples=len(rollouts), **seconds)
     say_peak()
 
 
@@ -179,35 +164,24 @@ def work_trl(case: Case, steps: int) -> None:
     """Take GRPO steps with TRL's trainer at its best settings for this case."""
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(case.threads)
     loaded = load_model(demo_policy() if case.real else case.model, device="cpu")
     seconds: dict[str, float] = {}
-    began = {"wall": 0.0, "cpu": 0.0, "tokens": 0.0}
+    tokens: list[int] = []
 
-    class Turns(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
-        """Hold the trainer between steps."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            await_turn()
-            seconds.clear()
-            began.update(wall=time.perf_counter(), cpu=time.process_time(), tokens=0.0)
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            tell(
-                tokens=began["tokens"],
-                samples=case.prompts * GROUP,
-                wall=time.perf_counter() - began["wall"],
-                cpu=time.process_time() - began["cpu"],
-                **seconds,
-            )
+    def numbers() -> Numbers:
+        """Return the numbers of the step that has ended, and begin those of the next one."""
+        taken = {"tokens": sum(tokens), "samples": case.prompts * GROUP, **seconds}
+        tokens.clear()
+        seconds.clear()
+        return taken
 
     judge = reward_of(case)
 
     def score(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        began["tokens"] += sum(len(row) for row in columns["completion_ids"])
+        tokens.extend(len(row) for row in columns["completion_ids"])
         return [judge(*each) for each in zip(prompts, completions, strict=True)]
 
     lora = LoraConfig(
@@ -222,24 +196,15 @@ def work_trl(case: Case, steps: int) -> None:
         reward_funcs=score,
         train_dataset=Dataset.from_dict({"prompt": prompts_of(case, loaded.tokenizer, steps)}),
         peft_config=lora if case.lora_rank else None,
-        callbacks=[Turns()],
+        callbacks=[make_turns(numbers)],
         args=GRPOConfig(
-            output_dir=os.path.join(os.environ.get("TMPDIR", "."), "bench-engine-trl"),
+            **trl_settings("engine", case.dtype, steps, gradient_checkpointing=case.checkpointing),
             per_device_train_batch_size=min(TRL_ROWS, case.prompts * GROUP),
             gradient_accumulation_steps=max(1, case.prompts * GROUP // TRL_ROWS),
             num_generations=GROUP,
             max_completion_length=case.new_tokens,
-            max_steps=steps,
-            learning_rate=1e-6,
-            bf16=case.dtype == "bfloat16",
-            gradient_checkpointing=case.checkpointing,
             shuffle_dataset=False,
-            use_cpu=True,
             beta=0.0,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
         ),
     )
     wrap(trainer, "_generate_single_turn", seconds, "sample")

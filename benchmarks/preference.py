@@ -16,16 +16,13 @@ is the `bench` extra (trl==1.16.0).
 
 from __future__ import annotations
 
-import argparse
 import copy
-import os
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from engine import TEXT
-from machine import machine
-from turns import Race, await_turn, race, say_peak, tell, versions
+from trl_peer import before_updates, make_turns, run_cases, step, trl_settings
+from turns import say_peak
 
 CALLS = [(96, 24, 32), (128, 32, 24), (160, 40, 32), (200, 32, 40)]
 """Tokens of prompt, better and worse answer of a step's pairs: tool calls after a long prompt."""
@@ -62,20 +59,7 @@ CASES = {
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    arguments.add_argument("--steps", type=int, default=6)
-    arguments.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
-    if options.worker:
-        engine, name = options.worker
-        {"ours": work_ours, "trl": work_trl}[engine](CASES[name], options.steps)
-        return
-    print(f"{machine()}, {versions()}")
-    for name in options.cases:
-        case = CASES[name]
-        title = f"{name}: {case}"
-        race(Race(__file__, name, title, case.threads, case.dtype, case.target), options.steps)
+    run_cases(__file__, __doc__, CASES, {"ours": work_ours, "trl": work_trl})
 
 
 def pairs(tokenizer: Any, case: Case) -> list[tuple[list[int], list[int], list[int]]]:
@@ -132,17 +116,12 @@ def work_ours(case: Case, steps: int) -> None:
     ref = reference()
     config = PreferenceConfig(model=case.model)
     for _ in range(steps):
-        await_turn()
-        wall, cpu = time.perf_counter(), time.process_time()
-        if not case.precomputed:
-            ref = reference()
-        update(policy, batch_of(units), optimiser, PairObjective(config=config, ref_logprob=ref))
-        tell(
-            tokens=case.tokens,
-            samples=len(units),
-            wall=time.perf_counter() - wall,
-            cpu=time.process_time() - cpu,
-        )
+        with step() as numbers:
+            if not case.precomputed:
+                ref = reference()
+            objective = PairObjective(config=config, ref_logprob=ref)
+            update(policy, batch_of(units), optimiser, objective)
+            numbers.update(tokens=case.tokens, samples=len(units))
     say_peak()
 
 
@@ -151,31 +130,14 @@ def work_trl(case: Case, steps: int) -> None:
     import torch
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
-    from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     from orbiter.train.engine.models.load import load_model
 
     torch.set_num_threads(case.threads)
     loaded = load_model(case.model, device="cpu")
-    began = {"wall": 0.0, "cpu": 0.0}
 
-    class Turns(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
-        """Hold the trainer between updates."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            await_turn()
-            began.update(wall=time.perf_counter(), cpu=time.process_time())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            tell(
-                tokens=case.tokens,
-                samples=len(case.pairs),
-                wall=time.perf_counter() - began["wall"],
-                cpu=time.process_time() - began["cpu"],
-            )
-
-    class Prepared(DPOTrainer):  # type: ignore[misc]  # as above
+    class Prepared(DPOTrainer):  # type: ignore[misc]  # TRL is not typed here
         """TRL's trainer, on pairs that are token ids already."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -193,30 +155,19 @@ def work_trl(case: Case, steps: int) -> None:
         ref_model=None if case.precomputed else copy.deepcopy(loaded.model),
         processing_class=loaded.tokenizer,
         train_dataset=Dataset.from_list(rows * steps),
-        callbacks=[Turns()],
+        callbacks=[make_turns(lambda: {"tokens": case.tokens, "samples": len(rows)})],
         args=DPOConfig(
-            output_dir=os.path.join(os.environ.get("TMPDIR", "."), "bench-dpo-trl"),
+            **trl_settings("dpo", case.dtype, steps),
             per_device_train_batch_size=len(rows),
             precompute_ref_log_probs=case.precomputed,
             max_length=None,
-            max_steps=steps,
-            learning_rate=1e-6,
-            bf16=case.dtype == "bfloat16",
-            gradient_checkpointing=False,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
         ),
     )
-    inner = trainer.training_step
 
-    def counted(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+    def check(inputs: Any) -> None:
         assert int(inputs["attention_mask"].sum()) == case.tokens, "both run the same tokens"
-        return inner(model, inputs, *rest, **named)
 
-    trainer.training_step = counted
+    before_updates(trainer, check)
     trainer.train()
     say_peak()
 

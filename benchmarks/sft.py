@@ -13,15 +13,12 @@ is its turn. TRL packs as it does by default ("bfd"). TRL is the `bench` extra
 
 from __future__ import annotations
 
-import argparse
-import os
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from engine import TEXT
-from machine import machine
-from turns import Race, await_turn, race, say_peak, tell, versions
+from trl_peer import before_updates, make_turns, run_cases, step, trl_settings
+from turns import say_peak
 
 LENGTHS = [(40, 24), (64, 32), (80, 32), (88, 40), (96, 32), (104, 40), (120, 40), (160, 32)]
 """Tokens of prompt and answer of the items of one update: 1,024 in all."""
@@ -48,20 +45,7 @@ CASES = {
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    arguments.add_argument("--steps", type=int, default=6)
-    arguments.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
-    if options.worker:
-        engine, name = options.worker
-        {"ours": work_ours, "trl": work_trl}[engine](CASES[name], options.steps)
-        return
-    print(f"{machine()}, {versions()}")
-    for name in options.cases:
-        case = CASES[name]
-        title = f"{name}: {case}"
-        race(Race(__file__, name, title, case.threads, case.dtype, case.target), options.steps)
+    run_cases(__file__, __doc__, CASES, {"ours": work_ours, "trl": work_trl})
 
 
 def items(tokenizer: Any) -> list[tuple[list[int], list[int]]]:
@@ -92,16 +76,10 @@ def work_ours(case: Case, steps: int) -> None:
     optimiser = make_optimiser(policy, learning_rate=1e-6)
     pairs = items(loaded.tokenizer)
     for _ in range(steps):
-        await_turn()
-        wall, cpu = time.perf_counter(), time.process_time()
-        batch = collate([given(prompt, answer) for prompt, answer in pairs])
-        update(policy, batch, optimiser, ImitationObjective())
-        tell(
-            tokens=TOKENS,
-            samples=len(pairs),
-            wall=time.perf_counter() - wall,
-            cpu=time.process_time() - cpu,
-        )
+        with step() as numbers:
+            batch = collate([given(prompt, answer) for prompt, answer in pairs])
+            update(policy, batch, optimiser, ImitationObjective())
+            numbers.update(tokens=TOKENS, samples=len(pairs))
     say_peak()
 
 
@@ -109,31 +87,14 @@ def work_trl(case: Case, steps: int) -> None:
     """Take updates with TRL's trainer, one pack of tokens each."""
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from orbiter.train.engine.models.load import load_model
 
     torch.set_num_threads(case.threads)
     loaded = load_model(case.model, device="cpu")
-    began = {"wall": 0.0, "cpu": 0.0}
-
-    class Turns(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
-        """Hold the trainer between updates."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            await_turn()
-            began.update(wall=time.perf_counter(), cpu=time.process_time())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            tell(
-                tokens=seen.pop(),
-                samples=len(LENGTHS),
-                wall=time.perf_counter() - began["wall"],
-                cpu=time.process_time() - began["cpu"],
-            )
-
-    seen: list[int] = []
+    tokens: list[int] = []
+    """Of the update in progress: what TRL packs decides it."""
     rows = [
         {
             "input_ids": prompt + answer,
@@ -145,31 +106,16 @@ def work_trl(case: Case, steps: int) -> None:
         model=loaded.model,
         processing_class=loaded.tokenizer,
         train_dataset=Dataset.from_list(rows * steps),
-        callbacks=[Turns()],
+        callbacks=[make_turns(lambda: {"tokens": tokens.pop(), "samples": len(LENGTHS)})],
         args=SFTConfig(
-            output_dir=os.path.join(os.environ.get("TMPDIR", "."), "bench-sft-trl"),
+            **trl_settings("sft", case.dtype, steps),
             per_device_train_batch_size=1,
             packing=True,
             max_length=TOKENS,
-            max_steps=steps,
-            learning_rate=1e-6,
             completion_only_loss=True,
-            bf16=case.dtype == "bfloat16",
-            gradient_checkpointing=False,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
         ),
     )
-    inner = trainer.training_step
-
-    def counted(model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
-        seen.append(inputs["input_ids"].numel())
-        return inner(model, inputs, *rest, **named)
-
-    trainer.training_step = counted
+    before_updates(trainer, lambda inputs: tokens.append(inputs["input_ids"].numel()))
     trainer.train()
     say_peak()
 

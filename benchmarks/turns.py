@@ -1,7 +1,7 @@
-"""Two engines in turn, each in a process of its own: how a benchmark hears what they take.
+"""Runs two engines in turn, each in its own process, and reads from them what each step took.
 
-A worker sets itself up, then waits for "go" on its standard input, takes a step and tells about it.
-Left out: what a step is, which the benchmarks say.
+A worker sets itself up, then waits for "go" on its standard input, takes a step and reports it.
+The benchmarks define what a step is.
 """
 
 # ruff: noqa: ANN401 - a wrapped method takes and returns anything
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
-"""Of the workers: nothing is looked up on the way."""
+"""Environment of the workers: nothing is downloaded during a measurement."""
 ANSWER = "answer: "
 """Marks a worker's lines among those that libraries print."""
 ENGINES = ("trl", "ours")
@@ -33,7 +33,7 @@ class Race:
     """A case that both engines run."""
 
     script: str
-    """The benchmark, which makes a worker of `--worker ENGINE CASE`."""
+    """The benchmark's file; with `--worker ENGINE CASE` it is the worker of one engine."""
     case: str
     title: str
     threads: int
@@ -116,31 +116,31 @@ def _start(race: Race, engine: str, steps: int) -> subprocess.Popen[str]:
 
 
 def _turn(worker: subprocess.Popen[str]) -> dict[str, float]:
-    """Let a worker take one step and tell about it."""
+    """Let a worker take one step; return its numbers."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write("go\n")
     worker.stdin.flush()
     for line in worker.stdout:
         if line.startswith(ANSWER):
-            told: dict[str, float] = json.loads(line.removeprefix(ANSWER))
-            return told
+            numbers: dict[str, float] = json.loads(line.removeprefix(ANSWER))
+            return numbers
     raise SystemExit("a worker died; is trl installed? (pip install 'orbiter-train[bench]')")
 
 
 def tell(**numbers: float) -> None:
-    """Answer the parent."""
+    """Send the numbers of a step to the parent."""
     print(ANSWER + json.dumps(numbers), flush=True)
 
 
 def await_turn() -> None:
-    """Wait until the parent says go; end with it."""
+    """Wait until the parent says "go"; end the process if the parent has ended."""
     if not sys.stdin.readline():
         raise SystemExit
 
 
 def say_peak() -> None:
-    """Tell the largest resident set at the end."""
+    """Send the largest resident set, in GB, when asked after the last step."""
     await_turn()
     tell(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
 

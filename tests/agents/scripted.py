@@ -10,8 +10,8 @@ from torch import Tensor
 
 from orbiter.train.engine.policy import Policy
 from orbiter.train.serve import batching
-from orbiter.train.serve.batching import Row
 from orbiter.train.serve.reply import DrawnToken
+from orbiter.train.serve.rows import AnswerRow
 
 Script = Callable[[str, int], str]
 """Returns the policy's next answer, given the text of its prompt and the seed of the answer."""
@@ -21,7 +21,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy, script: Script) ->
     """Draw the tokens of `script(prompt, seed)` instead of sampling; for byte-level tiny models."""
     end = policy.tokenizer.eos_token_id
 
-    def draw(logits: Tensor, rows: Sequence[Row]) -> list[DrawnToken]:
+    def draw(logits: Tensor, rows: Sequence[AnswerRow]) -> list[DrawnToken]:
         scores = logits.float().log_softmax(dim=-1)
         drawn = []
         for place, row in enumerate(rows):
@@ -31,7 +31,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy, script: Script) ->
             drawn.append(DrawnToken(token, float(scores[place, token]), []))
         return drawn
 
-    monkeypatch.setattr(batching, "_draw", draw)
+    monkeypatch.setattr(batching, "draw", draw)
 
 
 def tool_call(name: str, **arguments: object) -> str:

@@ -19,7 +19,7 @@ from orbiter.train.serve.live import LivePolicy
 from orbiter.train.verl import RewardSpec, VeRLConfig
 from orbiter.train.verl.episodes import credit_episodes, with_truncation
 from orbiter.train.verl.play import PlaySetting, ScoredEpisodes, play
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 from orbiter.train.verl.tasks import as_tasks
 from tests.agents.playing import ask, spread, tiny
 from tests.rl import by_hand
@@ -198,7 +198,7 @@ class Cut:
 
 def test_truncated_episodes_are_scored_masked_or_penalised() -> None:
     episodes: list[Any] = [Cut(r) for r in ("done", "max_turns", "context", "timeout")]
-    scores = Scores([1.0, 0.5, None, None], {"a": [1.0, 0.5, None, None]}, 0)
+    scores = SampleScores([1.0, 0.5, None, None], {"a": [1.0, 0.5, None, None]}, 0)
     assert with_truncation(scores, episodes, "score") == scores
     assert with_truncation(scores, episodes, "mask").total == [1.0, None, None, None]
     assert with_truncation(scores, episodes, -2).total == [1.0, -1.5, None, None]

@@ -345,12 +345,18 @@ async def test_a_plan_says_why_its_episodes_failed() -> None:
 
 async def test_episode_concurrency_bounds_the_episodes_that_are_played_together() -> None:
     playing, most = 0, 0
+    expected, all_here = 2, asyncio.Event()
 
     async def watched(task: str) -> str:
         nonlocal playing, most
         playing += 1
         most = max(most, playing)
+        if playing == expected:
+            all_here.set()
         try:
+            # The first ones wait for the others, however fast an episode is.
+            async with asyncio.timeout(60):
+                await all_here.wait()
             return await two_turns(task)
         finally:
             playing -= 1
@@ -358,7 +364,8 @@ async def test_episode_concurrency_bounds_the_episodes_that_are_played_together(
     one = trainer(watched, episode_concurrency=2)
     first = await one.train(["a", "b"])
     assert most == 2
-    most = 0
+    most, expected = 0, 6
+    all_here.clear()
     all_ = trainer(watched)
     second = await all_.train(["a", "b"])
     assert most == 6

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orbiter.train.chat.tool_calls import Call, parse_calls, settled
+from orbiter.train.chat.tool_calls import WrittenCall, parse_calls, settled
 
 NAMES = ["weather", "add"]
-GRAZ = Call("weather", {"city": "Graz"})
+GRAZ = WrittenCall("weather", {"city": "Graz"})
 HERMES = '<tool_call>{"name": "weather", "arguments": {"city": "Graz"}}</tool_call>'
 
 
@@ -23,16 +23,20 @@ HERMES = '<tool_call>{"name": "weather", "arguments": {"city": "Graz"}}</tool_ca
         (f"{HERMES}\n{HERMES}", "", [GRAZ, GRAZ]),
         (HERMES.removesuffix("</tool_call>"), "", [GRAZ]),
         (f"<tool_call>[{HERMES[11:-12]}, {HERMES[11:-12]}]</tool_call>", "", [GRAZ, GRAZ]),
-        (HERMES.replace("weather", "unknown"), "", [Call("unknown", {"city": "Graz"})]),
+        (HERMES.replace("weather", "unknown"), "", [WrittenCall("unknown", {"city": "Graz"})]),
         ('{"name": "weather", "arguments": {"city": "Graz"}}', "", [GRAZ]),
         ('{"name": "weather", "parameters": {"city": "Graz"}}', "", [GRAZ]),
         ('{"name": "weather", "arguments": "{\\"city\\": \\"Graz\\"}"}', "", [GRAZ]),
         ('```json\n{"name": "weather", "arguments": {"city": "Graz"}}\n```', "", [GRAZ]),
         ('weather(city="Graz")', "", [GRAZ]),
-        ('[weather(city="Graz"), add(a=-1, b=[2])]', "", [GRAZ, Call("add", {"a": -1, "b": [2]})]),
+        (
+            '[weather(city="Graz"), add(a=-1, b=[2])]',
+            "",
+            [GRAZ, WrittenCall("add", {"a": -1, "b": [2]})],
+        ),
     ],
 )
-def test_calls_are_found(text: str, content: str, calls: list[Call]) -> None:
+def test_calls_are_found(text: str, content: str, calls: list[WrittenCall]) -> None:
     assert parse_calls(text, NAMES) == (content, calls)
 
 
@@ -69,7 +73,9 @@ def test_what_is_no_call_stays_text(text: str) -> None:
 
 
 def test_odd_escapes_of_the_model_warn_nobody() -> None:
-    assert parse_calls(r'weather(city="\d")', NAMES).calls == [Call("weather", {"city": r"\d"})]
+    assert parse_calls(r'weather(city="\d")', NAMES).calls == [
+        WrittenCall("weather", {"city": r"\d"})
+    ]
 
 
 VALUES = st.recursive(
@@ -87,7 +93,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["city", "a", "b"]), VALUES, max_size=3))
 def test_any_arguments_round_trip_in_every_form(arguments: dict[str, object]) -> None:
-    call = Call("weather", arguments)
+    call = WrittenCall("weather", arguments)
     plain = json.dumps({"name": "weather", "arguments": arguments}, ensure_ascii=False)
     listed = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     for text in (f"<tool_call>{plain}</tool_call>", plain, f"[weather({listed})]"):

@@ -83,7 +83,13 @@ def test_the_same_folder_continues_and_pays_for_nothing_again(run: Run, server: 
     asked = len(server.seen)
     again = json.loads(run(*words).out)
     assert again["best"] == first["best"]
-    assert len(server.seen) == asked + 2, "the two held-out items alone are asked again"
+    assert again["holdout_score"] == first["holdout_score"]
+    assert len(server.seen) == asked
+    rows = Path("eval.jsonl").read_text().splitlines()
+    Path("other.jsonl").write_text(rows[0].replace("task 4", "task 9"))
+    changed = run(*words, 'data.eval="other.jsonl"', "evolve.concurrency=2")
+    assert changed.code == ExitCode.OK, changed.err
+    assert len(server.seen) == asked + 1, "the item of the other file alone is asked"
     ran = run(*words, 'data.train="eval.jsonl"')
     assert ran.code == ExitCode.USAGE
     assert "instances changed" in ran.out

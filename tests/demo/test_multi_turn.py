@@ -21,7 +21,7 @@ from orbiter.train.demo.multi_turn import (
     load_tasks,
     show_tasks,
 )
-from orbiter.train.demo.multi_turn.__main__ import Sizes, run, split_tasks
+from orbiter.train.demo.multi_turn.__main__ import ConversationCounts, run, split_tasks
 from orbiter.train.demo.multi_turn.tasks import (
     RightCall,
     parse_right_call,
@@ -238,6 +238,19 @@ async def test_the_shown_turns_solve_the_conversation(wheel: Path) -> None:
     assert await played(wheel, [("create", calls[0]), COUNT], [], [("create", calls[2])]) == 1
 
 
+@pytest.mark.parametrize(("calls", "then"), [([A, COUNT], "Wait."), ([A], None), ([], None)])
+async def test_a_wrong_turn_ends_the_episode_because_it_settles_the_reward(
+    wheel: Path, calls: list[tuple[str, dict[str, Any]]], then: str | None
+) -> None:
+    world = MultiTurn(wheel)
+    await world.reset("multi_turn_base_0")
+    tools = {tool.name: tool for tool in world.offered_tools()}
+    for name, arguments in calls:
+        await tools[name].run(json.dumps(arguments))
+    assert await world.on_answer("Done.") == then
+    await world.close()
+
+
 async def test_a_policy_plays_it(wheel: Path) -> None:
     loaded = load_model("tiny", device="cpu", seed=0)
     policy = make_policy(loaded.model, loaded.tokenizer, device="cpu")
@@ -246,10 +259,10 @@ async def test_a_policy_plays_it(wheel: Path) -> None:
         task = {"task_id": "multi_turn_base_0"}
         episode = await run_episode(agent, task, live, seed=0, max_turns=3)
     assert episode.stop_reason == "done"
-    assert len(episode.turns) == 3
+    assert len(episode.turns) == 1  # which is wrong
     assert isinstance(episode.result, Played)
     assert episode.result.reward == 0
-    assert [m["content"] for m in episode.result.messages[::2]] == ["Open a.", "Wait.", "Open b."]
+    assert [m["content"] for m in episode.result.messages[::2]] == ["Open a."]
 
 
 def test_unknown_conversations_and_classes_are_refused(wheel: Path) -> None:
@@ -271,7 +284,7 @@ def test_only_calls_with_literals_are_right_calls(text: str) -> None:
         parse_right_call(text)
 
 
-TINY = Sizes(
+TINY = ConversationCounts(
     model="tiny",
     classes=("TicketAPI",),
     attempts=1,

@@ -179,7 +179,7 @@ def test_a_model_that_does_not_fit_says_why_once(
 def test_a_forward_that_disagrees_with_hugging_face_is_not_taken(
     policy_of: MakePolicy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(layers.Rotary, "turn", lambda _, x: x)
+    monkeypatch.setattr(layers.Rotary, "turn", lambda _, x, dtype: x.to(dtype))
     with caplog.at_level(logging.INFO, logger="orbiter.train.engine.policy"):
         assert policy_of("llama").path == "generic"
     assert "differ" in caplog.text

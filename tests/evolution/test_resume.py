@@ -7,21 +7,25 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orbiter.train.errors import ConfigError, StorageError
-from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
+from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline, Score
+from orbiter.train.report.lineage import read_lineage
 from tests.children import run_child
-from tests.evolution.problems import OneMax, population
+from tests.evolution.problems import Bits, OneMax, population
 
 ROOT = Path(__file__).parents[2]
 KILL_POINTS = 34
 
 PROGRAM = """
 import asyncio, json, os, sys
-from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline
+from orbiter.train.evolution import EvolutionConfig, EvolutionPipeline, Score
+from orbiter.train.report.lineage import read_lineage
 from tests.evolution.problems import OneMax, population
 
 run_dir, mode, kill_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -118,3 +122,116 @@ async def test_a_damaged_journal_names_file_and_line(tmp_path: Path) -> None:
     path.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
     with pytest.raises(StorageError, match=r"evolution\.jsonl:2"):
         await EvolutionPipeline(config, OneMax()).run(population(4))
+
+
+class HeldOutCalls:
+    """A held-out test that counts its calls; `items` stand for its data."""
+
+    def __init__(self, items: list[int], failed: dict[str, str] | None = None) -> None:
+        self.items, self.failed = items, failed
+        self.calls = 0
+
+    def __call__(self, candidate: Bits) -> Score:
+        self.calls += 1
+        return Score(sum(candidate) + sum(self.items) / 8, failed=self.failed)
+
+
+async def held_out_score(run_dir: Path, holdout: HeldOutCalls, epochs: int = 1) -> float | None:
+    config = EvolutionConfig(epochs=epochs, population_size=4, run_dir=run_dir)
+    pipeline = EvolutionPipeline(config, OneMax(), holdout=holdout)
+    return (await pipeline.run(population(4))).holdout_score
+
+
+async def test_a_finished_run_takes_its_held_out_score_from_the_journal(tmp_path: Path) -> None:
+    first, second = HeldOutCalls([1, 2]), HeldOutCalls([1, 2])
+    score = await held_out_score(tmp_path, first)
+    page = read_lineage(tmp_path / "evolution.jsonl", "run")
+    assert page["best"] is not None
+    assert await held_out_score(tmp_path, second) == score
+    assert (first.calls, second.calls) == (1, 0)
+
+
+async def test_other_held_out_data_are_scored_anew(tmp_path: Path) -> None:
+    score = await held_out_score(tmp_path, HeldOutCalls([1, 2]))
+    other = HeldOutCalls([1, 3])
+    assert score is not None
+    assert await held_out_score(tmp_path, other) == score + 1 / 8
+    assert other.calls == 1
+    assert await held_out_score(tmp_path, HeldOutCalls([1, 2])) == score
+
+
+async def test_a_list_that_a_held_out_function_refers_to_is_data_too(tmp_path: Path) -> None:
+    def holdout_with(items: list[int], calls: list[int]) -> Callable[[Bits], float]:
+        def holdout(candidate: Bits) -> float:
+            calls.append(1)
+            return sum(candidate) + sum(items) / 8
+
+        return holdout
+
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    calls: list[list[int]] = []
+    for items in ([1], [1], [2]):
+        calls.append([])
+        holdout = holdout_with(items, calls[-1])
+        await EvolutionPipeline(config, OneMax(), holdout=holdout).run(population(4))
+    assert [len(made) for made in calls] == [1, 0, 1]
+
+
+class Unreadable:
+    """Data whose attributes cannot be read."""
+
+    @property
+    def fingerprint(self) -> str:
+        raise RuntimeError("no connection")
+
+
+@pytest.mark.parametrize("data", [deque([1]), bytearray(b"1"), Unreadable()])
+async def test_data_that_cannot_be_compared_are_scored_anew(tmp_path: Path, data: object) -> None:
+    calls: list[Bits] = []
+
+    def holdout(candidate: Bits) -> float:
+        assert data is not None
+        calls.append(candidate)
+        return 0.5
+
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    for _ in range(2):
+        calls.clear()
+        result = await EvolutionPipeline(config, OneMax(), holdout=holdout).run(population(4))
+        assert (result.holdout_score, len(calls)) == (0.5, 1)
+
+
+async def test_a_range_that_a_held_out_function_refers_to_is_its_numbers(tmp_path: Path) -> None:
+    def holdout_over(numbers: range, calls: list[int]) -> Callable[[Bits], float]:
+        def holdout(_: Bits) -> float:
+            calls.append(1)
+            return float(len(numbers))
+
+        return holdout
+
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    scores: list[float | None] = []
+    calls: list[list[int]] = []
+    for numbers in (range(3), range(3), range(4)):
+        calls.append([])
+        pipeline = EvolutionPipeline(config, OneMax(), holdout=holdout_over(numbers, calls[-1]))
+        scores.append((await pipeline.run(population(4))).holdout_score)
+    assert scores == [3.0, 3.0, 4.0]
+    assert [len(made) for made in calls] == [1, 0, 1]
+
+
+async def test_another_winner_is_scored_on_the_held_out_data(tmp_path: Path) -> None:
+    score = await held_out_score(tmp_path, HeldOutCalls([]))
+    longer = HeldOutCalls([])
+    better = await held_out_score(tmp_path, longer, epochs=6)
+    assert score is not None
+    assert better is not None
+    assert better > score
+    assert longer.calls == 1
+
+
+async def test_failed_held_out_instances_are_tried_again(tmp_path: Path) -> None:
+    failing, again = HeldOutCalls([1], {"a": "no answer"}), HeldOutCalls([1], {"a": "no answer"})
+    await held_out_score(tmp_path, failing)
+    await held_out_score(tmp_path, again)
+    assert (failing.calls, again.calls) == (1, 1)

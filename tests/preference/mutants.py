@@ -12,6 +12,8 @@ from tests.mutation import Bug, hunt_all
 
 HERE = Path(__file__).parent
 
+PACKAGE = "preference"
+"""Where the files of the bugs are, below `orbiter.train`."""
 BUGS = (
     Bug("the preference the wrong way round", "methods/dpo",
         "margin = chosen_reward - rejected_reward", "margin = rejected_reward - chosen_reward"),
@@ -77,4 +79,4 @@ BUGS = (
 
 
 if __name__ == "__main__":
-    sys.exit(hunt_all(BUGS, HERE, package="preference"))
+    sys.exit(hunt_all(BUGS, HERE, package=PACKAGE))

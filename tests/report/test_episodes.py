@@ -11,8 +11,8 @@ import pytest
 from orbiter.train.errors import DataError
 from orbiter.train.formats.registry import read
 from orbiter.train.report import write_report, write_traces
-from orbiter.train.report.samples import Samples
-from orbiter.train.report.shown import EPISODES, TURNS, as_shown
+from orbiter.train.report.samples import SampleGroups
+from orbiter.train.report.shown import EPISODES, TURNS, group_for_page
 from orbiter.train.report.traces import group_records
 from orbiter.train.runlog import RunLog
 from orbiter.train.trajectory import TrajectoryItem
@@ -73,7 +73,7 @@ def run(folder: Path, *, words: str = "", attempts: int = 2, turns: int = 3) -> 
 
 def test_long_episodes_and_large_groups_are_shortened_from_the_middle() -> None:
     record = {"step": 1, "prompt": "p", "outputs": [attempt(i, turns=100) for i in range(20)]}
-    group = as_shown(record)
+    group = group_for_page(record)
     assert len(group["outputs"]) == EPISODES
     assert group["left_out"] == 20 - EPISODES
     first = group["outputs"][0]
@@ -88,7 +88,7 @@ def test_long_episodes_and_large_groups_are_shortened_from_the_middle() -> None:
 
 
 def test_a_group_larger_than_the_page_is_still_shown(tmp_path: Path) -> None:
-    samples = Samples(run(tmp_path / "run", words="x" * 400, turns=30) / "samples.jsonl")
+    samples = SampleGroups(run(tmp_path / "run", words="x" * 400, turns=30) / "samples.jsonl")
     samples.read_on()
     assert len(samples.chosen(max_bytes=10)) == 1
     assert len(samples.chosen(max_bytes=10_000_000)) == 5

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from orbiter.train.errors import StorageError
-from orbiter.train.report.samples import Samples
-from orbiter.train.report.shown import OUTPUTS, SHOWN, as_shown, cut
+from orbiter.train.report.samples import SampleGroups
+from orbiter.train.report.shown import OUTPUTS, SHOWN, cut, group_for_page
 from tests.report.folders import training
 
 ROOM = 10**9
 
 
-def read(folder: Path) -> Samples:
-    samples = Samples(folder / "samples.jsonl")
+def read(folder: Path) -> SampleGroups:
+    samples = SampleGroups(folder / "samples.jsonl")
     samples.read_on()
     return samples
 
@@ -95,7 +95,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 def test_long_texts_are_cut_and_of_many_outputs_the_extremes_are_kept() -> None:
     outputs = [{"text": "a" * 9_000, "reward": float(i)} for i in range(100)]
-    group = as_shown({"step": 1, "prompt": "p" * 9_000, "outputs": outputs})
+    group = group_for_page({"step": 1, "prompt": "p" * 9_000, "outputs": outputs})
     assert len(group["outputs"]) == OUTPUTS
     assert group["left_out"] == 100 - OUTPUTS
     assert [group["outputs"][0]["reward"], group["outputs"][-1]["reward"]] == [99.0, 0.0]
@@ -104,7 +104,7 @@ def test_long_texts_are_cut_and_of_many_outputs_the_extremes_are_kept() -> None:
 
 
 def test_a_sample_noted_alone_is_a_group_of_one() -> None:
-    group = as_shown({"step": 1, "prompt": "p", "completion": "c", "reward": None})
+    group = group_for_page({"step": 1, "prompt": "p", "completion": "c", "reward": None})
     assert group["outputs"] == [{"text": "c", "reward": None, "rewards": {}}]
 
 
@@ -114,7 +114,7 @@ def test_a_chat_keeps_its_turns_and_calls() -> None:
         {"role": "user", "content": [{"type": "text", "text": "hi"}]},
         {"role": "assistant", "content": None, "tool_calls": [call]},
     ]
-    group = as_shown({"step": 1, "prompt": "p", "messages": messages, "outputs": []})
+    group = group_for_page({"step": 1, "prompt": "p", "messages": messages, "outputs": []})
     assert group["messages"][1] == {
         "role": "assistant",
         "text": "",

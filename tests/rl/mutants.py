@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tests.mutation import Bug, hunt_all
 
+PACKAGE = "rl"
+"""Where the files of the bugs are, below `orbiter.train`."""
 BUGS = (
     Bug("mask by multiplying", "masked", "x.masked_fill(~mask, 0.0)", "x * mask"),
     Bug("no mask in the sum", "masked",
@@ -150,4 +152,4 @@ BUGS = (
 
 
 if __name__ == "__main__":
-    sys.exit(hunt_all(BUGS, Path(__file__).parent, package="rl"))
+    sys.exit(hunt_all(BUGS, Path(__file__).parent, package=PACKAGE))

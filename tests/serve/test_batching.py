@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.sample import sample
 from orbiter.train.errors import StateError
+from orbiter.train.serve import batching
+from orbiter.train.serve import decoding as serve_decoding
 from orbiter.train.serve.batching import Batcher, _without
-from orbiter.train.serve.reply import DrawSettings, Reply
+from orbiter.train.serve.decoding import Slots
+from orbiter.train.serve.reply import DrawSettings, GrowingReply
 
 PROMPTS = [[256, 104, 105 + i, *range(60, 60 + 7 * i)] for i in range(9)]
 
@@ -35,7 +40,7 @@ def alone(policy: Policy, prompt: list[int], sampling: DrawSettings) -> list[Rol
     )
 
 
-def assert_same(reply: Reply, rollouts: list[Rollout]) -> None:
+def assert_same(reply: GrowingReply, rollouts: list[Rollout]) -> None:
     for choice, rollout in zip(reply.choices, rollouts, strict=True):
         assert [token.token_id for token in choice.tokens] == rollout.completion_ids
         logprobs = torch.tensor([token.logprob for token in choice.tokens])
@@ -104,6 +109,65 @@ async def test_rows_join_while_others_decode(policy: Policy) -> None:
         await short.finished()
         assert not long.done
         long.leave()
+
+
+async def test_a_batch_waits_for_prompts_that_are_being_written(policy: Policy) -> None:
+    async with batcher(policy) as loop:
+        decoder = loop._decoding
+        joined: list[int] = []
+        join = decoder.join
+
+        def counted(prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
+            joined.append(len(prompts))
+            return join(prompts, copies)
+
+        decoder.join = counted  # type: ignore[method-assign]
+        with loop.announced():
+            first = loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=3))
+            await asyncio.sleep(0.005)
+            assert loop.running == 0
+            second = loop.submit(PROMPTS[1], DrawSettings(max_new_tokens=3))
+        await first.finished()
+        await second.finished()
+    assert joined == [2]
+
+
+async def test_a_prompt_that_takes_long_to_write_holds_up_nobody(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "GATHER_SECONDS", 0.01)
+    async with batcher(policy) as loop, asyncio.timeout(60):
+        with loop.announced():
+            await loop.submit(PROMPTS[0], DrawSettings(max_new_tokens=3)).finished()
+
+
+async def test_slots_shrink_after_a_long_conversation(policy: Policy) -> None:
+    async with batcher(policy) as loop:
+        room = []
+        for prompt in ([*PROMPTS[0], *range(32, 127)] * 3, PROMPTS[0]):
+            reply = loop.submit(prompt, DrawSettings(max_new_tokens=4))
+            await reply.finished()
+            slots = loop._decoding
+            assert isinstance(slots, Slots)
+            room.append(slots._k[0].shape[2])
+            assert_same(reply, alone(policy, prompt, reply.sampling))
+    assert room[1] < room[0] / 2
+
+
+def test_in_16_bits_attending_to_the_whole_slot_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = load_model("tiny", device="cpu")
+    policy = make_policy(loaded.model, loaded.tokenizer, device="cpu", dtype="bfloat16")
+    logits = []
+    for share in (0.0, 100.0):
+        monkeypatch.setattr(serve_decoding, "SPARE_SHARE", share)
+        slots = serve_decoding.decoding(policy, cache_bytes=0, snapshot=False)
+        slots.join(PROMPTS[3:6], [2, 1, 1])
+        for token in (70, 80, 90):
+            last = slots.step(torch.full((4,), token))
+        logits.append(last.float())
+    torch.testing.assert_close(*logits, rtol=0, atol=2e-2)
 
 
 async def test_the_likeliest_tokens_are_those_of_a_full_forward(policy: Policy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -199,6 +200,36 @@ async def test_an_update_is_refused_until_refresh_and_exact_after_it() -> None:
         await ask(after, [USER])
         await work(assert_exact, policy, after)
         assert [before.turns[0].weights_version, after.turns[0].weights_version] == [0, 1]
+
+
+async def test_released_weights_are_gone_until_refresh(caller: Policy) -> None:
+    async with LivePolicy(caller, max_new_tokens=12) as live:
+        before = live.session(seed=1)
+        await ask(before, [USER])
+        asked = live.stats.asked_tokens
+        decoder = weakref.ref(live._batcher._decoding)
+        await live.release()
+        assert decoder() is None
+        refused = live.session(seed=1)
+        answer = await ask(refused, [USER])
+        assert answer["status"] == 503
+        assert "refresh" in answer["error"]["message"]
+        assert refused.turns == []
+        assert live.stats.asked_tokens == asked
+        await live.refresh()
+        after = live.session(seed=1)
+        await ask(after, [USER])
+        assert after.turns[0].token_ids == before.turns[0].token_ids
+        assert live.stats.asked_tokens == 2 * asked
+
+
+async def test_a_release_waits_for_active_answers(caller: Policy) -> None:
+    async with LivePolicy(caller, max_new_tokens=200, temperature=0) as live:
+        session = live.session(seed=1)
+        asking = asyncio.create_task(ask(session, [USER]))
+        await until(lambda: live.running > 0)
+        await live.release()
+        assert (await asking)["status"] == 200
 
 
 async def test_an_update_during_an_answer_fails_it_and_refresh_waits_for_answers() -> None:

@@ -18,9 +18,9 @@ from orbiter.train.capture.transport import answered_by
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.thread import work
 from orbiter.train.serve import batching
-from orbiter.train.serve.batching import Row
 from orbiter.train.serve.live import LivePolicy
 from orbiter.train.serve.reply import DrawnToken
+from orbiter.train.serve.rows import AnswerRow
 from tests.serve.test_live import assert_exact
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own
@@ -46,7 +46,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
     end = policy.tokenizer.eos_token_id
     result = policy.tokenizer("<|bos|>tool\n", add_special_tokens=False).input_ids
 
-    def draw(logits: Tensor, rows: Sequence[Row]) -> list[DrawnToken]:
+    def draw(logits: Tensor, rows: Sequence[AnswerRow]) -> list[DrawnToken]:
         scores = logits.float().log_softmax(dim=-1)
         drawn = []
         for place, row in enumerate(rows):
@@ -58,7 +58,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
             drawn.append(DrawnToken(token, float(scores[place, token]), []))
         return drawn
 
-    monkeypatch.setattr(batching, "_draw", draw)
+    monkeypatch.setattr(batching, "draw", draw)
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "none")
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from orbiter.train.tracing import span as otel_span
-from orbiter.train.tracing.span import AttributeReader, Sheet, sheet_of
+from orbiter.train.tracing.span import AttributeReader, SpanAttributes, sorted_attributes
 
 KEYS = ["gen_ai.prompt.0.role", "gen_ai.prompt.0.content", "gen_ai.prompt.1.role", "model", "x.0.y"]
 VALUES: list[dict[str, Any]] = [
@@ -33,13 +33,13 @@ def raw(attributes: object, *, spaced: bool = True) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(attributes, separators=separators).encode())
 
 
-def told(sheet: Sheet) -> tuple[Any, ...]:
-    """What is in a sheet, in its order, with its types."""
+def written(attributes: SpanAttributes) -> tuple[Any, ...]:
+    """Return the attributes as text, in their order and with their types."""
     spread = {
         group: {number: list(piece.rows.items()) for number, piece in places.items()}
-        for group, places in sheet.spread.items()
+        for group, places in attributes.spread.items()
     }
-    return repr(list(sheet.single.items())), repr(spread)
+    return repr(list(attributes.single.items())), repr(spread)
 
 
 @pytest.mark.parametrize("spaced", [True, False])
@@ -53,7 +53,7 @@ def test_reading_on_is_reading_anew(spaced: bool, small: None) -> None:
             span = span[: rng.randint(0, 6)] + more[: rng.randint(0, 4)]
             data = raw(span, spaced=spaced)
             again, anew = known.read(data, "t", "chat"), AttributeReader().read(data, "t", "chat")
-            assert told(again) == told(anew)
+            assert written(again) == written(anew)
 
 
 def test_what_two_spans_share_is_one_object(small: None) -> None:
@@ -67,9 +67,9 @@ def test_what_two_spans_share_is_one_object(small: None) -> None:
 
 
 def test_a_file_gives_what_a_live_span_gives(small: None) -> None:
-    live = sheet_of(dict.fromkeys(KEYS, "user"))
+    live = sorted_attributes(dict.fromkeys(KEYS, "user"))
     given = [{"key": key, "value": VALUES[0]} for key in KEYS]
-    assert told(AttributeReader().read(raw(given), "t", "chat")) == told(live)
+    assert written(AttributeReader().read(raw(given), "t", "chat")) == written(live)
 
 
 def test_what_is_remembered_stays_within_its_room(small: None) -> None:

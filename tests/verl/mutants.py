@@ -12,6 +12,8 @@ from tests.mutation import Bug, hunt_all
 
 TESTS = Path(__file__).with_name("test_distillation.py")
 
+PACKAGE = "."
+"""Where the files of the bugs are, below `orbiter.train`."""
 BUGS = (
     Bug("the teacher pushes away", "engine/distillation",
         "batch.advantage - self.coef * weighted.detach()",
@@ -43,8 +45,7 @@ BUGS = (
     Bug("a flat step ends the run", "verl/algorithms/distill",
         "_replace(flat=False)", "_replace()"),
 )  # fmt: skip
-"""Their files are below the package `orbiter.train`."""
 
 
 if __name__ == "__main__":
-    sys.exit(hunt_all(BUGS, TESTS, package="."))
+    sys.exit(hunt_all(BUGS, TESTS, package=PACKAGE))

@@ -8,7 +8,7 @@ import pytest
 
 from orbiter.train.errors import ConfigError
 from orbiter.train.verl import VeRLAlgorithm, VeRLConfig
-from orbiter.train.verl.cluster.follow import as_row
+from orbiter.train.verl.cluster.follow import step_row
 from orbiter.train.verl.cluster.layout import Layout
 from orbiter.train.verl.cluster.overrides import as_arguments, make_overrides
 
@@ -162,7 +162,7 @@ def test_values_are_written_in_hydras_grammar(value: object, written: str) -> No
 
 
 def test_verls_metrics_come_under_our_names_and_its_own() -> None:
-    row = as_row(
+    row = step_row(
         {
             "critic/score/mean": 0.5,
             "actor/pg_clipfrac": 0.1,

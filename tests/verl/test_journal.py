@@ -13,7 +13,7 @@ from orbiter.train.agents.streams import turns_to_streams
 from orbiter.train.errors import StorageError
 from orbiter.train.serve.live import Turn
 from orbiter.train.verl.journal import EpisodeAttempt, EpisodeJournal
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 HEADER = {"step": 3, "weights": "ab12"}
 ATTEMPTS = [
@@ -53,8 +53,8 @@ def episode_of(attempt: EpisodeAttempt) -> Episode:
     )
 
 
-def scores_of(attempt: EpisodeAttempt) -> Scores:
-    return Scores([attempt.seed / 3], {"right": [attempt.seed / 3]}, 0)
+def scores_of(attempt: EpisodeAttempt) -> SampleScores:
+    return SampleScores([attempt.seed / 3], {"right": [attempt.seed / 3]}, 0)
 
 
 def played(path: Path, header: dict[str, object], attempts: list[EpisodeAttempt]) -> int:

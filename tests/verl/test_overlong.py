@@ -7,7 +7,7 @@ import pytest
 from orbiter.train import ConfigError, RewardSpec, VeRLConfig, VeRLTrainer
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.verl.overlong import with_overlong_penalty
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 from tests.agents.playing import two_turns
 
 
@@ -21,7 +21,7 @@ def answer(tokens: int) -> Rollout:
 
 def test_totals_are_shaped_and_rewards_stay() -> None:
     config = VeRLConfig(max_response_length=10, overlong_buffer=4, overlong_penalty=2.0)
-    scores = Scores([1.0, 1.0, None, 1.0], {"r": [1.0, 1.0, None, 1.0]}, 0)
+    scores = SampleScores([1.0, 1.0, None, 1.0], {"r": [1.0, 1.0, None, 1.0]}, 0)
     rollouts = [answer(n) for n in (6, 8, 10, 10)]
     shaped = with_overlong_penalty(config, scores, rollouts)
     assert shaped.scores.total == [1.0, 0.0, None, -1.0]

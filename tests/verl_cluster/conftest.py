@@ -37,10 +37,12 @@ QUIET = {  # what a Ray started here need not do
 def cluster() -> Iterator[str]:
     """A Ray cluster of one node, as `ray start --head` makes it: the URL of its job server."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    port, jobs = _free_port(), _free_port()
+    port, jobs, agent = _free_port(), _free_port(), _free_port()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--port={port}", f"--dashboard-port={jobs}", "--dashboard-host=127.0.0.1"]
     command += ["--node-ip-address=127.0.0.1", "--num-cpus=32", "--num-gpus=2"]
+    # Two test processes have a cluster each, and Ray gives every agent the same port.
+    command += [f"--dashboard-agent-listen-port={agent}"]
     command += [f"--temp-dir={folder}", "--disable-usage-stats"]
     log = Path(folder) / "start.log"
     try:

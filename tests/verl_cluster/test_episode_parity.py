@@ -22,7 +22,7 @@ from orbiter.train.verl import VeRLConfig
 from orbiter.train.verl.cluster.inside.batches import EpisodeRow, sift
 from orbiter.train.verl.cluster.overrides import NEVER
 from orbiter.train.verl.episodes import credit_episodes
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 pytestmark = pytest.mark.filterwarnings("default")  # verl's imports warn
 
@@ -170,7 +170,9 @@ def test_advantages_masks_and_losses_are_the_local_backends(
         max_response_length=12,
     )
     policy: Any = NoModel()
-    local = credit_episodes(policy, config, episodes, Scores(list(TOTALS), {}, 0)).credited.batch
+    local = credit_episodes(
+        policy, config, episodes, SampleScores(list(TOTALS), {}, 0)
+    ).credited.batch
     assert local is not None
     assert local.advantage is not None
     rows = Padded(episodes, config)

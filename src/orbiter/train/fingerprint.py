@@ -16,6 +16,7 @@ import hashlib
 import sys
 import sysconfig
 import types
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def settings_text(value: object, *, code: bool = True) -> str:
     return f"{type(value).__qualname__}({', '.join(_settings(value, code=code))})"
 
 
+def digest_with_data(function: object) -> str:
+    """Return a digest of a function, or a callable object, with all the data that it refers to.
+
+    In contrast to `settings_text`, the containers, whole numbers and flags that a function refers
+    to count, and so does the state of objects. So changed data always give another digest, but a
+    log that the function keeps does too: take the digest before the first call. With data of a
+    library that cannot be described, such as a tensor, each digest is another one.
+    """
+    return digest(_Description(with_data=True).of(function))
+
+
 def _settings(value: object, *, code: bool) -> Iterator[str]:
     """Yield `name=setting` for each attribute that no method changes."""
     kind = type(value)
@@ -109,13 +121,19 @@ def digest(description: object) -> str:
 class _Description:
     """Describes values by what decides their behaviour; the same in every process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_data: bool = False) -> None:
+        """Begin a description.
+
+        Args:
+            with_data: Whether state and the data that functions refer to count too.
+        """
+        self._with_data = with_data
         self._seen: dict[int, object] = {}
         """Values under description, by id: a cycle ends there. Holding them keeps the ids valid."""
 
     def of(self, value: Any) -> object:  # noqa: ANN401, PLR0911, PLR0912 - one line a type
         """Return a description made of tuples and texts."""
-        if value is None or isinstance(value, bool | int | float | str | bytes | complex):
+        if value is None or isinstance(value, bool | int | float | str | bytes | complex | range):
             return repr(value)
         if isinstance(value, Path):
             return str(value)
@@ -126,6 +144,7 @@ class _Description:
             return str(value)
         if isinstance(value, list | tuple):
             return (type(value).__name__, *(self.of(part) for part in value))
+        # Sorted by text: the order of a set changes with the seed of the hash in every process.
         if isinstance(value, set | frozenset):
             return ("set", *sorted(repr(self.of(part)) for part in value))
         if isinstance(value, Mapping):
@@ -159,14 +178,31 @@ class _Description:
     def _of_object(self, value: object) -> object:
         kind = type(value)
         own = getattr(value, "fingerprint", None)
+        # An object that knows what decides its results says so by itself, such as a model with its
+        # address.
         if isinstance(own, str):
             return (kind.__qualname__, own)
-        state = _state_attributes(kind)  # type: ignore[arg-type] # a class can be hashed
+        # Counters and caches change while a run goes on and must not look like another strategy.
+        state = self._state(kind)
+        # A dataclass or a model is its content. With state among its fields, the content would
+        # change.
         written = None if state else Codec().write(value)
         if written is not None:
             return written
         held = {n: self.of(v) for n, v in _attributes(value).items() if n not in state}
-        return (self.of_class(kind), *held.items()) if _describable(kind) else kind.__qualname__
+        if _describable(kind):
+            return (self.of_class(kind), *held.items())
+        if self._with_data and hasattr(kind, "__len__"):
+            # Data of a library, such as a tensor or a table: what cannot be compared has changed.
+            return (kind.__qualname__, uuid.uuid4().hex)
+        # Another object of a library is its class: a lock or an HTTP client has no lasting content.
+        return kind.__qualname__
+
+    def _state(self, kind: type) -> frozenset[str]:
+        """Return the attributes of a class that do not count."""
+        if self._with_data:
+            return frozenset()
+        return _state_attributes(kind)
 
     def _of_function(self, fn: types.FunctionType) -> object:
         held: dict[str, object] = {}
@@ -176,16 +212,36 @@ class _Description:
                 value = cell.cell_contents
             except ValueError:  # not filled yet
                 continue
-            if _counts(value) or not is_ours:  # a library keeps no log in a closure
+            if self._counts(value) or not is_ours:  # a library keeps no log in a closure
                 held[name] = self.of(value)
+        # A library's code is its name: its bytecode changes with its version, its behaviour rarely
+        # does.
         if not is_ours:
             return (fn.__module__, fn.__qualname__, *held.items())
         for name in sorted(_global_names(fn.__code__)):
             value = fn.__globals__.get(name)
-            if _counts(value) and getattr(value, "__module__", fn.__module__) == fn.__module__:
+            if self._counts(value) and self._is_of_module(value, fn):
                 held[name] = self.of(value)
         defaults = (self.of(fn.__defaults__), self.of(fn.__kwdefaults__))
         return (_of_code(fn.__code__), defaults, *held.items())
+
+    def _counts(self, value: object) -> bool:
+        """Return whether a value that a function refers to decides what it does.
+
+        Containers and counters are left out, as functions keep a log in them, unless data count.
+        """
+        if isinstance(value, types.BuiltinFunctionType | types.ModuleType):
+            return False
+        decides = isinstance(value, str | float | tuple) or callable(value)
+        return decides or self._with_data
+
+    def _is_of_module(self, value: object, fn: types.FunctionType) -> bool:
+        """Return whether a global value belongs to the module of a function.
+
+        An instance names the module of its class as its own, so data are taken from any.
+        """
+        is_data = self._with_data and not callable(value)
+        return is_data or getattr(value, "__module__", fn.__module__) == fn.__module__
 
 
 def _of_code(code: types.CodeType) -> object:
@@ -197,11 +253,13 @@ def _of_code(code: types.CodeType) -> object:
         else repr(constant)
         for constant in code.co_consts
     )
+    # Without line numbers and local names, so comments and formatting do not count.
     return (code.co_code.hex(), code.co_names, constants)
 
 
 def _global_names(code: types.CodeType) -> Iterator[str]:
     """Yield the global names that a function reads, in the functions inside it too."""
+    # A global that the function itself assigns is a counter or a cache.
     written = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_GLOBAL"}
     for instruction in dis.get_instructions(code):
         if instruction.opname == "LOAD_GLOBAL" and instruction.argval not in written:
@@ -211,19 +269,10 @@ def _global_names(code: types.CodeType) -> Iterator[str]:
             yield from _global_names(constant)
 
 
-def _counts(value: object) -> bool:
-    """Return whether a value that a function refers to decides what it does.
-
-    Containers and counters are left out: functions keep a log in them.
-    """
-    return isinstance(value, str | float | tuple | types.FunctionType | functools.partial) or (
-        callable(value) and not isinstance(value, types.BuiltinFunctionType)
-    )
-
-
 def _attributes(value: object) -> dict[str, Any]:
     """Return the attributes of an object, of slots too."""
     held = dict(getattr(value, "__dict__", {}))
+    # An object with slots has no __dict__, and each base class declares only its new ones.
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -239,6 +288,7 @@ def _state_attributes(kind: type) -> frozenset[str]:
     for base in kind.__mro__:
         for name, member in vars(base).items():
             fn = getattr(member, "__func__", member)
+            # What only the constructor assigns is a setting.
             if isinstance(fn, types.FunctionType) and name not in {"__init__", "__post_init__"}:
                 names |= _changed_by(fn.__code__)
     return frozenset(names)
@@ -252,7 +302,9 @@ def _changed_by(code: types.CodeType) -> set[str]:
         if instruction.opname in {"STORE_ATTR", "DELETE_ATTR"}:
             names.add(instruction.argval)
         elif instruction.opname in {"STORE_SUBSCR", "DELETE_SUBSCR"}:
+            # `self.log[key] = value` compiles to: value, self.log, key, STORE_SUBSCR.
             names.update(_attribute_at(instructions, _container(instructions, position)))
+        # `self.log.append(x)` compiles to LOAD_ATTR log, then a LOAD_ATTR of the method.
         elif instruction.argval in _MUTATORS:
             names.update(_attribute_at(instructions, position - 1))
     for constant in code.co_consts:
@@ -284,6 +336,7 @@ def _before_expression(instructions: list[dis.Instruction], position: int) -> in
     missing = 1
     while position >= 0 and missing > 0:
         instruction = instructions[position]
+        # Backwards until one value has been pushed: that is where its expression began.
         missing -= dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
         position -= 1
     return position

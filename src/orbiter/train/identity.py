@@ -72,6 +72,7 @@ class Codec:
         kind = type(value)
         if kind is int and self._checks_ints and not _LEAST_INT <= value <= _MOST_INT:
             return {"#": "int", "is": hex(value)}
+        # By exact type: a subclass, such as an IntEnum, would be read back as a plain int.
         if kind in _EXACT:
             return value
         if kind is float:
@@ -79,6 +80,8 @@ class Codec:
         if kind is list:
             return self._tree_of_parts(value)
         if kind is tuple:
+            # JSON has one kind of sequence. Marked, so that a tuple is read back as a tuple and
+            # differs from an equal list.
             return {"()": self._tree_of_parts(value)}
         if kind is dict:
             return self._tree_of_dict(value)
@@ -95,6 +98,8 @@ class Codec:
         return [self._tree(part) for part in value]
 
     def _tree_of_dict(self, value: Mapping[Any, Any]) -> Tree:
+        # A user's dict with a key such as "@" would be read back as a class, so it is written as
+        # pairs.
         if all(type(key) is str for key in value) and not _MARKS & value.keys():
             return {key: self._tree(part) for key, part in value.items()}
         return {"{}": [[self._tree(key), self._tree(part)] for key, part in value.items()]}
@@ -104,7 +109,9 @@ class Codec:
         if dataclasses.is_dataclass(kind):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}
         elif _is_pydantic(kind):
+            # Iterating over a pydantic model yields its fields and its extra ones.
             fields = dict(value)
+            # Private attributes are part of the state but not of the fields.
             if value.__pydantic_private__:
                 tree["private"] = self._tree_of_dict(value.__pydantic_private__)
         else:
@@ -143,6 +150,8 @@ class Codec:
         fields = {name: self._back(part) for name, part in tree["fields"].items()}
         if not _is_pydantic(kind):
             return _dataclass_of(kind, fields)
+        # Not validated: a validator may refuse or change what it returned itself, such as a
+        # stripped text.
         model = kind.model_construct(**fields)
         if "private" in tree:
             object.__setattr__(model, "__pydantic_private__", self._back(tree["private"]))
@@ -205,6 +214,7 @@ def _is_pydantic(kind: type) -> bool:
 
 def content_key(written: bytes) -> str:
     """Return the identity of a candidate from what `Codec.write` made of it."""
+    # Only dicts have an order that does not count.
     if b"{" in written:
         written = _encode_sorted(_sorted_pairs(_decode(written)))
     return hashlib.blake2b(written, digest_size=12).hexdigest()
@@ -225,6 +235,7 @@ def _sorted_pairs(tree: Tree) -> Tree:
 def fallback_key(candidate: object, number: int) -> str:
     """Return an identity for a candidate without content: by its hash, or else by its number."""
     try:
+        # The hash of a text changes with every process, so such a key holds in this process only.
         return f"{type(candidate).__qualname__}:{hash(candidate)}"
     except TypeError:
         return f"object:{number}"

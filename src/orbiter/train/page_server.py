@@ -54,6 +54,7 @@ class PageServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(16) if always_token or not self.guarded else ""
         listener = bind(host, port)
         super().__init__(listener.getsockname()[:2], handler, bind_and_activate=False)
+        # `bind_and_activate=False` creates a socket nevertheless.
         self.socket.close()  # the one made by socketserver, without the checks of `bind`
         self.socket = listener
         self.server_activate()
@@ -109,6 +110,7 @@ class PageHandler(BaseHTTPRequestHandler):
         """Answer a request that a foreign web page may have sent; return whether it was one."""
         if not self.server.guarded:
             return False
+        # http.server decodes headers as latin-1, so this gives the bytes that were sent.
         headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in self.headers.items()]
         refusal = refuse_web_pages(headers)
         if refusal is not None:
@@ -120,6 +122,7 @@ class PageHandler(BaseHTTPRequestHandler):
         start, _, path = self.path.removeprefix("/").partition("/")
         if not self.server.token:
             return self.path.removeprefix("/") if self.path.startswith("/") else None
+        # Without the slash at the end, relative links of the page would point above the token.
         is_below = self.path.startswith(f"/{start}/") and same_secret(start, self.server.token)
         return path if is_below else None
 
@@ -138,6 +141,7 @@ class PageHandler(BaseHTTPRequestHandler):
         for name, value in {**headers, **further}.items():
             self.send_header(name, value)
         self.end_headers()
+        # The answer to HEAD has the headers of GET, its length included, but no body.
         if self.command != "HEAD":
             self.wfile.write(body)
 

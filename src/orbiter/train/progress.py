@@ -70,9 +70,12 @@ class Progress:
         now = time.monotonic()
         if done >= self.total or now - self._logged_at >= self._every_seconds:
             self._logged_at = now
+            # At most one line in `every_seconds`, but the last unit always: a log must show that
+            # the work ended.
             log.info("%s %d/%d  %s", self.title, done, self.total, detail)
 
     def __enter__(self) -> Self:
+        # Again, since the block may be entered long after the bar was made.
         self._begin = time.monotonic()
         threading.Thread(target=self._log_while_silent, name="progress", daemon=True).start()
         return self
@@ -86,6 +89,7 @@ class Progress:
         while not self._ended.wait(pause):
             now = time.monotonic()
             silent = now - max(self._logged_at, self._begin)
+            # Sleep only until the silence has lasted long enough, measured from the last line.
             pause = LOG_SECONDS - silent
             if pause > 0:
                 continue
@@ -114,6 +118,7 @@ class ProgressBar(Progress):
 
     def update(self, done: int, detail: str = "") -> None:
         """Move the bar."""
+        # The log gets its lines in any case; a terminal usually hides level INFO.
         super().update(done, detail)
         self._bar.update(self._task, completed=done, detail=detail)
 
@@ -198,6 +203,7 @@ def _log_work(title: str, unit: str, count: _Count, ended: threading.Event) -> N
 
 
 def _draw_work(title: str, unit: str, count: _Count, ended: threading.Event) -> None:
+    # Importing rich takes longer than most work that is announced here.
     if ended.wait(FIRST_SECONDS):
         return
     from rich.console import Console
@@ -219,7 +225,9 @@ def _draw_work(title: str, unit: str, count: _Count, ended: threading.Event) -> 
         CountColumn(table_column=Column(ratio=1, no_wrap=True)),
         console=console,
         expand=True,
+        # The bar leaves no line behind, since nothing of it is worth reading later.
         transient=True,
+        # rich would otherwise replace sys.stdout while the block runs, in every thread.
         redirect_stdout=False,
         redirect_stderr=False,
     ) as bar:

@@ -12,12 +12,15 @@ MASK = "***"
 SHORTEST = 8
 """Characters below which a value is too short to be searched for in other texts."""
 
+# Matched against snake_case. `token` alone counts only as the whole name, because `max_tokens` and
+# `token_ids` are no secrets.
 _NAME = re.compile(
     r"(?:^|_)(?:(?:api|access|secret|private|auth|signing|subscription|upstream)_?key"
     r"|(?:hf|hub|api|access|auth|bearer|refresh|session|github|gh|wandb|personal|tracking|id)"
     r"_?token"
     r"|secret|password|passwd|passphrase|credential|authorization|cookie)s?$|^token$"
 )
+# Without these names any variable that ends in _KEY would count, such as SORT_KEY.
 _KEY_OF_A_SERVICE = re.compile(
     r"(?:^|_)(?:OPENAI|AZURE|ANTHROPIC|GROQ|MISTRAL|COHERE|GEMINI|GOOGLE|AWS|GCP|WANDB|LANGFUSE"
     r"|LANGSMITH|SERVICE|ACCOUNT|CLIENT|LICENSE|ENCRYPTION|MASTER|SSH|DEPLOY)_KEY$"
@@ -25,6 +28,8 @@ _KEY_OF_A_SERVICE = re.compile(
 _VARIABLE = re.compile(
     r"(?:^|_)(?:key|token|secret|password|passwd|passphrase|credentials?|pat)$", re.IGNORECASE
 )
+# Forms that providers document for their keys, so they are found without a name beside them. A
+# lower bound on the length keeps words such as `sk-learn` unmasked.
 _TEXT = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|\b(?:sk-[\w-]{16,}|[rsp]k_(?:live|test)_\w{16,}|gsk_\w{16,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
@@ -70,12 +75,14 @@ def is_secret_name(name: str) -> bool:
     """
     if name.isupper() and _KEY_OF_A_SERVICE.search(name):
         return True
+    # apiKey, api-key and API_KEY become the same name.
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
     return _NAME.search(snake) is not None
 
 
 def mask_text(text: str, secrets: Sequence[str] = ()) -> str:
     """Return a text without these secrets, and without what looks like one."""
+    # The longest first (see `secrets_of_the_environment`): a short one may be part of a longer one.
     for secret in secrets:
         text = text.replace(secret, MASK)
     return _NAMED_IN_TEXT.sub(_named, _TEXT.sub(MASK, text))
@@ -103,6 +110,8 @@ def mask_private(text: str) -> str:
     A home folder keeps its form: `/home/ada/x` becomes `/home/user/x`. The name of a person is not
     recognised anywhere else.
     """
+    # A cheap test first: the pattern of assignments is by far the slowest, and most texts have
+    # none.
     if "=" in text or ":" in text:
         text = _ASSIGNED.sub(_assigned, mask_text(text))
     else:
@@ -164,11 +173,13 @@ def _assigned(match: re.Match[str]) -> str:
     inner = value.strip("\\\"'")
     has_digit = any(char.isdigit() for char in inner)
     if not is_secret_name(name):
+        # `SORT_KEY = "name"` has a name that ends in _KEY too; a real key is long and has digits.
         variable = name.isupper() and _VARIABLE.search(name) is not None
         if not (variable and has_digit and len(inner) >= _KEY_LENGTH):
             return match[0]
     elif inner == value and not name.isupper() and not has_digit:
         return match[0]  # a bare word, such as the type of a parameter
+    # Masked already, a reference such as `$TOKEN` or `{token}`, or a placeholder such as `<key>`.
     if MASK in inner or inner.startswith(("$", "{", "<")):
         return match[0]
     return name + mark + value.replace(inner, MASK)

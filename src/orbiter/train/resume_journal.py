@@ -80,6 +80,7 @@ class ResumeJournal:
 
     def append(self, record: bytes) -> None:
         """Add a JSON object with at least one field, on one line; threads may do so at once."""
+        # Two records with the same checksum before them would look like a line that was repeated.
         with self._appending:  # a line's checksum depends on the line before it
             if self._checksum is None:  # nobody has replayed the file, which checks it
                 for _ in self.replay():

@@ -142,6 +142,7 @@ def current_episode() -> OpenEpisode:
     """
     from orbiter.train.capture.in_process import ANSWERING
 
+    # A context variable, so that episodes that run at the same time each find their own.
     answering = ANSWERING.get()
     if answering is None or not isinstance(answering.answerer, OpenEpisode):
         raise StateError(
@@ -180,10 +181,12 @@ def entry_of(agent: object) -> Callable[[object], object]:
 
 def _check_entry(entry: Callable[..., object]) -> None:
     """Refuse a function that would fail in every episode, before a model is loaded for it."""
+    # Decorators hide whether the function below them is a generator.
     definition = inspect.unwrap(entry)
     while isinstance(definition, functools.partial):
         definition = inspect.unwrap(definition.func)
     name = getattr(definition, "__name__", type(definition).__name__)
+    # An object with __call__, such as a compiled graph.
     if not inspect.isroutine(definition):
         definition = type(definition).__call__
     if inspect.isgeneratorfunction(definition) or inspect.isasyncgenfunction(definition):

@@ -50,7 +50,7 @@ class AgentModel(Protocol):
         """Run a coroutine where requests are answered."""
 
 
-class _Outcome(NamedTuple):
+class _AgentOutcome(NamedTuple):
     """How a call of the agent ended."""
 
     result: object = None
@@ -126,7 +126,7 @@ async def _outcome(
     task: object,
     timeout_seconds: float | None,
     close: Callable[[], None],
-) -> _Outcome:
+) -> _AgentOutcome:
     """Call the agent in a separate task, so that ignoring its cancellation blocks nothing else."""
     working = asyncio.create_task(_guarded(run, task))
     try:
@@ -140,27 +140,27 @@ async def _outcome(
     if not working.done():
         close()
         await _give_up(working)
-        return _Outcome(timed_out=True)
+        return _AgentOutcome(timed_out=True)
     # Cancelled from inside; the episode failed, but the run must not end.
     if working.cancelled():
-        return _Outcome(error=asyncio.CancelledError("the agent cancelled itself"))
+        return _AgentOutcome(error=asyncio.CancelledError("the agent cancelled itself"))
     return working.result()
 
 
-async def _guarded(run: Callable[[object], object], task: object) -> _Outcome:
+async def _guarded(run: Callable[[object], object], task: object) -> _AgentOutcome:
     """Call the agent; any exception, including that of `sys.exit()`, becomes an outcome."""
     try:
         result: object = await call(cast("Callable[[object], Awaitable[object]]", run), task)
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
             raise TypeError("the agent returned a generator, which never ran; return the answer")
-        return _Outcome(result, as_text(result))
+        return _AgentOutcome(result, as_text(result))
     except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
         raise  # a cancellation, and Ctrl-C
     except BaseException as error:  # also SystemExit, and panics of libraries written in Rust
-        return _Outcome(error=error)
+        return _AgentOutcome(error=error)
 
 
-async def _give_up(working: asyncio.Task[_Outcome]) -> None:
+async def _give_up(working: asyncio.Task[_AgentOutcome]) -> None:
     working.cancel()
     await asyncio.wait({working}, timeout=GRACE_SECONDS)
     if not working.done():
@@ -176,7 +176,7 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-def _stop_reason(outcome: _Outcome, session: LiveSession) -> StopReason:
+def _stop_reason(outcome: _AgentOutcome, session: LiveSession) -> StopReason:
     # The time limit comes first, since closing the session makes the agent fail in other ways.
     if outcome.timed_out:
         return "timeout"
@@ -201,7 +201,7 @@ def _was_cut_off(error: BaseException, turns: Sequence[Turn]) -> bool:
     return LENGTH_ERROR.search(f"{type(error).__name__}: {error}") is not None
 
 
-def _error(outcome: _Outcome, session: LiveSession) -> str | None:
+def _error(outcome: _AgentOutcome, session: LiveSession) -> str | None:
     if _stop_reason(outcome, session) == "no_calls":
         return _why_no_calls(session)
     if outcome.error is None:

@@ -27,7 +27,7 @@ REMEMBERED = 8
 because its agents may take turns."""
 
 
-class Conversation(msgspec.Struct, kw_only=True):
+class RequestHistory(msgspec.Struct, kw_only=True):
     """A conversation up to one model request, with the request's settings."""
 
     messages: list[Message] = []
@@ -43,12 +43,12 @@ class Conversation(msgspec.Struct, kw_only=True):
     tools: list[Message] | None = None
     params: dict[str, Json] = {}
 
-    def with_more(self, messages: list[Message], *, redacted: bool) -> Conversation:
+    def with_more(self, messages: list[Message], *, redacted: bool) -> RequestHistory:
         """Return the conversation with `messages` added."""
         names = self.names.copy()
         added = "\n\n".join(Transcript(names).blocks(messages))
         state = "\n\n".join(filter(None, (self.state, added)))
-        return Conversation(
+        return RequestHistory(
             messages=self.messages + messages,
             state=state,
             names=names,
@@ -63,11 +63,11 @@ class NotACall(Exception):  # noqa: N818 - decides which list a request is noted
     """The address could be a model's, but the body is not a model request."""
 
 
-class Asked(NamedTuple):
+class DecodedRequest(NamedTuple):
     """A decoded request: the conversation that it continues, and its new part."""
 
     written: Written
-    before: Conversation
+    before: RequestHistory
     new: list[Json]
     """The pieces after `before`; the wire's `chat` turns them into messages."""
     fields: Fields | None
@@ -82,16 +82,16 @@ class Conversations:
     """The latest conversations of one episode. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._latest: list[tuple[Written, Conversation]] = []
-        self._said = Reply()
+        self._latest: list[tuple[Written, RequestHistory]] = []
+        self._last_reply = Reply()
         """The latest reply, which the next request usually repeats."""
-        self._answered: dict[str, Conversation] = {}
+        self._answered: dict[str, RequestHistory] = {}
         """Conversations that the server keeps, by the response or conversation id."""
         self._secrets: list[str] | None = None
         self._tools: dict[bytes, Cleaned] = {}
         self._params: dict[tuple[tuple[str, bytes], ...], dict[str, Json]] = {}
 
-    def follow(self, wire: Wire, body: bytes, *, certain: bool = True) -> Asked:
+    def follow(self, wire: Wire, body: bytes, *, certain: bool = True) -> DecodedRequest:
         """Decode the part of a request that differs from earlier ones; change no state.
 
         Args:
@@ -103,7 +103,7 @@ class Conversations:
             NotACall: it does not have the shape of a model request.
             Unreadable: it is not a JSON object.
         """
-        longest: tuple[Written, Conversation] | None = None
+        longest: tuple[Written, RequestHistory] | None = None
         for known in self._latest:
             # The longest known beginning saves the most work.
             if known[0].goes_on_in(wire, body) and (
@@ -114,10 +114,12 @@ class Conversations:
             # None means that the bytes differ after all, and everything is compared.
             new = longest[0].new_in(body)
             if new is not None:
-                return Asked(longest[0].grown(body), longest[1], new, None, kept_by_server=False)
+                return DecodedRequest(
+                    longest[0].grown(body), longest[1], new, None, kept_by_server=False
+                )
         return self._compare(wire, body, certain=certain)
 
-    def read(self, asked: Asked, clean: Clean) -> Conversation:
+    def read(self, asked: DecodedRequest, clean: Clean) -> RequestHistory:
         """Return the conversation in a request, and remember it."""
         before, fields = asked.before, asked.fields
         messages, redacted = asked.written.wire.chat(asked.new), False
@@ -126,7 +128,7 @@ class Conversations:
         if asked.kept_by_server:
             talk = _continued(before, messages, redacted=redacted)
         else:
-            _share(messages, self._said)
+            _share(messages, self._last_reply)
             talk = before.with_more(messages, redacted=redacted)
             # The beginning of this conversation was not captured, so later ones must not continue
             # it here.
@@ -141,9 +143,9 @@ class Conversations:
             talk.params = self._read_params(fields, clean)
         return talk
 
-    def answered(self, asked: Asked, talk: Conversation, reply: Reply) -> None:
+    def answered(self, asked: DecodedRequest, talk: RequestHistory, reply: Reply) -> None:
         """Remember an answer, and also its conversation if the server keeps one."""
-        self._said = reply
+        self._last_reply = reply
         if asked.written.wire is not RESPONSES:
             return
         names = [reply.response_id]
@@ -154,7 +156,7 @@ class Conversations:
         for name in filter(None, names):
             self._answered[name] = whole
 
-    def _compare(self, wire: Wire, body: bytes, *, certain: bool) -> Asked:
+    def _compare(self, wire: Wire, body: bytes, *, certain: bool) -> DecodedRequest:
         """Decode a whole request, and find the conversation it continues piece by piece."""
         fields = decode_fields(body)
         if not wire.accepts(fields, certain=certain):
@@ -165,8 +167,8 @@ class Conversations:
         before = self._answered.get(named or "")
         if before is not None:
             new = [decode(part) for part in asked.parts]
-            return Asked(asked, before, new, fields, kept_by_server=True, named=named)
-        before, shared = Conversation(), 0
+            return DecodedRequest(asked, before, new, fields, kept_by_server=True, named=named)
+        before, shared = RequestHistory(), 0
         for known, talk in self._latest:
             count = known.shared_with(asked)
             # A conversation counts only if all of it is repeated; a shorter common part is no
@@ -174,9 +176,11 @@ class Conversations:
             if count == len(known.parts) > shared:
                 before, shared = talk, count
         new = [decode(part) for part in asked.parts[shared:]]
-        return Asked(asked, before, new, fields, kept_by_server=False, named=named)
+        return DecodedRequest(asked, before, new, fields, kept_by_server=False, named=named)
 
-    def _remember(self, asked: Written, talk: Conversation, *, instead_of: Conversation) -> None:
+    def _remember(
+        self, asked: Written, talk: RequestHistory, *, instead_of: RequestHistory
+    ) -> None:
         kept = [known for known in self._latest if known[1] is not instead_of]
         # The newest is last, and the oldest leaves first.
         self._latest = [*kept[1 - REMEMBERED :], (asked, talk)]
@@ -204,12 +208,12 @@ class Conversations:
         return mask_texts(mask_named(value), self._secrets)
 
 
-def _continued(before: Conversation, new: list[Message], *, redacted: bool) -> Conversation:
+def _continued(before: RequestHistory, new: list[Message], *, redacted: bool) -> RequestHistory:
     """Extend a conversation that the server keeps; instructions apply to one request only."""
     # The Responses API does not keep instructions, so each request's own ones apply.
     system = [message for message in new if message["role"] == "system"]
     rest = [message for message in [*before.messages, *new] if message["role"] != "system"]
-    talk = Conversation().with_more([*system, *rest], redacted=before.redacted or redacted)
+    talk = RequestHistory().with_more([*system, *rest], redacted=before.redacted or redacted)
     talk.missing = before.missing
     return talk
 

@@ -14,7 +14,12 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
-from orbiter.train.capture.conversation import Asked, Conversation, Conversations, NotACall
+from orbiter.train.capture.conversation import (
+    Conversations,
+    DecodedRequest,
+    NotACall,
+    RequestHistory,
+)
 from orbiter.train.capture.encoding import decoded
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.item import (
@@ -49,8 +54,8 @@ class _Background(NamedTuple):
 
     step: int
     """The step whose item waits for the response."""
-    asked: Asked
-    talk: Conversation
+    asked: DecodedRequest
+    talk: RequestHistory
 
 
 class Episode:
@@ -262,7 +267,7 @@ class Episode:
 
     def _take(self, exchange: Exchange, body: bytes, error: str | None) -> None:
         if exchange.retrieves is not None:
-            self._take_retrieved(exchange, body, error)
+            self._add_retrieved(exchange, body, error)
             return
         try:
             if exchange.unreadable is not None:
@@ -289,7 +294,7 @@ class Episode:
             return
         self._answer(exchange, asked, reply)
 
-    def _take_retrieved(self, exchange: Exchange, body: bytes, error: str | None) -> None:
+    def _add_retrieved(self, exchange: Exchange, body: bytes, error: str | None) -> None:
         """Complete the item of a background response that has now been fetched."""
         waiting = self._background.get(exchange.retrieves or "")
         if waiting is None:
@@ -324,13 +329,13 @@ class Episode:
         self.failures.append(self._failed[-1])
 
     def _cleaned(
-        self, exchange: Exchange, talk: Conversation, reply: Reply
-    ) -> tuple[Conversation, Reply]:
+        self, exchange: Exchange, talk: RequestHistory, reply: Reply
+    ) -> tuple[RequestHistory, Reply]:
         """Return a reply without secrets, for a conversation already cleaned of them."""
         clean = self._redactor.cleaner([s for s in exchange.secrets if reply.contains(s)])
         return talk, reply if clean is None else cleaned(reply, clean, prompt_too=talk.redacted)
 
-    def _answer(self, exchange: Exchange, asked: Asked, reply: Reply) -> None:
+    def _answer(self, exchange: Exchange, asked: DecodedRequest, reply: Reply) -> None:
         # A secret is only searched for where it occurs, as cleaning is slow for long texts.
         shown = [s for s in exchange.secrets if s.encode() in exchange.body or reply.contains(s)]
         clean = self._redactor.cleaner(shown)

@@ -57,7 +57,7 @@ class Answerer(Protocol):
         """Answer a request while the calling thread waits; any thread may call."""
 
 
-class Answering(NamedTuple):
+class InProcessModels(NamedTuple):
     """An answerer and the models that it answers for."""
 
     answerer: Answerer
@@ -65,5 +65,5 @@ class Answering(NamedTuple):
     """Model names that are answered here; None means all."""
 
 
-ANSWERING: ContextVar[Answering | None] = ContextVar("orbiter_answering", default=None)
+ANSWERING: ContextVar[InProcessModels | None] = ContextVar("orbiter_answering", default=None)
 """The answerer of the running code's model calls; None lets them go to their own server."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from orbiter.train.capture.conversation import Conversation
+from orbiter.train.capture.conversation import RequestHistory
 from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.redact import Cleaner
 from orbiter.train.capture.wire.events import events, is_event_stream
@@ -45,9 +45,11 @@ def read(exchange: Exchange, body: bytes, error: str | None) -> Reply:
     """
     if exchange.status >= 400 or not body:
         return Reply(error=error or _failure(exchange.status, body))
+    # Some servers stream although the request did not ask for it.
     if not (exchange.streamed or is_event_stream(body)):
         return exchange.wire.reply(decode(body))
     reply = exchange.wire.assemble(events(body))
+    # Some servers end a stream without a finish reason; its last mark shows that it is complete.
     ended = any(mark in b"\n" + body for mark in exchange.wire.terminal)
     if reply.finish_reason is None and reply.error is None and not ended:
         reply.error = error or "the stream ended before the answer did"
@@ -57,7 +59,7 @@ def read(exchange: Exchange, body: bytes, error: str | None) -> Reply:
 
 
 def item_of(
-    talk: Conversation,
+    talk: RequestHistory,
     reply: Reply,
     *,
     episode_id: str,
@@ -68,6 +70,8 @@ def item_of(
     timestamp: float | None = None,
 ) -> TrajectoryItem:
     """Return the item of a call; its values come from JSON, so they are not checked again."""
+    # Without token ids they cannot be aligned with any, so they go to the metadata with their
+    # texts.
     logprobs = reply.logprobs if reply.logprob_tokens is None else None
     return from_values(
         (
@@ -85,6 +89,7 @@ def completed(waiting: TrajectoryItem, complete: TrajectoryItem) -> TrajectoryIt
         waiting,
         action=complete.action,
         tool_calls=complete.tool_calls,
+        # The request that fetches an answer has no parameters; those of the first one made it.
         metadata={**kept, **complete.metadata, "params": kept.get("params", {})},
         prompt_token_ids=complete.prompt_token_ids,
         token_ids=complete.token_ids,
@@ -93,7 +98,7 @@ def completed(waiting: TrajectoryItem, complete: TrajectoryItem) -> TrajectoryIt
 
 
 def metadata_of(
-    exchange: Exchange, talk: Conversation, reply: Reply, failed: list[UnansweredRequest]
+    exchange: Exchange, talk: RequestHistory, reply: Reply, failed: list[UnansweredRequest]
 ) -> dict[str, Json]:
     """Return an item's metadata: everything known about a call except its texts."""
     entries: dict[str, Json] = {
@@ -123,6 +128,7 @@ def metadata_of(
 def cleaned(reply: Reply, clean: Cleaner, *, prompt_too: bool) -> Reply:
     """Remove the secrets from a reply, and the token ids that spell them."""
     if prompt_too:
+        # The ids spell the prompt, from which a secret was removed.
         reply.prompt_token_ids = None
     texts = [reply.text, reply.tool_calls, reply.reasoning, reply.others, reply.error]
     value, changed = clean([*texts, reply.server_calls])

@@ -31,7 +31,7 @@ class ToolRun(NamedTuple):
     call_id: str | None = None
 
 
-class _Call(NamedTuple):
+class _OpenToolCall(NamedTuple):
     step: int
     call_id: str
     name: str
@@ -44,7 +44,7 @@ class Joins:
     def __init__(self) -> None:
         self._step_of: dict[str, int] = {}
         self._latest: int | None = None
-        self._calls: list[_Call] = []
+        self._calls: list[_OpenToolCall] = []
         """Tool calls without a known execution."""
         self._agents: dict[int, str] = {}
         self._notes: dict[int, dict[str, Json]] = {}
@@ -57,7 +57,7 @@ class Joins:
             self._step_of[response_id] = step
         for call in calls:
             call_id = str(call.get("id") or "")
-            self._calls.append(_Call(step, call_id, name_of(call), input_of(call)))
+            self._calls.append(_OpenToolCall(step, call_id, name_of(call), input_of(call)))
 
     def tool_ran(self, run: ToolRun) -> None:
         """Record an execution for the step that requested it, or else for the latest step."""
@@ -106,7 +106,7 @@ class Joins:
             yield step, _change(agents.get(step), notes.get(step, {}))
 
 
-def _is_of(run: ToolRun, call: _Call) -> bool:
+def _is_of(run: ToolRun, call: _OpenToolCall) -> bool:
     if run.call_id is not None:
         return run.call_id == call.call_id
     # Without an id the first open call of that name and arguments is taken; a call answered is

@@ -159,7 +159,7 @@ class _Proxy:
             content=body,
             extensions={"timeout": {"connect": _CONNECT_SECONDS}},
         )
-        return _Call(self._pool, sent, exchange, self._to)
+        return _ForwardedCall(self._pool, sent, exchange, self._to)
 
     def _address(self, path: str) -> str:
         # Both addresses may contain /v1, and the model's server expects it once.
@@ -192,7 +192,7 @@ class _Proxy:
         return [*kept, *((name, named[name]) for name in given)] if key else kept
 
 
-class _Call(Response):
+class _ForwardedCall(Response):
     """One call to the model: its response is passed on byte for byte as it arrives.
 
     A captured reply that is not a stream is held back until its record is on disk, and so is the

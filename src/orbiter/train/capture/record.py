@@ -61,6 +61,7 @@ def record(
         redactor=Redactor(redact),
         parent=outer,
     )
+    # Counts calls outside of every block, to explain an empty capture.
     strays = OPEN.enter()
     CURRENT.set(episode)
     try:
@@ -70,6 +71,7 @@ def record(
         _settle_beside(episode, error)
         raise
     _leave(episode, outer)
+    # The call that could not be stored is lost; the block must not look as if it were captured.
     if episode.errors:
         raise episode.errors[0]
     if not episode.calls:

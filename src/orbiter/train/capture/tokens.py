@@ -77,7 +77,7 @@ def add_token_ids(
     """
     given = list(items)
     done: dict[int, TrajectoryItem] = {}
-    tally = _Found()
+    tally = _IdTally()
     for _, positions in sorted(_streams(given).items()):
         before: _Turn | None = None
         for position in positions:
@@ -94,7 +94,7 @@ def add_token_ids(
 
 
 @dataclass(slots=True)
-class _Found:
+class _IdTally:
     from_server: int = 0
     tokenised: int = 0
     breaks: list[Break] = field(default_factory=list[Break])
@@ -112,6 +112,7 @@ def _streams(items: Sequence[TrajectoryItem]) -> dict[str, list[int]]:
     """Group the positions of items by episode and agent, in step order; other items stay alone."""
     streams: dict[str, list[int]] = {}
     for position, item in enumerate(items):
+        # By agent: a sub-agent has a separate conversation within the episode.
         name = f"{position}" if item.episode_id is None else f"{item.episode_id}/{item.agent}"
         streams.setdefault(name, []).append(position)
     for positions in streams.values():
@@ -123,7 +124,7 @@ def _turn(
     item: TrajectoryItem,
     before: _Turn | None,
     tokenizer: PreTrainedTokenizerBase | None,
-    tally: _Found,
+    tally: _IdTally,
 ) -> _Turn:
     if item.prompt_token_ids is not None and item.token_ids is not None:
         tally.from_server += 1
@@ -134,7 +135,7 @@ def _turn(
     return _tokenised(item, before, tokenizer, tally)
 
 
-def _from_server(item: TrajectoryItem, before: _Turn | None, tally: _Found) -> _Turn:
+def _from_server(item: TrajectoryItem, before: _Turn | None, tally: _IdTally) -> _Turn:
     prompt, sampled = list(item.prompt_token_ids or ()), list(item.token_ids or ())
     if before is not None and before.stream is not None:
         _note(item, before.stream, prompt, tally)
@@ -142,7 +143,10 @@ def _from_server(item: TrajectoryItem, before: _Turn | None, tally: _Found) -> _
 
 
 def _tokenised(
-    item: TrajectoryItem, before: _Turn | None, tokenizer: PreTrainedTokenizerBase, tally: _Found
+    item: TrajectoryItem,
+    before: _Turn | None,
+    tokenizer: PreTrainedTokenizerBase,
+    tally: _IdTally,
 ) -> _Turn:
     from orbiter.train.engine.encoding import encode, encode_after
     from orbiter.train.engine.prompt import render_text
@@ -168,7 +172,7 @@ def _note(
     item: TrajectoryItem,
     before: Sequence[int] | str,
     now: Sequence[int] | str,
-    tally: _Found,
+    tally: _IdTally,
 ) -> None:
     """Report a turn that does not begin with all of the previous turn."""
     shared = 0

@@ -19,7 +19,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from orbiter.train.capture.in_process import ANSWERING, Answerer, Answering
+from orbiter.train.capture.in_process import ANSWERING, Answerer, InProcessModels
 from orbiter.train.capture.threads import follow_threads
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def answered_by(answerer: Answerer, *, models: Sequence[str] | None = None) -> I
     watch()
     follow_threads()
     before = ANSWERING.get()
-    ANSWERING.set(Answering(answerer, None if models is None else frozenset(models)))
+    ANSWERING.set(InProcessModels(answerer, None if models is None else frozenset(models)))
     try:
         yield
     finally:

@@ -65,6 +65,7 @@ def conversations(items: Iterable[TrajectoryItem]) -> Iterator[Conversation]:
         chains: list[Conversation] = []
         for item in steps:
             prompt = prompt_of(item)
+            # The newest first: after a rewritten history, the older chain may still fit too.
             chain = next((c for c in reversed(chains) if _continues(c, item, prompt)), None)
             if chain is None:
                 chains.append(chain := Conversation([], []))
@@ -101,12 +102,14 @@ def items_of(
     several = len(positions) > 1
     transcript = Transcript()
     for step, position in enumerate(positions):
+        # Earlier answers need none: what follows them is in the prompt of the next answer.
         after = messages[position + 1 :] if step == len(positions) - 1 else ()
         yield item_of(
             messages[:position],
             messages[position],
             state=transcript.up_to(messages, position),
             tools=tools,
+            # One answer alone is no episode, and an id would keep a split from placing it freely.
             episode_id=episode_id if several else None,
             step=step if several else None,
             metadata={**(metadata or {}), **({"messages_after": list(after)} if after else {})},
@@ -138,7 +141,9 @@ def item_of(
     entries = dict(metadata or {})
     if answer.get("reasoning_content"):
         entries[REASONING] = answer["reasoning_content"]
+    # Whatever else a tool stored in the message comes back when the chat is written.
     rest = {key: value for key, value in answer.items() if key not in _STORED and value is not None}
+    # `action` holds only the text of the parts, so the parts themselves are kept too.
     if isinstance(content, list):
         rest["content"] = content
     if rest:
@@ -220,6 +225,7 @@ def _checked(item: TrajectoryItem, messages: Sequence[Message]) -> list[Message]
 def _episodes(items: Iterable[TrajectoryItem]) -> Iterator[list[TrajectoryItem]]:
     episodes: dict[object, list[TrajectoryItem]] = {}
     for position, item in enumerate(items):
+        # A position is a number and an id a text, so the two never meet.
         episodes.setdefault(position if item.episode_id is None else item.episode_id, []).append(
             item
         )
@@ -250,6 +256,8 @@ def _filled(message: Message) -> dict[str, object]:
 
 
 def _extend(chain: Conversation, item: TrajectoryItem, prompt: list[Message]) -> None:
+    # The prompt contains all earlier messages, and with them the tool results since the last
+    # answer.
     chain.messages[:] = prompt
     chain.answers.append(len(prompt))
     chain.messages.append(answer_of(item))
@@ -259,6 +267,7 @@ def _extend(chain: Conversation, item: TrajectoryItem, prompt: list[Message]) ->
 def _finished(chain: Conversation) -> Conversation:
     last = chain.items[-1]
     after = last.metadata.get("messages_after")
+    # An item without an action is a prompt that nobody has answered yet.
     if not after and len(chain.items) == 1 and chain.messages[-1] == _NO_ANSWER:
         return Conversation(chain.messages[:-1], [], chain.items)
     if isinstance(after, list):

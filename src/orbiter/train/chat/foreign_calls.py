@@ -64,6 +64,7 @@ class OpenCalls:
         for call, new_id in zip(calls, self.coming(len(calls)), strict=True):
             call.setdefault("id", new_id)
         self._count += len(calls)
+        # A new answer closes the calls before it: results that come later belong to it.
         self._open = [(str(call["id"]), _name_in(call)) for call in calls]
 
     def add(self, calls: list[dict[str, Any]]) -> None:
@@ -106,6 +107,7 @@ def call_in(call: object, name: str) -> dict[str, Any]:
         rest = {key: value for key, value in function.items() if key not in _ARGUMENTS}
         called = {**rest, "name": _named(function, name), "arguments": text}
         return {**given, "type": "function", "function": called}
+    # A custom tool of OpenAI takes free text, which is not JSON and must not be parsed as such.
     if isinstance(custom, Mapping):
         if not isinstance(custom.get("input"), str):
             raise DataError(f"{name}: the input of a custom call must be text, got {custom!r:.80}")
@@ -115,6 +117,7 @@ def call_in(call: object, name: str) -> dict[str, Any]:
         converted = function_call(None, _named(given, name), _arguments_in(given))
         call_id = given.get("call_id", given.get("id", given.get("tool_call_id")))
         return {**({} if call_id is None else {"id": str(call_id)}), **_without_id(converted)}
+    # After the forms above, since `function_call` ends in `_call` too.
     if isinstance(kind, str) and kind not in _FLAT and kind.endswith(_SERVER_CALLS):
         return given
     raise DataError(

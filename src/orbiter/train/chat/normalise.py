@@ -88,7 +88,7 @@ def normal_messages(value: object, name: str = "messages") -> list[dict[str, Any
 
 
 @dataclass(slots=True)
-class _Parts:
+class _SortedBlocks:
     """The blocks of a message's content, sorted by kind."""
 
     kept: list[Any] = field(default_factory=list)
@@ -100,6 +100,7 @@ class _Parts:
 
     def take(self, block: object, name: str) -> None:
         """Sort in one block."""
+        # Some files mix texts and blocks in one list.
         if isinstance(block, str):
             block = {"type": "text", "text": block}
         if not isinstance(block, Mapping):
@@ -113,7 +114,7 @@ class _Parts:
         elif word in _RESULTS:
             self.results.append(_result(block, name))
         elif word in _THOUGHTS:
-            self._take_thought(block, name)
+            self._add_thought(block, name)
         elif word in _MEDIA or word.endswith(_SERVER_BLOCKS):
             self.kept.append({key: value for key, value in block.items() if value is not None})
         else:
@@ -127,7 +128,7 @@ class _Parts:
         """Whether there was a block that OpenAI's form stores outside of the content."""
         return bool(self.calls or self.results or self.thoughts or self.signed)
 
-    def _take_thought(self, block: Mapping[str, Any], name: str) -> None:
+    def _add_thought(self, block: Mapping[str, Any], name: str) -> None:
         texts = [block[key] for key in ("thinking", "reasoning", "text", "content") if key in block]
         if texts and not isinstance(texts[0], str):
             raise DataError(f"{name}: reasoning must be text, got {fields.shown(texts[0])}")
@@ -149,23 +150,24 @@ class _Chat:
         if not isinstance(message, Mapping):
             raise DataError(f"{name} must be an object, got {fields.shown(message)}")
         if "role" not in message and "from" not in message:
-            self._take_typed(message, name)
+            self._add_typed(message, name)
             return
         role = role_of(message.get("role", message.get("from")), name)
         content = message.get("content", message.get("value"))
+        # ShareGPT's `function_call` turns hold nothing but the call.
         if role == CALL:
-            self._take_calls(content, message, name)
+            self._add_calls(content, message, name)
         elif isinstance(content, str) and message.keys() <= _PLAIN and message["role"] == role:
             self._add(dict(message))
         else:
-            self._take_any(role, content, message, name)
+            self._add_any(role, content, message, name)
 
-    def _take_typed(self, message: Mapping[str, Any], name: str) -> None:
+    def _add_typed(self, message: Mapping[str, Any], name: str) -> None:
         """Add a message with a type in place of a role: LangChain's, or an item of Responses."""
         kind = message.get("type")
         rest = {key: value for key, value in message.items() if key != "type"}
         if kind == "function_call":
-            self._take_calls(message, {}, name)
+            self._add_calls(message, {}, name)
         elif kind == "function_call_output":
             result = {
                 "type": kind,
@@ -178,7 +180,7 @@ class _Chat:
         else:
             raise DataError(f"{name} must have a role, got {fields.shown(message)}")
 
-    def _take_calls(self, content: object, message: Mapping[str, Any], name: str) -> None:
+    def _add_calls(self, content: object, message: Mapping[str, Any], name: str) -> None:
         """Add a message that is only calls to the assistant's message before it."""
         calls = calls_in(content, f"{name}.content")
         last = self.messages[-1] if self.messages else {}
@@ -196,7 +198,7 @@ class _Chat:
         rest = {key: message[key] for key in message if key not in _TAKEN}
         self.messages.append({"role": "assistant", "content": None, "tool_calls": calls, **rest})
 
-    def _take_any(self, role: str, content: object, message: Mapping[str, Any], name: str) -> None:
+    def _add_any(self, role: str, content: object, message: Mapping[str, Any], name: str) -> None:
         parts = _parts_of(content, name)
         is_answer = role == "assistant"
         only_results = bool(parts.results) and not (parts.kept or parts.calls or parts.thoughts)
@@ -217,9 +219,12 @@ class _Chat:
         rest = {
             key: value for key, value in message.items() if key not in _TAKEN and value is not None
         }
+        # Unknown fields stay: a later export to the same format writes them again.
         self._add({"role": role, "content": _content(content, parts), **rest})
 
-    def _calls(self, message: Mapping[str, Any], parts: _Parts, name: str) -> list[dict[str, Any]]:
+    def _calls(
+        self, message: Mapping[str, Any], parts: _SortedBlocks, name: str
+    ) -> list[dict[str, Any]]:
         """Return the calls in a message: OpenAI's, its old form, and Anthropic's blocks."""
         given = message.get("tool_calls")
         calls = list(parts.calls)
@@ -257,7 +262,7 @@ class _Chat:
 def _answer(
     content: object,
     message: Mapping[str, Any],
-    parts: _Parts,
+    parts: _SortedBlocks,
     calls: list[dict[str, Any]],
     name: str,
 ) -> dict[str, Any]:
@@ -284,8 +289,8 @@ def _answer(
     return answer | rest
 
 
-def _parts_of(content: object, name: str) -> _Parts:
-    parts = _Parts()
+def _parts_of(content: object, name: str) -> _SortedBlocks:
+    parts = _SortedBlocks()
     if isinstance(content, list | tuple):
         for index, block in enumerate(content):
             parts.take(block, f"{name}.content[{index}]")
@@ -294,7 +299,7 @@ def _parts_of(content: object, name: str) -> _Parts:
     return parts
 
 
-def _content(given: object, parts: _Parts) -> object:
+def _content(given: object, parts: _SortedBlocks) -> object:
     """Return the content that is left once calls, results and reasoning are taken out."""
     if not isinstance(given, list | tuple):
         return given
@@ -317,9 +322,10 @@ def _text_block(block: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _result(block: Mapping[str, Any], name: str) -> dict[str, Any]:
     content = next((block[key] for key in ("content", "response", "result") if key in block), "")
     if isinstance(content, list):
-        parts = _Parts()
+        parts = _SortedBlocks()
         for index, inner in enumerate(content):
             parts.take(inner, f"{name}.content[{index}]")
+        # OpenAI's tool message has only text and media.
         if parts.foreign:
             raise DataError(f"{name}: a tool result cannot hold calls, results or reasoning")
         plain = all(part.get("type") == "text" for part in parts.kept)

@@ -45,6 +45,8 @@ class Split:
 
     def add_calls(self, calls: list[Message]) -> None:
         """Add the calls of the message; its content may hold the same ones, less complete."""
+        # LangChain stores the calls of Anthropic's models twice: as blocks of the content and in
+        # `tool_calls`.
         ids = {call.get("id") for call in calls}
         functions = [call.get("function") for call in calls]
         self.calls = [
@@ -68,6 +70,7 @@ def call_from(given: Mapping[str, Any]) -> Message:
         body = custom if isinstance(custom, Mapping) else given
         inner = {"name": str(body.get("name") or ""), "input": as_text(body.get("input"))}
         return {"type": "custom", **named, "custom": inner}
+    # For instance web_search_call: the server ran it, so it has no arguments for a tool of ours.
     if kind.endswith("_call") and kind not in _FUNCTION_CALLS:
         return {**given, **named}
     function = given.get("function")
@@ -108,6 +111,7 @@ def thought_in(part: Mapping[str, Any]) -> str:
     """Return the text of a thought: a text, or a list of parts, or that list as JSON."""
     values = (part.get(key) for key in ("content", "thinking", "text", "reasoning", "summary"))
     value = next(filter(None, values), "")
+    # OpenTelemetry's instrumentations of the Responses API record the summary as JSON text.
     if isinstance(value, str) and value.startswith('[{"') and '"summary_text"' in value:
         value = decode_json(value)
     if isinstance(value, list):
@@ -118,6 +122,7 @@ def thought_in(part: Mapping[str, Any]) -> str:
 
 def result_content(value: object) -> object:
     """Return the result of a tool: a string, or a list of parts if it holds more than text."""
+    # Attributes of a span hold texts only, so a list of parts arrives as JSON.
     if isinstance(value, str) and value.startswith("[{"):
         try:
             inner = decode_json(value)
@@ -171,6 +176,7 @@ def _address_of(part: Mapping[str, Any]) -> str | None:
         return None
     if isinstance(url, str):
         return url
+    # Tracers replace long data by a note, which is no image.
     if not isinstance(data, str) or "REDACTED" in data:
         return None
     media = body.get("media_type") or body.get("mime_type") or "application/octet-stream"

@@ -82,6 +82,7 @@ def decode(raw: bytes | msgspec.Raw) -> Json:
     try:
         return msgspec.json.decode(raw)
     except msgspec.DecodeError:
+        # Only after a failure: the search over every answer would take longer than decoding it.
         mended = _HALF_PAIR.sub(rb"\\ufffd", bytes(raw))
     try:
         return msgspec.json.decode(mended)
@@ -117,12 +118,15 @@ def counts(usage: Json, names: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
         value = usage.get(name)
         if within and value is not None:
             value = value.get(*within) if isinstance(value, dict) else None
+        # Not isinstance: True is an int, and a broken server may send it.
         if type(value) is int:
             known[ours] = value
     return known
 
 
 _FIELDS = msgspec.json.Decoder(Fields)
+# The first half (D800 to DBFF) without a second, or a second half (DC00 to DFFF) without a first.
+# Two backslashes are an escaped backslash, and no escape follows.
 _HALF_PAIR = re.compile(
     rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})(?<!\\)\\u[dD][c-fC-F][0-9a-fA-F]{2}"

@@ -69,10 +69,12 @@ def read_call(text: str) -> dict[str, Any]:
         value = json.loads(inner)
     except (ValueError, RecursionError) as error:
         raise DataError(f"expected a tool call in JSON, got {text[:80]!r}") from error
+    # The form for calls that the short form cannot hold: see `write_call`.
     if isinstance(value, dict) and isinstance(value.get("call"), dict):
         return dict(value["call"])
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise DataError(f"expected a tool call with a name, got {text[:80]!r}")
+    # A custom tool has `input`, a function `arguments`.
     if "input" in value:
         return {"type": "custom", "custom": {"name": value["name"], "input": value["input"]}}
     arguments = arguments_text(value.get("arguments"))
@@ -227,7 +229,7 @@ def _objects_as_text(arguments: object) -> object:
 # Reading what a model wrote in its reply.
 
 
-class Call(NamedTuple):
+class WrittenCall(NamedTuple):
     """One call that the model wrote."""
 
     name: str
@@ -238,15 +240,15 @@ class Call(NamedTuple):
         return json.dumps(self.arguments, ensure_ascii=False)
 
 
-class Parsed(NamedTuple):
+class ParsedReply(NamedTuple):
     """A reply, split into text and calls."""
 
     content: str
     """The text outside the calls."""
-    calls: list[Call]
+    calls: list[WrittenCall]
 
 
-def parse_calls(text: str, names: Sequence[str]) -> Parsed:
+def parse_calls(text: str, names: Sequence[str]) -> ParsedReply:
     """Split a reply into text and calls; a reply without calls stays as it is.
 
     Args:
@@ -261,7 +263,7 @@ def parse_calls(text: str, names: Sequence[str]) -> Parsed:
         for match, calls in reversed(tagged):
             if calls:
                 content = content[: match.start()] + content[match.end() :]
-        return Parsed(content.rstrip(), [call for _, calls in tagged for call in calls])
+        return ParsedReply(content.rstrip(), [call for _, calls in tagged for call in calls])
     # Without tags, JSON or code may be an ordinary answer, so every name must be an offered tool.
     fenced = _FENCED.match(text.strip())
     whole = fenced[1].strip() if fenced else text.strip()
@@ -270,8 +272,8 @@ def parse_calls(text: str, names: Sequence[str]) -> Parsed:
     if not calls and any(f"{name}(" in whole for name in names):
         calls = _in_python(whole)
     if calls and all(call.name in names for call in calls):
-        return Parsed("", calls)
-    return Parsed(text, [])
+        return ParsedReply("", calls)
+    return ParsedReply(text, [])
 
 
 def settled(text: str, names: Sequence[str]) -> int:
@@ -283,6 +285,7 @@ def settled(text: str, names: Sequence[str]) -> int:
     # Both ways: the name may be half written, or the call already begun.
     if any(f"{name}(".startswith(begun) or begun.startswith(f"{name}(") for name in names):
         return 0
+    # Everything from the mark on may be a call, and the blank space before it is dropped with it.
     opened = text.find(OPENING)
     if opened >= 0:
         return len(text[:opened].rstrip())
@@ -291,7 +294,7 @@ def settled(text: str, names: Sequence[str]) -> int:
     return len(text[: len(text) - partial_mark].rstrip())
 
 
-def _in_json(text: str) -> list[Call]:
+def _in_json(text: str) -> list[WrittenCall]:
     """Return the call, or list of calls, in a JSON text; empty if it is anything else."""
     try:
         value = json.loads(text)
@@ -300,25 +303,26 @@ def _in_json(text: str) -> list[Call]:
         return []
 
 
-def _json_call(value: object) -> Call:
+def _json_call(value: object) -> WrittenCall:
     if not isinstance(value, dict):
         raise ValueError("not an object")
+    # Llama 3 is taught to write `parameters`, most other models `arguments`.
     arguments = value.get("arguments", value.get("parameters"))
     return _checked(
         value.get("name"), json.loads(arguments) if isinstance(arguments, str) else arguments
     )
 
 
-def _checked(name: object, arguments: object) -> Call:
+def _checked(name: object, arguments: object) -> WrittenCall:
     """Return a call if JSON and UTF-8 can represent it: no NaN, no set, no half surrogate."""
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("a call has a name and an object of arguments")
     # Raises for NaN, sets and half surrogates, none of which an API could send on.
     json.dumps([name, arguments], ensure_ascii=False, allow_nan=False).encode()
-    return Call(name, arguments)
+    return WrittenCall(name, arguments)
 
 
-def _in_python(text: str) -> list[Call]:
+def _in_python(text: str) -> list[WrittenCall]:
     """Return the calls in `f(a=1)`, or in a list of such calls, with plain values by name."""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -331,7 +335,7 @@ def _in_python(text: str) -> list[Call]:
 
 
 # ast.literal_eval and named arguments only: nothing a model writes is ever executed.
-def _python_call(node: ast.expr) -> Call:
+def _python_call(node: ast.expr) -> WrittenCall:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.args:
         raise ValueError("not a call with arguments by name")
     arguments = {}

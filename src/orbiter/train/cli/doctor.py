@@ -108,6 +108,7 @@ def _device() -> Iterator[Finding]:
         what="dtype", level="ok", found=f"auto means {arithmetic.dtype} ({arithmetic.reason})"
     )
     if device.type == "cuda":
+        # What the driver says, so other processes count too.
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
         yield Finding(

@@ -203,15 +203,19 @@ def _by_reward(
         scores = await score([str(answer)], [item], rewards)
         return float(scores.total[0] or 0.0)
 
+    # A semaphore and no number: all data of `holdout` decide whether its score in the journal still
+    # counts, and how many are asked at once does not.
+    limiter = asyncio.Semaphore(settings.build("evolve", EvolutionConfig).concurrency)
+
     async def holdout(prompt: Any) -> float:  # noqa: ANN401 - likewise
         async def one(item: TrajectoryItem) -> float:
-            value = await metric(item, (await answer_to(prompt, item))[0])
+            async with limiter:
+                value = await metric(item, (await answer_to(prompt, item))[0])
             bar.update(bar.done + 1)
             return value
 
-        concurrency = settings.build("evolve", EvolutionConfig).concurrency
         with make_progress("held-out", len(held_out), every_seconds=LOG_SECONDS) as bar:
-            scores = await map_bounded(held_out, one, concurrency=concurrency)
+            scores = await map_bounded(held_out, one, concurrency=len(held_out))
         return math.fsum(scores) / len(scores)
 
     best = sum(max(0.0, reward.weight) for reward in rewards)

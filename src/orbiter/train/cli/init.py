@@ -131,6 +131,7 @@ def init(
         "data.jsonl": _lines(TASKS),
         "eval.jsonl": _lines(HELD_OUT),
     }
+    # All are checked before the first is written, so that no project is half replaced.
     there = [name for name in files if (directory / name).exists()]
     if there:
         raise StorageError(f"{directory} has {', '.join(there)} already; choose another folder")

@@ -30,7 +30,7 @@ from orbiter.train.preference import (
 from orbiter.train.progress import is_plain
 from orbiter.train.sft import SFTConfig, SFTTrainer
 from orbiter.train.verl import RewardSpec, VeRLConfig, VeRLTrainer
-from orbiter.train.verl.cluster.plan import Plan
+from orbiter.train.verl.cluster.plan import ClusterPlan
 
 Method = Literal["train", "sft", "offline", "prefer", "reward-model"]
 
@@ -178,9 +178,9 @@ def _tracker(name: str) -> Any:  # noqa: ANN401 - whatever the user's own functi
     return name
 
 
-def plan_lines(job: Job, plan: TrainPlan | Plan) -> list[tuple[str, str]]:
+def plan_lines(job: Job, plan: TrainPlan | ClusterPlan) -> list[tuple[str, str]]:
     """Return a plan as pairs of label and value."""
-    return _on_verl(plan) if isinstance(plan, Plan) else _here(job, plan)
+    return _on_verl(plan) if isinstance(plan, ClusterPlan) else _here(job, plan)
 
 
 def _here(job: Job, plan: TrainPlan) -> list[tuple[str, str]]:
@@ -211,7 +211,7 @@ def _here(job: Job, plan: TrainPlan) -> list[tuple[str, str]]:
     return lines
 
 
-def _on_verl(plan: Plan) -> list[tuple[str, str]]:
+def _on_verl(plan: ClusterPlan) -> list[tuple[str, str]]:
     unit = "GPUs" if plan.device == "cuda" else "CPU workers"
     return [
         ("backend", f"verl {plan.verl} on {plan.where}"),

@@ -117,6 +117,7 @@ def labels(
 
     output = Output(as_json=as_json)
     for target in (pairs, items):
+        # Before the labels are read: a mistake in a name must show at once.
         if target is not None and target.exists():
             raise ConfigError(f"{target} already exists; choose another name")
     if pairs is not None and pairs.suffix != ".jsonl":

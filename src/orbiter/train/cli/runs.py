@@ -32,7 +32,7 @@ def runs() -> None:
     """List runs, show one, compare two, resume one."""
 
 
-class Found(NamedTuple):
+class ListedRun(NamedTuple):
     """A run's folder and its contents."""
 
     run: Run
@@ -91,9 +91,9 @@ def list_runs(
     )
 
 
-def _find_all(folder: Path) -> tuple[list[Found], dict[str, str]]:
+def _find_all(folder: Path) -> tuple[list[ListedRun], dict[str, str]]:
     """Return the runs below a folder, oldest first, and the error of each that cannot be read."""
-    runs: list[Found] = []
+    runs: list[ListedRun] = []
     damaged: dict[str, str] = {}
     with working(f"reading {folder}", "runs") as count:
         for number, file in enumerate(sorted(folder.glob("**/run.json"), key=_age), 1):
@@ -121,6 +121,7 @@ def show(
         raise StorageError(
             f"{folder} holds no run: none of run.json, {EVOLUTION} and {COST_FILE} is in it"
         )
+    # An evolution has no run.json, but it has a cost.
     shown_run = _find(folder) if is_run else None
     cost = cost_of_run(folder)
     if shown_run is not None:
@@ -194,12 +195,12 @@ def resume(
     raise typer.Exit(resume_run(folder, overrides or [], Output(as_json=as_json)))
 
 
-def _find(folder: Path) -> Found:
+def _find(folder: Path) -> ListedRun:
     # the first read checks that links stay inside the folder
     run, result = read_run(folder), _result(folder)
     if _is_held(folder):
-        return Found(run, "running", result)
-    return Found(run, "finished" if result.get("finished") else "stopped", result)
+        return ListedRun(run, "running", result)
+    return ListedRun(run, "finished" if result.get("finished") else "stopped", result)
 
 
 def _result(folder: Path) -> dict[str, Any]:
@@ -218,13 +219,14 @@ def _is_held(folder: Path) -> bool:
         # never open the target of a link in a foreign folder
         return False
     try:
+        # Taken and given back at once: the only portable way to learn whether somebody holds it.
         FileLock(lock).release()
     except StorageError:
         return True
     return False
 
 
-def _shared(a: Found, b: Found) -> list[str]:
+def _shared(a: ListedRun, b: ListedRun) -> list[str]:
     # Only what both have can be compared.
     names = {n for row in a.run.metrics for n in row} & {n for row in b.run.metrics for n in row}
     return [n for n in SHOWN if n in names] + sorted(names - {*SHOWN, "step"})

@@ -40,7 +40,7 @@ from orbiter.train.runlog import read_run
 from orbiter.train.sft import SFTTrainer
 from orbiter.train.storage import write_file
 from orbiter.train.verl import VeRLConfig, VeRLTrainer
-from orbiter.train.verl.cluster.plan import Plan
+from orbiter.train.verl.cluster.plan import ClusterPlan
 
 RESULT = "result.json"
 """File with the result of a finished run."""
@@ -71,7 +71,7 @@ def _command(method: Method, about: str) -> typer.Typer:
         as_json: JsonFlag = False,
     ) -> None:
         settings = load(config, parse_overrides(overrides or ()))
-        asked = Asked(out, resume, dry_run, push_to_hub)
+        asked = CommandOptions(out, resume, dry_run, push_to_hub)
         raise typer.Exit(run(method, settings, asked, Output(as_json=as_json)))
 
     return app
@@ -132,7 +132,7 @@ def train(
     learns from a larger model (train.teacher), and rewards may be left out.
     """
     settings = load(config, parse_overrides(overrides or ()))
-    asked, output = Asked(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
+    asked, output = CommandOptions(out, resume, dry_run, push_to_hub), Output(as_json=as_json)
     if emit_for is not None:
         job = make_job("train", settings, out=out)
         raise typer.Exit(emit(job, emit_for, output, image=image, claim=claim))
@@ -140,7 +140,7 @@ def train(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CommandOptions:
     """The command line's options besides the settings."""
 
     out: Path | None = None
@@ -149,7 +149,7 @@ class Asked:
     push_to_hub: str | None = None
 
 
-def run(method: Method, settings: Settings, asked: Asked, output: Output) -> ExitCode:
+def run(method: Method, settings: Settings, asked: CommandOptions, output: Output) -> ExitCode:
     """Check, plan and train, then print the result; return the exit code."""
     job = make_job(method, settings, out=asked.out, resume=asked.resume)
     plan = asyncio.run(_plan(job))
@@ -178,7 +178,7 @@ def run(method: Method, settings: Settings, asked: Asked, output: Output) -> Exi
     return _carry_out(job, plan.steps, asked, output)
 
 
-async def _plan(job: Job) -> TrainPlan | Plan:
+async def _plan(job: Job) -> TrainPlan | ClusterPlan:
     """Return the plan of a run; with an agent it has no tokens, no memory and no time."""
     trainer = job.trainer
     if job.agent is None or getattr(trainer.config, "backend", "local") == "verl":
@@ -240,11 +240,11 @@ async def _try(job: Job, output: Output) -> dict[str, Any] | None:
     return None
 
 
-def _carry_out(job: Job, steps: int, asked: Asked, output: Output) -> ExitCode:
+def _carry_out(job: Job, steps: int, asked: CommandOptions, output: Output) -> ExitCode:
     """Train with two-step Ctrl-C handling, and write the results into the run's folder."""
     if not job.trainer.config.progress:
         logging.getLogger("orbiter.train").setLevel(logging.INFO)
-    course = Course(job, output)
+    course = MeasuredTraining(job, output)
     began = perf_counter()
     signals = TwoStepInterrupt(
         course.stop,
@@ -275,7 +275,7 @@ def _steps_done(folder: Path) -> int:
     return int(metrics[-1]["step"]) if metrics else 0
 
 
-class Course:
+class MeasuredTraining:
     """The run itself: measure, train, measure again, save."""
 
     def __init__(self, job: Job, output: Output) -> None:
@@ -292,6 +292,7 @@ class Course:
         if self._training:
             self._job.trainer.stop()
         elif self._loop is not None and self._task is not None:
+            # A signal handler runs between any two instructions, perhaps inside the loop.
             self._loop.call_soon_threadsafe(self._task.cancel)
 
     async def go(self) -> dict[str, Any] | None:
@@ -302,6 +303,7 @@ class Course:
         self._training = True
         metrics = await trainer.train()
         self._training = False
+        # `max_seconds` ends a run early too, but that run is complete and is measured.
         if trainer.stopped and self._asked:
             return None
         result: dict[str, Any] = {"training": metrics.measured()}
@@ -373,13 +375,13 @@ def _stopped(job: Job, number: int, output: Output) -> ExitCode:
     return code
 
 
-def _finish(job: Job, result: dict[str, Any], asked: Asked, output: Output) -> ExitCode:
+def _finish(job: Job, result: dict[str, Any], asked: CommandOptions, output: Output) -> ExitCode:
     """Print the outcome, write the report page, and upload the model if requested."""
     from orbiter.train.report import write_report
 
     folder = job.folder
     write_result(folder, result)
-    _tell(result, output)
+    _print_result(result, output)
     output.say(f"model     {result['model']}")
     with working(f"drawing {folder}"):
         page = write_report(folder)
@@ -409,7 +411,7 @@ def _next_step(job: Job, model: str) -> str:
     return f"try it    {command(*words)}"
 
 
-def _tell(result: dict[str, Any], output: Output) -> None:
+def _print_result(result: dict[str, Any], output: Output) -> None:
     """Print how good the model was before and after, on held-out items if there are any."""
     steps, planned = result["steps"], result["planned_steps"]
     output.say(
@@ -445,4 +447,4 @@ def resume_run(folder: Path, overrides: list[str], output: Output) -> ExitCode:
     settings = load(file, parse_overrides(overrides))
     methods: tuple[Method, ...] = ("train", "offline", "prefer", "reward-model")
     method: Method = next((name for name in methods if name in settings.values), "sft")
-    return run(method, settings, Asked(folder, resume=True), output)
+    return run(method, settings, CommandOptions(folder, resume=True), output)

@@ -143,6 +143,7 @@ def _contestants(
     *,
     samples: int,
 ) -> list[Contestant]:
+    # The trainers of a comparison write nothing, and never continue from a checkpoint.
     quiet = replace(
         config, output_dir=None, resume=False, save_every=0, trackers=(), eval_every=None
     )
@@ -206,6 +207,7 @@ class _State:
         raise AssertionError("the last look returns")
 
     def _decided(self, result: Comparison) -> bool:
+        # One unmet requirement decides it, whatever the others are.
         if result.verdict == "not met":
             return True
         if not self.allow_regressions:  # only all items can show that no slice got worse
@@ -259,6 +261,8 @@ class _State:
         tail = self.plan.looks.corrected(len(every))[look]
         parts = []
         for value, indices in every.items():
+            # Slices are counted over all items, so that their number does not change from look to
+            # look.
             seen = [index for index in indices if index < len(of_a)]
             pairs = _paired([of_a[i] for i in seen], [of_b[i] for i in seen], TOTAL)
             if pairs:

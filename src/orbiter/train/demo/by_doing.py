@@ -76,7 +76,7 @@ class Directory:
     def reset(self, person: str, team: str, room: str) -> str:
         """Begin a task; return the question."""
         self._known = {person: f"{person}: team {team}", team: f"team {team}: room {room}"}
-        self._room, self._said = room, ""
+        self._room, self._last_answer = room, ""
         return question(person)
 
     def look_up(self, name: str) -> str:
@@ -89,12 +89,12 @@ class Directory:
 
     def on_answer(self, text: str) -> str | None:
         """End with the first answer that is not a call."""
-        self._said = text
+        self._last_answer = text
         return None
 
     def get_reward(self) -> float:
         """Return 1 if the answer is the room; a room named in a sentence counts half."""
-        answer = self._said.strip().rstrip(".")
+        answer = self._last_answer.strip().rstrip(".")
         return 1.0 if answer == self._room else 0.5 * float(self._room in answer.split())
 
 
@@ -103,7 +103,7 @@ def question(person: str) -> str:
     return f"In which room does {person}'s team meet?"
 
 
-class Parts(NamedTuple):
+class TaskParts(NamedTuple):
     """Tasks by their use; no person is in two parts."""
 
     shown: list[dict[str, str]]
@@ -111,7 +111,7 @@ class Parts(NamedTuple):
     held_out: list[dict[str, str]]
 
 
-def make_parts(sizes: Sizes, seed: int) -> Parts:
+def make_parts(sizes: Sizes, seed: int) -> TaskParts:
     """Make the tasks of a run."""
     generator = sub_random(seed, "directory")
     people = [f"{first} {last}" for first in FIRST for last in LAST]
@@ -125,7 +125,7 @@ def make_parts(sizes: Sizes, seed: int) -> Parts:
         for person in people
     ]
     shown, end = sizes.shown, sizes.shown + sizes.tasks
-    return Parts(tasks[:shown], tasks[shown:end], tasks[end : end + sizes.held_out])
+    return TaskParts(tasks[:shown], tasks[shown:end], tasks[end : end + sizes.held_out])
 
 
 def lessons(shown: Sequence[dict[str, str]]) -> list[TrajectoryItem]:

@@ -67,6 +67,7 @@ def parse_calls(reply: str) -> list[Call]:
             f"a reply of {len(reply)} characters is too long for a call (at most {MAX_CHARS})"
         )
     text = reply.strip("`\n ")
+    # As the leaderboard does, each bracket by itself.
     text = text if text.startswith("[") else "[" + text
     text = text if text.endswith("]") else text + "]"
     try:
@@ -105,6 +106,7 @@ def _value(node: ast.expr) -> object:
         case ast.Constant(value=value):
             return "..." if value is ... else value
         case ast.UnaryOp(operand=ast.Constant(value=int() | float() | complex() as number)):
+            # Whatever the operator is: `+5` and `not 5` become -5 on the leaderboard too.
             return -number
         case ast.BinOp():
             return _arithmetic(node)
@@ -155,6 +157,7 @@ def _arithmetic(node: ast.expr) -> object:
             return operator.neg(_number(_arithmetic(node.operand)))
         case ast.UnaryOp(op=ast.UAdd()):
             return operator.pos(_number(_arithmetic(node.operand)))
+        # Without the check for numbers: + also joins strings.
         case ast.BinOp(op=ast.Add()):
             left, right = _arithmetic(node.left), _arithmetic(node.right)
             return operator.add(left, right)

@@ -76,6 +76,7 @@ def _faults(call: Call, request: ToolRequest) -> list[str]:
         return [f"calls {call.name!r}, not {request.function.name!r}"]
     required = request.function.parameters.required
     missing = [f"{name} is required" for name in required if name not in call.arguments]
+    # An accepted argument that may not be omitted is needed even if the schema does not say so.
     named = [*call.arguments, *(name for name in request.accepted if name not in call.arguments)]
     return missing or [fault for name in named if (fault := _argument_fault(name, call, request))]
 
@@ -99,6 +100,7 @@ def _is_accepted(value: object, accepted: Sequence[object], parameter: Parameter
     inner = _TYPES[parameter.items.type] if parameter.items and wanted is list else None
     if parameter.type == "tuple" and isinstance(value, tuple):
         value = list(value)
+    # The leaderboard accepts 5 for 5.0, but not 5.0 for 5. Huge ints do not fit a float.
     if parameter.type == "float" and type(value) is int:
         value = float(value) if abs(value) < 10**300 else value
     kind = _kind(accepted)
@@ -163,4 +165,5 @@ def _plain(value: object) -> object:
     """Normalise a text: lower case, without blanks and the punctuation that does not matter."""
     if not isinstance(value, str):
         return value
+    # The leaderboard's own normalisation, down to the list of characters.
     return re.sub(r"[ ,./\-_*^]", "", value).lower().replace("'", '"')

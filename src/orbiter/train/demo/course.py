@@ -30,7 +30,7 @@ class Course:
     title: str
     summary: str
     model: str
-    environment: type
+    environment: Callable[[], object]
     lessons: Sequence[TrajectoryItem]
     """Every turn of right episodes, to imitate."""
     tasks: Sequence[Mapping[str, Any]]

@@ -84,14 +84,14 @@ class _CallSchema(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Message:
+class _QuestionMessage:
     content: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class _RequestRow:
     id: str
-    question: list[list[_Message]]
+    question: list[list[_QuestionMessage]]
     function: list[Function]
 
 
@@ -127,7 +127,7 @@ def parse_requests(requests: Sequence[bytes], answers: Sequence[bytes]) -> list[
 
 def _request(number: int, line: bytes, accepted: Mapping[str, _CallSchema]) -> ToolRequest:
     try:
-        row = msgspec.json.decode(line, type=_Request)
+        row = msgspec.json.decode(line, type=_RequestRow)
         ((message,),) = row.question
         name, values = accepted[row.id]
         (function,) = (offered for offered in row.function if offered.name == name)

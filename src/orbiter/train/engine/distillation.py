@@ -58,6 +58,7 @@ class DistillObjective:
         if policy.teacher is None:
             raise StateError("distillation over the vocabulary needs a policy with a teacher")
         with torch.no_grad():
+            # Its states only: the logits of both models are computed chunk by chunk below.
             teacher = policy.teacher.forward.head_input(batch)
         scores = taught_scores(
             policy.forward.head_input(batch),
@@ -83,6 +84,8 @@ class DistillObjective:
         loss, metrics = self.reward(scored, batch, part)
         if not self.sampled:
             reward = self.reward
+            # The same aggregation as the reward's loss, so that `coef` weighs the two alike at any
+            # length.
             mean = aggregate(
                 weighted, batch.mask, aggregation=reward.aggregation, max_length=reward.max_length
             )

@@ -108,7 +108,7 @@ def memory_estimate(
     update; its weights count as resident once it is loaded.
     """
     dims = _Dimensions.of(policy)
-    batch = _Block.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
+    batch = _EqualRows.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
     tokens = sum(block.tokens for block in batch)
     longest = max(block.queries for block in batch)
     # At least one row is always processed, even if it is longer than the limit of a micro-batch.
@@ -135,7 +135,7 @@ def memory_estimate(
     )
 
 
-class _Block(NamedTuple):
+class _EqualRows(NamedTuple):
     """Rows of equal length, with the number of keys that their queries attend to."""
 
     rows: int
@@ -145,7 +145,7 @@ class _Block(NamedTuple):
     @classmethod
     def of_batch(
         cls, policy: Measurable, prompts: int, n: int, prompt_tokens: int, new_tokens: int
-    ) -> list[_Block]:
+    ) -> list[_EqualRows]:
         """Split a batch as the policy's forward pass does: the fast one runs each prompt once."""
         length = prompt_tokens + new_tokens
         # In SFT the prompt is inside `prompt_tokens`, and rows rarely share one.
@@ -219,20 +219,19 @@ class _Dimensions(NamedTuple):
         logits = LOGIT_COPIES * FLOAT32 * self.vocabulary
         return self.weights * self.width + cached * cache + rows * logits
 
-    def kept(self, batch: list[_Block]) -> int:
+    def kept(self, batch: list[_EqualRows]) -> int:
         """Bytes that autograd keeps for these rows between forward and backward."""
         tokens = sum(block.tokens for block in batch)
         every = self.layers * (tokens * self._of_token() + sum(map(self._of_attention, batch)))
         # Only the fast forward pass runs prompts apart from answers.
         return every - self._spared(batch[0]) if len(batch) > 1 else every
 
-    def _spared(self, prompts: _Block) -> int:
+    def _spared(self, prompts: _EqualRows) -> int:
         """Bytes that the last layer does not keep: of a prompt, it computes the last token alone.
 
         It still normalises every token, for keys and values.
         """
-        wide = 1 if self.adapted else 2
-        keys_and_values = self.hidden * (FLOAT32 * wide + self.width) + self.width * 3 * self.rank
+        keys_and_values = self._of_norm() + self.width * 3 * self.rank
         others = prompts.tokens - prompts.rows
         attention = self._of_attention(prompts) - self._of_attention(prompts._replace(queries=1))
         return others * (self._of_token() - keys_and_values) + attention
@@ -264,18 +263,24 @@ class _Dimensions(NamedTuple):
     def _of_token(self) -> int:
         """Bytes that one token takes in a layer, apart from attention.
 
-        These are the inputs and outputs of two norms, the normalised inputs if the norms are
-        trained, gate, up, silu(gate) and their product, and the low-rank states of the seven
-        adapters.
+        These are two norms, gate, up and their product, and the low-rank states of the seven
+        adapters. Hugging Face's forward pass keeps silu(gate) as well.
         """
-        wide = 1 if self.adapted else 2
-        norms = 2 * self.hidden * (FLOAT32 * wide + self.width)
+        norms = 2 * self._of_norm()
         # Autocast casts per product and keeps each cast for backward; the fast path casts once.
         if not self.fast and self.width < FLOAT32:
             norms += 3 * self.hidden * self.width  # five products, each casting its own input
-        return norms + self.width * (4 * self.inner + 7 * self.rank)
+        return norms + self.width * ((3 if self.fast else 4) * self.inner + 7 * self.rank)
 
-    def _of_attention(self, block: _Block) -> int:
+    def _of_norm(self) -> int:
+        """Bytes that one token takes in a norm: its input, its output, and one number.
+
+        Hugging Face's forward pass keeps the normalised input as well if the norm is trained.
+        """
+        wide = 1 if self.fast or self.adapted else 2
+        return self.hidden * (FLOAT32 * wide + self.width) + FLOAT32
+
+    def _of_attention(self, block: _EqualRows) -> int:
         """Bytes of attention in a layer for these rows: queries, output, keys, values, softmax.
 
         The fused kernel keeps no softmax, but it keeps keys and values for every head and the
@@ -314,7 +319,7 @@ class _Heap(ctypes.Structure):
 
 
 def _free_in_heap() -> int:
-    """Return the bytes the C library holds for reuse, for example after an earlier run."""
+    """Return the bytes in memory that the C library holds for reuse, as after an earlier run."""
     if platform.libc_ver()[0] != "glibc":
         return 0
     ask = getattr(ctypes.CDLL(None), "mallinfo2", None)  # glibc has it since 2.33
@@ -322,4 +327,16 @@ def _free_in_heap() -> int:
         return 0
     # ctypes assumes int, which would cut a structure to its first word.
     ask.restype = _Heap
-    return int(ask().fordblks)
+    # Not `fordblks`, which counts addresses at the heap's end that were never in memory.
+    return max(0, _heap_in_memory() - int(ask().uordblks))
+
+
+def _heap_in_memory() -> int:
+    """Return the bytes of the heap that are in memory, as /proc/self/smaps lists them."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("Rss:"):
+            total += int(line.split()[1]) if inside else 0
+        elif "-" in line.partition(" ")[0]:  # the addresses of a mapping, and its name at the end
+            inside = line.endswith("[heap]")
+    return total << 10

@@ -27,7 +27,7 @@ from orbiter.train.engine.arithmetic import DTYPES, Arithmetic, choose_dtype, pi
 from orbiter.train.engine.forward.fast import FastForward, misfit
 from orbiter.train.engine.forward.generic import Forward, GenericForward, why_generic_fails
 from orbiter.train.engine.models.architectures import context_of, refuse, require_supported
-from orbiter.train.engine.models.lora import add_lora, is_adapted
+from orbiter.train.engine.models.lora import add_lora, is_adapted, named_trainable
 from orbiter.train.engine.turn_end import configured_stops, stop_token_ids
 from orbiter.train.errors import DataError, StateError
 
@@ -95,10 +95,7 @@ class Policy:
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name, in a stable order, the value head last."""
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if self.value_head is not None:
-            named |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
-        return named
+        return named_trainable(self.model, self.value_head)
 
     @torch.no_grad()
     def load_trainable(self, tensors: Mapping[str, Tensor]) -> None:

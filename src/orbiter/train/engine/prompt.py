@@ -75,7 +75,7 @@ def render_text(
     return _through_template(tokenizer, item, _turns(tokenizer, item, system), prompt=True)
 
 
-class AnswerText(NamedTuple):
+class PromptedAnswer(NamedTuple):
     """The text of an answer, and the prompt that it follows."""
 
     prompt: str
@@ -83,14 +83,14 @@ class AnswerText(NamedTuple):
     """The answer, with the text that the template writes after it."""
 
 
-def answer_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> AnswerText:
+def answer_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> PromptedAnswer:
     """Return the answer of an item as text, with the template's end-of-turn marker.
 
     If the template supports `tool_calls`, they are written by it, after the text of the answer;
     otherwise the answer is `action` unchanged.
     """
     if tokenizer.chat_template is None:
-        return AnswerText(_without_template(item, None), item.action)
+        return PromptedAnswer(_without_template(item, None), item.action)
     turns = _turns(tokenizer, item, None)
     prompt = _through_template(tokenizer, item, turns, prompt=True)
     given = [*_plain_turns(item), _answer(tokenizer, item)]
@@ -98,8 +98,8 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, item: TrajectoryItem) -> Ans
     # Some templates rewrite earlier turns, for example drop old thoughts; then the answer's text
     # cannot be cut out of the whole.
     if not whole.startswith(prompt):
-        return AnswerText(prompt, item.action)
-    return AnswerText(prompt, whole.removeprefix(prompt))
+        return PromptedAnswer(prompt, item.action)
+    return PromptedAnswer(prompt, whole.removeprefix(prompt))
 
 
 def shorten(

@@ -85,6 +85,7 @@ class ModelTrainer(Trainer):
         On verl the resulting model is that of the last checkpoint; see `save_every`.
         """
         if self._run is not None:
+            # A flag that the loop reads between steps; setting it is safe in a signal handler too.
             self._run.stopping = True
 
     async def plan(self, dataset: object = None) -> TrainPlan:
@@ -234,6 +235,7 @@ class ModelTrainer(Trainer):
             make_tasks,
             as_items(prompts),
             self._encoder(policy),
+            # The answer shares the context with its prompt.
             room=lambda item: policy.context_length - room,  # noqa: ARG005 - the same for all
         )
         with answering(len(tasks) * samples, room, wanted=self.config.progress) as report:
@@ -356,6 +358,7 @@ class ModelTrainer(Trainer):
                     for line in (f"computes in {computes}", *opening):
                         progress.say(line)
                     yield progress
+                # Asked to stop during the last step, it has ended normally.
                 self.stopped = session.stopping and session.position.step < session.steps
                 if config.save_every or self.stopped:
                     await work(session.save)
@@ -364,6 +367,8 @@ class ModelTrainer(Trainer):
                     await work(session.save)
                 raise
             except TrainingError:
+                # Its weights are no longer finite, and saving them would replace a model that
+                # works.
                 self._policy, self._discarded = None, True
                 raise
             finally:

@@ -7,7 +7,7 @@ import time
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 
 
-class Budget:
+class EvaluationBudget:
     """Hard limits: an evaluation that might exceed one is not begun.
 
     The cost of an evaluation is known only when it ends. Until then as much as the most expensive

@@ -120,7 +120,7 @@ class Evaluator(Generic[C]):
         if trial is None:
             member.tried -= 1
             return False
-        self._take(member, trial)
+        self._add_trial(member, trial)
         return True
 
     async def _run(self, member: Member[C], name: str, replicate: int) -> Trial | None:
@@ -149,7 +149,7 @@ class Evaluator(Generic[C]):
             self._ended.set()
         return trial
 
-    def _take(self, member: Member[C], trial: Trial) -> None:
+    def _add_trial(self, member: Member[C], trial: Trial) -> None:
         self._count_failures(trial)
         if trial.score is not None:
             member.scores.append(trial.score)
@@ -197,19 +197,19 @@ class Evaluator(Generic[C]):
             score = replace(score, cost=cost)
         return Trial(name, replicate, score, outcome.error, cost)
 
-    async def _call(self, candidate: C, context: Context) -> _Outcome:
+    async def _call(self, candidate: C, context: Context) -> _CallOutcome:
         # A context variable, so that concurrent evaluations each see their own context.
         token = CURRENT.set(context)
         try:
             with boundary("evaluate"):
                 answer = await self._in_time(candidate)
-            return _Outcome(as_score(answer), None, may_retry=False)
+            return _CallOutcome(as_score(answer), None, may_retry=False)
         except BudgetError:
             raise
         except DataError as error:
-            return _Outcome(None, str(error), may_retry=False)
+            return _CallOutcome(None, str(error), may_retry=False)
         except TrainError as error:
-            return _Outcome(None, str(error), may_retry=True)
+            return _CallOutcome(None, str(error), may_retry=True)
         finally:
             CURRENT.reset(token)
 
@@ -227,7 +227,7 @@ class Evaluator(Generic[C]):
             raise CallbackError(f"evaluate did not end within {limit:g} s") from None
 
 
-class _Outcome(NamedTuple):
+class _CallOutcome(NamedTuple):
     """One call of `evaluate`."""
 
     score: Score | None

@@ -53,6 +53,16 @@ class Trial(NamedTuple):
     cost: float = 0.0
 
 
+class HeldOut(NamedTuple):
+    """The score of a run's best candidate on held-out data."""
+
+    key: str
+    """The key of the candidate."""
+    holdout: str
+    """Digest of the function that scored it, with its data."""
+    score: float
+
+
 class RunJournal:
     """The journal of a run without a folder, which stores nothing."""
 
@@ -63,6 +73,8 @@ class RunJournal:
     births: Mapping[tuple[int, int], Birth] = {}
     lost_cost: float = 0.0
     """Cost of the evaluations of earlier processes that are tried again."""
+    held_out: Mapping[tuple[str, str], float] = {}
+    """Scores on held-out data, by the candidate's key and the digest of the function."""
 
     def write_trial(self, trial: Trial) -> None:
         """Record an evaluation."""
@@ -72,6 +84,9 @@ class RunJournal:
 
     def write_end(self, end: Mapping[str, object]) -> None:
         """Record the result of the run, for its report."""
+
+    def write_held_out(self, held_out: HeldOut) -> None:
+        """Record the score on held-out data."""
 
     def sync_now_and_then(self) -> None:
         """Make all records safe against a power cut, at most once a second."""
@@ -101,6 +116,7 @@ class FileRunJournal(RunJournal):
         self.partial: dict[tuple[str, int], Score] = {}
         self.births: dict[tuple[int, int], Birth] = {}
         self.lost_cost = 0.0
+        self.held_out: dict[tuple[str, str], float] = {}
         self._log = ResumeJournal(path)
         self._synced = time.monotonic()
         try:
@@ -152,6 +168,11 @@ class FileRunJournal(RunJournal):
         self._append({"end": dict(end)})
 
     @override
+    def write_held_out(self, held_out: HeldOut) -> None:
+        """Append the score on held-out data."""
+        self._append({"held_out": held_out._asdict()})
+
+    @override
     def sync_now_and_then(self) -> None:
         """Force all records onto the disk, if a second has passed since the last time."""
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -170,17 +191,20 @@ class FileRunJournal(RunJournal):
     def _read(self, fingerprint: Mapping[str, object]) -> None:
         for number, _, record, _ in self._log.replay():
             try:
-                self._take(_decode(record), fingerprint)
+                self._read_record(_decode(record), fingerprint)
             except (msgspec.DecodeError, KeyError, TypeError) as error:
                 raise StorageError(
                     f"{self._log.path}:{number}: not a line of an evolution: {error}"
                 ) from error
 
-    def _take(self, line: dict[str, Any], fingerprint: Mapping[str, object]) -> None:
+    def _read_record(self, line: dict[str, Any], fingerprint: Mapping[str, object]) -> None:
         if "run" in line:
             _check_same_run(line["run"], fingerprint)
         elif "end" in line:
             pass  # for the report; a resumed run writes another one
+        elif "held_out" in line:
+            held_out = HeldOut(**line["held_out"])
+            self.held_out[held_out.key, held_out.holdout] = held_out.score
         elif "slot" in line:
             child = _encode(line["child"])
             birth = Birth(
@@ -188,9 +212,9 @@ class FileRunJournal(RunJournal):
             )
             self.births[birth.slot, birth.attempt] = birth
         else:
-            self._take_trial(line)
+            self._read_trial(line)
 
-    def _take_trial(self, line: dict[str, Any]) -> None:
+    def _read_trial(self, line: dict[str, Any]) -> None:
         key, cost = (line["m"], line["r"]), line.get("c", 0.0)
         if "s" not in line:
             # a failure is not a result: it is tried again, and its cost still counts

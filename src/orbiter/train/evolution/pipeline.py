@@ -11,17 +11,18 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from orbiter.train.callback import call
 from orbiter.train.errors import ConfigError, DataError, StateError, boundary
-from orbiter.train.evolution.budget import Budget
+from orbiter.train.evolution.budget import EvaluationBudget
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.evaluator import Evaluator
 from orbiter.train.evolution.event import EvolutionPhase, listeners
 from orbiter.train.evolution.generation import run_generations
-from orbiter.train.evolution.journal import FileRunJournal
+from orbiter.train.evolution.journal import FileRunJournal, HeldOut
 from orbiter.train.evolution.member import Member, mean_score, ranked
 from orbiter.train.evolution.result import Baseline, EvolutionResult, interval_of
 from orbiter.train.evolution.state import State
 from orbiter.train.evolution.steady import run_steadily
 from orbiter.train.evolution.strategy import EvolutionStrategy, Score, as_score
+from orbiter.train.fingerprint import digest_with_data
 
 C = TypeVar("C")
 
@@ -56,7 +57,8 @@ class EvolutionPipeline(Generic[C]):
             config: the settings of the search.
             strategy: the user's `evaluate` and `mutate`.
             holdout: scores the best candidate once, at the end, on data that the search did not
-                use.
+                use. With `run_dir`, its score is kept; a run that is started again calls it only
+                if the best candidate, its code or the data that it refers to have changed.
             baseline: a simpler search, `BestOfN` or `RandomSearch`, which is then run on the same
                 initial candidates for as many evaluations (and as much cost) as were used.
         """
@@ -96,7 +98,7 @@ class EvolutionPipeline(Generic[C]):
             raise StateError(
                 f"this pipeline is {self.phase}: await its run, or create another pipeline"
             )
-        state = State(self.config, self.strategy, Budget(self.config))
+        state = State(self.config, self.strategy, EvaluationBudget(self.config))
         state.limiter = asyncio.Semaphore(self.config.concurrency)
         self._state = state
         state.listeners = listeners(self.config.on_event, self.config.epochs)
@@ -159,6 +161,9 @@ class EvolutionPipeline(Generic[C]):
             state.journal = FileRunJournal(Path(self.config.run_dir), fingerprint, texts)
             # Evaluations that are tried again were paid for, and count towards max_cost.
             state.budget.spend(state.journal.lost_cost)
+            if self._holdout is not None:
+                # Before the first call, which may change what the function refers to.
+                state.holdout = _digest_of(self._holdout)
 
     async def _evolve(self, state: State[C], initial: list[Member[C]]) -> list[Member[C]]:
         if self.config.epochs == 0:
@@ -205,15 +210,33 @@ class EvolutionPipeline(Generic[C]):
             history=tuple(state.history),
             population=tuple(m.candidate for m in population),
             # Once, at the end: data that decide anything are no longer held out.
-            holdout_score=await self._held_out(best) if best else None,
+            holdout_score=await self._held_out(state, best) if best else None,
             members=tuple(state.members),
         )
 
-    async def _held_out(self, best: Member[C]) -> float | None:
+    async def _held_out(self, state: State[C], best: Member[C]) -> float | None:
+        """Return the best candidate's held-out score, from the journal if it is there."""
         if self._holdout is None:
             return None
+        recorded = state.journal.held_out.get((best.key, state.holdout))
+        if recorded is not None:
+            return recorded
         with boundary("holdout"):
-            return as_score(await call(self._holdout, best.candidate)).value
+            score = as_score(await call(self._holdout, best.candidate))
+        # A candidate that cannot be written down has a key that holds in this process only.
+        # A score with failed instances is not final: the next run tries them again.
+        is_final = state.holdout and not score.failed
+        if is_final and state.codec.write(best.candidate) is not None:
+            state.journal.write_held_out(HeldOut(best.key, state.holdout, score.value))
+        return score.value
+
+
+def _digest_of(holdout: Callable[..., object]) -> str:
+    """Return the digest of a function with its data, or "" if they cannot be described."""
+    try:
+        return digest_with_data(holdout)
+    except Exception:  # the user's objects may raise in any attribute; the score is then not kept
+        return ""
 
 
 def _of_first_epoch(state: State[C]) -> Baseline:

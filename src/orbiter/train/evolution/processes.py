@@ -47,6 +47,7 @@ class InProcess(Generic[C, R]):
             ConfigError: a fresh process could not find the function.
         """
         try:
+            # Tried at once: otherwise the first evaluation would fail, in another process.
             ForkingPickler.dumps(fn)
         except Exception as error:  # pickling can raise any exception
             raise ConfigError(
@@ -68,6 +69,8 @@ class InProcess(Generic[C, R]):
         async with self._free:
             worker = self._idle.pop() if self._idle else _start(self._fn)
             try:
+                # A thread waits for the pipe; killing the worker ends the wait, and with it the
+                # thread.
                 answer = await in_thread(_ask, worker, candidate)
             except BaseException:
                 _kill(worker)
@@ -104,6 +107,7 @@ def _start(fn: Callable[[C], R]) -> _Worker:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(fn, theirs), daemon=True)
     process.start()
+    # Only then does recv raise EOFError here when the worker dies.
     theirs.close()
     return _Worker(process, ours)
 
@@ -113,6 +117,7 @@ def _serve(fn: Callable[[C], R], pipe: Connection) -> None:
     while True:
         try:
             candidate = pipe.recv()
+        # Ctrl-C reaches every process of the terminal; this process ends its workers itself.
         except (EOFError, KeyboardInterrupt):
             return
         try:
@@ -130,6 +135,7 @@ def _ask(worker: _Worker, candidate: object) -> _WorkerAnswer:
         worker.pipe.send(candidate)
         answer: _WorkerAnswer = worker.pipe.recv()
     except (EOFError, OSError) as error:
+        # The pipe closes a moment before the exit code is known.
         worker.process.join(timeout=1.0)
         raise CallbackError(
             f"the process ended without an answer (exit code {worker.process.exitcode})"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from orbiter.train.errors import DataError
-from orbiter.train.evolution.budget import Budget
+from orbiter.train.evolution.budget import EvaluationBudget
 from orbiter.train.evolution.config import EvolutionConfig, StopReason
 from orbiter.train.evolution.event import Event, EventKind, EvolutionPhase, Listener
 from orbiter.train.evolution.journal import RunJournal
@@ -27,7 +27,7 @@ class State(Generic[C]):
 
     config: EvolutionConfig
     strategy: EvolutionStrategy[C]
-    budget: Budget
+    budget: EvaluationBudget
     listeners: Sequence[Listener] = ()
     journal: RunJournal = field(default_factory=RunJournal)
     codec: Codec = field(default_factory=Codec)
@@ -50,6 +50,8 @@ class State(Generic[C]):
     failed_in_a_row: int = 0
     """Evaluations that failed since the last success."""
     has_warned: bool = False
+    holdout: str = ""
+    """Digest of the function that scores on held-out data; empty without a function or a folder."""
 
     def emit(self, kind: EventKind, message: str = "", score: float | None = None) -> None:
         """Send an event to every listener."""

@@ -28,7 +28,7 @@ async def run_steadily(state: State[C], initial: Sequence[Member[C]]) -> list[Me
     """Run until the budget or the epochs are used up; return the last population, best first."""
     state.epoch = 1
     state.enter(EvolutionPhase.EVALUATING)
-    stream = _Stream(state, initial)
+    stream = _SteadyPopulation(state, initial)
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(state.config.concurrency):
@@ -44,7 +44,7 @@ async def run_steadily(state: State[C], initial: Sequence[Member[C]]) -> list[Me
     return stream.population
 
 
-class _Stream(Generic[C]):
+class _SteadyPopulation(Generic[C]):
     """The population that all workers take parents from and insert children into."""
 
     def __init__(self, state: State[C], initial: Sequence[Member[C]]) -> None:

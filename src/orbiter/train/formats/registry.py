@@ -263,6 +263,7 @@ def convert(
     opened = _Reported(in_path, on_error, "error", skipped, redact=redact)
     items = counted(_reader(source)(opened), on_count)
     # Before the target is created: a file without items must not replace it by an empty one.
+    # `_with_first` puts it back.
     first = next(items, None)
     if first is None:
         raise DataError(f"{os.fspath(in_path)}:1: {_nothing(skipped)}")
@@ -296,7 +297,7 @@ def check(
             items += 1
     except DataError as error:
         # A format that cannot continue raises although problems are only noted.
-        problems.append(_as_problem(os.fspath(path), str(error)))
+        problems.append(_skipped_from_error(os.fspath(path), str(error)))
     if not items and not problems:
         problems.append(Skipped(os.fspath(path), 1, _nothing(problems)))
     return CheckReport(
@@ -367,7 +368,7 @@ def _nothing(skipped: Sequence[Skipped]) -> str:
     )
 
 
-def _as_problem(path: str, message: str) -> Skipped:
+def _skipped_from_error(path: str, message: str) -> Skipped:
     """Split an error that ended the reading into file, line and reason."""
     # Paths may contain colons, so the known path is removed before the line is looked for.
     line, mark, reason = message.removeprefix(f"{path}:").partition(": ")

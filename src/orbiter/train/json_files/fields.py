@@ -26,6 +26,8 @@ def text(name: str, value: object) -> str:
             f"{name} has half a surrogate pair at character {error.start}, which is not a text: "
             "clean it with s.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
         ) from error
+    # A subclass may carry more than its text, such as a str enum, and msgspec encodes it
+    # differently.
     return str.__str__(value)
 
 
@@ -36,9 +38,11 @@ def number(name: str, value: object) -> float:
     try:
         result = float(value)
     except OverflowError:
+        # Refused below with the other numbers that are not finite.
         result = math.inf
     if not math.isfinite(result):
         raise DataError(f"{name} must be finite, got {shown(value)}")
+    # From 2**53 on a float cannot hold every whole number, and a file would give another one back.
     if isinstance(value, Integral) and int(value) != result:
         raise DataError(f"{name} is {shown(value)}, which a float would round to {result!r}")
     return result
@@ -46,6 +50,7 @@ def number(name: str, value: object) -> float:
 
 def whole(name: str, value: object) -> int:
     """Accept an integer, also NumPy's, but not a bool."""
+    # bool is a subclass of int, and True would be stored as step 1.
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise _wrong(name, "an int", value)
     return int(value)

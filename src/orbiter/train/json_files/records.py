@@ -76,6 +76,7 @@ def decode_json(data: bytes | str, *, unique: bool = False) -> Any:  # noqa: ANN
 def _why_not_json(data: bytes | str, error: msgspec.DecodeError) -> str:
     raw = data.encode() if isinstance(data, str) else data
     # For msgspec, half a pair is a truncated escape.
+    # (also in upper case: \uD83D)
     if b"\\ud" in raw.lower() and "truncated" in str(error):
         return "has half a surrogate pair, which is not a text"
     return f"not JSON: {str(error).removeprefix('JSON is malformed: ')}"
@@ -92,6 +93,7 @@ def refuse_repeated_keys(data: bytes | str, value: object) -> None:
     try:
         colons = fields.encode(value).count(b":")
     except (OverflowError, UnicodeEncodeError, TypeError):
+        # Not a number of colons, so the slow search runs: it accepts what msgspec cannot encode.
         colons = -1
     if raw.count(b":") == colons and not (b"\\" in raw and b"\\u003" in raw):
         return
@@ -104,6 +106,8 @@ def head_objects(head: bytes) -> list[dict[str, Any]]:
     text = head.removeprefix(BOM).decode("utf-8", "ignore").lstrip()
     position = 1 if text.startswith("[") else 0
     objects: list[dict[str, Any]] = []
+    # The head of a file is cut anywhere, so the last object is usually incomplete and ends the
+    # loop.
     while (start := _BETWEEN.match(text, position)) and start.end() < len(text):
         try:
             value, position = _DECODER.raw_decode(text, start.end())
@@ -167,6 +171,7 @@ def _read_array(source: Source, file: IO[bytes]) -> Iterator[Record]:
     """Yield the elements of an array up to the first one that is not JSON."""
     text = _Text(file)
     text.skip(re.compile(r"\s*\["))
+    # No comma before the first element.
     wanted = _SPACE
     while (mark := text.peek(wanted)) != "]":
         try:
@@ -175,6 +180,7 @@ def _read_array(source: Source, file: IO[bytes]) -> Iterator[Record]:
             value = text.take_value()
         except _BadElementError as error:
             source.refuse(text.taken_at, str(error), error)
+            # The bad element was read to its end, so the next one begins after its comma.
             wanted = _COMMA
             continue
         except DataError as error:

@@ -104,6 +104,8 @@ class Walk:
         """
         self.peek()
         if (mark := _FIRST_KEY.match(self._window, self._at)) is not None:
+            # The same key at the start of another object, as traces repeat it: `{"traceId"` begins
+            # each span.
             following = self._window.find(mark[0], mark.end())
             piece = self._window[self._at : max(following, 0)].rstrip()
             if piece.endswith(b","):
@@ -160,6 +162,8 @@ class Walk:
         if self._ended:
             return False
         try:
+            # Doubling, as a value that is longer than the window is scanned from its start each
+            # time.
             data = self._file.read(max(CHUNK, len(self._window) - self._at))
         except OSError as error:
             raise StorageError(f"cannot read the rest: {error.strerror}") from error
@@ -187,6 +191,7 @@ def decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
     except msgspec.ValidationError as error:
         raise DataError(str(error).replace("`", "")) from error
     except msgspec.DecodeError as error:
+        # msgspec reads \ud83d without its second half as an escape that is cut off.
         if b"\\ud" in data.lower() and "truncated" in str(error):
             raise DataError("has half a surrogate pair, which is not a text") from error
         raise DataError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
@@ -204,6 +209,8 @@ def objects_in(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
                     line = walk.line
                     try:
                         value = walk.take(_OBJECT, unique=True)
+                    # A subclass of the DataError below, which would leave out one element and
+                    # continue in a file whose next element cannot be found.
                     except BrokenDocumentError:
                         raise
                     except DataError as error:
@@ -222,6 +229,8 @@ def _where_value_ends(window: bytes, at: int) -> int | None:
     try:
         _RAW.decode(memoryview(window)[at:])
     except msgspec.DecodeError as error:
+        # msgspec has no call that returns where a value ends. Its message about the bytes after the
+        # value does, counted from 1.
         if behind := _BEHIND.search(str(error)):
             return at + int(behind[1]) - 1
     except RecursionError:
@@ -239,6 +248,7 @@ def _balanced(window: bytes, at: int) -> int | None:
             depth += 1
         elif token[0] in b"}]":
             depth -= 1
+        # At depth 0 the bracket closes the value; a text or a stray bracket ends at once.
         if depth <= 0:
             return token.end()
     return None
@@ -256,4 +266,5 @@ _KEYS = msgspec.json.Decoder(str)
 _BEHIND = re.compile(r"trailing characters \(byte (\d+)\)")
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _FIRST_KEY = re.compile(rb'\{[ \t\r\n]*"[^"\\]*"')
+# The possessive `++` and `*+` keep an unfinished text from being tried at every split of it.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)

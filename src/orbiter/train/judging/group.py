@@ -40,7 +40,7 @@ ATTEMPT = "Attempt {number}:\n<{tag}>\n{text}\n</{tag}>"
 RETRIES = 1
 
 
-class Shown(NamedTuple):
+class GroupTexts(NamedTuple):
     """A group of attempts as texts: the part that all begin with, and the rest of each."""
 
     shared: str
@@ -110,7 +110,7 @@ class GroupJudge(BaseJudge):
         )
         return [_ruling(votes, distinct.index(text), len(shown.rest)) for text in shown.rest]
 
-    def _orders(self, shown: Shown, distinct: Sequence[str]) -> list[list[int]]:
+    def _orders(self, shown: GroupTexts, distinct: Sequence[str]) -> list[list[int]]:
         # Sorted, so that the order of arrival of the attempts does not matter.
         by_text = sorted(range(len(distinct)), key=distinct.__getitem__)
         orders = []
@@ -159,14 +159,14 @@ class _Vote(NamedTuple):
     cost: float
 
 
-def shown_once(attempts: Sequence[Attempt]) -> Shown:
+def shown_once(attempts: Sequence[Attempt]) -> GroupTexts:
     """Split a group into the messages that all attempts begin with, and the rest of each.
 
     Single answers share their task. For an episode the conversation is shown; what the agent
     returned follows it if it is not the last message already.
     """
     if not any(attempt.messages for attempt in attempts):
-        return Shown(attempts[0].task, tuple(strip_reasoning(a.answer) for a in attempts))
+        return GroupTexts(attempts[0].task, tuple(strip_reasoning(a.answer) for a in attempts))
     first = attempts[0].messages
     common = min(len(attempt.messages) for attempt in attempts)
     if len(attempts) == 1:  # what came before its first answer is the task
@@ -176,7 +176,7 @@ def shown_once(attempts: Sequence[Attempt]) -> Shown:
     # At least one message of each is its own: a group must not vanish into what is shared.
     while shared < common - 1 and all(a.messages[shared] == first[shared] for a in attempts):
         shared += 1
-    return Shown(
+    return GroupTexts(
         write_transcript(first[:shared]) or attempts[0].task,
         tuple(_rest(attempt, shared) for attempt in attempts),
     )

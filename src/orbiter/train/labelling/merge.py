@@ -105,6 +105,7 @@ def _verdict(group: Sequence[Judgement]) -> MergedLabel:
     value: float | None = mean
     if first.kind != "rating":
         # An even vote is no verdict.
+        # The majority; "equal" counts as half a vote for each side.
         value = None if mean == 0.5 else float(mean > 0.5)
     return MergedLabel(
         kind=first.kind,

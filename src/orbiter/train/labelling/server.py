@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from orbiter.train.errors import DataError, TrainError
-from orbiter.train.labelling.session import LabelSession, OutdatedError, Shown
+from orbiter.train.labelling.session import LabelSession, OutdatedError, ShownUnit
 from orbiter.train.page_server import HTML, JSON, PLAIN, PageHandler, PageServer
 from orbiter.train.report.page import PageParts, in_strict_mode, page_file
 
@@ -63,7 +63,7 @@ def parts() -> PageParts:
     )
 
 
-def described(session: LabelSession, shown: Shown | None) -> dict[str, Any]:
+def described(session: LabelSession, shown: ShownUnit | None) -> dict[str, Any]:
     """Return a unit as the page gets it: nothing says which model an answer is from."""
     document: dict[str, Any] = {
         "kind": session.kind,
@@ -82,11 +82,11 @@ def described(session: LabelSession, shown: Shown | None) -> dict[str, Any]:
         "answers": [shown.unit.answers[place] for place in shown.order],
     }
     if shown.given is not None:
-        document["given"] = {"value": _said(shown), "note": shown.given.note}
+        document["given"] = {"value": _value_on_page(shown), "note": shown.given.note}
     return document
 
 
-def _said(shown: Shown) -> object:
+def _value_on_page(shown: ShownUnit) -> object:
     """Return the value of a judgement as the page sent it."""
     given = shown.given
     if given is None or given.value is None:
@@ -130,8 +130,10 @@ class _LabelHandler(PageHandler):
         session = self.server.session
         try:
             label = self._body()
+            # `shown` checks the place, which comes from the page.
             place = session.shown(label.get("place")).place
             session.label(place, label)
+        # The page gets the unit as it is now, with the label that the other tab has given.
         except OutdatedError:
             self._send_unit(str(label["place"]), status=409)
         except DataError as error:

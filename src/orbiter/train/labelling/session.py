@@ -28,7 +28,7 @@ LONGEST = 3600.0
 """Seconds above which a pause was no thinking, so its time is not recorded."""
 
 
-class Shown(NamedTuple):
+class ShownUnit(NamedTuple):
     """A unit as the page shows it."""
 
     place: int
@@ -145,7 +145,7 @@ class LabelSession:
         with self._lock:
             return next((p for p in range(self.total) if p not in self._given), self.total)
 
-    def shown(self, place: object) -> Shown:
+    def shown(self, place: object) -> ShownUnit:
         """Return a unit in this person's order.
 
         Raises:
@@ -155,7 +155,7 @@ class LabelSession:
             last = self.total - 1
             raise DataError(f"place must be a whole number from 0 to {last}, got {place!r}")
         given, version = self._given.get(place), self._versions[place]
-        return Shown(place, self._units[place], self._orders[place], given, version)
+        return ShownUnit(place, self._units[place], self._orders[place], given, version)
 
     def label(self, place: object, answer: Mapping[str, Any]) -> Judgement:
         """Record a label of the unit at `place`, and return it.
@@ -164,7 +164,7 @@ class LabelSession:
             place: Position in this person's order.
             answer: `value` is "left", "right" or "equal" for two answers, a number for a rating,
                 true or false for right or wrong, and null to skip; `note` and `seconds` are
-                optional, as is `version`, that of the `Shown` which the person has seen.
+                optional, as is `version`, that of the `ShownUnit` which the person has seen.
 
         Raises:
             OutdatedError: the unit has been labelled since that version; nothing is recorded.
@@ -192,12 +192,14 @@ class LabelSession:
         with self._lock:
             if answer.get("version", self._versions[shown.place]) != self._versions[shown.place]:
                 raise OutdatedError("this was labelled in another tab or window meanwhile")
+            # On disk first: a label that could not be written must not look as if it had been
+            # given.
             self._journal.append(msgspec.json.encode(judgement.to_dict()))
             self._given[shown.place] = judgement
             self._versions[shown.place] += 1
         return judgement
 
-    def _value(self, shown: Shown, choice: object) -> float | None:
+    def _value(self, shown: ShownUnit, choice: object) -> float | None:
         """Return the value of a judgement from what the page sends."""
         if choice is None:
             return None
@@ -206,12 +208,15 @@ class LabelSession:
             if choice == "equal":
                 return 0.5
             if isinstance(choice, str) and choice in sides:
+                # The page knows only left and right; 1 means that the first answer of the unit is
+                # better.
                 return 1.0 if shown.order[sides[choice]] == 0 else 0.0
             raise DataError(f"value must be 'left', 'right', 'equal' or null, got {choice!r}")
         if self.kind == "right":
             if isinstance(choice, bool):
                 return float(choice)
             raise DataError(f"value must be true, false or null, got {choice!r}")
+        # JSON's true is an int in Python.
         if isinstance(choice, bool) or not isinstance(choice, int) or not 1 <= choice <= self.scale:
             raise DataError(
                 f"value must be a whole number from 1 to {self.scale} or null, got {choice!r}"

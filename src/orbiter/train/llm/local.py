@@ -65,7 +65,7 @@ class LocalChatModel:
         self._max_tokens, self._temperature, self._top_p = max_tokens, temperature, top_p
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._policy: Policy | None = None
-        self._waiting: list[_Question] = []
+        self._waiting: list[_WaitingQuestion] = []
         self._worker: asyncio.Task[None] | None = None
 
     @property
@@ -89,22 +89,25 @@ class LocalChatModel:
 
     def sample(self, index: int) -> ChatModel:
         """Return the model whose answers are the `index`-th sample, from 0."""
-        return _Sample(self, index)
+        return _WantedAnswer(self, index)
 
     async def answer(self, messages: Sequence[Message], *, index: int) -> Answer:
         """Return the `index`-th answer."""
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append(_Question([dict(m) for m in messages], index, reply))
+        # Copied, since the caller may go on with its list before the batch begins.
+        self._waiting.append(_WaitingQuestion([dict(m) for m in messages], index, reply))
+        # A program may call asyncio.run several times; the worker of an ended loop never answers.
         if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
             self._worker = asyncio.create_task(self._work())
         return await reply
 
     async def _work(self) -> None:
         """Answer the pending questions, batch after batch, until the queue is empty."""
-        batch: list[_Question] = []
+        batch: list[_WaitingQuestion] = []
         try:
             work = await asyncio.to_thread(_engine_work)
+            # Questions that start together arrive within a few milliseconds.
             await asyncio.sleep(GATHER_SECONDS)
             while batch := self._next_batch():
                 try:
@@ -120,13 +123,13 @@ class LocalChatModel:
             if not isinstance(error, Exception):
                 raise
 
-    def _next_batch(self) -> list[_Question]:
+    def _next_batch(self) -> list[_WaitingQuestion]:
         """Take the next questions from the queue, dropping those whose caller has left."""
         waiting = [question for question in self._waiting if not question.reply.done()]
         self._waiting = waiting[self._batch_size :]
         return waiting[: self._batch_size]
 
-    def _answer_all(self, batch: Sequence[_Question]) -> list[Answer | BaseException]:
+    def _answer_all(self, batch: Sequence[_WaitingQuestion]) -> list[Answer | BaseException]:
         """Answer a batch; a question that cannot be rendered fails without the others."""
         from orbiter.train.engine.sample import sample
 
@@ -139,19 +142,21 @@ class LocalChatModel:
             max_new_tokens=self._max_tokens,
             temperature=self._temperature,
             top_p=self._top_p,
+            # One for each question, so an answer does not depend on what else is in the batch.
             seed=[self._seed_of(batch[row]) for row in good],
             max_rows=self._batch_size,
         )
         drawn = iter(rollouts)
         return [p if isinstance(p, DataError) else _as_answer(next(drawn)) for p in prompts]
 
-    def _seed_of(self, question: _Question) -> int:
+    def _seed_of(self, question: _WaitingQuestion) -> int:
+        # Sorted keys: the same conversation gets the same answer, however its dicts were built.
         asked = msgspec.json.encode(question.messages, order="deterministic").decode()
         return sub_seed(self._seed, "chat", asked, question.index)
 
 
 @dataclass(slots=True)
-class _Question:
+class _WaitingQuestion:
     """A question whose caller waits for the answer."""
 
     messages: list[Message]
@@ -170,7 +175,7 @@ class _Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class _WantedAnswer:
     """One of several answers to the same messages."""
 
     model: LocalChatModel
@@ -184,7 +189,7 @@ class _Sample:
         return await self.model.answer(messages, index=self.index)
 
     def sample(self, index: int) -> ChatModel:
-        return _Sample(self.model, index)
+        return _WantedAnswer(self.model, index)
 
 
 def _load(source: str | os.PathLike[str], device: str) -> Policy:
@@ -198,7 +203,7 @@ def _load(source: str | os.PathLike[str], device: str) -> Policy:
     return policy
 
 
-def _rendered(policy: Policy, question: _Question, max_tokens: int) -> list[int] | DataError:
+def _rendered(policy: Policy, question: _WaitingQuestion, max_tokens: int) -> list[int] | DataError:
     """Return the conversation as tokens, or an error that says why it cannot be rendered."""
     from orbiter.train.engine.prompt import render
     from orbiter.train.trajectory import TrajectoryItem

@@ -70,6 +70,7 @@ async def ask_for(
         CallbackError: the model raised.
     """
     schema = schema_of(shape)
+    # Not every endpoint can, so the schema is in the prompt as well.
     asked = model.shaped(schema) if isinstance(model, Shaping) else model
     talk = _with_schema(messages, schema)
     cost, objection = 0.0, ""
@@ -130,9 +131,11 @@ def _candidates(answer: str) -> Iterator[str]:
     outer = list(_json_values(answer))
     for value in reversed(outer):
         yield value
+    # Models reason first and give the value at the end, so the last one counts.
     for block in reversed(_FENCED.findall(answer)):
         yield block.strip()  # a bare number or text, recognisable only by its fence
     for value in reversed(outer):
+        # Without the outer brackets, which would be found again.
         inner = list(_json_values(value[1:-1]))
         while inner:
             last = inner.pop()
@@ -151,6 +154,7 @@ def _json_values(text: str) -> Iterator[str]:
             position, failures = start + 1, failures + 1
         else:
             yield text[start:end]
+            # After the whole value: what is inside it comes later, if no outer value fits.
             position = end
 
 

@@ -85,6 +85,8 @@ def _advantage(
     reward: Float[Tensor, "E"], groups: Sequence[Sequence[int]], config: OfflineConfig
 ) -> Float[Tensor, "E"]:
     if config.method is OfflineMethod.IMITATE:
+        # Divided by the mean, so that the learning rate means the same whatever the scale of the
+        # rewards.
         mean = reward.mean()
         return reward / mean if mean > 0 else torch.zeros_like(reward)
     if config.baseline == "none":
@@ -167,6 +169,7 @@ class Weighted(NamedTuple):
 def weighted(policy: Policy, config: OfflineConfig, log_: Log, logged: LoggedBatch) -> Weighted:
     """Give every sampled token its weight in the loss  -sum_t weight_t log pi(y_t) / tokens."""
     batch, count = logged.batch, len(logged.chosen)
+    # Computed over the whole log in float64, used in float32.
     advantage = log_.advantage[list(logged.chosen)].float().to(batch.mask.device)
     metrics = {"episodes": float(count), "advantage_std": float(advantage.std(correction=0))}
     share = 1.0
@@ -174,7 +177,12 @@ def weighted(policy: Policy, config: OfflineConfig, log_: Log, logged: LoggedBat
     if config.method.needs_logprobs:
         token_ratio = _log_ratio(policy, config, batch)
         ratio = episode_log_ratio(
-            token_ratio, torch.zeros_like(token_ratio), batch.mask, logged.episode, episodes=count
+            # The ratio is formed already, so it is compared with zero.
+            token_ratio,
+            torch.zeros_like(token_ratio),
+            batch.mask,
+            logged.episode,
+            episodes=count,
         )
         share = float(effective_sample_size(ratio)) / count
         metrics |= _ratio_metrics(config, ratio, share)
@@ -184,6 +192,8 @@ def weighted(policy: Policy, config: OfflineConfig, log_: Log, logged: LoggedBat
             factor = advantage * truncated_weight(ratio, limit=_limit(config))
         else:
             factor = advantage
+            # A separate weight for each token: less variance than the product over the episode,
+            # but biased.
             per_token = truncated_weight(token_ratio, limit=_limit(config))
     elif config.method is OfflineMethod.AWR:
         factor = awr_weight(advantage, temperature=config.awr_temperature, limit=config.awr_limit)
@@ -229,6 +239,7 @@ def _shares(log_: Log, logged: LoggedBatch, config: OfflineConfig) -> Float[Tens
     table = torch.zeros(mask.shape, device=mask.device)
     for row, of_row in enumerate(share for of_episode in shares for share in of_episode):
         table[row, : len(of_row)] = torch.tensor(of_row, device=mask.device)
+    # The objective divides by the number of tokens of the batch; the shares are already the mean.
     return table * int(mask.sum())
 
 
@@ -305,6 +316,7 @@ async def measure(policy: Policy, config: OfflineConfig, log_: Log, *, ratios: b
         mask = logged.batch.mask
         total -= float((now * mask).double().sum())
         tokens += int(mask.sum())
+        # Only logs with the sampler's log probabilities have a ratio.
         if ratios:
             sampled = logged.batch.sampled_logprob
             log_ratios.append(

@@ -94,6 +94,7 @@ class OfflineTrainer(ModelTrainer):
         held_out = episodes
         if self.eval_dataset is not None:
             held_out = await self._log(policy, as_items(self.eval_dataset))
+        # By task, since the episodes of a task are compared with each other.
         order = episodes.order
         per_epoch = order.steps_per_epoch(config.batch_size)
         session = await work(
@@ -133,6 +134,7 @@ class OfflineTrainer(ModelTrainer):
     async def _measure(self, policy: Policy, episodes: Log) -> Mapping[str, float]:
         from orbiter.train.offline.local import measure
 
+        # One episode without them would count with a wrong weight.
         known = all(_has_logprobs(episode) for episode in episodes.episodes)
         measured = await measure(policy, self.config, episodes, ratios=known)
         metrics = {"loss": measured.loss}
@@ -186,6 +188,7 @@ class OfflineTrainer(ModelTrainer):
         from orbiter.train.agents.logged import logged_episodes
 
         config = self.config
+        # The stored log probabilities are those of the temperature that the server drew with.
         _warn_of_temperatures(items, config.temperature)
         logged = logged_episodes(
             items,
@@ -278,6 +281,7 @@ def _effective_share(log_ratio: Tensor) -> float:
 
 def _score(measured: Mapping[str, float]) -> float:
     """Return the score that selects the best model: estimated reward, or else likelihood."""
+    # The best model has the highest score, and the lowest loss.
     return measured.get("reward", -measured["loss"])
 
 

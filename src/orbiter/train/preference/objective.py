@@ -61,6 +61,7 @@ class VerdictObjective:
         units, answers = answers_of(scored.logprob, batch, self.ref_logprob)
         losses = verdict_loss(self.config, answers, self.desirable[units], self.kl)
         metrics = verdict_metrics(losses, self.desirable[units])
+        # In answers, as for pairs above.
         share = len(units) / len(self.ref_logprob)
         return losses.loss.mean() * share, _by_units(metrics, share, part)
 
@@ -151,6 +152,8 @@ def verdict_loss(
 
 def verdict_metrics(losses: VerdictLoss, desirable: Bool[Tensor, "N"]) -> dict[str, Tensor]:
     """Return how far each answer is on its right side of the reference point, and 1 if it is."""
+    # KTO's reward is measured from the reference point, so its sign says on which side an answer
+    # is.
     margin = torch.where(desirable, losses.reward, -losses.reward)
     return {"accuracy": (margin > 0).to(margin.dtype), "margin": margin}
 

@@ -124,6 +124,7 @@ def make_pairs(
 
 def given_pairs(dataset: object) -> list[Pair] | None:
     """Return the pairs that a data set consists of; None if it consists of items."""
+    # An iterator is not looked into: its first entry could not be put back.
     if not isinstance(dataset, Sequence) or isinstance(dataset, str) or not dataset:
         return None
     return list(dataset) if all(isinstance(entry, Pair) for entry in dataset) else None
@@ -184,6 +185,7 @@ def by_task(attempts: Sequence[Attempt], *, whole_episodes: bool) -> list[list[A
     for attempt in attempts:
         first = attempt.first
         # Single answers are compared only if their prompts are equal, whatever their task_id.
+        # Episodes of a task may begin with different prompts, for instance with the date in them.
         by_id = whole_episodes and first.episode_id is not None and first.task_id is not None
         key = first.task_id if by_id else state_key(first)
         groups.setdefault(key, []).append(attempt)
@@ -197,6 +199,7 @@ def _of_group(
     if len(group) == 1:
         left_out[ALONE] += 1
         return []
+    # Equal rewards say nothing about which answer is better.
     if len({attempt.reward for attempt in group}) == 1:
         left_out[TIED] += 1
         return []

@@ -77,7 +77,7 @@ class RewardModel:
         self._device, self._dtype, self._trust = device, dtype, trust_remote_code
         self._micro_batch_tokens, self._on_long_prompt = micro_batch_tokens, on_long_prompt
         self._scorer: Scorer | None = None
-        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Call]] = (
+        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, list[_WaitingCall]] = (
             WeakKeyDictionary()
         )
         self._batches: set[asyncio.Task[None]] = set()
@@ -88,6 +88,7 @@ class RewardModel:
     @classmethod
     def of(cls, scorer: Scorer, model: str, *, micro_batch_tokens: int) -> RewardModel:
         """Return a reward model that is in memory already; `model` is its name."""
+        # Not through __init__, which would check a folder that this model does not have.
         made = cls.__new__(cls)
         made.model, made._scorer = model, scorer
         made._device, made._dtype = "auto", "float32"
@@ -96,7 +97,7 @@ class RewardModel:
         made._trust, made._in_memory_only = False, True
         return made
 
-    def as_source(self) -> str:
+    def module_source(self) -> str:
         """Return a module that makes this reward model as `reward`, for another process.
 
         verl's workers run it (`verl/cluster/sources.py`). A folder is named by its full path.
@@ -231,6 +232,7 @@ class RewardModel:
                 device=str(classifier.model.device),
                 dtype=self._dtype,
             )
+            # It is never trained, and a graph over its weights would only take memory.
             policy.model.requires_grad_(False)
             self._scorer = Scorer(policy=policy, pad_token_id=classifier.pad_token_id)
         return self._scorer
@@ -239,6 +241,8 @@ class RewardModel:
         """Score attempts by their last turns; raise at the first that does not fit."""
         answers = self._try_scores(attempts, first)
         for answer in answers:
+            # A data set is refused at its first bad answer; calls of a reward fail one by one
+            # (`_score_waiting`).
             if isinstance(answer, TrainError):
                 raise answer
         return [answer for answer in answers if isinstance(answer, float)]
@@ -288,16 +292,17 @@ class RewardModel:
     async def _score_with_others(self, item: TrajectoryItem) -> float:
         """Score an item in one batch with the other calls that wait."""
         loop = asyncio.get_running_loop()
-        call = _Call(Attempt(items=(item,), reward=None), loop.create_future())
+        call = _WaitingCall(Attempt(items=(item,), reward=None), loop.create_future())
         waiting = self._waiting.setdefault(loop, [])
         waiting.append(call)
         if len(waiting) == 1:
+            # Only the first of the waiting calls starts a batch; the others are found in the list.
             batch = loop.create_task(self._score_waiting(waiting))
             self._batches.add(batch)  # the loop itself keeps only a weak reference
             batch.add_done_callback(self._batches.discard)
         return await call.score
 
-    async def _score_waiting(self, waiting: list[_Call]) -> None:
+    async def _score_waiting(self, waiting: list[_WaitingCall]) -> None:
         """Score the waiting calls, once no more arrive, until none is left."""
         while waiting:
             # Calls of one step arrive one after the other; a batch begins once no more come.
@@ -310,11 +315,14 @@ class RewardModel:
                 answers = await work(self._try_scores, [call.attempt for call in calls])
             except BaseException as error:
                 failure = error if isinstance(error, Exception) else asyncio.CancelledError()
+                # One failure is that of all calls in the batch: each caller must hear of it, or
+                # would wait for ever.
                 answers = [failure] * len(calls)  # type: ignore[list-item] # whatever it was
             taken = set(map(id, calls))
             # In place, because other calls append to this same list.
             waiting[:] = [c for c in waiting if id(c) not in taken and not c.score.done()]
             for call, answer in zip(calls, answers, strict=True):
+                # Its caller was cancelled meanwhile, and a future takes one result only.
                 if call.score.done():
                     continue
                 if isinstance(answer, BaseException):
@@ -324,7 +332,7 @@ class RewardModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _WaitingCall:
     """A call that waits for its score."""
 
     attempt: Attempt

@@ -41,6 +41,7 @@ class ScoredPair:
     @property
     def probability(self) -> float:
         """The model's probability that the better answer is better: sigmoid(margin)."""
+        # math.exp raises from 710 on.
         return 1 / (1 + math.exp(-self.margin)) if self.margin > -700 else 0.0
 
 
@@ -124,10 +125,13 @@ def calibration_error(confidences: Sequence[float], right: Sequence[float]) -> f
     """
     bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
     for confidence, hit in zip(confidences, right, strict=True):
+        # A confidence of exactly 1 belongs to the last bin.
         bucket = min(BINS - 1, int((confidence - 0.5) * 2 * BINS))
         bins[bucket].append((confidence, hit))
     return math.fsum(
-        abs(math.fsum(hit - confidence for confidence, hit in inside)) for inside in bins
+        # n_b cancels: n_b / n |mean_b(hit - confidence)| = |sum_b(hit - confidence)| / n.
+        abs(math.fsum(hit - confidence for confidence, hit in inside))
+        for inside in bins
     ) / len(confidences)
 
 
@@ -140,6 +144,7 @@ def _confidence(pair: ScoredPair) -> float:
 
 
 def _softplus(x: float) -> float:
+    # log(1 + e^x), written so that the exponent is never positive.
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
@@ -151,12 +156,15 @@ def _calibration_interval(groups: Sequence[Sequence[ScoredPair]], confidence: fl
         return calibration_error(list(map(_confidence, pairs)), list(map(_is_right, pairs)))
 
     estimate = error(groups)
+    # Resampling a single task gives the same value every time, an interval of width 0.
     if len(groups) == 1:
         return Interval(estimate, -math.inf, math.inf, 1)
     draw = sub_random(0, "calibration error")
     resampled = sorted(error(draw.choices(groups, k=len(groups))) for _ in range(RESAMPLES))
     cut = int((1 - confidence) / 2 * RESAMPLES)
     low, high = resampled[cut], resampled[-1 - cut]
+    # The error is biased upwards in a resample, so the percentiles may lie on one side of the
+    # estimate.
     return Interval(estimate, min(low, estimate), max(high, estimate), len(groups))
 
 

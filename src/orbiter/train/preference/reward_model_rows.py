@@ -65,6 +65,8 @@ def score_row(encoded: EncodedAttempt, pad_token_id: int | None) -> ScoreRow:
     """Return the row of an encoded attempt, which has one turn."""
     stream = encoded.streams[-1]
     end = len(stream.token_ids)
+    # Where the pad token is also the end token, Transformers' classifiers read before it. A model
+    # must get the same score here as there.
     while end > 1 and stream.token_ids[end - 1] == pad_token_id:
         end -= 1
     return ScoreRow(stream.token_ids[:end], min(stream.prompt_length, end))
@@ -82,6 +84,7 @@ def score_batch(
     batch = collate(
         [
             Rollout(
+                # Which token follows does not matter: only the state before it is read.
                 token_ids=[*row.token_ids, 0],
                 mask=[False] * len(row.token_ids) + [True],
                 old_logprob=[0.0] * (len(row.token_ids) + 1),
@@ -160,6 +163,7 @@ async def score_pairs(
 def _scored(pair: EncodedPair, chosen: float, rejected: float) -> ScoredPair:
     """Return a pair with its scores; where its rewards do not differ, they are 1 and 0."""
     rewards = pair.chosen.attempt.reward, pair.rejected.attempt.reward
+    # A pair given without rewards says only which answer is better.
     if rewards[0] is None or rewards[1] is None or rewards[0] <= rewards[1]:
         rewards = 1.0, 0.0
     return ScoredPair(

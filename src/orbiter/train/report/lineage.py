@@ -78,11 +78,13 @@ class _Family:
             self.cost += line["cost"]
         elif "end" in line:
             self.best = line["end"]["best"]
+        elif "held_out" in line:
+            pass  # a score of the winner, which "end" has named
         else:
             self.best = None  # the run continues after an earlier end
-            self._take_trial(line)
+            self._add_trial(line)
 
-    def _take_trial(self, line: Mapping[str, Any]) -> None:
+    def _add_trial(self, line: Mapping[str, Any]) -> None:
         name = line["m"].removesuffix(CONFIRMED)
         member, score = self.member(name), line.get("s")
         if score is None:
@@ -145,6 +147,7 @@ def _chosen(family: _Family, best: _Member | None) -> list[dict[str, Any]]:
         best = family.members.get(best.parents[0]) if best.parents else None
     names = {member.name for member in line}
     others = [m for m in family.members.values() if m.name not in names and m.text is not None]
+    # Members without a score come last.
     others.sort(key=lambda member: -(member.score if member.score is not None else -1e300))
     shown: dict[str, dict[str, Any]] = {}
     room = MEMBER_BYTES

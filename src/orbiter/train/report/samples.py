@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from orbiter.train.errors import StorageError
-from orbiter.train.report.shown import SHOWN, Fact, Group, as_shown, by_turns, outputs_of
+from orbiter.train.report.shown import SHOWN, Fact, Group, by_turns, group_for_page, outputs_of
 
 
-class Samples:
+class SampleGroups:
     """The groups of samples of a run."""
 
     def __init__(self, path: Path) -> None:
@@ -80,7 +80,7 @@ def choose(
         if index in shown:
             shown[index]["why"].append(why)
             continue
-        group = as_shown(read(index)) | {"why": [why]}
+        group = group_for_page(read(index)) | {"why": [why]}
         room -= len(json.dumps(group))
         if (room < 0 and shown) or len(shown) == SHOWN:
             break

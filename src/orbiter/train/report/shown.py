@@ -109,7 +109,7 @@ _FURTHER = ("advantage", "tokens", "stop_reason", "error", "turns", "name")
 """Entries of an output that not all have; the last ones are those of an agent's episode."""
 
 
-def as_shown(record: Mapping[str, Any]) -> Group:
+def group_for_page(record: Mapping[str, Any]) -> Group:
     """Return a group for the page, with long texts cut and only the extreme outputs if many."""
     outputs = outputs_of(record)
     group: Group = {

@@ -16,7 +16,7 @@ from typing import Any
 
 from orbiter.train.errors import StorageError
 from orbiter.train.evaluation import Interval, mean_interval, paired_difference
-from orbiter.train.report.samples import Samples
+from orbiter.train.report.samples import SampleGroups
 from orbiter.train.report.shown import Fact
 from orbiter.train.runlog import read_config, read_numbers
 from orbiter.train.runlog.alarms import read_alarms, read_notes
@@ -39,7 +39,7 @@ class Training:
     def __init__(self, folder: Path, name: str) -> None:
         """Set the run's folder and its name on the page."""
         self.folder, self.name = folder, name
-        self.samples = Samples(folder / "samples.jsonl")
+        self.samples = SampleGroups(folder / "samples.jsonl")
         self.began = str(_environment(folder).get("began", ""))
 
     def document(self, *, max_bytes: int) -> Doc:
@@ -96,6 +96,7 @@ def curves(folder: Path) -> Doc:
         for row in read_numbers(folder / file):
             rows.setdefault(int(row["step"]), {}).update(row)
     ordered = [rows[step] for step in sorted(rows)]
+    # A browser draws thousands of points slowly, and no screen can show them.
     every = max(1, math.ceil(len(ordered) / POINTS))
     parts = [ordered[at : at + every] for at in range(0, len(ordered), every)]
     names = [n for n in dict.fromkeys(n for row in ordered for n in row) if n != "step"][:METRICS]
@@ -132,6 +133,7 @@ def spread(facts: Sequence[Fact]) -> Doc | None:
     width = (high - low) / BINS or 1.0
     first, last = facts[0].step, facts[-1].step
     columns = min(COLUMNS, last - first + 1)
+    # By step, not by group: groups of the same step belong into one column.
     per_column = (last - first + 1) / columns
     counts = [[0] * BINS for _ in range(columns)]
     for fact in facts:
@@ -158,6 +160,7 @@ def gains(facts: Sequence[Fact]) -> list[Doc]:
     early = [fact for fact in facts if fact.step <= steps[fifth - 1]]
     late = [fact for fact in facts if fact.step >= steps[-fifth]]
     names = dict.fromkeys(name for fact in early + late for name in fact.parts)
+    # With a single reward its row would repeat that of the total.
     several = ["", *names] if len(names) > 1 else [""]
     rows = [_gain(name, _by_prompt(early, name), _by_prompt(late, name)) for name in several]
     return [row for row in rows if row]
@@ -176,6 +179,7 @@ def _by_prompt(facts: Sequence[Fact], name: str) -> dict[int, float]:
 def _gain(name: str, before: Mapping[int, float], after: Mapping[int, float]) -> Doc:
     if not before or not after:
         return {}
+    # Paired by prompt, which takes out how hard each prompt is.
     shared = [prompt for prompt in before if prompt in after]
     difference = None
     if len(shared) >= ENOUGH_PAIRS:

@@ -11,6 +11,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from orbiter.train.chat.message import Message
@@ -19,7 +20,7 @@ from orbiter.train.engine.prompt import chat_text
 from orbiter.train.errors import DataError
 from orbiter.train.serve.asked import ChatRequest, Refusal
 from orbiter.train.serve.batching import StaleWeightsError
-from orbiter.train.serve.reply import ChatPolicy, DrawSettings, Reply
+from orbiter.train.serve.reply import ChatPolicy, DrawSettings, GrowingReply
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,8 +33,11 @@ class RequestQueue(Protocol):
     def full(self) -> bool:
         """Whether the next request should be refused."""
 
-    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Queue a request."""
+
+    def announced(self) -> AbstractContextManager[None]:
+        """Announce a request for as long as its prompt is being written."""
 
 
 Q = TypeVar("Q", bound=RequestQueue)
@@ -105,7 +109,7 @@ class Answering(Generic[Q]):
         self,
         prompt_ids: Sequence[int],
         sampling: DrawSettings,
-    ) -> Reply:
+    ) -> GrowingReply:
         """Queue a request.
 
         Raises:

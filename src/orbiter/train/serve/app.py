@@ -23,10 +23,10 @@ from starlette.routing import Route
 from orbiter.train.net import bearer_token, refuse_web_pages, same_secret
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.answering import Answering, as_refusal, too_long
-from orbiter.train.serve.asked import ChatRequest, Refusal, Sheet
+from orbiter.train.serve.asked import ChatRequest, Refusal, SharedFields
 from orbiter.train.serve.batching import Batcher
 from orbiter.train.serve.dialects import DIALECTS, Dialect
-from orbiter.train.serve.reply import DrawSettings, Reply
+from orbiter.train.serve.reply import DrawSettings, GrowingReply
 from orbiter.train.serve.stream import events
 from orbiter.train.serve.terms import Terms
 
@@ -115,8 +115,8 @@ class Endpoint:
         self._asked += 1
         prompt_ids = await self._answering.prompt(asked)
         reply = self._answering.submit(prompt_ids, self._sampling(asked, len(prompt_ids), number))
-        sheet = Sheet(uuid.uuid4().hex, int(time.time()), self._terms.name)
-        writer = dialect.writer(reply, asked, sheet, self._policy.tokenizer)
+        shared = SharedFields(uuid.uuid4().hex, int(time.time()), self._terms.name)
+        writer = dialect.writer(reply, asked, shared, self._policy.tokenizer)
         if asked.stream:
             stream = events(reply, asked, writer, refusal=as_refusal)
             return StreamingResponse(stream, media_type="text/event-stream")
@@ -194,7 +194,7 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _or_leave(reply: Reply, request: Request) -> None:
+async def _or_leave(reply: GrowingReply, request: Request) -> None:
     """Wait for the whole answer, unless the client disconnects first.
 
     Raises:

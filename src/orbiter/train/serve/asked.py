@@ -14,11 +14,13 @@ import msgspec
 from msgspec import Meta
 
 from orbiter.train.chat.message import Message
-from orbiter.train.chat.tool_calls import Call, parse_calls
+from orbiter.train.chat.tool_calls import WrittenCall, parse_calls
 from orbiter.train.engine.prompt import ROLES
-from orbiter.train.serve.reply import Choice, DrawnToken
+from orbiter.train.serve.reply import DrawnToken, GrowingAnswer
 
 MaxTokens = Annotated[int, Meta(ge=1)] | None
+Tokenizer = Any
+"""A tokenizer of Hugging Face, whose classes have no types."""
 T = TypeVar("T")
 
 SAMPLING = ("temperature", "top_p", "seed")
@@ -69,6 +71,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def longest(self) -> int | None:
         """The maximum length of the answer, under either of its names."""
+        # OpenAI renamed it; clients of either age are served.
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -133,7 +136,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, in OpenAI's words
         return {"error": detail}
 
 
-class Parsed(NamedTuple):
+class ParsedRequest(NamedTuple):
     """A request, and the names of its settings that have no effect."""
 
     request: ChatRequest
@@ -164,6 +167,7 @@ def convert(fields: Mapping[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
+        # msgspec's message ends in the place, such as "- at `$.messages[0]`".
         problem, _, path = str(error).partition(" - at `$")
         param = path.rstrip("`").lstrip(".") or None
         where = f" in {param}" if param else ""
@@ -188,6 +192,7 @@ def drop_unsupported(
     dropped = []
     for name in list(fields):
         value = fields[name]
+        # An unknown setting has no value that would leave the answer unchanged.
         neutral = allowed.get(name, ())
         if lenient and name in SAMPLING and value is not None:
             dropped.append(name)
@@ -211,6 +216,7 @@ def check_request(request: ChatRequest) -> None:
     """
     for name in ("temperature", "top_p"):
         value = getattr(request, name)
+        # 0 is allowed for the temperature: it means greedy.
         if value and value < SMALLEST:
             least = f"0 or at least {SMALLEST}" if name == "temperature" else f"at least {SMALLEST}"
             raise Refusal(400, f"{name} must be {least}, got {value}", param=name)
@@ -301,11 +307,11 @@ class FinishedAnswer(NamedTuple):
     """A complete answer, split into text and calls."""
 
     content: str | None
-    calls: list[Call]
+    calls: list[WrittenCall]
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-def finished(choice: Choice, request: ChatRequest) -> FinishedAnswer:
+def finished(choice: GrowingAnswer, request: ChatRequest) -> FinishedAnswer:
     """Split a complete answer into text and calls; without offered tools it is all text."""
     text, reason = choice.text.known, choice.finish_reason or "stop"
     if not request.offered:
@@ -313,11 +319,13 @@ def finished(choice: Choice, request: ChatRequest) -> FinishedAnswer:
     parsed = parse_calls(text, request.offered_names)
     if not parsed.calls:
         return FinishedAnswer(text, [], reason)
+    # The model cannot be kept from writing several, so all but the first are left out.
     calls = parsed.calls[:1] if request.parallel_tool_calls is False else parsed.calls
+    # OpenAI sends null, not an empty text, beside calls.
     return FinishedAnswer(parsed.content or None, calls, "tool_calls")
 
 
-class Sheet(NamedTuple):
+class SharedFields(NamedTuple):
     """The fields that every piece of an answer repeats: key, time, and model."""
 
     key: str
@@ -330,24 +338,24 @@ class Sheet(NamedTuple):
         return f"call_{self.key}_{index}_{call}"
 
 
-def as_message(done: FinishedAnswer, sheet: Sheet, index: int) -> Message:
+def as_message(done: FinishedAnswer, shared: SharedFields, index: int) -> Message:
     """Return an answer as the message with which the conversation continues."""
     message: dict[str, Any] = {"role": "assistant", "content": done.content}
     if done.calls:
         message["tool_calls"] = [
-            wire_call(call, sheet.call_id(index, position))
+            wire_call(call, shared.call_id(index, position))
             for position, call in enumerate(done.calls)
         ]
     return message
 
 
-def wire_call(call: Call, call_id: str) -> dict[str, object]:
+def wire_call(call: WrittenCall, call_id: str) -> dict[str, object]:
     """Return a call in the form of chat completions."""
     function = {"name": call.name, "arguments": call.arguments_text()}
     return {"id": call_id, "type": "function", "function": function}
 
 
-def count_drawn(choices: Sequence[Choice]) -> int:
+def count_drawn(choices: Sequence[GrowingAnswer]) -> int:
     """Count the tokens of all answers, with the tokens that end them."""
     return sum(len(choice.tokens) for choice in choices)
 

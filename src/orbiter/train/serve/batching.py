@@ -11,20 +11,16 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from orbiter.train.engine.sample import JUST_BELOW_ONE, choose
 from orbiter.train.engine.thread import work
 from orbiter.train.errors import StateError
-from orbiter.train.seeding import sub_seed
-from orbiter.train.serve.decoding import Decoding, decoding
-from orbiter.train.serve.reply import Choice, DrawnToken, DrawSettings, Reply
+from orbiter.train.serve.decoding import Decoding, Released, decoding
+from orbiter.train.serve.reply import DrawnToken, DrawSettings, GrowingReply
+from orbiter.train.serve.rows import AnswerRow, draw, rows_of
 from orbiter.train.serve.weights import WeightsWatch
 
 if TYPE_CHECKING:
@@ -38,32 +34,12 @@ briefly."""
 CACHE_BYTES = 1 << 30
 """Memory for the keys and values of cached prefixes, in bytes."""
 
+GATHER_SECONDS = 0.05
+"""How long a batch that is about to begin waits for requests whose prompts are being written."""
+
 
 class StaleWeightsError(StateError):
     """The policy was updated while answers were being drawn from its earlier weights."""
-
-
-@dataclass(slots=True)
-class Row:
-    """One answer in the model."""
-
-    reply: Reply
-    choice: Choice
-    noise: list[float]
-    """The uniform random number for each token to come."""
-    # A row may fail once because of another row; twice at the same token means it is the cause.
-    recovered_at: int = -1
-    """The number of its tokens when the model last failed; -1 if it never did."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the answer is unfinished and a client still waits for it."""
-        return self.choice.finish_reason is None and not self.reply.left
-
-    def run_token_ids(self) -> list[int]:
-        """Return the tokens that the model has run for this row: all but the newest one."""
-        # The newest token has been drawn but not read yet: the next step reads it.
-        return [*self.reply.prompt_ids, *(drawn.token_id for drawn in self.choice.tokens[:-1])]
 
 
 class Batcher:
@@ -92,11 +68,15 @@ class Batcher:
         """
         self._policy, self._max_rows, self._max_waiting = policy, max_rows, max_waiting
         self._cache_bytes, self._on_change = cache_bytes, on_change
-        self._waiting: deque[Reply] = deque()
-        self._rows: list[Row] = []
+        self._waiting: deque[GrowingReply] = deque()
+        self._rows: list[AnswerRow] = []
         self._wanted = asyncio.Event()
         self._closed = False
         self._refreshing: list[asyncio.Future[None]] = []
+        self._releasing: list[asyncio.Future[None]] = []
+        self._announced = 0
+        self._all_here = asyncio.Event()
+        self._all_here.set()
         self._earlier_asked = self._earlier_run = 0
         self.version = 0
         """How often the weights were reloaded since the loop began."""
@@ -126,23 +106,50 @@ class Batcher:
         """The prompt tokens that the model actually processed for them."""
         return self._earlier_run + self._decoding.run_tokens
 
-    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Queue a request; its answers begin at the next step with free rows."""
         if self._closed:
             raise StateError("the server is closing")
-        reply = Reply(prompt_ids, sampling, self._policy)
+        reply = GrowingReply(prompt_ids, sampling, self._policy)
         self._waiting.append(reply)
         self._wanted.set()
         return reply
+
+    @contextlib.contextmanager
+    def announced(self) -> Iterator[None]:
+        """Announce a request for as long as its prompt is being written.
+
+        Agents that got their answers in the same step ask again one after the other. Without this
+        the first of them would be run alone, and each of the others join at a later step.
+        """
+        self._announced += 1
+        self._all_here.clear()
+        try:
+            yield
+        finally:
+            self._announced -= 1
+            if not self._announced:
+                self._all_here.set()
 
     async def refresh(self) -> None:
         """Wait for the active answers to end, then load the policy's current weights.
 
         Waiting requests begin after that, with the new weights.
         """
+        await self._done_in(self._refreshing)
+
+    async def release(self) -> None:
+        """Wait for the active answers to end, then drop the prepared weights and the caches.
+
+        An update needs the memory. Until `refresh`, every request fails with `StaleWeightsError`.
+        """
+        await self._done_in(self._releasing)
+
+    async def _done_in(self, asked: list[asyncio.Future[None]]) -> None:
+        """Let the loop do this when no answer is active."""
         # Created on the loop's thread: futures belong to one loop.
         done = asyncio.get_running_loop().create_future()
-        self._refreshing.append(done)
+        asked.append(done)
         self._wanted.set()
         await done
 
@@ -163,7 +170,7 @@ class Batcher:
         # Also requests that never began, or their clients would wait for ever.
         for reply in (*(row.reply for row in self._rows), *self._waiting):
             reply.fail(closed)
-        for done in self._refreshing:
+        for done in (*self._refreshing, *self._releasing):
             if not done.done():
                 done.set_exception(closed)
 
@@ -183,9 +190,8 @@ class Batcher:
         while True:
             await self._wanted.wait()
             try:
-                # Only without rows: active answers end with the weights they began with.
-                if not self._rows and self._refreshing:
-                    await self._refresh()
+                if not self._rows:
+                    await self._between_batches()
                 await self._step()
             # A model that fails must not end the server: every request gets an answer or an error.
             except StaleWeightsError as error:
@@ -193,8 +199,19 @@ class Batcher:
             except Exception as error:
                 await self._recover(error)
             # Cleared last, since each of these may have been added during the awaits.
-            if not self._rows and not self._waiting and not self._refreshing:
+            if not (self._rows or self._waiting or self._refreshing or self._releasing):
                 self._wanted.clear()
+
+    async def _between_batches(self) -> None:
+        """Do what must wait until no answer is active, since answers end with their weights."""
+        if self._releasing:
+            await work(self._release)
+            _resolve(self._releasing)
+        if self._refreshing:
+            await self._refresh()
+        if not self._all_here.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_here.wait(), GATHER_SECONDS)
 
     async def _refresh(self) -> None:
         """Load the current weights; no row is active."""
@@ -203,11 +220,11 @@ class Batcher:
         await self._lay_out()
         self._earlier_asked, self._earlier_run = asked, run
         self.version += 1
-        finished, self._refreshing = self._refreshing, []
-        # A caller that was cancelled no longer waits.
-        for done in finished:
-            if not done.done():
-                done.set_result(None)
+        _resolve(self._refreshing)
+
+    def _release(self) -> None:
+        """Drop the decoder, on the engine's thread."""
+        self._decoding = Released(self._decoding, _refuse_released)
 
     async def _give_up(self, error: StaleWeightsError) -> None:
         """Fail the active answers, and without an automatic refresh the waiting ones as well."""
@@ -251,7 +268,7 @@ class Batcher:
             elif not reply.left:
                 await self._try(reply, self._alone(reply))
 
-    async def _try(self, reply: Reply, attempt: Coroutine[Any, Any, None]) -> None:
+    async def _try(self, reply: GrowingReply, attempt: Coroutine[Any, Any, None]) -> None:
         """Run one part of a recovery; if it fails as well, its request fails and no other."""
         try:
             await attempt
@@ -261,18 +278,18 @@ class Batcher:
             # The failed attempt may have left rows in the decoder beyond the known ones.
             await work(self._decoding.keep, list(range(len(self._rows))))
 
-    async def _again(self, row: Row) -> None:
+    async def _again(self, row: AnswerRow) -> None:
         """Put a row that had tokens back into the model."""
         # The last drawn token is not run here, but read in the next step.
         await work(self._decoding.join, [row.run_token_ids()], [1])
         self._rows.append(row)
 
-    async def _alone(self, reply: Reply) -> None:
+    async def _alone(self, reply: GrowingReply) -> None:
         """Begin the answers of one request, without any other request."""
         kept = self._rows
-        new = _rows(reply)
+        new = rows_of(reply)
         logits = await work(self._decoding.join, [reply.prompt_ids], [reply.sampling.n])
-        drawn = await work(_draw, logits, new)
+        drawn = await work(draw, logits, new)
         self._rows = kept + new
         for row, token in zip(new, drawn, strict=True):
             row.reply.take(row.choice, token)
@@ -284,9 +301,10 @@ class Batcher:
         old = [self._rows[index] for index in kept]
         moved = len(kept) < len(self._rows)
         # While weights wait to be replaced, no row joins, so that the active rows can finish.
-        open_ = not self._refreshing and (self._decoding.continuous or not old)
+        changing = self._refreshing or self._releasing
+        open_ = not changing and (self._decoding.continuous or not old)
         joining = self._admit(len(old)) if open_ else []
-        new = [row for reply in joining for row in _rows(reply)]
+        new = [row for reply in joining for row in rows_of(reply)]
         # Set before the await: if the model fails, `_recover` must know the new rows too.
         self._rows = old + new
         drawn = await work(self._advance, kept if moved else None, old, joining)
@@ -300,9 +318,9 @@ class Batcher:
         for row, token in zip(self._rows, drawn, strict=True):
             row.reply.take(row.choice, token)
 
-    def _admit(self, running: int) -> list[Reply]:
+    def _admit(self, running: int) -> list[GrowingReply]:
         """Take as many requests off the queue as fit, in the order of their arrival."""
-        joining: list[Reply] = []
+        joining: list[GrowingReply] = []
         room, tokens = self._max_rows - running, JOIN_TOKENS
         while self._waiting:
             # Only looked at; taken off once it is clear that it fits.
@@ -322,7 +340,7 @@ class Batcher:
         return joining
 
     def _advance(
-        self, kept: Sequence[int] | None, old: Sequence[Row], joining: Sequence[Reply]
+        self, kept: Sequence[int] | None, old: Sequence[AnswerRow], joining: Sequence[GrowingReply]
     ) -> list[DrawnToken] | None:
         """Run the model on the engine's thread; None if new weights must be loaded first."""
         if kept is not None:
@@ -351,20 +369,22 @@ class Batcher:
             prompts = [reply.prompt_ids for reply in joining]
             logits.append(self._decoding.join(prompts, [reply.sampling.n for reply in joining]))
         # Old rows first, then the new ones: the order of `self._rows`.
-        return _draw(torch.cat(logits), self._rows) if logits else []
+        return draw(torch.cat(logits), self._rows) if logits else []
 
 
-def _rows(reply: Reply) -> list[Row]:
-    """Make a row for each answer, with the random numbers that `sample` would use for it."""
-    rows = []
-    for choice in reply.choices:
-        generator = torch.Generator()
-        generator.manual_seed(sub_seed(reply.sampling.seed, "sample", 0, choice.index))
-        noise = torch.empty(reply.sampling.max_new_tokens).uniform_(generator=generator)
-        # The whole row is drawn at once, so token t gets the same number however rows are
-        # batched.
-        rows.append(Row(reply, choice, noise.clamp_(max=JUST_BELOW_ONE).tolist()))
-    return rows
+def _resolve(asked: list[asyncio.Future[None]]) -> None:
+    """Report to all who wait, and empty the list; a caller that was cancelled no longer waits."""
+    for done in asked:
+        if not done.done():
+            done.set_result(None)
+    asked.clear()
+
+
+def _refuse_released() -> NoReturn:
+    raise StaleWeightsError(
+        "the weights for sampling were released for an update: call `await live.refresh()` before "
+        "the next answer"
+    )
 
 
 def _without(gone: Sequence[int], count: int) -> list[int]:
@@ -376,34 +396,3 @@ def _without(gone: Sequence[int], count: int) -> list[int]:
         order[index] = order[-1]
         order.pop()
     return order
-
-
-@torch.inference_mode()
-def _draw(logits: Float[Tensor, "B V"], rows: Sequence[Row]) -> list[DrawnToken]:
-    """Draw every row's token with the settings of its request."""
-    # Rows with equal settings are drawn together: one softmax a setting instead of one a row.
-    alike: dict[tuple[float, float], list[int]] = {}
-    for index, row in enumerate(rows):
-        sampling = row.reply.sampling
-        alike.setdefault((sampling.temperature, sampling.top_p), []).append(index)
-    drawn: dict[int, DrawnToken] = {}
-    for (temperature, top_p), places in alike.items():
-        part = logits if len(alike) == 1 else logits[places]
-        noise = [rows[index].noise[len(rows[index].choice.tokens)] for index in places]
-        uniform = torch.tensor(noise, device=part.device)
-        chosen = choose(part, uniform, temperature=temperature, top_p=top_p)
-        of_tokens = zip(chosen.token_ids.tolist(), chosen.logprob.tolist(), strict=True)
-        for index, (token_id, logprob) in zip(places, of_tokens, strict=True):
-            top = _top(logits[index], rows[index].reply.sampling)
-            drawn[index] = DrawnToken(token_id, logprob, top)
-    return [drawn[index] for index in range(len(rows))]
-
-
-def _top(logits: Float[Tensor, "V"], sampling: DrawSettings) -> list[tuple[int, float]]:
-    """List the likeliest tokens, at the temperature of the drawn token's log probability."""
-    if not sampling.top_logprobs:
-        return []
-    # Temperature 0 reports log probabilities at temperature 1, like `choose`.
-    scaled = logits.float() / (sampling.temperature or 1.0)
-    likeliest = scaled.log_softmax(dim=-1).topk(min(sampling.top_logprobs, len(scaled)))
-    return list(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))

@@ -11,9 +11,10 @@ from typing import Any
 from orbiter.train.chat.message import Message
 from orbiter.train.serve.asked import (
     ChatRequest,
-    Parsed,
+    ParsedRequest,
     Refusal,
-    Sheet,
+    SharedFields,
+    Tokenizer,
     as_message,
     check_request,
     convert,
@@ -23,7 +24,7 @@ from orbiter.train.serve.asked import (
     finished,
     token_ids_of,
 )
-from orbiter.train.serve.reply import Choice, DrawnToken, Reply
+from orbiter.train.serve.reply import DrawnToken, GrowingAnswer, GrowingReply
 from orbiter.train.serve.stream import News, event
 
 DONE = b"data: [DONE]\n\n"
@@ -70,7 +71,7 @@ ALLOWED: Mapping[str, Sequence[object] | None] = {
 """The known settings, see `drop_unsupported`; any other is refused."""
 
 
-def parse(body: bytes, *, lenient: bool = False) -> Parsed:
+def parse(body: bytes, *, lenient: bool = False) -> ParsedRequest:
     """Read a request.
 
     Raises:
@@ -80,16 +81,18 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
     dropped = drop_unsupported(fields, ALLOWED, lenient=lenient)
     request = convert(fields, ChatRequest)
     check_request(request)
-    return Parsed(request, dropped)
+    return ParsedRequest(request, dropped)
 
 
 class ChatWriter:
     """Writes one reply as a chat completion, with the tokenizer's own pieces of text."""
 
-    def __init__(self, reply: Reply, request: ChatRequest, sheet: Sheet, tokenizer: Any) -> None:  # noqa: ANN401 - Hugging Face's
+    def __init__(
+        self, reply: GrowingReply, request: ChatRequest, shared: SharedFields, tokenizer: Tokenizer
+    ) -> None:
         """Create a writer that has sent nothing."""
         self._reply, self._request = reply, request
-        self._sheet, self._tokenizer = sheet, tokenizer
+        self._shared, self._tokenizer = shared, tokenizer
         self._usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
 
     def whole(self) -> dict[str, object]:
@@ -114,7 +117,7 @@ class ChatWriter:
         if news.text:
             deltas.append({"content": news.text})
         if news.done is not None:
-            message = as_message(news.done, self._sheet, choice.index)
+            message = as_message(news.done, self._shared, choice.index)
             for index, call in enumerate(message.get("tool_calls", ())):
                 deltas.append({"tool_calls": [{"index": index, **call}]})
         tokens = news.tokens
@@ -137,12 +140,12 @@ class ChatWriter:
         return [event(refusal.body())]
 
     def _head(self, kind: str) -> dict[str, Any]:
-        sheet = self._sheet
+        shared = self._shared
         return {
-            "id": f"chatcmpl-{sheet.key}",
+            "id": f"chatcmpl-{shared.key}",
             "object": kind,
-            "created": sheet.created,
-            "model": sheet.model,
+            "created": shared.created,
+            "model": shared.model,
         }
 
     def _usage(self) -> dict[str, int]:
@@ -153,11 +156,11 @@ class ChatWriter:
             "total_tokens": prompt + drawn,
         }
 
-    def _choice(self, choice: Choice) -> dict[str, object]:
+    def _choice(self, choice: GrowingAnswer) -> dict[str, object]:
         done = finished(choice, self._request)
         return {
             "index": choice.index,
-            "message": {**as_message(done, self._sheet, choice.index), "refusal": None},
+            "message": {**as_message(done, self._shared, choice.index), "refusal": None},
             "finish_reason": done.finish_reason,
             **self._tokens(choice.tokens),
         }
@@ -184,7 +187,7 @@ class ChatWriter:
 
     def _piece(
         self,
-        choice: Choice,
+        choice: GrowingAnswer,
         delta: Message,
         tokens: Sequence[DrawnToken],
         *,

@@ -10,9 +10,9 @@ row is left, and nothing is reused. Sampling is in `batching.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -22,16 +22,19 @@ from torch.nn import functional
 from orbiter.train.engine.arithmetic import packed_linear
 from orbiter.train.engine.forward.attention import attend
 from orbiter.train.engine.forward.fast import FastForward
-from orbiter.train.engine.forward.layers import Layer, merged, packed_layers, rms_norm, trunk
+from orbiter.train.engine.forward.layers import Layer, merged, packed_layers, trunk
 from orbiter.train.engine.forward.packing import Rectangle
+from orbiter.train.engine.forward.pointwise import rms_norm
 from orbiter.train.serve.prefix import PrefixStore
 
 if TYPE_CHECKING:
     from orbiter.train.engine.forward.generic import Decoder
     from orbiter.train.engine.policy import Policy
 
-FIRST_LENGTH = 256
-"""The initial capacity of a slot in tokens; it doubles when needed."""
+ROOM_STEP = 64
+"""Slots grow to multiples of this many tokens, or by an eighth if that is more."""
+SPARE_SHARE = 0.5
+"""In 16 bits a step attends to whole slots, masked, if they are at most this share longer."""
 KEPT_BYTES = 256 << 20
 """Memory of empty slots that is kept for later rows; any more is released."""
 SHARED_TOKENS = 8
@@ -111,7 +114,7 @@ class Slots:
         self._embedding, self._norm = weight, norm
         self._head = packed_linear(*merged([forward.model.lm_head]), forward.dtype)
         # In the policy's dtype, as the keys and values are; the embedding's weight is float32.
-        empty = weight.new_empty(0, shape.kv_heads, FIRST_LENGTH, shape.head_dim).to(forward.dtype)
+        empty = weight.new_empty(0, shape.kv_heads, 0, shape.head_dim).to(forward.dtype)
         self._empty = [empty] * len(self._layers)
         self._k, self._v = self._empty.copy(), self._empty.copy()
         self._length = torch.zeros(0, dtype=torch.long, device=weight.device)
@@ -157,15 +160,19 @@ class Slots:
         at, rows = self._length, len(self._length)
         longest = int(at.max()) + 1
         self._reserve(rows, longest)
-        row = torch.arange(rows, device=at.device)
+        room = self._k[0].shape[2]
+        # A product in 16 bits first copies keys that are not contiguous, as part of a slot is.
+        whole = self._k[0].element_size() < 4 and room <= longest * (1 + SPARE_SHARE)
+        seen = room if whole else longest
         # A row sees its own tokens only up to its length; cells beyond belong to an earlier row.
-        bias = self._bias(torch.arange(longest, device=at.device) <= at[:, None])[:, None]
+        bias = self._bias(torch.arange(seen, device=at.device) <= at[:, None])[:, None]
+        row = torch.arange(rows, device=at.device)
 
         def append(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._k[number], self._v[number]
             keys[row, :, at], values[row, :, at] = k, v
-            seen = (keys[:rows, :, :longest], values[:rows, :, :longest])
-            return attend(q[:, :, None], *seen, bias).view(rows, -1)
+            parts = (keys[:rows, :, :seen], values[:rows, :, :seen])
+            return attend(q[:, :, None], *parts, bias).view(rows, -1)
 
         x = self._run(token_ids, at, append)
         self._length = at + 1
@@ -290,13 +297,19 @@ class Slots:
 
     def _reserve(self, rows: int, length: int) -> None:
         """Make room for this many rows of this length, if needed in a larger cache."""
+        used = len(self._length)
+        # Without rows, room that earlier answers needed is given back if it is far too much.
+        if not used and self._k[0].shape[2] > 2 * max(length, ROOM_STEP):
+            self._k, self._v = self._empty.copy(), self._empty.copy()
         slots, heads, room, width = self._k[0].shape
         if rows <= slots and length <= room:
             return
         slots = slots if rows <= slots else max(rows, 2 * slots)
-        # Powers of two, so that growing copies the cache seldom.
-        larger_room = room if length <= room else 1 << (length - 1).bit_length()
-        used = len(self._length)
+        larger_room = room
+        if length > room:
+            # By steps, so that growing copies the cache seldom.
+            steps = max(-(-length // ROOM_STEP), room // ROOM_STEP * 9 // 8)
+            larger_room = steps * ROOM_STEP
         for caches in (self._k, self._v):
             for number, cache in enumerate(caches):
                 # Zeros, because masked cells get weight 0, and 0 x NaN would still be NaN.
@@ -328,8 +341,37 @@ class Slots:
         )
 
     def _logits(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
-        normed = rms_norm(x, self._norm, self._forward.shape.eps)
-        return self._head(normed.to(self._forward.dtype))
+        forward = self._forward
+        return self._head(rms_norm(x, self._norm, forward.shape.eps, forward.dtype))
+
+
+class Released:
+    """Takes the place of a decoder whose weights and caches were dropped to free their memory."""
+
+    continuous = True
+    snapshot = False
+
+    def __init__(self, before: Decoding, refuse: Callable[[], NoReturn]) -> None:
+        """Keep the counts of the decoder before; `refuse` raises the error of a request."""
+        self.asked_tokens, self.run_tokens = before.asked_tokens, before.run_tokens
+        self._refuse = refuse
+
+    def new_tokens(self, prompt: Sequence[int]) -> int:
+        """Count the tokens of a prompt."""
+        return len(prompt)
+
+    def join(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Float[Tensor, "R V"]:
+        """Refuse."""
+        del prompts, copies
+        self._refuse()
+
+    def step(self, token_ids: Int[Tensor, "B"]) -> Float[Tensor, "B V"]:
+        """Refuse."""
+        del token_ids
+        self._refuse()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Do nothing: there are no rows."""
 
 
 class Windows:

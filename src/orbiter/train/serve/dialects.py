@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from orbiter.train.serve import chat, messages, responses
-from orbiter.train.serve.asked import ChatRequest, Parsed, Refusal, Sheet
-from orbiter.train.serve.reply import Reply
+from orbiter.train.serve.asked import ChatRequest, ParsedRequest, Refusal, SharedFields
+from orbiter.train.serve.reply import GrowingReply
 from orbiter.train.serve.stream import Writer
 
 
 class Parse(Protocol):
     """Parses a request."""
 
-    def __call__(self, body: bytes, *, lenient: bool = False) -> Parsed:
+    def __call__(self, body: bytes, *, lenient: bool = False) -> ParsedRequest:
         """Parse or refuse it; `lenient` drops settings that are not supported."""
 
 
@@ -24,7 +24,7 @@ class Dialect(NamedTuple):
     path: str
     """The API's path on the server; clients of other providers may put any prefix before it."""
     parse: Parse
-    writer: Callable[[Reply, ChatRequest, Sheet, Any], Writer]
+    writer: Callable[[GrowingReply, ChatRequest, SharedFields, Any], Writer]
     refused: Callable[[Refusal], dict[str, object]]
     """The body of an error."""
 

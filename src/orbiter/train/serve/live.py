@@ -6,6 +6,7 @@
         async for chunk in answer.chunks: ...
         session.close()                     # later calls get 410
         session.turns                       # ids, log probabilities, version: what to train on
+        await live.release()                # frees memory for the update, if it is needed
         ...                                 # update the weights; then, before the next answer:
         await live.refresh()
 
@@ -106,8 +107,10 @@ class LivePolicy:
         self._batcher = Batcher(
             policy,
             max_rows=max_rows,
+            # A run has a known number of episodes, so no request is refused for load.
             max_waiting=1 << 20,
             cache_bytes=cache_bytes,
+            # Answers of old weights would make log probabilities that belong to no policy.
             on_change="refuse",
         )
         self.return_token_ids = return_token_ids
@@ -160,6 +163,13 @@ class LivePolicy:
         """
         await asyncio.wrap_future(self.submit(self._batcher.refresh()))
 
+    async def release(self) -> None:
+        """Free the memory of the prepared weights and of all caches, for an update.
+
+        Until `refresh`, every model call fails with `StaleWeightsError`.
+        """
+        await asyncio.wrap_future(self.submit(self._batcher.release()))
+
     async def __aenter__(self) -> Self:
         """Start the decode loop on its thread."""
         self._loop = asyncio.new_event_loop()
@@ -192,6 +202,7 @@ class LivePolicy:
             StateError: the live policy is not open.
         """
         if self._loop is None:
+            # Never awaited, it would warn when it is collected.
             work.close()
             raise StateError("this LivePolicy is not open: use it in an `async with` block")
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -11,9 +11,10 @@ from msgspec import Meta
 from orbiter.train.chat.message import Message
 from orbiter.train.serve.asked import (
     ChatRequest,
-    Parsed,
+    ParsedRequest,
     Refusal,
-    Sheet,
+    SharedFields,
+    Tokenizer,
     check_request,
     convert,
     count_drawn,
@@ -21,7 +22,7 @@ from orbiter.train.serve.asked import (
     drop_unsupported,
     finished,
 )
-from orbiter.train.serve.reply import Choice, Reply
+from orbiter.train.serve.reply import GrowingAnswer, GrowingReply
 from orbiter.train.serve.stream import News, event
 
 
@@ -52,7 +53,7 @@ ALLOWED: Mapping[str, Sequence[object] | None] = {
 """The known settings, see `drop_unsupported`; any other is refused."""
 
 
-def parse(body: bytes, *, lenient: bool = False) -> Parsed:
+def parse(body: bytes, *, lenient: bool = False) -> ParsedRequest:
     """Read a request.
 
     Raises:
@@ -91,7 +92,7 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
         ChatRequest,
     )
     check_request(request)
-    return Parsed(request, dropped)
+    return ParsedRequest(request, dropped)
 
 
 def error_body(refusal: Refusal) -> dict[str, object]:
@@ -167,10 +168,12 @@ def _tool_choice(choice: Mapping[str, Any]) -> object:
 class MessagesWriter:
     """Writes one reply as a message."""
 
-    def __init__(self, reply: Reply, request: ChatRequest, sheet: Sheet, tokenizer: Any) -> None:  # noqa: ANN401 - Hugging Face's
+    def __init__(
+        self, reply: GrowingReply, request: ChatRequest, shared: SharedFields, tokenizer: Tokenizer
+    ) -> None:
         """Create a writer that has sent nothing."""
         del tokenizer  # ids and log probabilities are not part of this API here
-        self._reply, self._request, self._sheet = reply, request, sheet
+        self._reply, self._request, self._shared = reply, request, shared
         self._text_open = False
 
     def whole(self) -> dict[str, object]:
@@ -233,18 +236,18 @@ class MessagesWriter:
     def _body(self, content: list[dict[str, object]]) -> dict[str, object]:
         prompt, drawn = len(self._reply.prompt_ids), count_drawn(self._reply.choices)
         return {
-            "id": f"msg_{self._sheet.key}",
+            "id": f"msg_{self._shared.key}",
             "type": "message",
             "role": "assistant",
-            "model": self._sheet.model,
+            "model": self._shared.model,
             "content": content,
             "usage": {"input_tokens": prompt, "output_tokens": drawn},
         }
 
     def _call(self, index: int, name: str) -> dict[str, object]:
-        return {"type": "tool_use", "id": self._sheet.call_id(0, index), "name": name}
+        return {"type": "tool_use", "id": self._shared.call_id(0, index), "name": name}
 
-    def _end(self, choice: Choice) -> dict[str, object]:
+    def _end(self, choice: GrowingAnswer) -> dict[str, object]:
         """Return why the answer ended, in Anthropic's words."""
         reason = finished(choice, self._request).finish_reason
         stop = choice.text.stopped_by

@@ -19,6 +19,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -26,7 +27,7 @@ from typing_extensions import override
 
 from orbiter.train.errors import StateError
 from orbiter.train.serve.answering import Answering
-from orbiter.train.serve.reply import ChatPolicy, DrawnToken, DrawSettings, Reply
+from orbiter.train.serve.reply import ChatPolicy, DrawnToken, DrawSettings, GrowingReply
 from orbiter.train.serve.session import LiveSession, Turn
 
 T = TypeVar("T")
@@ -162,14 +163,18 @@ class _Requests:
     def __init__(self, model: ChatPolicy, engine: Engine, name: str, versions: list[int]) -> None:
         self._model, self._engine, self._name, self._versions = model, engine, name, versions
 
-    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> Reply:
+    def submit(self, prompt_ids: Sequence[int], sampling: DrawSettings) -> GrowingReply:
         """Ask the engine for the answers, which arrive later."""
         reply = _RemoteReply(prompt_ids, sampling, self._model)
         # A task keeps `submit` synchronous, as that of the decode loop is.
         reply.asking = asyncio.get_running_loop().create_task(self._ask(reply))
         return reply
 
-    async def _ask(self, reply: Reply) -> None:
+    def announced(self) -> AbstractContextManager[None]:
+        """Do nothing: the engine elsewhere makes its own batches."""
+        return nullcontext()
+
+    async def _ask(self, reply: GrowingReply) -> None:
         try:
             # The answers of one request are drawn independently, at the same time.
             answers = await asyncio.gather(
@@ -205,7 +210,7 @@ class _Requests:
             reply.end(choice)
 
 
-class _RemoteReply(Reply):
+class _RemoteReply(GrowingReply):
     """A reply whose tokens come all at once."""
 
     asking: asyncio.Task[None] | None = None

@@ -60,7 +60,7 @@ class DrawnToken(NamedTuple):
 
 
 @dataclass(slots=True)
-class Choice:
+class GrowingAnswer:
     """One answer, as far as it has been drawn."""
 
     index: int
@@ -70,7 +70,7 @@ class Choice:
     """"stop": the model or a stop text ended it; "length": it was cut off; None: not ended yet."""
 
 
-class Reply:
+class GrowingReply:
     """The growing answers to one request; wait for them with `changed` or `finished`."""
 
     def __init__(
@@ -81,9 +81,10 @@ class Reply:
         self.error: Exception | None = None
         self.left = False
         """Whether no client waits for it any more."""
-        self._policy, self._news = policy, asyncio.Event()
+        self._policy, self._news, self._end = policy, asyncio.Event(), asyncio.Event()
         self.choices = [
-            Choice(index, AnswerText(self._decode, sampling.stops)) for index in range(sampling.n)
+            GrowingAnswer(index, AnswerText(self._decode, sampling.stops))
+            for index in range(sampling.n)
         ]
 
     @property
@@ -111,14 +112,16 @@ class Reply:
         Raises:
             Exception: as for `changed`.
         """
-        while not self.done:
-            await self.changed()
+        # Not by `changed`, which wakes its caller at every token.
+        await self._end.wait()
+        if self.error is not None and not self.done:
+            raise self.error
 
     def leave(self) -> None:
         """Abandon the reply: its rows are dropped before the next step."""
         self.left = True
 
-    def take(self, choice: Choice, drawn: DrawnToken) -> None:
+    def take(self, choice: GrowingAnswer, drawn: DrawnToken) -> None:
         """Add a token to an answer, and end the answer if the token ends it."""
         sampling = self.sampling
         choice.tokens.append(drawn)
@@ -134,22 +137,28 @@ class Reply:
             cut = choice.text.finish()
         if ended or cut or full:
             choice.finish_reason = "stop" if ended or cut else "length"
-        self._news.set()
+        self._report()
 
-    def end(self, choice: Choice) -> None:
+    def end(self, choice: GrowingAnswer) -> None:
         """End an answer that gets no more tokens, for a reason that its tokens do not show."""
         if choice.finish_reason is None:
             full = len(choice.tokens) >= self.sampling.max_new_tokens
             choice.text.finish()
             choice.finish_reason = "length" if full else "stop"
-        self._news.set()
+        self._report()
 
     def fail(self, error: Exception) -> None:
         """End the reply with an error."""
         self.error = error
-        self._news.set()
+        self._report()
 
-    def _spell(self, choice: Choice, token_id: int, *, live: bool) -> bool:
+    def _report(self) -> None:
+        """Wake the tasks that wait for a change."""
+        self._news.set()
+        if self.done or self.error is not None:
+            self._end.set()
+
+    def _spell(self, choice: GrowingAnswer, token_id: int, *, live: bool) -> bool:
         if live:
             return choice.text.push(token_id)
         choice.text.note(token_id)

@@ -15,9 +15,10 @@ from msgspec import Meta
 from orbiter.train.serve.asked import (
     ChatRequest,
     MaxTokens,
-    Parsed,
+    ParsedRequest,
     Refusal,
-    Sheet,
+    SharedFields,
+    Tokenizer,
     check_request,
     convert,
     count_drawn,
@@ -25,7 +26,7 @@ from orbiter.train.serve.asked import (
     drop_unsupported,
     finished,
 )
-from orbiter.train.serve.reply import Reply
+from orbiter.train.serve.reply import GrowingReply
 from orbiter.train.serve.stream import News, event
 
 Item = dict[str, Any]
@@ -74,7 +75,7 @@ KEPT_ELSEWHERE = ("previous_response_id", "conversation", "prompt")
 """Settings that refer to messages stored on OpenAI's servers; they are refused, never dropped."""
 
 
-def parse(body: bytes, *, lenient: bool = False) -> Parsed:
+def parse(body: bytes, *, lenient: bool = False) -> ParsedRequest:
     """Read a request.
 
     Raises:
@@ -111,7 +112,7 @@ def parse(body: bytes, *, lenient: bool = False) -> Parsed:
     }
     request = convert(fields, ChatRequest)
     check_request(request)
-    return Parsed(request, dropped)
+    return ParsedRequest(request, dropped)
 
 
 def _messages(asked: ResponsesRequest) -> list[dict[str, Any]]:
@@ -162,10 +163,12 @@ def _tool_choice(choice: object) -> object:
 class ResponsesWriter:
     """Writes one reply as a response."""
 
-    def __init__(self, reply: Reply, request: ChatRequest, sheet: Sheet, tokenizer: Any) -> None:  # noqa: ANN401 - Hugging Face's
+    def __init__(
+        self, reply: GrowingReply, request: ChatRequest, shared: SharedFields, tokenizer: Tokenizer
+    ) -> None:
         """Create a writer that has sent nothing."""
         del tokenizer  # ids and log probabilities are not part of this API here
-        self._reply, self._request, self._sheet = reply, request, sheet
+        self._reply, self._request, self._shared = reply, request, shared
         self._number = 0
         self._text = ""
         self._opened = False
@@ -264,11 +267,11 @@ class ResponsesWriter:
     def _body(self, status: str, output: list[Item]) -> dict[str, object]:
         request = self._request
         return {
-            "id": f"resp_{self._sheet.key}",
+            "id": f"resp_{self._shared.key}",
             "object": "response",
-            "created_at": self._sheet.created,
+            "created_at": self._shared.created,
             "status": status,
-            "model": self._sheet.model,
+            "model": self._shared.model,
             "output": output,
             "error": None,
             "incomplete_details": None,
@@ -286,7 +289,7 @@ class ResponsesWriter:
 
     def _message(self, text: str, status: str | None) -> Item:
         return {
-            "id": f"msg_{self._sheet.key}",
+            "id": f"msg_{self._shared.key}",
             "type": "message",
             "role": "assistant",
             "status": status or "in_progress",
@@ -295,9 +298,9 @@ class ResponsesWriter:
 
     def _call(self, index: int, name: str, arguments: str) -> Item:
         return {
-            "id": f"fc_{self._sheet.key}_{index}",
+            "id": f"fc_{self._shared.key}_{index}",
             "type": "function_call",
-            "call_id": self._sheet.call_id(0, index),
+            "call_id": self._shared.call_id(0, index),
             "name": name,
             "arguments": arguments,
             "status": "completed",
@@ -305,7 +308,7 @@ class ResponsesWriter:
 
     def _at(self) -> dict[str, Any]:
         """Return the fields that identify the answer's only text part."""
-        return {"item_id": f"msg_{self._sheet.key}", "output_index": 0, "content_index": 0}
+        return {"item_id": f"msg_{self._shared.key}", "output_index": 0, "content_index": 0}
 
     def _event(self, kind: str, **fields: object) -> bytes:
         # Clients put events in order by this number.

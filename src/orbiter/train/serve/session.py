@@ -18,9 +18,16 @@ from orbiter.train.chat.message import Message
 from orbiter.train.errors import StateError
 from orbiter.train.seeding import sub_seed
 from orbiter.train.serve.answering import Answering, as_refusal, too_long
-from orbiter.train.serve.asked import SAMPLING, ChatRequest, Refusal, Sheet, as_message, finished
+from orbiter.train.serve.asked import (
+    SAMPLING,
+    ChatRequest,
+    Refusal,
+    SharedFields,
+    as_message,
+    finished,
+)
 from orbiter.train.serve.dialects import Dialect, dialect_of
-from orbiter.train.serve.reply import DrawSettings, Reply
+from orbiter.train.serve.reply import DrawSettings, GrowingReply
 from orbiter.train.serve.splice import Prompt, Splicer
 from orbiter.train.serve.stream import Writer, events
 
@@ -134,7 +141,7 @@ class LiveSession:
         """Sampling settings in requests that the trainer's settings replaced, by name."""
         self._live = live
         self._splicer = Splicer(live.answering)
-        self._replies: set[Reply] = set()
+        self._replies: set[GrowingReply] = set()
         self._asked: Counter[str] = Counter()
         self._requests = 0
         self._closed = False
@@ -152,6 +159,8 @@ class LiveSession:
         """Answer a request from any event loop."""
         # The caller may be on any loop; the work itself runs on the decode loop's thread.
         answered = await asyncio.wrap_future(self._live.submit(self._answer(path, headers, body)))
+        if isinstance(answered.chunks, _Whole):
+            return answered
 
         async def chunks() -> AsyncIterator[bytes]:
             try:
@@ -171,6 +180,8 @@ class LiveSession:
     ) -> BlockingResponse:
         """Answer a request and block the calling thread meanwhile."""
         answered = self._live.submit(self._answer(path, headers, body)).result()
+        if isinstance(answered.chunks, _Whole):
+            return BlockingResponse(answered.status, answered.headers, iter(answered.chunks.left))
 
         def chunks() -> Iterator[bytes]:
             try:
@@ -230,17 +241,18 @@ class LiveSession:
         answering.check_length(request)
         chat, tools = request.chat, request.offered
         # Rendering runs beside the decode loop, which goes on drawing meanwhile.
-        prompt = await answering.beside(self._splicer.prompt, chat, tools)
-        sampling = self._sampling(request, prompt)
-        # Checked again: the episode may have been closed during the await.
-        self._check_open()
-        reply = answering.submit(prompt.token_ids, sampling)
+        with answering.batcher.announced():
+            prompt = await answering.beside(self._splicer.prompt, chat, tools)
+            sampling = self._sampling(request, prompt)
+            # Checked again: the episode may have been closed during the await.
+            self._check_open()
+            reply = answering.submit(prompt.token_ids, sampling)
         self._replies.add(reply)
         key = f"{sampling.seed & (1 << 64) - 1:016x}"
-        sheet = Sheet(key, int(started), request.model)
-        writer = dialect.writer(reply, request, sheet, answering.policy.tokenizer)
+        shared = SharedFields(key, int(started), request.model)
+        writer = dialect.writer(reply, request, shared, answering.policy.tokenizer)
         # The version is taken now; the weights do not change while an answer is drawn.
-        record = _Recording(self, reply, request, sheet, prompt, started, self._live.version)
+        record = _Recording(self, reply, request, shared, prompt, started, self._live.version)
         if request.stream:
             return _stream(reply, request, writer, record)
         try:
@@ -323,7 +335,7 @@ class LiveSession:
         )
         self._live.count(turn)
 
-    def forget(self, reply: Reply) -> None:
+    def forget(self, reply: GrowingReply) -> None:
         """Drop a reply that has ended."""
         self._replies.discard(reply)
 
@@ -333,9 +345,9 @@ class _Recording:
     """Records the answers of one reply as turns of the session, each once."""
 
     session: LiveSession
-    reply: Reply
+    reply: GrowingReply
     request: ChatRequest
-    sheet: Sheet
+    shared: SharedFields
     prompt: Prompt
     started: float
     version: int
@@ -362,7 +374,7 @@ class _Recording:
                 logprobs=[token.logprob for token in choice.tokens],
                 finish_reason=choice.finish_reason or "cancelled",
                 weights_version=self.version,
-                reply=as_message(done, self.sheet, choice.index),
+                reply=as_message(done, self.shared, choice.index),
                 continues=self.prompt.continues,
                 drift=self.prompt.drift,
                 temperature=self.reply.sampling.temperature,
@@ -372,7 +384,9 @@ class _Recording:
             self.session.add(turn, self.prompt, self.reply.sampling.limit)
 
 
-def _stream(reply: Reply, request: ChatRequest, writer: Writer, record: _Recording) -> Response:
+def _stream(
+    reply: GrowingReply, request: ChatRequest, writer: Writer, record: _Recording
+) -> Response:
     chunks = events(reply, request, writer, refusal=as_refusal, at_end=record.end)
     headers = [("content-type", "text/event-stream"), ("cache-control", "no-cache")]
     return Response(200, headers, chunks)
@@ -380,15 +394,26 @@ def _stream(reply: Reply, request: ChatRequest, writer: Writer, record: _Recordi
 
 def _json(status: int, body: object) -> Response:
     encoded = msgspec.json.encode(body)
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield encoded
-
     headers = [("content-type", "application/json"), ("content-length", str(len(encoded)))]
     if status >= 400:
         # OpenAI's and Anthropic's clients obey this header
         headers.append(("x-should-retry", "false"))
-    return Response(status, headers, chunks())
+    return Response(status, headers, _Whole([encoded]))
+
+
+class _Whole:
+    """A body that is complete, so that its reader need not ask the decode loop's thread for it."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self.left = chunks
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop(0)
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

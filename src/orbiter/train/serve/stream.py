@@ -14,13 +14,13 @@ import msgspec
 
 from orbiter.train.chat.tool_calls import settled
 from orbiter.train.serve.asked import ChatRequest, FinishedAnswer, Refusal, finished
-from orbiter.train.serve.reply import Choice, DrawnToken, Reply
+from orbiter.train.serve.reply import DrawnToken, GrowingAnswer, GrowingReply
 
 
 class News(NamedTuple):
     """The new part of one answer."""
 
-    choice: Choice
+    choice: GrowingAnswer
     text: str
     tokens: list[DrawnToken]
     """The tokens drawn since the previous piece."""
@@ -57,7 +57,7 @@ class _Sent:
 
 
 async def events(
-    reply: Reply,
+    reply: GrowingReply,
     request: ChatRequest,
     writer: Writer,
     *,
@@ -102,7 +102,7 @@ def event(body: object, name: str | None = None) -> bytes:
 
 
 def _pieces(
-    reply: Reply, sent: list[_Sent], request: ChatRequest, writer: Writer
+    reply: GrowingReply, sent: list[_Sent], request: ChatRequest, writer: Writer
 ) -> Iterator[bytes]:
     for choice in reply.choices:
         news = _news(choice, sent[choice.index], request)
@@ -110,7 +110,7 @@ def _pieces(
             yield from writer.news(news)
 
 
-def _news(choice: Choice, sent: _Sent, request: ChatRequest) -> News | None:
+def _news(choice: GrowingAnswer, sent: _Sent, request: ChatRequest) -> News | None:
     """Return the unsent part of an answer that may be sent now; None if it is empty."""
     if sent.over:
         return None

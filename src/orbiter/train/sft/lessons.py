@@ -84,10 +84,10 @@ def make_lessons(
         room=lambda item: min(limit, context - len(answers[id(item)])),
         on_long_prompt=config.on_long_prompt,
     )
-    return _as_lessons(tasks, [answers[id(item)] for item in tasks.items], config)
+    return _joined_lessons(tasks, [answers[id(item)] for item in tasks.items], config)
 
 
-def _as_lessons(tasks: Tasks, answers: Sequence[list[int]], config: SFTConfig) -> Lessons:
+def _joined_lessons(tasks: Tasks, answers: Sequence[list[int]], config: SFTConfig) -> Lessons:
     """Join the turns of each episode, and weight their tokens."""
     rewards = _weights(tasks.items) if config.reward_weighted else None
     streams: list[Stream] = []

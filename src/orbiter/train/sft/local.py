@@ -96,10 +96,12 @@ class _Read(NamedTuple):
 @torch.no_grad()
 def _read(policy: Policy, lessons: Lessons, rows: Sequence[int], micro_batch_tokens: int) -> _Read:
     batch = batch_of(lessons, rows, policy.device)
+    # No row is idle in a measurement, so all of them are split.
     every = torch.arange(len(rows), device=policy.device)
     loss, hits = 0.0, 0
     for part in split_rows(policy.forward, batch, every, micro_batch_tokens):
         scores = policy.forward.score(batch.select(part), temperature=1.0).tokens
+        # Summed in float64: a sum over many tokens in float32 loses digits of the mean.
         loss -= float(scores.logprob.double().sum())
         hits += int(scores.likeliest.sum())
     return _Read(loss, hits, int(batch.mask.sum()))

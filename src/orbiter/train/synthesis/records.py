@@ -40,11 +40,12 @@ class Form(NamedTuple):
 SAR = Form("state", "action", "reward")
 IO = Form("input", "output", "score")
 
-_TOLD_BY_STATE = ("messages", "prompt_token_ids", "logprobs")
-_TOLD_BY_STEP = ("episode_id", "step", "done", "timestamp")
+_STALE_WITH_STATE = ("messages", "prompt_token_ids", "logprobs")
+"""Fields of a row that are dropped when its state changes; below, with its step or action."""
+_STALE_WITH_STEP = ("episode_id", "step", "done", "timestamp")
 _RECORDED = frozenset({"response_id", "evaluations", "other_answers", "tool_runs", "score_reason"})
 """Entries of the metadata that describe one recorded answer."""
-_TOLD_BY_ACTION = ("messages", "tool_calls", "token_ids", "logprobs")
+_STALE_WITH_ACTION = ("messages", "tool_calls", "token_ids", "logprobs")
 
 
 def form_of(row: Mapping[str, object]) -> Form:
@@ -160,11 +161,11 @@ def derive(
         # It led to the old action.
         recorded.pop(REASONING, None)
     metadata = {**recorded, "lineage": lineage}
-    stale = (_TOLD_BY_STATE if "state" in changes else ()) + (
-        _TOLD_BY_ACTION if "action" in changes else ()
+    stale = (_STALE_WITH_STATE if "state" in changes else ()) + (
+        _STALE_WITH_ACTION if "action" in changes else ()
     )
     if not same_step:
-        stale += _TOLD_BY_STEP + (("task_id",) if "state" in changes else ())
+        stale += _STALE_WITH_STEP + (("task_id",) if "state" in changes else ())
     if isinstance(row, TrajectoryItem):
         # The changes last: a caller that gives new messages with a new state means to keep them.
         fresh = {**dict.fromkeys(stale), **changes, "metadata": metadata}

@@ -272,7 +272,7 @@ def assign_parts(
             rows_of[group].append(row)
         else:
             singles[labels[row]].append(row)
-    parts = _Parts(labels, ratios, len(size_of))
+    parts = _OpenPlaces(labels, ratios, len(size_of))
     part_of = [0] * len(group_of)
     several = list(rows_of.values())
     # Before the sort, which is stable: groups of equal size come in random order.
@@ -302,7 +302,7 @@ def _check_groups(size_of: Mapping[int, int], rows: int, ratios: Sequence[float]
         )
 
 
-class _Parts:
+class _OpenPlaces:
     """The number of rows of each label that each part still needs."""
 
     def __init__(self, labels: Sequence[Hashable], ratios: Sequence[float], groups: int) -> None:

@@ -115,7 +115,7 @@ _Rendering: TypeAlias = tuple["_Template", int, str]
 """A template, the number of its combination, and the text."""
 
 
-class _Slot(NamedTuple):
+class _TemplateField(NamedTuple):
     """A field of a template, to be filled with a value."""
 
     name: str
@@ -133,7 +133,7 @@ class _Template:
     source: str
     head: str
     """The text before the first slot."""
-    slots: tuple[_Slot, ...]
+    slots: tuple[_TemplateField, ...]
     values: Mapping[str, tuple[str, ...]]
     capacity: int
 
@@ -230,7 +230,9 @@ def _parse(source: str, values: Mapping[str, tuple[str, ...]]) -> _Template:
         strides[name] = capacity
         capacity *= len(values[name])
     slots = tuple(
-        _Slot(name, tuple(v + tail for v in values[name]), strides[name], len(values[name]))
+        _TemplateField(
+            name, tuple(v + tail for v in values[name]), strides[name], len(values[name])
+        )
         for name, tail in zip(names, texts[1:], strict=True)
     )
     return _Template(source, texts[0], slots, {name: values[name] for name in strides}, capacity)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orbiter.train.errors import TrainError
-from orbiter.train.tracing.span import Span, SpanEvent, sheet_of
+from orbiter.train.tracing.span import Span, SpanEvent, sorted_attributes
 from orbiter.train.tracing.traces import Counts, Traces
 from orbiter.train.trajectory import TrajectoryDataset, TrajectoryItem
 
@@ -113,7 +113,7 @@ def span_of(span: ReadableSpan) -> Span:
     context, above = span.context, span.parent
     resource = span.resource.attributes if span.resource else {}
     service = resource.get("service.name")
-    sheet = sheet_of(_attributes(span.attributes))
+    attributes = sorted_attributes(_attributes(span.attributes))
     failed = span.status.status_code.name == "ERROR"
     return Span(
         f"{context.trace_id:032x}",
@@ -122,13 +122,13 @@ def span_of(span: ReadableSpan) -> Span:
         span.name,
         span.start_time or 0,
         span.end_time or 0,
-        sheet.single,
+        attributes.single,
         [SpanEvent(event.name, _attributes(event.attributes)) for event in span.events],
         (span.status.description or "error") if failed else None,
         span.dropped_attributes,
         service if isinstance(service, str) else None,
         span.instrumentation_scope.name if span.instrumentation_scope else None,
-        spread=sheet.spread,
+        spread=attributes.spread,
     )
 
 

@@ -84,7 +84,7 @@ def span_of(record: FoundSpan, known: AttributeReader) -> Span:
         DataError: an attribute or a number is malformed.
     """
     span, origin, line = record
-    sheet = known.read(span.attributes, span.trace_id, span.name)
+    attributes = known.read(span.attributes, span.trace_id, span.name)
     return Span(
         span.trace_id,
         span.span_id,
@@ -92,14 +92,14 @@ def span_of(record: FoundSpan, known: AttributeReader) -> Span:
         span.name,
         nanoseconds(span.start_time_unix_nano),
         nanoseconds(span.end_time_unix_nano),
-        sheet.single,
+        attributes.single,
         [SpanEvent(event.name, attributes_of(event.attributes)) for event in span.events or ()],
         _error(span.status),
         span.dropped_attributes_count or 0,
         origin.service,
         origin.instrumentation,
         line,
-        sheet.spread,
+        attributes.spread,
         len(memoryview(span.attributes)),
     )
 

@@ -91,7 +91,7 @@ class Span:
         return sum(len(value) for value in values if isinstance(value, str))
 
 
-class Sheet(NamedTuple):
+class SpanAttributes(NamedTuple):
     """The attributes of a span."""
 
     single: dict[str, Any]
@@ -154,7 +154,7 @@ class Draft:
         """Return whether no attribute of a piece occurs twice, so that counting is reliable."""
         return self.count == len(self.single) + sum([len(run[3].rows) for run in self.runs])
 
-    def sheet(self) -> Sheet:
+    def finished(self) -> SpanAttributes:
         """Return the attributes read so far."""
         spread: dict[str, dict[int, Piece]] = {}
         at, places = "", dict[int, Piece]()
@@ -166,14 +166,14 @@ class Draft:
                 places[number] = Piece(places[number].rows | piece.rows)
             else:
                 places[number] = piece
-        return Sheet({key: value for _, key, value in self.single}, spread)
+        return SpanAttributes({key: value for _, key, value in self.single}, spread)
 
 
-def sheet_of(attributes: dict[str, Any]) -> Sheet:
+def sorted_attributes(attributes: dict[str, Any]) -> SpanAttributes:
     """Sort attributes into single ones and pieces."""
     if all(place_of(key).number is None for key in attributes):
-        return Sheet(attributes, {})
-    return Draft().take(attributes.items()).sheet()
+        return SpanAttributes(attributes, {})
+    return Draft().take(attributes.items()).finished()
 
 
 class AttributeReader:
@@ -184,7 +184,7 @@ class AttributeReader:
         self._room = room
         self._last: OrderedDict[tuple[str, str], tuple[bytes, Draft]] = OrderedDict()
 
-    def read(self, raw: msgspec.Raw, trace_id: str, name: str) -> Sheet:
+    def read(self, raw: msgspec.Raw, trace_id: str, name: str) -> SpanAttributes:
         """Return the attributes of a span.
 
         Raises:
@@ -192,7 +192,7 @@ class AttributeReader:
         """
         data = bytes(raw)
         if len(data) < SMALL:
-            return sheet_of(attributes_of(_pairs(data, data)))
+            return sorted_attributes(attributes_of(_pairs(data, data)))
         # Popped, so that a remembered span moves to the end: the cache is by recency.
         before, known = self._last.pop((trace_id, name), (b"", _NOTHING))
         # Given back at once, as the old bytes are replaced or dropped.
@@ -207,7 +207,7 @@ class AttributeReader:
         named = data.count(_NAME, at) == draft.count - begun and data.find(_NESTED, at) < 0
         if named and draft.is_plain():
             self._remember((trace_id, name), data, draft)
-        return draft.sheet()
+        return draft.finished()
 
     def _remember(self, key: tuple[str, str], data: bytes, draft: Draft) -> None:
         self._last[key] = (data, draft)

@@ -52,11 +52,11 @@ _BEFORE_TRAINING = (TrainerState.CREATED, TrainerState.VALIDATED)
 class Lifecycle:
     """Tracks one trainer's state and allows one piece of work at a time."""
 
-    def __init__(self, tell: OnStateChange) -> None:
-        """Begin in CREATED; `tell` is called at every change."""
+    def __init__(self, notify: OnStateChange) -> None:
+        """Begin in CREATED; `notify` is called at every change."""
         self.state = TrainerState.CREATED
         self.error: Exception | None = None
-        self._tell = tell
+        self._notify = notify
         self._work: object | None = None
 
     def is_inside(self) -> bool:
@@ -86,6 +86,7 @@ class Lifecycle:
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Be EVALUATING inside the block, and COMPLETE after it; before training, as it was."""
+        # An evaluation of the untrained model must not count as the end of a training.
         done = self.state if self.state in _BEFORE_TRAINING else TrainerState.COMPLETE
         return self._doing("evaluate", TrainerState.EVALUATING, done)
 
@@ -99,6 +100,8 @@ class Lifecycle:
     @contextmanager
     def _doing(self, what: str, state: TrainerState, done: TrainerState) -> Iterator[None]:
         self.refuse_unless_idle(what)
+        # A context variable follows the tasks that the work starts, which a flag on the trainer
+        # could not.
         earlier, outside = self.state, _INSIDE.get()
         self._work = object()
         # A tuple, because the work of one trainer may run another trainer.
@@ -122,7 +125,7 @@ class Lifecycle:
         old, self.state = self.state, state
         if old is not state:
             with boundary("on_state_change"):
-                self._tell(old, state)
+                self._notify(old, state)
 
     def _end(self, state: TrainerState, reason: BaseException) -> None:
         """Change the state; if the hook fails, attach its error to `reason` as a note."""

@@ -64,6 +64,7 @@ class Trainer(ABC):
         super().__init_subclass__(**kwargs)
         for name, start in (("train", _train), ("evaluate", _evaluate)):
             method = getattr(cls, name)
+            # An inherited method is wrapped already; wrapping it again would run the checks twice.
             entered = getattr(method, _UNDER_LIFECYCLE, None) is method
             if not entered and not getattr(method, "__isabstractmethod__", False):
                 setattr(cls, name, _under_lifecycle(name, method, start))
@@ -163,9 +164,9 @@ class Trainer(ABC):
     @functools.cached_property
     def _lifecycle(self) -> Lifecycle:
         """The lifecycle, created at first use so that a subclass may omit `super().__init__()`."""
-        return Lifecycle(self._tell)
+        return Lifecycle(self._notify)
 
-    def _tell(self, old: TrainerState, new: TrainerState) -> None:
+    def _notify(self, old: TrainerState, new: TrainerState) -> None:
         if self.on_state_change is not None:
             self.on_state_change(old, new)
 
@@ -180,6 +181,8 @@ def _under_lifecycle(
         self: Trainer, *args: object, **kwargs: object
     ) -> TrainMetrics | Awaitable[TrainMetrics]:
         if not self._lifecycle.is_inside():
+            # Bound here, so that a wrong argument is a TypeError at the call and not in the middle
+            # of a run.
             return start(self, method, inspect.signature(method).bind(self, *args, **kwargs))
         if name == "train" and self.state is not TrainerState.TRAINING:
             raise StateError(

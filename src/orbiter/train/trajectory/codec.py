@@ -50,6 +50,8 @@ def decode_item(line: bytes, *, extra_to_metadata: bool = False) -> TrajectoryIt
     try:
         decoded = _DECODER.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # The strict decoder is several times faster, so the slow way is taken only for the lines
+        # that need it.
         if extra_to_metadata and "unknown field" in str(error):
             decoded = _with_extra_in_metadata(_as_object(line))
         else:
@@ -81,8 +83,6 @@ def _may_repeat_a_key(line: bytes, decoded: Line) -> bool:
     Decoding drops repeated keys, so encoding the result gives fewer colons than the line has. Only
     a colon written as an escape can hide that, so a line with one counts as suspicious too.
     """
-    if b'"metadata"' not in line:
-        decoded.metadata = None
     colons = fields.encode(decoded).count(b":")
     return line.count(b":") != colons or (b"\\" in line and b"\\u003" in line)
 
@@ -116,6 +116,7 @@ def _with_extra_in_metadata(given: dict[str, Any]) -> Line:
 
 
 def _explained(line: bytes, error: Exception) -> DataError:
+    # Checked first: it is no error of msgspec and has no position.
     if isinstance(error, RecursionError):
         return DataError("nested too deep to be an item")
     if isinstance(error, UnicodeDecodeError):
@@ -150,8 +151,10 @@ def _not_unicode(line: bytes) -> DataError:
 
 
 def _malformed(line: bytes, message: str) -> DataError:
+    # msgspec gives no position for a text that ends early.
     if "truncated" in message:
         return DataError(f"{_field_before(line)}ends in the middle of an item")
+    # The only place where msgspec says where the mistake is.
     match = re.search(r"\(byte (\d+)\)", message)
     at = int(match[1]) if match else len(line)
     field = _field_before(line[:at])
@@ -167,6 +170,7 @@ def _excerpt(line: bytes, at: int) -> str:
 
 def _field_before(text: bytes) -> str:
     names = re.findall(rb'"([a-z_]+)"\s*:', text)
+    # The last known key before the mistake; a text may contain something that looks like a key.
     known = [name.decode() for name in names if name.decode() in NAMES]
     return f"field {known[-1]!r}: " if known else ""
 

@@ -39,6 +39,7 @@ def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) ->
         )
     columns = [name for name in NAMES if name in used]
     buffer = io.StringIO(newline="")
+    # RFC 4180; and a lone \n inside a cell can then not be mistaken for the end of a row.
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow(columns)
     count = 0
@@ -46,8 +47,8 @@ def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) ->
         for count, item in enumerate(items, start=1):
             writer.writerow([_cell(name, getattr(item, name)) for name in columns])
             if count % CHUNK == 0:
-                file.write(_taken(buffer))
-        file.write(_taken(buffer))
+                file.write(_drained(buffer))
+        file.write(_drained(buffer))
     return count
 
 
@@ -61,6 +62,7 @@ def read_csv(
     csv.field_size_limit(2**31 - 1)
     with (
         source.open() as raw,
+        # newline="" leaves line ends inside cells as they are (csv's documentation asks for it).
         io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file,
     ):
         rows = csv.reader(file, strict=True)
@@ -78,6 +80,8 @@ def _rows(source: Source, rows: Iterator[list[str]]) -> Iterator[tuple[int, list
 
     A spreadsheet writes such rows below a table, with its commas.
     """
+    # line_num counts the lines read so far. A row may span several, and it begins after the one
+    # before.
     line = rows.line_num + 1  # type: ignore[attr-defined]  # csv.reader's
     while True:
         try:
@@ -112,6 +116,7 @@ def _item(columns: list[str], row: list[str]) -> TrajectoryItem:
     if len(row) != len(columns):
         raise DataError(f"expected {len(columns)} cells, got {len(row)}")
     if foreign := next((cell for cell in row if _NOT_UTF8.search(cell)), None):
+        # surrogateescape stores byte b as the character U+DC00 + b.
         byte = ord(_NOT_UTF8.findall(foreign)[0]) - 0xDC00
         name = columns[row.index(foreign)]
         raise DataError(f"field {name!r}: byte 0x{byte:02x} is not UTF-8")
@@ -154,15 +159,17 @@ def _value(name: str, cell: str) -> Any:  # noqa: ANN401 - as the field has it
 
 def _number(cell: str) -> float:
     """Read a number in any form that a spreadsheet may have written."""
+    # Python reads 1_000 as a number; a spreadsheet does not.
     if "_" in cell:
         raise ValueError("not a number")
     try:
+        # An int first: from 2**53 on a float would change an exact number without a word.
         return int(cell)
     except ValueError:
         return float(cell)
 
 
-def _taken(buffer: io.StringIO) -> bytes:
+def _drained(buffer: io.StringIO) -> bytes:
     data = buffer.getvalue().encode()
     buffer.seek(0)
     buffer.truncate()
@@ -181,6 +188,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "messages": _json(list[dict[str, Any]]),
     "tools": _json(list[dict[str, Any]]),
     "tool_calls": _json(list[dict[str, Any]]),
+    # Spreadsheets write TRUE and FALSE.
     "done": lambda cell: _json(bool)(cell.lower()),
     "timestamp": _number,
     "prompt_token_ids": _json(list[int]),

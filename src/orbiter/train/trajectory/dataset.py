@@ -71,6 +71,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         self.strategy = strategy if strategy is not None else DefaultStrategy()
         self.skipped: list[Skipped] = []
         """The bad items that an import with on_error="skip" left out."""
+        # Reentrant, since a strategy may read the data set that asks it.
         self._lock = threading.RLock()
         self._ledger = Ledger(path, durability)
         self._store = self._ledger.store
@@ -86,6 +87,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         if type(item) is not TrajectoryItem and not isinstance(item, TrajectoryItem):
             raise DataError(f"capture takes a TrajectoryItem, got {fields.shown(item)}")
         with self._lock:
+            # The strategy decides by rewards, so an item without one waits undecided.
             kept = item if item.reward is None else decide(self.strategy, item)
             if kept is None:
                 return None
@@ -165,6 +167,7 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         """
         episodes: dict[str, list[TrajectoryItem]] = {}
         for item in self:
+            # A dict keeps the order of insertion, which is that of the first items.
             if item.episode_id is not None:
                 episodes.setdefault(item.episode_id, []).append(item)
         for steps in episodes.values():
@@ -298,6 +301,8 @@ class TrajectoryDataset(Sequence[TrajectoryItem]):
         return facts
 
     def _to_export(self, path: Path) -> ItemsView:
+        # A file with items that have no reward would be refused by most readers, and the user must
+        # know.
         if self._store.waiting:
             log.warning(
                 "%s: %d items that wait for a reward are not exported",

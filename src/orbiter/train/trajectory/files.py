@@ -73,12 +73,14 @@ def read_json(
             + (" (from_jsonl reads one object a line)" if data.lstrip()[:1] == b"{" else "")
         )
     try:
+        # Raw elements: one bad item must not make the whole array unreadable.
         elements = _ARRAY.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         yield from _read_broken_array(source, data)
         return
     offset, line = 0, 1
     for element in elements:
+        # A Raw is a view of the whole file, which it would keep alive.
         part = bytes(element)
         # msgspec does not say where a raw element was, only that it follows the one before.
         start = data.index(part, offset)
@@ -105,6 +107,8 @@ def _write_chunks(file: IO[bytes], lines: Iterator[bytes], between: bytes, after
 
 def _read_broken_array(source: Source, data: bytes) -> Iterator[TrajectoryItem]:
     """Read as many elements as possible: a bad element does not hide those after it."""
+    # A wrong byte becomes a lone surrogate, so that the element that has it is the only one
+    # refused.
     text = data.decode("utf-8", "surrogateescape")
     position = _end_of_space(text, 0) + 1
     line, counted = 1, 0
@@ -139,6 +143,7 @@ def _element_end(text: str, start: int) -> int:
     try:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
+        # An unreadable element hides where the next one begins, so it ends the reading.
         return len(text)
 
 

@@ -55,7 +55,7 @@ class ScoredEntry(msgspec.Struct, array_like=True):
     entry: Entry | None
 
 
-class Record(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+class DatasetLine(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """One line of the journal: exactly one of the two fields is set."""
 
     entry: Entry | None = None
@@ -111,7 +111,7 @@ class StoreJournal:
     def write_entry(self, place: Place, item: TrajectoryItem) -> None:
         """Write an item before it is added to the store."""
         if isinstance(place.stored, Shortened):
-            self._append(fields.encode(Record(entry=_entry(place, item))))
+            self._append(fields.encode(DatasetLine(entry=_entry(place, item))))
         else:  # the same bytes in two thirds of the time
             self._append(b'{"entry":[%b,-1,[]]}' % fields.encode(Line(*values_of(item))))
 
@@ -120,7 +120,7 @@ class StoreJournal:
     ) -> None:
         """Write the results for all waiting entries of an episode as one record."""
         scored = [ScoredEntry(number, kept and _entry(*kept)) for number, kept in outcomes]
-        self._append(fields.encode(Record(scored=scored)))
+        self._append(fields.encode(DatasetLine(scored=scored)))
 
     def doubt(self) -> None:
         """Refuse further writes: the last record on disk may be missing in memory."""
@@ -226,7 +226,7 @@ def _replay(path: Path, store: Store, checksums: _Checksums) -> None:
     store.forget_recent()  # replayed turns held only their tails, not the full text
 
 
-def _apply(record: Record, store: Store, entries: list[Stored]) -> None:
+def _apply(record: DatasetLine, store: Store, entries: list[Stored]) -> None:
     if record.entry is not None:
         _add(record.entry, store, entries)
     outcomes = record.scored or []
@@ -303,4 +303,4 @@ def _set_unwritten_tail_aside(path: Path) -> int:
     return position - written_until
 
 
-_DECODER = msgspec.json.Decoder(Record)
+_DECODER = msgspec.json.Decoder(DatasetLine)

@@ -34,6 +34,8 @@ class Ledger:
         except StorageError:
             raise  # The journal refused the whole record, so file and memory still agree.
         except BaseException:
+            # Interrupted between disk and memory, for instance by Ctrl-C: which of the two has the
+            # item is unknown, so nothing more may be written.
             self.journal.doubt()
             raise
 
@@ -52,6 +54,7 @@ class Ledger:
             self.journal.write_scored(written)
             self._settle(outcomes, kept)
         except StorageError:
+            # As above.
             raise
         except BaseException:
             self.journal.doubt()

@@ -87,6 +87,8 @@ _Rewards = dict[str | int, list[float]]
 
 
 def _interval(rewards: _Rewards) -> Interval:
+    # Resampled by episode: steps of one episode share its luck and would make the interval too
+    # narrow.
     return mean_interval(sum(unit) / len(unit) for unit in rewards.values())
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
     from orbiter.train.engine.session import Session
     from orbiter.train.engine.tasks import Tasks
-    from orbiter.train.verl.cluster.plan import Plan
+    from orbiter.train.verl.cluster.plan import ClusterPlan
     from orbiter.train.verl.evaluate import ScoredAttempt
     from orbiter.train.verl.teaching import Teach
 
@@ -49,7 +49,7 @@ class Backend(ABC):
         self.trainer, self.config, self.rewards, self.gold = trainer, config, rewards, gold
 
     @abstractmethod
-    async def plan(self) -> TrainPlan | Plan:
+    async def plan(self) -> TrainPlan | ClusterPlan:
         """Return the plan of a run, without starting it."""
 
     @abstractmethod
@@ -79,6 +79,7 @@ class LocalBackend(Backend):
         judges = judges_of(self.rewards)
         if not judges:
             return plan
+        # A data set smaller than a batch fills no whole step.
         groups = plan.steps * min(config.batch_size, plan.items)
         calls = groups * sum(judge.calls_for(config.group_size) for judge in judges.values())
         limits = [judge.max_cost for judge in judges.values()]
@@ -166,6 +167,7 @@ class LocalBackend(Backend):
         # A relative reward compares samples, so it needs a whole group.
         relative = any(reward.relative for reward in self.rewards)
         samples = config.group_size if relative else config.gold_samples
+        # The proxy is the total, which has to stay what the run is trained by.
         scorers = [*self.rewards, replace(gold, weight=0.0)]  # measured, but not in the total
         watch = GoldWatch(
             name=gold.name,
@@ -173,6 +175,7 @@ class LocalBackend(Backend):
             stop=config.gold_stop,
             measure=lambda: measure(chosen, scorers, samples),
         )
+        # A resumed run has its measurements in the checkpoint.
         if not session.position.gold and session.position.step == 0:
             await watch.after(session, 0)
 
@@ -217,6 +220,7 @@ class LocalBackend(Backend):
 
         def score(measured: Mapping[str, float]) -> float:
             # A run by a teacher may have no reward.
+            # Negative, since the best checkpoint is the one with the highest score.
             return measured["reward"] if "reward" in measured else -measured["divergence"]
 
         validate = trainer.validation(session, measure, score)

@@ -21,11 +21,11 @@ from orbiter.train.engine.update import logprob, ref_logprob
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import Credited, Samples, Turns
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 
 def credit(
-    policy: Policy, config: VeRLConfig, rollouts: Sequence[Rollout], scores: Scores
+    policy: Policy, config: VeRLConfig, rollouts: Sequence[Rollout], scores: SampleScores
 ) -> Credited:
     """Turn rewards into an advantage for every token, by the algorithm of the config.
 
@@ -36,11 +36,11 @@ def credit(
     kept = valid.flatten().nonzero()[:, 0].tolist()
     if not kept:
         return Credited(None, {}, flat=True)
-    rows = Rows([rollouts[row] for row in kept], list(range(len(kept))))
+    rows = TrainingRows([rollouts[row] for row in kept], list(range(len(kept))))
     return credit_rows(policy, config, rows, reward=reward, valid=valid)
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """The rows to train on: token sequences, and the sample that each belongs to."""
 
     rollouts: Sequence[Rollout]
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
 def credit_rows(
     policy: Policy,
     config: VeRLConfig,
-    rows: Rows,
+    rows: TrainingRows,
     *,
     reward: Float[Tensor, "P G"],
     valid: Bool[Tensor, "P G"],

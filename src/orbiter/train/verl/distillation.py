@@ -28,6 +28,8 @@ def check_distillation(
             f"max_extra_groups={config.max_extra_groups} replaces groups with equal rewards, which "
             "a teacher still teaches on; use 0"
         )
+    # Pools sort prompts by the rewards of the policy's own answers, and an answer of the data has
+    # none.
     if config.has_pools and (config.distill_lambda != 1 or not rewards):
         raise ConfigError(
             "solved_rate and unsolved_rate need rewards of the policy's own answers to every "

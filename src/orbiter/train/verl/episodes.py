@@ -22,7 +22,7 @@ from orbiter.train.agents.streams import shared_beginnings, token_weights
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
-from orbiter.train.engine.session import Position, Session
+from orbiter.train.engine.session import Session
 from orbiter.train.engine.thread import work
 from orbiter.train.engine.update import Objective
 from orbiter.train.seeding import sub_seed
@@ -30,20 +30,20 @@ from orbiter.train.serve.live import LivePolicy, LiveStats
 from orbiter.train.verl.algorithms import ALGORITHMS
 from orbiter.train.verl.algorithms.base import Credited, Turns
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.credit import Rows, credit_rows, grouped
+from orbiter.train.verl.credit import TrainingRows, credit_rows, grouped
 from orbiter.train.verl.evaluate import reward_metrics
 from orbiter.train.verl.extra_groups import (
     flat_groups,
-    further_tasks,
     swapped,
     swapped_scores,
+    without_flat,
 )
 from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.journal import EpisodeJournal, open_journal
 from orbiter.train.verl.local import SampleSource, note
 from orbiter.train.verl.play import PlaySetting, episode_metrics, open_live, play
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
-from orbiter.train.verl.reward import Scores, weights_of
+from orbiter.train.verl.reward import SampleScores, weights_of
 from orbiter.train.verl.samples import episode_records
 from orbiter.train.verl.tasks import AgentTasks
 from orbiter.train.verl.teaching import Teach, with_teacher, without_reward
@@ -83,7 +83,15 @@ class Episodes(SampleSource):
         try:
             turn = choose(config, session.position, step, len(self.tasks))
             drawn = await self._play(step, turn.places, 0, journal)
-            chosen, extra = await self._without_flat(session.position, step, drawn, journal)
+
+            async def more(places: list[int], before: int) -> DrawnGroups:
+                return await self._play(step, places, len(drawn.places) + before, journal)
+
+            chosen, extra = await without_flat(
+                *(config, session.position, step, drawn, more),
+                first=drawn.places,
+                of=len(self.tasks),
+            )
         finally:
             if journal is not None:
                 journal.close()
@@ -121,6 +129,8 @@ class Episodes(SampleSource):
             tasks.items, chosen.episodes, chosen.scores, credited.advantages, credited.by_turn
         )
         await work(note, session, taught, metrics, records)
+        # All answers of the step are drawn; the update has their memory until `refresh`.
+        await self.live.release()
 
     async def _play(
         self, step: int, places: Sequence[int], offset: int, journal: EpisodeJournal | None
@@ -141,32 +151,6 @@ class Episodes(SampleSource):
         played = await play(self.setting, self.live, tasks, seeds, journal=journal, offset=offset)
         return DrawnGroups(list(places), *played)
 
-    async def _without_flat(
-        self, position: Position, step: int, drawn: DrawnGroups, journal: EpisodeJournal | None
-    ) -> tuple[DrawnGroups, dict[str, float]]:
-        """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
-
-        The further tasks are drawn from those that the step does not have, as far as there are
-        any. The metrics of the step stay those of its own tasks: groups that were chosen because
-        their rewards differ would say nothing about the policy.
-        """
-        config = self.setting.config
-        chosen, extra, first = drawn, 0, drawn.places
-        while extra < config.max_extra_groups:
-            flat = _flat(chosen, config)
-            count = min(len(flat), config.max_extra_groups - extra)
-            if count == 0:
-                break
-            places = further_tasks(
-                config, position, step, first, of=len(self.tasks), done=extra, count=count
-            )
-            more = await self._play(step, places, len(first) + extra, journal)
-            extra += count
-            useful = set(range(count)) - set(_flat(more, config))
-            for old, new in zip(flat, sorted(useful), strict=False):
-                chosen = chosen.replaced(old, more, new, config.group_size)
-        return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
-
     @override
     async def refresh(self) -> None:
         """Load the new weights for the next episodes."""
@@ -179,10 +163,15 @@ class DrawnGroups(NamedTuple):
     places: list[int]
     """The task of each group, by its number among all tasks."""
     episodes: list[Episode]
-    scores: Scores
+    scores: SampleScores
 
-    def replaced(self, group: int, by: DrawnGroups, other: int, size: int) -> DrawnGroups:
-        """Return these groups with one of them replaced by one of `by`."""
+    def flat(self, config: VeRLConfig) -> list[int]:
+        """Return the groups whose rewards, with `on_truncation` applied, do not differ."""
+        scores = with_truncation(self.scores, self.episodes, config.on_truncation)
+        return flat_groups(scores.total, config.group_size)
+
+    def replaced(self, group: int, by: DrawnGroups, other: int, *, size: int) -> DrawnGroups:
+        """Return these groups with one of them replaced by a group of `by`."""
         places = [by.places[other] if i == group else p for i, p in enumerate(self.places)]
         return DrawnGroups(
             places,
@@ -191,15 +180,9 @@ class DrawnGroups(NamedTuple):
         )
 
 
-def _flat(drawn: DrawnGroups, config: VeRLConfig) -> list[int]:
-    """Return the groups whose episodes have no two different rewards, by number."""
-    scores = with_truncation(drawn.scores, drawn.episodes, config.on_truncation)
-    return flat_groups(scores.total, config.group_size)
-
-
 def with_truncation(
-    scores: Scores, episodes: Sequence[Episode], on_truncation: str | float
-) -> Scores:
+    scores: SampleScores, episodes: Sequence[Episode], on_truncation: str | float
+) -> SampleScores:
     """Return the scores with `on_truncation` applied to episodes that reached a limit."""
     if on_truncation == "score":
         return scores
@@ -225,7 +208,7 @@ class CreditedEpisodes(NamedTuple):
 
 
 def credit_episodes(
-    policy: Policy, config: VeRLConfig, episodes: Sequence[Episode], scores: Scores
+    policy: Policy, config: VeRLConfig, episodes: Sequence[Episode], scores: SampleScores
 ) -> CreditedEpisodes:
     """Give every token that the policy sampled in the episodes its advantage."""
     reward, valid = grouped(scores.total, config.group_size)
@@ -236,7 +219,7 @@ def credit_episodes(
         empty = [None] * len(episodes)
         return CreditedEpisodes(Credited(None, {}, flat=True), [*empty], [*empty])
     flat = [stream for of_episode in streams for stream in of_episode]
-    rows = Rows(
+    rows = TrainingRows(
         [
             Rollout(
                 token_ids=stream.token_ids,
@@ -257,7 +240,7 @@ def credit_episodes(
     )
 
 
-def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Turns:
+def turns_of(episodes: Sequence[Episode], scores: SampleScores, group_size: int) -> Turns:
     """Return the turns of the episodes with their rewards, in tensors.
 
     The reward of the outcome, which is the total without the step rewards, is one of the last turn.
@@ -292,7 +275,7 @@ def turns_of(episodes: Sequence[Episode], scores: Scores, group_size: int) -> Tu
 
 
 def _recorded(
-    batch: Batch, rows: Rows, episodes: Sequence[Episode], kept: Sequence[int]
+    batch: Batch, rows: TrainingRows, episodes: Sequence[Episode], kept: Sequence[int]
 ) -> tuple[list[float | None], list[list[float] | None]]:
     """Return the mean advantage of each episode, and of each of its turns, for the record."""
     assert batch.advantage is not None

@@ -24,7 +24,7 @@ from orbiter.train.seeding import sub_seed
 from orbiter.train.trainer import TrainMetrics
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import RewardSpec, Scores, score
+from orbiter.train.verl.reward import RewardSpec, SampleScores, score
 
 ROWS_AT_ONCE = 256
 """Samples drawn before the next check whether an evaluation was cancelled."""
@@ -56,7 +56,7 @@ class Judged(NamedTuple):
     """Outputs on held-out tasks with their scores; output i belongs to item i // samples."""
 
     rollouts: list[Rollout]
-    scores: Scores
+    scores: SampleScores
 
 
 async def judge(
@@ -72,6 +72,7 @@ async def judge(
     times at the config's temperature. `report` receives the progress.
     """
     n = max(1, samples)
+    # Cut by tasks, so the samples of a task are drawn together and its prompt runs once.
     at_once = max(1, ROWS_AT_ONCE // n)
     rollouts: list[Rollout] = []
     for first in range(0, len(tasks), at_once):
@@ -82,6 +83,7 @@ async def judge(
             n=n,
             max_new_tokens=config.max_response_length,
             temperature=config.temperature if samples else 0.0,
+            # One for each part, or all parts would draw alike.
             seed=sub_seed(config.seed, "evaluate", first),
             report=shifted(report, first * n, config.max_response_length),
         )
@@ -93,7 +95,7 @@ async def ask_rewards(
     rewards: Sequence[RewardSpec],
     items: Sequence[TrajectoryItem],
     rollouts: Sequence[Rollout],
-) -> Scores:
+) -> SampleScores:
     """Score the samples, which come in groups, one group for each item."""
     group_size = len(rollouts) // len(items)
     return await score(
@@ -103,13 +105,14 @@ async def ask_rewards(
         on_error=config.on_reward_error,
         timeout_seconds=config.reward_timeout_seconds,
         concurrency=config.reward_concurrency,
+        # For rewards that look at special tokens, whatever keep_special_tokens says.
         known=[{"raw_output": rollout.raw_text} for rollout in rollouts],
         group_sizes=[group_size] * len(items),
     )
 
 
 def attempts_of(
-    items: Sequence[TrajectoryItem], outputs: Sequence[str], scores: Scores
+    items: Sequence[TrajectoryItem], outputs: Sequence[str], scores: SampleScores
 ) -> list[ScoredAttempt]:
     """Return the attempts; the samples come in groups, one group for each item."""
     group_size = len(outputs) // len(items)
@@ -130,7 +133,7 @@ def summary(judged: Judged, tasks: int, *, success: float) -> TrainMetrics:
 
 
 def summarise(
-    scores: Scores, beside: Mapping[str, float], tasks: int, *, success: float
+    scores: SampleScores, beside: Mapping[str, float], tasks: int, *, success: float
 ) -> TrainMetrics:
     """Return an evaluation in numbers; the interval is over tasks, not over their samples.
 
@@ -140,6 +143,7 @@ def summarise(
     total = scores.total
     n = len(total) // tasks
     groups = [[t for t in total[at : at + n] if t is not None] for at in range(0, len(total), n)]
+    # A task without any scored sample is left out, not counted as 0.
     known = [group for group in groups if group]
     if not known:
         raise DataError("nothing was scored: every sample failed, or the rewards failed on it")
@@ -189,7 +193,7 @@ def length_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def reward_metrics(scores: Scores) -> dict[str, float]:
+def reward_metrics(scores: SampleScores) -> dict[str, float]:
     """Return mean and spread of the total, the mean of each reward, and the number of faults.
 
     Of judges also the samples without a verdict by cause, and the effect of the order shown.

@@ -63,6 +63,7 @@ def divergence(history: Sequence[Measurement]) -> Divergence | None:
 
     It must hold at the last two measurements, so that one unlucky draw raises no alarm.
     """
+    # Two measurements that both show it, and one to compare the earlier of them with.
     if len(history) < 3:
         return None
     now = _parted(history)
@@ -80,6 +81,7 @@ def _parted(history: Sequence[Measurement]) -> Divergence | None:
         (back, "stalls"),
     ]
     for then, kind in references:
+        # Paired by task, which takes out how hard each task is.
         shared = [task for task in now.gold if task in then.gold]
         if len(shared) < FEWEST_TASKS:
             continue
@@ -120,8 +122,10 @@ def _falls(proxy: Gain, gold: Gain) -> bool:
 def _stalls(proxy: Gain, gold: Gain) -> bool:
     if proxy.mean <= 0 or proxy.spread == 0:
         return False
+    # A gold that is constant at 0 or below has not been reached at all.
     if gold.value is not None:  # at its top there is nothing left to gain
         return gold.value <= 0 and proxy.interval.low > 0
+    # Means first, as above. Divided by the spread, because the two rewards have different scales.
     if gold.spread == 0 or gold.mean / gold.spread >= SHARE * proxy.mean / proxy.spread:
         return False
     if proxy.interval.low <= 0:
@@ -156,6 +160,7 @@ class GoldWatch:
 
     async def after(self, session: Session, step: int) -> Mapping[str, float]:
         """Measure if it is time to, and return the metrics for the log; step 0 is the start."""
+        # Step 0 is a multiple of every number, so the start is always measured.
         if step not in (1, session.steps) and step % self.every:
             return {}
         attempts = list(await self.measure())
@@ -171,6 +176,7 @@ class GoldWatch:
             oldest = later[1] if later[0] is best else later[0]
             position.gold.remove(oldest)
         parted = divergence([Measurement(*each) for each in position.gold])
+        # In the checkpoint, so a resumed run does not raise the same alarm again.
         known = {alarm["kind"] for alarm in position.alarms}
         if parted is not None and parted.kind not in known:
             self._raise_alarm(session, step, parted, attempts)
@@ -228,6 +234,7 @@ def _examples(attempts: Sequence[ScoredAttempt], name: str) -> list[dict[str, An
     pairs = [(a, p, g) for a, p, g in known if p is not None and g is not None]
     proxy = pstdev([p for _, p, _ in pairs]) or 1.0
     gold = pstdev([g for _, _, g in pairs]) or 1.0
+    # Ascending: the answers that the proxy overrates most come first.
     pairs.sort(key=lambda each: each[2] / gold - each[1] / proxy)
     return [
         {

@@ -126,6 +126,8 @@ def _gaming(
         and last.get(LENGTH_EFFECT, 0) > PAYS
         and last["length"] > 1.5 * first["length"]
     ):
+        # Both are needed: a correlation alone holds for many honest tasks, whose longer answers are
+        # better.
         holding["length_pays"] = (
             f"longer outputs get more reward (correlation within groups: {last[LENGTH_EFFECT]:.2f})"
             f", and outputs have grown from {first['length']:.3g} to {last['length']:.3g} tokens. "
@@ -144,6 +146,7 @@ def _gaming(
     won = [n for n in rewards if last[n] > first[n] and _moved(values[n])]
     for name in lost:
         for other in won:
+            # Paid for: the total has risen although one part of it fell.
             if last[other] - first[other] > first[name] - last[name]:
                 holding[f"lost_{name}"] = (
                     f"{other.removeprefix('reward/')!r} has grown from {first[other]:.3g} to "

@@ -27,7 +27,7 @@ from orbiter.train.engine.thread import work
 from orbiter.train.errors import StorageError
 from orbiter.train.resume_journal import ResumeJournal, read_journal
 from orbiter.train.serve.live import Turn
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +67,12 @@ class EpisodeJournal:
         else:
             log.info("%d finished episodes of this step are not played again", len(self._known))
 
-    def find(self, task: object, attempt: EpisodeAttempt) -> tuple[Episode, Scores] | None:
+    def find(self, task: object, attempt: EpisodeAttempt) -> tuple[Episode, SampleScores] | None:
         """Return an episode that finished before the run was interrupted, with its scores."""
         record = self._known.get(attempt)
         return None if record is None else _restored(task, attempt, record)
 
-    def add(self, attempt: EpisodeAttempt, episode: Episode, scores: Scores) -> None:
+    def add(self, attempt: EpisodeAttempt, episode: Episode, scores: SampleScores) -> None:
         """Store a finished episode; one with contents that JSON cannot represent is left out."""
         record = {
             "place": attempt.place,
@@ -140,6 +140,7 @@ def _fingerprint(policy: Policy) -> str:
     named = policy.named_trainable()
     # In float64, so that a small change of one weight does not vanish in the sum.
     sums = torch.stack([tensor.detach().double().sum().cpu() for tensor in named.values()])
+    # A digest of all weights would take seconds for a large model, at every step.
     return hashlib.blake2b(sums.numpy().tobytes(), digest_size=16).hexdigest()
 
 
@@ -167,7 +168,7 @@ def _encode(record: Mapping[str, object]) -> bytes:
 
 def _restored(
     task: object, attempt: EpisodeAttempt, record: Mapping[str, Any]
-) -> tuple[Episode, Scores]:
+) -> tuple[Episode, SampleScores]:
     turns = tuple(Turn(**turn) for turn in record["turns"])
     episode = Episode(
         task=task,
@@ -175,6 +176,7 @@ def _restored(
         result=None,  # only rewards use the result, and they have run already
         output=record["output"],
         turns=turns,
+        # Derived from the turns, so they are not stored.
         streams=tuple(turns_to_streams(turns)),
         stop_reason=record["stop_reason"],
         error=record["error"],
@@ -182,4 +184,4 @@ def _restored(
         step_reward_turns=tuple(record["step_reward_turns"]),
         seconds=record["seconds"],
     )
-    return episode, Scores(**record["scores"])
+    return episode, SampleScores(**record["scores"])

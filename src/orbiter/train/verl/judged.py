@@ -38,6 +38,8 @@ def conversation_of(episode: Episode) -> list[Message]:
     messages: list[Message] = []
     for turn in episode.turns:
         known = 0
+        # A turn of the same conversation repeats all messages before it, so only the new ones are
+        # taken.
         if turn.continues is not None:
             known = len(episode.turns[turn.continues].messages) + 1  # with the answer to them
         messages += [*turn.messages[known:], turn.reply]
@@ -80,6 +82,7 @@ def correlation_within(rows: Iterable[tuple[int, float, float]]) -> float | None
     pairs: list[tuple[float, float]] = []
     for members in by_group.values():
         mean_x, mean_y = fmean(x for x, _ in members), fmean(y for _, y in members)
+        # Centred by group: groups differ in their mean score, which says nothing of the place.
         pairs += [(x - mean_x, y - mean_y) for x, y in members]
     spread = math.fsum(x * x for x, _ in pairs) * math.fsum(y * y for _, y in pairs)
     return math.fsum(x * y for x, y in pairs) / math.sqrt(spread) if spread > 0 else None
@@ -100,6 +103,7 @@ async def kept(judges: Mapping[str, BaseJudge], output_dir: object) -> AsyncIter
 
 def answers_file(output_dir: str | os.PathLike[str], reward: str) -> Path:
     """Return the file of a run for the answers of a judge; a reward's name may hold anything."""
+    # Two names may become one here, which the digest of the whole name keeps apart.
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", reward)[:40]
     digest = hashlib.blake2b(reward.encode("utf-8", "replace"), digest_size=4).hexdigest()
     return Path(output_dir) / FOLDER / f"{plain}-{digest}.sqlite"

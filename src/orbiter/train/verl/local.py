@@ -31,15 +31,15 @@ from orbiter.train.verl.credit import credit
 from orbiter.train.verl.evaluate import ask_rewards, length_metrics, reward_metrics
 from orbiter.train.verl.extra_groups import (
     flat_groups,
-    further_tasks,
     swapped,
     swapped_scores,
+    without_flat,
 )
 from orbiter.train.verl.guard import signs, watch
 from orbiter.train.verl.overlong import with_overlong_penalty
 from orbiter.train.verl.pools import choose, pool_metrics, update_pools
-from orbiter.train.verl.reward import RewardSpec, Scores, weights_of
-from orbiter.train.verl.samples import as_records
+from orbiter.train.verl.reward import RewardSpec, SampleScores, weights_of
+from orbiter.train.verl.samples import sample_records
 from orbiter.train.verl.teaching import (
     Teach,
     own_answers,
@@ -80,7 +80,14 @@ class Prompts(SampleSource):
         own = own_answers(config, step, turn.places)
         asked = [place for place, mine in zip(turn.places, own, strict=True) if mine]
         drawn = await self._answers(session, step, asked, 0)
-        chosen, extra = await self._without_flat(session, step, asked, drawn)
+
+        async def more(places: list[int], before: int) -> ScoredSamples:
+            # Counted after these groups, which is what the seeds of extra samples are made from.
+            return await self._answers(session, step, places, before + len(places))
+
+        chosen, extra = await without_flat(
+            config, position, step, drawn, more, first=asked, of=len(tasks)
+        )
         # Shaped rewards feed the advantages; pools and metrics below see the unshaped ones.
         shaped = with_overlong_penalty(config, chosen.scores, chosen.rollouts)
         given = [place for place, mine in zip(turn.places, own, strict=True) if not mine]
@@ -93,7 +100,7 @@ class Prompts(SampleSource):
         metrics = pool_metrics(config, position, turn, len(tasks)) | extra
         if drawn.items:  # else all answers of the step are the data's
             metrics = self._measured(session, drawn, credited) | metrics
-        records = await work(as_records, *chosen, credited.batch) if drawn.items else []
+        records = await work(sample_records, *chosen, credited.batch) if drawn.items else []
         await work(note, session, credited, metrics, records)
 
     def _measured(
@@ -119,8 +126,8 @@ class Prompts(SampleSource):
         return metrics
 
     def _with_targets(
-        self, places: Sequence[int], rollouts: Sequence[Rollout], scores: Scores
-    ) -> tuple[Sequence[Rollout], Scores]:
+        self, places: Sequence[int], rollouts: Sequence[Rollout], scores: SampleScores
+    ) -> tuple[Sequence[Rollout], SampleScores]:
         """Add the data's answers to these tasks, which the policy did not answer, as groups."""
         if self.answers is None:
             return rollouts, scores
@@ -135,10 +142,10 @@ class Prompts(SampleSource):
     async def _answers(
         self, session: Session, step: int, places: Sequence[int], extra: int
     ) -> ScoredSamples:
-        """Answer these tasks; the step has `extra` groups beyond its own already."""
+        """Answer these tasks, with which the step has `extra` groups beyond its own."""
         config, chosen = self.config, self.tasks.select(places)
         if not places:
-            return ScoredSamples([], [], Scores([], {}, 0))
+            return ScoredSamples([], [], SampleScores([], {}, 0))
         rollouts = await work(
             sample,
             session.policy,
@@ -152,34 +159,6 @@ class Prompts(SampleSource):
         )
         scores = await ask_rewards(config, self.rewards, chosen.items, rollouts)
         return ScoredSamples(chosen.items, rollouts, scores)
-
-    async def _without_flat(
-        self, session: Session, step: int, first: Sequence[int], drawn: ScoredSamples
-    ) -> tuple[ScoredSamples, dict[str, float]]:
-        """Replace groups without a learning signal by further ones, up to `max_extra_groups`.
-
-        As with episodes, the metrics of the step stay those of its own tasks.
-        """
-        config, size = self.config, self.config.group_size
-        chosen, extra = drawn, 0
-        while extra < config.max_extra_groups:
-            flat = _flat(chosen, config)
-            count = min(len(flat), config.max_extra_groups - extra)
-            if count == 0:
-                break
-            places = further_tasks(
-                config, session.position, step, first, of=len(self.tasks), done=extra, count=count
-            )
-            extra += count
-            more = await self._answers(session, step, places, extra)
-            useful = sorted(set(range(count)) - set(_flat(more, config)))
-            for old, new in zip(flat, useful, strict=False):
-                chosen = ScoredSamples(
-                    swapped(chosen.items, old, more.items, new, size=1),
-                    swapped(chosen.rollouts, old, more.rollouts, new, size=size),
-                    swapped_scores(chosen.scores, old, more.scores, new, size=size),
-                )
-        return chosen, {"extra_groups": float(extra)} if config.max_extra_groups else {}
 
     @override
     async def refresh(self) -> None:
@@ -239,13 +218,20 @@ class ScoredSamples(NamedTuple):
 
     items: Sequence[TrajectoryItem]
     rollouts: Sequence[Rollout]
-    scores: Scores
+    scores: SampleScores
 
+    def flat(self, config: VeRLConfig) -> list[int]:
+        """Return the groups whose rewards, with the penalty for length, do not differ."""
+        shaped = with_overlong_penalty(config, self.scores, self.rollouts)
+        return flat_groups(shaped.scores.total, config.group_size)
 
-def _flat(drawn: ScoredSamples, config: VeRLConfig) -> list[int]:
-    """Return the groups whose rewards, as they are learned from, do not differ."""
-    shaped = with_overlong_penalty(config, drawn.scores, drawn.rollouts)
-    return flat_groups(shaped.scores.total, config.group_size)
+    def replaced(self, group: int, by: ScoredSamples, other: int, *, size: int) -> ScoredSamples:
+        """Return these groups with one of them replaced by a group of `by`."""
+        return ScoredSamples(
+            swapped(self.items, group, by.items, other, size=1),
+            swapped(self.rollouts, group, by.rollouts, other, size=size),
+            swapped_scores(self.scores, group, by.scores, other, size=size),
+        )
 
 
 def note(

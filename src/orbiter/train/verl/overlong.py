@@ -11,22 +11,23 @@ import torch
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.rl.overlong import overlong_penalty
 from orbiter.train.verl.config import VeRLConfig
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 
 class Shaped(NamedTuple):
     """Scores to learn from, and what was taken off them."""
 
-    scores: Scores
+    scores: SampleScores
     metrics: dict[str, float]
 
 
 def with_overlong_penalty(
-    config: VeRLConfig, scores: Scores, rollouts: Sequence[Rollout]
+    config: VeRLConfig, scores: SampleScores, rollouts: Sequence[Rollout]
 ) -> Shaped:
     """Return the scores with the penalty in the totals; the metrics keep the rewards as given."""
     if not config.overlong_buffer or not rollouts:
         return Shaped(scores, {})
+    # Sampled tokens only: the prompt's length is not the policy's doing.
     length = torch.tensor([sum(rollout.mask) for rollout in rollouts])
     penalties: list[float] = overlong_penalty(
         length,
@@ -35,6 +36,7 @@ def with_overlong_penalty(
         penalty=config.overlong_penalty,
     ).tolist()
     totals = [
+        # The penalty is 0 or negative.
         None if total is None else total + penalty
         for total, penalty in zip(scores.total, penalties, strict=True)
     ]

@@ -26,7 +26,7 @@ from orbiter.train.verl.evaluate import Assessment, ScoredAttempt, attempts_of, 
 from orbiter.train.verl.guard import call_metrics
 from orbiter.train.verl.journal import EpisodeAttempt, EpisodeJournal
 from orbiter.train.verl.judged import grouped
-from orbiter.train.verl.reward import RewardSpec, Scores, score
+from orbiter.train.verl.reward import RewardSpec, SampleScores, score
 from orbiter.train.verl.tasks import AgentTasks
 
 EXAMPLES = 3
@@ -57,7 +57,7 @@ class ScoredEpisodes(NamedTuple):
     """Episodes with their scores; those of a task are adjacent."""
 
     episodes: list[Episode]
-    scores: Scores
+    scores: SampleScores
 
 
 async def play(
@@ -82,11 +82,13 @@ async def play(
     Raises:
         CallbackError: more than `max_failed_share` of them failed; quotes some.
     """
+    # Apart from the episodes: a slow judge must not keep the policy from playing.
     rating = asyncio.Semaphore(setting.config.reward_concurrency)
 
-    async def one(attempt: tuple[int, int]) -> tuple[Episode, Scores | None]:
+    async def one(attempt: tuple[int, int]) -> tuple[Episode, SampleScores | None]:
         position, number = attempt
         key = EpisodeAttempt(offset + position, number, seeds[position][number])
+        # Found by its seed too, so an episode of another step or of other settings is never taken.
         known = journal.find(tasks.tasks[position], key) if journal else None
         if known is not None:
             return known
@@ -95,7 +97,9 @@ async def play(
             scores = await rate(
                 setting.config, setting.rewards, tasks.items[position], episode, offset + position
             )
+        # A failed episode is not kept: it is played again after a resume.
         if journal is not None and scores is not None:
+            # In a thread, since encoding and writing a long episode would block the other ones.
             await asyncio.to_thread(journal.add, key, episode, scores)
         return episode, scores
 
@@ -103,6 +107,8 @@ async def play(
     played = await map_bounded(attempts, one, concurrency=setting.config.episode_concurrency)
     _refuse_too_many_failures([episode for episode, _ in played], setting.config)
     alone = together(played)
+    # A relative judge needs all episodes of a task, so it is asked only when all of them have
+    # ended.
     if not any(spec.relative for spec in setting.rewards):
         return alone
     return await _compared(setting, tasks, alone, [len(row) for row in seeds])
@@ -117,6 +123,7 @@ async def _compared(
     asking again.
     """
     relative = [spec for spec in setting.rewards if spec.relative]
+    # A failed episode says nothing of the policy, so it is not compared.
     rows = [row for row, episode in enumerate(played.episodes) if not episode.failed]
     items = [item for item, size in zip(tasks.items, sizes, strict=True) for _ in range(size)]
     groups = grouped([not episode.failed for episode in played.episodes], sizes)
@@ -131,13 +138,17 @@ async def _compared(
     total: list[float | None] = list(before.total)
     for position, row in enumerate(rows):
         known, added = before.total[row], scores.total[position]
+        # Already weighted on both sides; None means that a reward skipped the sample.
         total[row] = None if known is None or added is None else known + added
     for name, values in scores.by_name.items():
         by_row = dict(zip(rows, values, strict=True))
+        # None again for the failed ones, so that each list has one entry for each episode.
         by_name[name] = [by_row.get(row) for row in range(len(played.episodes))]
     faults = before.faults + scores.faults
     left_out = dict(Counter(before.left_out) + Counter(scores.left_out))
-    return played._replace(scores=Scores(total, by_name, faults, left_out, scores.order_effect))
+    return played._replace(
+        scores=SampleScores(total, by_name, faults, left_out, scores.order_effect)
+    )
 
 
 async def play_one(
@@ -200,7 +211,7 @@ async def rate(
     item: TrajectoryItem,
     episode: Episode,
     position: int,
-) -> Scores | None:
+) -> SampleScores | None:
     """Compute the rewards of one episode; a failed one is not scored."""
     if episode.failed:
         return None
@@ -216,7 +227,7 @@ async def _score(
     *,
     first_index: int = 0,
     group_sizes: Sequence[int] | None = None,
-) -> Scores:
+) -> SampleScores:
     return await score(
         [episode.output for episode in episodes],
         items,
@@ -230,13 +241,14 @@ async def _score(
     )
 
 
-def together(played: Sequence[tuple[Episode, Scores | None]]) -> ScoredEpisodes:
+def together(played: Sequence[tuple[Episode, SampleScores | None]]) -> ScoredEpisodes:
     """Join the scores of single episodes.
 
     The total is the weighted sum of the rewards, and the unweighted step rewards.
     """
     names = dict.fromkeys(name for _, each in played if each for name in each.by_name)
     by_name = {name: [each and each.by_name[name][0] for _, each in played] for name in names}
+    # Only where there are any, or every run would have a metric that is always zero.
     if any(episode.step_rewards for episode, each in played if each):
         by_name["step_rewards"] = [each and sum(e.step_rewards) for e, each in played]
     totals = [
@@ -246,7 +258,7 @@ def together(played: Sequence[tuple[Episode, Scores | None]]) -> ScoredEpisodes:
     faults = sum(each.faults for _, each in played if each)
     left_out: Counter[str] = sum((Counter(e.left_out) for _, e in played if e), Counter())
     return ScoredEpisodes(
-        [episode for episode, _ in played], Scores(totals, by_name, faults, left_out)
+        [episode for episode, _ in played], SampleScores(totals, by_name, faults, left_out)
     )
 
 
@@ -255,6 +267,7 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     kept = [episode for episode in episodes if not episode.failed]
     reasons = Counter(episode.stop_reason for episode in episodes)
     metrics = {f"failed/{kind}": float(reasons[kind]) for kind in FAILURES if reasons[kind]}
+    # A share; `failed/<kind>` above are counts.
     metrics["failed"] = 1 - len(kept) / len(episodes)
     if any(episode.retries for episode in episodes):
         metrics["retries"] = float(sum(episode.retries for episode in episodes))
@@ -289,6 +302,7 @@ async def assess(
     config = setting.config
     async with open_live(setting, temperature=config.temperature if samples else 0.0) as live:
         seeds = [
+            # The same seeds at every evaluation, so that two of them differ by the policy alone.
             [sub_seed(config.seed, "evaluate", task, a) for a in range(max(1, samples))]
             for task in range(len(tasks))
         ]

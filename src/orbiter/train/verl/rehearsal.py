@@ -50,6 +50,7 @@ class Rehearsal(NamedTuple):
 async def rehearse(setting: PlaySetting, tasks: AgentTasks) -> Rehearsal:
     """Play one episode of each task, as a step of a run would."""
     config = replace(setting.config, max_failed_share=1.0)  # a failed one is shown, not raised
+    # Other seeds than the run's: a rehearsal does not play the same episodes.
     seeds = [[sub_seed(config.seed, "rehearse", task)] for task in range(len(tasks))]
     async with open_live(setting, temperature=config.temperature) as live:
         played = await play(setting._replace(config=config), live, tasks, seeds)
@@ -98,8 +99,10 @@ def _cost(setting: PlaySetting, episodes: Sequence[Episode]) -> StepCost:
     sampled = fmean(episode.sampled_tokens for episode in episodes)
     read = fmean(sum(len(s.token_ids) for s in episode.streams) for episode in episodes)
     longest = max(len(s.token_ids) for episode in episodes for s in episode.streams)
+    # Episodes beyond `episode_concurrency` wait, so their time adds up wave by wave.
     waves = math.ceil(count / config.episode_concurrency)
     outside = fmean(
+        # Turns may overlap in agents that ask in parallel, so their sum may exceed the episode.
         max(0.0, episode.seconds - sum(turn.ended - turn.started for turn in episode.turns))
         for episode in episodes
     )
@@ -107,6 +110,7 @@ def _cost(setting: PlaySetting, episodes: Sequence[Episode]) -> StepCost:
         policy,
         prompts=config.batch_size,
         n=config.group_size,
+        # The whole stream counts as sampled, the most that a turn can have to store.
         prompt_tokens=1,
         new_tokens=max(1, longest - 1),
         micro_batch_tokens=config.micro_batch_tokens,
@@ -114,6 +118,7 @@ def _cost(setting: PlaySetting, episodes: Sequence[Episode]) -> StepCost:
     )
     seconds = step_seconds(
         policy,
+        # `read` holds all tokens; those sampled are counted apart, since they are slower.
         read=round(count * (read - sampled)),
         sampled=round(count * sampled),
         draws=round(waves * sampled),

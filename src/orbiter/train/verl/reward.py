@@ -118,7 +118,7 @@ def weights_of(rewards: Sequence[RewardSpec]) -> dict[str, float]:
     return {spec.name: float(spec.weight) for spec in rewards}
 
 
-class Scores(NamedTuple):
+class SampleScores(NamedTuple):
     """The rewards of a list of outputs; None for a skipped sample."""
 
     total: list[float | None]
@@ -144,7 +144,7 @@ async def score(
     first_index: int = 0,
     known: Sequence[Mapping[str, object]] | None = None,
     group_sizes: Sequence[int] | None = None,
-) -> Scores:
+) -> SampleScores:
     """Call every reward on every output, `concurrency` at once; `items[i]` belongs to output i.
 
     Error messages number the items starting from `first_index`. `known[i]` holds what rewards may
@@ -160,7 +160,7 @@ async def score(
     """
     faults = 0
 
-    async def ask(question: _Question) -> list[Ruling]:
+    async def ask(question: _RewardCall) -> list[Ruling]:
         nonlocal faults
         try:
             return await question.answer(timeout_seconds)
@@ -188,7 +188,7 @@ async def score(
         and (effect := order_effect(grouped(rulings[spec.name], sizes))) is not None
     }
     total = totals(rewards, by_name, len(outputs))
-    return Scores(total, by_name, faults, dict(sorted(causes.items())), effects)
+    return SampleScores(total, by_name, faults, dict(sorted(causes.items())), effects)
 
 
 def totals(
@@ -206,7 +206,7 @@ def _total(rewards: Sequence[RewardSpec], answers: Sequence[float | None]) -> fl
     return math.fsum(spec.weight * answer for spec, answer in zip(rewards, known, strict=True))
 
 
-class _Sample(NamedTuple):
+class _OutputToScore(NamedTuple):
     """An output with what rewards may ask for."""
 
     number: int
@@ -220,9 +220,9 @@ def _samples(
     items: Sequence[TrajectoryItem],
     first_index: int,
     known: Sequence[Mapping[str, object]] | None,
-) -> list[_Sample]:
+) -> list[_OutputToScore]:
     return [
-        _Sample(
+        _OutputToScore(
             first_index + i,
             outputs[i],
             {"item": items[i], "raw_output": outputs[i]} | dict(known[i] if known else {}),
@@ -231,11 +231,11 @@ def _samples(
     ]
 
 
-class _Question(NamedTuple):
+class _RewardCall(NamedTuple):
     """One call of a reward: on one sample, or of a relative judge on a group."""
 
     spec: RewardSpec
-    samples: Sequence[_Sample]
+    samples: Sequence[_OutputToScore]
 
     async def answer(self, timeout_seconds: float | None) -> list[Ruling]:
         """Call the reward."""
@@ -246,16 +246,21 @@ class _Question(NamedTuple):
         return await _ask_judge(self.spec, self.samples[0], attempts, timeout_seconds)
 
 
-def _questions(rewards: Sequence[RewardSpec], group: Sequence[_Sample]) -> Iterator[_Question]:
+def _questions(
+    rewards: Sequence[RewardSpec], group: Sequence[_OutputToScore]
+) -> Iterator[_RewardCall]:
     """Yield all calls for a group: sample by sample, then those about the whole group."""
     for sample in group:
-        yield from (_Question(spec, [sample]) for spec in rewards if not spec.relative)
+        yield from (_RewardCall(spec, [sample]) for spec in rewards if not spec.relative)
     if group:
-        yield from (_Question(spec, group) for spec in rewards if spec.relative)
+        yield from (_RewardCall(spec, group) for spec in rewards if spec.relative)
 
 
 async def _ask_judge(
-    spec: RewardSpec, first: _Sample, attempts: Sequence[Attempt], timeout_seconds: float | None
+    spec: RewardSpec,
+    first: _OutputToScore,
+    attempts: Sequence[Attempt],
+    timeout_seconds: float | None,
 ) -> list[Ruling]:
     assert spec.judge is not None
     where = f"judge {spec.name!r} on item {first.number} (task {_excerpt(attempts[0].task)})"

@@ -17,7 +17,7 @@ from orbiter.train.agents.episode import Episode
 from orbiter.train.engine.batch import Batch
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.trajectory import TrajectoryItem
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 if TYPE_CHECKING:
     from orbiter.train.serve.session import Turn
@@ -26,10 +26,10 @@ GROUPS_KEPT = 32
 """Largest number of groups kept per step; they are spread evenly over the step."""
 
 
-def as_records(
+def sample_records(
     items: Sequence[TrajectoryItem],
     rollouts: Sequence[Rollout],
-    scores: Scores,
+    scores: SampleScores,
     batch: Batch | None,
 ) -> list[dict[str, Any]]:
     """Return a record for each kept group; `batch` holds the samples that were not skipped."""
@@ -45,7 +45,7 @@ def as_records(
 def _group(
     item: TrajectoryItem,
     rollouts: Sequence[Rollout],
-    scores: Scores,
+    scores: SampleScores,
     advantages: Sequence[float | None],
     rows: range,
 ) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _group(
     return group
 
 
-def _advantages(scores: Scores, batch: Batch | None) -> list[float | None]:
+def _advantages(scores: SampleScores, batch: Batch | None) -> list[float | None]:
     """Return each sample's advantage: the mean over its tokens, which in GRPO are all equal."""
     if batch is None or batch.advantage is None:
         return [None] * len(scores.total)
@@ -80,7 +80,7 @@ def _advantages(scores: Scores, batch: Batch | None) -> list[float | None]:
 def episode_records(
     items: Sequence[TrajectoryItem],
     episodes: Sequence[Episode],
-    scores: Scores,
+    scores: SampleScores,
     advantages: Sequence[float | None],
     by_turn: Sequence[Sequence[float] | None],
 ) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ def as_tasks(dataset: object) -> AgentTasks:
     Raises:
         DataError: the data set is not iterable, or is empty.
     """
+    # A text or a dict is iterable, and would become one task for each character or key.
     if isinstance(dataset, str | bytes | Mapping) or not isinstance(dataset, Iterable):
         raise DataError(
             "the tasks of an agent must be a list of its inputs, or a TrajectoryDataset, "
@@ -40,6 +41,7 @@ def as_tasks(dataset: object) -> AgentTasks:
     tasks = list(dataset)
     if not tasks:
         raise DataError("there are no tasks: the agent has nothing to work on")
+    # No prompts: what the model reads is up to the agent.
     return AgentTasks([_as_item(task) for task in tasks], [[]] * len(tasks), tasks=tasks)
 
 

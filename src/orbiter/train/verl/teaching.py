@@ -37,7 +37,7 @@ from orbiter.train.trainer import TrainMetrics
 from orbiter.train.verl.algorithms.base import Credited
 from orbiter.train.verl.config import VeRLConfig
 from orbiter.train.verl.evaluate import judge
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,9 +72,11 @@ def load_teacher(config: VeRLConfig, policy: Policy) -> Policy | None:
     teacher = make_policy(
         loaded.model, loaded.tokenizer, dtype=policy.dtype, device=str(policy.device)
     )
+    # Frozen: without it autograd would keep the teacher's activations.
     teacher.model.requires_grad_(False)
     longest = policy.context_length
     if config.max_prompt_length is not None:
+        # What is actually read may be far shorter than the policy's context.
         longest = min(longest, config.max_prompt_length + config.max_response_length)
     require_context(names, longest, teacher.context_length)
     return teacher
@@ -95,6 +97,7 @@ async def teaching(config: VeRLConfig, policy: Policy) -> AsyncIterator[Teach | 
         yield None
         return
     if config.teacher_url is None:
+        # On the engine's thread, the only one that touches tensors.
         yield lambda batch: work(
             teacher_logprob,
             policy,
@@ -125,8 +128,10 @@ async def with_teacher(teach: Teach | None, credited: Credited) -> Credited:
 
 async def _ask(scorer: PromptScorer, batch: Batch) -> Float[Tensor, "B T"]:
     """Ask for each distinct row of a batch once."""
+    # The batch may be on an accelerator, so the engine's thread reads it.
     token_ids, lengths = await work(lambda: (batch.token_ids.tolist(), batch.length.tolist()))
     rows = [tuple(row[:length]) for row, length in zip(token_ids, lengths, strict=True)]
+    # Samples of a group are often equal, and each row costs a request.
     distinct = list(dict.fromkeys(rows))
     async with asyncio.TaskGroup() as group:
         tasks = {row: group.create_task(scorer.logprobs(row)) for row in distinct}
@@ -167,6 +172,7 @@ async def _require_same_tokens(
 
 
 def _differ(ours: str, theirs: str | None) -> bool:
+    # A server without texts, or half a character: nothing to compare.
     if theirs is None or "\N{REPLACEMENT CHARACTER}" in ours + theirs:
         return False
     # Byte-level vocabularies write a space as a letter.
@@ -205,17 +211,22 @@ def target_answers(
 
 def own_answers(config: VeRLConfig, step: int, places: Sequence[int]) -> list[bool]:
     """Return for each task of a step whether the policy answers it itself."""
+    # GKD's algorithm 1 draws once for a whole batch; here each task draws, so that a step has both
+    # kinds. From the number of the step, so that a resumed run draws the same.
     draw = sub_random(config.seed, "distill", step)
     return [draw.random() < config.distill_lambda for _ in places]
 
 
 def with_answers(
-    scores: Scores, rollouts: Sequence[Rollout], answers: Sequence[tuple[list[int], list[int]]]
-) -> tuple[list[Rollout], Scores]:
+    scores: SampleScores,
+    rollouts: Sequence[Rollout],
+    answers: Sequence[tuple[list[int], list[int]]],
+) -> tuple[list[Rollout], SampleScores]:
     """Add prompts with their given answers to the samples of a step.
 
     The reward of the copies of an answer is the same, so that their advantage is zero.
     """
+    # GKD's off-policy part; nobody sampled these, so they have no log probabilities of a sampler.
     rows = [given(prompt, answer) for prompt, answer in answers]
     total = [*scores.total, *[0.0] * len(rows)]
     return [*rollouts, *rows], scores._replace(total=total)
@@ -223,6 +234,7 @@ def with_answers(
 
 def without_reward(metrics: Mapping[str, float]) -> dict[str, float]:
     """Leave out what says something about rewards only: a run by a teacher may have none."""
+    # Beginnings of names: "reward" covers reward/<name>, reward_std and the interval.
     about = ("reward", "pass@", "flat_groups")
     return {name: value for name, value in metrics.items() if not name.startswith(about)}
 

@@ -86,6 +86,8 @@ class VeRLTrainer(ModelTrainer):
         if environment is not None:
             if agent is not None:
                 raise ConfigError("give agent= or environment=, not both")
+            # From here on an environment is an agent like any other, so no other file has to know
+            # of it.
             agent = EnvironmentAgent(environment, system_prompt=config.system_prompt)
             rewards = [*rewards, *reward_of(agent, rewards)]
         super().__init__(
@@ -114,6 +116,7 @@ class VeRLTrainer(ModelTrainer):
         names = [reward.name for reward in self.rewards]
         if len(set(names)) < len(names):
             raise ConfigError(f"two rewards have the same name: {names}")
+        # Weight 0 measures a reward without learning from it, but one of them has to teach.
         weighted = any(reward.weight for reward in self.rewards)
         if self.rewards and not weighted and needed:
             raise ConfigError("every reward has weight 0, so all outputs would be equal")
@@ -134,6 +137,7 @@ class VeRLTrainer(ModelTrainer):
             raise ConfigError(f"gold must be a RewardSpec, got {type(gold).__name__}")
         if self.config.backend != "local":
             raise ConfigError(f"gold= needs backend='local', got {self.config.backend!r}")
+        # Their names become keys of the same metrics: `gold/proxy` and `gold/<name>`.
         if gold.name in {"proxy", *(reward.name for reward in self.rewards)}:
             raise ConfigError(
                 f"gold must have another name than 'proxy' and the rewards, got {gold.name!r}"
@@ -187,6 +191,7 @@ class VeRLTrainer(ModelTrainer):
         Raises:
             ConfigError: all of them compare several answers, and there is one.
         """
+        # A single answer has nothing to be compared with.
         chosen = tuple(r for r in self.rewards if samples >= 2 or not r.relative)
         if self.rewards and not chosen:
             raise ConfigError(
@@ -238,6 +243,7 @@ class VeRLTrainer(ModelTrainer):
         if self.running_agent is None:
             if config.loss_aggregation == "episode":
                 raise ConfigError("loss_aggregation='episode' needs agent=; use 'sequence'")
+            # An answer to a prompt is one turn, so turns have nothing to share.
             if config.credit != "episode":
                 raise ConfigError(f"credit={config.credit!r} needs agent=; an answer has one turn")
             return await super().check_config()
@@ -385,6 +391,7 @@ class VeRLTrainer(ModelTrainer):
         Raises:
             StateError: the run ended in a TrainingError, and its model was discarded.
         """
+        # The backend's files may hold adapters, so merging loads the model and writes it anew.
         saved = None if merge else await self._backend.save(Path(path))
         return await super().save(path, merge=merge) if saved is None else saved
 

@@ -13,13 +13,12 @@ rewards of its steps. Tested with openenv 0.10.0.
 from __future__ import annotations
 
 import inspect
-import json
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
 from typing import Any, cast
 
-from orbiter.train.agents.environments.tools import Tool, ToolError, tool_text
+from orbiter.train.agents.environments.tools import Tool, ToolError, decode_arguments, tool_text
 from orbiter.train.checks import is_finite_number, shown
 from orbiter.train.errors import CallbackError, ConfigError
 
@@ -134,12 +133,7 @@ class OpenEnvEpisode:
         name = str(listed.name)
 
         async def run(arguments: str) -> str:
-            try:
-                given = json.loads(arguments or "{}")
-            except (ValueError, RecursionError) as error:
-                raise ToolError(f"wrong arguments for {name}: {error}") from error
-            if not isinstance(given, dict):
-                raise ToolError(f"wrong arguments for {name}: they must be an object")
+            given = decode_arguments(arguments, dict[str, Any], name)
             action = call_action(tool_name=name, arguments=given)
             result = await _awaited(self._client.step(action))
             self._count(result.reward)

@@ -104,7 +104,7 @@ def decode_arguments(arguments: str, kind: type[T], name: str) -> T:
     try:
         # Some models write nothing at all for a call without arguments.
         return msgspec.json.decode(arguments or "{}", type=kind, dec_hook=_pydantic_value)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ToolError(f"wrong arguments for {name}: {error}") from error
 
 

@@ -29,14 +29,14 @@ from orbiter.train.capture.exchange import Exchange
 from orbiter.train.capture.in_process import Answerer
 
 
-class _Pending(NamedTuple):
+class _InProcessRequest(NamedTuple):
     """A request that is to be answered in this process."""
 
     answerer: Answerer
     body: bytes
 
 
-_PENDING: ContextVar[_Pending | None] = ContextVar("orbiter_aiohttp_pending", default=None)
+_PENDING: ContextVar[_InProcessRequest | None] = ContextVar("orbiter_aiohttp_pending", default=None)
 
 
 def wrap(library: ModuleType) -> None:
@@ -72,7 +72,7 @@ def _captured(send: Callable[..., Awaitable[Foreign]]) -> Callable[..., Awaitabl
             raise
         exchange.answered(response.status, raw_headers(list(response.headers.items())))
         # Every way to read a response goes through this attribute.
-        response.content = _Content(response.content, exchange)
+        response.content = _CopyingContent(response.content, exchange)
         return response
 
     return captured
@@ -90,7 +90,7 @@ def _answered(
             return await send(session, method, url, **kwargs)
         # An answer that is computed here may take longer than a provider's.
         kwargs["timeout"] = library.ClientTimeout(total=None)
-        token = _PENDING.set(_Pending(answerer, body))
+        token = _PENDING.set(_InProcessRequest(answerer, body))
         try:
             return await send(session, method, url, **kwargs)
         finally:
@@ -137,7 +137,7 @@ async def _body_of(session: Foreign, kwargs: dict[str, Foreign]) -> bytes:
     return b""  # a form, or nothing: no request to a model
 
 
-class _Content:
+class _CopyingContent:
     """A response's `content` that copies what is read from it to an exchange."""
 
     def __init__(self, content: Foreign, exchange: Exchange) -> None:
@@ -251,7 +251,7 @@ def _connected(
 class _Memory(asyncio.Transport):
     """A connection in memory: ignores the request, which the answerer has, and sends the answer."""
 
-    def __init__(self, protocol: Foreign, request: Foreign, pending: _Pending) -> None:
+    def __init__(self, protocol: Foreign, request: Foreign, pending: _InProcessRequest) -> None:
         super().__init__()
         self._protocol, self._request, self._pending = protocol, request, pending
         self._closed = False

@@ -34,7 +34,7 @@ def wrap(library: ModuleType) -> None:
 
 
 def _captured(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Recorded(_Stream, library.SyncByteStream):  # type: ignore[misc, name-defined]
+    class Recorded(_CopyingStream, library.SyncByteStream):  # type: ignore[misc, name-defined]
         def __iter__(self) -> Iterator[bytes]:
             try:
                 for chunk in self._stream:
@@ -67,7 +67,7 @@ def _captured(library: ModuleType, send: Callable[..., Foreign]) -> Callable[...
 
 
 def _captured_async(library: ModuleType, send: Callable[..., Foreign]) -> Callable[..., Foreign]:
-    class Recorded(_Stream, library.AsyncByteStream):  # type: ignore[misc, name-defined]
+    class RecordedAsync(_CopyingStream, library.AsyncByteStream):  # type: ignore[misc, name-defined]
         async def __aiter__(self) -> AsyncIterator[bytes]:
             try:
                 async for chunk in self._stream:
@@ -95,12 +95,12 @@ def _captured_async(library: ModuleType, send: Callable[..., Foreign]) -> Callab
         except BaseException as error:
             exchange.close(describe_error(error))
             raise
-        return _carried(exchange, response, Recorded)
+        return _carried(exchange, response, RecordedAsync)
 
     return captured
 
 
-class _Stream:
+class _CopyingStream:
     """A response stream that copies what passes through it to an exchange."""
 
     def __init__(self, stream: Foreign, exchange: Exchange) -> None:

@@ -21,7 +21,7 @@ Foreign = Any
 _BRANCH = ("langgraph_node", "langgraph_step", "langgraph_checkpoint_ns")
 
 
-class _Tool(NamedTuple):
+class _RunningTool(NamedTuple):
     name: str
     call_id: str | None
     started: float
@@ -52,7 +52,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._asking: dict[object, dict[str, Any]] = {}
-        self._tools: dict[object, _Tool] = {}
+        self._tools: dict[object, _RunningTool] = {}
 
     def on_chat_model_start(self, *_: object, run_id: object, **context: Any) -> None:  # noqa: ANN401
         if CURRENT.get() is not None:
@@ -84,19 +84,19 @@ class _Watcher:
         if CURRENT.get() is not None:
             name = (serialized or {}).get("name") or context.get("name") or "tool"
             now = time.perf_counter()
-            self._tools[run_id] = _Tool(name, context.get("tool_call_id"), time.time(), now)
+            self._tools[run_id] = _RunningTool(name, context.get("tool_call_id"), time.time(), now)
 
     def on_tool_end(self, output: Foreign, *, run_id: object, **_: object) -> None:
         # A tool's error that langchain handled is a result with this status, not an exception.
         failed = getattr(output, "status", "") == "error"
         text = str(getattr(output, "content", output))
         call_id = getattr(output, "tool_call_id", None)
-        self._tell(run_id, call_id, None if failed else text, text if failed else None)
+        self._note_outcome(run_id, call_id, None if failed else text, text if failed else None)
 
     def on_tool_error(self, error: BaseException, *, run_id: object, **_: object) -> None:
-        self._tell(run_id, None, None, f"{type(error).__name__}: {error}")
+        self._note_outcome(run_id, None, None, f"{type(error).__name__}: {error}")
 
-    def _tell(
+    def _note_outcome(
         self, run_id: object, call_id: str | None, result: str | None, error: str | None
     ) -> None:
         tool, episode = self._tools.pop(run_id, None), CURRENT.get()

@@ -30,7 +30,7 @@ def install() -> None:
 
 
 def _processor(base: Any) -> object:  # noqa: ANN401 - a class of the framework
-    class Processor(base):  # type: ignore[misc]
+    class SpanFollower(base):  # type: ignore[misc]
         """Follows the spans of a run."""
 
         def __init__(self) -> None:
@@ -68,7 +68,7 @@ def _processor(base: Any) -> object:  # noqa: ANN401 - a class of the framework
         def force_flush(self) -> None:
             pass
 
-    return Processor()
+    return SpanFollower()
 
 
 _ASKING = frozenset(("generation", "response"))

@@ -69,7 +69,7 @@ def reply(body: Json) -> Reply:
         raise Unreadable(f"not a chat completion: {str(body)[:120]}")
     # The first choice is the answer; the others are kept as text.
     first, *more = [_choice(choice, choice.get("message") or {}) for choice in choices]
-    _take_head(first, body)
+    _add_head(first, body)
     first.others = [write_action(choice.text, choice.tool_calls) for choice in more]
     return first
 
@@ -89,7 +89,7 @@ def assemble(events: Iterable[Json]) -> Reply:
             merged.setdefault(choice.get("index") or 0, _Growing()).add(choice)
     whole = [_choice(growing.choice, growing.message()) for _, growing in sorted(merged.items())]
     first = whole[0] if whole else Reply()
-    _take_head(first, head)
+    _add_head(first, head)
     first.others = [write_action(choice.text, choice.tool_calls) for choice in whole[1:]]
     first.error = error
     return first
@@ -122,7 +122,7 @@ def _modern(message: dict[str, Any]) -> Message:
     return message
 
 
-def _take_head(answer: Reply, body: Json) -> None:
+def _add_head(answer: Reply, body: Json) -> None:
     answer.response_id, answer.model = body.get("id"), body.get("model")
     answer.usage = counts(body.get("usage"), _USAGE)
     answer.prompt_token_ids = whole_numbers(body.get("prompt_token_ids"))
@@ -141,11 +141,11 @@ def _choice(choice: Json, message: Json) -> Reply:
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if isinstance(content, list) and content:
-        _take_logprobs(answer, content)
+        _add_logprobs(answer, content)
     return answer
 
 
-def _take_logprobs(answer: Reply, content: list[Json]) -> None:
+def _add_logprobs(answer: Reply, content: list[Json]) -> None:
     answer.logprobs = [float(entry["logprob"]) for entry in content]
     tokens = [str(entry.get("token", "")) for entry in content]
     # Only if every token has the prefix: one real token could begin like it.

@@ -157,7 +157,7 @@ class _Output:
     """The items of a streamed answer, built up from its events."""
 
     def __init__(self) -> None:
-        self._slots: list[_Slot] = []
+        self._slots: list[_StreamedItem] = []
 
     def take(self, kind: str, event: Json) -> None:
         """Take one event; events that are not about an item are ignored."""
@@ -192,7 +192,7 @@ class _Output:
             slots = sorted(slots, key=lambda slot: slot.index)
         return [slot.item for slot in slots]
 
-    def _slot(self, index: object, item_id: object, *, begins: bool = False) -> _Slot:
+    def _slot(self, index: object, item_id: object, *, begins: bool = False) -> _StreamedItem:
         """Return the item that an event is about; servers repeat or omit indices."""
         for slot in reversed(self._slots):
             # The id is decisive. An index may be used again for the next item by servers that count
@@ -204,11 +204,11 @@ class _Output:
             # With neither, an event can only be about the item in progress.
             if index is None and item_id is None and not begins and not slot.done:
                 return slot
-        self._slots.append(_Slot(index, {} if item_id is None else {"id": item_id}))
+        self._slots.append(_StreamedItem(index, {} if item_id is None else {"id": item_id}))
         return self._slots[-1]
 
 
-class _Slot:
+class _StreamedItem:
     """One item of a streamed answer."""
 
     def __init__(self, index: Any, item: dict[str, Any]) -> None:  # noqa: ANN401 - from JSON

@@ -126,6 +126,7 @@ def dedup(
 
     output, report = Output(as_json=as_json), CurationReport()
     items = read_items(file, format)
+    # A file that is read cannot be written at the same time.
     require_other([file], out)
     with working(f"comparing {len(items)} items"):
         kept = deduplicate(items, threshold, keep=keep, unit=unit, key=key, report=report)  # type: ignore[arg-type] # deduplicate refuses other words
@@ -168,6 +169,7 @@ def split(
     output, report = Output(as_json=as_json), SplitReport()
     shares = _shares(ratios)
     items = read_items(file, format)
+    # Three shares at most have the usual names: train, validation and test.
     names = PARTS if len(shares) <= len(PARTS) else [f"part-{n}" for n in range(1, len(shares) + 1)]
     targets = [out / f"{name}.jsonl" for name, _ in zip(names, shares, strict=False)]
     for target in targets:

@@ -164,6 +164,7 @@ async def _side(
     asked: dict[str, object] = {"temperature": config.temperature if sampled else 0.0}
     # What [llm] says wins over what a local model would get.
     asked |= {"max_tokens": config.max_response_length} | settings.section("llm")
+    # Last: which model is compared is said on the command line alone.
     asked |= {"model": endpoint[1], "base_url": endpoint[2]}
     return await chat_model(replace(settings, values={**settings.values, "llm": asked}), until)
 
@@ -227,6 +228,7 @@ def _keep(folder: Path, result: Comparison, runs: Sequence[str]) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     keep_comparison(folder, result)
+    # Only two runs have curves to lay over each other; a model alone has none.
     if len(runs) == 2:
         return write_comparison(runs[0], runs[1], folder / "report.html", comparison=folder)
     return write_report(folder)

@@ -25,11 +25,11 @@ from orbiter.train.seeding import sub_random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class ConversationCounts:
     """How large a run is."""
 
     model: str = "smollm2-135m"
-    classes: Sequence[str] = ("GorillaFileSystem",)
+    classes: Sequence[str] = ("TradingBot",)
     """Conversations whose tools all belong to these classes."""
     shown_share: float = 0.4
     """Share of the conversations that are imitated."""
@@ -42,7 +42,7 @@ class Sizes:
     minutes: float = 3.0
 
 
-class Parts(NamedTuple):
+class ConversationParts(NamedTuple):
     """Conversations by their use; the exam's are in no other part."""
 
     shown: list[MultiTurnTask]
@@ -50,7 +50,9 @@ class Parts(NamedTuple):
     held_out: list[MultiTurnTask]
 
 
-def split_tasks(tasks: Sequence[MultiTurnTask], sizes: Sizes, seed: int) -> Parts:
+def split_tasks(
+    tasks: Sequence[MultiTurnTask], sizes: ConversationCounts, seed: int
+) -> ConversationParts:
     """Divide the conversations.
 
     Raises:
@@ -64,10 +66,14 @@ def split_tasks(tasks: Sequence[MultiTurnTask], sizes: Sizes, seed: int) -> Part
             f"{', '.join(sizes.classes)}: only {len(tasks)} conversations; name more classes"
         )
     order = sub_random(seed, "multi-turn").sample(list(tasks), len(tasks))
-    return Parts(order[:shown], order[: len(order) - held_out], order[len(order) - held_out :])
+    return ConversationParts(
+        order[:shown], order[: len(order) - held_out], order[len(order) - held_out :]
+    )
 
 
-async def run(sizes: Sizes, folder: Path, seed: int, wheel: Path | None = None) -> Interval:
+async def run(
+    sizes: ConversationCounts, folder: Path, seed: int, wheel: Path | None = None
+) -> Interval:
     """Take the course; return the paired gain of the share of turns.
 
     Raises:
@@ -75,7 +81,7 @@ async def run(sizes: Sizes, folder: Path, seed: int, wheel: Path | None = None) 
     """
     parts = split_tasks(load_tasks(wheel, classes=sizes.classes), sizes, seed)
 
-    class World(MultiTurn):
+    class EnvironmentWithWheel(MultiTurn):
         """The environment with this run's wheel."""
 
         def __init__(self) -> None:
@@ -86,7 +92,7 @@ async def run(sizes: Sizes, folder: Path, seed: int, wheel: Path | None = None) 
         summary=f"The leaderboard's multi_turn_base, classes {', '.join(sizes.classes)}. A reward "
         "of 1 is a conversation without a wrong turn.",
         model=sizes.model,
-        environment=World,
+        environment=EnvironmentWithWheel,
         lessons=await show_tasks(parts.shown),
         tasks=[{"task_id": task.task_id} for task in parts.tasks],
         held_out=[{"task_id": task.task_id} for task in parts.held_out],
@@ -122,7 +128,7 @@ def main() -> int:
         for name in ("classes", "model", "minutes")
         if (value := getattr(options, name)) is not None
     }
-    sizes = Sizes(**given)
+    sizes = ConversationCounts(**given)
     return carry_out(lambda folder: run(sizes, folder, options.seed), options.out, "multi-turn")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orbiter.train.agents.environments import Tool
-from orbiter.train.agents.environments.tools import ToolError
+from orbiter.train.agents.environments.tools import ToolError, decode_arguments
 from orbiter.train.demo.multi_turn import apis
 from orbiter.train.demo.multi_turn.tasks import MODULES, MultiTurnTask, task_of, tool_schemas
 from orbiter.train.errors import CallbackError, StateError
@@ -30,7 +30,8 @@ class MultiTurn:
 
     The policy calls tools, and its first answer without a call ends a turn of the user. The reward
     is the share of turns, counted from the first, that were right without a wrong one before; a
-    conversation counts as solved on the leaderboard exactly when that is 1.
+    conversation counts as solved on the leaderboard exactly when that is 1. A wrong turn therefore
+    settles the reward, and the episode ends there.
     """
 
     def __init__(self, wheel: Path | None = None) -> None:
@@ -62,7 +63,11 @@ class MultiTurn:
         return [self._tool(schema) for schema in self._schemas]
 
     async def on_answer(self, text: str) -> str | None:
-        """End a turn of the user: check it, and return the next request; None after the last."""
+        """End a turn of the user; return the next request, or None after a wrong or the last turn.
+
+        Whatever follows a wrong turn cannot change the reward: its tokens would take most of the
+        time of a weak policy's episode, and only add noise to the gradient.
+        """
         del text  # the leaderboard judges the state, not the text of the answer
         task, child = self._begun()
         right = await child.check(task.right[self._turn])
@@ -70,7 +75,9 @@ class MultiTurn:
         self._wrong |= not right
         self._right += not self._wrong
         self._turn, self._calls = self._turn + 1, 0
-        return task.questions[self._turn] if self._turn < len(task.questions) else None
+        if self._wrong or self._turn == len(task.questions):
+            return None
+        return task.questions[self._turn]
 
     def get_reward(self) -> float:
         """Return the share of turns that were right before the first wrong one."""
@@ -91,12 +98,7 @@ class MultiTurn:
         name: str = schema["name"]
 
         async def run(arguments: str) -> str:
-            try:
-                given = json.loads(arguments or "{}")
-            except (ValueError, RecursionError) as error:
-                raise ToolError(f"wrong arguments for {name}: {error}") from error
-            if not isinstance(given, dict):
-                raise ToolError(f"wrong arguments for {name}: they must be an object")
+            given = decode_arguments(arguments, dict[str, Any], name)
             self._calls += 1
             if self._calls > CALLS:
                 self.done = True
@@ -133,7 +135,10 @@ class _Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            # asyncio's default of 64 KiB would cut off the content of a long file.
             limit=LINE_BYTES,
+            # The code of the tools comes from the wheel, and must not find the keys of this
+            # machine.
             env={},
         )
         child = cls(process)
@@ -175,6 +180,7 @@ class _Child:
             streams.stdin.write(json.dumps(request).encode() + b"\n")
             await streams.stdin.drain()
             line = await asyncio.wait_for(streams.stdout.readline(), SECONDS)
+        # What the child would answer later would be taken for the answer to the next request.
         except TimeoutError:
             await self.close()
             raise

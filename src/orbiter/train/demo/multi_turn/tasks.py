@@ -62,13 +62,13 @@ class MultiTurnTask:
     """Where the tools' code is."""
 
 
-class _Message(msgspec.Struct):
+class _TurnMessage(msgspec.Struct):
     content: str
 
 
-class _Request(msgspec.Struct):
+class _ConversationRow(msgspec.Struct):
     id: str
-    question: list[list[_Message]]
+    question: list[list[_TurnMessage]]
     initial_config: dict[str, Any]
     involved_classes: list[str]
     excluded_function: list[str] = []
@@ -79,7 +79,7 @@ class _Solution(msgspec.Struct):
     ground_truth: list[list[str]]
 
 
-class _Tool(msgspec.Struct):
+class _ToolSchema(msgspec.Struct):
     name: str
     description: str
     parameters: dict[str, Any]
@@ -127,13 +127,13 @@ def _all_tasks(wheel: str) -> dict[str, MultiTurnTask]:
             answer.id: answer.ground_truth
             for answer in (msgspec.json.decode(line, type=_Solution) for line in answers)
         }
-        decoded = [msgspec.json.decode(line, type=_Request) for line in requests]
+        decoded = [msgspec.json.decode(line, type=_ConversationRow) for line in requests]
         return {row.id: _task(row, by_id[row.id], Path(wheel)) for row in decoded}
     except (msgspec.DecodeError, KeyError, ValueError) as error:
         raise DataError(f"{PART} is not as expected in {wheel}: {error}") from error
 
 
-def _task(row: _Request, right: Sequence[Sequence[str]], wheel: Path) -> MultiTurnTask:
+def _task(row: _ConversationRow, right: Sequence[Sequence[str]], wheel: Path) -> MultiTurnTask:
     unknown = [name for name in row.involved_classes if name not in MODULES]
     if unknown or len(right) != len(row.question):
         raise ValueError(f"{row.id} has classes {unknown} or {len(right)} solved turns")
@@ -160,6 +160,7 @@ def parse_right_call(text: str) -> RightCall:
         raise ValueError(f"not a call: {text!r}") from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
         raise ValueError(f"not a call: {text!r}")
+    # literal_eval runs nothing, so a changed wheel cannot execute code here.
     named = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
     return RightCall(call.func.id, tuple(map(ast.literal_eval, call.args)), named)
 
@@ -171,7 +172,7 @@ def tool_schemas(task: MultiTurnTask) -> list[dict[str, Any]]:
     """
     with zipfile.ZipFile(task.wheel) as archive:
         tools = [
-            msgspec.json.decode(line, type=_Tool)
+            msgspec.json.decode(line, type=_ToolSchema)
             for name in task.classes
             for line in archive.read(DOCS.format(MODULES[name])).splitlines()
         ]

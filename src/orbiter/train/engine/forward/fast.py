@@ -27,11 +27,11 @@ from orbiter.train.engine.forward.layers import (
     live_layers,
     merged,
     packed_layers,
-    rms_norm,
     rotary_table,
     trunk,
 )
 from orbiter.train.engine.forward.packing import Packing, Rectangle
+from orbiter.train.engine.forward.pointwise import rms_norm
 from orbiter.train.engine.forward.teacher_head import HeadInput
 from orbiter.train.engine.rollout import given
 
@@ -98,7 +98,8 @@ class FastForward:
             dtype=self.dtype,
             wanted=wanted,
         )
-        return rms_norm(x.index_select(0, asked), self.body.norm.weight, self.shape.eps)
+        x = x.index_select(0, asked)
+        return rms_norm(x, self.body.norm.weight, self.shape.eps, torch.float32)
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
         """Count each row's answer, and each prompt once, with the first row of its group."""
@@ -173,8 +174,8 @@ class FastDecoder:
     def _logits(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
         """Return the logits of the whole vocabulary."""
         forward = self.forward
-        normed = rms_norm(x, forward.body.norm.weight, forward.shape.eps)
-        return self.head(normed.to(forward.dtype))
+        norm = forward.body.norm.weight
+        return self.head(rms_norm(x, norm, forward.shape.eps, forward.dtype))
 
 
 def misfit(model: PreTrainedModel) -> str | None:

@@ -65,7 +65,7 @@ def scores_of_logits(
     return TokenScores(logprob, entropy, logprob.detach() >= log_softmax.detach().amax(dim=-1))
 
 
-class _Context(torch.autograd.function.FunctionCtx):
+class _TokenScoresContext(torch.autograd.function.FunctionCtx):
     """The attributes of torch's autograd context that are used here."""
 
     needs_input_grad: tuple[bool, ...]
@@ -80,7 +80,7 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context,
+        ctx: _TokenScoresContext,
         hidden: Tensor,
         weight: Tensor,
         token_ids: Tensor,
@@ -125,7 +125,7 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: _Context, d_logprob: Tensor, d_entropy: Tensor, _: object
+        ctx: _TokenScoresContext, d_logprob: Tensor, d_entropy: Tensor, _: object
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Turn the kept softmax into the gradient of the logits, in place, then multiply."""
         hidden, narrow, token_ids, entropy = ctx.saved_tensors

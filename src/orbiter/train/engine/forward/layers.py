@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orbiter.train.engine.arithmetic import Linear, packed_linear
+from orbiter.train.engine.forward.pointwise import gated, rms_norm, rotate
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Maps a layer's number and its rotated queries, keys, values [N heads D] to [N heads*D]."""
@@ -72,9 +73,9 @@ class Rotary(NamedTuple):
         """Return the table's rows for these positions."""
         return Rotary(self.cos[position], self.signed_sin[position])
 
-    def turn(self, x: Float[Tensor, "N heads D"]) -> Float[Tensor, "N heads D"]:
-        """Rotate queries or keys by their positions."""
-        return x * self.cos + torch.roll(x, x.shape[-1] // 2, -1) * self.signed_sin
+    def turn(self, x: Float[Tensor, "N heads D"], dtype: torch.dtype) -> Tensor:
+        """Rotate queries or keys by their positions, and return them in `dtype`."""
+        return rotate(x, self.cos, self.signed_sin, dtype)
 
 
 @torch.no_grad()
@@ -108,32 +109,29 @@ def trunk(
     turned = shape.heads + shape.kv_heads
     for number, layer in enumerate(layers):
         # Norms and the residual stream stay in float32; only the products run in `dtype`.
-        h = rms_norm(x, layer.attention_norm, shape.eps).to(dtype)
+        h = rms_norm(x, layer.attention_norm, shape.eps, dtype)
         h = layer.qkv(h).view(len(x), -1, shape.head_dim)
         qk, v = h.split([turned, shape.kv_heads], dim=1)
         if layer.head_norms is not None:
             q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
             q_norm, k_norm = layer.head_norms
             # Qwen3 normalises each head before the rotation, over head_dim only.
-            q, k = rms_norm(q, q_norm, shape.eps), rms_norm(k, k_norm, shape.eps)
+            q, k = (
+                rms_norm(part, norm, shape.eps, torch.float32)
+                for part, norm in ((q, q_norm), (k, k_norm))
+            )
             qk = torch.cat([q, k], dim=1)
         # Queries and keys are rotated together, in one kernel instead of two.
-        qk = rotary.turn(qk).to(dtype)
+        qk = rotary.turn(qk, dtype)
         q, k = qk.split([shape.heads, shape.kv_heads], dim=1)
         if wanted is not None and number + 1 == len(layers):
             q, x = q.index_select(0, wanted), x.index_select(0, wanted)
         # `attend` returns `dtype`; adding it to x promotes the sum to float32.
         x = x + layer.out(attend(number, q, k, v))
-        h = rms_norm(x, layer.mlp_norm, shape.eps).to(dtype)
+        h = rms_norm(x, layer.mlp_norm, shape.eps, dtype)
         gate, up = layer.gate_up(h)
-        x = x + layer.down(functional.silu(gate) * up)
+        x = x + layer.down(gated(gate, up))
     return x
-
-
-def rms_norm(x: Float[Tensor, "*axes D"], weight: Float[Tensor, "D"], eps: float) -> Tensor:
-    """Return x / sqrt(mean x^2 + eps) * weight, in float32 (Zhang and Sennrich 2019)."""
-    # In float32 even in bfloat16 runs: a mean of squares loses too much in 8 significant bits.
-    return functional.rms_norm(x.float(), weight.shape, weight.float(), eps)
 
 
 def live_layers(body: Any, dtype: torch.dtype) -> list[Layer]:  # noqa: ANN401 - as in Shape.of
@@ -187,7 +185,7 @@ def _layer(
     )
 
 
-class Adapter(NamedTuple):
+class LoraAdapter(NamedTuple):
     """A LoRA adapter: W + scale * B A."""
 
     a: Float[Tensor, "r in"]
@@ -195,13 +193,15 @@ class Adapter(NamedTuple):
     scale: float
 
 
-def _adapters(module: Any) -> Iterator[Adapter]:  # noqa: ANN401 - peft's classes, or torch's own
+def _adapters(module: Any) -> Iterator[LoraAdapter]:  # noqa: ANN401 - peft's classes, or torch's own
     """Yield the active adapters of a module in peft's layout; a plain layer has none."""
     # Disabled adapters are how the frozen reference is read from the same model.
     if not hasattr(module, "lora_A") or module.disable_adapters:
         return
     for name in module.active_adapters:
-        yield Adapter(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+        yield LoraAdapter(
+            module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+        )
 
 
 def _base(module: Any) -> nn.Linear:  # noqa: ANN401 - peft's classes, or torch's own

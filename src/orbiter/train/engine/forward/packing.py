@@ -61,7 +61,7 @@ class Rectangle(NamedTuple):
         return flat if self.full else flat[self.cell]
 
 
-class Answers(NamedTuple):
+class DistinctAnswers(NamedTuple):
     """The distinct answers of a batch, one row each, with shared prefixes marked."""
 
     rectangle: Rectangle
@@ -76,7 +76,7 @@ class Answers(NamedTuple):
     @classmethod
     def of(
         cls, prompt: Int[Tensor, "B"], token_ids: Int[Tensor, "B L"], length: Int[Tensor, "B"]
-    ) -> Answers:
+    ) -> DistinctAnswers:
         """Find the distinct rows, sorted so that rows with equal prefixes are adjacent."""
         along = torch.arange(token_ids.shape[1], device=token_ids.device)
         # An empty answer still needs one column, or the rectangle would have no width.
@@ -142,7 +142,7 @@ class Packing(NamedTuple):
         along = torch.arange(max(1, int(room.max())), device=device)
         # Rows shorter than the longest would read past the end; the clamped cells are padding.
         behind = (batch.prompt_length[:, None] + along).clamp(max=batch.token_ids.shape[1] - 1)
-        answers = Answers.of(prompt, batch.token_ids.gather(1, behind), room)
+        answers = DistinctAnswers.of(prompt, batch.token_ids.gather(1, behind), room)
         start = batch.prompt_length[leader][answers.prompt]
         in_prompt = torch.arange(prompts.real.shape[1], device=device).expand_as(prompts.real)
         prompt_ids = batch.token_ids[leader, : prompts.real.shape[1]]
@@ -160,7 +160,7 @@ class Packing(NamedTuple):
 
 
 def _scored(
-    batch: Batch, prompt: Int[Tensor, "B"], prompts: Rectangle, answers: Answers
+    batch: Batch, prompt: Int[Tensor, "B"], prompts: Rectangle, answers: DistinctAnswers
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the packed token before each trained token; equal pairs of the two appear once."""
     row, column = batch.mask.nonzero(as_tuple=True)

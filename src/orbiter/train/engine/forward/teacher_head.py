@@ -95,7 +95,7 @@ class _Given(NamedTuple):
         return at
 
 
-class _Context(torch.autograd.function.FunctionCtx):
+class _TaughtScoresContext(torch.autograd.function.FunctionCtx):
     """The attributes of torch's autograd context that are used here."""
 
     needs_input_grad: tuple[bool, ...]
@@ -108,7 +108,7 @@ class _TaughtScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, hidden: Tensor, weight: Tensor | None, given: _Given
+        ctx: _TaughtScoresContext, hidden: Tensor, weight: Tensor | None, given: _Given
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Reduce each chunk to three numbers per token; keep only the inputs."""
         ctx.save_for_backward(*([hidden] if weight is None else [hidden, weight]))
@@ -127,7 +127,7 @@ class _TaughtScores(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: _Context, d_logprob: Tensor, d_entropy: Tensor, d_divergence: Tensor
+        ctx: _TaughtScoresContext, d_logprob: Tensor, d_entropy: Tensor, d_divergence: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Compute each chunk's logits once more, and pass their gradient on."""
         hidden, *further = ctx.saved_tensors

@@ -68,7 +68,7 @@ def staged_folder(target: Path, *, needed: int | None = None) -> Iterator[Path]:
             staged.mkdir(parents=True)
             yield staged
             _write_manifest(staged)
-            _take_place(staged, target)
+            _swap_into_place(staged, target)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -232,7 +232,7 @@ def _fsync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _take_place(staged: Path, target: Path) -> None:
+def _swap_into_place(staged: Path, target: Path) -> None:
     """Rename `staged` to `target`, which keeps its name at every moment if the system can swap."""
     if not target.exists():
         staged.rename(target)

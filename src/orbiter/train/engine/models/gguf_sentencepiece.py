@@ -59,6 +59,7 @@ def scores_of(spec: Mapping[str, Any], pairs: Sequence[Sequence[str]], vocabular
     _check_complete(tokens.keys() - apart, tokens, {(left, right) for left, right in pairs})
     scores = [0.0] * vocabulary
     for text, place in rank.items():
+        # The earlier a pair is in the list, the higher its score.
         scores[tokens[text]] = -float(place)
     return Floats(scores)
 
@@ -69,6 +70,7 @@ def _ranks(pairs: Sequence[Sequence[str]]) -> dict[str, int]:
     last = ""
     for left, right in pairs:
         text = left + right
+        # Its score is a single number, so all its merges must have the same priority.
         if text != last and text in rank:
             _refuse(f"merges {text!r} at two places of its order, with other merges between them")
         rank.setdefault(text, len(rank))
@@ -81,6 +83,7 @@ def _check_complete(
 ) -> None:
     """Refuse a tokenizer that never merges two tokens whose texts together are a token."""
     for text in texts:
+        # By every split, since llama.cpp merges any two neighbours whose text is a token.
         for at in range(1, len(text)):
             left, right = text[:at], text[at:]
             if (left, right) not in pairs and left in tokens and right in tokens:

@@ -156,6 +156,7 @@ def _pick_dtype(dtype: str) -> torch.dtype:
 
 def is_path(name: str) -> bool:
     """Return whether a model's name is a folder rather than a name on the hub."""
+    # A missing folder written as a path must not be looked up on the hub.
     return Path(name).is_dir() or Path(name).is_absolute() or name.startswith((".", "~"))
 
 

@@ -23,6 +23,17 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
+def named_trainable(model: nn.Module, value_head: nn.Module | None) -> dict[str, nn.Parameter]:
+    """Return the trained parameters by name, in a stable order, the value head last.
+
+    With adapters these are the only trained parameters of the model.
+    """
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if value_head is not None:
+        named |= {f"value_head.{n}": p for n, p in value_head.named_parameters()}
+    return named
+
+
 def add_lora(
     model: PreTrainedModel, *, rank: int, alpha: float | None = None, seed: int = 0
 ) -> PeftModel:

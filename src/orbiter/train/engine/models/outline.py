@@ -26,7 +26,7 @@ from orbiter.train.engine.models.load import (
     no_progress_bars,
     saved_kind,
 )
-from orbiter.train.engine.models.lora import add_lora, is_adapted
+from orbiter.train.engine.models.lora import add_lora, is_adapted, named_trainable
 from orbiter.train.engine.models.pretrained import Pretrained, check_adapter_files, load_outline
 from orbiter.train.engine.models.tiny import tiny_model, tiny_tokenizer
 from orbiter.train.errors import StorageError
@@ -63,10 +63,7 @@ class Outline:
 
     def named_trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters that would be trained, by name."""
-        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if self.value_head is not None:
-            named |= {f"value_head.{n}": p for n, p in self.value_head.named_parameters()}
-        return named
+        return named_trainable(self.model, self.value_head)
 
 
 def make_outline(config: EngineConfig, *, reference: bool, value_head: bool) -> Outline | None:

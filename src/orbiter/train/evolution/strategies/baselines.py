@@ -62,6 +62,7 @@ class BestOfN(EvolutionStrategy[C]):
 
     @override
     def choose_parent(self, population: Sequence[C], scores: Sequence[Score]) -> int | None:
+        # By key: after a resume the population holds equal candidates, not the same objects.
         keys = {self.key(candidate) or repr(candidate) for candidate in self._initial}
         firsts = [i for i, c in enumerate(population) if (self.key(c) or repr(c)) in keys]
         return self.context.rng.choice(firsts) if firsts else None

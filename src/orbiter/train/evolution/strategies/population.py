@@ -136,6 +136,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
             own.mkdir(parents=True, exist_ok=True)
         with boundary("trainer_factory"):
             score: float | Score = await call(self._factory, dict(candidate.settings), start, own)
+        # A member without a checkpoint would silently begin anew in its next stretch.
         if not any(own.iterdir()):
             raise TrainingError(
                 f"trainer_factory left no checkpoint in {own}: nothing to continue from"
@@ -146,6 +147,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
     async def select(self, population: Sequence[Trainee], scores: Sequence[float]) -> list[Trainee]:
         """Keep all members of the last stretch, best first; `choose_parent` replaces the worst."""
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        # A failed member has no weights to continue from; its slot goes to another one.
         alive = [i for i in order if scores[i] > float("-inf")]
         self._standing, self._placed = [population[i] for i in alive], 0
         return self._standing
@@ -160,6 +162,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
         self._placed += 1
         if not alive:
             return None
+        # Truncation selection (Jaderberg et al. 2017): the worst copy the best.
         cut = max(1, round(self._truncation * len(alive)))
         stays = seat < len(alive) - cut or len(alive) == 1
         donors = [member for member in alive[:cut] if self._has_checkpoint(member)]
@@ -186,6 +189,7 @@ class PopulationTraining(EvolutionStrategy[Trainee]):
                 explored[name] = draw(knob, random_) if again else settings[name]
                 continue
             value = settings[name]
+            # Jaderberg et al. 2017: a copied number is multiplied by 0.8 or 1.2.
             moved = value * random_.choice(PERTURBED)
             clipped = min(knob.high, max(knob.low, moved))
             explored[name] = round(clipped) if isinstance(knob, Int) else clipped

@@ -261,7 +261,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
                 endpoint is broken.
         """
         limiter = self.context.limiter
-        self._take_earlier(names, trial)
+        self._reuse_earlier(names, trial)
 
         async def one(name: str) -> _Attempt:
             async with limiter:
@@ -281,7 +281,7 @@ class PromptEvolution(EvolutionStrategy[Texts], Generic[I]):
             self.context.cost += self._cost(trial)
             raise CallbackError(next(iter(trial.failed.values())))
 
-    def _take_earlier(self, names: Sequence[str], trial: _Trial) -> None:
+    def _reuse_earlier(self, names: Sequence[str], trial: _Trial) -> None:
         """Reuse the results that an earlier process measured before the resume, except failures."""
         earlier = self.context.earlier
         if earlier is None:

@@ -99,6 +99,7 @@ async def rewrite(
         cost += answer.cost
         proposal = instructions_in(answer.text)
         if proposal is None:
+            # Some servers call a cut-off answer "stop", but the opened mark shows it.
             cut_off = answer.finish_reason == "length" or _OPEN in answer.text
             objection = (
                 "the answer was cut off before </instructions>; write shorter ones"
@@ -110,6 +111,8 @@ async def rewrite(
             if not objection:
                 return Rewriting(proposal, cost)
         messages += [
+            # The model sees its own answer with the objection, which a fresh question would only
+            # repeat.
             {"role": "assistant", "content": answer.text},
             {"role": "user", "content": f"Not yet: {objection}. Write them again."},
         ]
@@ -150,6 +153,7 @@ def instructions_in(answer: str) -> str | None:
     None, too, if another mark is opened after it and not closed: the answer was cut off. A pair
     that begins a line is preferred to one in a sentence, which may only mention the marks.
     """
+    # A reasoning model mentions the marks while it thinks.
     text = strip_reasoning(answer)
     marks = [(_begins_line(text, match.start()), match) for match in _MARKED.finditer(text)]
     if not marks:
@@ -177,4 +181,5 @@ def _question(text: str, traces: Sequence[str], purpose: str, limits: Limits) ->
 
 def _runs(text: str, length: int) -> set[tuple[str, ...]]:
     words = _WORD.findall(text.lower())
+    # Empty for a text shorter than `length` words: it is too short to be a copy.
     return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}

@@ -77,6 +77,7 @@ class Choice:
 
     def __init__(self, options: Sequence[Value]) -> None:
         """At least two options, all different."""
+        # The dataclass is frozen, also for its own constructor.
         object.__setattr__(self, "options", tuple(options))
         try:
             repeated = any(a == b for a, b in combinations(self.options, 2))
@@ -85,6 +86,7 @@ class Choice:
                 f"the options of a Choice must be comparable by ==, got {options!r}; use their "
                 "names or indices"
             ) from error
+        # Compared by ==, not put into a set: options may be lists or dicts.
         if len(self.options) < 2 or repeated:
             raise ConfigError(f"a Choice needs two or more different options, got {options!r}")
 

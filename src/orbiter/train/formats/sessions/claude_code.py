@@ -56,7 +56,7 @@ class _Chain:
 
 
 @dataclass(slots=True, eq=False)
-class _Reading:
+class _ClaudeCodeReading:
     """One session while its records are read."""
 
     session: LoggedSession
@@ -83,9 +83,9 @@ class _Reading:
         uuid, parent = str(row.get("uuid") or ""), str(row.get("parentUuid") or "")
         before = chain.chat.tail
         if kind == "user":
-            self._take_user(chain, row, parent)
+            self._add_user(chain, row, parent)
         elif kind == "assistant":
-            self._take_assistant(chain, row)
+            self._add_assistant(chain, row)
         # The summary that replaces the context follows as a user's record.
         elif kind == "system" and row.get("subtype") == "compact_boundary":
             chain.chat.start_again()
@@ -114,7 +114,7 @@ class _Reading:
             self.session.chats.append(chat)
         return self.chains[key]
 
-    def _take_user(self, chain: _Chain, row: Mapping[str, Any], parent: str) -> None:
+    def _add_user(self, chain: _Chain, row: Mapping[str, Any], parent: str) -> None:
         time = seconds_of(row.get("timestamp"))
         message = _message(row)
         results = [block for block in _blocks(message) if block.get("type") == "tool_result"]
@@ -154,7 +154,7 @@ class _Reading:
             self.tally.remarks["times that a user went back to an earlier message"] += 1
             chat.go_back(target)
 
-    def _take_assistant(self, chain: _Chain, row: Mapping[str, Any]) -> None:
+    def _add_assistant(self, chain: _Chain, row: Mapping[str, Any]) -> None:
         message = _message(row)
         # Claude Code writes its own notices in the form of answers; the model did not say them.
         if row.get("isApiErrorMessage") or message.get("model") == "<synthetic>":
@@ -192,7 +192,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     groups = [(name, [source, *below.pop(name, ())]) for source, name in mains]
     # Sub-agents whose main file was not given become separate sessions.
     for identifier, files in [*groups, *below.items()]:
-        reading = _Reading(LoggedSession(identifier, {"source": "claude-code"}), tally)
+        reading = _ClaudeCodeReading(LoggedSession(identifier, {"source": "claude-code"}), tally)
         for source in files:
             for record in records_of(source, tally):
                 try:
@@ -203,7 +203,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
         yield reading.session
 
 
-def _take(reading: _Reading, record: Record, agent: str | None) -> None:
+def _take(reading: _ClaudeCodeReading, record: Record, agent: str | None) -> None:
     row = record.value
     if "type" not in row:
         raise DataError("not a record of Claude Code: it has no type")
@@ -238,7 +238,7 @@ def _agent_of(source: Source) -> str | None:
     return name.removeprefix("agent-") if name.startswith("agent-") else None
 
 
-def _name_agents(reading: _Reading) -> None:
+def _name_agents(reading: _ClaudeCodeReading) -> None:
     """Name the sub-agents by their types, and note which call started each."""
     runs = {
         str(run["agent_id"]): run

@@ -44,7 +44,7 @@ from orbiter.train.json_files.source import Source
 
 
 @dataclass(slots=True, eq=False)
-class _Reading:
+class _CodexReading:
     """One thread while its log is read."""
 
     chat: Chat
@@ -71,9 +71,9 @@ class _Reading:
         payload = row.get("payload")
         # The order matters: a payload has a type as well, but the line's type decides.
         if isinstance(payload, dict):
-            self._take_payload(str(kind), payload, time)
+            self._add_payload(str(kind), payload, time)
         elif kind in _ITEMS:
-            self._take_item(row, time)
+            self._add_item(row, time)
         # The first line of the logs of 2025.
         elif "id" in row and "timestamp" in row and "type" not in row:
             self._begin(row)
@@ -84,18 +84,18 @@ class _Reading:
         else:
             self.tally.unknown[str(kind)] += 1
 
-    def _take_payload(self, kind: str, payload: Mapping[str, Any], time: float | None) -> None:
+    def _add_payload(self, kind: str, payload: Mapping[str, Any], time: float | None) -> None:
         if kind == "session_meta":
             self._begin(payload)
         elif kind == "response_item":
-            self._take_item(payload, time)
+            self._add_item(payload, time)
         elif kind == "turn_context":
             given = {"model": payload.get("model"), "reasoning_effort": payload.get("effort")}
             self.context |= {name: value for name, value in given.items() if value}
         elif kind == "compacted":
             self._compact(payload, time)
         elif kind == "event_msg":
-            self._take_event(payload)
+            self._add_event(payload)
         elif kind in _NOT_CHAT:
             self.tally.known[kind] += 1
         else:
@@ -130,17 +130,17 @@ class _Reading:
         if isinstance(instructions, str) and instructions:
             self.chat.say({"role": "system", "content": instructions})
 
-    def _take_item(self, item: Mapping[str, Any], time: float | None) -> None:
+    def _add_item(self, item: Mapping[str, Any], time: float | None) -> None:
         kind = str(item.get("type"))
         if kind == "message":
-            self._take_message(item, time)
+            self._add_message(item, time)
         elif kind == "reasoning":
             # Held back until the answer that they led to appears.
             self.thoughts += thoughts_of(item)
         # After a result, further items are another response of the model.
         elif kind in {"function_call_output", "custom_tool_call_output"}:
             self.open = None
-            self._take_result(item, time)
+            self._add_result(item, time)
         elif (call := call_of(kind, item)) is not None:
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
             self._extend(message, time, str(call["id"]))
@@ -149,7 +149,7 @@ class _Reading:
         else:
             self.tally.unknown[f"response_item/{kind}"] += 1
 
-    def _take_message(self, item: Mapping[str, Any], time: float | None) -> None:
+    def _add_message(self, item: Mapping[str, Any], time: float | None) -> None:
         role = item.get("role")
         message: Message = with_plain_text(
             {"role": role, "content": [part_of(part) for part in list_in(item, "content")]}
@@ -204,7 +204,7 @@ class _Reading:
         self.open.node.message = merged
         self.chat.note_calls(self.open)
 
-    def _take_result(self, item: Mapping[str, Any], time: float | None) -> None:
+    def _add_result(self, item: Mapping[str, Any], time: float | None) -> None:
         output, run = output_of(item.get("output"))
         message = {
             "role": "tool",
@@ -215,7 +215,7 @@ class _Reading:
             message["is_error"] = True
         self.chat.result(message, time, run)
 
-    def _take_event(self, event: Mapping[str, Any]) -> None:
+    def _add_event(self, event: Mapping[str, Any]) -> None:
         kind = str(event.get("type"))
         if kind == "token_count":
             usage = as_object(as_object(event.get("info")).get("last_token_usage"))
@@ -285,10 +285,10 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
         yield from (_read(orphan, tally).session for orphan in orphans)
 
 
-def _read(source: Source, tally: Tally) -> _Reading:
+def _read(source: Source, tally: Tally) -> _CodexReading:
     chat = Chat()
     session = LoggedSession(Path(source.path).stem, {"source": "codex"}, [chat])
-    reading = _Reading(chat, session, tally)
+    reading = _CodexReading(chat, session, tally)
     for record in records_of(source, tally):
         try:
             reading.take(record.value)

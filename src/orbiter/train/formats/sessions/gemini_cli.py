@@ -147,14 +147,14 @@ def _take(chat: Chat, message: Mapping[str, Any], tally: Tally) -> None:
         content = _parts(message.get("content"))
         chat.say(with_plain_text({"role": "user", "content": content}), time)
     elif kind == "gemini":
-        _take_answer(chat, message, time)
+        _add_answer(chat, message, time)
     elif kind in {"info", "error", "warning"}:
         tally.known[str(kind)] += 1
     else:
         tally.unknown[str(kind)] += 1
 
 
-def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> None:
+def _add_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> None:
     calls = [as_object(call) for call in array_in(message, "toolCalls")]
     content = _parts(message.get("content"))
     answer = dict(with_plain_text({"role": "assistant", "content": content}))
@@ -178,10 +178,10 @@ def _take_answer(chat: Chat, message: Mapping[str, Any], time: float | None) -> 
     identifier = message.get("id")
     chat.answer(answer, time, facts, str(identifier) if identifier else None)
     for call in calls:
-        _take_result(chat, call)
+        _add_result(chat, call)
 
 
-def _take_result(chat: Chat, call: Mapping[str, Any]) -> None:
+def _add_result(chat: Chat, call: Mapping[str, Any]) -> None:
     # A failed or cancelled call has a status in place of a result.
     if call.get("result") is None and call.get("status") not in ("error", "cancelled"):
         return  # the session ended before the tool did

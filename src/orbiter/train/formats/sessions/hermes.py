@@ -42,11 +42,11 @@ def _take(session: LoggedSession, chat: Chat, value: Mapping[str, Any], tally: T
     if isinstance(messages := value.get("messages"), list):
         _begin(session, chat, value)
         for message in messages:
-            _take_message(session, chat, as_object(message), tally)
+            _add_message(session, chat, as_object(message), tally)
     elif value.get("role") == "session_meta":
         _begin(session, chat, value)
     elif isinstance(value.get("role"), str):
-        _take_message(session, chat, value, tally)
+        _add_message(session, chat, value, tally)
     elif "conversations" in value:
         raise DataError("a trajectory of Hermes, not a session log: its format is 'sharegpt'")
     else:
@@ -64,7 +64,7 @@ def _begin(session: LoggedSession, chat: Chat, about: Mapping[str, Any]) -> None
         chat.say({"role": "system", "content": prompt})
 
 
-def _take_message(
+def _add_message(
     session: LoggedSession, chat: Chat, given: Mapping[str, Any], tally: Tally
 ) -> None:
     role, time = kind_of(given, "role"), seconds_of(given.get("timestamp"))

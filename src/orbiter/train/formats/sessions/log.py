@@ -156,7 +156,7 @@ class LoggedSession:
     chats: list[Chat] = field(default_factory=list[Chat])
 
 
-class Step(NamedTuple):
+class AnswerStep(NamedTuple):
     """An answer and the chat that it is in."""
 
     chat: Chat
@@ -218,15 +218,15 @@ def with_plain_text(message: Message) -> Message:
     return {**message, "content": "\n".join(str(part["text"]) for part in content)}
 
 
-def _in_order(chats: Sequence[Chat]) -> list[Step]:
+def _in_order(chats: Sequence[Chat]) -> list[AnswerStep]:
     """Return the answers of all chats by their times; those of one chat stay in their order."""
-    keyed: list[tuple[float, int, int, Step]] = []
+    keyed: list[tuple[float, int, int, AnswerStep]] = []
     for number, chat in enumerate(chats):
         latest = 0.0
         for position, answer in enumerate(chat.answers):
             # An answer without a time, or with an earlier one, keeps its place in its chat.
             latest = max(latest, answer.node.time or 0.0)
-            keyed.append((latest, number, position, Step(chat, answer)))
+            keyed.append((latest, number, position, AnswerStep(chat, answer)))
     keyed.sort(key=lambda entry: entry[:3])
     return [entry[3] for entry in keyed]
 

@@ -177,17 +177,17 @@ def _take(
 ) -> None:
     time = seconds_of(as_object(message.get("time")).get("created"))
     if message.get("role") == "user":
-        _take_prompt(chat, parts, time, tally)
+        _add_prompt(chat, parts, time, tally)
     elif message.get("role") == "assistant":
         # The session only says that it is a sub-agent's; its messages name the agent.
         if chat.agent is not None and isinstance(agent := message.get("agent"), str):
             chat.agent = agent
-        _take_answer(chat, message, parts, calls, tally)
+        _add_answer(chat, message, parts, calls, tally)
     else:
         raise DataError(f"field 'role': expected user or assistant, got {message.get('role')!r}")
 
 
-def _take_prompt(chat: Chat, parts: Sequence[Row], time: float | None, tally: Tally) -> None:
+def _add_prompt(chat: Chat, parts: Sequence[Row], time: float | None, tally: Tally) -> None:
     content = [entry for part in parts if (entry := _content_of(part)) is not None]
     for part in parts:
         if (kind := kind_of(part)) not in _READ:
@@ -197,7 +197,7 @@ def _take_prompt(chat: Chat, parts: Sequence[Row], time: float | None, tally: Ta
         chat.say(with_plain_text({"role": "user", "content": content}), time)
 
 
-def _take_answer(
+def _add_answer(
     chat: Chat, message: Row, parts: Sequence[Row], calls: dict[str, str], tally: Tally
 ) -> None:
     """Append an answer for each step, with the results of its calls after it."""
@@ -229,7 +229,7 @@ def _take_answer(
             kept = [answered.node.message] if request is None else [request, answered.node.message]
             chat.start_again(kept, time)
         for part in results:
-            _take_result(chat, part, calls)
+            _add_result(chat, part, calls)
 
 
 def _steps(parts: Sequence[Row]) -> list[list[Row]]:
@@ -283,7 +283,7 @@ def _content_of(part: Row) -> Message | None:
     return None
 
 
-def _take_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
+def _add_result(chat: Chat, part: Row, calls: dict[str, str]) -> None:
     state = as_object(part.get("state"))
     times, status = as_object(state.get("time")), kind_of(state, "status")
     call_id = str(part.get("callID") or "")

@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 @dataclass(slots=True, eq=False)
-class _Reading:
+class _PiReading:
     """One session while its log is read."""
 
     session: LoggedSession
@@ -56,7 +56,7 @@ class _Reading:
         self._go_back(row)
         time = seconds_of(row.get("timestamp"))
         if kind == "message":
-            self._take_message(row, time)
+            self._add_message(row, time)
         elif kind == "compaction":
             self._compact(row, time)
         elif kind in {"branch_summary", "custom_message"}:
@@ -84,7 +84,7 @@ class _Reading:
         facts = {"cwd": row.get("cwd"), "forked_from": row.get("parentSession")}
         self.session.facts |= {name: value for name, value in facts.items() if value}
 
-    def _take_message(self, row: Row, time: float | None) -> None:
+    def _add_message(self, row: Row, time: float | None) -> None:
         message = row.get("message")
         if not isinstance(message, dict):
             raise DataError("an entry of type 'message' has no message")
@@ -105,13 +105,13 @@ class _Reading:
         elif role in {"user", "custom", "hookMessage", "branchSummary", "compactionSummary"}:
             self._say("user", message.get("content", message.get("summary")), time)
         elif role == "bashExecution":
-            self._take_command(message, time)
+            self._add_command(message, time)
         elif role == "system":
             self._say("system", message.get("content"), time)
         else:
             self.tally.unknown[f"message/{role}"] += 1
 
-    def _take_command(self, message: Row, time: float | None) -> None:
+    def _add_command(self, message: Row, time: float | None) -> None:
         """Process a command that the user ran, which the model sees as a user message."""
         if message.get("excludeFromContext"):
             self.tally.known["message/bashExecution (outside the context)"] += 1
@@ -142,7 +142,7 @@ def _sessions(sources: Sequence[Source], tally: Tally) -> Iterator[LoggedSession
     for source in sources:
         chat = Chat()
         session = LoggedSession(Path(source.path).stem, {"source": "pi"}, [chat])
-        reading = _Reading(session, chat, tally)
+        reading = _PiReading(session, chat, tally)
         for record in records_of(source, tally):
             try:
                 reading.take(record.value)

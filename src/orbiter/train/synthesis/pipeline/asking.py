@@ -49,7 +49,7 @@ Validator: TypeAlias = Callable[[TrajectoryItem], bool | Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class FirstStepCall:
     """One call of the first step, and the later steps' processing of its answer."""
 
     number: int
@@ -93,7 +93,7 @@ class Desk:
         most = self.config.max_cost
         return bool(self.spent_budget) or (most is not None and self.cost >= most)
 
-    async def answer(self, batch: Batch) -> Answered | None:
+    async def answer(self, batch: FirstStepCall) -> Answered | None:
         """Return the answer to `batch`, the journal's or a new one; None if the budget is spent.
 
         Raises:
@@ -106,7 +106,7 @@ class Desk:
             self.spent_budget = str(error)
             return None
 
-    async def _answer(self, batch: Batch) -> Answered | None:
+    async def _answer(self, batch: FirstStepCall) -> Answered | None:
         made = await self._made(batch)
         if made is None:
             return None
@@ -121,7 +121,7 @@ class Desk:
         )
         return Answered(made, judged)
 
-    async def _made(self, batch: Batch) -> Made | None:
+    async def _made(self, batch: FirstStepCall) -> Made | None:
         """Return the candidates of a batch; those that failed in an earlier process are retried."""
         kept = self.journal.made(batch.number)
         failed = {} if kept is None else kept.failed()
@@ -134,13 +134,13 @@ class Desk:
             return await self._make(batch, kept, failed)
 
     async def _make(
-        self, batch: Batch, kept: Made | None, failed: Mapping[int, RefusedCandidate]
+        self, batch: FirstStepCall, kept: Made | None, failed: Mapping[int, RefusedCandidate]
     ) -> Made | None:
         """Ask for a batch, or again for the `failed` places of a `kept` one, and write it down.
 
         Returns None if the budget was spent before anything was asked.
         """
-        outcome = _Outcome(self)
+        outcome = _PassOutcome(self)
         failure = None
         try:
             await self._chain(batch, failed, outcome)
@@ -164,7 +164,7 @@ class Desk:
         return made
 
     async def _chain(
-        self, batch: Batch, failed: Mapping[int, RefusedCandidate], outcome: _Outcome
+        self, batch: FirstStepCall, failed: Mapping[int, RefusedCandidate], outcome: _PassOutcome
     ) -> None:
         """Call the steps in order; earlier failures enter again at the step that failed."""
         items: list[TrajectoryItem] = []
@@ -239,7 +239,7 @@ class Desk:
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _PassOutcome:
     """The output and the cost of one pass through the steps so far."""
 
     desk: Desk

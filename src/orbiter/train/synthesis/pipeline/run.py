@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from orbiter.train.errors import DataError
 from orbiter.train.synthesis.journal import BatchPlan
-from orbiter.train.synthesis.pipeline.asking import Answered, Batch, Desk
+from orbiter.train.synthesis.pipeline.asking import Answered, Desk, FirstStepCall
 from orbiter.train.synthesis.pipeline.repetition import Repetitions
 from orbiter.train.synthesis.pipeline.result import (
     Rejection,
@@ -149,7 +149,7 @@ class PipelineRun:
                 if open_count <= 0 or self._only_failures:
                     break
                 plan = self._next_plan(open_count)
-                batch = Batch(self._batches, plan.asked, plan.offset, self.rounds, accepted)
+                batch = FirstStepCall(self._batches, plan.asked, plan.offset, self.rounds, accepted)
                 self._tasks.append(asyncio.create_task(self.desk.answer(batch)))
                 self._batches += 1
                 self._asked = plan.offset + plan.asked

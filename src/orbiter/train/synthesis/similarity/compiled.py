@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from orbiter.train.synthesis.similarity import hashing, probing
 from orbiter.train.synthesis.similarity.kernels import Int64s, Sets, Uint64s
 from orbiter.train.synthesis.similarity.measure import Match, Measure, normalise
-from orbiter.train.synthesis.similarity.probing import ONCE, Join, Limits, Postings
+from orbiter.train.synthesis.similarity.probing import ONCE, Join, Postings, ThresholdTables
 
 CHUNK_CHARACTERS = 1 << 18
 """Characters laid out as bytes at a time; few enough to stay in the processor's cache."""
@@ -74,14 +74,14 @@ def _encode(text: str) -> bytes:
     return " ".join(normalise(text).split()).encode("utf-8", "surrogatepass")
 
 
-def limits(measure: Measure, largest: int) -> Limits:
+def limits(measure: Measure, largest: int) -> ThresholdTables:
     """Tabulate the threshold for sets of up to `largest` tokens."""
     # As Python integers, so that the products cannot overflow.
     sizes = np.arange(2 * largest + 1).astype(object)
     numerator, denominator = measure.ratio
     partner = -(-numerator * sizes[: largest + 1] // denominator)
     shared = -(-numerator * sizes // (numerator + denominator))
-    return Limits(partner.astype(np.int64), shared.astype(np.int64))
+    return ThresholdTables(partner.astype(np.int64), shared.astype(np.int64))
 
 
 def candidates(texts: Sequence[str], measure: Measure, salt: int = 0) -> Candidates:
@@ -106,7 +106,7 @@ def candidates(texts: Sequence[str], measure: Measure, salt: int = 0) -> Candida
     return Candidates(sets, np.concatenate(members))
 
 
-def _matchable(chunks: Sequence[Hashed], limit: Limits) -> list[Int64s]:
+def _matchable(chunks: Sequence[Hashed], limit: ThresholdTables) -> list[Int64s]:
     bits = _bits(sum(len(chunk.tokens) for chunk in chunks))
     shift = np.uint64(64 - bits)
     # Two bits for each slot, four slots in a byte.

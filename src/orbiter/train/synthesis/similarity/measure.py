@@ -87,7 +87,7 @@ class Measure:
     @property
     def ratio(self) -> tuple[int, int]:
         """Return numerator and denominator of the threshold as it is written in decimal."""
-        return _as_written(self.threshold)
+        return _decimal_ratio(self.threshold)
 
     def shingles(self, text: str) -> frozenset[Shingle]:
         """Return the set of shingles of `text`."""
@@ -116,6 +116,6 @@ class Measure:
 
 
 @lru_cache
-def _as_written(number: float | Fraction) -> tuple[int, int]:
+def _decimal_ratio(number: float | Fraction) -> tuple[int, int]:
     # By its decimal text: Fraction(0.9) would be the binary number nearest to 0.9.
     return Fraction(str(number)).as_integer_ratio()

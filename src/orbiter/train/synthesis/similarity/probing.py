@@ -31,7 +31,7 @@ from orbiter.train.synthesis.similarity.kernels import (
 _U = np.uint64
 
 
-class Limits(NamedTuple):
+class ThresholdTables(NamedTuple):
     """A similarity threshold as two tables, so that the loops never divide."""
 
     partner: Int64s
@@ -61,7 +61,7 @@ class Join(NamedTuple):
     """The data that a probe needs."""
 
     sets: Sets
-    limits: Limits
+    limits: ThresholdTables
     postings: Postings
     seen: Int32s
     """For each set, the last one compared with it, so that no pair is compared twice."""
@@ -73,7 +73,7 @@ ONCE = 1
 NEVER = -1
 
 
-class Found(NamedTuple):
+class BestMatch(NamedTuple):
     """The best match so far."""
 
     owner: int
@@ -145,9 +145,9 @@ def connect(join: Join, parent: Int64s) -> Int64s:
 
 
 @inlined
-def _closest(join: Join, number: int) -> Found:
+def _closest(join: Join, number: int) -> BestMatch:
     """Return the indexed set most similar to one set."""
-    best = Found(signed(-1), signed(0), signed(1))
+    best = BestMatch(signed(-1), signed(0), signed(1))
     short = _short_prefix(join, number)
     for index in range(_prefix(join, number)):
         token = _token(join, number, index)
@@ -161,7 +161,7 @@ def _closest(join: Join, number: int) -> Found:
 
 
 @inlined
-def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
+def _walk(join: Join, visit: tuple[int, int, int], best: BestMatch) -> BestMatch:
     """Follow one chain and return the best match, closest first and then earliest."""
     number, index, entry = visit
     while entry != -1:
@@ -174,7 +174,7 @@ def _walk(join: Join, visit: tuple[int, int, int], best: Found) -> Found:
             # shared / union compared by cross multiplication: no division, no rounding.
             gain = shared * best.union - best.shared * union
             if shared > 0 and (gain > 0 or (gain == 0 and other < best.owner)):
-                best = Found(other, shared, union)
+                best = BestMatch(other, shared, union)
         entry = join.postings.next[entry]
     return best
 

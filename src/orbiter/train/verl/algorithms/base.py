@@ -177,6 +177,7 @@ class RewardConfig(EngineConfig):
     @property
     def updates_per_step(self) -> int:
         """Number of optimiser updates in a full step."""
+        # 0 means one minibatch with all samples of the step.
         size = self.minibatch_size or self.samples_per_step
         return self.ppo_epochs * math.ceil(self.samples_per_step / size)
 
@@ -262,6 +263,8 @@ class Algorithm(ABC, Generic[C_contra]):
                 f"with each other, so it needs at least {self.least_group} (4 to 16 are usual); "
                 "PPO works with 1"
             )
+        # d/dtheta E[log pi - log ref] sampled from pi is E[grad log pi] = 0 (Schulman 2020,
+        # "Approximating KL divergence"). As a penalty on the reward, as with PPO, k1 is right.
         if config.kl_estimator == "k1" and not self.value_head:
             raise ConfigError(
                 f"kl_estimator='k1' cannot be {self.title}'s loss term: its gradient is zero on "

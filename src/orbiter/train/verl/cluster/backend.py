@@ -24,7 +24,7 @@ from orbiter.train.verl.reward import RewardSpec
 
 if TYPE_CHECKING:
     from orbiter.train.engine.policy import Policy
-    from orbiter.train.verl.cluster.plan import Plan
+    from orbiter.train.verl.cluster.plan import ClusterPlan
     from orbiter.train.verl.cluster.run import ClusterRun
 
 
@@ -44,7 +44,7 @@ class ClusterBackend(Backend):
         self._scratch: TemporaryDirectory[str] | None = None
 
     @override
-    async def plan(self) -> Plan:
+    async def plan(self) -> ClusterPlan:
         # A plan writes nothing, so a folder that is not known yet can be a placeholder in its
         # paths.
         return (await self._prepare(Path(self.config.output_dir or "<output_dir>"))).plan

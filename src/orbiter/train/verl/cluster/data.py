@@ -144,7 +144,7 @@ def describe_model(name: str, files: ModelFiles, folder: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prompts:
+class FittingPrompts:
     """The tasks whose prompts fit into the context."""
 
     items: list[TrajectoryItem]
@@ -159,7 +159,7 @@ class Prompts:
 
 def make_prompts(
     config: VeRLConfig, files: ModelFiles, dataset: object, held_out: object, system: str | None
-) -> Prompts:
+) -> FittingPrompts:
     """Select the tasks for verl by the length of their prompts as verl renders them.
 
     Raises:
@@ -180,14 +180,14 @@ def make_prompts(
 
     items, longest = fitting(dataset)
     evaluated, longest_evaluated = ([], 0) if held_out is None else fitting(held_out)
-    return Prompts(
+    return FittingPrompts(
         items=items, held_out=evaluated, longest=max(longest, longest_evaluated), system=system
     )
 
 
 def make_agent_tasks(
     config: VeRLConfig, files: ModelFiles, dataset: object, held_out: object
-) -> Prompts:
+) -> FittingPrompts:
     """Return the tasks of an agent; how long its prompts are shows only when it runs.
 
     Raises:
@@ -203,7 +203,7 @@ def make_agent_tasks(
             f"episode of {config.model} may have {context} tokens; lower it, or raise "
             "max_episode_tokens"
         )
-    return Prompts(
+    return FittingPrompts(
         items=tasks.items,
         held_out=[] if evaluated is None else evaluated.items,
         # The longest prompt that an episode could have, since the real ones are not known.
@@ -240,7 +240,7 @@ class Inputs(NamedTuple):
     """The inputs of a job."""
 
     model: ModelFiles
-    prompts: Prompts
+    prompts: FittingPrompts
     rewards: Sequence[Shipped]
     agent: ShippedAgent | None
     plan: str

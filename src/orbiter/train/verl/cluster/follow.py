@@ -39,7 +39,7 @@ OWN = "verl/"
 """Prefix of a metric that keeps verl's name."""
 
 
-class Step(NamedTuple):
+class MetricsLine(NamedTuple):
     """One line of verl's metrics file."""
 
     number: int
@@ -53,7 +53,7 @@ class Tail:
         """Begin at the start of the file, which need not exist yet."""
         self.path, self._at = path, 0
 
-    def new(self) -> Iterator[Step]:
+    def new(self) -> Iterator[MetricsLine]:
         """Yield the lines that were appended since the last call."""
         try:
             with self.path.open("rb") as file:
@@ -66,10 +66,10 @@ class Tail:
         self._at += len(whole)
         for line in whole.splitlines():
             record = json.loads(line)
-            yield Step(int(record["step"]), record["data"])
+            yield MetricsLine(int(record["step"]), record["data"])
 
 
-def steps_of(files: Iterable[Path]) -> list[Step]:
+def steps_of(files: Iterable[Path]) -> list[MetricsLine]:
     """Read verl's metrics of several starts, the earliest first, in the order of the steps."""
     # A start that continued from a checkpoint repeated the steps after it: its lines count.
     steps = {step.number: step for file in files for step in Tail(file).new()}
@@ -119,7 +119,7 @@ class StepRow(NamedTuple):
     clock: dict[str, float]
 
 
-def as_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> StepRow:
+def step_row(data: Mapping[str, object], algorithm: VeRLAlgorithm) -> StepRow:
     """Return a line of verl's metrics under our names; values that are not numbers are dropped."""
     kl = ALGORITHMS[algorithm].verl_kl
     numbers = {k: float(v) for k, v in data.items() if isinstance(v, int | float)}

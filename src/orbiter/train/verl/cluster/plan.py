@@ -39,7 +39,7 @@ POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ClusterPlan:
     """The plan of a run on verl; print it for a readable summary."""
 
     overrides: Mapping[str, object]
@@ -89,7 +89,7 @@ async def make_plan(
     *,
     agent: ShippedAgent | None = None,
     described: str,
-) -> Plan:
+) -> ClusterPlan:
     """Make the plan of a run, and let verl compose and validate it.
 
     `described` is the model that verl reads during the check: a folder that may lack the weights.
@@ -119,7 +119,7 @@ async def make_plan(
     if refusals:
         raise ConfigError("this run cannot work on verl: " + "; ".join(refusals))
     command = [interpreter(config), "-m", ENTRY_POINT, *as_arguments(overrides)]
-    return Plan(
+    return ClusterPlan(
         overrides=overrides,
         composed={k: layout.model if v == described else v for k, v in answer["composed"].items()},
         files=_files(config, layout, rewards, agent),

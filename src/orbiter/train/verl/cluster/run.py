@@ -39,20 +39,20 @@ from orbiter.train.verl.cluster.data import (
 )
 from orbiter.train.verl.cluster.follow import (
     OWN,
-    Step,
+    MetricsLine,
     StepRow,
     Tail,
-    as_row,
     episode_evaluation,
     episode_groups,
     first_fault,
     groups_of,
+    step_row,
     steps_of,
 )
 from orbiter.train.verl.cluster.inside.shipment import FAULTS
 from orbiter.train.verl.cluster.layout import Layout
 from orbiter.train.verl.cluster.merge import last_checkpoint, merge, merge_last
-from orbiter.train.verl.cluster.plan import Plan, interpreter, make_plan, named_variables
+from orbiter.train.verl.cluster.plan import ClusterPlan, interpreter, make_plan, named_variables
 from orbiter.train.verl.cluster.process import Child, last_lines
 from orbiter.train.verl.cluster.rewards import Shipped, ship
 from orbiter.train.verl.config import VeRLConfig
@@ -75,7 +75,7 @@ class ClusterRun:
 
     config: VeRLConfig
     layout: Layout
-    plan: Plan
+    plan: ClusterPlan
     inputs: Inputs
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     """The metrics of every finished step."""
@@ -154,6 +154,7 @@ class ClusterRun:
             )
         request = {
             "address": self.config.ray_address,
+            # Chosen here, so that the job can be stopped even if its submission was interrupted.
             "submission_id": f"orbiter-{uuid.uuid4().hex[:12]}",
             # "python" on the cluster is another interpreter than the one here.
             "command": shlex.join(["python", *command[1:]]),
@@ -171,9 +172,10 @@ class ClusterRun:
         """Record each step when it ends, until the job ends or a time limit passes."""
         tail, until = Tail(self.layout.metrics_file), monotonic() + self._patience
         while True:
+            # Before the files are read: what the job wrote at its very end is then seen too.
             ended = await job.wait(LOOKING_SECONDS)
             for step in tail.new():
-                self._take(step, run_log, progress)
+                self._record_step(step, run_log, progress)
                 await self._keep_best()
                 # Every finished step restarts the time limit.
                 until = monotonic() + self._patience
@@ -220,16 +222,16 @@ class ClusterRun:
         sampled = {int(str(group["step"])) for group in read_run(self.folder).samples}
         self._note_samples(run_log, sorted(known - sampled))
 
-    def _log(self, step: Step, run_log: RunLog) -> StepRow:
+    def _log(self, step: MetricsLine, run_log: RunLog) -> StepRow:
         """Write one step to the run's folder and the history."""
-        row = as_row(step.data, self.config.algorithm)
+        row = step_row(step.data, self.config.algorithm)
         row.metrics.update(episode_evaluation(self.layout.samples, step.number))
         run_log.write(step.number, row.metrics)
         run_log.time(step.number, row.clock)
         self.history.append({"step": step.number, **row.metrics, **row.clock})
         return row
 
-    def _take(self, step: Step, run_log: RunLog, progress: Progress) -> None:
+    def _record_step(self, step: MetricsLine, run_log: RunLog, progress: Progress) -> None:
         """Log a step that ended now, show it, and stop a run that cannot learn."""
         row = self._log(step, run_log)
         self._note_samples(run_log, self._unsampled(step.number))
@@ -265,6 +267,7 @@ class ClusterRun:
             TrainingError: for `max_flat_steps` steps all samples of a prompt got the same reward.
         """
         flat = ALGORITHMS[self.config.algorithm].is_flat(metrics)
+        # verl's own metrics count rows, of which an episode may have several.
         if self.layout.agent:
             flat = metrics.get("flat_groups") == 1
         self.flat_steps = self.flat_steps + 1 if flat else 0
@@ -347,6 +350,7 @@ def start_of(config: VeRLConfig, folder: Path) -> int:
     Raises:
         StorageError: the folder already holds a run, and `resume` is off.
     """
+    # verl's checkpoints, not our metrics: a step whose weights were not saved is done again.
     begun = last_checkpoint(folder / FOLDER / "checkpoints")
     if not config.resume and (begun or (folder / "metrics.jsonl").exists()):
         raise StorageError(

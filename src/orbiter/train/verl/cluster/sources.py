@@ -1,11 +1,11 @@
 """Write a user's functions so that verl's workers can load them: by import path, else as source.
 
 A function of an importable module is imported by the workers. An object that can write a module
-which makes it anew (`as_source`), such as a RewardModel, is sent as that module. A function from a
-script or a notebook is sent as plain source, with the imports, constants and functions that it
-uses. The resulting file in the run's folder is readable and also runs under another Python version;
-a pickled function, which Ray could send, would be neither. Objects without separate source (a
-lambda, a partial) are refused before anything starts.
+which makes it anew (`module_source`), such as a RewardModel, is sent as that module. A function
+from a script or a notebook is sent as plain source, with the imports, constants and functions that
+it uses. The resulting file in the run's folder is readable and also runs under another Python
+version; a pickled function, which Ray could send, would be neither. Objects without separate source
+(a lambda, a partial) are refused before anything starts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Code:
 class Remakeable(Protocol):
     """An object that another process can make anew."""
 
-    def as_source(self) -> str:
+    def module_source(self) -> str:
         """Return a module that makes it under the name `reward`; ConfigError if it cannot."""
 
 
@@ -68,7 +68,7 @@ def code_of(fn: Any, what: str, stem: str) -> Code:  # noqa: ANN401 - anything a
     """
     if isinstance(fn, Remakeable) and not isinstance(fn, type):
         try:
-            source = fn.as_source()
+            source = fn.module_source()
         except ConfigError as error:
             raise ConfigError(f"{what} cannot be sent to verl: {error}") from error
         head = f'"""The {what}, as it was sent to verl."""\n\n'

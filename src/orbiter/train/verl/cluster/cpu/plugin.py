@@ -40,6 +40,7 @@ class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
 
     @override
     def device_count(self) -> int:
+        # One logical device for each process: verl starts a process for each GPU.
         return 1
 
     @override
@@ -72,10 +73,12 @@ class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
 
     @override
     def communication_backend_name(self) -> str:
+        # NCCL needs GPUs; gloo is torch's backend for processors.
         return "gloo"
 
     @override
     def visible_devices_envvar(self) -> str:
+        # Ray sets the variable in every worker; without a GPU it has no effect.
         return "CUDA_VISIBLE_DEVICES"
 
     @override
@@ -93,6 +96,7 @@ class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
 
     @override
     def ray_resource_name(self) -> str:
+        # Ray is started with this many logical GPUs, so verl's placement is that of a real cluster.
         return "GPU"
 
     @override
@@ -101,6 +105,7 @@ class CPUPlatform(PlatformBase):  # type: ignore[misc] # verl is untyped here
 
     @override
     def is_ipc_supported(self) -> bool:
+        # Without shared GPU memory, verl passes weights to the rollout by copying them.
         return False
 
     @override

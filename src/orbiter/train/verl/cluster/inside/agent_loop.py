@@ -46,7 +46,7 @@ from orbiter.train.verl.play import (
     rate,
     together,
 )
-from orbiter.train.verl.reward import Scores
+from orbiter.train.verl.reward import SampleScores
 from orbiter.train.verl.samples import episode_output
 
 EPISODE = "orbiter_episode"
@@ -207,7 +207,7 @@ class AgentWorker:
         return self._outputs(episode, scores, live.versions)
 
     def _outputs(
-        self, episode: Episode, scores: Scores, versions: Sequence[int]
+        self, episode: Episode, scores: SampleScores, versions: Sequence[int]
     ) -> list[AgentLoopOutput]:
         """Return the rows of an episode, all with the same fields."""
         trained = with_truncation(scores, [episode], self.config.on_truncation).total[0]

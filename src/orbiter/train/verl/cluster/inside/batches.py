@@ -67,7 +67,7 @@ class Sifted(NamedTuple):
 def sift(rows: Sequence[EpisodeRow], config: VeRLConfig, *, validates: bool = False) -> Sifted:
     """Sort out a step's rows; a validation counts every episode, without `on_truncation`."""
     if validates:
-        rows = [EpisodeRow(row.key, _as_scored(row.facts)) for row in rows]
+        rows = [EpisodeRow(row.key, _facts_with_reward(row.facts)) for row in rows]
     # One row of each is enough: the facts are the same in all of them.
     episodes = {row.session: row for row in rows}
     trained = {name: row for name, row in episodes.items() if row.facts["trained"]}
@@ -88,7 +88,7 @@ def sift(rows: Sequence[EpisodeRow], config: VeRLConfig, *, validates: bool = Fa
     )
 
 
-def _as_scored(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _facts_with_reward(facts: Mapping[str, Any]) -> dict[str, Any]:
     score = facts["score"]
     return {**facts, "reward": score, "trained": score is not None}
 

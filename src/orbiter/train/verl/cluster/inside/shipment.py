@@ -59,6 +59,7 @@ def load_agent(folder: Path, described: Mapping[str, Any]) -> object:
     Raises:
         CallbackError: its code or a package that it imports is not available in this process.
     """
+    # All of them at once, before the import of the first one fails with a less useful message.
     missing = [name for name in described["packages"] if not _has(name)]
     if missing:
         raise CallbackError(
@@ -86,6 +87,7 @@ def load_rewards(folder: Path, agent: object) -> list[RewardSpec]:
     """Make the rewards from their list, with the one that an environment gives itself."""
     listed = json.loads((folder / REWARDS).read_text(encoding="utf-8"))["rewards"]
     specs = [spec_of(folder, each) for each in listed]
+    # The environment's own reward closes over the agent, so it is made here and not sent.
     return [*specs, *reward_of(agent, specs)] if isinstance(agent, EnvironmentAgent) else specs
 
 
@@ -112,6 +114,7 @@ def load_object(folder: Path, code: Mapping[str, Any], what: str) -> Any:
             target = _module_at(folder / code["file"])
         else:
             target = importlib.import_module(where)
+        # Dotted for a method of an object or of a class.
         for name in code["function"].split("."):
             target = getattr(target, name)
     except Exception as error:  # a module of the user may raise anything

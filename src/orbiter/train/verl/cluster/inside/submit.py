@@ -21,6 +21,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 ENDED = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 STOPPING_SECONDS = 20
 """Time that a job has to stop."""
+AGENT_SECONDS = 60
+"""Time that a cluster has to start its job agent, which may be later than its job server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +40,7 @@ class JobRequest:
 async def submit(request: JobRequest) -> int:
     """Run the job to its end; return 0 if it succeeded, else 1."""
     client = JobSubmissionClient(request.address)
-    client.submit_job(
-        entrypoint=request.command,
-        submission_id=request.submission_id,
-        runtime_env={"env_vars": request.environment},
-    )
+    await _start(client, request)
     loop, log = asyncio.get_running_loop(), asyncio.create_task(_print_log(client, request))
     for number in (signal.SIGTERM, signal.SIGINT):
         # Ends the waiting for the log; the job itself is stopped below.
@@ -54,6 +52,30 @@ async def submit(request: JobRequest) -> int:
     except asyncio.CancelledError:
         client.stop_job(request.submission_id)
     return 0 if await _end(client, request) == JobStatus.SUCCEEDED else 1
+
+
+async def _start(client: JobSubmissionClient, request: JobRequest) -> None:
+    """Submit the job, again if the cluster has no job agent yet."""
+    until = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=request.command,
+                submission_id=request.submission_id,
+                runtime_env={"env_vars": request.environment},
+            )
+        except RuntimeError as error:  # Ray has no class for it
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > until:
+                raise RuntimeError(
+                    f"The cluster at {request.address} had no job agent within {AGENT_SECONDS} s "
+                    f"({error}). If two Rays run on its head node, start each with another "
+                    "`ray start --dashboard-agent-listen-port`."
+                ) from error
+            await asyncio.sleep(0.5)
+        else:
+            return
 
 
 def _unless_ended(log: asyncio.Task[None]) -> None:
