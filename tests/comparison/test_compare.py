@@ -277,9 +277,10 @@ def test_a_damaged_model_is_found_before_the_other_one_works(tmp_path: Path) -> 
 
 async def test_a_reward_model_is_found_before_the_other_one_works(tmp_path: Path) -> None:
     old, folder = Scripted("old", always), await saved_reward_model(tmp_path / "liked")
-    for models in ((old, folder), (folder, old)):
+    models: list[tuple[object, object]] = [(old, folder), (folder, old)]
+    for a, b in models:
         with pytest.raises(StorageError, match="holds a reward model, which scores answers"):
-            await compare(*models, items_of(60), REWARDS)
+            await compare(a, b, items_of(60), REWARDS)
     assert len(old.asked) <= 1
 
 
