@@ -1,13 +1,16 @@
 """Child processes that end with their test, also when it fails or is interrupted.
 
 Each child leads a session. When the block or the call ends, what is left of the session is killed,
-so that nothing that a child has started outlives the test either.
+so that nothing that a child has started outlives the test either. A test process that is killed,
+as pytest-xdist does with its workers on Ctrl-C, has no time for that: then Linux sends its
+children SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +19,8 @@ from typing import IO
 
 TIMEOUT_SECONDS = 240.0
 """Below the time limit of a test, so that the message names the child."""
+SETPRIV = shutil.which("setpriv")  # of util-linux: it sets the signal and becomes the command
+ENDING_WITH_ITS_PARENT = [SETPRIV, "--pdeathsig", "TERM", "--"] if SETPRIV else []
 
 
 @contextlib.contextmanager
@@ -75,7 +80,7 @@ def _session(
     text: bool,
 ) -> Iterator[subprocess.Popen]:  # type: ignore[type-arg]  # of str or bytes, as the caller says
     with subprocess.Popen(
-        command,
+        [*ENDING_WITH_ITS_PARENT, *command],
         env=None if env is None else dict(env),
         cwd=cwd,
         stdin=stdin,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.children import run_child, started_child
+from tests.children import SETPRIV, run_child, started_child
 
 FORKS = """
 import os, sys, time
@@ -55,4 +55,23 @@ def test_a_child_and_its_children_end_with_a_block_that_fails(
     note = tmp_path / "pid"
     with pytest.raises(error):
         fail_in_the_block([sys.executable, "-c", FORKS, str(note)], note, error)
+    await_end(int(note.read_text()))
+
+
+@pytest.mark.skipif(SETPRIV is None, reason="setpriv is of Linux")
+def test_a_child_ends_with_a_test_process_that_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    tests_own = f"""
+import os, signal, sys, time
+from pathlib import Path
+from tests.children import started_child
+note = Path({str(note)!r})
+waiting = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+with started_child([sys.executable, "-c", waiting, str(note)]):
+    while not note.exists() or not note.read_text():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with started_child([sys.executable, "-c", tests_own], cwd=Path(__file__).parents[1]) as killed:
+        assert killed.wait(60) == -9
     await_end(int(note.read_text()))

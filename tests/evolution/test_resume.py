@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,6 +174,49 @@ async def test_a_list_that_a_held_out_function_refers_to_is_data_too(tmp_path: P
         calls.append([])
         holdout = holdout_with(items, calls[-1])
         await EvolutionPipeline(config, OneMax(), holdout=holdout).run(population(4))
+    assert [len(made) for made in calls] == [1, 0, 1]
+
+
+class Unreadable:
+    """Data whose attributes cannot be read."""
+
+    @property
+    def fingerprint(self) -> str:
+        raise RuntimeError("no connection")
+
+
+@pytest.mark.parametrize("data", [deque([1]), bytearray(b"1"), Unreadable()])
+async def test_data_that_cannot_be_compared_are_scored_anew(tmp_path: Path, data: object) -> None:
+    calls: list[Bits] = []
+
+    def holdout(candidate: Bits) -> float:
+        assert data is not None
+        calls.append(candidate)
+        return 0.5
+
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    for _ in range(2):
+        calls.clear()
+        result = await EvolutionPipeline(config, OneMax(), holdout=holdout).run(population(4))
+        assert (result.holdout_score, len(calls)) == (0.5, 1)
+
+
+async def test_a_range_that_a_held_out_function_refers_to_is_its_numbers(tmp_path: Path) -> None:
+    def holdout_over(numbers: range, calls: list[int]) -> Callable[[Bits], float]:
+        def holdout(_: Bits) -> float:
+            calls.append(1)
+            return float(len(numbers))
+
+        return holdout
+
+    config = EvolutionConfig(epochs=1, population_size=4, run_dir=tmp_path)
+    scores: list[float | None] = []
+    calls: list[list[int]] = []
+    for numbers in (range(3), range(3), range(4)):
+        calls.append([])
+        pipeline = EvolutionPipeline(config, OneMax(), holdout=holdout_over(numbers, calls[-1]))
+        scores.append((await pipeline.run(population(4))).holdout_score)
+    assert scores == [3.0, 3.0, 4.0]
     assert [len(made) for made in calls] == [1, 0, 1]
 
 

@@ -16,6 +16,7 @@ import hashlib
 import sys
 import sysconfig
 import types
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def digest_with_data(function: object) -> str:
 
     In contrast to `settings_text`, the containers, whole numbers and flags that a function refers
     to count, and so does the state of objects. So changed data always give another digest, but a
-    log that the function keeps does too: take the digest before the first call.
+    log that the function keeps does too: take the digest before the first call. With data of a
+    library that cannot be described, such as a tensor, each digest is another one.
     """
     return digest(_Description(with_data=True).of(function))
 
@@ -131,7 +133,7 @@ class _Description:
 
     def of(self, value: Any) -> object:  # noqa: ANN401, PLR0911, PLR0912 - one line a type
         """Return a description made of tuples and texts."""
-        if value is None or isinstance(value, bool | int | float | str | bytes | complex):
+        if value is None or isinstance(value, bool | int | float | str | bytes | complex | range):
             return repr(value)
         if isinstance(value, Path):
             return str(value)
@@ -188,8 +190,13 @@ class _Description:
         if written is not None:
             return written
         held = {n: self.of(v) for n, v in _attributes(value).items() if n not in state}
-        # A library's object is its class alone: a lock or an HTTP client has no lasting content.
-        return (self.of_class(kind), *held.items()) if _describable(kind) else kind.__qualname__
+        if _describable(kind):
+            return (self.of_class(kind), *held.items())
+        if self._with_data and hasattr(kind, "__len__"):
+            # Data of a library, such as a tensor or a table: what cannot be compared has changed.
+            return (kind.__qualname__, uuid.uuid4().hex)
+        # Another object of a library is its class: a lock or an HTTP client has no lasting content.
+        return kind.__qualname__
 
     def _state(self, kind: type) -> frozenset[str]:
         """Return the attributes of a class that do not count."""

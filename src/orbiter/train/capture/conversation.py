@@ -83,7 +83,7 @@ class Conversations:
 
     def __init__(self) -> None:
         self._latest: list[tuple[Written, RequestHistory]] = []
-        self._said = Reply()
+        self._last_reply = Reply()
         """The latest reply, which the next request usually repeats."""
         self._answered: dict[str, RequestHistory] = {}
         """Conversations that the server keeps, by the response or conversation id."""
@@ -128,7 +128,7 @@ class Conversations:
         if asked.kept_by_server:
             talk = _continued(before, messages, redacted=redacted)
         else:
-            _share(messages, self._said)
+            _share(messages, self._last_reply)
             talk = before.with_more(messages, redacted=redacted)
             # The beginning of this conversation was not captured, so later ones must not continue
             # it here.
@@ -145,7 +145,7 @@ class Conversations:
 
     def answered(self, asked: DecodedRequest, talk: RequestHistory, reply: Reply) -> None:
         """Remember an answer, and also its conversation if the server keeps one."""
-        self._said = reply
+        self._last_reply = reply
         if asked.written.wire is not RESPONSES:
             return
         names = [reply.response_id]

@@ -68,7 +68,7 @@ def synth(
     result, error = asyncio.run(_synthesise(settings, out))
     # Also after an error: what was accepted so far is good.
     written = write_items(result.items, out) if result.items else 0
-    _tell(result, out, output)
+    _print_result(result, out, output)
     if error is not None:
         output.say(f"every answer so far is kept. Continue with: {again}")
         if isinstance(error, CallbackError):
@@ -161,7 +161,7 @@ def _steps(settings: Settings, model: ChatModel | None) -> list[DataSynthesiser]
     return steps
 
 
-def _tell(result: SynthesisResult, out: Path, output: Output) -> None:
+def _print_result(result: SynthesisResult, out: Path, output: Output) -> None:
     rejected = ", ".join(f"{count} {reason}" for reason, count in result.rejected.items())
     where = f"in {out}" if result.items else f"(nothing is written to {out})"
     output.say(

@@ -381,7 +381,7 @@ def _finish(job: Job, result: dict[str, Any], asked: CommandOptions, output: Out
 
     folder = job.folder
     write_result(folder, result)
-    _tell(result, output)
+    _print_result(result, output)
     output.say(f"model     {result['model']}")
     with working(f"drawing {folder}"):
         page = write_report(folder)
@@ -411,7 +411,7 @@ def _next_step(job: Job, model: str) -> str:
     return f"try it    {command(*words)}"
 
 
-def _tell(result: dict[str, Any], output: Output) -> None:
+def _print_result(result: dict[str, Any], output: Output) -> None:
     """Print how good the model was before and after, on held-out items if there are any."""
     steps, planned = result["steps"], result["planned_steps"]
     output.say(

@@ -76,7 +76,7 @@ class Directory:
     def reset(self, person: str, team: str, room: str) -> str:
         """Begin a task; return the question."""
         self._known = {person: f"{person}: team {team}", team: f"team {team}: room {room}"}
-        self._room, self._said = room, ""
+        self._room, self._last_answer = room, ""
         return question(person)
 
     def look_up(self, name: str) -> str:
@@ -89,12 +89,12 @@ class Directory:
 
     def on_answer(self, text: str) -> str | None:
         """End with the first answer that is not a call."""
-        self._said = text
+        self._last_answer = text
         return None
 
     def get_reward(self) -> float:
         """Return 1 if the answer is the room; a room named in a sentence counts half."""
-        answer = self._said.strip().rstrip(".")
+        answer = self._last_answer.strip().rstrip(".")
         return 1.0 if answer == self._room else 0.5 * float(self._room in answer.split())
 
 

@@ -53,7 +53,7 @@ class Sizes:
     sft_learning_rate: float = 4e-5
     learning_rate: float = 3e-5
     minutes: float = 6.0
-    """Time for learning by playing; the rest takes about a minute."""
+    """Time for learning by playing; the rest takes about two minutes."""
 
 
 QUICK = Sizes(

@@ -139,10 +139,10 @@ def logprob(
 ) -> Float[Tensor, "B T"]:
     """Return the current policy's log probability of every trained token, in nats."""
 
-    def look(part: Batch) -> Tensor:
+    def numbers_of(part: Batch) -> Tensor:
         return policy.forward.score(part, temperature=temperature).tokens.logprob
 
-    return _look(policy.forward, batch, look, micro_batch_tokens)
+    return _in_micro_batches(policy.forward, batch, numbers_of, micro_batch_tokens)
 
 
 def ref_logprob(
@@ -155,10 +155,10 @@ def ref_logprob(
     """Return the frozen reference's log probability of every trained token, in nats."""
     with policy.reference() as forward:
 
-        def look(part: Batch) -> Tensor:
+        def numbers_of(part: Batch) -> Tensor:
             return forward.score(part, temperature=temperature).tokens.logprob
 
-        return _look(forward, batch, look, micro_batch_tokens)
+        return _in_micro_batches(forward, batch, numbers_of, micro_batch_tokens)
 
 
 def value(
@@ -169,24 +169,24 @@ def value(
     if head is None:
         raise StateError("this policy has no value head: make it with value_head=True")
 
-    def look(part: Batch) -> Tensor:
+    def numbers_of(part: Batch) -> Tensor:
         values: Tensor = head(policy.forward.hidden(part))[:, 0]
         return values
 
-    return _look(policy.forward, batch, look, micro_batch_tokens)
+    return _in_micro_batches(policy.forward, batch, numbers_of, micro_batch_tokens)
 
 
 @torch.no_grad()
-def _look(
-    forward: Forward, batch: Batch, look: Callable[[Batch], Tensor], micro_batch_tokens: int
+def _in_micro_batches(
+    forward: Forward, batch: Batch, numbers_of: Callable[[Batch], Tensor], micro_batch_tokens: int
 ) -> Float[Tensor, "B T"]:
-    """Run `look` over the batch in micro-batches and assemble the results."""
+    """Run `numbers_of` over the batch in micro-batches and assemble the results."""
     answer = torch.zeros(batch.mask.shape, device=batch.mask.device)
     trained = batch.mask.any(dim=-1).nonzero()[:, 0]
     for rows in split_rows(forward, batch, trained, micro_batch_tokens):
         part = batch.select(rows)
         # A part may be narrower than the batch, because `select` cuts it to its longest row.
-        answer[rows, : part.mask.shape[1]] = place(look(part), part.mask)
+        answer[rows, : part.mask.shape[1]] = place(numbers_of(part), part.mask)
     return answer
 
 

@@ -120,7 +120,7 @@ class Evaluator(Generic[C]):
         if trial is None:
             member.tried -= 1
             return False
-        self._take(member, trial)
+        self._add_trial(member, trial)
         return True
 
     async def _run(self, member: Member[C], name: str, replicate: int) -> Trial | None:
@@ -149,7 +149,7 @@ class Evaluator(Generic[C]):
             self._ended.set()
         return trial
 
-    def _take(self, member: Member[C], trial: Trial) -> None:
+    def _add_trial(self, member: Member[C], trial: Trial) -> None:
         self._count_failures(trial)
         if trial.score is not None:
             member.scores.append(trial.score)

@@ -163,7 +163,7 @@ class EvolutionPipeline(Generic[C]):
             state.budget.spend(state.journal.lost_cost)
             if self._holdout is not None:
                 # Before the first call, which may change what the function refers to.
-                state.holdout = digest_with_data(self._holdout)
+                state.holdout = _digest_of(self._holdout)
 
     async def _evolve(self, state: State[C], initial: list[Member[C]]) -> list[Member[C]]:
         if self.config.epochs == 0:
@@ -225,9 +225,18 @@ class EvolutionPipeline(Generic[C]):
             score = as_score(await call(self._holdout, best.candidate))
         # A candidate that cannot be written down has a key that holds in this process only.
         # A score with failed instances is not final: the next run tries them again.
-        if state.codec.write(best.candidate) is not None and not score.failed:
+        is_final = state.holdout and not score.failed
+        if is_final and state.codec.write(best.candidate) is not None:
             state.journal.write_held_out(HeldOut(best.key, state.holdout, score.value))
         return score.value
+
+
+def _digest_of(holdout: Callable[..., object]) -> str:
+    """Return the digest of a function with its data, or "" if they cannot be described."""
+    try:
+        return digest_with_data(holdout)
+    except Exception:  # the user's objects may raise in any attribute; the score is then not kept
+        return ""
 
 
 def _of_first_epoch(state: State[C]) -> Baseline:

@@ -122,7 +122,10 @@ def prompt_of(
     """Return the chat before the answer, with only role and text."""
     messages = check_messages(item.messages or [{"role": "user", "content": item.state}])
     turns = [
-        {"role": ROLES.get(str(message["role"]), str(message["role"])), "content": _said(message)}
+        {
+            "role": ROLES.get(str(message["role"]), str(message["role"])),
+            "content": _text_with_calls(message),
+        }
         for message in messages
     ]
     # After the roles were mapped, because a developer message counts as a system message.
@@ -134,7 +137,7 @@ def prompt_of(
     return [{"role": "system", "content": text}, *turns] if text or has_system else turns
 
 
-def _said(message: Message) -> str:
+def _text_with_calls(message: Message) -> str:
     calls = cast("Sequence[Message] | None", message.get("tool_calls"))
     return write_action(text_of(message.get("content")), calls)
 

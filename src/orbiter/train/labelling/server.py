@@ -82,11 +82,11 @@ def described(session: LabelSession, shown: ShownUnit | None) -> dict[str, Any]:
         "answers": [shown.unit.answers[place] for place in shown.order],
     }
     if shown.given is not None:
-        document["given"] = {"value": _said(shown), "note": shown.given.note}
+        document["given"] = {"value": _value_on_page(shown), "note": shown.given.note}
     return document
 
 
-def _said(shown: ShownUnit) -> object:
+def _value_on_page(shown: ShownUnit) -> object:
     """Return the value of a judgement as the page sent it."""
     given = shown.given
     if given is None or given.value is None:

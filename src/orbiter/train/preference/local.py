@@ -78,12 +78,12 @@ async def fit(job: PreferenceJob) -> None:
         # A step is one update, so `within` is 0 or 1.
         if session.position.within == 0:  # else the run was cancelled after this step's update
             rows = order.order(step, config.batch_size, seed=config.seed)
-            await work(_take, job, rows)
+            await work(_update_on, job, rows)
         if await job.end_step():
             break
 
 
-def _take(job: PreferenceJob, rows: Sequence[int]) -> None:
+def _update_on(job: PreferenceJob, rows: Sequence[int]) -> None:
     """Take the update on these units."""
     preferences, policy = job.preferences, job.session.policy
     config = preferences.config
@@ -139,13 +139,13 @@ async def measure(policy: Policy, preferences: Preferences) -> MeasuredRanking:
         for rows in parts:
             # A weighted mean, since the last part may be smaller.
             kl += float(await work(_kl, policy, preferences, rows)) * len(rows) / count
-    looks = [await work(_look, policy, preferences, rows, kl) for rows in parts]
-    loss, accuracy, margin = ([value for look in looks for value in look[at]] for at in range(3))
+    measured = [await work(_measure_rows, policy, preferences, rows, kl) for rows in parts]
+    loss, accuracy, margin = ([value for part in measured for value in part[at]] for at in range(3))
     task = preferences.material.task
     return MeasuredRanking(fmean(loss), _over_tasks(accuracy, task), _over_tasks(margin, task))
 
 
-class _Look(NamedTuple):
+class _RowMeasures(NamedTuple):
     """Measurements of some units, in their order."""
 
     loss: list[float]
@@ -154,7 +154,9 @@ class _Look(NamedTuple):
 
 
 @torch.no_grad()
-def _look(policy: Policy, preferences: Preferences, rows: Sequence[int], kl: float) -> _Look:
+def _measure_rows(
+    policy: Policy, preferences: Preferences, rows: Sequence[int], kl: float
+) -> _RowMeasures:
     config = preferences.config
     batch = batch_of([preferences.material.units[row] for row in rows], policy.device)
     now = logprob(policy, batch, micro_batch_tokens=config.micro_batch_tokens)
@@ -168,7 +170,7 @@ def _look(policy: Policy, preferences: Preferences, rows: Sequence[int], kl: flo
         answers = answers_of(now, batch, ref).answers
         of_answers = verdict_loss(config, answers, desirable, now.new_tensor(kl))
         loss, metrics = of_answers.loss, verdict_metrics(of_answers, desirable)
-    return _Look(loss.tolist(), metrics["accuracy"].tolist(), metrics["margin"].tolist())
+    return _RowMeasures(loss.tolist(), metrics["accuracy"].tolist(), metrics["margin"].tolist())
 
 
 def _over_tasks(values: Sequence[float], task: Sequence[int]) -> Interval:

@@ -52,11 +52,11 @@ _BEFORE_TRAINING = (TrainerState.CREATED, TrainerState.VALIDATED)
 class Lifecycle:
     """Tracks one trainer's state and allows one piece of work at a time."""
 
-    def __init__(self, tell: OnStateChange) -> None:
-        """Begin in CREATED; `tell` is called at every change."""
+    def __init__(self, notify: OnStateChange) -> None:
+        """Begin in CREATED; `notify` is called at every change."""
         self.state = TrainerState.CREATED
         self.error: Exception | None = None
-        self._tell = tell
+        self._notify = notify
         self._work: object | None = None
 
     def is_inside(self) -> bool:
@@ -125,7 +125,7 @@ class Lifecycle:
         old, self.state = self.state, state
         if old is not state:
             with boundary("on_state_change"):
-                self._tell(old, state)
+                self._notify(old, state)
 
     def _end(self, state: TrainerState, reason: BaseException) -> None:
         """Change the state; if the hook fails, attach its error to `reason` as a note."""

@@ -164,9 +164,9 @@ class Trainer(ABC):
     @functools.cached_property
     def _lifecycle(self) -> Lifecycle:
         """The lifecycle, created at first use so that a subclass may omit `super().__init__()`."""
-        return Lifecycle(self._tell)
+        return Lifecycle(self._notify)
 
-    def _tell(self, old: TrainerState, new: TrainerState) -> None:
+    def _notify(self, old: TrainerState, new: TrainerState) -> None:
         if self.on_state_change is not None:
             self.on_state_change(old, new)
 

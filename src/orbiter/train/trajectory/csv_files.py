@@ -47,8 +47,8 @@ def export_csv(items: Sequence[TrajectoryItem], path: str | os.PathLike[str]) ->
         for count, item in enumerate(items, start=1):
             writer.writerow([_cell(name, getattr(item, name)) for name in columns])
             if count % CHUNK == 0:
-                file.write(_taken(buffer))
-        file.write(_taken(buffer))
+                file.write(_drained(buffer))
+        file.write(_drained(buffer))
     return count
 
 
@@ -169,7 +169,7 @@ def _number(cell: str) -> float:
         return float(cell)
 
 
-def _taken(buffer: io.StringIO) -> bytes:
+def _drained(buffer: io.StringIO) -> bytes:
     data = buffer.getvalue().encode()
     buffer.seek(0)
     buffer.truncate()

@@ -91,12 +91,12 @@ class _Watcher:
         failed = getattr(output, "status", "") == "error"
         text = str(getattr(output, "content", output))
         call_id = getattr(output, "tool_call_id", None)
-        self._tell(run_id, call_id, None if failed else text, text if failed else None)
+        self._note_outcome(run_id, call_id, None if failed else text, text if failed else None)
 
     def on_tool_error(self, error: BaseException, *, run_id: object, **_: object) -> None:
-        self._tell(run_id, None, None, f"{type(error).__name__}: {error}")
+        self._note_outcome(run_id, None, None, f"{type(error).__name__}: {error}")
 
-    def _tell(
+    def _note_outcome(
         self, run_id: object, call_id: str | None, result: str | None, error: str | None
     ) -> None:
         tool, episode = self._tools.pop(run_id, None), CURRENT.get()

@@ -175,7 +175,7 @@ class ClusterRun:
             # Before the files are read: what the job wrote at its very end is then seen too.
             ended = await job.wait(LOOKING_SECONDS)
             for step in tail.new():
-                self._take(step, run_log, progress)
+                self._record_step(step, run_log, progress)
                 await self._keep_best()
                 # Every finished step restarts the time limit.
                 until = monotonic() + self._patience
@@ -231,7 +231,7 @@ class ClusterRun:
         self.history.append({"step": step.number, **row.metrics, **row.clock})
         return row
 
-    def _take(self, step: MetricsLine, run_log: RunLog, progress: Progress) -> None:
+    def _record_step(self, step: MetricsLine, run_log: RunLog, progress: Progress) -> None:
         """Log a step that ended now, show it, and stop a run that cannot learn."""
         row = self._log(step, run_log)
         self._note_samples(run_log, self._unsampled(step.number))
