@@ -14,6 +14,7 @@ from orbiter.train.errors import CallbackError, ConfigError, DataError, StorageE
 from orbiter.train.llm import Answer, Message
 from orbiter.train.trajectory import TrajectoryItem
 from orbiter.train.verl import RewardSpec, VeRLConfig
+from tests.preference.saved import saved_reward_model
 
 
 class Scripted:
@@ -77,6 +78,24 @@ def test_equal_models_use_all_items_and_decide_nothing() -> None:
     assert not found.stopped_early
     assert found.items == 100
     assert found.verdict == "undecided"
+
+
+def test_models_that_agree_on_all_items_so_far_are_not_known_to_be_equal() -> None:
+    """Also where rewards are graded, so that their differences show no spread at all."""
+
+    def graded(output: str, item: TrajectoryItem) -> float:
+        return float(item.state.split()[-1]) % 3
+
+    same = Scripted("same", always)
+    compared = asyncio.run(
+        compare(
+            same, same, items_of(100), [RewardSpec("graded", fn=graded)],
+            require=["reward >= 0", "reward >= -0.2"],
+        )
+    )  # fmt: skip
+    assert compared.difference.low < 0 < compared.difference.high
+    assert [checked.verdict for checked in compared.requirements] == ["undecided", "met"]
+    assert not compared.stopped_early
 
 
 def test_a_worse_model_is_refused_as_soon_as_it_is_known() -> None:
@@ -253,6 +272,15 @@ def test_a_damaged_model_is_found_before_the_other_one_works(tmp_path: Path) -> 
     old = Scripted("old", always)
     with pytest.raises(StorageError, match="model"):
         asyncio.run(compare(old, tmp_path, items_of(60), REWARDS))
+    assert len(old.asked) <= 1
+
+
+async def test_a_reward_model_is_found_before_the_other_one_works(tmp_path: Path) -> None:
+    old, folder = Scripted("old", always), await saved_reward_model(tmp_path / "liked")
+    models: list[tuple[object, object]] = [(old, folder), (folder, old)]
+    for a, b in models:
+        with pytest.raises(StorageError, match="holds a reward model, which scores answers"):
+            await compare(a, b, items_of(60), REWARDS)
     assert len(old.asked) <= 1
 
 

@@ -143,6 +143,34 @@ def test_a_wide_tail_gives_the_usual_interval_and_a_small_one_student_s() -> Non
     assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
 
 
+def test_graded_rewards_that_agree_everywhere_leave_room_for_items_that_were_not_seen() -> None:
+    graded = [place % 3 / 2 for place in range(40)]
+    equal = interval_at(graded, graded, tail=0.025)
+    assert equal.mean == 0
+    assert equal.high == pytest.approx(1 - 0.025 ** (1 / 40))
+    assert equal.low == -equal.high
+    assert interval_at(graded * 10, graded * 10, tail=0.025).high < equal.high / 9
+    assert interval_at(graded, graded, tail=1e-6).high > 2 * equal.high
+    shifted = interval_at([value + 0.25 for value in graded], graded, tail=0.025)
+    assert shifted.low < 0.25 < shifted.high
+    assert interval_at([0.3] * 9, [0.3] * 9, tail=0.025) == (0, 0, 0, 9)
+
+
+def test_rare_differences_of_graded_rewards_are_in_the_interval_as_often_as_promised() -> None:
+    """B loses one point on 5 % of the items; of 40 items, one study in eight sees none of them."""
+    rng = random.Random(5)
+    blind = held = 0
+    for _ in range(400):
+        before = [rng.choice([0.0, 1.0, 2.0]) for _ in range(40)]
+        after = [value - (rng.random() < 0.05) for value in before]
+        interval = interval_at(after, before, tail=0.025)
+        if after == before:
+            blind += 1
+            held += interval.low <= -0.05 <= interval.high
+    assert blind > 30
+    assert held == blind
+
+
 def test_pairs_must_match() -> None:
     with pytest.raises(DataError, match="same items on both sides"):
         interval_at([1.0, 2.0, 4.0], [1.0], tail=1e-6)

@@ -65,6 +65,16 @@ def test_the_pairs_are_the_widest_of_all(
     assert len({(pair.chosen.action, pair.rejected.action) for pair in pairs}) == len(pairs)
 
 
+def test_the_pairs_of_a_preference_file_come_before_pairs_across_its_rows() -> None:
+    stars = [TrajectoryItem("s", action, reward) for action, reward in (
+        ("two", 1.0), ("one", 0.0), ("five", 1.0), ("four", 0.0),
+    )]  # fmt: skip
+    stated = [("two", "one"), ("five", "four")]
+    for most in (1, 2):
+        pairs = preference_pairs(stars, max_per_state=most)
+        assert [(pair.chosen.action, pair.rejected.action) for pair in pairs] == stated[:most]
+
+
 def test_settings_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="margin must be at least 0, got -1"):
         to_preference_pairs([], margin=-1)

@@ -227,6 +227,17 @@ def test_full_agreement_has_alpha_one_and_ratings_are_averaged() -> None:
     assert [item.reward for item in labelled_items(mixed)] == [2.5]
 
 
+def test_ratings_of_a_judge_are_not_averaged_with_those_of_people() -> None:
+    people = [said("ann", 4, "a", "rating"), said("bob", 1, "b", "rating")]
+    judge = [said("Judge(m)", 0.9, "a", "rating"), said("Judge(m)", 1, "b", "rating")]
+    with pytest.raises(DataError, match=r"'Judge\(m\)' rates from 0 to 1, and 'ann' gave 4"):
+        merge([*people, *judge])
+    assert len(merge([*judge, said("Judge(n)", 0.2, "a", "rating")]).verdicts) == 2
+    assert merge([*people, said("eve", 1, "a", "rating")]).overlap == 1
+    halves = [said("ann", 4.5, "a", "rating"), said("bob", 1.5, "a", "rating")]
+    assert merge(halves).verdicts[0].value == 3
+
+
 def test_labels_of_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="no labels"):
         merge([])

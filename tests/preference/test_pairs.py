@@ -145,6 +145,17 @@ def test_the_attempts_at_a_task_are_compared_as_whole_episodes() -> None:
     assert tokenizer.decode(trained, skip_special_tokens=True) == "xyright"
 
 
+def test_an_episode_is_worth_the_reward_of_its_last_step() -> None:
+    def rewarded(name: str, *rewards: float | None) -> list[TrajectoryItem]:
+        steps = episode("t", name, 0.0, *(f"{name}{place}" for place in range(len(rewards))))
+        return [replace(step, reward=r) for step, r in zip(steps, rewards, strict=True)]
+
+    misleading = rewarded("bad", 1.0, 0.0) + rewarded("good", 0.0, 1.0)
+    assert told(make_pairs(misleading).pairs) == [("good1", "bad1")]
+    only_at_the_end = rewarded("bad", None, 0.0) + rewarded("good", None, None, 1.0)
+    assert told(make_pairs(only_at_the_end).pairs) == [("good2", "bad1")]
+
+
 def test_the_steps_of_episodes_can_be_compared_one_by_one() -> None:
     items = episode("t", "e0", 0.0, "bad", "z") + episode("t", "e1", 1.0, "good", "w")
     assert told(make_pairs(items, whole_episodes=False).pairs) == [("good", "bad")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -73,18 +74,23 @@ class LocalContestant:
         """Fetch the model if it is not on this machine, and read its structure.
 
         Raises:
-            StorageError: there is no such model, or it is damaged.
+            StorageError: there is no such model, it is damaged, or it is a reward model.
             ConfigError: the engine does not support it.
         """
         del task
-        from orbiter.train.engine.models.load import ensure_model
-        from orbiter.train.engine.models.outline import make_outline
         from orbiter.train.engine.thread import work
 
+        await work(self._check_model)
+
+    def _check_model(self) -> None:
+        from orbiter.train.engine.models.load import ensure_model
+        from orbiter.train.engine.models.outline import make_outline
+        from orbiter.train.engine.models.saved_files import refuse_reward_model
+
         # Not loaded: with a single look, the two models are never in memory together.
-        trust = self.config.trust_remote_code
-        await work(ensure_model, self.config.model, trust_remote_code=trust)
-        await work(make_outline, self.config, reference=False, value_head=False)
+        ensure_model(self.config.model, trust_remote_code=self.config.trust_remote_code)
+        refuse_reward_model(Path(self.config.model).expanduser())
+        make_outline(self.config, reference=False, value_head=False)
 
     async def outcomes(self, tasks: Sequence[object]) -> list[Outcome]:
         """Answer each task, and return its rewards; the first call loads the model."""

@@ -29,6 +29,7 @@ from orbiter.train.evaluation.interval import (
     paired_difference,
     takes_two_values,
 )
+from orbiter.train.evaluation.share import exact_share
 from orbiter.train.evaluation.student import normal_quantile, student_quantile
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def interval_at(a: Iterable[float], b: Iterable[float], *, tail: float, seed: in
     """Return the mean of `a[i] - b[i]` with an interval that misses by `tail` on either side.
 
     It is the interval of `paired_difference`, except where that one bootstraps and `tail` is so
-    small that resampling cannot show it; there it is the mean with Student's t.
+    small that resampling cannot show it; there it is the mean with Student's t. Where all
+    differences are equal, neither sees any spread: there the ends leave room for the items that
+    were not seen. The share of them on which the difference is another one is bounded as that of
+    an event that was never seen (Clopper and Pearson), and its size by the range of the values.
 
     Raises:
         DataError: `a` and `b` differ in length, are empty, or contain a value that is not finite.
@@ -103,14 +107,24 @@ def interval_at(a: Iterable[float], b: Iterable[float], *, tail: float, seed: in
     # Unequal lengths are refused by paired_difference below.
     differences = [x - y for x, y in zip(first, second, strict=False)]
     if (
+        len(first) == len(second) > 1
+        and len({*differences}) == 1
+        and not takes_two_values(first, second)
+    ):
+        return _unseen_interval(differences, max(*first, *second) - min(*first, *second), tail)
+    if (
         tail * RESAMPLES >= RESOLVED
         or len(first) != len(second)
         or len(first) < 3
         or takes_two_values(first, second)
-        or len({*differences}) == 1
     ):
         return paired_difference(first, second, confidence=1 - 2 * tail, seed=seed)
     return _student_interval(differences, tail)
+
+
+def _unseen_interval(equal: Sequence[float], span: float, tail: float) -> Interval:
+    room = span * exact_share(0, len(equal), 1 - 2 * tail).high
+    return Interval(equal[0], equal[0] - room, equal[0] + room, len(equal))
 
 
 def _student_interval(values: Sequence[float], tail: float) -> Interval:

@@ -16,6 +16,8 @@ from orbiter.train.json_files import fields
 from orbiter.train.trajectory import TrajectoryItem
 
 T = TypeVar("T")
+Sides = tuple[TrajectoryItem, TrajectoryItem]
+"""A better and a worse answer."""
 
 
 class Pair(NamedTuple):
@@ -36,6 +38,8 @@ def preference_pairs(
 ) -> Iterator[Pair]:
     """Yield pairs of answers to the same state with different rewards, the largest gap first.
 
+    The pairs that a preference file without scores stated come before others with the same gap.
+
     Args:
         items: Two items have the same state if their chats and tools are equal. Items without a
             reward or without a counterpart are in no pair.
@@ -50,10 +54,19 @@ def preference_pairs(
     if max_per_state is not None and max_per_state < 1:
         raise ConfigError(f"max_per_state must be at least 1, or None, got {max_per_state!r}")
     for group in _by_state(items):
-        pairs = widest_first(group, _reward, margin=margin)
+        pairs = _stated_first(group, margin)
         # Before the limit is applied, so that a pair of equal answers does not use up a place.
         differing = (Pair(*pair) for pair in pairs if answer_of(pair[0]) != answer_of(pair[1]))
         yield from islice(differing, max_per_state)
+
+
+def _stated_first(group: Sequence[TrajectoryItem], margin: float) -> Iterator[Sides]:
+    stated = stated_pairs(group, _reward) if margin <= 1 else None
+    yield from stated or ()
+    yielded = {(id(better), id(worse)) for better, worse in stated or ()}
+    for better, worse in widest_first(group, _reward, margin=margin):
+        if (id(better), id(worse)) not in yielded:
+            yield better, worse
 
 
 def stated_or_widest_pairs(items: Iterable[TrajectoryItem]) -> Iterator[Pair]:

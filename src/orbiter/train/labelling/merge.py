@@ -54,12 +54,14 @@ def merge(judgements: Iterable[Judgement]) -> Merged:
     Ratings are averaged. Skipped units are ignored.
 
     Raises:
-        DataError: there are no labels.
+        DataError: there are no labels, or ratings from 0 to 1, as judges give them, beside larger
+            ones of people.
     """
     kept = last_of_each_rater(judgements)
     if not kept:
         raise DataError("there are no labels to merge")
     valued = [judgement for judgement in kept if judgement.value is not None]
+    _check_one_scale(valued)
     groups: dict[str, list[Judgement]] = {}
     for judgement in valued:
         groups.setdefault(judgement.subject, []).append(judgement)
@@ -70,6 +72,31 @@ def merge(judgements: Iterable[Judgement]) -> Merged:
         alphas={kind: alpha_of(j for j in valued if j.kind == kind) for kind in kinds},
         raters=Counter(judgement.rater for judgement in valued),
     )
+
+
+def _check_one_scale(judgements: Sequence[Judgement]) -> None:
+    """Refuse ratings whose mean would mix two scales.
+
+    Raises:
+        DataError: one rater rates from 0 to 1, and another one higher.
+    """
+    ratings: dict[str, list[float]] = {}
+    for judgement in judgements:
+        if judgement.kind == "rating" and judgement.value is not None:
+            ratings.setdefault(judgement.rater, []).append(judgement.value)
+    # Only a fraction shows a scale from 0 to 1: a person may have given nothing but ones.
+    shares = [
+        rater
+        for rater, values in ratings.items()
+        if min(values) >= 0 and max(values) <= 1 and any(0 < value < 1 for value in values)
+    ]
+    higher = [rater for rater, values in ratings.items() if max(values) > 1]
+    if shares and higher:
+        raise DataError(
+            f"the ratings are on two scales: {shares[0]!r} rates from 0 to 1, and {higher[0]!r} "
+            f"gave {max(ratings[higher[0]]):g}; merge the labels of judges apart from "
+            "those of people; orbiter.train.judging.calibrate compares a judge with people"
+        )
 
 
 def _verdict(group: Sequence[Judgement]) -> MergedLabel:
