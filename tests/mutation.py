@@ -65,13 +65,18 @@ def hunt(bug: Bug | None, folder: Path, tests: Path, package: str) -> str:
     sys.path.insert(0, str(source))
     catch = Catch()
     options = ["-x", "-q", "-m", "not nightly", "--hypothesis-profile=hunt"]
-    if bug is not None and (own := tests / f"test_{Path(bug.file).name}.py").exists():
-        options.append(str(own))  # the likeliest to notice, so it runs first
+    if bug is not None:  # the tests of that file are the likeliest to notice, so they run first
+        name = f"test_{Path(bug.file).name}.py"
+        options += map(str, [tests / name] if (tests / name).exists() else _elsewhere(name))
     options.append(str(tests))
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis is imported already
     with contextlib.redirect_stdout(io.StringIO()):
         pytest.main(options, plugins=[catch])
     return catch.name
+
+
+def _elsewhere(name: str) -> list[Path]:
+    return sorted(Path(__file__).parent.glob(f"*/{name}"))
 
 
 def forked(bug: Bug | None, tests: Path, package: str) -> str:
