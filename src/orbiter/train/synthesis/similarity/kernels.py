@@ -28,9 +28,28 @@ ONES = np.uint64(0x0101010101010101)
 def compiled(function: F) -> F:
     """Compile `function`, keeping the machine code on disk where any folder can be written."""
     try:
-        return cast("F", numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
+        kept = numba.njit(cache=True, nogil=True)(function)
+        _forget_what_cannot_be_read(kept)
+    except (RuntimeError, OSError):  # neither the package's nor the user's cache can be written
         return cast("F", numba.njit(nogil=True)(function))
+    return cast("F", kept)
+
+
+def _forget_what_cannot_be_read(kept: Any) -> None:  # noqa: ANN401 - numba has no types
+    """Empty the function's cache on disk if an earlier version of its file makes it unreadable.
+
+    numba 0.68 unpickles a whole index before it looks which version of the file it is for. So a
+    class in a signature that was renamed since, as by an upgrade, would end every call.
+    """
+    index = getattr(getattr(kept, "_cache", None), "_cache_file", None)
+    if index is None:  # another version of numba
+        return
+    try:
+        index._load_index()
+    except OSError:
+        raise
+    except Exception:  # whatever pickle raises for names that are gone and for damaged files
+        index.flush()
 
 
 def inlined(function: F) -> F:
