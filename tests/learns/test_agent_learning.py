@@ -22,7 +22,7 @@ from orbiter.train.agents.streams import AnsweredPrompt
 from orbiter.train.engine.batch import collate
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.objective import ImitationObjective
-from orbiter.train.engine.optimiser import make_optimiser
+from orbiter.train.engine.optimiser import Optimiser, make_optimiser
 from orbiter.train.engine.policy import Policy, make_policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.thread import work
@@ -103,30 +103,36 @@ def trace(policy: Policy, draw: random.Random, calls: float, names: float) -> Ro
 Trace = Callable[[Policy, random.Random, float, float], Rollout]
 
 
-def imitate(policy: Policy, seed: int, trace: Trace = trace) -> None:
-    """Learn to copy the tool's letter, then the traces."""
-    draw, objective = random.Random(seed), ImitationObjective()
-    optimiser = make_optimiser(policy, learning_rate=1e-3, weight_decay=0.0)
+def imitate_copying(
+    policy: Policy, draw: random.Random, optimiser: Optimiser, trace: Trace = trace
+) -> None:
+    """Learn to copy the tool's letter."""
     right = 0
     for n in range(1200):
         batch = collate([trace(policy, draw, 1.0, 1.0) for _ in range(32)])
-        nll = update(policy, batch, optimiser, objective)["nll"]
+        nll = update(policy, batch, optimiser, ImitationObjective())["nll"]
         right = right + 1 if nll < 0.01 else 0
         if right == PATIENCE:
             print(f"copies after {n + 1} updates")  # noqa: T201 - shown if the test fails
-            break
-    else:
-        raise AssertionError(f"the tiny model never learned to copy: nll {nll:.3f}")
+            return
+    raise AssertionError(f"the tiny model never learned to copy: nll {nll:.3f}")
+
+
+def imitate(policy: Policy, seed: int) -> None:
+    """Learn to copy the tool's letter, then the traces."""
+    draw = random.Random(seed)
+    optimiser = make_optimiser(policy, learning_rate=1e-3, weight_decay=0.0)
+    imitate_copying(policy, draw, optimiser)
     for _ in range(60):
         batch = collate([trace(policy, draw, CALLS, NAMES) for _ in range(32)])
-        update(policy, batch, optimiser, objective)
+        update(policy, batch, optimiser, ImitationObjective())
 
 
-async def start(folder: Path, seed: int, trace: Trace = trace) -> Path:
+async def start(folder: Path, seed: int, teach: Callable[[Policy, int], None] = imitate) -> Path:
     """Save a model that has the form, and rarely the right answer."""
     loaded = load_model("tiny", device="cpu", seed=seed)
     policy = make_policy(loaded.model, loaded.tokenizer, device="cpu", seed=seed)
-    await work(imitate, policy, seed, trace)
+    await work(teach, policy, seed)
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     return folder
