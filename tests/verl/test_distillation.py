@@ -215,6 +215,14 @@ async def test_a_reward_is_added_and_its_metrics_are_logged(folder: Path) -> Non
     assert {"divergence", "kl", "reward/probe"} <= metrics.extra.keys()
 
 
+async def test_rewards_that_never_differ_do_not_end_a_run_with_a_teacher(folder: Path) -> None:
+    made = config(folder, epochs=3, max_flat_steps=1)
+    trainer = VeRLTrainer(made, [RewardSpec("same", 1.0, lambda output: 0.5 + 0 * len(output))])
+    await trainer.train(PROMPTS)
+    assert len(trainer.history) >= 3
+    assert all(row["grad_norm"] > 0 for row in trainer.history)
+
+
 @pytest.mark.parametrize("over", ["vocabulary", "sampled"])
 @pytest.mark.parametrize("aggregation", ["token", "episode"])
 async def test_episodes_of_an_agent_learn_from_a_teacher(
