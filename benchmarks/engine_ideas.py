@@ -19,7 +19,7 @@ import transformers
 
 from orbiter.train.engine import branches
 from orbiter.train.engine.batch import Batch, collate
-from orbiter.train.engine.forward import attention, head, layers
+from orbiter.train.engine.forward import attend, head, layers
 from orbiter.train.engine.models.tiny import tiny_tokenizer
 from orbiter.train.engine.objective import PolicyObjective
 from orbiter.train.engine.policy import Policy, make_policy
@@ -64,11 +64,11 @@ def in_update(policy: Policy, batch: Batch) -> None:
     generic = make_policy(policy.model, policy.tokenizer, dtype=policy.dtype, path="generic")
     compare("update: packed, own forward", lambda: loss_of(generic, alone).backward(), learn(alone))
 
-    def fused() -> None:
-        with setting(attention, "FUSED_FROM", 0):
+    def in_blocks() -> None:
+        with setting(attend, "LONG_FROM", 0):
             learn(batch)()
 
-    compare("update: plain products, not SDPA", fused, learn(batch))
+    compare("update: plain products for short rows", in_blocks, learn(batch))
     everywhere = torch.arange(batch.mask.shape[1]) < batch.length[:, None]
     everywhere[:, 0] = False
     advantage = torch.zeros(everywhere.shape)

@@ -172,7 +172,7 @@ def test_a_kernel_with_wrong_results_is_not_used(
 
 
 def test_fused_attention_is_replaced_where_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orbiter.train.engine.forward.attention import attend
+    from orbiter.train.engine.forward.attend import attend
 
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 600, 16, generator=generator) for heads in (4, 2, 2))
@@ -195,7 +195,7 @@ def test_fused_attention_is_replaced_where_it_fails(monkeypatch: pytest.MonkeyPa
 def test_attention_over_a_part_of_a_cache_is_softmax_attention(
     dtype: torch.dtype, queries: int
 ) -> None:
-    from orbiter.train.engine.forward.attention import attend
+    from orbiter.train.engine.forward.attend import attend
 
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, 4, queries, 16, generator=generator).to(dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orbiter.train.engine import arithmetic
 from orbiter.train.engine.batch import Batch, collate
-from orbiter.train.engine.forward import attention, layers
+from orbiter.train.engine.forward import attend, layers
 from orbiter.train.engine.forward.packing import Packing
 from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout, given
@@ -132,12 +132,13 @@ def test_neither_order_nor_padding_nor_grouping_changes_a_row(
     )
 
 
-def test_the_fused_kernel_gives_the_same_attention(
+def test_long_rows_get_the_same_attention(
     policy_of: MakePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, batch = policy_of("llama"), collate(ROLLOUTS)
     plain = score(policy, batch).logprob
-    monkeypatch.setattr(attention, "FUSED_FROM", 0)
+    monkeypatch.setattr(attend, "LONG_FROM", 0)
+    monkeypatch.setattr(attend, "BLOCK", 2)
     torch.testing.assert_close(score(policy, batch).logprob, plain, atol=1e-5, rtol=0)
 
 

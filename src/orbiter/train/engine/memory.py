@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from orbiter.train.engine.arithmetic import DTYPES
-from orbiter.train.engine.forward.attention import FUSED_FROM
+from orbiter.train.engine.forward.attend import LONG_FROM
 from orbiter.train.engine.forward.head import CHUNK_ELEMENTS
 from orbiter.train.engine.update import MICRO_BATCH_TOKENS
 
@@ -283,13 +283,14 @@ class _Dimensions(NamedTuple):
     def _of_attention(self, block: _EqualRows) -> int:
         """Bytes of attention in a layer for these rows: queries, output, keys, values, softmax.
 
-        The fused kernel keeps no softmax, but it keeps keys and values for every head and the
-        output twice.
+        Long rows keep no softmax. The fused kernel keeps keys and values for every head and the
+        output twice; attention in blocks does not.
         """
-        fused = not self.fast or block.queries * block.keys >= FUSED_FROM
+        long = block.queries * block.keys >= LONG_FROM
+        fused = not self.fast or (long and self.width == FLOAT32)
         own = (3 if fused else 2) * self.heads * self.head_dim * block.queries
         seen = 2 * (self.heads if fused else self.kv_heads) * self.head_dim * block.keys
-        softmax = 0 if fused else self.heads * block.queries * block.keys
+        softmax = 0 if fused or long else self.heads * block.queries * block.keys
         return self.width * block.rows * (own + seen + softmax)
 
 

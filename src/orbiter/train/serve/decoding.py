@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from orbiter.train.engine.arithmetic import packed_linear
-from orbiter.train.engine.forward.attention import attend
+from orbiter.train.engine.forward.attend import attend, key_ends
 from orbiter.train.engine.forward.fast import FastForward
 from orbiter.train.engine.forward.layers import Layer, merged, packed_layers, trunk
 from orbiter.train.engine.forward.packing import Rectangle
@@ -250,6 +250,7 @@ class Slots:
         adjacent = last - first == len(pending)  # so that their slots are a view, not a copy
         slots: Any = slice(first, last) if adjacent else rows
 
+        ends = key_ends(bias)
         newest = new.cumsum(0) - 1
         last_bias = bias[torch.arange(len(pending), device=device), new - 1][:, None]
 
@@ -259,7 +260,7 @@ class Slots:
             seen = (keys[slots, :, :longest], values[slots, :, :longest])
             if len(q) < len(k):  # the last layer
                 return attend(q[:, :, None], *seen, last_bias).flatten(1)
-            return rectangle.pack(attend(rectangle.pad(q), *seen, bias))
+            return rectangle.pack(attend(rectangle.pad(q), *seen, bias, ends))
 
         ids = [token_id for each in pending for token_id in each.token_ids[len(each.path) :]]
         # Logits are needed after the last new token of each prompt alone.

@@ -1,27 +1,23 @@
 """Attention for rows that share a prompt: `PackedAttention` for updates, `Cache` for sampling.
 
 A prompt's queries attend to the prompt; an answer's queries attend to its prompt and to the answer
-so far. Both classes run and store a prompt once per group. Plain batched products are used where
-they are faster than the fused kernel on a CPU (docs/engine.md). Sliding windows are not supported;
-models that have them use the generic path.
+so far. Both classes run and store a prompt once per group. The products are in `attend.py`. Sliding
+windows are not supported; models that have them use the generic path.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from orbiter.train.engine.arithmetic import fused_attention_works
+from orbiter.train.engine.forward.attend import attend, key_ends
 from orbiter.train.engine.forward.layers import Shape
 from orbiter.train.engine.forward.packing import Packing, Rectangle
-
-FUSED_FROM = 1 << 18
-"""The fused kernel, which never stores the scores, is used from this many queries x keys a row."""
 
 
 class _Queries(NamedTuple):
@@ -29,6 +25,13 @@ class _Queries(NamedTuple):
 
     rectangle: Rectangle
     bias: Float[Tensor, "R Q K"]
+    ends: Sequence[int]
+    """What `key_ends` returns for the bias, found once for all layers."""
+
+    @classmethod
+    def of(cls, rectangle: Rectangle, bias: Float[Tensor, "R Q K"]) -> _Queries:
+        """Find how far each block of queries sees."""
+        return cls(rectangle, bias, key_ends(bias))
 
     def only(self, tokens: Int[Tensor, "M"]) -> _Queries:
         """Keep the queries of these packed tokens, whose numbers ascend."""
@@ -39,7 +42,8 @@ class _Queries(NamedTuple):
         column = cell.new_zeros(rectangle.real.shape)
         column[rectangle.real] = cell % longest
         keys = self.bias.shape[2]
-        return _Queries(rectangle, self.bias.gather(1, column[..., None].expand(-1, -1, keys)))
+        chosen = self.bias.gather(1, column[..., None].expand(-1, -1, keys))
+        return _Queries.of(rectangle, chosen)
 
 
 class PackedAttention:
@@ -63,8 +67,8 @@ class PackedAttention:
             ],
             dim=-1,
         )
-        of_prompts = _Queries(packing.prompts, _bias(causal, dtype))
-        of_answers = _Queries(packing.answers, _bias(seen, dtype))
+        of_prompts = _Queries.of(packing.prompts, _bias(causal, dtype))
+        of_answers = _Queries.of(packing.answers, _bias(seen, dtype))
         first = len(packing.prompts.cell)
         self.split = [first, len(packing.answers.cell)]
         self.all = of_prompts, of_answers
@@ -97,41 +101,8 @@ class PackedAttention:
 
 def _mix(queries: _Queries, q: Tensor, keys: Tensor, values: Tensor) -> Float[Tensor, "N heads*D"]:
     """Attend with packed queries to padded keys and values."""
-    rectangle, bias = queries
-    return rectangle.pack(attend(rectangle.pad(q), keys, values, bias))
-
-
-def attend(
-    q: Float[Tensor, "B heads Q D"],
-    k: Float[Tensor, "B kv_heads K D"],
-    v: Float[Tensor, "B kv_heads K D"],
-    bias: Float[Tensor, "B Q K"],
-) -> Float[Tensor, "B heads Q D"]:
-    """Return softmax(q k^T / sqrt(D) + bias) v; query heads share the keys of their group."""
-    batch, heads, queries, width = q.shape
-    kv_heads, keys = k.shape[1:3]
-    share = heads // kv_heads
-    wanted = queries * keys >= FUSED_FROM or q.device.type != "cpu"
-    if wanted and fused_attention_works(q.dtype, q.device.type):
-        return functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias[:, None], enable_gqa=share > 1
-        )
-    if q.element_size() < 4:
-        # In 16 bits torch's batched product copies matrices that are not contiguous, and copies the
-        # transposed keys element by element, which takes longer than the product itself.
-        k, v = k.contiguous(), v.contiguous()
-    # Queries that share keys are stacked as more rows of one product, so that no key is copied.
-    # Scaling the queries takes fewer products than scaling the scores.
-    scaled = (q * (1 / math.sqrt(width))).reshape(batch * kv_heads, share * queries, width)
-    by_key = k.reshape(batch * kv_heads, keys, width).transpose(1, 2)
-    scores = torch.bmm(scaled, by_key).view(batch, kv_heads, share, queries, keys)
-    bias = bias[:, None, None]
-    # Added by broadcasting: baddbmm would copy the bias for every head that shares it. Not in place
-    # under autograd, whose backward would copy the gradient for it.
-    scores = scores + bias if scores.requires_grad else scores.add_(bias)
-    weight = scores.softmax(dim=-1).view(batch * kv_heads, share * queries, keys)
-    mixed = torch.bmm(weight, v.reshape(batch * kv_heads, keys, width))
-    return mixed.view(batch, heads, queries, width)
+    rectangle, bias, ends = queries
+    return rectangle.pack(attend(rectangle.pad(q), keys, values, bias, ends))
 
 
 class Cache:
@@ -158,6 +129,7 @@ class Cache:
         """Index of each row's prompt, in ascending order."""
         self.slot, self.n = self.owner, 1
         self.causal = _bias(_causal(prompts.real.shape[1], device)[None], dtype)
+        self.ends = key_ends(self.causal)
         # One bias row per key head, since the batch axis of the products is prompts x key heads.
         self.prompt_bias = _bias(prompts.real[:, None], dtype).repeat_interleave(shape.kv_heads, 0)
 
@@ -168,7 +140,7 @@ class Cache:
         self.prompt_k.append(k.flatten(0, 1))
         self.prompt_v.append(v.flatten(0, 1))
         bias = self.causal.expand(len(k), -1, -1)
-        return self.prompts.pack(attend(self.prompts.pad(q), k, v, bias))
+        return self.prompts.pack(attend(self.prompts.pad(q), k, v, bias, self.ends))
 
     def step(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "B heads*D"]:
         """Append a token to every row and attend, with one softmax over prompt and row scores."""
