@@ -6,14 +6,17 @@
     python benchmarks/agents.py --linear            # ours alone: 4, 8, 16 and 32 turns
     python benchmarks/agents.py --curves --steps 40 # rewards over the steps of 3 seeds
 
-A step plays a few episodes of each of 2 tasks and takes one update, without KL. Both engines play
+A step plays a few episodes of one or two tasks and takes one update, without KL. Both engines play
 the same environment class (TRL's `environment_factory`, our `environment=`), from the same model
 with the same chat template, so prompts, tool results and turns are alike. An answer has the same
 number of tokens in both: no token ends it early. An untrained model writes no calls, so in both
 each answer counts as a call of the tool: TRL's parser of answers is replaced for that, and ours
 ends in `on_answer`. With `--client`, a function with an openai client plays the same episodes, as
 an unchanged agent would. Each engine runs in its own process, only when it is its turn. TRL gets
-its fastest settings here: no gradient checkpointing, and all episodes in one pass of the update.
+its fastest settings here: no gradient checkpointing, and all episodes in one pass of the update, or
+in two where one would need more than 20 GB. The prompts of most cases are short (some 60 tokens);
+those of "tools" hold the tool descriptions of a real benchmark for agents, BFCL's TravelAPI: 2,409
+tokens, the median of its 200 conversations.
 TRL is the `bench` extra (trl==1.16.0).
 CPU seconds are printed beside wall seconds: on a shared machine they are the steadier of the two.
 """
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import time
@@ -35,7 +39,6 @@ from machine import machine
 from trl_peer import trl_settings
 from turns import Race, await_turn, race, say_peak, tell, versions
 
-TASKS = 2
 FOLDER = Path(__file__).parent.parent / "build" / "bench-agents"
 QUESTION = "Find out what is in the box. Ask the tool as often as you like."
 TEMPLATE = """\
@@ -67,6 +70,12 @@ class Case:
     group: int = 8
     """Episodes of each task."""
     threads: int = 1
+    tasks: int = 2
+    """Tasks of a step."""
+    passes: int = 1
+    """Passes into which TRL splits an update, so that it fits in memory."""
+    tools: bool = False
+    """Whether the prompt describes tools at the length that is usual for agents."""
     target: float = 0.0
     """How many times TRL's episodes a second are asked for."""
     learning_rate: float = 1e-6
@@ -79,6 +88,8 @@ CASES = {
     "tiny-8": Case("tiny", "float32", 8, 16, target=4.0),
     "smol-4": Case(SMOL, "bfloat16", 4, 24, group=4, target=8.0),
     "smol-8": Case(SMOL, "bfloat16", 8, 24, group=4, target=12.0),
+    "tools-4": Case(SMOL, "bfloat16", 4, 24, tasks=1, passes=2, tools=True, target=8.0),
+    "tools-8": Case(SMOL, "bfloat16", 8, 24, tasks=1, passes=2, tools=True, target=12.0),
 }
 IN_FLOAT32 = {
     f"{name}-float32": replace(CASES[name], dtype="float32") for name in ("smol-4", "smol-8")
@@ -200,6 +211,16 @@ class OurBox(Box):
         return self.ask(text)
 
 
+def question(case: Case) -> str:
+    """Return the user's message, after the descriptions of many tools if the case has them."""
+    if not case.tools:
+        return QUESTION
+    from orbiter.train.demo.multi_turn.tasks import load_tasks, tool_schemas
+
+    task = load_tasks(classes=["TravelAPI"])[0]
+    return f"You also know these tools: {json.dumps(tool_schemas(task))}\n{QUESTION}"
+
+
 def model_folder(name: str) -> Path:
     """Return the model with a template that shows tools and calls, made on first use."""
     folder = FOLDER / name
@@ -232,7 +253,7 @@ def work_client(case: Case, steps: int) -> None:
 
     async def agent(_: object) -> float:
         box = Box()
-        messages: list[Any] = [{"role": "user", "content": f"{QUESTION}\n\n{box.reset()}"}]
+        messages: list[Any] = [{"role": "user", "content": f"{question(case)}\n\n{box.reset()}"}]
         for turn in range(case.turns):
             answer = await client.chat.completions.create(
                 model="policy", messages=messages, tools=tools
@@ -275,7 +296,7 @@ def train_ours(case: Case, steps: int, **how: Any) -> None:
         wall = time.perf_counter() - began["wall"]
         tell(
             tokens=began["tokens"],
-            samples=case.group * TASKS,
+            samples=case.group * case.tasks,
             wall=wall,
             cpu=time.process_time() - began["cpu"],
             play=began["play"],
@@ -291,7 +312,7 @@ def train_ours(case: Case, steps: int, **how: Any) -> None:
         model=str(model_folder(case.model)),
         dtype=case.dtype,  # type: ignore[arg-type]  # "float32" or "bfloat16"
         device="cpu",
-        batch_size=TASKS,
+        batch_size=case.tasks,
         group_size=case.group,
         max_turns=case.turns,
         max_response_length=case.answer_tokens,
@@ -300,7 +321,9 @@ def train_ours(case: Case, steps: int, **how: Any) -> None:
         progress=False,
     )
     trainer = VeRLTrainer(config, **how)
-    asyncio.run(trainer.train([{"prompt": QUESTION, "n": n} for n in range(TASKS * steps)]))
+    asyncio.run(
+        trainer.train([{"prompt": question(case), "n": n} for n in range(case.tasks * steps)])
+    )
     say_peak()
 
 
@@ -345,12 +368,12 @@ def work_trl(case: Case, steps: int) -> None:
             wall = time.perf_counter() - began["wall"]
             tell(
                 tokens=began["tokens"],
-                samples=case.group * TASKS,
+                samples=case.group * case.tasks,
                 wall=wall,
                 cpu=time.process_time() - began["cpu"],
                 play=began["play"],
                 update=wall - began["play"],
-                turns=began["calls"] / (case.group * TASKS),
+                turns=began["calls"] / (case.group * case.tasks),
                 reward=trainer._metrics["train"]["reward"][-1],
             )
 
@@ -360,13 +383,13 @@ def work_trl(case: Case, steps: int) -> None:
         processing_class=loaded.tokenizer,
         environment_factory=Box,
         train_dataset=Dataset.from_list(
-            [{"prompt": [{"role": "user", "content": QUESTION}]}] * (TASKS * steps)
+            [{"prompt": [{"role": "user", "content": question(case)}]}] * (case.tasks * steps)
         ),
         callbacks=[Turns()],
         args=GRPOConfig(
             **trl_settings("agents", case.dtype, steps, learning_rate=case.learning_rate),
-            per_device_train_batch_size=case.group * TASKS,
-            gradient_accumulation_steps=1,
+            per_device_train_batch_size=case.group * case.tasks // case.passes,
+            gradient_accumulation_steps=case.passes,
             num_generations=case.group,
             max_completion_length=longest,
             max_tool_calling_iterations=case.turns - 1,
