@@ -26,6 +26,7 @@ from orbiter.train.engine.forward.layers import Layer, merged, packed_layers, tr
 from orbiter.train.engine.forward.packing import Rectangle
 from orbiter.train.engine.forward.pointwise import rms_norm
 from orbiter.train.serve.prefix import PrefixStore
+from orbiter.train.serve.shared import WORTH_SHARING, SharedBeginning, common_length
 
 if TYPE_CHECKING:
     from orbiter.train.engine.forward.generic import Decoder
@@ -120,6 +121,7 @@ class Slots:
         self._length = torch.zeros(0, dtype=torch.long, device=weight.device)
         self._tokens: list[list[int]] = []
         self._store = PrefixStore(empty, len(self._layers), limit_bytes=cache_bytes)
+        self._shared: SharedBeginning | None = None
         self.asked_tokens = self.run_tokens = 0
 
     def new_tokens(self, prompt: Sequence[int]) -> int:
@@ -151,6 +153,7 @@ class Slots:
         self._spread([leader[token_ids] for token_ids in of_row], first, int(lengths.max()))
         self._length = torch.cat([self._length, lengths])
         self._tokens += map(list, of_row)
+        self._share()
         self.asked_tokens += sum(map(len, of_row))
         return torch.stack([logits[token_ids] for token_ids in of_row])
 
@@ -160,19 +163,22 @@ class Slots:
         at, rows = self._length, len(self._length)
         longest = int(at.max()) + 1
         self._reserve(rows, longest)
-        room = self._k[0].shape[2]
+        room, shared = self._k[0].shape[2], self._shared
         # A product in 16 bits first copies keys that are not contiguous, as part of a slot is.
         whole = self._k[0].element_size() < 4 and room <= longest * (1 + SPARE_SHARE)
-        seen = room if whole else longest
+        seen = room if whole and not shared else longest
+        begun = len(shared.token_ids) if shared else 0
         # A row sees its own tokens only up to its length; cells beyond belong to an earlier row.
-        bias = self._bias(torch.arange(seen, device=at.device) <= at[:, None])[:, None]
+        bias = self._bias(torch.arange(begun, seen, device=at.device) <= at[:, None])
         row = torch.arange(rows, device=at.device)
 
         def append(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._k[number], self._v[number]
             keys[row, :, at], values[row, :, at] = k, v
-            parts = (keys[:rows, :, :seen], values[:rows, :, :seen])
-            return attend(q[:, :, None], *parts, bias).view(rows, -1)
+            parts = (keys[:rows, :, begun:seen], values[:rows, :, begun:seen])
+            if shared:
+                return shared.attend(number, q, *parts, bias)
+            return attend(q[:, :, None], *parts, bias[:, None]).view(rows, -1)
 
         x = self._run(token_ids, at, append)
         self._length = at + 1
@@ -202,6 +208,7 @@ class Slots:
             self._k, self._v = self._empty.copy(), self._empty.copy()
         self._length = self._length[list(rows)]
         self._tokens = [self._tokens[row] for row in rows]
+        self._share()
 
     def _split(
         self, waiting: Sequence[tuple[int, ...]], leader: dict[tuple[int, ...], int]
@@ -290,6 +297,16 @@ class Slots:
             sources, places = (list(side) for side in zip(*copied, strict=True))
             for cache in (*self._k, *self._v):
                 cache[places, :, :longest] = cache[sources, :, :longest]
+
+    def _share(self) -> None:
+        """Find what all rows begin with, and keep its keys apart if that is worth it."""
+        rows = self._tokens
+        length = common_length(rows) if rows else 0
+        if (len(rows) - 1) * length < WORTH_SHARING:
+            self._shared = None
+        elif not (self._shared and self._shared.fits(rows, length)):
+            k, v = ([x[0, :, :length].clone() for x in cache] for cache in (self._k, self._v))
+            self._shared = SharedBeginning(rows[0][:length], k, v)
 
     def _remember(self, row: int, token_ids: Sequence[int]) -> None:
         """Store a row's keys and values for later prompts that begin with the same tokens."""
