@@ -192,6 +192,40 @@ async def test_failed_episodes_are_counted_and_too_many_are_an_error() -> None:
         await strict.train(["a", "b"])
 
 
+async def test_an_agent_that_raises_after_an_answer_can_be_scored_instead() -> None:
+    asked: list[object] = []
+
+    def rated(result: object) -> float:
+        asked.append(result)
+        return 1.0
+
+    async def raises(task: str) -> str:
+        if task == "down":
+            raise RuntimeError("no answer was asked for")
+        text = await branching(task)
+        if current_episode().attempt == 0:
+            raise ValueError("nonsense")
+        return text
+
+    run = trainer(raises, rated, epochs=1, on_agent_error=-0.5)
+    before = await weights(run)
+    await run.train(["a", "b"])
+    row = run.history[0]
+    assert row["stopped/scored_error"] == 2
+    assert row["failed"] == 0
+    assert "failed/agent_error" not in row
+    # Each group of three holds one episode whose agent raised.
+    assert row["reward"] == pytest.approx((2 * 1 - 0.5) / 3)
+    assert row["reward/probe"] == 1.0
+    assert len(asked) == 4
+    assert not equal(before, await weights(run))
+    metrics = await run.evaluate(["a"], samples=3)
+    assert metrics.reward == pytest.approx((2 * 1 - 0.5) / 3)
+    # Without an answer there is nothing to train on.
+    with pytest.raises(CallbackError, match="agent_error, RuntimeError: no answer"):
+        await run.train(["down", "down"])
+
+
 async def test_an_agent_that_calls_no_model_of_the_policy_is_an_error() -> None:
     async def silent(task: str) -> str:
         return "42"

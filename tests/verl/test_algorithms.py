@@ -166,6 +166,7 @@ def test_every_field_that_verl_knows_nothing_of_is_the_trainers_own() -> None:
         *("reward_timeout_seconds", "reward_concurrency", "max_flat_steps", "backend"),
         *("max_turns", "max_episode_tokens", "episode_timeout_seconds", "max_failed_share"),
         *("policy_models", "episode_retries", "episode_concurrency", "on_truncation"),
+        "on_agent_error",
         *("environment_variables",),
         *("ray_address", "verl_overrides", "verl_python", "step_timeout_seconds"),
     }

@@ -162,6 +162,24 @@ class OrNone:
         return f"{self.check}, or none"
 
 
+class WordOrNumber:
+    """One of some words, or a finite number."""
+
+    def __init__(self, *words: str) -> None:
+        """Accept these words."""
+        self.words = words
+
+    def __call__(self, name: str, value: object) -> None:
+        """Raise a `ConfigError` unless `value` is one of the words or a finite number."""
+        if not isinstance(value, str):
+            Number()(name, value)
+        elif value not in self.words:
+            raise ConfigError(f"{name} must be {self}, got {shown(value)}")
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(repr, self.words))} or a number"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A mapping from texts to values."""

@@ -27,6 +27,7 @@ StopReason = Literal[
     "max_response",
     "timeout",
     "agent_error",
+    "scored_error",
     "no_calls",
 ]
 FAILURES: tuple[StopReason, ...] = ("agent_error", "timeout", "no_calls")
@@ -36,6 +37,10 @@ LIMITS: tuple[StopReason, ...] = ("max_turns", "max_tokens", "context", "max_res
 
 "max_response": the agent raised because an answer was cut off at `max_response_length`.
 """
+SCORED_ERROR: StopReason = "scored_error"
+"""The agent raised, and the run's `on_agent_error` gives such an episode a reward."""
+STOPPED: tuple[StopReason, ...] = (*LIMITS, SCORED_ERROR)
+"""Stop reasons that a step counts, other than failures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -17,6 +17,7 @@ from orbiter.train.checks import (
     PathName,
     Text,
     WholeNumber,
+    WordOrNumber,
     setting,
     shown,
 )
@@ -40,20 +41,6 @@ def _check_algorithm(_: str, value: object) -> None:
         listed = " or ".join([", ".join(map(repr, names[:-1])), repr(names[-1])])
         hint = did_you_mean(str(value).lower(), names)
         raise ConfigError(f"algorithm must be {listed}, got {shown(value)}{hint}")
-
-
-def _word_or_number(*words: str) -> Callable[[str, object], None]:
-    """Return a check that accepts one of some words, or a number."""
-    listed = ", ".join(map(repr, words))
-
-    def check(name: str, value: object) -> None:
-        if not isinstance(value, str):
-            Number()(name, value)
-        elif value not in words:
-            raise ConfigError(f"{name} must be {listed} or a number, got {value!r}")
-
-    check.__doc__ = f"Accept {listed} or a number."
-    return check
 
 
 def _check_overrides(name: str, value: object) -> None:
@@ -104,7 +91,7 @@ class VeRLConfig(AlgorithmConfig):
         "raise",
         'When a reward fails or is not a finite number: "raise" stops the run, "skip" leaves '
         "the sample out, and a number is used as the reward.",
-        _word_or_number("raise", "skip"),
+        WordOrNumber("raise", "skip"),
         verl=NotInVerl(
             "verl pads a group that lacks a sample; use 'raise' or a number", refused=("skip",)
         ),
@@ -189,7 +176,14 @@ class VeRLConfig(AlgorithmConfig):
         "score",
         "With agent=: an episode that ran into max_turns, max_episode_tokens or the context: "
         '"score" takes its reward as it is, "mask" leaves it out, a number is added to its reward.',
-        _word_or_number("score", "mask"),
+        WordOrNumber("score", "mask"),
+    )
+    on_agent_error: Literal["exclude"] | float = setting(
+        "exclude",
+        'With agent=: an episode whose agent raised after an answer of the policy: "exclude" '
+        "counts it as failed and leaves it out, a number trains it with that reward. Choose a "
+        "number if the agent raises when the policy writes nonsense.",
+        WordOrNumber("exclude"),
     )
     max_extra_groups: int = setting(
         0,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
-from orbiter.train.agents.episode import FAILURES, LIMITS, Episode
+from orbiter.train.agents.episode import FAILURES, SCORED_ERROR, STOPPED, Episode
 from orbiter.train.agents.runner import AgentModel, run_episode
 from orbiter.train.callback import map_bounded
 from orbiter.train.engine.policy import Policy
@@ -123,10 +123,10 @@ async def _compared(
     asking again.
     """
     relative = [spec for spec in setting.rewards if spec.relative]
-    # A failed episode says nothing of the policy, so it is not compared.
-    rows = [row for row, episode in enumerate(played.episodes) if not episode.failed]
+    # A failed episode says nothing of the policy, and one whose agent raised has no result.
+    rows = [row for row, episode in enumerate(played.episodes) if _is_rated(episode)]
     items = [item for item, size in zip(tasks.items, sizes, strict=True) for _ in range(size)]
-    groups = grouped([not episode.failed for episode in played.episodes], sizes)
+    groups = grouped([_is_rated(episode) for episode in played.episodes], sizes)
     scores = await _score(
         setting.config,
         relative,
@@ -156,8 +156,9 @@ async def play_one(
 ) -> Episode:
     """Play an episode, again if it fails and `episode_retries` is set.
 
-    A retry has the same seed. With another seed, episodes whose samples make the agent fail would
-    be replaced by others, which would bias the gradient.
+    With `on_agent_error` as a number, an episode whose agent raised does not fail. A retry has the
+    same seed. With another seed, episodes whose samples make the agent fail would be replaced by
+    others, which would bias the gradient.
     """
     retries = 0
     while True:
@@ -172,9 +173,20 @@ async def play_one(
             timeout_seconds=config.episode_timeout_seconds,
             models=config.policy_models,
         )
+        if _scores_error(config, episode):
+            episode = replace(episode, stop_reason=SCORED_ERROR)
         if not episode.failed or retries == config.episode_retries:
             return replace(episode, retries=retries)
         retries += 1
+
+
+def _scores_error(config: VeRLConfig, episode: Episode) -> bool:
+    """Return whether the agent raised, and such an episode gets a reward.
+
+    Without an answer the policy had no part in it, and there is nothing to train on.
+    """
+    raised = episode.stop_reason == "agent_error" and bool(episode.turns)
+    return raised and config.on_agent_error != "exclude"
 
 
 def _refuse_too_many_failures(episodes: Sequence[Episode], config: VeRLConfig) -> None:
@@ -205,6 +217,11 @@ def refuse_failures(failed: Sequence[str], episodes: int, max_failed_share: floa
         )
 
 
+def _is_rated(episode: Episode) -> bool:
+    """Return whether the rewards are asked about an episode: its agent returned a result."""
+    return not episode.failed and episode.stop_reason != SCORED_ERROR
+
+
 async def rate(
     config: VeRLConfig,
     rewards: Sequence[RewardSpec],
@@ -216,6 +233,11 @@ async def rate(
     if episode.failed:
         return None
     absolute = [spec for spec in rewards if not spec.relative]
+    if not _is_rated(episode):
+        # No function is asked: the agent returned nothing that it could judge.
+        nothing: list[float | None] = [None]
+        by_name = {spec.name: nothing for spec in absolute}
+        return SampleScores([float(config.on_agent_error)], by_name, faults=0)
     return await _score(config, absolute, [episode], [item], first_index=position)
 
 
@@ -271,9 +293,9 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     metrics["failed"] = 1 - len(kept) / len(episodes)
     if any(episode.retries for episode in episodes):
         metrics["retries"] = float(sum(episode.retries for episode in episodes))
-    for limit in LIMITS:
-        if reasons[limit]:
-            metrics[f"stopped/{limit}"] = float(reasons[limit])
+    for kind in STOPPED:
+        if reasons[kind]:
+            metrics[f"stopped/{kind}"] = float(reasons[kind])
     if kept:
         metrics["turns"] = fmean(len(episode.turns) for episode in kept)
         metrics |= call_metrics(kept)

@@ -46,6 +46,7 @@ SENT = (
     *("algorithm", "batch_size", "group_size", "minibatch_size", "loss_aggregation"),
     *("max_response_length", "temperature", "max_turns", "max_episode_tokens"),
     *("episode_timeout_seconds", "episode_retries", "max_failed_share", "on_truncation"),
+    "on_agent_error",
     *("on_reward_error", "reward_timeout_seconds", "reward_concurrency", "policy_models"),
     "episode_concurrency",
 )

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
-from orbiter.train.agents.episode import LIMITS
+from orbiter.train.agents.episode import STOPPED
 from orbiter.train.verl.algorithms import ALGORITHMS, VeRLAlgorithm
 from orbiter.train.verl.config import VeRLConfig
 
@@ -133,9 +133,9 @@ def _metrics(
         for each in played
         if each["failure"]
     }
-    for limit in LIMITS:
-        if reasons[limit]:
-            metrics[f"stopped/{limit}"] = float(reasons[limit])
+    for kind in STOPPED:
+        if reasons[kind]:
+            metrics[f"stopped/{kind}"] = float(reasons[kind])
     if retries := sum(each["retries"] for each in played):
         metrics["retries"] = float(retries)
     if finished:
