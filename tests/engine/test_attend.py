@@ -15,13 +15,18 @@ SHAPES = [(1, 9, 9), (3, 7, 20), (2, 16, 16), (1, 5, 5)]
 """Rows, queries and keys; with fewer queries than keys, the first keys are a prompt's."""
 
 
-def inputs(rows: int, queries: int, keys: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+Parts = tuple[Tensor, Tensor, Tensor]
+
+
+def inputs(rows: int, queries: int, keys: int, dtype: torch.dtype) -> tuple[Parts, Tensor]:
     """Draw queries, keys and values, and a causal mask in which rows have prompts of any length."""
     generator = torch.Generator().manual_seed(0)
-    parts = [
-        torch.randn(rows, heads, length, 8, generator=generator).to(dtype).requires_grad_()
-        for heads, length in ((4, queries), (2, keys), (2, keys))
-    ]
+
+    def part(heads: int, length: int) -> Tensor:
+        drawn = torch.randn(rows, heads, length, 8, generator=generator)
+        return drawn.to(dtype).requires_grad_()
+
+    parts = part(4, queries), part(2, keys), part(2, keys)
     seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries).repeat(rows, 1, 1)
     for row in range(1, rows):
         seen[row, :, row : keys - queries] = False
@@ -67,8 +72,9 @@ def test_blocks_in_16_bits_err_no_more_than_plain_products(
 ) -> None:
     parts, bias = inputs(*shape, torch.bfloat16)
     weight = torch.randn(parts[0].shape, generator=torch.Generator().manual_seed(1))
-    wide = [part.detach().float().requires_grad_() for part in parts]
-    exact = softmax_attention(*wide, bias.float())
+    wide = tuple(part.detach().float().requires_grad_() for part in parts)
+    q, k, v = wide
+    exact = softmax_attention(q, k, v, bias.float())
     wanted = torch.autograd.grad((exact * weight).sum(), wide)
 
     def error() -> float:
@@ -93,10 +99,10 @@ def test_a_block_reads_keys_up_to_the_last_one_that_it_sees(
     assert key_ends(causal) == [4, 8, 9]
     parts, bias = inputs(2, 6, 12, torch.float32)
     assert key_ends(bias) == [10, 12]
-    spoiled = [part.detach().clone() for part in parts]
-    spoiled[1][:, :, 10:], spoiled[2][:, :, 10:] = math.nan, math.nan
+    q, k, v = (part.detach().clone() for part in parts)
+    k[:, :, 10:], v[:, :, 10:] = math.nan, math.nan
     # What no query of the first block sees is not even read.
-    mixed = attend(*spoiled, bias, key_ends(bias))
+    mixed = attend(q, k, v, bias, key_ends(bias))
     assert mixed[:, :, :4].isfinite().all()
     assert mixed[:, :, 4:].isnan().any()
 

@@ -68,7 +68,7 @@ class SharedBeginning(NamedTuple):
         return mixed.view(kv_heads, rows, share * width).transpose(0, 1).reshape(rows, -1)
 
 
-def common_length(rows: Sequence[Sequence[int]]) -> int:
+def common_length(rows: Sequence[list[int]]) -> int:
     """Return the number of tokens with which all rows begin."""
     # What the first and the last in order have in common, all between them have as well.
     first, last = min(rows), max(rows)
