@@ -14,7 +14,7 @@ each answer counts as a call of the tool: TRL's parser of answers is replaced fo
 ends in `on_answer`. With `--client`, a function with an openai client plays the same episodes, as
 an unchanged agent would. Each engine runs in its own process, only when it is its turn. TRL gets
 its fastest settings here: no gradient checkpointing, and all episodes in one pass of the update, or
-in two where one would need more than 20 GB. The prompts of most cases are short (some 60 tokens);
+in four where one would need more than 20 GB. The prompts of most cases are short (some 60 tokens);
 those of "tools" hold the tool descriptions of a real benchmark for agents, BFCL's TravelAPI: 2,409
 tokens, the median of its 200 conversations.
 TRL is the `bench` extra (trl==1.16.0).
@@ -88,8 +88,8 @@ CASES = {
     "tiny-8": Case("tiny", "float32", 8, 16, target=4.0),
     "smol-4": Case(SMOL, "bfloat16", 4, 24, group=4, target=8.0),
     "smol-8": Case(SMOL, "bfloat16", 8, 24, group=4, target=12.0),
-    "tools-4": Case(SMOL, "bfloat16", 4, 24, tasks=1, passes=2, tools=True, target=8.0),
-    "tools-8": Case(SMOL, "bfloat16", 8, 24, tasks=1, passes=2, tools=True, target=12.0),
+    "tools-4": Case(SMOL, "bfloat16", 4, 24, tasks=1, passes=4, tools=True, target=8.0),
+    "tools-8": Case(SMOL, "bfloat16", 8, 24, tasks=1, passes=4, tools=True, target=12.0),
 }
 IN_FLOAT32 = {
     f"{name}-float32": replace(CASES[name], dtype="float32") for name in ("smol-4", "smol-8")
