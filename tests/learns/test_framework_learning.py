@@ -215,9 +215,11 @@ def imitate_fairly(policy: Policy, seed: int, trace: Trace) -> None:
     guess, and training by reward may rightly give up the tool.
     """
     draw = random.Random(seed)
-    optimiser = make_optimiser(policy, learning_rate=1e-3, weight_decay=0.0)
+    # Twice as much never learns to copy in some of these prompts, which are long: the loss stays at
+    # that of a guess among few letters. It also undoes more of the copying later.
+    optimiser = make_optimiser(policy, learning_rate=5e-4, weight_decay=0.0)
     imitate_copying(policy, draw, optimiser, trace)
-    # Smaller steps undo less of the copying.
+    # Anew, without the gradients' averages of the copying.
     optimiser = make_optimiser(policy, learning_rate=5e-4, weight_decay=0.0)
     for n in range(600):
         batch = collate([trace(policy, draw, CALLS, NAMES) for _ in range(32)])
@@ -242,6 +244,8 @@ async def test_an_unchanged_agent_learns_to_use_what_its_tool_said(
     agent = make()
     teach = partial(imitate_fairly, trace=await recorded(agent))
     model = await start(tmp_path / "model", seed, teach)
-    before, after = await learned(model, algorithm, seed, agent)
+    # A framework that raises for an answer, as pydantic-ai does for an empty one, is the policy's
+    # doing: left out, such episodes become all of them in some seeds.
+    before, after = await learned(model, algorithm, seed, agent, on_agent_error=0.0)
     assert before < 0.2
     assert after > 0.9
