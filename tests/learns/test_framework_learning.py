@@ -248,7 +248,7 @@ async def test_an_unchanged_agent_learns_to_use_what_its_tool_said(
     # doing: left out, such episodes become all of them in some seeds.
     # With the 5e-4 of `test_agent_learning`, or without a bonus for entropy, some seeds settle on
     # a wrong answer to one letter of eight before they have tried the right one often enough.
-    settings = {"on_agent_error": 0.0, "learning_rate": 3e-4, "ent_coef": 0.01}
+    settings = {"on_agent_error": 0.0, "learning_rate": 3e-4, "ent_coef": 0.01, "epochs": 80}
     before, after = await learned(model, algorithm, seed, agent, **settings)
     assert before < 0.2
     assert after > 0.9
