@@ -89,7 +89,7 @@ CASES = {
     "smol-4": Case(SMOL, "bfloat16", 4, 24, group=4, target=8.0),
     "smol-8": Case(SMOL, "bfloat16", 8, 24, group=4, target=12.0),
     "tools-4": Case(SMOL, "bfloat16", 4, 24, tasks=1, passes=4, tools=True, target=8.0),
-    "tools-8": Case(SMOL, "bfloat16", 8, 24, tasks=1, passes=4, tools=True, target=12.0),
+    "tools-8": Case(SMOL, "bfloat16", 8, 24, group=4, tasks=1, passes=2, tools=True, target=12.0),
 }
 IN_FLOAT32 = {
     f"{name}-float32": replace(CASES[name], dtype="float32") for name in ("smol-4", "smol-8")
