@@ -1,4 +1,4 @@
-"""Runs two engines in turn, each in its own process, and reads from them what each step took.
+"""Runs engines, each in its own process, and reads from them what each step took.
 
 A worker sets itself up, then waits for "go" on its standard input, takes a step and reports it.
 The benchmarks define what a step is.
@@ -43,22 +43,29 @@ class Race:
     measure: str = "tokens"
     """What is counted a second."""
     engines: tuple[str, ...] = ENGINES
+    apart: bool = False
+    """Whether an engine starts after the other has ended, where memory does not hold both."""
 
 
 def race(race: Race, steps: int) -> dict[str, Steps]:
-    """Run the engines in turn, print what they took, and return it; the first step warms up."""
+    """Run the engines, print what they took, and return it; the first step warms up.
+
+    They take their steps in turn, or all steps of one and then all of the other.
+    """
     print(f"\n{race.title}\n  load average {os.getloadavg()[0]:.1f}", flush=True)
     print("  " + floor(race.dtype, race.threads), flush=True)
-    workers = {engine: _start(race, engine, steps) for engine in race.engines}
-    seen: dict[str, Steps] = {engine: [] for engine in workers}
-    for _ in range(steps):
+    seen: dict[str, Steps] = {}
+    peaks: dict[str, float] = {}
+    for engines in [(engine,) for engine in race.engines] if race.apart else [race.engines]:
+        workers = {engine: _start(race, engine, steps) for engine in engines}
+        seen |= {engine: [] for engine in workers}
+        for _ in range(steps):
+            for engine, worker in workers.items():
+                seen[engine].append(_turn(worker))
         for engine, worker in workers.items():
-            seen[engine].append(_turn(worker))
-    peaks = {}
-    for engine, worker in workers.items():
-        peaks[engine] = _turn(worker)["peak_gb"]
-        worker.wait()
-        _report(engine, seen[engine][1:], peaks[engine])
+            peaks[engine] = _turn(worker)["peak_gb"]
+            worker.wait()
+            _report(engine, seen[engine][1:], peaks[engine])
     wanted = f" (asked for {race.target:g})" if race.target else ""
     for engine in [name for name in peaks if name != "trl" and "trl" in peaks]:
         by_wall, by_cpu = (

@@ -64,6 +64,9 @@ CASES = {
         method="sft", model=MIDDLE, prompts=32, knobs={**BFLOAT16, "lora_rank": 8}
     ),
     "grpo small": Case(method="grpo", model=SMALL),
+    "grpo small long prompt": Case(
+        method="grpo", model=SMALL, prompts=2, n=16, prompt_tokens=3000, new_tokens=200
+    ),
     "grpo small generic": Case(method="grpo", model=SMALL, prompts=8, knobs={"path": "generic"}),
     "distill middle": Case(method="distill", model=MIDDLE, prompts=8),
     "ppo middle bfloat16": Case(
@@ -112,7 +115,9 @@ def make(case: Case) -> Policy:
     if case.model is None:
         loaded = load_model("smollm2-135m", device="cpu")
         return make_policy(loaded.model, loaded.tokenizer, device="cpu", **case.knobs)
-    config = transformers.LlamaConfig(**case.model, **HEADS, vocab_size=4096, pad_token_id=0)
+    config = transformers.LlamaConfig(
+        **case.model, **HEADS, vocab_size=4096, pad_token_id=0, max_position_embeddings=4096
+    )
     model = transformers.LlamaForCausalLM(config)
     policy = make_policy(model, tiny_tokenizer(), device="cpu", **case.knobs)
     if case.method == "distill":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orbiter.train.engine.forward import attend as module
-from orbiter.train.engine.forward.attend import attend, key_ends
+from orbiter.train.engine.forward.attend import Beginning, attend, key_ends
 
 SHAPES = [(1, 9, 9), (3, 7, 20), (2, 16, 16), (1, 5, 5)]
 """Rows, queries and keys; with fewer queries than keys, the first keys are a prompt's."""
@@ -53,7 +53,7 @@ def test_blocks_give_the_attention_and_the_gradients_of_the_equation(
 ) -> None:
     monkeypatch.setattr(module, "LONG_FROM", 0)
     monkeypatch.setattr(module, "BLOCK", 4)
-    monkeypatch.setattr(module, "WORTH_IT", 1.0 if blocks else 0.0)
+    monkeypatch.setattr(module, "WORTH_READING", 1.0 if blocks else 0.0)
     if not fused:
         monkeypatch.setattr(module, "fused_attention_works", lambda *_: False)
     parts, bias = inputs(*shape, torch.float32)
@@ -62,6 +62,40 @@ def test_blocks_give_the_attention_and_the_gradients_of_the_equation(
     got = [mixed, *torch.autograd.grad((mixed * weight).sum(), parts)]
     exact = softmax_attention(*parts, bias)
     wanted = [exact, *torch.autograd.grad((exact * weight).sum(), parts)]
+    for mine, right in zip(got, wanted, strict=True):
+        torch.testing.assert_close(mine, right, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("of_row", [[0, 0, 0], [0, 1, 0], [2, 0, 1]])
+@pytest.mark.parametrize("long_from", [0, 10_000])
+@pytest.mark.parametrize("reading", [0.0, 1.0])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_beginning_that_rows_share_is_as_one_of_each_row(
+    of_row: list[int],
+    long_from: int,
+    reading: float,
+    fused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LONG_FROM", long_from)
+    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(module, "WORTH_READING", reading)
+    if not fused:
+        monkeypatch.setattr(module, "fused_attention_works", lambda *_: False)
+    (q, own_k, own_v), bias = inputs(3, 7, 20, torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    own_k, own_v = (x.detach()[:, :, 13:].clone().requires_grad_() for x in (own_k, own_v))
+    k, v = (
+        torch.randn(max(of_row) + 1, 2, 13, 8, generator=generator).requires_grad_()
+        for _ in range(2)
+    )
+    parts = (q, own_k, own_v, k, v)
+    weight = torch.randn(q.shape, generator=generator)
+    whole_k, whole_v = (torch.cat([x[of_row], own], dim=2) for x, own in ((k, own_k), (v, own_v)))
+    exact = softmax_attention(q, whole_k, whole_v, bias)
+    wanted = [exact, *torch.autograd.grad((exact * weight).sum(), parts)]
+    mixed = attend(q, own_k, own_v, bias, key_ends(bias), beginning=Beginning(k, v, of_row))
+    got = [mixed, *torch.autograd.grad((mixed * weight).sum(), parts)]
     for mine, right in zip(got, wanted, strict=True):
         torch.testing.assert_close(mine, right, atol=1e-5, rtol=1e-5)
 
@@ -94,7 +128,7 @@ def test_a_block_reads_keys_up_to_the_last_one_that_it_sees(
 ) -> None:
     monkeypatch.setattr(module, "LONG_FROM", 0)
     monkeypatch.setattr(module, "BLOCK", 4)
-    monkeypatch.setattr(module, "WORTH_IT", 1.0)
+    monkeypatch.setattr(module, "WORTH_READING", 1.0)
     _, causal = inputs(1, 9, 9, torch.float32)
     assert key_ends(causal) == [4, 8, 9]
     parts, bias = inputs(2, 6, 12, torch.float32)

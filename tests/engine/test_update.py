@@ -19,9 +19,9 @@ from orbiter.train.engine.sample import sample
 from orbiter.train.engine.update import (
     Objective,
     logprob,
+    micro_batches,
     ref_logprob,
     score,
-    split_rows,
     update,
     value,
 )
@@ -241,7 +241,7 @@ def test_micro_batches_hold_every_row_once_within_their_budget(
     policy = policy_of()
     batch = sampled(policy)
     rows = torch.arange(8)
-    parts = list(split_rows(policy.forward, batch, rows, budget))
+    parts = [part.rows for part in micro_batches(policy.forward, batch, rows, budget)]
     assert sorted(torch.cat(parts).tolist()) == list(range(8))
     for part in parts:
         answers = int((batch.length - batch.prompt_length)[part].sum())

@@ -12,7 +12,7 @@ import torch
 from orbiter.train import DataError, TrajectoryItem
 from orbiter.train.engine.models.load import load_model
 from orbiter.train.engine.policy import make_policy
-from orbiter.train.engine.update import split_rows
+from orbiter.train.engine.update import micro_batches
 from orbiter.train.formats.preference import preference_pairs
 from orbiter.train.formats.registry import read, write
 from orbiter.train.preference.encoding import AttemptEncoder, EncodedPair, batch_of, encode_pairs
@@ -272,7 +272,8 @@ def test_the_sides_of_a_pair_are_never_in_different_micro_batches() -> None:
     loaded = load_model("tiny")
     forward = make_policy(loaded.model, loaded.tokenizer, device="cpu").forward
     for budget in (1, 60, 120, 10_000):
-        parts = list(split_rows(forward, batch, torch.arange(len(batch.length)), budget))
+        every = torch.arange(len(batch.length))
+        parts = [part.rows for part in micro_batches(forward, batch, every, budget)]
         assert sorted(row for part in parts for row in part.tolist()) == list(range(8))
         homes = [set(batch.select(part).unit.tolist()) for part in parts]  # type: ignore[union-attr]
         assert sum(map(len, homes)) == len(set.union(*homes)) == 4

@@ -23,8 +23,8 @@ from orbiter.train.engine.update import (
     Part,
     Scored,
     logprob,
+    micro_batches,
     score,
-    split_rows,
 )
 from orbiter.train.errors import StateError
 from orbiter.train.rl.kl import kl_k1
@@ -136,8 +136,9 @@ def measure_divergence(
     objective = DistillObjective(reward=PolicyObjective(), beta=beta)
     trained = batch.mask.any(dim=-1).nonzero()[:, 0]
     total = 0.0
-    for rows in split_rows(policy.forward, batch, trained, micro_batch_tokens):
-        scored = objective.score(policy, batch.select(rows), temperature=temperature)
+    for rows, forward in micro_batches(policy.forward, batch, trained, micro_batch_tokens):
+        student = replace(policy, forward=forward)
+        scored = objective.score(student, batch.select(rows), temperature=temperature)
         assert scored.divergence is not None
         total += float(scored.divergence.double().sum())
     return total / max(1, int(batch.mask.sum()))

@@ -9,6 +9,7 @@ memory of reward functions and tokenizers is not.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import nn
 from orbiter.train.engine.arithmetic import DTYPES
 from orbiter.train.engine.forward.attend import LONG_FROM
 from orbiter.train.engine.forward.head import CHUNK_ELEMENTS
-from orbiter.train.engine.update import MICRO_BATCH_TOKENS
+from orbiter.train.engine.update import MICRO_BATCH_TOKENS, room_beside
 
 FLOAT32 = 4
 """Bytes of a master weight, a gradient, and each of AdamW's two moments."""
@@ -109,14 +110,12 @@ def memory_estimate(
     """
     dims = _Dimensions.of(policy)
     batch = _EqualRows.of_batch(policy, prompts, n, prompt_tokens, new_tokens)
-    tokens = sum(block.tokens for block in batch)
-    longest = max(block.queries for block in batch)
-    # At least one row is always processed, even if it is longer than the limit of a micro-batch.
-    share = min(1.0, max(micro_batch_tokens, longest) / tokens)
-    answers = share * prompts * n * (new_tokens or trained_tokens or prompt_tokens)
+    largest = _LargestPart.of(batch, prompts, n, micro_batch_tokens)
+    tokens, share = sum(block.tokens for block in largest.blocks), largest.share
+    answers = share * largest.rows * (new_tokens or trained_tokens or prompt_tokens)
     # Gradients that must persist between micro-batches are counted apart, in `gradient`.
     # With one micro-batch the gradients take the place of activations that backward has freed.
-    several, gradient = share < 1, FLOAT32 * dims.trained
+    several, gradient = largest.several, FLOAT32 * dims.trained
     # The loss comes from glibc's way of aligning blocks; see HOLES.
     holes = HOLES if policy.device.type == "cpu" and platform.libc_ver()[0] == "glibc" else 1.0
     if teacher is None:
@@ -124,8 +123,9 @@ def memory_estimate(
     else:
         taught = _Dimensions.of(teacher)
         head = dims.compared_head(answers) + taught.read(share * tokens, answers)
-    kept = dims.kept(batch) * share + head + dims.joined
-    drawn = dims.sampling(tokens, rows=prompts * n) if new_tokens else 0
+    kept = dims.kept(largest.blocks) * share + head + dims.joined
+    cached = sum(block.tokens for block in batch)
+    drawn = dims.sampling(cached, rows=prompts * n) if new_tokens else 0
     return MemoryEstimate(
         resident=_resident(policy),
         optimiser=2 * FLOAT32 * dims.trained,
@@ -160,6 +160,35 @@ class _EqualRows(NamedTuple):
         return self.rows * self.queries
 
 
+class _LargestPart(NamedTuple):
+    """What the largest micro-batch of an update holds: a share of some rows."""
+
+    blocks: list[_EqualRows]
+    share: float
+    rows: int
+    """Rows with trained tokens, of which it holds the share."""
+    several: bool
+    """Whether the update takes more than one micro-batch."""
+
+    @classmethod
+    def of(cls, batch: list[_EqualRows], prompts: int, n: int, budget: int) -> _LargestPart:
+        """Cut a batch as an update does."""
+        tokens = sum(block.tokens for block in batch)
+        # Only the fast forward pass runs prompts apart from answers. Where the answers to a prompt
+        # do not fit, it runs once, and is held while some of them at a time are learned from.
+        if len(batch) > 1 and tokens > prompts * budget:
+            prompt, answers = batch
+            room = room_beside(prompt.queries, budget)
+            parts = math.ceil(n / max(1, room // answers.queries))
+            together = math.ceil(n / parts)
+            blocks = [prompt._replace(rows=1), answers._replace(rows=together)]
+            return cls(blocks, 1.0, together, several=prompts * n > together)
+        longest = max(block.queries for block in batch)
+        # At least one row is always processed, even if it is longer than the limit.
+        share = min(1.0, max(budget, longest) / tokens)
+        return cls(batch, share, prompts * n, several=share < 1)
+
+
 class _Dimensions(NamedTuple):
     """The sizes of a policy that its memory depends on."""
 
@@ -178,6 +207,7 @@ class _Dimensions(NamedTuple):
     rank: int
     """Rank of the adapters; 0 without adapters."""
     fast: bool
+    on_cpu: bool
     width: int
     """Bytes per number in the policy's dtype."""
 
@@ -201,6 +231,7 @@ class _Dimensions(NamedTuple):
             inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             rank=sum(adapter.r for adapter in adapters.values()),
             fast=policy.path == "fast",
+            on_cpu=policy.device.type == "cpu",
             width=DTYPES[policy.dtype].itemsize,
         )
 
@@ -284,10 +315,10 @@ class _Dimensions(NamedTuple):
         """Bytes of attention in a layer for these rows: queries, output, keys, values, softmax.
 
         Long rows keep no softmax. The fused kernel keeps keys and values for every head and the
-        output twice; attention in blocks does not.
+        output twice; attention in blocks, which only a CPU uses, does not.
         """
         long = block.queries * block.keys >= LONG_FROM
-        fused = not self.fast or (long and self.width == FLOAT32)
+        fused = not self.fast or not self.on_cpu or (long and self.width == FLOAT32)
         own = (3 if fused else 2) * self.heads * self.head_dim * block.queries
         seen = 2 * (self.heads if fused else self.kv_heads) * self.head_dim * block.keys
         softmax = 0 if fused or long else self.heads * block.queries * block.keys

@@ -1,13 +1,15 @@
 """Take one optimiser step on a batch, or score a batch without learning.
 
 A batch of any size is processed in micro-batches within a token budget. Each contributes its exact
-share of the loss, so the split affects only memory. The loss itself is in `objective.py`.
+share of the loss, so the split affects only memory. A long prompt whose answers need several
+micro-batches runs once, ahead of them. The loss itself is in `objective.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -23,6 +25,8 @@ from orbiter.train.errors import DataError, StateError, TrainingError
 
 MICRO_BATCH_TOKENS = 2048
 """Tokens in one forward and backward pass: enough to keep the cores busy, and fits in memory."""
+WORTH_HOLDING = 256
+"""Prompt tokens that must be saved for a separate pass, which has less work for each weight."""
 
 
 class Scored(NamedTuple):
@@ -94,12 +98,12 @@ def update(
     loss, seen, totals = 0.0, 0, dict[str, Tensor]()
     scorer = objective.score if isinstance(objective, ScoringObjective) else score
     optimiser.zero()
-    for rows in split_rows(policy.forward, batch, busy, micro_batch_tokens):
+    for rows, forward in micro_batches(policy.forward, batch, busy, micro_batch_tokens):
         part = batch.select(rows)
         trained = int(part.mask.sum())
         # Shares sum to 1 over the parts only if no row is idle, which is right: idle rows add 0.
         share = Part(tokens=trained / tokens, rows=len(rows) / rows_trained)
-        scored = scorer(policy, part, temperature=temperature)
+        scored = scorer(replace(policy, forward=forward), part, temperature=temperature)
         contribution, metrics = objective(scored, part, share)
         # Checked before backward: a NaN must not reach the gradients that earlier parts left.
         loss += _finite(contribution)
@@ -139,8 +143,8 @@ def logprob(
 ) -> Float[Tensor, "B T"]:
     """Return the current policy's log probability of every trained token, in nats."""
 
-    def numbers_of(part: Batch) -> Tensor:
-        return policy.forward.score(part, temperature=temperature).tokens.logprob
+    def numbers_of(forward: Forward, part: Batch) -> Tensor:
+        return forward.score(part, temperature=temperature).tokens.logprob
 
     return _in_micro_batches(policy.forward, batch, numbers_of, micro_batch_tokens)
 
@@ -155,7 +159,7 @@ def ref_logprob(
     """Return the frozen reference's log probability of every trained token, in nats."""
     with policy.reference() as forward:
 
-        def numbers_of(part: Batch) -> Tensor:
+        def numbers_of(forward: Forward, part: Batch) -> Tensor:
             return forward.score(part, temperature=temperature).tokens.logprob
 
         return _in_micro_batches(forward, batch, numbers_of, micro_batch_tokens)
@@ -169,8 +173,8 @@ def value(
     if head is None:
         raise StateError("this policy has no value head: make it with value_head=True")
 
-    def numbers_of(part: Batch) -> Tensor:
-        values: Tensor = head(policy.forward.hidden(part))[:, 0]
+    def numbers_of(forward: Forward, part: Batch) -> Tensor:
+        values: Tensor = head(forward.hidden(part))[:, 0]
         return values
 
     return _in_micro_batches(policy.forward, batch, numbers_of, micro_batch_tokens)
@@ -178,33 +182,101 @@ def value(
 
 @torch.no_grad()
 def _in_micro_batches(
-    forward: Forward, batch: Batch, numbers_of: Callable[[Batch], Tensor], micro_batch_tokens: int
+    forward: Forward,
+    batch: Batch,
+    numbers_of: Callable[[Forward, Batch], Tensor],
+    micro_batch_tokens: int,
 ) -> Float[Tensor, "B T"]:
     """Run `numbers_of` over the batch in micro-batches and assemble the results."""
     answer = torch.zeros(batch.mask.shape, device=batch.mask.device)
     trained = batch.mask.any(dim=-1).nonzero()[:, 0]
-    for rows in split_rows(forward, batch, trained, micro_batch_tokens):
+    for rows, by in micro_batches(forward, batch, trained, micro_batch_tokens):
         part = batch.select(rows)
         # A part may be narrower than the batch, because `select` cuts it to its longest row.
-        answer[rows, : part.mask.shape[1]] = place(numbers_of(part), part.mask)
+        answer[rows, : part.mask.shape[1]] = place(numbers_of(by, part), part.mask)
     return answer
 
 
-def split_rows(
+class MicroBatch(NamedTuple):
+    """Rows of a batch that go through the model together."""
+
+    rows: Int[Tensor, "R"]
+    forward: Forward
+    """What runs them: the policy's forward pass, or that of their answers after a held prompt."""
+
+
+def micro_batches(
     forward: Forward, batch: Batch, rows: Int[Tensor, "R"], micro_batch_tokens: int
-) -> Iterator[Int[Tensor, "r"]]:
+) -> Iterator[MicroBatch]:
     """Cut rows into micro-batches of at most `micro_batch_tokens` tokens, but at least one row.
 
     Rows of a unit are never separated, so a micro-batch also holds at least one unit. Groups stay
-    together if they fit, since the fast path runs a shared prompt once.
+    together if they fit, since the fast path runs a shared prompt once. If a group does not fit,
+    its prompt runs once, ahead of its micro-batches, which get what `room_beside` leaves them. The
+    caller takes the gradient of a micro-batch before it asks for the next one; after the last one
+    of a group the gradient of its prompt is added.
     """
     # Rows of a group become neighbours, so that a cut separates as few of them as possible.
     # Stable, so that the order of rows within a group does not depend on the device.
     rows = rows[torch.argsort(batch.group[rows], stable=True)]
     if batch.unit is not None:
         rows = _units_together(batch.unit, rows)
+    cost = forward.cost(batch)
+    alone = _too_long(batch, rows, cost, micro_batch_tokens)
+    answer = batch.length - batch.prompt_length
+    for group, places in groupby(range(len(rows)), key=alone.__getitem__):
+        together = rows[list(places)]
+        first = together[0]
+        prompt = batch.token_ids[first, : int(batch.prompt_length[first])]
+        if group is None:
+            of_row, limit = cost[together].tolist(), micro_batch_tokens
+        else:
+            of_row, limit = answer[together].tolist(), room_beside(len(prompt), micro_batch_tokens)
+        parts = list(_split(batch, together, of_row, limit))
+        if group is not None and batch.unit is None:
+            # As many parts of equal size, since the largest one sets the memory.
+            even = -(-sum(of_row) // len(parts)) + max(of_row) - 1
+            parts = list(_split(batch, together, of_row, min(limit, even)))
+        saved = (len(parts) - 1) * len(prompt)
+        worth_it = group is not None and saved >= WORTH_HOLDING
+        held = forward.hold(prompt) if worth_it else None
+        for part in parts:
+            yield MicroBatch(part, held.forward if held else forward)
+        if held and torch.is_grad_enabled():
+            held.backward()
+
+
+def room_beside(prompt: int, micro_batch_tokens: int) -> int:
+    """Return how many tokens of answers run together after a prompt that is held meanwhile.
+
+    Half of a micro-batch at least, so that a prompt of its length leaves some.
+    """
+    return max(micro_batch_tokens - prompt, micro_batch_tokens // 2)
+
+
+def _too_long(
+    batch: Batch, rows: Int[Tensor, "R"], cost: Int[Tensor, "B"], micro_batch_tokens: int
+) -> list[int | None]:
+    """Return for each row its group if that does not fit into a micro-batch, else None."""
+    group, unit = batch.group[rows], batch.unit
+    total = torch.zeros_like(batch.group).index_add_(0, group, cost[rows])
+    alone = (total > micro_batch_tokens)[group]
+    if unit is not None:
+        # A unit with rows of two groups would be separated.
+        pairs = torch.stack([unit[rows], group]).unique(dim=1)[0]
+        of_one = (torch.bincount(pairs) == 1)[unit[rows]]
+        alone &= bool(of_one.all())
+    return [
+        number if long else None
+        for number, long in zip(group.tolist(), alone.tolist(), strict=True)
+    ]
+
+
+def _split(
+    batch: Batch, rows: Int[Tensor, "R"], cost: Sequence[int], micro_batch_tokens: int
+) -> Iterator[Int[Tensor, "r"]]:
+    """Cut rows, in this order, where the next unit would exceed the budget."""
     unit = range(len(rows)) if batch.unit is None else batch.unit[rows].tolist()
-    cost = forward.cost(batch)[rows].tolist()
     first, used = 0, 0
     for _, places in groupby(range(len(rows)), key=lambda place: unit[place]):
         inside = list(places)

@@ -17,7 +17,7 @@ from orbiter.train.engine.policy import Policy
 from orbiter.train.engine.rollout import Rollout
 from orbiter.train.engine.session import TrainingJob
 from orbiter.train.engine.thread import work
-from orbiter.train.engine.update import split_rows
+from orbiter.train.engine.update import micro_batches
 from orbiter.train.sft.config import SFTConfig
 from orbiter.train.sft.lessons import Lessons
 
@@ -99,8 +99,8 @@ def _read(policy: Policy, lessons: Lessons, rows: Sequence[int], micro_batch_tok
     # No row is idle in a measurement, so all of them are split.
     every = torch.arange(len(rows), device=policy.device)
     loss, hits = 0.0, 0
-    for part in split_rows(policy.forward, batch, every, micro_batch_tokens):
-        scores = policy.forward.score(batch.select(part), temperature=1.0).tokens
+    for part, forward in micro_batches(policy.forward, batch, every, micro_batch_tokens):
+        scores = forward.score(batch.select(part), temperature=1.0).tokens
         # Summed in float64: a sum over many tokens in float32 loses digits of the mean.
         loss -= float(scores.logprob.double().sum())
         hits += int(scores.likeliest.sum())

@@ -1,8 +1,10 @@
 """Attention for rows that share a prompt: `PackedAttention` for updates, `Cache` for sampling.
 
 A prompt's queries attend to the prompt; an answer's queries attend to its prompt and to the answer
-so far. Both classes run and store a prompt once per group. The products are in `attend.py`. Sliding
-windows are not supported; models that have them use the generic path.
+so far. Both classes run and store a prompt once per group. Where an update takes several
+micro-batches for the answers to one prompt, `PromptAttention` runs the prompt before them, and
+`AnswerAttention` reads its keys. The products are in `attend.py`. Sliding windows are not
+supported; models that have them use the generic path.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from orbiter.train.engine.forward.attend import attend, key_ends
+from orbiter.train.engine.forward.attend import Beginning, attend, key_ends
 from orbiter.train.engine.forward.layers import Shape
 from orbiter.train.engine.forward.packing import Packing, Rectangle
 
@@ -58,17 +60,11 @@ class PackedAttention:
             wanted: The tokens whose queries the last layer passes, in ascending order.
         """
         self.packing = packing
-        prompts, answers = packing.prompts.real, packing.answers.real
+        self.prompt_of_row: list[int] = packing.prompt_of_row.tolist()
+        prompts = packing.prompts.real
         causal = _causal(prompts.shape[1], prompts.device).expand(len(prompts), -1, -1)
-        seen = torch.cat(
-            [
-                prompts[packing.prompt_of_row][:, None].expand(-1, answers.shape[1], -1),
-                _causal(answers.shape[1], answers.device).expand(len(answers), -1, -1),
-            ],
-            dim=-1,
-        )
         of_prompts = _Queries.of(packing.prompts, _bias(causal, dtype))
-        of_answers = _Queries.of(packing.answers, _bias(seen, dtype))
+        of_answers = _queries_of_answers(packing, dtype)
         first = len(packing.prompts.cell)
         self.split = [first, len(packing.answers.cell)]
         self.all = of_prompts, of_answers
@@ -91,18 +87,90 @@ class PackedAttention:
         # predicts.
         if self.split[1] == 0:
             return mixed
-        row, answers = self.packing.prompt_of_row, self.packing.answers
-        # Each answer row gets its own view of the prompt's keys; gradients of all rows add up in
-        # `kp`.
-        keys = torch.cat([kp[row], answers.pad(ka)], dim=2)
-        values = torch.cat([vp[row], answers.pad(va)], dim=2)
-        return torch.cat([mixed, _mix(of_answers, qa, keys, values)])
+        answers = self.packing.answers
+        # Each answer row reads its prompt's keys; gradients of all rows add up in `kp`.
+        beginning = Beginning(kp, vp, self.prompt_of_row)
+        of_rows = _mix(of_answers, qa, answers.pad(ka), answers.pad(va), beginning)
+        return torch.cat([mixed, of_rows])
 
 
-def _mix(queries: _Queries, q: Tensor, keys: Tensor, values: Tensor) -> Float[Tensor, "N heads*D"]:
+class PromptAttention:
+    """Causal attention over one prompt, whose keys and values are kept for `AnswerAttention`."""
+
+    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Compute the mask of a prompt of this many tokens."""
+        rectangle = Rectangle.of(torch.tensor([length], device=device))
+        self.all = _Queries.of(rectangle, _bias(_causal(length, device)[None], dtype))
+        self.last = self.all.only(torch.tensor([length - 1], device=device))
+        self.k: list[Float[Tensor, "1 kv_heads P D"]] = []
+        """The keys of each layer that has run."""
+        self.v: list[Float[Tensor, "1 kv_heads P D"]] = []
+
+    def __call__(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
+        """Attend within the prompt; in the last layer with the query of its last token alone."""
+        del number
+        # With fewer queries than keys it is the last layer.
+        queries = self.all if len(q) == len(k) else self.last
+        k, v = (self.all.rectangle.pad(x) for x in (k, v))
+        self.k.append(k)
+        self.v.append(v)
+        return _mix(queries, q, k, v)
+
+
+class AnswerAttention:
+    """Attention of the answers to one prompt, which has run before, with gradients."""
+
+    def __init__(
+        self,
+        packing: Packing,
+        dtype: torch.dtype,
+        *,
+        wanted: Int[Tensor, "M"],
+        k: Sequence[Float[Tensor, "1 kv_heads P D"]],
+        v: Sequence[Float[Tensor, "1 kv_heads P D"]],
+    ) -> None:
+        """Compute the masks, which all layers share.
+
+        Args:
+            packing: The tokens; all rows have the same prompt.
+            dtype: The dtype of the queries and keys.
+            wanted: The tokens whose queries the last layer passes, in ascending order, counted
+                from the first answer token.
+            k: The keys of the prompt in each layer.
+            v: Its values.
+        """
+        self.answers, self.k, self.v = packing.answers, k, v
+        self.all = _queries_of_answers(packing, dtype)
+        self.wanted = self.all.only(wanted)
+
+    def __call__(self, number: int, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "N heads*D"]:
+        """Attend from each answer to the prompt and itself."""
+        queries = self.all if len(q) == len(k) else self.wanted
+        k, v = self.answers.pad(k), self.answers.pad(v)
+        beginning = Beginning(self.k[number], self.v[number], [0] * len(k))
+        return _mix(queries, q, k, v, beginning)
+
+
+def _queries_of_answers(packing: Packing, dtype: torch.dtype) -> _Queries:
+    """Let each answer's queries see its prompt, and the answer so far."""
+    prompts, answers = packing.prompts.real, packing.answers.real
+    seen = torch.cat(
+        [
+            prompts[packing.prompt_of_row][:, None].expand(-1, answers.shape[1], -1),
+            _causal(answers.shape[1], answers.device).expand(len(answers), -1, -1),
+        ],
+        dim=-1,
+    )
+    return _Queries.of(packing.answers, _bias(seen, dtype))
+
+
+def _mix(
+    queries: _Queries, q: Tensor, k: Tensor, v: Tensor, beginning: Beginning | None = None
+) -> Float[Tensor, "N heads*D"]:
     """Attend with packed queries to padded keys and values."""
     rectangle, bias, ends = queries
-    return rectangle.pack(attend(rectangle.pad(q), keys, values, bias, ends))
+    mixed = attend(rectangle.pad(q), k, v, bias, ends, beginning=beginning)
+    return rectangle.pack(mixed)
 
 
 class Cache:

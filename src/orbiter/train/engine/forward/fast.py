@@ -19,10 +19,16 @@ from torch.nn import functional
 
 from orbiter.train.engine.arithmetic import packed_linear
 from orbiter.train.engine.batch import Batch, collate
-from orbiter.train.engine.forward.attention import Cache, PackedAttention
-from orbiter.train.engine.forward.generic import BatchScores, Decoder, GenericForward
+from orbiter.train.engine.forward.attention import (
+    AnswerAttention,
+    Cache,
+    PackedAttention,
+    PromptAttention,
+)
+from orbiter.train.engine.forward.generic import BatchScores, Decoder, Forward, GenericForward
 from orbiter.train.engine.forward.head import TokenScores, token_scores
 from orbiter.train.engine.forward.layers import (
+    Rotary,
     Shape,
     live_layers,
     merged,
@@ -51,13 +57,18 @@ class FastForward:
 
     name = "fast"
 
-    def __init__(self, model: PreTrainedModel, *, dtype: torch.dtype) -> None:
-        """Run `model` in `dtype`; its weights are not changed."""
+    def __init__(
+        self, model: PreTrainedModel, *, dtype: torch.dtype, rotary: Rotary | None = None
+    ) -> None:
+        """Run `model` in `dtype`; its weights are not changed.
+
+        A rotary table that the caller has is not computed again.
+        """
         self.model: Any = model
         self.dtype = dtype
         self.body: Any = self.model.model
         self.shape = Shape.of(model.config)
-        self.rotary = rotary_table(self.body, model.config.max_position_embeddings)
+        self.rotary = rotary or rotary_table(self.body, model.config.max_position_embeddings)
 
     def score(self, batch: Batch, *, temperature: float) -> BatchScores:
         """Score the packed batch; only the states before trained tokens reach the head."""
@@ -85,20 +96,21 @@ class FastForward:
 
     def _states(self, packing: Packing) -> Float[Tensor, "M H"]:
         """Return the states before scored tokens, after the final norm."""
-        embedding = self.body.embed_tokens
-        x = functional.embedding(packing.token_ids, embedding.weight, embedding.padding_idx)
         # A state may be scored for several tokens; the layers compute it once.
         wanted, asked = packing.asked.unique(return_inverse=True)
         x = trunk(
             live_layers(self.body, self.dtype),
-            x,
+            self.embed(packing.token_ids),
             self.shape,
             rotary=self.rotary.at(packing.position),
             attend=PackedAttention(packing, self.dtype, wanted=wanted),
             dtype=self.dtype,
             wanted=wanted,
         )
-        x = x.index_select(0, asked)
+        return self.norm(x.index_select(0, asked))
+
+    def norm(self, x: Float[Tensor, "M H"]) -> Float[Tensor, "M H"]:
+        """Apply the norm before the head."""
         return rms_norm(x, self.body.norm.weight, self.shape.eps, torch.float32)
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
@@ -113,9 +125,87 @@ class FastForward:
         answer[order[first]] += batch.prompt_length[order[first]]
         return answer
 
+    def hold(self, prompt: Int[Tensor, "P"]) -> FastHeldPrompt:
+        """Run a prompt ahead of its answers."""
+        return FastHeldPrompt(self, prompt)
+
     def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
         """Pack the current weights and prepare to sample."""
         return FastDecoder(self, prompts, room=room)
+
+    def embed(self, token_ids: Int[Tensor, "N"]) -> Float[Tensor, "N H"]:
+        """Look up the embeddings."""
+        embedding = self.body.embed_tokens
+        return functional.embedding(token_ids, embedding.weight, embedding.padding_idx)
+
+
+class FastHeldPrompt:
+    """A prompt that ran once; the answers to it run in several batches.
+
+    Batches that are learned from one after the other need the memory of the prompt and of one batch
+    of answers. Their gradients gather at the prompt's keys and values until `backward`.
+    """
+
+    def __init__(self, forward: FastForward, prompt: Int[Tensor, "P"]) -> None:
+        """Run the prompt, with gradients unless the caller has disabled them."""
+        attend = PromptAttention(len(prompt), forward.dtype, prompt.device)
+        last = trunk(
+            live_layers(forward.body, forward.dtype),
+            forward.embed(prompt),
+            forward.shape,
+            rotary=forward.rotary.at(torch.arange(len(prompt), device=prompt.device)),
+            attend=attend,
+            dtype=forward.dtype,
+            wanted=torch.tensor([len(prompt) - 1], device=prompt.device),
+        )
+        self._run = [*attend.k, *attend.v, last]
+        # Cut from the prompt's own graph, so that each batch's backward pass ends here.
+        self._seen = [x.detach().requires_grad_(x.requires_grad) for x in self._run]
+        layers = len(attend.k)
+        k, v = self._seen[:layers], self._seen[layers:-1]
+        self.forward: Forward = _AnswersOnly(forward, k, v, last=self._seen[-1])
+
+    def backward(self) -> None:
+        """Pass the gradients that the batches left at the prompt on to the weights."""
+        pairs = [
+            (run, seen.grad)
+            for run, seen in zip(self._run, self._seen, strict=True)
+            if seen.grad is not None  # no batch asked for the token after the prompt, say
+        ]
+        if pairs:
+            run, grads = zip(*pairs, strict=True)
+            torch.autograd.backward(run, grads)
+
+
+class _AnswersOnly(FastForward):
+    """Runs the answers of rows whose prompt has run before."""
+
+    def __init__(
+        self, whole: FastForward, k: Sequence[Tensor], v: Sequence[Tensor], *, last: Tensor
+    ) -> None:
+        super().__init__(whole.model, dtype=whole.dtype, rotary=whole.rotary)
+        self._k, self._v = k, v
+        self._last: Float[Tensor, "1 H"] = last
+        """State of the prompt's last token, before the norm."""
+
+    def _states(self, packing: Packing) -> Float[Tensor, "M H"]:
+        first = len(packing.prompts.cell)
+        wanted, asked = packing.asked.unique(return_inverse=True)
+        own = wanted[wanted >= first] - first
+        # Of the prompt only the last token is ever asked, and it comes before all answer tokens.
+        states = [self._last] if len(own) < len(wanted) else []
+        if len(own):
+            x = trunk(
+                live_layers(self.body, self.dtype),
+                self.embed(packing.token_ids[first:]),
+                self.shape,
+                rotary=self.rotary.at(packing.position[first:]),
+                attend=AnswerAttention(packing, self.dtype, wanted=own, k=self._k, v=self._v),
+                dtype=self.dtype,
+                wanted=own,
+            )
+            states.append(x)
+        return self.norm(torch.cat(states).index_select(0, asked))
 
 
 class FastDecoder:

@@ -49,6 +49,16 @@ class Decoder(Protocol):
         """Continue with these rows only; rows of a prompt are adjacent, and may be repeated."""
 
 
+class HeldPrompt(Protocol):
+    """A prompt that has run once, for several batches of answers to it."""
+
+    forward: Forward
+    """Runs batches whose rows all have this prompt; it runs only their answers."""
+
+    def backward(self) -> None:
+        """Pass the gradients that the batches left at the prompt on to the weights."""
+
+
 class Forward(Protocol):
     """One way to run the model."""
 
@@ -65,6 +75,9 @@ class Forward(Protocol):
 
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
         """Return how many tokens each row puts through the model."""
+
+    def hold(self, prompt: Int[Tensor, "P"]) -> HeldPrompt | None:
+        """Run a prompt ahead of its answers; None if this forward pass cannot."""
 
     def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
         """Prepare to sample answers of up to `room` tokens."""
@@ -123,6 +136,9 @@ class GenericForward:
     def cost(self, batch: Batch) -> Int[Tensor, "B"]:
         """Count the full length of every row."""
         return batch.length
+
+    def hold(self, prompt: Int[Tensor, "P"]) -> None:
+        """Run every row whole, with its prompt."""
 
     def decoder(self, prompts: Sequence[Sequence[int]], room: int) -> Decoder:
         """Sample through Hugging Face's cache, which grows as needed and ignores `room`."""
