@@ -172,6 +172,13 @@ def test_answers_of_one_token_need_only_the_prompt(policy_of: MakePolicy) -> Non
     assert max(float((whole[n] - w).abs().max()) for n, w in cut.items()) < 1e-5
 
 
+def test_a_part_of_a_batch_may_have_large_group_numbers(policy_of: MakePolicy) -> None:
+    whole = rows()
+    part = replace(whole, group=whole.group + 100).select(torch.tensor([0, 2, 3, 6]))
+    parts = list(micro_batches(policy_of().forward, part, torch.arange(4), BUDGET))
+    assert sorted(row for each in parts for row in each.rows.tolist()) == list(range(4))
+
+
 def test_units_with_rows_of_two_prompts_are_not_separated(policy_of: MakePolicy) -> None:
     batch, forward = rows(), policy_of().forward
     for unit in ([0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2, 3, 4, 5, 6, 6, 7]):

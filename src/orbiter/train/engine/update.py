@@ -258,8 +258,10 @@ def _too_long(
     batch: Batch, rows: Int[Tensor, "R"], cost: Int[Tensor, "B"], micro_batch_tokens: int
 ) -> list[int | None]:
     """Return for each row its group if that does not fit into a micro-batch, else None."""
-    group, unit = batch.group[rows], batch.unit
-    total = torch.zeros_like(batch.group).index_add_(0, group, cost[rows])
+    unit = batch.unit
+    # A part of a batch keeps the groups' numbers, which may be larger than its number of rows.
+    numbers, group = batch.group[rows].unique(return_inverse=True)
+    total = torch.zeros_like(numbers).index_add_(0, group, cost[rows])
     alone = (total > micro_batch_tokens)[group]
     if unit is not None:
         # A unit with rows of two groups would be separated.
